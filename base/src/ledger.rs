@@ -1,0 +1,59 @@
+//! Small files that are whole or absent after a crash: written aside, synced, renamed, the directory synced.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+/// Why a ledger file could not be read or written.
+#[derive(Debug, Error)]
+pub enum LedgerError {
+    #[error("read {path}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("write {path}")]
+    Write { path: PathBuf, source: io::Error },
+    #[error("{path} does not hold what this version writes")]
+    Decode { path: PathBuf, source: serde_json::Error },
+    #[error("encode {path}")]
+    Encode { path: PathBuf, source: serde_json::Error },
+}
+
+/// Replaces `path` with `bytes`; afterwards the file holds the old or the new content, never a part.
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), LedgerError> {
+    let failed = |source| LedgerError::Write { path: path.to_path_buf(), source };
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = dir.join(format!(".{name}.{}", rand::random::<u32>()));
+    let written = (|| {
+        let mut file = File::create(&aside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&aside, path)?;
+        File::open(dir)?.sync_all()
+    })();
+    written.map_err(|source| {
+        // The error that matters is the first; a file left aside has a name that is never read.
+        drop(fs::remove_file(&aside));
+        failed(source)
+    })
+}
+
+/// Replaces `path` with `value` as JSON.
+pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), LedgerError> {
+    let bytes = serde_json::to_vec_pretty(value).map_err(|source| LedgerError::Encode { path: path.to_path_buf(), source })?;
+    write_bytes(path, &bytes)
+}
+
+/// The value in `path`, or `None` when there is no such file.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, LedgerError> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|source| LedgerError::Decode { path: path.to_path_buf(), source }),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(LedgerError::Read { path: path.to_path_buf(), source }),
+    }
+}

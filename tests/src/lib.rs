@@ -1,0 +1,3 @@
+//! What tests share: code generation, the lab harness, checks on the tree.
+
+pub mod codegen;
