@@ -1,4 +1,13 @@
 //! The words that managers, agents, netd and the command line share: what a user asks for, what the managers keep, how both stand
 //! on the wire. Conversion and checking are pure; only `client` talks to anyone.
 
+pub mod client;
+pub mod error;
+pub mod id;
+pub mod object;
+pub mod resource;
+pub mod rest;
+pub mod spec;
+pub mod task;
+pub mod validate;
 pub mod wire;

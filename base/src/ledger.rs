@@ -50,9 +50,7 @@ pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), LedgerError> {
 /// The value in `path`, or `None` when there is no such file.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, LedgerError> {
     match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|source| LedgerError::Decode { path: path.to_path_buf(), source }),
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|source| LedgerError::Decode { path: path.to_path_buf(), source }),
         Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(LedgerError::Read { path: path.to_path_buf(), source }),
     }

@@ -1,0 +1,59 @@
+//! A connection to the managers: tries each, keeps the one that answers, moves on when it falls silent.
+//!
+//! Never repeats a call that may have been carried out: only failures to connect are retried with another manager.
+
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint};
+
+use crate::error::{ApiError, ErrorCode};
+use crate::wire::v1::control_client::ControlClient;
+
+/// Longest wait for one manager to accept a connection.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
+/// Largest message of a call, both ways.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// An endpoint for a manager's `HOST:PORT`, with the timeouts that every caller uses.
+pub fn endpoint(addr: &str) -> Result<Endpoint, ApiError> {
+    let endpoint = Endpoint::from_shared(format!("http://{addr}")).map_err(|error| {
+        ApiError::new(ErrorCode::Invalid, format!("{addr:?} is not a manager's address: {error}")).hint("write HOST:PORT")
+    })?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(1))
+        .keep_alive_timeout(Duration::from_secs(2)))
+}
+
+/// Opens a channel to the first of `addrs` that accepts one.
+pub async fn connect(addrs: &[String]) -> Result<Channel, ApiError> {
+    if addrs.is_empty() {
+        return Err(
+            ApiError::new(ErrorCode::Invalid, "no manager's address is known").hint("choose a context, or give --managers HOST:PORT")
+        );
+    }
+    let mut failures = Vec::new();
+    for addr in addrs {
+        match endpoint(addr)?.connect().await {
+            Ok(channel) => return Ok(channel),
+            Err(error) => failures.push(format!("{addr}: {}", root_cause(&error))),
+        }
+    }
+    Err(ApiError::new(ErrorCode::Unavailable, format!("no manager can be reached: {}", failures.join("; ")))
+        .hint("check that managers run and that the addresses are right"))
+}
+
+/// The innermost cause of an error: what a person needs to read.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+/// Opens a connection for control calls.
+pub async fn control(addrs: &[String]) -> Result<ControlClient<Channel>, ApiError> {
+    Ok(ControlClient::new(connect(addrs).await?).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
+}

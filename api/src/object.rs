@@ -1,0 +1,335 @@
+//! What the managers keep: id, version, spec, status. Each field's writer stands in `objects.proto`.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::id::{NetworkId, NodeId, ServiceId, TaskId};
+use crate::resource::{Bytes, Cpus};
+use crate::spec::{NetworkSpec, ServiceSpec, TaskTemplate};
+use crate::task::TaskState;
+
+/// When and at which revision an object was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stamp {
+    /// Revision of the transaction that last wrote the object; 0 before the first.
+    pub version: u64,
+    pub created_at_ms: u64,
+    pub updated_at_ms: u64,
+}
+
+/// A kind of object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Service,
+    Task,
+    Node,
+    Network,
+    Event,
+}
+
+impl Kind {
+    /// The kind's name as users see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Task => "task",
+            Self::Node => "node",
+            Self::Network => "network",
+            Self::Event => "event",
+        }
+    }
+}
+
+/// A service as the managers keep it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    pub id: ServiceId,
+    pub stamp: Stamp,
+    pub spec: ServiceSpec,
+    /// The object's version when the template last changed: tasks made from another are replaced.
+    pub spec_version: u64,
+    /// Removal was asked for; the service goes when its tasks have.
+    pub removing: bool,
+}
+
+/// A task's address on a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskNetwork {
+    pub network_id: NetworkId,
+    pub network: String,
+    pub ip: Ipv4Addr,
+    pub aliases: Vec<String>,
+}
+
+/// One container of a task as the agent sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ContainerStatus {
+    pub name: String,
+    pub id: String,
+    /// On the node; `None` when it does not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    #[serde(default)]
+    pub oom_killed: bool,
+    #[serde(default)]
+    pub started_at_ms: u64,
+}
+
+/// How far a task has come and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskStatus {
+    pub state: TaskState,
+    pub message: String,
+    pub since_ms: u64,
+    pub containers: Vec<ContainerStatus>,
+}
+
+/// A task as the managers keep it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    pub id: TaskId,
+    pub stamp: Stamp,
+    pub service_id: ServiceId,
+    pub service: String,
+    pub stack: String,
+    /// From 1 for replicated services, 0 for global ones.
+    pub slot: u32,
+    /// `service.slot`, or `service.node` for global services.
+    pub name: String,
+    pub template: TaskTemplate,
+    pub spec_version: u64,
+    /// Running, Shutdown or Removed.
+    pub desired_state: TaskState,
+    /// Failures of the slot so far.
+    pub restarts: u32,
+    /// Failures since `window_start_ms`, for back-off and `max_attempts`.
+    pub restarts_in_window: u32,
+    pub window_start_ms: u64,
+    /// Unix time before which it is not started; 0: at once.
+    pub start_after_ms: u64,
+    pub node_id: Option<NodeId>,
+    pub node: String,
+    pub networks: Vec<TaskNetwork>,
+    pub status: TaskStatus,
+}
+
+impl Task {
+    /// Whether the task is to run.
+    pub fn is_wanted(&self) -> bool {
+        self.desired_state <= TaskState::Running
+    }
+
+    /// Whether the task holds, or is to hold, a place: it is wanted and has not ended.
+    pub fn is_live(&self) -> bool {
+        self.is_wanted() && !self.status.state.is_terminal()
+    }
+
+    /// Whether the task may still have processes or addresses on a node.
+    pub fn may_run(&self) -> bool {
+        self.node_id.is_some() && (!self.status.state.is_terminal() || self.status.state == TaskState::Orphaned)
+    }
+
+    /// CPU and memory set aside for all its containers.
+    pub fn reserved(&self) -> Capacity {
+        reserved(&self.template)
+    }
+}
+
+/// CPU and memory that a template's containers reserve in all.
+pub fn reserved(template: &TaskTemplate) -> Capacity {
+    template.containers.iter().fold(Capacity::default(), |sum, container| {
+        let reservation = container.resources.reservations;
+        Capacity {
+            cpus: Cpus(sum.cpus.0.saturating_add(reservation.cpus.unwrap_or_default().0)),
+            memory: Bytes(sum.memory.0.saturating_add(reservation.memory.unwrap_or_default().0)),
+        }
+    })
+}
+
+/// CPU and memory of a node or of what stands on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Capacity {
+    pub cpus: Cpus,
+    pub memory: Bytes,
+}
+
+/// What an agent says of its host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeDescription {
+    pub name: String,
+    pub addr: String,
+    pub capacity: Capacity,
+    pub os: String,
+    pub arch: String,
+    pub kernel: String,
+    pub cgroup: String,
+    pub version: String,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Whether a node is given work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Availability {
+    #[default]
+    Active,
+    /// Keeps its tasks, gets no new ones.
+    Pause,
+    /// Its tasks are moved away.
+    Drain,
+}
+
+impl Availability {
+    /// The word as users see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Pause => "pause",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+/// Whether a node is heard from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    Ready,
+    /// Missed a beat or more; nothing is moved.
+    Suspect,
+    Down,
+}
+
+impl NodeState {
+    /// The word as users see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Suspect => "suspect",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// A node as the managers keep it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    pub id: NodeId,
+    pub stamp: Stamp,
+    pub description: NodeDescription,
+    pub availability: Availability,
+    /// Given by users; they win over those of the agent's configuration.
+    pub labels: BTreeMap<String, String>,
+    pub state: NodeState,
+    pub message: String,
+    pub since_ms: u64,
+    /// Rises with each boot of the host.
+    pub incarnation: u64,
+}
+
+impl Node {
+    /// The node's name.
+    pub fn name(&self) -> &str {
+        &self.description.name
+    }
+
+    /// A label's value, the user's before the agent's.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels.get(key).or_else(|| self.description.labels.get(key)).map(String::as_str)
+    }
+
+    /// All labels, the user's before the agent's.
+    pub fn all_labels(&self) -> BTreeMap<String, String> {
+        let mut labels = self.description.labels.clone();
+        labels.extend(self.labels.clone());
+        labels
+    }
+}
+
+/// A network as the managers keep it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    pub id: NetworkId,
+    pub stamp: Stamp,
+    pub spec: NetworkSpec,
+    /// `None` until allocated.
+    pub vni: Option<u32>,
+    pub subnet: Option<Ipv4Net>,
+    /// Offset in the subnet after which the next address is sought, so that a freed address rests.
+    pub ip_cursor: u32,
+    pub removing: bool,
+}
+
+/// Something that happened, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    pub id: crate::id::EventId,
+    pub stamp: Stamp,
+    pub kind: String,
+    pub object_id: String,
+    pub object: String,
+    pub reason: String,
+    pub message: String,
+}
+
+/// An object of any kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Object {
+    Service(Service),
+    Task(Box<Task>),
+    Node(Node),
+    Network(Network),
+    Event(Event),
+}
+
+impl Object {
+    /// The object's kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Service(_) => Kind::Service,
+            Self::Task(_) => Kind::Task,
+            Self::Node(_) => Kind::Node,
+            Self::Network(_) => Kind::Network,
+            Self::Event(_) => Kind::Event,
+        }
+    }
+
+    /// The object's id as text.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Service(object) => object.id.as_str(),
+            Self::Task(object) => object.id.as_str(),
+            Self::Node(object) => object.id.as_str(),
+            Self::Network(object) => object.id.as_str(),
+            Self::Event(object) => object.id.as_str(),
+        }
+    }
+
+    /// When it was written.
+    pub fn stamp(&self) -> Stamp {
+        match self {
+            Self::Service(object) => object.stamp,
+            Self::Task(object) => object.stamp,
+            Self::Node(object) => object.stamp,
+            Self::Network(object) => object.stamp,
+            Self::Event(object) => object.stamp,
+        }
+    }
+
+    /// To be set by the store when it writes.
+    pub fn stamp_mut(&mut self) -> &mut Stamp {
+        match self {
+            Self::Service(object) => &mut object.stamp,
+            Self::Task(object) => &mut object.stamp,
+            Self::Node(object) => &mut object.stamp,
+            Self::Network(object) => &mut object.stamp,
+            Self::Event(object) => &mut object.stamp,
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Checks a spec on its own: names, counts, references inside it. What needs the cluster's state is checked by the managers.
+//!
+//! In: a parsed spec. Out: the first error with its field path, or nothing. Never changes the spec.
+
+use std::collections::BTreeSet;
+
+use crate::error::{ApiError, ErrorCode};
+use crate::spec::{ContainerSpec, Mode, NetworkSpec, ServiceSpec, Spec};
+
+/// Most replicas of one service.
+pub const REPLICAS_MAX: u32 = 10_000;
+/// Most containers in a pod.
+pub const CONTAINERS_MAX: usize = 16;
+/// Smallest memory limit: less does not start a process.
+pub const MEMORY_LIMIT_MIN: u64 = 1 << 20;
+/// Most bytes of a spec's text fields in all.
+pub const SPEC_BYTES_MAX: usize = 1 << 20;
+
+/// A label of a domain name (RFC 1123 §2.1): what services, networks and containers may be called.
+pub fn check_name(what: &str, name: &str) -> Result<(), ApiError> {
+    let invalid = |why: &str| {
+        Err(ApiError::new(ErrorCode::Invalid, format!("{what} name {name:?} {why}"))
+            .field("name")
+            .hint("use 1 to 63 lower-case letters, digits and -, beginning and ending with a letter or digit, such as web-1"))
+    };
+    if name.is_empty() {
+        return invalid("is empty");
+    }
+    if name.len() > 63 {
+        return invalid("is longer than 63 characters");
+    }
+    if !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-') {
+        return invalid("holds a character that a host name cannot have");
+    }
+    if name.starts_with('-') || name.ends_with('-') {
+        return invalid("begins or ends with -");
+    }
+    Ok(())
+}
+
+/// Checks a spec of either kind.
+pub fn check(spec: &Spec) -> Result<(), ApiError> {
+    match spec {
+        Spec::Service(service) => check_service(service),
+        Spec::Network(network) => check_network(network),
+    }
+}
+
+fn invalid(field: impl Into<String>, message: impl Into<String>) -> ApiError {
+    ApiError::new(ErrorCode::Invalid, message).field(field)
+}
+
+/// Checks a service's spec.
+pub fn check_service(spec: &ServiceSpec) -> Result<(), ApiError> {
+    check_name("service", &spec.name)?;
+    if spec.name == "tasks" {
+        return Err(
+            invalid("name", "the name tasks is taken: tasks.SERVICE is how DNS names a service's tasks").hint("choose another name")
+        );
+    }
+    if !spec.stack.is_empty() {
+        check_name("stack", &spec.stack).map_err(|error| error.field("stack"))?;
+    }
+    match (spec.mode, spec.replicas) {
+        (Mode::Global, Some(_)) => {
+            return Err(invalid("replicas", "a global service runs one task on each node and has no replicas")
+                .hint("remove replicas, or set mode: replicated"));
+        }
+        (Mode::Replicated, Some(replicas)) if replicas > REPLICAS_MAX => {
+            return Err(invalid("replicas", format!("{replicas} replicas are more than the limit of {REPLICAS_MAX}")));
+        }
+        _ => {}
+    }
+    if spec.containers.is_empty() {
+        return Err(invalid("containers", "a service needs at least one container").hint("add - image: NAME:TAG"));
+    }
+    if spec.containers.len() > CONTAINERS_MAX {
+        return Err(invalid("containers", format!("{} containers are more than the limit of {CONTAINERS_MAX}", spec.containers.len())));
+    }
+    let mut names = BTreeSet::new();
+    for (index, container) in spec.containers.iter().enumerate() {
+        check_container(container, &format!("containers[{index}]"))?;
+        if !names.insert(container_name(spec, index)) {
+            return Err(invalid(format!("containers[{index}].name"), "two containers of the pod have the same name")
+                .hint("give each container of the pod a name of its own"));
+        }
+    }
+    let mut networks = BTreeSet::new();
+    for (index, attachment) in spec.networks.iter().enumerate() {
+        let path = format!("networks[{index}]");
+        check_name("network", &attachment.network).map_err(|error| error.field(path.clone()))?;
+        if !networks.insert(&attachment.network) {
+            return Err(invalid(path, format!("network {} is named twice", attachment.network)));
+        }
+        for alias in &attachment.aliases {
+            check_name("alias", alias).map_err(|error| error.field(format!("{path}.aliases")))?;
+        }
+    }
+    if spec.placement.max_per_node == Some(0) {
+        return Err(invalid("placement.max_per_node", "with 0 tasks on each node nothing could run").hint("remove it for no limit"));
+    }
+    if spec.restart.delay > spec.restart.delay_max {
+        return Err(invalid("restart.delay", "is longer than restart.delay_max"));
+    }
+    let size = text_size(spec);
+    if size > SPEC_BYTES_MAX {
+        return Err(ApiError::new(
+            ErrorCode::TooLarge,
+            format!("the spec of service {} has {size} bytes, more than the limit of {SPEC_BYTES_MAX}", spec.name),
+        ));
+    }
+    Ok(())
+}
+
+/// A container's name: its own, else the service's for the first, `service-N` for others.
+pub fn container_name(spec: &ServiceSpec, index: usize) -> String {
+    match spec.containers.get(index) {
+        Some(container) if !container.name.is_empty() => container.name.clone(),
+        _ if index == 0 => spec.name.clone(),
+        _ => format!("{}-{}", spec.name, index + 1),
+    }
+}
+
+fn text_size(spec: &ServiceSpec) -> usize {
+    let container = |container: &ContainerSpec| {
+        container.image.len()
+            + container.command.iter().chain(&container.args).map(String::len).sum::<usize>()
+            + container.env.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
+    };
+    spec.containers.iter().map(container).sum::<usize>() + spec.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
+}
+
+fn check_container(container: &ContainerSpec, path: &str) -> Result<(), ApiError> {
+    if !container.name.is_empty() {
+        check_name("container", &container.name).map_err(|error| error.field(format!("{path}.name")))?;
+    }
+    if container.image.trim().is_empty() {
+        return Err(invalid(format!("{path}.image"), "no image is given").hint("write image: NAME:TAG"));
+    }
+    if container.image.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(invalid(format!("{path}.image"), format!("image {:?} holds a blank", container.image)).hint("write image: NAME:TAG"));
+    }
+    for key in container.env.keys() {
+        if key.is_empty() || key.contains(['=', '\0']) {
+            return Err(invalid(format!("{path}.env"), format!("{key:?} cannot be the name of an environment variable")));
+        }
+    }
+    if container.command.iter().chain(&container.args).chain(container.env.values()).any(|text| text.contains('\0')) {
+        return Err(invalid(path, "holds a NUL byte, which no process can be given"));
+    }
+    if !container.workdir.is_empty() && !container.workdir.starts_with('/') {
+        return Err(invalid(format!("{path}.workdir"), format!("{:?} does not begin with /", container.workdir)));
+    }
+    let limits = container.resources.limits;
+    let reservations = container.resources.reservations;
+    if let Some(memory) = limits.memory
+        && memory.0 < MEMORY_LIMIT_MIN
+    {
+        return Err(invalid(
+            format!("{path}.resources.limits.memory"),
+            format!("{memory} is too little to start a process: at least 1MiB"),
+        ));
+    }
+    if limits.cpus.is_some_and(|cpus| cpus.0 < 10) {
+        return Err(invalid(format!("{path}.resources.limits.cpus"), "less than 0.01 CPU cannot be enforced by the kernel"));
+    }
+    if limits.pids == Some(0) {
+        return Err(invalid(format!("{path}.resources.limits.pids"), "with 0 processes nothing could run"));
+    }
+    if reservations.pids.is_some() {
+        return Err(invalid(format!("{path}.resources.reservations.pids"), "processes can be limited, not reserved")
+            .hint("move it to resources.limits.pids"));
+    }
+    if let (Some(limit), Some(reservation)) = (limits.memory, reservations.memory)
+        && reservation > limit
+    {
+        return Err(invalid(
+            format!("{path}.resources.reservations.memory"),
+            format!("{reservation} reserved is more than the limit of {limit}"),
+        ));
+    }
+    if !container.stop_signal.is_empty() && !SIGNALS.contains(&container.stop_signal.as_str()) {
+        return Err(invalid(format!("{path}.stop_signal"), format!("unknown signal {:?}", container.stop_signal))
+            .hint("write it like SIGTERM, SIGINT, SIGQUIT or SIGUSR1"));
+    }
+    Ok(())
+}
+
+const SIGNALS: [&str; 10] = ["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGABRT", "SIGCONT"];
+
+/// Checks a network's spec.
+pub fn check_network(spec: &NetworkSpec) -> Result<(), ApiError> {
+    check_name("network", &spec.name)?;
+    if let Some(subnet) = spec.subnet {
+        if subnet.addr() != subnet.network() {
+            return Err(invalid("subnet", format!("{subnet} has host bits set")).hint(format!("write {}", subnet.trunc())));
+        }
+        if !(8..=29).contains(&subnet.prefix_len()) {
+            return Err(invalid("subnet", format!("{subnet} is too small or too large")).hint("use a prefix from /8 to /29"));
+        }
+        if subnet.addr().is_loopback() || subnet.addr().is_multicast() || subnet.addr().is_link_local() || subnet.addr().is_unspecified() {
+            return Err(invalid("subnet", format!("{subnet} cannot be routed")).hint("use a private range such as 10.200.0.0/24"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(yaml: serde_json::Value) -> ServiceSpec {
+        let mut spec: ServiceSpec = serde_json::from_value(yaml).unwrap();
+        spec.name = "web".to_owned();
+        spec
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_field() {
+        for (spec, expected) in [
+            (serde_json::json!({"containers": []}), "containers: a service needs at least one container (add - image: NAME:TAG)"),
+            (serde_json::json!({"containers": [{"image": ""}]}), "containers[0].image: no image is given (write image: NAME:TAG)"),
+            (
+                serde_json::json!({"mode": "global", "replicas": 2, "containers": [{"image": "a"}]}),
+                "replicas: a global service runs one task on each node and has no replicas (remove replicas, or set mode: replicated)",
+            ),
+            (
+                serde_json::json!({"containers": [{"image": "a", "resources": {"limits": {"memory": "1KiB"}}}]}),
+                "containers[0].resources.limits.memory: 1KiB is too little to start a process: at least 1MiB",
+            ),
+            (serde_json::json!({"containers": [{"image": "a"}], "networks": ["a", "a"]}), "networks[1]: network a is named twice"),
+        ] {
+            assert_eq!(check_service(&service(spec)).unwrap_err().to_string(), expected);
+        }
+        check_service(&service(serde_json::json!({"containers": [{"image": "a:1"}], "replicas": 0}))).unwrap();
+    }
+
+    #[test]
+    fn names_are_dns_labels() {
+        for name in ["", "Web", "a_b", "-a", "a-", "a.b", "é", &"a".repeat(64)] {
+            check_name("service", name).unwrap_err();
+        }
+        for name in ["a", "web-1", "0", &"a".repeat(63)] {
+            check_name("service", name).unwrap();
+        }
+    }
+}
