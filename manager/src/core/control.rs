@@ -1,0 +1,344 @@
+//! What a user's request changes.
+//!
+//! In: the state and a request. Out: the objects to write, with what to answer, or a refusal that says which field, why and what mends
+//! it. Never: half of a request.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rcluster_api::error::{ApiError, ErrorCode};
+use rcluster_api::id::{NetworkId, ServiceId};
+use rcluster_api::object::{Availability, Kind, Network, Node, Object, Service, Stamp};
+use rcluster_api::spec::{Mode, NetworkSpec, ServiceSpec, Spec};
+use rcluster_api::validate;
+
+use super::allocate::holds_addresses;
+use super::plan::{ChangeSet, Ctx, Note};
+use super::state::State;
+
+/// What a user can ask for.
+#[derive(Debug, Clone)]
+pub enum Request {
+    /// Create or update all of these; the number is the version that the object must have, if not 0.
+    Apply(Vec<(Spec, u64)>),
+    /// Remove all of these, by name or id.
+    Remove(Vec<(Kind, String)>),
+    Scale { service: String, replicas: u32 },
+    UpdateNode { node: String, availability: Option<Availability>, labels_set: BTreeMap<String, String>, labels_removed: Vec<String> },
+}
+
+/// What was done to an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Created,
+    Updated,
+    Unchanged,
+}
+
+/// One object of an answer. The version is that of the commit, unless the object is unchanged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    pub kind: Kind,
+    pub name: String,
+    pub id: String,
+    pub version: u64,
+    pub outcome: Outcome,
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    Applied(Vec<Applied>),
+    Removed,
+    Scaled { replicas_before: u32 },
+    NodeUpdated,
+}
+
+/// Decides what `request` changes.
+pub fn decide(state: &State, request: Request, ctx: &mut Ctx) -> Result<(ChangeSet, Answer), ApiError> {
+    match request {
+        Request::Apply(specs) => apply(state, specs, ctx),
+        Request::Remove(refs) => remove(state, &refs),
+        Request::Scale { service, replicas } => scale(state, &service, replicas),
+        Request::UpdateNode { node, availability, labels_set, labels_removed } => {
+            update_node(state, &node, availability, labels_set, &labels_removed)
+        }
+    }
+}
+
+fn apply(state: &State, specs: Vec<(Spec, u64)>, ctx: &mut Ctx) -> Result<(ChangeSet, Answer), ApiError> {
+    let mut changes = ChangeSet::default();
+    let mut applied = Vec::new();
+    let mut seen = BTreeSet::new();
+    let new_networks: BTreeSet<String> = specs
+        .iter()
+        .filter_map(|(spec, _)| match spec {
+            Spec::Network(network) => Some(network.name.clone()),
+            Spec::Service(_) => None,
+        })
+        .collect();
+    let mut subnets: Vec<(String, ipnet::Ipv4Net)> =
+        state.networks().values().filter_map(|network| Some((network.spec.name.clone(), network.subnet?))).collect();
+    for (spec, expected) in specs {
+        validate::check(&spec)?;
+        let kind = match &spec {
+            Spec::Service(_) => Kind::Service,
+            Spec::Network(_) => Kind::Network,
+        };
+        if !seen.insert((kind, spec.name().to_owned())) {
+            return Err(ApiError::new(ErrorCode::Invalid, format!("{} {} is given twice", kind.as_str(), spec.name())));
+        }
+        applied.push(match spec {
+            Spec::Service(spec) => apply_service(state, spec, expected, &new_networks, ctx, &mut changes)?,
+            Spec::Network(spec) => apply_network(state, spec, expected, &mut subnets, ctx, &mut changes)?,
+        });
+    }
+    Ok((changes, Answer::Applied(applied)))
+}
+
+fn check_version(kind: Kind, name: &str, expected: u64, actual: u64) -> Result<(), ApiError> {
+    if expected == 0 || expected == actual {
+        return Ok(());
+    }
+    let what = if actual == 0 { "does not exist any more".to_owned() } else { format!("has changed: it is at version {actual}") };
+    Err(ApiError::new(ErrorCode::Conflict, format!("{} {name} {what}, the request was made for version {expected}", kind.as_str()))
+        .field("version")
+        .hint(format!("look at it again with `rclusterctl get {} {name} -o yaml`", kind.as_str())))
+}
+
+fn apply_service(
+    state: &State,
+    spec: ServiceSpec,
+    expected: u64,
+    new_networks: &BTreeSet<String>,
+    ctx: &mut Ctx,
+    changes: &mut ChangeSet,
+) -> Result<Applied, ApiError> {
+    for (index, attachment) in spec.networks.iter().enumerate() {
+        let exists = state.find_network(&attachment.network).is_some_and(|network| !network.removing);
+        if !exists && !new_networks.contains(&attachment.network) {
+            return Err(ApiError::new(ErrorCode::Invalid, format!("network {} of service {} does not exist", attachment.network, spec.name))
+                .field(format!("networks[{index}]"))
+                .hint("deploy the network first, or in the same files"));
+        }
+    }
+    let name = spec.name.clone();
+    let current = state.find_service(&name);
+    check_version(Kind::Service, &name, expected, current.map_or(0, |service| service.stamp.version))?;
+    let (service, outcome) = match current {
+        Some(current) if current.removing => return Err(being_removed(Kind::Service, &name)),
+        Some(current) if current.spec == normal(spec.clone()) => ((**current).clone(), Outcome::Unchanged),
+        Some(current) => {
+            let spec = normal(spec);
+            let spec_version = current.spec_version + u64::from(spec.template() != current.spec.template());
+            (Service { spec, spec_version, ..(**current).clone() }, Outcome::Updated)
+        }
+        None => {
+            let id = ServiceId::random(&mut ctx.rng);
+            (Service { id, stamp: Stamp::default(), spec: normal(spec), spec_version: 1, removing: false }, Outcome::Created)
+        }
+    };
+    note_outcome(Kind::Service, service.id.as_str(), &name, outcome, changes);
+    let applied = Applied { kind: Kind::Service, name, id: service.id.to_string(), version: service.stamp.version, outcome };
+    if outcome != Outcome::Unchanged {
+        changes.puts.push(Object::Service(service));
+    }
+    Ok(applied)
+}
+
+/// The spec as it is kept: with what the wire cannot leave out filled in, so that equal specs compare equal.
+fn normal(mut spec: ServiceSpec) -> ServiceSpec {
+    if spec.mode == Mode::Replicated {
+        spec.replicas = Some(spec.replicas());
+    }
+    for index in 0..spec.containers.len() {
+        let name = validate::container_name(&spec, index);
+        spec.containers[index].name = name;
+    }
+    spec
+}
+
+fn apply_network(
+    state: &State,
+    spec: NetworkSpec,
+    expected: u64,
+    subnets: &mut Vec<(String, ipnet::Ipv4Net)>,
+    ctx: &mut Ctx,
+    changes: &mut ChangeSet,
+) -> Result<Applied, ApiError> {
+    let name = spec.name.clone();
+    let current = state.find_network(&name);
+    check_version(Kind::Network, &name, expected, current.map_or(0, |network| network.stamp.version))?;
+    let (network, outcome) = match current {
+        Some(current) if current.removing => return Err(being_removed(Kind::Network, &name)),
+        Some(current) if current.spec == spec => ((**current).clone(), Outcome::Unchanged),
+        Some(current) => {
+            let kept_subnet = spec.subnet.is_none() && current.spec.subnet.is_none() || spec.subnet == current.subnet;
+            if !kept_subnet || spec.internal != current.spec.internal {
+                let field = if kept_subnet { "internal" } else { "subnet" };
+                return Err(ApiError::new(ErrorCode::Invalid, format!("network {name} exists and its {field} cannot change"))
+                    .field(field)
+                    .hint("remove the network and its services first, or give the new network another name"));
+            }
+            (Network { spec, ..(**current).clone() }, Outcome::Updated)
+        }
+        None => {
+            if let Some(subnet) = spec.subnet
+                && let Some((other, taken)) = subnets.iter().find(|(_, taken)| super::allocate::overlap(taken, &subnet))
+            {
+                return Err(ApiError::new(ErrorCode::Invalid, format!("subnet {subnet} overlaps {taken} of network {other}"))
+                    .field("subnet")
+                    .hint("choose another subnet, or leave it out and one is chosen"));
+            }
+            let id = NetworkId::random(&mut ctx.rng);
+            let network = Network { id, stamp: Stamp::default(), spec, vni: None, subnet: None, ip_cursor: 0, removing: false };
+            (network, Outcome::Created)
+        }
+    };
+    subnets.extend(network.spec.subnet.map(|subnet| (name.clone(), subnet)));
+    note_outcome(Kind::Network, network.id.as_str(), &name, outcome, changes);
+    let applied = Applied { kind: Kind::Network, name, id: network.id.to_string(), version: network.stamp.version, outcome };
+    if outcome != Outcome::Unchanged {
+        changes.puts.push(Object::Network(network));
+    }
+    Ok(applied)
+}
+
+fn being_removed(kind: Kind, name: &str) -> ApiError {
+    ApiError::new(ErrorCode::Conflict, format!("{} {name} is being removed", kind.as_str()))
+        .hint(format!("try again when `rclusterctl get {}s` does not show it any more", kind.as_str()))
+}
+
+fn note_outcome(kind: Kind, id: &str, name: &str, outcome: Outcome, changes: &mut ChangeSet) {
+    let reason = match outcome {
+        Outcome::Created => "Created",
+        Outcome::Updated => "Updated",
+        Outcome::Unchanged => return,
+    };
+    let message = "by a user".to_owned();
+    changes.notes.push(Note { kind, object_id: id.to_owned(), object: name.to_owned(), reason, message });
+}
+
+fn not_found(kind: Kind, name: &str) -> ApiError {
+    ApiError::new(ErrorCode::NotFound, format!("there is no {} {name}", kind.as_str()))
+        .hint(format!("`rclusterctl get {}s` lists them", kind.as_str()))
+}
+
+fn remove(state: &State, refs: &[(Kind, String)]) -> Result<(ChangeSet, Answer), ApiError> {
+    let mut changes = ChangeSet::default();
+    let mut going: BTreeSet<ServiceId> = state.services().values().filter(|s| s.removing).map(|s| s.id.clone()).collect();
+    for (kind, name) in refs.iter().filter(|(kind, _)| *kind == Kind::Service) {
+        let service = state.find_service(name).ok_or_else(|| not_found(*kind, name))?;
+        going.insert(service.id.clone());
+        changes.puts.push(Object::Service(Service { removing: true, ..(**service).clone() }));
+        note_removal(*kind, service.id.as_str(), &service.spec.name, &mut changes);
+    }
+    for (kind, name) in refs.iter().filter(|(kind, _)| *kind != Kind::Service) {
+        match kind {
+            Kind::Network => {
+                let network = state.find_network(name).ok_or_else(|| not_found(*kind, name))?;
+                let users: Vec<&str> = state
+                    .services()
+                    .values()
+                    .filter(|service| !going.contains(&service.id))
+                    .filter(|service| service.spec.networks.iter().any(|attached| attached.network == network.spec.name))
+                    .map(|service| service.spec.name.as_str())
+                    .collect();
+                if !users.is_empty() {
+                    return Err(ApiError::new(ErrorCode::Invalid, format!("network {name} is used by {}", users.join(", ")))
+                        .hint("remove those services first, or in the same command"));
+                }
+                changes.puts.push(Object::Network(Network { removing: true, ..(**network).clone() }));
+                note_removal(*kind, network.id.as_str(), &network.spec.name, &mut changes);
+            }
+            Kind::Node => remove_node(state, name, &mut changes)?,
+            Kind::Task => {
+                return Err(ApiError::new(ErrorCode::Invalid, format!("task {name} belongs to a service and would come back"))
+                    .hint("scale the service down, or remove it"));
+            }
+            Kind::Event => return Err(ApiError::new(ErrorCode::Invalid, "events cannot be removed")),
+            Kind::Service => {}
+        }
+    }
+    Ok((changes, Answer::Removed))
+}
+
+fn note_removal(kind: Kind, id: &str, name: &str, changes: &mut ChangeSet) {
+    let message = "removal asked for by a user".to_owned();
+    changes.notes.push(Note { kind, object_id: id.to_owned(), object: name.to_owned(), reason: "Removing", message });
+}
+
+/// A node can go once it is down; what was lost with it is lost for good, and its tasks' addresses are free.
+fn remove_node(state: &State, name: &str, changes: &mut ChangeSet) -> Result<(), ApiError> {
+    let node = state.find_node(name).ok_or_else(|| not_found(Kind::Node, name))?;
+    if node.state != rcluster_api::object::NodeState::Down {
+        return Err(ApiError::new(ErrorCode::Invalid, format!("node {name} is {}", node.state.as_str()))
+            .hint("drain it and stop its agent first; only a node that is down can be removed"));
+    }
+    let held = state.tasks_of_node(&node.id).filter(|task| holds_addresses(task) || task.status.state.is_terminal());
+    changes.deletes.extend(held.map(|task| (Kind::Task, task.id.to_string())));
+    changes.deletes.push((Kind::Node, node.id.to_string()));
+    note_removal(Kind::Node, node.id.as_str(), node.name(), changes);
+    Ok(())
+}
+
+fn scale(state: &State, name: &str, replicas: u32) -> Result<(ChangeSet, Answer), ApiError> {
+    let service = state.find_service(name).ok_or_else(|| not_found(Kind::Service, name))?;
+    if service.removing {
+        return Err(being_removed(Kind::Service, name));
+    }
+    if service.spec.mode != Mode::Replicated {
+        return Err(ApiError::new(ErrorCode::Invalid, format!("service {name} is global: it has one task on each node"))
+            .hint("deploy it with mode: replicated to scale it"));
+    }
+    let replicas_before = service.spec.replicas();
+    let mut scaled = (**service).clone();
+    scaled.spec.replicas = Some(replicas);
+    validate::check_service(&scaled.spec)?;
+    let mut changes = ChangeSet::default();
+    if replicas != replicas_before {
+        changes.notes.push(Note {
+            kind: Kind::Service,
+            object_id: service.id.to_string(),
+            object: service.spec.name.clone(),
+            reason: "Scaled",
+            message: format!("from {replicas_before} to {replicas}"),
+        });
+        changes.puts.push(Object::Service(scaled));
+    }
+    Ok((changes, Answer::Scaled { replicas_before }))
+}
+
+fn update_node(
+    state: &State,
+    name: &str,
+    availability: Option<Availability>,
+    labels_set: BTreeMap<String, String>,
+    labels_removed: &[String],
+) -> Result<(ChangeSet, Answer), ApiError> {
+    let node = state.find_node(name).ok_or_else(|| not_found(Kind::Node, name))?;
+    let mut updated = Node { availability: availability.unwrap_or(node.availability), ..(**node).clone() };
+    for label in labels_removed {
+        if updated.labels.remove(label).is_none() {
+            let why = if node.description.labels.contains_key(label) { "comes from the agent's own flags" } else { "is not there" };
+            return Err(ApiError::new(ErrorCode::Invalid, format!("label {label} of node {name} cannot be removed: it {why}")));
+        }
+    }
+    updated.labels.extend(labels_set);
+    let mut changes = ChangeSet::default();
+    if updated != **node {
+        let message = if updated.availability == node.availability {
+            "labels changed".to_owned()
+        } else {
+            format!("now {}", updated.availability.as_str())
+        };
+        changes.notes.push(Note {
+            kind: Kind::Node,
+            object_id: node.id.to_string(),
+            object: node.name().to_owned(),
+            reason: "Updated",
+            message,
+        });
+        changes.puts.push(Object::Node(updated));
+    }
+    Ok((changes, Answer::NodeUpdated))
+}

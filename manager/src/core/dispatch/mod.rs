@@ -1,0 +1,4 @@
+//! What one node must run and must reach, as views of the replicated state.
+
+pub mod assignments;
+pub mod netview;

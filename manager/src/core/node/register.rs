@@ -1,0 +1,98 @@
+//! What an agent's registration changes: its node's object, and the tasks that were lost with it.
+//!
+//! In: who registers, with which boot count and which tasks. Out: the node and the tasks to write, or why the node is refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rcluster_api::error::{ApiError, ErrorCode};
+use rcluster_api::id::{NodeId, TaskId};
+use rcluster_api::object::{Availability, Kind, Node, NodeDescription, NodeState, Object, Stamp};
+use rcluster_api::task::TaskState;
+
+use super::report;
+use crate::core::plan::{ChangeSet, Note};
+use crate::core::state::State;
+
+/// An agent that asks to take part.
+#[derive(Debug, Clone)]
+pub struct Registration {
+    pub id: NodeId,
+    pub incarnation: u64,
+    pub description: NodeDescription,
+    /// The tasks that it knows of.
+    pub tasks: BTreeSet<TaskId>,
+}
+
+/// What to write for a registration.
+pub fn register(state: &State, registration: &Registration, now_ms: u64) -> Result<ChangeSet, ApiError> {
+    let Registration { id, incarnation, description, tasks } = registration;
+    check(state, registration)?;
+    let mut changes = ChangeSet::default();
+    let known = state.nodes().get(id);
+    let node = match known {
+        Some(known) => {
+            let mut node = Node { description: description.clone(), incarnation: *incarnation, ..(**known).clone() };
+            if node.state != NodeState::Ready {
+                node.state = NodeState::Ready;
+                node.message = String::new();
+                node.since_ms = now_ms;
+            }
+            node
+        }
+        None => Node {
+            id: id.clone(),
+            stamp: Stamp::default(),
+            description: description.clone(),
+            availability: Availability::Active,
+            labels: BTreeMap::new(),
+            state: NodeState::Ready,
+            message: String::new(),
+            since_ms: now_ms,
+            incarnation: *incarnation,
+        },
+    };
+    if known.is_none_or(|known| **known != node) {
+        if known.is_none_or(|known| known.state != NodeState::Ready) {
+            changes.notes.push(Note {
+                kind: Kind::Node,
+                object_id: id.to_string(),
+                object: description.name.clone(),
+                reason: "Ready",
+                message: if known.is_some() { "is back".to_owned() } else { format!("joined at {}", description.addr) },
+            });
+        }
+        changes.puts.push(Object::Node(node));
+    }
+    for task in state.tasks_of_node(id) {
+        if task.status.state == TaskState::Orphaned && !tasks.contains(&task.id) {
+            changes.puts.push(Object::Task(Box::new(report::gone(task, now_ms))));
+        }
+    }
+    Ok(changes)
+}
+
+fn check(state: &State, registration: &Registration) -> Result<(), ApiError> {
+    let Registration { id, description, .. } = registration;
+    if id.is_empty() {
+        return Err(ApiError::new(ErrorCode::Invalid, "the agent gave no node id"));
+    }
+    rcluster_api::validate::check_name("node", &description.name)?;
+    if description.addr.parse::<std::net::Ipv4Addr>().is_err() {
+        return Err(ApiError::new(ErrorCode::Invalid, format!("{:?} is not an IPv4 address", description.addr))
+            .field("addr")
+            .hint("start the agent with --addr and the address at which other nodes reach it"));
+    }
+    for other in state.nodes().values().filter(|other| other.id != *id) {
+        if other.name() == description.name {
+            return Err(ApiError::new(ErrorCode::Conflict, format!("a node named {} exists already (id {})", other.name(), other.id))
+                .field("name")
+                .hint("start the agent with another --name, or give it back its old state directory"));
+        }
+        if other.description.addr == description.addr {
+            return Err(ApiError::new(ErrorCode::Conflict, format!("node {} has the address {} already", other.name(), description.addr))
+                .field("addr")
+                .hint("start the agent with another --addr"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,276 @@
+//! One service: fills its slots, empties those that should not be, moves tasks off lost and drained nodes, replaces old templates.
+
+use std::collections::BTreeMap;
+
+use rcluster_api::id::{NodeId, TaskId};
+use rcluster_api::object::{Availability, Kind, Node, NodeState, Object, Service, Stamp, Task, TaskStatus};
+use rcluster_api::spec::{Mode, Reschedule, UpdateOrder};
+use rcluster_api::task::TaskState;
+
+use super::restart::{Verdict, verdict};
+use super::slot::{Slot, SlotKey, is_forgettable, leaving};
+use crate::core::plan::{ChangeSet, Ctx, Note};
+use crate::core::schedule::filter;
+use crate::core::state::State;
+
+/// Ended tasks that are kept for each slot, so that people can see what happened.
+const HISTORY_PER_SLOT: usize = 4;
+
+/// Brings the tasks of one service towards its spec.
+pub fn reconcile(state: &State, service: &Service, ctx: &mut Ctx, changes: &mut ChangeSet) {
+    let mut tasks: Vec<&Task> = state.tasks_of_service(&service.id).map(AsRef::as_ref).collect();
+    tasks.sort_by(|a, b| (b.stamp.created_at_ms, b.restarts, &b.id).cmp(&(a.stamp.created_at_ms, a.restarts, &a.id)));
+    let lost = orphan_lost(state, service, &tasks, ctx.now_ms, changes);
+    let tasks: Vec<&Task> = tasks.iter().map(|task| lost.get(&task.id).unwrap_or(task)).collect();
+    let mut slots: BTreeMap<SlotKey, Slot<'_>> = BTreeMap::new();
+    for task in tasks {
+        slots.entry(SlotKey::of(task)).or_default().add(task);
+    }
+    if service.removing {
+        remove(service, &slots, ctx.now_ms, changes);
+        return;
+    }
+    let wanted = wanted_slots(state, service);
+    let empty = Slot::default();
+    let mut budget = update_budget(service, &slots, &wanted);
+    for key in &wanted {
+        let slot = slots.get(key).unwrap_or(&empty);
+        let step = Step { state, service, key, slot };
+        step.fill(ctx, changes);
+        step.retire_predecessors(changes);
+        step.replace_outdated(&mut budget, ctx, changes);
+    }
+    for (key, slot) in &slots {
+        if !wanted.contains(key) {
+            let desired = if matches!(key, SlotKey::Node(_)) { TaskState::Shutdown } else { TaskState::Removed };
+            changes.puts.extend(slot.live.iter().map(|task| Object::Task(Box::new(leaving(task, desired)))));
+        }
+        forget(slot, wanted.contains(key), ctx.now_ms, changes);
+    }
+}
+
+/// Marks the tasks of nodes that are down as lost, where the policy wants them elsewhere; returns them as they will be.
+fn orphan_lost(state: &State, service: &Service, tasks: &[&Task], now_ms: u64, changes: &mut ChangeSet) -> BTreeMap<TaskId, Task> {
+    let mut lost = BTreeMap::new();
+    if service.spec.mode == Mode::Global && !service.removing {
+        return lost;
+    }
+    for task in tasks {
+        let Some(node) = node_of(state, task) else { continue };
+        let moves = service.removing || !task.is_wanted() || service.spec.reschedule != Reschedule::Never;
+        if node.state != NodeState::Down || task.status.state.is_terminal() || !moves {
+            continue;
+        }
+        let desired_state = if service.removing { TaskState::Removed } else { task.desired_state.max(TaskState::Shutdown) };
+        let status = TaskStatus {
+            state: TaskState::Orphaned,
+            message: format!("lost with node {}", node.name()),
+            since_ms: now_ms,
+            containers: task.status.containers.clone(),
+        };
+        let orphan = Task { desired_state, status, ..(*task).clone() };
+        changes.notes.push(Note {
+            kind: Kind::Task,
+            object_id: task.id.to_string(),
+            object: task.name.clone(),
+            reason: "Orphaned",
+            message: format!("node {} is down", node.name()),
+        });
+        changes.puts.push(Object::Task(Box::new(orphan.clone())));
+        lost.insert(task.id.clone(), orphan);
+    }
+    lost
+}
+
+fn node_of<'a>(state: &'a State, task: &Task) -> Option<&'a Node> {
+    task.node_id.as_ref().and_then(|id| state.nodes().get(id)).map(AsRef::as_ref)
+}
+
+/// The slots that should hold a task.
+fn wanted_slots(state: &State, service: &Service) -> Vec<SlotKey> {
+    match service.spec.mode {
+        Mode::Replicated => (1..=service.spec.replicas()).map(SlotKey::Number).collect(),
+        Mode::Global => state
+            .nodes()
+            .values()
+            .filter(|node| node.availability != Availability::Drain && filter::constraints_hold(&service.spec.placement, node))
+            .filter(|node| {
+                node.availability == Availability::Active
+                    || state.tasks_of_node(&node.id).any(|task| task.service_id == service.id && task.is_live())
+            })
+            .map(|node| SlotKey::Node(node.id.clone()))
+            .collect(),
+    }
+}
+
+/// How many slots more may be taken out of service for an update.
+fn update_budget(service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, wanted: &[SlotKey]) -> usize {
+    if service.spec.update.parallelism == 0 {
+        return usize::MAX;
+    }
+    let in_transition = wanted.iter().filter(|key| slots.get(key).is_none_or(|slot| !runs(slot))).count();
+    (service.spec.update.parallelism as usize).saturating_sub(in_transition)
+}
+
+/// Whether a slot has what it should: its newest live task runs.
+fn runs(slot: &Slot<'_>) -> bool {
+    slot.live.first().is_some_and(|task| task.status.state == TaskState::Running)
+}
+
+/// One slot under one service.
+struct Step<'a> {
+    state: &'a State,
+    service: &'a Service,
+    key: &'a SlotKey,
+    slot: &'a Slot<'a>,
+}
+
+impl Step<'_> {
+    /// A slot without a live task gets one, if the restart policy agrees.
+    fn fill(&self, ctx: &mut Ctx, changes: &mut ChangeSet) {
+        if !self.slot.live.is_empty() {
+            return;
+        }
+        if let SlotKey::Node(id) = self.key
+            && self.state.nodes().get(id).is_none_or(|node| node.state == NodeState::Down)
+        {
+            return;
+        }
+        if self.slot.leaving.iter().any(|task| task.node_id.is_some()) && !self.starts_before_the_old_has_gone() {
+            return;
+        }
+        match self.slot.ended.first() {
+            None => changes.puts.push(self.new_task(None, ctx)),
+            Some(ended) if ended.spec_version != self.service.spec_version => changes.puts.push(self.new_task(None, ctx)),
+            Some(ended) => match verdict(ended, &self.service.spec.restart, ctx.now_ms, &mut ctx.rng) {
+                Verdict::Stay => {}
+                restart @ Verdict::Restart { .. } => changes.puts.push(self.new_task(Some(restart), ctx)),
+            },
+        }
+    }
+
+    fn starts_before_the_old_has_gone(&self) -> bool {
+        self.service.spec.update.order == UpdateOrder::StartFirst
+    }
+
+    /// When the newest task of a slot runs, older live ones have been replaced and stop.
+    fn retire_predecessors(&self, changes: &mut ChangeSet) {
+        if runs(self.slot) {
+            let older = self.slot.live.iter().skip(1);
+            changes.puts.extend(older.map(|task| Object::Task(Box::new(leaving(task, TaskState::Shutdown)))));
+        }
+    }
+
+    /// A live task that has an old template, or stands on a drained node, is replaced.
+    fn replace_outdated(&self, budget: &mut usize, ctx: &mut Ctx, changes: &mut ChangeSet) {
+        let Some(task) = self.slot.live.first() else { return };
+        let outdated = task.spec_version != self.service.spec_version;
+        let drained = self.service.spec.mode == Mode::Replicated
+            && self.service.spec.reschedule == Reschedule::Always
+            && node_of(self.state, task).is_some_and(|node| node.availability == Availability::Drain);
+        if !outdated && !drained {
+            return;
+        }
+        let running = task.status.state == TaskState::Running;
+        if outdated && running {
+            if *budget == 0 {
+                return;
+            }
+            *budget -= 1;
+        }
+        let start_first = drained || self.starts_before_the_old_has_gone();
+        if running && start_first {
+            changes.puts.push(self.new_task(None, ctx));
+        } else {
+            changes.puts.push(Object::Task(Box::new(leaving(task, TaskState::Shutdown))));
+        }
+    }
+
+    /// A new task for the slot.
+    fn new_task(&self, restart: Option<Verdict>, ctx: &mut Ctx) -> Object {
+        let (start_after_ms, restarts, restarts_in_window, window_start_ms) = match restart {
+            Some(Verdict::Restart { start_after_ms, restarts, restarts_in_window, window_start_ms }) => {
+                (start_after_ms, restarts, restarts_in_window, window_start_ms)
+            }
+            Some(Verdict::Stay) | None => (0, 0, 0, 0),
+        };
+        let spec = &self.service.spec;
+        let (slot, node_id, node) = match self.key {
+            SlotKey::Number(slot) => (*slot, None, String::new()),
+            SlotKey::Node(id) => (0, Some(id.clone()), self.state.nodes().get(id).map(|node| node.name().to_owned()).unwrap_or_default()),
+        };
+        let name = if slot == 0 { format!("{}.{node}", spec.name) } else { format!("{}.{slot}", spec.name) };
+        Object::Task(Box::new(Task {
+            id: TaskId::random(&mut ctx.rng),
+            stamp: Stamp::default(),
+            service_id: self.service.id.clone(),
+            service: spec.name.clone(),
+            stack: spec.stack.clone(),
+            slot,
+            name,
+            template: spec.template(),
+            spec_version: self.service.spec_version,
+            desired_state: TaskState::Running,
+            restarts,
+            restarts_in_window,
+            window_start_ms,
+            start_after_ms,
+            node_id: node_id as Option<NodeId>,
+            node,
+            networks: Vec::new(),
+            status: TaskStatus { state: TaskState::New, message: String::new(), since_ms: ctx.now_ms, containers: Vec::new() },
+        }))
+    }
+}
+
+/// A service that is to go: everything stops; when nothing may run any more, it goes.
+fn remove(service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, now_ms: u64, changes: &mut ChangeSet) {
+    let mut waits = false;
+    for slot in slots.values() {
+        for task in slot.live.iter().chain(&slot.leaving) {
+            if is_forgettable(task, now_ms) {
+                changes.deletes.push((Kind::Task, task.id.to_string()));
+            } else {
+                waits = true;
+                if task.desired_state != TaskState::Removed {
+                    changes.puts.push(Object::Task(Box::new(leaving(task, TaskState::Removed))));
+                }
+            }
+        }
+        for task in &slot.ended {
+            if is_forgettable(task, now_ms) {
+                changes.deletes.push((Kind::Task, task.id.to_string()));
+            }
+        }
+    }
+    if !waits {
+        changes.deletes.push((Kind::Service, service.id.to_string()));
+        changes.notes.push(Note {
+            kind: Kind::Service,
+            object_id: service.id.to_string(),
+            object: service.spec.name.clone(),
+            reason: "Removed",
+            message: "all its tasks have stopped".to_owned(),
+        });
+    }
+}
+
+/// Deletes ended tasks beyond the history, and those that were to be removed.
+fn forget(slot: &Slot<'_>, wanted: bool, now_ms: u64, changes: &mut ChangeSet) {
+    let mut kept = 0;
+    for task in &slot.ended {
+        if !is_forgettable(task, now_ms) {
+            changes.wake_at(task.status.since_ms.saturating_add(super::ORPHAN_KEPT_MS));
+            continue;
+        }
+        kept += 1;
+        if task.desired_state == TaskState::Removed || !wanted || kept > HISTORY_PER_SLOT {
+            changes.deletes.push((Kind::Task, task.id.to_string()));
+        }
+    }
+    for task in &slot.leaving {
+        if task.node_id.is_none() {
+            changes.deletes.push((Kind::Task, task.id.to_string()));
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What a node must be for a task to be put on it. A filter checks, and says in words why nodes failed it.
+
+use rcluster_api::object::{Availability, Node, NodeState, Task};
+use rcluster_api::resource::{Bytes, Cpus};
+use rcluster_api::spec::{ConstraintKey, Placement};
+
+use super::room::Room;
+
+/// Why a node cannot take a task; nodes are grouped by it for the user.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Refusal {
+    Down,
+    Suspect,
+    Paused,
+    Drained,
+    Constraint(String),
+    Memory,
+    Cpus,
+    MaxPerNode(u32),
+    /// A task of a global service belongs on another node.
+    OtherNode,
+}
+
+/// Whether every constraint holds on a node.
+pub fn constraints_hold(placement: &Placement, node: &Node) -> bool {
+    failed_constraint(placement, node).is_none()
+}
+
+fn failed_constraint(placement: &Placement, node: &Node) -> Option<String> {
+    let holds = |key: &ConstraintKey, value: &str| match key {
+        ConstraintKey::Id => node.id.as_str() == value,
+        ConstraintKey::Name => node.name() == value,
+        ConstraintKey::Role => value == "agent",
+        ConstraintKey::Label(label) => node.label(label) == Some(value),
+    };
+    placement.constraints.iter().find(|constraint| holds(&constraint.key, &constraint.value) != constraint.equal).map(ToString::to_string)
+}
+
+/// The first reason why `room` cannot take `task`.
+pub fn check(task: &Task, room: &Room<'_>) -> Result<(), Refusal> {
+    let node = room.node;
+    if task.node_id.as_ref().is_some_and(|id| *id != node.id) {
+        return Err(Refusal::OtherNode);
+    }
+    match node.state {
+        NodeState::Down => return Err(Refusal::Down),
+        NodeState::Suspect => return Err(Refusal::Suspect),
+        NodeState::Ready => {}
+    }
+    match node.availability {
+        Availability::Drain => return Err(Refusal::Drained),
+        Availability::Pause => return Err(Refusal::Paused),
+        Availability::Active => {}
+    }
+    if let Some(constraint) = failed_constraint(&task.template.placement, node) {
+        return Err(Refusal::Constraint(constraint));
+    }
+    if let Some(most) = task.template.placement.max_per_node
+        && room.tasks_of(&task.service_id) >= most as usize
+    {
+        return Err(Refusal::MaxPerNode(most));
+    }
+    let needed = task.reserved();
+    if needed.memory > room.free.memory {
+        return Err(Refusal::Memory);
+    }
+    if needed.cpus > room.free.cpus {
+        return Err(Refusal::Cpus);
+    }
+    Ok(())
+}
+
+/// "0/3 nodes fit web.4: 3 lack memory (need 64 GiB, best has 7.1 GiB free)".
+pub fn explain(task: &Task, refused: &[(Refusal, &Room<'_>)]) -> String {
+    let mut reasons: std::collections::BTreeMap<&Refusal, Vec<&Room<'_>>> = std::collections::BTreeMap::new();
+    let counted = refused.iter().filter(|(refusal, _)| *refusal != Refusal::OtherNode);
+    let total = counted.clone().count();
+    if total == 0 {
+        return format!("no node fits {}: the cluster has no agents yet", task.name);
+    }
+    for (refusal, room) in counted {
+        reasons.entry(refusal).or_default().push(room);
+    }
+    let needed = task.reserved();
+    let words = reasons.into_iter().map(|(refusal, rooms)| {
+        let count = rooms.len();
+        match refusal {
+            Refusal::Down => format!("{count} down"),
+            Refusal::Suspect => format!("{count} not answering"),
+            Refusal::Paused => format!("{count} paused"),
+            Refusal::Drained => format!("{count} drained"),
+            Refusal::Constraint(constraint) => format!("{count} {} {constraint}", if count == 1 { "fails" } else { "fail" }),
+            Refusal::Memory => {
+                let best = rooms.iter().map(|room| room.free.memory).max().unwrap_or(Bytes(0));
+                format!("{count} {} memory (need {}, best has {} free)", lack(count), needed.memory.human(), best.human())
+            }
+            Refusal::Cpus => {
+                let best = rooms.iter().map(|room| room.free.cpus).max().unwrap_or(Cpus(0));
+                format!("{count} {} CPU (need {}, best has {best} free)", lack(count), needed.cpus)
+            }
+            Refusal::MaxPerNode(most) => format!("{count} already {} {most} (max_per_node)", if count == 1 { "has" } else { "have" }),
+            Refusal::OtherNode => String::new(),
+        }
+    });
+    format!("0/{total} nodes fit {}: {}", task.name, words.collect::<Vec<_>>().join(", "))
+}
+
+fn lack(count: usize) -> &'static str {
+    if count == 1 { "lacks" } else { "lack" }
+}

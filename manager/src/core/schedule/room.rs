@@ -1,0 +1,100 @@
+//! What is free on each node while tasks are being placed.
+
+use std::collections::BTreeMap;
+
+use rcluster_api::id::{NodeId, ServiceId};
+use rcluster_api::object::{Capacity, Node, Task};
+
+use super::{filter, rank};
+use crate::core::state::State;
+
+/// One node and what stands on it.
+#[derive(Debug)]
+pub struct Room<'a> {
+    pub node: &'a Node,
+    /// Capacity less the reservations of the tasks that have not ended.
+    pub free: Capacity,
+    /// Tasks that have not ended.
+    pub tasks: usize,
+    by_service: BTreeMap<ServiceId, usize>,
+    failures: BTreeMap<(ServiceId, u32), usize>,
+}
+
+impl Room<'_> {
+    /// Tasks of a service that have not ended.
+    pub fn tasks_of(&self, service: &ServiceId) -> usize {
+        self.by_service.get(service).copied().unwrap_or_default()
+    }
+
+    /// Remembered failures of a slot on this node.
+    pub fn failures_of(&self, service: &ServiceId, slot: u32) -> usize {
+        self.failures.get(&(service.clone(), slot)).copied().unwrap_or_default()
+    }
+
+    fn add(&mut self, task: &Task) {
+        if task.status.state.is_terminal() {
+            if task.status.state.is_failure() {
+                *self.failures.entry((task.service_id.clone(), task.slot)).or_default() += 1;
+            }
+            return;
+        }
+        let reserved = task.reserved();
+        self.free.cpus.0 = self.free.cpus.0.saturating_sub(reserved.cpus.0);
+        self.free.memory.0 = self.free.memory.0.saturating_sub(reserved.memory.0);
+        self.tasks += 1;
+        if task.is_wanted() {
+            *self.by_service.entry(task.service_id.clone()).or_default() += 1;
+        }
+    }
+}
+
+/// All nodes.
+#[derive(Debug)]
+pub struct Rooms<'a> {
+    rooms: BTreeMap<NodeId, Room<'a>>,
+}
+
+impl<'a> Rooms<'a> {
+    /// The nodes as they are in `state`.
+    pub fn new(state: &'a State) -> Self {
+        let rooms = state.nodes().values().map(|node| {
+            let mut room = Room {
+                node,
+                free: node.description.capacity,
+                tasks: 0,
+                by_service: BTreeMap::new(),
+                failures: BTreeMap::new(),
+            };
+            for task in state.tasks_of_node(&node.id).filter(|task| !is_unplaced(task)) {
+                room.add(task);
+            }
+            (node.id.clone(), room)
+        });
+        Self { rooms: rooms.collect() }
+    }
+
+    /// The best node for a task, or why there is none.
+    pub fn best(&self, task: &Task) -> Result<&Room<'a>, String> {
+        let mut refused = Vec::new();
+        let mut fitting = Vec::new();
+        for room in self.rooms.values() {
+            match filter::check(task, room) {
+                Ok(()) => fitting.push(room),
+                Err(refusal) => refused.push((refusal, room)),
+            }
+        }
+        fitting.into_iter().min_by_key(|room| rank::of(task, room)).ok_or_else(|| filter::explain(task, &refused))
+    }
+
+    /// Counts a task that was just assigned.
+    pub fn place(&mut self, node: &NodeId, task: &Task) {
+        if let Some(room) = self.rooms.get_mut(node) {
+            room.add(task);
+        }
+    }
+}
+
+/// A global service's task that has its node but is not assigned takes no room yet.
+fn is_unplaced(task: &Task) -> bool {
+    task.status.state < rcluster_api::task::TaskState::Assigned
+}

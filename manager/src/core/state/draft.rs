@@ -1,0 +1,58 @@
+//! A state with changes staged on top: what the passes of a plan read, and at the end the transaction that was gathered.
+
+use std::collections::BTreeMap;
+
+use rcluster_api::object::{Kind, Object};
+
+use super::{Change, State, Transaction};
+
+/// The state as it would be.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    base: State,
+    staged: State,
+    at_ms: u64,
+    changes: BTreeMap<(Kind, String), Change>,
+}
+
+impl Draft {
+    /// Nothing staged yet on top of `base`.
+    pub fn new(base: State, at_ms: u64) -> Self {
+        Self { staged: base.clone(), base, at_ms, changes: BTreeMap::new() }
+    }
+
+    /// The state with everything staged so far.
+    pub fn state(&self) -> &State {
+        &self.staged
+    }
+
+    /// Stages an object, new or changed.
+    pub fn put(&mut self, object: Object) {
+        let kind = object.kind();
+        let id = object.id().to_owned();
+        let expected = self.base.version(kind, &id);
+        self.staged.write(self.base.revision(), self.at_ms, object.clone());
+        self.changes.insert((kind, id), Change::Put { expected, object });
+    }
+
+    /// Stages a removal; of an object that was only staged, nothing remains.
+    pub fn delete(&mut self, kind: Kind, id: &str) {
+        let expected = self.base.version(kind, id);
+        self.staged.delete(kind, id);
+        if expected == 0 {
+            self.changes.remove(&(kind, id.to_owned()));
+        } else {
+            self.changes.insert((kind, id.to_owned()), Change::Delete { expected, kind, id: id.to_owned() });
+        }
+    }
+
+    /// Whether nothing is staged.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// What was staged, as one transaction.
+    pub fn into_transaction(self) -> Transaction {
+        Transaction { at_ms: self.at_ms, changes: self.changes.into_values().collect() }
+    }
+}

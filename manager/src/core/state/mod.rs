@@ -1,0 +1,200 @@
+//! The replicated state: tables of objects, indices over them, and the one way to change them.
+//!
+//! In: transactions in log order. Out: the tables at a revision; a clone is a snapshot and costs nothing. The tables hold no policy:
+//! a transaction says what the objects are to be, and is applied whole or refused as a conflict.
+
+mod change;
+mod codec;
+mod draft;
+
+use std::sync::Arc;
+
+use imbl::{OrdMap, OrdSet};
+use rcluster_api::id::{EventId, NetworkId, NodeId, ServiceId, TaskId};
+use rcluster_api::object::{Event, Kind, Network, Node, Object, Service, Task};
+use rcluster_api::task::TaskState;
+
+pub use change::{Change, Conflict, Transaction};
+pub use codec::{CodecError, SNAPSHOT_FORMAT, decode_snapshot, decode_transaction, encode_snapshot, encode_transaction};
+pub use draft::Draft;
+
+/// All objects at one revision.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    revision: u64,
+    cluster_id: String,
+    services: OrdMap<ServiceId, Arc<Service>>,
+    tasks: OrdMap<TaskId, Arc<Task>>,
+    nodes: OrdMap<NodeId, Arc<Node>>,
+    networks: OrdMap<NetworkId, Arc<Network>>,
+    events: OrdMap<EventId, Arc<Event>>,
+    service_names: OrdMap<String, ServiceId>,
+    network_names: OrdMap<String, NetworkId>,
+    node_names: OrdMap<String, NodeId>,
+    tasks_by_service: OrdSet<(ServiceId, TaskId)>,
+    tasks_by_node: OrdSet<(NodeId, TaskId)>,
+    unassigned: OrdSet<TaskId>,
+}
+
+impl State {
+    /// An empty state of the cluster called `cluster_id`.
+    pub fn new(cluster_id: String) -> Self {
+        Self { cluster_id, ..Self::default() }
+    }
+
+    /// Which cluster this is the state of.
+    pub fn cluster_id(&self) -> &str {
+        &self.cluster_id
+    }
+
+    /// The log index of the last transaction that was applied.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// All services, by id.
+    pub fn services(&self) -> &OrdMap<ServiceId, Arc<Service>> {
+        &self.services
+    }
+
+    /// All tasks, by id.
+    pub fn tasks(&self) -> &OrdMap<TaskId, Arc<Task>> {
+        &self.tasks
+    }
+
+    /// All nodes, by id.
+    pub fn nodes(&self) -> &OrdMap<NodeId, Arc<Node>> {
+        &self.nodes
+    }
+
+    /// All networks, by id.
+    pub fn networks(&self) -> &OrdMap<NetworkId, Arc<Network>> {
+        &self.networks
+    }
+
+    /// The events that are kept, oldest first.
+    pub fn events(&self) -> &OrdMap<EventId, Arc<Event>> {
+        &self.events
+    }
+
+    /// A service by id or name.
+    pub fn find_service(&self, name: &str) -> Option<&Arc<Service>> {
+        self.services.get(&ServiceId::from(name)).or_else(|| self.services.get(self.service_names.get(name)?))
+    }
+
+    /// A network by id or name.
+    pub fn find_network(&self, name: &str) -> Option<&Arc<Network>> {
+        self.networks.get(&NetworkId::from(name)).or_else(|| self.networks.get(self.network_names.get(name)?))
+    }
+
+    /// A node by id or name.
+    pub fn find_node(&self, name: &str) -> Option<&Arc<Node>> {
+        self.nodes.get(&NodeId::from(name)).or_else(|| self.nodes.get(self.node_names.get(name)?))
+    }
+
+    /// A service's tasks, ended ones too, by id.
+    pub fn tasks_of_service<'a>(&'a self, service: &ServiceId) -> impl Iterator<Item = &'a Arc<Task>> + use<'a> {
+        let first = (service.clone(), TaskId::default());
+        let service = service.clone();
+        self.tasks_by_service.range(first..).take_while(move |(of, _)| *of == service).filter_map(|(_, task)| self.tasks.get(task))
+    }
+
+    /// The tasks that were given to a node, ended ones too, by id.
+    pub fn tasks_of_node<'a>(&'a self, node: &NodeId) -> impl Iterator<Item = &'a Arc<Task>> + use<'a> {
+        let first = (node.clone(), TaskId::default());
+        let node = node.clone();
+        self.tasks_by_node.range(first..).take_while(move |(of, _)| *of == node).filter_map(|(_, task)| self.tasks.get(task))
+    }
+
+    /// The tasks that are wanted and wait for an address or a node, by id.
+    pub fn unassigned(&self) -> impl Iterator<Item = &Task> {
+        self.unassigned.iter().filter_map(|task| self.tasks.get(task)).map(AsRef::as_ref)
+    }
+
+    /// The version of an object; 0 when there is none.
+    pub fn version(&self, kind: Kind, id: &str) -> u64 {
+        match kind {
+            Kind::Service => self.services.get(&ServiceId::from(id)).map(|object| object.stamp.version),
+            Kind::Task => self.tasks.get(&TaskId::from(id)).map(|object| object.stamp.version),
+            Kind::Node => self.nodes.get(&NodeId::from(id)).map(|object| object.stamp.version),
+            Kind::Network => self.networks.get(&NetworkId::from(id)).map(|object| object.stamp.version),
+            Kind::Event => self.events.get(&EventId::from(id)).map(|object| object.stamp.version),
+        }
+        .unwrap_or_default()
+    }
+
+    /// Every object, kind by kind.
+    pub fn objects(&self) -> impl Iterator<Item = Object> + '_ {
+        let services = self.services.values().map(|object| Object::Service((**object).clone()));
+        let tasks = self.tasks.values().map(|object| Object::Task(Box::new((**object).clone())));
+        let nodes = self.nodes.values().map(|object| Object::Node((**object).clone()));
+        let networks = self.networks.values().map(|object| Object::Network((**object).clone()));
+        let events = self.events.values().map(|object| Object::Event((**object).clone()));
+        services.chain(nodes).chain(networks).chain(tasks).chain(events)
+    }
+
+    /// Writes an object with its stamp as it is, keeping the indices right.
+    fn insert(&mut self, object: Object) {
+        self.delete(object.kind(), &object.id().to_owned());
+        match object {
+            Object::Service(service) => {
+                self.service_names.insert(service.spec.name.clone(), service.id.clone());
+                self.services.insert(service.id.clone(), Arc::new(service));
+            }
+            Object::Task(task) => {
+                self.tasks_by_service.insert((task.service_id.clone(), task.id.clone()));
+                if let Some(node) = &task.node_id {
+                    self.tasks_by_node.insert((node.clone(), task.id.clone()));
+                }
+                if task.is_wanted() && task.status.state < TaskState::Assigned {
+                    self.unassigned.insert(task.id.clone());
+                }
+                self.tasks.insert(task.id.clone(), Arc::new(*task));
+            }
+            Object::Node(node) => {
+                self.node_names.insert(node.description.name.clone(), node.id.clone());
+                self.nodes.insert(node.id.clone(), Arc::new(node));
+            }
+            Object::Network(network) => {
+                self.network_names.insert(network.spec.name.clone(), network.id.clone());
+                self.networks.insert(network.id.clone(), Arc::new(network));
+            }
+            Object::Event(event) => {
+                self.events.insert(event.id.clone(), Arc::new(event));
+            }
+        }
+    }
+
+    /// Removes an object, if it is there, keeping the indices right.
+    fn delete(&mut self, kind: Kind, id: &str) {
+        match kind {
+            Kind::Service => {
+                if let Some(service) = self.services.remove(&ServiceId::from(id)) {
+                    self.service_names.remove(&service.spec.name);
+                }
+            }
+            Kind::Task => {
+                if let Some(task) = self.tasks.remove(&TaskId::from(id)) {
+                    self.unassigned.remove(&task.id);
+                    self.tasks_by_service.remove(&(task.service_id.clone(), task.id.clone()));
+                    if let Some(node) = &task.node_id {
+                        self.tasks_by_node.remove(&(node.clone(), task.id.clone()));
+                    }
+                }
+            }
+            Kind::Node => {
+                if let Some(node) = self.nodes.remove(&NodeId::from(id)) {
+                    self.node_names.remove(&node.description.name);
+                }
+            }
+            Kind::Network => {
+                if let Some(network) = self.networks.remove(&NetworkId::from(id)) {
+                    self.network_names.remove(&network.spec.name);
+                }
+            }
+            Kind::Event => {
+                self.events.remove(&EventId::from(id));
+            }
+        }
+    }
+}
