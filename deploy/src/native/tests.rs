@@ -1,0 +1,206 @@
+//! What is accepted, and the exact words of each refusal.
+
+use super::*;
+
+fn refuse(text: &str, expected: &str) {
+    let errors = parse(&[Source { name: "web.yaml", text }], None).expect_err(text);
+    let found: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    assert_eq!(found.join("\n"), expected, "{text}");
+}
+
+fn accept(text: &str) -> Vec<Desired> {
+    parse(&[Source { name: "web.yaml", text }], None).unwrap_or_else(|errors| panic!("{errors:?}"))
+}
+
+const WEB: &str = "kind: Service\nname: web\nspec:\n  replicas: 3\n  containers:\n  - image: web:1\n";
+
+fn only_service(text: &str) -> ServiceSpec {
+    match accept(text).remove(0).spec {
+        Spec::Service(spec) => spec,
+        Spec::Network(_) => panic!("a network"),
+    }
+}
+
+#[test]
+fn a_service_and_a_network_in_one_file() {
+    let desired =
+        accept(&format!("kind: Network\nname: lab\nspec: {{}}\n---\n{WEB}  networks: [lab, {{network: back, aliases: [w]}}]\n---\n"));
+    assert_eq!(
+        desired.iter().map(|object| (object.kind(), object.spec.name())).collect::<Vec<_>>(),
+        [(Kind::Network, "lab"), (Kind::Service, "web")]
+    );
+    assert_eq!(desired[1].origin.to_string(), "web.yaml:5:1");
+    let spec = only_service(WEB);
+    assert_eq!((spec.replicas, spec.containers[0].name.as_str()), (Some(3), "web"));
+}
+
+#[test]
+fn numbers_are_text_where_text_is_wanted_as_they_are_written() {
+    let spec =
+        only_service(&format!("{WEB}    args: [--port, 8080, 1.10, true, \"x\"]\n    env: {{A: 0x10, B: yes, C: '${{HOME:-x}}'}}\n"));
+    assert_eq!(spec.containers[0].args, ["--port", "8080", "1.10", "true", "x"]);
+    assert_eq!(spec.containers[0].env.values().collect::<Vec<_>>(), ["0x10", "yes", "${HOME:-x}"]);
+}
+
+#[test]
+fn amounts_in_every_form() {
+    let spec = only_service(&format!(
+        "{WEB}    resources: {{limits: {{cpus: 0.5, memory: 64MiB, pids: 10}}, reservations: {{memory: 1048576}}}}\n  stop_grace: 1m30s\n"
+    ));
+    let resources = spec.containers[0].resources;
+    assert_eq!(resources.limits.cpus.unwrap().0, 500);
+    assert_eq!((resources.limits.memory.unwrap().0, resources.reservations.memory.unwrap().0), (64 << 20, 1 << 20));
+    assert_eq!(spec.stop_grace.0, 90_000);
+}
+
+#[test]
+fn anchors_and_merge_keys_are_applied() {
+    let text = "kind: Service\nname: web\nspec:\n  containers:\n  - &base\n    image: a:1\n    env: {A: b}\n  - <<: *base\n    name: side\n    image: b:1\n";
+    let spec = only_service(text);
+    assert_eq!(spec.containers[1].image, "b:1");
+    assert_eq!(spec.containers[1].env, spec.containers[0].env);
+}
+
+#[test]
+fn unknown_keys_name_the_nearest() {
+    refuse(&WEB.replace("replicas", "replcas"), "web.yaml:4:3: unknown key \"replcas\" in spec of service web; did you mean \"replicas\"?");
+    refuse(
+        &format!("{WEB}    resources:\n      limits: {{memroy: 1MiB}}\n"),
+        "web.yaml:8:16: unknown key \"memroy\" in spec.containers[0].resources.limits of service web; did you mean \"memory\"?",
+    );
+    refuse(
+        &format!("{WEB}  networks:\n  - network: lab\n    alias: [w]\n"),
+        "web.yaml:9:5: unknown key \"alias\" in spec.networks[0] of service web; did you mean \"aliases\"?",
+    );
+    refuse(
+        &format!("{WEB}  zebra: 1\n"),
+        "web.yaml:7:3: unknown key \"zebra\" in spec of service web; there are stack, labels, mode, replicas, containers, networks, placement, \
+         stop_grace, restart, reschedule, update",
+    );
+    refuse(&format!("{WEB}sepc: 1\n"), "web.yaml:7:1: unknown key \"sepc\" at the top of service web; did you mean \"spec\"?");
+    refuse(&format!("{WEB}replicas: 4\n"), "web.yaml:7:1: key \"replicas\" does not belong at the top of service web; move it under spec:");
+    refuse("knid: Service\n", "web.yaml:1:1: unknown key \"knid\"; did you mean \"kind\"?");
+}
+
+#[test]
+fn wrong_types_and_words_say_what_is_wanted() {
+    refuse(
+        &WEB.replace(": 3", ": three"),
+        "web.yaml:4:13: spec.replicas of service web: a whole number, 0 or more is wanted, not the text \"three\"",
+    );
+    refuse(
+        &WEB.replace(": 3", ": -1"),
+        "web.yaml:4:13: spec.replicas of service web: a whole number, 0 or more is wanted, not the number -1",
+    );
+    refuse(
+        &format!("{WEB}    command: /bin/true\n"),
+        "web.yaml:7:14: spec.containers[0].command of service web: a list is wanted, not the text \"/bin/true\"",
+    );
+    refuse(
+        &format!("{WEB}    read_only: yes\n"),
+        "web.yaml:7:16: spec.containers[0].read_only of service web: true or false is wanted, not the text \"yes\"",
+    );
+    refuse(
+        &format!("{WEB}  reschedule: on_node_failure\n"),
+        "web.yaml:7:15: spec.reschedule of service web: \"on_node_failure\" is not known; did you mean \"on-node-failure\"?",
+    );
+    refuse(
+        &format!("{WEB}  stop_grace: 10\n"),
+        "web.yaml:7:15: spec.stop_grace of service web: \"10\" is not a time span: write it like 500ms, 10s, 1m30s or 2h",
+    );
+    refuse(
+        &format!("{WEB}  placement:\n    constraints:\n    - node.labels.zone=b\n"),
+        "web.yaml:9:7: spec.placement.constraints[0] of service web: \"node.labels.zone=b\" is not a constraint: write KEY==VALUE or KEY!=VALUE, such as node.labels.zone==b",
+    );
+    refuse("kind: Network\nname: lab\nspec: {subnet: 10.1/24}\n", "web.yaml:3:16: spec.subnet of network lab: invalid IP address syntax");
+    refuse(&format!("{WEB}  labels:\n"), "web.yaml:7:9: spec.labels of service web: a mapping of keys to values is wanted, not nothing");
+}
+
+#[test]
+fn missing_keys_are_named() {
+    refuse("kind: Service\nname: web\n", "web.yaml:1:1: key \"spec\" is missing in service web");
+    refuse("kind: Service\nspec: {}\n", "web.yaml:1:1: key \"name\" is missing");
+    refuse("name: web\n", "web.yaml:1:1: key \"kind\" is missing; write kind: Service or kind: Network");
+    refuse(
+        "kind: Service\nname: web\nspec:\n  containers:\n  - args: [x]\n",
+        "web.yaml:5:5: key \"image\" is missing in spec.containers[0] of service web",
+    );
+}
+
+#[test]
+fn what_is_not_built_yet_is_refused_by_name() {
+    refuse("kind: Secret\nname: x\nspec: {}\n", "web.yaml:1:7: kind Secret is not built yet; there are Service and Network");
+    refuse("kind: service\nname: x\nspec: {}\n", "web.yaml:1:7: unknown kind \"service\"; did you mean \"Service\"?");
+    refuse(&format!("{WEB}  mode: cron\n"), "web.yaml:7:9: mode cron of service web is not built yet; there are replicated and global");
+    refuse(&format!("{WEB}  ports: [80]\n"), "web.yaml:7:3: key \"ports\" in spec of service web is not built yet; remove it");
+    refuse(
+        "version: '3'\nservices:\n  web: {image: a}\n",
+        "web.yaml:2:1: this is a Compose file, and those are not built yet; write native documents with kind: Service, as in examples/web.yaml",
+    );
+}
+
+#[test]
+fn what_a_check_refuses_has_its_place() {
+    refuse(
+        &WEB.replace("name: web", "name: Web_1"),
+        "web.yaml:2:7: name of service Web_1: service name \"Web_1\" holds a character that a host name cannot have; use 1 to 63 lower-case \
+         letters, digits and -, beginning and ending with a letter or digit, such as web-1",
+    );
+    refuse(
+        &format!("{WEB}  mode: global\n"),
+        "web.yaml:4:13: spec.replicas of service web: a global service runs one task on each node and has no replicas; remove replicas, or set mode: replicated",
+    );
+    refuse(
+        &format!("{WEB}    resources:\n      limits:\n        memory: 1KiB\n"),
+        "web.yaml:9:17: spec.containers[0].resources.limits.memory of service web: 1KiB is too little to start a process: at least 1MiB",
+    );
+    refuse(&format!("{WEB}  networks: [a, a]\n"), "web.yaml:7:17: spec.networks[1] of service web: network a is named twice");
+    refuse(
+        "kind: Network\nname: lab\nspec:\n  subnet: 10.1.2.3/24\n",
+        "web.yaml:4:11: spec.subnet of network lab: 10.1.2.3/24 has host bits set; write 10.1.2.0/24",
+    );
+}
+
+#[test]
+fn an_object_is_described_once() {
+    let sources = [Source { name: "a.yaml", text: WEB }, Source { name: "b.yaml", text: &format!("---\n{WEB}") }];
+    let errors = parse(&sources, None).unwrap_err();
+    assert_eq!(errors[0].to_string(), "b.yaml:2:1: service web is already described in a.yaml:1:1; keep one of them");
+}
+
+#[test]
+fn every_document_is_checked_and_every_refusal_told() {
+    refuse(
+        "kind: Service\nname: a\n---\nkind: Box\nname: b\n",
+        "web.yaml:1:1: key \"spec\" is missing in service a\nweb.yaml:4:7: unknown kind \"Box\"; there are Service, Network",
+    );
+    refuse("a: [1\nb: }", "web.yaml:2:2: not YAML: illegal placement of ':' indicator");
+    refuse("just text", "web.yaml:1:1: a manifest is a mapping with the keys kind, name and spec; see examples/web.yaml");
+}
+
+#[test]
+fn what_get_prints_is_accepted_and_conditional() {
+    let printed = format!(
+        "{WEB}  mode: replicated\nid: 0123\nversion: 17\nmode: replicated\nreplicas: {{desired: 3, running: 3}}\nupdate: {{state: completed, \
+         message: ''}}\ncreated: x\nupdated: y\n"
+    );
+    assert_eq!(accept(&printed)[0].expected_version, 17);
+    refuse(
+        &printed.replace("\nmode: replicated", "\nmode: global"),
+        "web.yaml:10:7: mode at the top of service web is what the managers say, and differs from spec.mode; change spec.mode alone",
+    );
+    refuse(
+        &printed.replace("version: 17", "version: x"),
+        "web.yaml:9:10: version of service web: a whole number, 0 or more is wanted, not the text \"x\"",
+    );
+}
+
+#[test]
+fn a_stack_is_put_on_every_object_or_refused() {
+    let source = [Source { name: "f", text: WEB }];
+    let Spec::Service(spec) = &parse(&source, Some("shop")).unwrap()[0].spec else { panic!("a network") };
+    assert_eq!(spec.stack, "shop");
+    let text = format!("{WEB}  stack: other\n");
+    let errors = parse(&[Source { name: "f", text: &text }], Some("shop")).unwrap_err();
+    assert_eq!(errors[0].to_string(), "f:7:10: spec.stack of service web is \"other\", and --stack says \"shop\"; remove one of them");
+}

@@ -1,0 +1,434 @@
+//! What a deploy would change: desired specs against the objects that are there, field by field, and which tasks it would replace.
+//!
+//! In: desired objects, the current ones, optionally the stack to prune. Out: a [`Plan`] that prints and serialises; never sends anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use rcluster_api::object::{Kind, Network, Object, Service, Task};
+use rcluster_api::spec::{Mode, ServiceSpec, Spec, UpdateOrder};
+use rcluster_api::wire::convert::WireError;
+use rcluster_api::wire::v1;
+use serde::Serialize;
+
+use crate::native::Desired;
+
+/// The objects of the cluster that a plan looks at.
+#[derive(Debug, Clone, Default)]
+pub struct Current {
+    pub services: Vec<Service>,
+    pub networks: Vec<Network>,
+    pub tasks: Vec<Task>,
+}
+
+impl Current {
+    /// Sorts objects of any kind into their places; those of no interest are left out.
+    pub fn from_objects(objects: impl IntoIterator<Item = Object>) -> Self {
+        let mut current = Self::default();
+        for object in objects {
+            match object {
+                Object::Service(service) => current.services.push(service),
+                Object::Network(network) => current.networks.push(network),
+                Object::Task(task) => current.tasks.push(*task),
+                Object::Node(_) | Object::Event(_) => {}
+            }
+        }
+        current
+    }
+}
+
+/// A field that differs. `None`: not set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FieldChange {
+    pub field: String,
+    pub before: Option<serde_json::Value>,
+    pub after: Option<serde_json::Value>,
+}
+
+/// What would become of one object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "action")]
+pub enum Action {
+    Create,
+    Update {
+        changes: Vec<FieldChange>,
+        /// Tasks that would be stopped and made anew because their template changes.
+        replaces: usize,
+    },
+    Unchanged,
+    Remove,
+}
+
+/// One object of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Step {
+    pub kind: Kind,
+    pub name: String,
+    #[serde(flatten)]
+    pub action: Action,
+    /// What a person should know besides.
+    pub notes: Vec<String>,
+}
+
+/// What a deploy would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+    /// Why the managers will refuse it.
+    pub problems: Vec<String>,
+}
+
+impl Plan {
+    /// Whether nothing would change.
+    pub fn is_empty(&self) -> bool {
+        self.steps.iter().all(|step| step.action == Action::Unchanged)
+    }
+
+    /// The names of the services that the deploy wants to see running.
+    pub fn services(&self) -> BTreeSet<String> {
+        let wanted = |step: &&Step| step.kind == Kind::Service && step.action != Action::Remove;
+        self.steps.iter().filter(wanted).map(|step| step.name.clone()).collect()
+    }
+
+    /// The objects to be removed.
+    pub fn removals(&self) -> Vec<(Kind, String)> {
+        self.steps.iter().filter(|step| step.action == Action::Remove).map(|step| (step.kind, step.name.clone())).collect()
+    }
+}
+
+/// Compares. Objects of the stack `prune` that are not desired would be removed.
+///
+/// # Errors
+/// A spec that cannot stand on the wire.
+pub fn plan(desired: &[Desired], current: &Current, prune: Option<&str>) -> Result<Plan, WireError> {
+    let mut steps = Vec::new();
+    for object in desired {
+        steps.push(match &object.spec {
+            Spec::Service(spec) => service_step(spec, current)?,
+            Spec::Network(_) => network_step(&object.spec, current)?,
+        });
+    }
+    if let Some(stack) = prune {
+        steps.extend(removals(desired, current, stack));
+    }
+    Ok(Plan { problems: problems(desired, current), steps })
+}
+
+/// The spec as the managers keep it: with the defaults that the wire fills in.
+fn normalised(spec: &Spec) -> Result<Spec, WireError> {
+    v1::spec::Kind::from(spec.clone()).try_into()
+}
+
+fn service_step(spec: &ServiceSpec, current: &Current) -> Result<Step, WireError> {
+    let step = |action, notes| Step { kind: Kind::Service, name: spec.name.clone(), action, notes };
+    let Some(before) = current.services.iter().find(|service| service.spec.name == spec.name) else {
+        return Ok(step(Action::Create, vec![shape(spec)]));
+    };
+    let changes = changes(&normalised(&Spec::Service(before.spec.clone()))?, &normalised(&Spec::Service(spec.clone()))?);
+    let mut notes = Vec::new();
+    if before.removing {
+        notes.push("it is being removed: deploy again once it has gone".to_owned());
+    }
+    if changes.is_empty() {
+        return Ok(step(Action::Unchanged, notes));
+    }
+    let replaces = if before.spec.template() == spec.template() {
+        0
+    } else {
+        current.tasks.iter().filter(|task| task.service_id == before.id && task.is_live()).count()
+    };
+    if replaces > 0 {
+        notes.push(rollout_note(spec, replaces));
+    }
+    Ok(step(Action::Update { changes, replaces }, notes))
+}
+
+fn shape(spec: &ServiceSpec) -> String {
+    let images: Vec<&str> = spec.containers.iter().map(|container| container.image.as_str()).collect();
+    let count = match spec.mode {
+        Mode::Replicated => format!("{} of", count(spec.replicas() as usize, "task")),
+        Mode::Global => "one task on each node that fits, of".to_owned(),
+    };
+    format!("{count} {}", images.join(" + "))
+}
+
+fn rollout_note(spec: &ServiceSpec, replaces: usize) -> String {
+    let pace = match spec.update.parallelism {
+        0 => "all at once".to_owned(),
+        parallelism => format!("{parallelism} at a time"),
+    };
+    let order = match spec.update.order {
+        UpdateOrder::StopFirst => "the old one stops first",
+        UpdateOrder::StartFirst => "the new one starts first",
+    };
+    format!("the template changes: {} replaced, {pace}, {order}", count_verb(replaces, "task"))
+}
+
+fn network_step(spec: &Spec, current: &Current) -> Result<Step, WireError> {
+    let name = spec.name().to_owned();
+    let step = |action, notes| Step { kind: Kind::Network, name: name.clone(), action, notes };
+    let Some(before) = current.networks.iter().find(|network| network.spec.name == name) else {
+        return Ok(step(Action::Create, Vec::new()));
+    };
+    let changes = changes(&normalised(&Spec::Network(before.spec.clone()))?, &normalised(spec)?);
+    let notes = if before.removing { vec!["it is being removed: deploy again once it has gone".to_owned()] } else { Vec::new() };
+    Ok(if changes.is_empty() { step(Action::Unchanged, notes) } else { step(Action::Update { changes, replaces: 0 }, notes) })
+}
+
+fn removals(desired: &[Desired], current: &Current, stack: &str) -> Vec<Step> {
+    let wanted = |kind: Kind, name: &str| desired.iter().any(|object| object.kind() == kind && object.spec.name() == name);
+    let step = |kind: Kind, name: &str| Step { kind, name: name.to_owned(), action: Action::Remove, notes: Vec::new() };
+    let services = current.services.iter().filter(|service| service.spec.stack == stack && !service.removing);
+    let networks = current.networks.iter().filter(|network| network.spec.stack == stack && !network.removing);
+    services
+        .map(|service| (Kind::Service, service.spec.name.as_str()))
+        .chain(networks.map(|network| (Kind::Network, network.spec.name.as_str())))
+        .filter(|(kind, name)| !wanted(*kind, name))
+        .map(|(kind, name)| step(kind, name))
+        .collect()
+}
+
+fn problems(desired: &[Desired], current: &Current) -> Vec<String> {
+    let mut known: BTreeSet<&str> = current.networks.iter().filter(|network| !network.removing).map(|n| n.spec.name.as_str()).collect();
+    known.extend(desired.iter().filter(|object| object.kind() == Kind::Network).map(|object| object.spec.name()));
+    let mut problems = Vec::new();
+    for object in desired {
+        let Spec::Service(spec) = &object.spec else { continue };
+        for attachment in spec.networks.iter().filter(|attachment| !known.contains(attachment.network.as_str())) {
+            problems.push(format!(
+                "{}: service {} joins network {}, which neither exists nor is in the files",
+                object.origin, spec.name, attachment.network
+            ));
+        }
+        let version = current.services.iter().find(|service| service.spec.name == spec.name).map_or(0, |service| service.stamp.version);
+        if object.expected_version != 0 && object.expected_version != version {
+            problems.push(format!(
+                "{}: service {} has version {version}, the file was made from version {}",
+                object.origin, spec.name, object.expected_version
+            ));
+        }
+    }
+    problems
+}
+
+/// The leaves in which two specs differ, by path. A list of words is one leaf.
+fn changes(before: &Spec, after: &Spec) -> Vec<FieldChange> {
+    let (before, after) = (leaves(before), leaves(after));
+    let fields: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    fields
+        .into_iter()
+        .filter(|field| before.get(*field) != after.get(*field))
+        .map(|field| FieldChange { field: field.clone(), before: before.get(field).cloned(), after: after.get(field).cloned() })
+        .collect()
+}
+
+fn leaves(spec: &Spec) -> BTreeMap<String, serde_json::Value> {
+    let value = match spec {
+        Spec::Service(spec) => serde_json::to_value(spec),
+        Spec::Network(spec) => serde_json::to_value(spec),
+    };
+    let mut leaves = BTreeMap::new();
+    collect("spec", value.expect("specs have text keys and finite numbers, which JSON can hold"), &mut leaves);
+    leaves
+}
+
+fn collect(path: &str, value: serde_json::Value, leaves: &mut BTreeMap<String, serde_json::Value>) {
+    match value {
+        serde_json::Value::Object(map) => map.into_iter().for_each(|(key, value)| collect(&format!("{path}.{key}"), value, leaves)),
+        serde_json::Value::Array(items) if items.iter().any(serde_json::Value::is_object) => {
+            items.into_iter().enumerate().for_each(|(index, item)| collect(&format!("{path}[{index}]"), item, leaves));
+        }
+        leaf => drop(leaves.insert(path.to_owned(), leaf)),
+    }
+}
+
+fn count(number: usize, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+fn count_verb(number: usize, noun: &str) -> String {
+    format!("{} {}", count(number, noun), if number == 1 { "is" } else { "are" })
+}
+
+fn leaf(value: Option<&serde_json::Value>) -> String {
+    match value {
+        None => "(not set)".to_owned(),
+        Some(serde_json::Value::String(text)) if !text.is_empty() && !text.chars().any(|c| c.is_whitespace() || c.is_control()) => {
+            text.clone()
+        }
+        Some(value) => value.to_string(),
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut tally = [0_usize; 4];
+        for step in &self.steps {
+            let (sign, place, ending) = match &step.action {
+                Action::Create => ('+', 0, ""),
+                Action::Update { .. } => ('~', 1, ""),
+                Action::Unchanged => ('=', 2, " unchanged"),
+                Action::Remove => ('-', 3, ""),
+            };
+            tally[place] += 1;
+            writeln!(formatter, "{sign} {} {}{ending}", step.kind.as_str(), step.name)?;
+            if let Action::Update { changes, .. } = &step.action {
+                for change in changes {
+                    writeln!(formatter, "    {}: {} -> {}", change.field, leaf(change.before.as_ref()), leaf(change.after.as_ref()))?;
+                }
+            }
+            for note in &step.notes {
+                writeln!(formatter, "    {note}")?;
+            }
+        }
+        for problem in &self.problems {
+            writeln!(formatter, "! {problem}")?;
+        }
+        let [create, update, unchanged, remove] = tally;
+        write!(formatter, "{create} to create, {update} to update, {unchanged} unchanged")?;
+        if remove > 0 { write!(formatter, ", {remove} to remove") } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcluster_api::id::{ServiceId, TaskId};
+    use rcluster_api::object::{Stamp, TaskStatus};
+    use rcluster_api::task::TaskState;
+
+    use super::*;
+    use crate::native::{Source, parse};
+
+    const WEB: &str = "kind: Network\nname: lab\nspec: {}\n---\nkind: Service\nname: web\nspec:\n  replicas: 3\n  containers:\n  - image: web:1\n    \
+                       args: [serve, --port, 8080]\n  networks: [lab]\n";
+
+    fn desired(text: &str) -> Vec<Desired> {
+        parse(&[Source { name: "web.yaml", text }], Some("demo")).unwrap()
+    }
+
+    /// What the managers keep after `text` was deployed, with `tasks` running tasks of each service.
+    fn deployed(text: &str, tasks: u32) -> Current {
+        let mut current = Current::default();
+        for object in desired(text) {
+            match normalised(&object.spec).unwrap() {
+                Spec::Service(spec) => {
+                    let id = ServiceId::from(spec.name.as_str());
+                    current.tasks.extend((1..=tasks).map(|slot| task(&spec, &id, slot)));
+                    current.services.push(Service {
+                        id,
+                        stamp: Stamp { version: 7, ..Stamp::default() },
+                        spec,
+                        spec_version: 1,
+                        removing: false,
+                    });
+                }
+                Spec::Network(spec) => {
+                    current.networks.push(Network {
+                        id: spec.name.as_str().into(),
+                        stamp: Stamp::default(),
+                        spec,
+                        vni: None,
+                        subnet: None,
+                        ip_cursor: 0,
+                        removing: false,
+                    });
+                }
+            }
+        }
+        current
+    }
+
+    fn task(spec: &ServiceSpec, service: &ServiceId, slot: u32) -> Task {
+        Task {
+            id: TaskId::from(format!("{slot}")),
+            stamp: Stamp::default(),
+            service_id: service.clone(),
+            service: spec.name.clone(),
+            stack: String::new(),
+            slot,
+            name: format!("{}.{slot}", spec.name),
+            template: spec.template(),
+            spec_version: 1,
+            desired_state: TaskState::Running,
+            restarts: 0,
+            restarts_in_window: 0,
+            window_start_ms: 0,
+            start_after_ms: 0,
+            node_id: None,
+            node: String::new(),
+            networks: Vec::new(),
+            status: TaskStatus { state: TaskState::Running, message: String::new(), since_ms: 0, containers: Vec::new() },
+        }
+    }
+
+    fn check(text: &str, current: &Current, expected: &str) {
+        let found = plan(&desired(text), current, Some("demo")).unwrap().to_string();
+        assert_eq!(found.trim_end(), expected);
+    }
+
+    #[test]
+    fn a_first_deploy_creates() {
+        check(WEB, &Current::default(), "+ network lab\n+ service web\n    3 tasks of web:1\n2 to create, 0 to update, 0 unchanged");
+    }
+
+    #[test]
+    fn the_same_again_changes_nothing() {
+        let current = deployed(WEB, 3);
+        check(WEB, &current, "= network lab unchanged\n= service web unchanged\n0 to create, 0 to update, 2 unchanged");
+        assert!(plan(&desired(WEB), &current, None).unwrap().is_empty());
+    }
+
+    #[test]
+    fn scaling_replaces_nothing() {
+        check(
+            &WEB.replace("replicas: 3", "replicas: 5"),
+            &deployed(WEB, 3),
+            "= network lab unchanged\n~ service web\n    spec.replicas: 3 -> 5\n0 to create, 1 to update, 1 unchanged",
+        );
+    }
+
+    #[test]
+    fn a_changed_template_says_what_restarts() {
+        check(
+            &WEB.replace("8080]", "9090]\n    env: {A: 'b c'}"),
+            &deployed(WEB, 3),
+            "= network lab unchanged\n~ service web\n    spec.containers[0].args: [\"serve\",\"--port\",\"8080\"] -> [\"serve\",\"--port\",\"9090\"]\n    \
+             spec.containers[0].env.A: (not set) -> \"b c\"\n    the template changes: 3 tasks are replaced, 1 at a time, the old one stops first\n\
+             0 to create, 1 to update, 1 unchanged",
+        );
+    }
+
+    #[test]
+    fn pruning_removes_what_the_files_no_longer_have() {
+        check(
+            "kind: Network\nname: lab\nspec: {internal: true}\n",
+            &deployed(WEB, 1),
+            "~ network lab\n    spec.internal: (not set) -> true\n- service web\n0 to create, 1 to update, 0 unchanged, 1 to remove",
+        );
+    }
+
+    #[test]
+    fn what_the_managers_will_refuse_is_told_at_once() {
+        let text = WEB.replace("[lab]", "[lab, lag]") + "version: 3\n";
+        check(
+            &text,
+            &deployed(WEB, 3),
+            "= network lab unchanged\n~ service web\n    spec.networks: [\"lab\"] -> [\"lab\",\"lag\"]\n    \
+             the template changes: 3 tasks are replaced, 1 at a time, the old one stops first\n\
+             ! web.yaml:5:1: service web joins network lag, which neither exists nor is in the files\n\
+             ! web.yaml:5:1: service web has version 7, the file was made from version 3\n0 to create, 1 to update, 1 unchanged",
+        );
+    }
+
+    #[test]
+    fn what_get_prints_deploys_again_unchanged() {
+        let current = deployed(WEB, 3);
+        let service = rcluster_api::rest::ServiceJson::new(&current.services[0], &current.tasks);
+        let network = rcluster_api::rest::NetworkJson::new(&current.networks[0], &current.tasks);
+        let printed = format!("{}---\n{}", serde_yaml::to_string(&network).unwrap(), serde_yaml::to_string(&service).unwrap());
+        let again = parse(&[Source { name: "again", text: &printed }], None).unwrap();
+        assert_eq!(again[1].expected_version, 7);
+        let plan = plan(&again, &current, None).unwrap();
+        assert!(plan.is_empty() && plan.problems.is_empty(), "{plan}");
+    }
+}
