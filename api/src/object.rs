@@ -50,7 +50,7 @@ pub struct Service {
     pub id: ServiceId,
     pub stamp: Stamp,
     pub spec: ServiceSpec,
-    /// The object's version when the template last changed: tasks made from another are replaced.
+    /// Rises when the template changes: tasks made from an older one are replaced.
     pub spec_version: u64,
     /// Removal was asked for; the service goes when its tasks have.
     pub removing: bool,
@@ -132,7 +132,8 @@ impl Task {
 
     /// Whether the task may still have processes or addresses on a node.
     pub fn may_run(&self) -> bool {
-        self.node_id.is_some() && (!self.status.state.is_terminal() || self.status.state == TaskState::Orphaned)
+        let state = self.status.state;
+        state >= TaskState::Assigned && (!state.is_terminal() || state == TaskState::Orphaned)
     }
 
     /// CPU and memory set aside for all its containers.

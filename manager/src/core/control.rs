@@ -22,8 +22,16 @@ pub enum Request {
     Apply(Vec<(Spec, u64)>),
     /// Remove all of these, by name or id.
     Remove(Vec<(Kind, String)>),
-    Scale { service: String, replicas: u32 },
-    UpdateNode { node: String, availability: Option<Availability>, labels_set: BTreeMap<String, String>, labels_removed: Vec<String> },
+    Scale {
+        service: String,
+        replicas: u32,
+    },
+    UpdateNode {
+        node: String,
+        availability: Option<Availability>,
+        labels_set: BTreeMap<String, String>,
+        labels_removed: Vec<String>,
+    },
 }
 
 /// What was done to an object.
@@ -116,9 +124,12 @@ fn apply_service(
     for (index, attachment) in spec.networks.iter().enumerate() {
         let exists = state.find_network(&attachment.network).is_some_and(|network| !network.removing);
         if !exists && !new_networks.contains(&attachment.network) {
-            return Err(ApiError::new(ErrorCode::Invalid, format!("network {} of service {} does not exist", attachment.network, spec.name))
-                .field(format!("networks[{index}]"))
-                .hint("deploy the network first, or in the same files"));
+            return Err(ApiError::new(
+                ErrorCode::Invalid,
+                format!("network {} of service {} does not exist", attachment.network, spec.name),
+            )
+            .field(format!("networks[{index}]"))
+            .hint("deploy the network first, or in the same files"));
         }
     }
     let name = spec.name.clone();

@@ -2,11 +2,11 @@
 //!
 //! No await, clock, randomness, IO, lock or map with random order. Time and ids come in through [`plan::Ctx`].
 
-pub mod state;
-pub mod plan;
-pub mod orchestrate;
 pub mod allocate;
-pub mod schedule;
-pub mod node;
-pub mod dispatch;
 pub mod control;
+pub mod dispatch;
+pub mod node;
+pub mod orchestrate;
+pub mod plan;
+pub mod schedule;
+pub mod state;

@@ -159,10 +159,7 @@ pub fn stage(draft: &mut Draft, changes: ChangeSet, ctx: &mut Ctx) {
 fn trim_events(draft: &Draft, _dirty: &Dirty, _ctx: &mut Ctx) -> ChangeSet {
     let events = draft.state().events();
     let over = events.len().saturating_sub(EVENTS_MAX);
-    let deletes = if over < EVENTS_MAX / 10 {
-        Vec::new()
-    } else {
-        events.keys().take(over).map(|id| (Kind::Event, id.to_string())).collect()
-    };
+    let deletes =
+        if over < EVENTS_MAX / 10 { Vec::new() } else { events.keys().take(over).map(|id| (Kind::Event, id.to_string())).collect() };
     ChangeSet { deletes, ..ChangeSet::default() }
 }

@@ -367,7 +367,7 @@ pub struct Service {
     /// user
     #[prost(message, optional, tag = "2")]
     pub spec: ::core::option::Option<ServiceSpec>,
-    /// control: version at which the template last changed
+    /// control: rises when the template changes
     #[prost(uint64, tag = "3")]
     pub spec_version: u64,
     /// control: true once removal was asked for

@@ -23,7 +23,10 @@ pub fn pass(draft: &Draft, _dirty: &Dirty, _ctx: &mut Ctx) -> ChangeSet {
     let mut changes = ChangeSet::default();
     let mut networks = numbered(draft.state(), &mut changes);
     let mut pools = Pools { state: draft.state(), used: BTreeMap::new() };
-    for task in draft.state().unassigned().filter(|task| task.status.state == TaskState::New || is_waiting(task)) {
+    let mut waiting: Vec<&Task> =
+        draft.state().unassigned().filter(|task| task.status.state == TaskState::New || is_waiting(task)).collect();
+    waiting.sort_by(|a, b| (a.stamp.created_at_ms, &a.service, a.slot, &a.id).cmp(&(b.stamp.created_at_ms, &b.service, b.slot, &b.id)));
+    for task in waiting {
         let allocated = match addresses(task, &mut networks, &mut pools) {
             Ok(addresses) => Task { networks: addresses, ..with_status(task, TaskState::Pending, String::new()) },
             Err(why) => with_status(task, TaskState::Pending, why),

@@ -136,7 +136,7 @@ impl Step<'_> {
         {
             return;
         }
-        if self.slot.leaving.iter().any(|task| task.node_id.is_some()) && !self.starts_before_the_old_has_gone() {
+        if self.slot.leaving.iter().any(|task| task.may_run()) && !self.starts_before_the_old_has_gone() {
             return;
         }
         match self.slot.ended.first() {
@@ -269,7 +269,7 @@ fn forget(slot: &Slot<'_>, wanted: bool, now_ms: u64, changes: &mut ChangeSet) {
         }
     }
     for task in &slot.leaving {
-        if task.node_id.is_none() {
+        if !task.may_run() {
             changes.deletes.push((Kind::Task, task.id.to_string()));
         }
     }

@@ -58,6 +58,6 @@ pub fn leaving(task: &Task, desired_state: TaskState) -> Task {
 pub fn is_forgettable(task: &Task, now_ms: u64) -> bool {
     match task.status.state {
         TaskState::Orphaned => task.status.since_ms.saturating_add(ORPHAN_KEPT_MS) <= now_ms,
-        state => state.is_terminal() || task.node_id.is_none(),
+        _ => !task.may_run(),
     }
 }

@@ -58,13 +58,7 @@ impl<'a> Rooms<'a> {
     /// The nodes as they are in `state`.
     pub fn new(state: &'a State) -> Self {
         let rooms = state.nodes().values().map(|node| {
-            let mut room = Room {
-                node,
-                free: node.description.capacity,
-                tasks: 0,
-                by_service: BTreeMap::new(),
-                failures: BTreeMap::new(),
-            };
+            let mut room = Room { node, free: node.description.capacity, tasks: 0, by_service: BTreeMap::new(), failures: BTreeMap::new() };
             for task in state.tasks_of_node(&node.id).filter(|task| !is_unplaced(task)) {
                 room.add(task);
             }

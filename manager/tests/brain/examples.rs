@@ -1,0 +1,262 @@
+//! The brain by example: what a cluster looks like after something happened.
+
+use crate::world::World;
+use rcluster_api::object::{Availability, Kind, NodeState};
+use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
+use rcluster_api::task::TaskState;
+use rcluster_manager::core::control::Request;
+use rcluster_manager::core::dispatch::netview::Networks;
+use serde_json::json;
+
+fn three_nodes() -> World {
+    let mut world = World::new(7);
+    for name in ["n1", "n2", "n3"] {
+        world.node(name, &[("zone", if name == "n3" { "b" } else { "a" })]);
+    }
+    world.network("lab");
+    world
+}
+
+fn web(replicas: u32) -> serde_json::Value {
+    json!({"replicas": replicas, "containers": [{"image": "web:1"}], "networks": ["lab"]})
+}
+
+#[test]
+fn a_new_service_is_created_addressed_and_assigned_in_one_commit() {
+    let mut world = three_nodes();
+    let revision = world.state.revision();
+    world.service("web", web(3));
+    assert_eq!(world.state.revision(), revision + 1);
+    assert_eq!(world.picture(), "web.1 n1 assigned running\nweb.2 n2 assigned running\nweb.3 n3 assigned running");
+    assert_eq!(world.task("web.1").networks[0].ip.to_string(), "10.128.0.2");
+    assert_eq!(world.state.find_network("lab").unwrap().vni, Some(4096));
+}
+
+#[test]
+fn a_lost_node_loses_its_tasks_and_its_addresses_stay_taken_until_it_is_back() {
+    let mut world = three_nodes();
+    world.service("web", web(3));
+    world.settle();
+    world.node_state("n2", NodeState::Down);
+    assert_eq!(
+        world.picture(),
+        "web.1 n1 running running\nweb.2 n1 assigned running\nweb.2 n2 orphaned shutdown lost with node n2\nweb.3 n3 running running"
+    );
+    world.settle();
+    world.now_ms += 60_000;
+    world.node_state("n2", NodeState::Ready);
+    world.settle();
+    assert!(
+        world.picture().contains("web.2 n2 removed shutdown lost with node n2; stopped when the node came back"),
+        "{}",
+        world.picture()
+    );
+    assert_eq!(world.running("web"), 3);
+}
+
+#[test]
+fn a_crash_is_answered_at_once_then_later_and_later() {
+    let mut world = three_nodes();
+    world.service("web", web(1));
+    world.settle();
+    let mut delays = Vec::new();
+    for _ in 0..4 {
+        world.now_ms += 100;
+        world.report(&world.task("web.1").id, TaskState::Failed, "exited with code 3");
+        let next = world.task("web.1");
+        assert_eq!(next.status.state, TaskState::Assigned, "the replacement is in the same commit");
+        delays.push(next.start_after_ms.saturating_sub(world.now_ms));
+        world.settle();
+    }
+    assert_eq!(delays[0], 0);
+    assert!((400..=500).contains(&delays[1]) && (800..=1000).contains(&delays[2]) && (1600..=2000).contains(&delays[3]), "{delays:?}");
+    assert_eq!(world.task("web.1").restarts, 4);
+}
+
+#[test]
+fn a_pending_task_says_why() {
+    let mut world = three_nodes();
+    world.service("big", json!({"containers": [{"image": "a", "resources": {"reservations": {"memory": "64GiB"}}}]}));
+    assert_eq!(world.picture(), "big.1 - pending running 0/3 nodes fit big.1: 3 lack memory (need 64 GiB, best has 4 GiB free)");
+    world.service("far", json!({"containers": [{"image": "a"}], "placement": {"constraints": ["node.labels.zone==c"]}}));
+    world.availability("n1", Availability::Pause);
+    assert!(
+        world.picture().contains("far.1 - pending running 0/3 nodes fit far.1: 1 paused, 2 fail node.labels.zone==c"),
+        "{}",
+        world.picture()
+    );
+    world.node("n4", &[("zone", "c")]);
+    assert_eq!(world.task("far.1").node, "n4", "a node that fits is used as soon as it comes");
+}
+
+#[test]
+fn constraints_and_max_per_node_are_kept() {
+    let mut world = three_nodes();
+    let placement = json!({"constraints": ["node.labels.zone!=b"], "max_per_node": 1});
+    world.service("web", json!({"replicas": 3, "containers": [{"image": "a"}], "placement": placement}));
+    assert_eq!(
+        world.picture(),
+        "web.1 n1 assigned running\nweb.2 n2 assigned running\n\
+         web.3 - pending running 0/3 nodes fit web.3: 1 fails node.labels.zone!=b, 2 already have 1 (max_per_node)"
+    );
+}
+
+#[test]
+fn a_global_service_has_one_task_on_each_node_that_fits() {
+    let mut world = three_nodes();
+    world
+        .service("probe", json!({"mode": "global", "containers": [{"image": "a"}], "placement": {"constraints": ["node.labels.zone==a"]}}));
+    assert_eq!(world.picture(), "probe.n1 n1 assigned running\nprobe.n2 n2 assigned running");
+    world.settle();
+    world.node("n4", &[("zone", "a")]);
+    world.settle();
+    world.availability("n1", Availability::Drain);
+    world.settle();
+    assert_eq!(world.picture(), "probe.n2 n2 running running\nprobe.n4 n4 running running");
+}
+
+#[test]
+fn a_changed_template_replaces_tasks_one_by_one() {
+    let mut world = three_nodes();
+    world.service("web", web(3));
+    world.settle();
+    world.service("web", json!({"replicas": 3, "containers": [{"image": "web:2"}], "networks": ["lab"]}));
+    let stopping = || "shutdown";
+    assert_eq!(world.picture().matches(&format!("running {}", stopping())).count(), 1, "{}", world.picture());
+    world.settle();
+    let tasks = world.state.tasks().values().filter(|task| task.is_live());
+    assert_eq!(tasks.filter(|task| task.template.containers[0].image == "web:2").count(), 3);
+    assert_eq!(world.running("web"), 3);
+}
+
+#[test]
+fn a_broken_template_can_be_mended() {
+    let mut world = three_nodes();
+    world.service("web", web(2));
+    world.settle();
+    world.service("web", json!({"replicas": 2, "containers": [{"image": "web:broken"}], "networks": ["lab"]}));
+    for _ in 0..5 {
+        let broken = world.state.tasks().values().find(|task| task.is_live() && task.template.containers[0].image == "web:broken").cloned();
+        if let Some(task) = broken {
+            world.report(&task.id, TaskState::Rejected, "no such image");
+        } else {
+            let stopping =
+                world.state.tasks().values().find(|task| !task.is_wanted() && !task.status.state.is_terminal()).unwrap().id.clone();
+            world.report(&stopping, TaskState::Shutdown, "");
+        }
+    }
+    assert_eq!(world.running("web"), 1, "an update that fails goes no further:\n{}", world.picture());
+    world.service("web", web(2));
+    world.settle();
+    assert_eq!(world.running("web"), 2);
+}
+
+#[test]
+fn draining_starts_the_new_before_it_stops_the_old() {
+    let mut world = three_nodes();
+    world.service("web", web(3));
+    world.settle();
+    world.availability("n2", Availability::Drain);
+    assert_eq!(world.running("web"), 3);
+    assert!(world.picture().contains("assigned running"), "{}", world.picture());
+    world.settle();
+    assert_eq!(world.running("web"), 3);
+    assert!(world.state.tasks_of_node(&"n2".into()).all(|task| task.status.state.is_terminal()));
+}
+
+#[test]
+fn scaling_down_and_removing_leave_nothing() {
+    let mut world = three_nodes();
+    world.service("web", web(5));
+    world.settle();
+    world.request(Request::Scale { service: "web".to_owned(), replicas: 2 }).unwrap();
+    world.settle();
+    assert_eq!(world.picture(), "web.1 n1 running running\nweb.2 n2 running running");
+    let refused = world.request(Request::Remove(vec![(Kind::Network, "lab".to_owned())])).unwrap_err();
+    assert_eq!(refused, "network lab is used by web (remove those services first, or in the same command)");
+    world.request(Request::Remove(vec![(Kind::Network, "lab".to_owned()), (Kind::Service, "web".to_owned())])).unwrap();
+    world.settle();
+    assert_eq!((world.picture().as_str(), world.state.services().len(), world.state.networks().len()), ("", 0, 0));
+}
+
+#[test]
+fn an_endpoint_is_answered_only_while_it_runs_and_leaves_before_it_stops() {
+    let mut world = three_nodes();
+    world.service("web", web(2));
+    let serving = |world: &World| -> Vec<String> {
+        let view = Networks::new(&world.state).view(&"n1".into(), 1);
+        let endpoints = view.networks.iter().flat_map(|network| &network.endpoints);
+        endpoints.map(|endpoint| format!("{} {}", endpoint.task, endpoint.serving)).collect()
+    };
+    let sorted = |world: &World| {
+        let mut lines = serving(world);
+        lines.sort();
+        lines.join(", ")
+    };
+    assert_eq!(sorted(&world), "web.1 false, web.2 false");
+    world.settle();
+    assert_eq!(sorted(&world), "web.1 true, web.2 true");
+    world.request(Request::Scale { service: "web".to_owned(), replicas: 1 }).unwrap();
+    assert_eq!(sorted(&world), "web.1 true, web.2 false");
+    let view = Networks::new(&world.state).view(&"n1".into(), 1);
+    assert_eq!(view.networks[0].names, ["tasks.web", "web"]);
+    assert!(Networks::new(&world.state).view(&"n3".into(), 1).networks.is_empty(), "a node without tasks on a network does not see it");
+}
+
+#[test]
+fn bad_requests_change_nothing_and_say_what_mends_them() {
+    let mut world = three_nodes();
+    world.service("web", web(1));
+    let before = world.state.revision();
+    let service =
+        |name: &str, spec: serde_json::Value| Spec::Service(ServiceSpec { name: name.to_owned(), ..serde_json::from_value(spec).unwrap() });
+    let network = |name: &str, subnet: &str| {
+        Spec::Network(NetworkSpec { name: name.to_owned(), subnet: Some(subnet.parse().unwrap()), ..NetworkSpec::default() })
+    };
+    for (request, expected) in [
+        (
+            Request::Apply(vec![
+                (service("ok", json!({"containers": [{"image": "a"}]})), 0),
+                (service("bad", json!({"containers": [{"image": "a"}], "networks": ["nowhere"]})), 0),
+            ]),
+            "networks[0]: network nowhere of service bad does not exist (deploy the network first, or in the same files)",
+        ),
+        (
+            Request::Apply(vec![(service("web", web(2)), 1)]),
+            "version: service web has changed: it is at version 5, the request was made for version 1 \
+             (look at it again with `rclusterctl get service web -o yaml`)",
+        ),
+        (
+            Request::Apply(vec![(network("other", "10.128.0.0/16"), 0)]),
+            "subnet: subnet 10.128.0.0/16 overlaps 10.128.0.0/24 of network lab (choose another subnet, or leave it out and one is chosen)",
+        ),
+        (
+            Request::Apply(vec![(network("lab", "10.9.0.0/16"), 0)]),
+            "subnet: network lab exists and its subnet cannot change \
+             (remove the network and its services first, or give the new network another name)",
+        ),
+        (Request::Scale { service: "wbe".to_owned(), replicas: 1 }, "there is no service wbe (`rclusterctl get services` lists them)"),
+        (
+            Request::Remove(vec![(Kind::Node, "n1".to_owned())]),
+            "node n1 is ready (drain it and stop its agent first; only a node that is down can be removed)",
+        ),
+    ] {
+        assert_eq!(world.request(request).unwrap_err(), expected);
+    }
+    assert_eq!(world.state.revision(), before);
+}
+
+#[test]
+fn an_exhausted_network_says_so_and_gives_again_when_an_address_is_free() {
+    let mut world = World::new(1);
+    world.node("n1", &[]);
+    let spec = NetworkSpec { name: "small".to_owned(), subnet: Some("10.9.0.0/29".parse().unwrap()), ..NetworkSpec::default() };
+    world.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
+    world.service("web", json!({"replicas": 6, "containers": [{"image": "a"}], "networks": ["small"]}));
+    world.settle();
+    assert_eq!(world.running("web"), 5);
+    assert!(world.picture().contains("web.6 - pending running network small has no free address: 5 of 5 in use"), "{}", world.picture());
+    world.report(&world.task("web.2").id, TaskState::Failed, "crashed");
+    world.settle();
+    assert_eq!(world.running("web"), 5);
+}

@@ -1,0 +1,5 @@
+//! The brain without a network: by example and by chance.
+
+mod examples;
+mod properties;
+mod world;

@@ -1,0 +1,213 @@
+//! A cluster without a network: tables, the brain's plans applied to them, and agents that do as they are told when asked to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rcluster_api::id::{NodeId, TaskId};
+use rcluster_api::object::{Availability, Capacity, ContainerStatus, Kind, Node, NodeDescription, NodeState, Object, Task, TaskStatus};
+use rcluster_api::resource::{Bytes, Cpus};
+use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
+use rcluster_api::task::TaskState;
+use rcluster_manager::core::control::{self, Answer, Request};
+use rcluster_manager::core::node::register::{Registration, register};
+use rcluster_manager::core::node::report;
+use rcluster_manager::core::plan::{ChangeSet, Ctx, Dirty, plan, stage};
+use rcluster_manager::core::state::{Draft, State};
+
+/// The cluster and the time in it.
+pub struct World {
+    pub state: State,
+    pub now_ms: u64,
+    seen: State,
+    seed: u64,
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        let state = State::new("world".to_owned());
+        Self { seen: state.clone(), state, now_ms: 1_000_000, seed: seed * 1_000_000 }
+    }
+
+    /// Plans with what `stage_first` puts on the draft, applies, and goes on until nothing changes.
+    pub fn turn(&mut self, stage_first: impl FnOnce(&mut Draft, &mut Ctx)) -> usize {
+        let mut stage_first = Some(stage_first);
+        let mut commits = 0;
+        loop {
+            self.seed += 1;
+            let mut ctx = Ctx::new(self.now_ms, self.seed);
+            let mut draft = Draft::new(self.state.clone(), self.now_ms);
+            if let Some(stage_first) = stage_first.take() {
+                stage_first(&mut draft, &mut ctx);
+            }
+            let mut dirty = Dirty::default();
+            dirty.add_difference(&self.seen, draft.state());
+            self.seen = self.state.clone();
+            let transaction = plan(draft, &dirty, &mut ctx).transaction;
+            if transaction.changes.is_empty() {
+                return commits;
+            }
+            self.state.apply(self.state.revision() + 1, &transaction).expect("nobody else writes");
+            self.check();
+            commits += 1;
+            assert!(commits < 50, "the plan does not come to rest: {transaction:#?}");
+        }
+    }
+
+    pub fn request(&mut self, request: Request) -> Result<Answer, String> {
+        let mut outcome = None;
+        self.turn(|draft, ctx| {
+            outcome = Some(control::decide(draft.state(), request, ctx).map(|(changes, answer)| {
+                stage(draft, changes, ctx);
+                answer
+            }));
+        });
+        outcome.expect("decided").map_err(|refusal| refusal.to_string())
+    }
+
+    pub fn network(&mut self, name: &str) {
+        let spec = NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() };
+        self.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
+    }
+
+    pub fn service(&mut self, name: &str, spec: serde_json::Value) {
+        let spec = ServiceSpec { name: name.to_owned(), ..serde_json::from_value(spec).unwrap() };
+        self.request(Request::Apply(vec![(Spec::Service(spec), 0)])).unwrap();
+    }
+
+    pub fn node(&mut self, name: &str, labels: &[(&str, &str)]) {
+        let description = NodeDescription {
+            name: name.to_owned(),
+            addr: format!("10.0.0.{}", name.trim_start_matches('n').parse::<u8>().unwrap()),
+            capacity: Capacity { cpus: Cpus(2000), memory: Bytes(4 << 30) },
+            labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            ..NodeDescription::default()
+        };
+        let known = self.tasks_on(name);
+        let registration = Registration { id: name.into(), incarnation: 1, description, tasks: known };
+        let now_ms = self.now_ms;
+        self.turn(|draft, ctx| {
+            let changes = register(draft.state(), &registration, now_ms).unwrap();
+            stage(draft, changes, ctx);
+        });
+    }
+
+    fn tasks_on(&self, node: &str) -> BTreeSet<TaskId> {
+        self.state.tasks_of_node(&NodeId::from(node)).map(|task| task.id.clone()).collect()
+    }
+
+    pub fn node_state(&mut self, name: &str, state: NodeState) {
+        let node = (**self.state.find_node(name).unwrap()).clone();
+        let puts = vec![Object::Node(Node { state, ..node })];
+        self.turn(|draft, ctx| stage(draft, ChangeSet { puts, ..ChangeSet::default() }, ctx));
+    }
+
+    pub fn availability(&mut self, name: &str, availability: Availability) {
+        let request = Request::UpdateNode {
+            node: name.to_owned(),
+            availability: Some(availability),
+            labels_set: BTreeMap::new(),
+            labels_removed: Vec::new(),
+        };
+        self.request(request).unwrap();
+    }
+
+    /// An agent's word on one of its tasks.
+    pub fn report(&mut self, task: &TaskId, state: TaskState, message: &str) {
+        let Some(before) = self.state.tasks().get(task).cloned() else { return };
+        let node = before.node_id.clone().expect("only tasks on nodes are reported");
+        let container = ContainerStatus { name: "c".to_owned(), started_at_ms: self.now_ms, ..ContainerStatus::default() };
+        let containers = if state == TaskState::Running { vec![container] } else { before.status.containers.clone() };
+        let status = TaskStatus { state, message: message.to_owned(), since_ms: self.now_ms, containers };
+        self.turn(|draft, ctx| {
+            if let Some(after) = report::merge(&before, &node, &status) {
+                stage(draft, ChangeSet { puts: vec![Object::Task(Box::new(after))], ..ChangeSet::default() }, ctx);
+            }
+        });
+    }
+
+    /// Every agent that is up does what its assignments say, until all is at rest.
+    pub fn settle(&mut self) {
+        for _ in 0..200 {
+            let due = self.state.tasks().values().find_map(|task| {
+                let node = self.state.nodes().get(task.node_id.as_ref()?)?;
+                if node.state == NodeState::Down || task.status.state < TaskState::Assigned {
+                    return None;
+                }
+                let state = task.status.state;
+                if task.is_wanted() && state < TaskState::Running {
+                    Some((task.id.clone(), TaskState::Running))
+                } else if !task.is_wanted() && (!state.is_terminal() || state == TaskState::Orphaned) {
+                    Some((task.id.clone(), TaskState::Shutdown))
+                } else {
+                    None
+                }
+            });
+            match due {
+                Some((task, state)) => self.report(&task, state, ""),
+                None => return,
+            }
+        }
+        panic!("the cluster does not settle");
+    }
+
+    pub fn task(&self, name: &str) -> Task {
+        let named = self.state.tasks().values().filter(|task| task.name == name);
+        (**named.max_by_key(|task| (task.is_live(), task.stamp.created_at_ms)).unwrap_or_else(|| panic!("no task {name}"))).clone()
+    }
+
+    pub fn running(&self, service: &str) -> usize {
+        self.state
+            .tasks()
+            .values()
+            .filter(|task| task.service == service && task.is_wanted() && task.status.state == TaskState::Running)
+            .count()
+    }
+
+    /// One line for each task: name, node, state, desired state, message.
+    pub fn picture(&self) -> String {
+        let mut lines: Vec<String> = self
+            .state
+            .tasks()
+            .values()
+            .map(|task| {
+                let node = if task.node.is_empty() { "-" } else { &task.node };
+                let line = format!("{} {node} {} {} {}", task.name, task.status.state, task.desired_state, task.status.message);
+                line.trim_end().to_owned()
+            })
+            .collect();
+        lines.sort();
+        lines.join("\n")
+    }
+
+    /// What must hold after every commit.
+    pub fn check(&self) {
+        let mut addresses = BTreeMap::new();
+        let mut slots: BTreeMap<(String, u32), usize> = BTreeMap::new();
+        for task in self.state.tasks().values() {
+            let holds = !task.status.state.is_terminal() || task.may_run();
+            for attached in task.networks.iter().filter(|_| holds) {
+                let other = addresses.insert((attached.network_id.clone(), attached.ip), task.name.clone());
+                assert_eq!(other, None, "{} held twice, by {}", attached.ip, task.name);
+            }
+            if task.is_live() && task.slot > 0 {
+                *slots.entry((task.service_id.to_string(), task.slot)).or_default() += 1;
+            }
+            if task.status.state >= TaskState::Assigned {
+                assert!(task.node_id.is_some(), "{} is {} on no node", task.name, task.status.state);
+                assert_eq!(task.networks.len(), task.template.networks.len(), "{} has no address", task.name);
+            }
+        }
+        for ((service, slot), live) in slots {
+            assert!(live <= 2, "{live} live tasks in slot {slot} of {service}");
+        }
+        for node in self.state.nodes().values() {
+            let used: u64 = self
+                .state
+                .tasks_of_node(&node.id)
+                .filter(|task| task.may_run() && task.status.state != TaskState::Orphaned)
+                .map(|task| task.reserved().memory.0)
+                .sum();
+            assert!(used <= node.description.capacity.memory.0, "{} is overbooked", node.name());
+        }
+        assert!(self.state.events().values().all(|event| event.kind != Kind::Event.as_str()));
+    }
+}
