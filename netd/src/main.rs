@@ -1,1 +1,137 @@
-fn main() {}
+//! netd: see the crate's documentation.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use rcluster_api::wire::v1::netd_server::NetdServer;
+use rcluster_base::telemetry;
+use rcluster_netd::config::Config;
+use rcluster_netd::core::links::Underlay;
+use rcluster_netd::dns::{Shared, server};
+use rcluster_netd::drive::{Command, Owner, Parts};
+use rcluster_netd::kernel::Kernel;
+use rcluster_netd::kernel::linux::Linux;
+use rcluster_netd::service::{Service, listen};
+use rcluster_netd::store::Store;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tracing::{error, info};
+
+/// Commands that may wait for the owner.
+const COMMANDS_MAX: usize = 64;
+
+/// The owner's sense of time.
+const TICK: Duration = Duration::from_secs(1);
+
+/// A picture of a very large cluster.
+const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+fn main() -> ExitCode {
+    let config = Config::parse();
+    telemetry::start(config.log_format);
+    match run(&config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: &Config) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("netd must run as root (CAP_NET_ADMIN and CAP_SYS_ADMIN): it makes network namespaces and devices");
+    }
+    for dir in [&config.state_dir, &config.run_dir] {
+        fs::create_dir_all(dir).with_context(|| format!("make the directory {}", dir.display()))?;
+    }
+    let run_dir = config.run_dir.canonicalize().with_context(|| format!("find the directory {}", config.run_dir.display()))?;
+    let _lock = lock(&run_dir)?;
+
+    let (mut kernel, adopted) = Linux::start(&run_dir, config.addr).context("prepare the kernel")?;
+    let underlay = Underlay { addr: config.addr, overlay_mtu: kernel.overlay_mtu()? };
+    let shared = Arc::new(Shared::default());
+    let store = Store::new(&config.state_dir, &run_dir);
+    let owner = Owner::start(Parts { kernel, store, shared: shared.clone(), pins: run_dir.join("netns"), underlay, adopted })?;
+    let sockets = owner.kernel().resolver_sockets().context("open the resolver's sockets")?;
+    server::serve_udp(sockets.udp, shared.clone()).context("start the resolver's thread")?;
+
+    let (commands, queue) = mpsc::channel(COMMANDS_MAX);
+    let owner = thread::Builder::new().name("dataplane".to_owned()).spawn(move || owner.run(queue)).context("start the owner's thread")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let served = runtime.block_on(serve(&run_dir.join("netd.sock"), commands, sockets.tcp, shared));
+    drop(runtime);
+    if owner.join().is_err() {
+        bail!("the dataplane's owner panicked");
+    }
+    info!("stopped; the dataplane stays as it is");
+    served
+}
+
+async fn serve(socket: &Path, commands: mpsc::Sender<Command>, tcp: std::net::TcpListener, shared: Arc<Shared>) -> Result<()> {
+    let listener = listen(socket).with_context(|| format!("listen at {}", socket.display()))?;
+    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    let service = NetdServer::new(Service::new(commands.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    info!(socket = %socket.display(), "serving");
+    tokio::select! {
+        served = Server::builder().add_service(service).serve_with_incoming(UnixListenerStream::new(listener)) => served.context("serve"),
+        served = server::serve_tcp(tcp, shared) => served.context("serve DNS over TCP"),
+        () = tick(commands) => bail!("the dataplane's owner has ended"),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+/// Ends when the owner does.
+async fn tick(commands: mpsc::Sender<Command>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks.tick().await;
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = commands.closed() => return,
+        }
+        if commands.send(Command::Tick).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// One netd per run directory: the kernel frees the lock when its process ends, however it ends.
+fn lock(run_dir: &Path) -> Result<Flock<File>> {
+    let path = run_dir.join("netd.lock");
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            lock.set_len(0)?;
+            lock.rewind()?;
+            write!(lock, "{}", std::process::id()).with_context(|| format!("write {}", path.display()))?;
+            Ok(lock)
+        }
+        Err((mut file, Errno::EWOULDBLOCK)) => {
+            let mut holder = String::new();
+            file.read_to_string(&mut holder).with_context(|| format!("read {}", path.display()))?;
+            bail!("another rcluster-netd (process {holder}) serves {}; stop it, or give another --run-dir", run_dir.display());
+        }
+        Err((_, errno)) => Err(errno).with_context(|| format!("lock {}", path.display())),
+    }
+}

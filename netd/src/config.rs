@@ -1,0 +1,28 @@
+//! netd's command line.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use clap::Parser;
+use rcluster_base::telemetry::LogFormat;
+
+/// The node's network: overlay, DNS, isolation. Needs root and a kernel with VXLAN, veth and nf_tables; nothing else.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "rcluster-netd", version)]
+pub struct Config {
+    /// Where the picture in force is kept; on disk, so that it outlives a power cut
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: PathBuf,
+
+    /// Where the socket and the namespaces' pins are; on tmpfs, so that they go with a reboot
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: PathBuf,
+
+    /// This host's address on the underlay, by which the other nodes reach it
+    #[arg(long, value_name = "IP")]
+    pub addr: Ipv4Addr,
+
+    /// text or json
+    #[arg(long, default_value = "text", value_name = "FORMAT")]
+    pub log_format: LogFormat,
+}

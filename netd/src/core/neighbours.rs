@@ -1,0 +1,100 @@
+//! How packets leave the router namespace: routes, static neighbours, and the VXLAN devices' forwarding entries.
+//!
+//! A remote endpoint costs one route: its /32 via its node's underlay address, on the network's VXLAN device. That next hop is only a
+//! handle (the underlay itself is not routed in this namespace): a static neighbour turns it into the node's hardware address, and a
+//! static forwarding entry sends that to the node. Both are per (network, node), so an endpoint that comes or goes never touches them
+//! while others of its node remain. A pod here costs a route and a neighbour on its veth.
+//!
+//! Everything else is routed to the loopback, where it never gets: on its way the rules reject it, and the sender hears so at once. A
+//! `prohibit` route would say the same, but to each sender only once a second: its answers are rationed by a limit that cannot be set
+//! for one namespace (`net.ipv4.route.error_cost`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::links::{LOOPBACK, Mac, Underlay, pod_mac, veth_name, vtep_mac, vxlan_name};
+use super::picture::{Attachments, Picture, Place};
+
+/// Where a destination goes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Route {
+    /// Straight onto a device.
+    Link { link: String },
+    /// Via a next hop on a device.
+    Via { link: String, gateway: Ipv4Addr },
+}
+
+/// A forwarding entry of a VXLAN device: frames to `mac` go to the node at `node`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Forward {
+    pub link: String,
+    pub mac: Mac,
+    pub node: Ipv4Addr,
+}
+
+/// Static neighbours by (device, address).
+pub type Neighbours = BTreeMap<(String, Ipv4Addr), Mac>;
+
+impl Route {
+    /// The device it needs.
+    pub fn link(&self) -> &str {
+        match self {
+            Self::Link { link } | Self::Via { link, .. } => link,
+        }
+    }
+}
+
+/// Routes, neighbours and forwarding entries together.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Paths {
+    pub routes: BTreeMap<Ipv4Net, Route>,
+    pub neighbours: Neighbours,
+    pub forwards: BTreeSet<Forward>,
+}
+
+/// The paths to every endpoint of the picture and every pod here. An address that is attached here is here, whatever the picture
+/// says; [`held_twice`] names such addresses.
+pub fn paths(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> Paths {
+    let mut paths = Paths::default();
+    paths.routes.insert(Ipv4Net::default(), Route::Link { link: LOOPBACK.to_owned() });
+    for network in picture.networks.values() {
+        let link = vxlan_name(network.vni);
+        for (ip, endpoint) in &network.endpoints {
+            let Place::Node(node) = endpoint.place else { continue };
+            if node == underlay.addr {
+                continue;
+            }
+            paths.routes.insert(Ipv4Net::from(*ip), Route::Via { link: link.clone(), gateway: node });
+            paths.neighbours.insert((link.clone(), node), vtep_mac(node));
+            paths.forwards.insert(Forward { link: link.clone(), mac: vtep_mac(node), node });
+        }
+    }
+    for (task_id, attachment) in attachments {
+        for membership in &attachment.networks {
+            let link = veth_name(task_id, &membership.network_id);
+            paths.neighbours.insert((link.clone(), membership.ip), pod_mac(membership.ip));
+            paths.routes.insert(Ipv4Net::from(membership.ip), Route::Link { link });
+        }
+    }
+    paths
+}
+
+/// Addresses of pods here that the picture places on another node.
+pub fn held_twice(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (task_id, attachment) in attachments {
+        for membership in &attachment.networks {
+            let endpoint = picture.networks.get(&membership.network_id).and_then(|network| network.endpoints.get(&membership.ip));
+            match endpoint.map(|endpoint| (endpoint.place, &endpoint.task_id)) {
+                Some((Place::Node(node), holder)) if node != underlay.addr => problems.push(format!(
+                    "{} is attached here by task {task_id}, but the picture gives it to task {holder} behind {node}; the pod here keeps it",
+                    membership.ip
+                )),
+                Some(_) | None => {}
+            }
+        }
+    }
+    problems
+}

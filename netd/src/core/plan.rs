@@ -1,0 +1,336 @@
+//! From what the kernel holds to what it shall hold: an ordered list of operations.
+//!
+//! In: the wanted and the observed `Dataplane`. Out: a `Plan` in two halves; between them DNS changes over, so that a name never
+//! leads where no path is yet, and a path outlives the name that leads to it.
+//!
+//! ```text
+//! add     rules ─► resolver ─► forwarding ─► pods ─► devices ─► neighbours, forwarding entries ─► routes ─► elements
+//! (DNS)
+//! remove  elements ─► routes ─► neighbours, forwarding entries ─► devices, pods
+//! ```
+//!
+//! Rules stand before the first packet can be forwarded and before the first device exists. What is already right is never touched: a
+//! plan over a dataplane that is as wanted is empty. Never: looks at the kernel.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::dataplane::Dataplane;
+use super::links::{Interface, Link, LinkKind, Mac};
+use super::neighbours::{Forward, Route};
+use super::rules::Element;
+
+/// One deed. Each can be repeated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Replaces our table whole; its sets are empty afterwards.
+    LoadRules,
+    PrepareResolver,
+    EnableForwarding,
+    AddPod {
+        task: String,
+    },
+    AddVxlan {
+        name: String,
+        link: Link,
+    },
+    /// Both ends at once, with their hardware addresses; the pod's is configured next.
+    AddVeth {
+        name: String,
+        link: Link,
+        task: String,
+        interface: String,
+        end: Interface,
+    },
+    /// Sets hardware address, MTU and state.
+    MendLink {
+        name: String,
+        link: Link,
+    },
+    /// Address, gateway, routes, hardware address, MTU and state of a pod's interface.
+    ConfigurePod {
+        task: String,
+        interface: String,
+        end: Interface,
+    },
+    SetNeighbour {
+        link: String,
+        ip: Ipv4Addr,
+        mac: Mac,
+    },
+    SetForward(Forward),
+    SetRoute {
+        to: Ipv4Net,
+        route: Route,
+    },
+    AddElement(Element),
+    RemoveElement(Element),
+    RemoveRoute {
+        to: Ipv4Net,
+        route: Route,
+    },
+    RemoveNeighbour {
+        link: String,
+        ip: Ipv4Addr,
+    },
+    RemoveForward(Forward),
+    RemoveLink {
+        name: String,
+    },
+    RemovePod {
+        task: String,
+    },
+}
+
+/// Operations in order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// Before DNS changes over.
+    pub add: Vec<Op>,
+    /// After it.
+    pub remove: Vec<Op>,
+}
+
+impl Op {
+    /// Whether its success decides on that of the pod with these devices.
+    pub fn concerns(&self, task_id: &str, links: &[String]) -> bool {
+        let of_links = |link: &String| links.contains(link);
+        match self {
+            Self::LoadRules | Self::PrepareResolver | Self::EnableForwarding => true,
+            Self::AddPod { task } | Self::RemovePod { task } | Self::ConfigurePod { task, .. } | Self::AddVeth { task, .. } => {
+                task == task_id
+            }
+            Self::AddVxlan { name, .. } | Self::MendLink { name, .. } | Self::RemoveLink { name } => of_links(name),
+            Self::SetNeighbour { link, .. } | Self::RemoveNeighbour { link, .. } => of_links(link),
+            Self::SetForward(forward) | Self::RemoveForward(forward) => of_links(&forward.link),
+            Self::SetRoute { route, .. } | Self::RemoveRoute { route, .. } => links.iter().any(|link| link == route.link()),
+            Self::AddElement(element) | Self::RemoveElement(element) => of_links(element.link()),
+        }
+    }
+}
+
+impl Plan {
+    /// Nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.add.is_empty() && self.remove.is_empty()
+    }
+}
+
+/// How to get from `observed` to `wanted`.
+pub fn plan(wanted: &Dataplane, observed: &Dataplane) -> Plan {
+    let mut now = observed.clone();
+    let mut add = Vec::new();
+    for phase in [foundations, new_pods, new_links, mended, new_paths, new_elements] {
+        let ops = phase(wanted, &now);
+        step(&mut now, &mut add, ops);
+    }
+    let mut remove = Vec::new();
+    for phase in [old_elements, old_routes, old_neighbours, old_links] {
+        let ops = phase(wanted, &now);
+        step(&mut now, &mut remove, ops);
+    }
+    Plan { add, remove }
+}
+
+fn step(now: &mut Dataplane, plan: &mut Vec<Op>, ops: Vec<Op>) {
+    for op in ops {
+        now.absorb(&op);
+        plan.push(op);
+    }
+}
+
+fn foundations(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    let mut ops = Vec::new();
+    if wanted.rules != now.rules {
+        ops.push(Op::LoadRules);
+    }
+    if wanted.resolver && !now.resolver {
+        ops.push(Op::PrepareResolver);
+    }
+    if wanted.forwarding && !now.forwarding {
+        ops.push(Op::EnableForwarding);
+    }
+    ops
+}
+
+/// A pod whose pin is lost but whose devices live on still has its namespace, held by its processes; a second one would split it.
+fn new_pods(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    let lost = |(task, pod): &(&String, &super::links::Pod)| {
+        !now.pods.contains_key(*task) && !pod.values().any(|interface| now.links.contains_key(&interface.link))
+    };
+    wanted.pods.iter().filter(lost).map(|(task, _)| Op::AddPod { task: task.clone() }).collect()
+}
+
+fn new_links(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    let mut ops = Vec::new();
+    for (name, link) in &wanted.links {
+        match now.links.get(name) {
+            Some(observed) if observed.kind == link.kind && !is_misplaced(name, wanted, now) => continue,
+            Some(_) => ops.push(Op::RemoveLink { name: name.clone() }),
+            None => {}
+        }
+        match link.kind {
+            LinkKind::Vxlan { .. } => ops.push(Op::AddVxlan { name: name.clone(), link: link.clone() }),
+            LinkKind::Veth => {
+                if let Some((task, interface, end)) = wanted.interface_behind(name) {
+                    ops.push(Op::AddVeth {
+                        name: name.clone(),
+                        link: link.clone(),
+                        task: task.to_owned(),
+                        interface: interface.to_owned(),
+                        end: end.clone(),
+                    });
+                }
+            }
+        }
+    }
+    ops
+}
+
+/// Whether a veth's other end is seen where it does not belong: in another pod, or under another name.
+fn is_misplaced(link: &str, wanted: &Dataplane, now: &Dataplane) -> bool {
+    let place =
+        |dataplane: &Dataplane| dataplane.interface_behind(link).map(|(task, interface, _)| (task.to_owned(), interface.to_owned()));
+    place(now).is_some_and(|seen| place(wanted).is_some_and(|due| due != seen))
+}
+
+fn mended(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    let links = wanted.links.iter().filter(|(name, link)| now.links.get(*name).is_some_and(|observed| observed != *link));
+    let mut ops: Vec<Op> = links.map(|(name, link)| Op::MendLink { name: name.clone(), link: link.clone() }).collect();
+    for (task, pod) in &wanted.pods {
+        let Some(observed) = now.pods.get(task) else { continue };
+        for (interface, end) in pod {
+            if observed.get(interface) != Some(end) {
+                ops.push(Op::ConfigurePod { task: task.clone(), interface: interface.clone(), end: end.clone() });
+            }
+        }
+    }
+    ops
+}
+
+fn new_paths(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    let mut ops = Vec::new();
+    for ((link, ip), mac) in &wanted.neighbours {
+        if now.neighbours.get(&(link.clone(), *ip)) != Some(mac) {
+            ops.push(Op::SetNeighbour { link: link.clone(), ip: *ip, mac: *mac });
+        }
+    }
+    ops.extend(wanted.forwards.difference(&now.forwards).cloned().map(Op::SetForward));
+    for (to, route) in &wanted.routes {
+        if now.routes.get(to) != Some(route) {
+            ops.push(Op::SetRoute { to: *to, route: route.clone() });
+        }
+    }
+    ops
+}
+
+/// An element whose key is taken by another makes it go first, in the same transaction.
+fn new_elements(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    let mut ops = Vec::new();
+    for element in wanted.elements.difference(&now.elements) {
+        let in_the_way = now.elements.iter().filter(|other| other.collides(element));
+        ops.extend(in_the_way.cloned().map(Op::RemoveElement));
+        ops.push(Op::AddElement(element.clone()));
+    }
+    ops
+}
+
+fn old_elements(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    now.elements.difference(&wanted.elements).cloned().map(Op::RemoveElement).collect()
+}
+
+fn old_routes(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    let old = now.routes.iter().filter(|(to, _)| !wanted.routes.contains_key(to));
+    old.map(|(to, route)| Op::RemoveRoute { to: *to, route: route.clone() }).collect()
+}
+
+fn old_neighbours(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    let old = now.neighbours.keys().filter(|key| !wanted.neighbours.contains_key(key));
+    let mut ops: Vec<Op> = old.map(|(link, ip)| Op::RemoveNeighbour { link: link.clone(), ip: *ip }).collect();
+    ops.extend(now.forwards.difference(&wanted.forwards).cloned().map(Op::RemoveForward));
+    ops
+}
+
+/// A pod's namespace takes its devices along, in one batch of the kernel's; only devices that no such namespace will take are
+/// removed one by one, which costs the kernel an RCU wait each.
+fn old_links(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    let mut ops = Vec::new();
+    let old_pods: Vec<&String> = now.pods.keys().filter(|task| !wanted.pods.contains_key(*task)).collect();
+    for name in now.links.keys().filter(|name| !wanted.links.contains_key(*name)) {
+        let taken_along = now.task_behind(name).is_some_and(|task| old_pods.iter().any(|old| *old == task));
+        if !taken_along {
+            ops.push(Op::RemoveLink { name: name.clone() });
+        }
+    }
+    ops.extend(old_pods.into_iter().map(|task| Op::RemovePod { task: task.clone() }));
+    ops
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LoadRules => write!(f, "load rules"),
+            Self::PrepareResolver => write!(f, "prepare resolver"),
+            Self::EnableForwarding => write!(f, "enable forwarding"),
+            Self::AddPod { task } => write!(f, "add pod {task}"),
+            Self::AddVxlan { name, link } => write!(f, "add vxlan {name} {link}"),
+            Self::AddVeth { name, link, task, interface, .. } => write!(f, "add veth {name} {link} to {task}/{interface}"),
+            Self::MendLink { name, link } => write!(f, "mend device {name} {link}"),
+            Self::ConfigurePod { task, interface, end } => write!(f, "configure {task}/{interface} {}", end.ip),
+            Self::SetNeighbour { link, ip, mac } => write!(f, "set neighbour {ip} is {mac} on {link}"),
+            Self::SetForward(forward) => write!(f, "set forward {forward}"),
+            Self::SetRoute { to, route } => write!(f, "set route {to} {route}"),
+            Self::AddElement(element) => write!(f, "add element {element}"),
+            Self::RemoveElement(element) => write!(f, "remove element {element}"),
+            Self::RemoveRoute { to, route } => write!(f, "remove route {to} {route}"),
+            Self::RemoveNeighbour { link, ip } => write!(f, "remove neighbour {ip} on {link}"),
+            Self::RemoveForward(forward) => write!(f, "remove forward {forward}"),
+            Self::RemoveLink { name } => write!(f, "remove device {name}"),
+            Self::RemovePod { task } => write!(f, "remove pod {task}"),
+        }
+    }
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            LinkKind::Vxlan { vni, local, port, .. } => write!(f, "vni {vni} from {local} port {port} ")?,
+            LinkKind::Veth => {}
+        }
+        write!(f, "mac {} mtu {} {}", self.mac, self.mtu, if self.up { "up" } else { "down" })
+    }
+}
+
+impl fmt::Display for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {} on {}", self.mac, self.node, self.link)
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link { link } => write!(f, "on {link}"),
+            Self::Via { link, gateway } => write!(f, "via {gateway} on {link}"),
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for op in &self.add {
+            writeln!(f, "{op}")?;
+        }
+        writeln!(f, "-- dns")?;
+        for op in &self.remove {
+            writeln!(f, "{op}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+pub mod tests;

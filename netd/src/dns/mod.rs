@@ -1,0 +1,55 @@
+//! The resolver: one UDP and one TCP socket on the router namespace's link-local address, for all pods of the node.
+//!
+//! Who asks is known by the device on which a datagram came in (`IP_PKTINFO`), over TCP by the source address; a pod can forge neither, for
+//! the rules drop what does not come from its own address on its own device. What an asker sees stands on a `Board`, which is swapped
+//! whole; `core::names` answers, `wire` speaks DNS. UDP is served by one thread with a blocking socket, TCP by the runtime. Never: asks
+//! another resolver.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use arc_swap::ArcSwap;
+
+use crate::core::links::veth_name;
+use crate::core::names::Sight;
+use crate::core::picture::Attachments;
+
+pub mod server;
+
+mod wire;
+
+/// What every asker sees.
+#[derive(Debug, Default)]
+pub struct Board {
+    by_index: BTreeMap<u32, Sight>,
+    by_address: BTreeMap<Ipv4Addr, Sight>,
+}
+
+/// The board in force and the count of questions.
+#[derive(Debug, Default)]
+pub struct Shared {
+    pub board: ArcSwap<Board>,
+    pub queries: AtomicU64,
+}
+
+impl Board {
+    /// `sights` by task id; `indexes` are the router's devices by name.
+    pub fn new(sights: &BTreeMap<String, Sight>, attachments: &Attachments, indexes: &BTreeMap<String, u32>) -> Self {
+        let mut board = Self::default();
+        for (task_id, attachment) in attachments {
+            let Some(sight) = sights.get(task_id) else { continue };
+            for membership in &attachment.networks {
+                board.by_address.insert(membership.ip, sight.clone());
+                if let Some(index) = indexes.get(&veth_name(task_id, &membership.network_id)) {
+                    board.by_index.insert(*index, sight.clone());
+                }
+            }
+        }
+        board
+    }
+}
+
+/// What the resolver's two halves and the dataplane's owner have in common.
+pub type SharedBoard = Arc<Shared>;

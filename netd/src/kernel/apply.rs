@@ -1,0 +1,268 @@
+//! Operations carried out on the real kernel. Neighbours, forwarding entries and routes that follow each other go out in one batch, elements
+//! in one transaction. Removing what is not there is success.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+use netlink_packet_route::RouteNetlinkMessage;
+use nix::errno::Errno;
+
+use super::linux::{Linux, ROUTER};
+use super::messages::{self, CREATE, Next, REPLACE};
+use super::{Failure, KernelError, netns, nft, observe};
+use crate::core::links::{Interface, Link, LinkKind, RESOLVER};
+use crate::core::neighbours::Route;
+use crate::core::plan::Op;
+use crate::core::rules;
+
+/// How operations go to the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// As messages of one batch.
+    Batch,
+    /// As elements of one transaction.
+    Transaction,
+    OneByOne,
+}
+
+fn manner(op: &Op) -> Manner {
+    match op {
+        Op::SetNeighbour { .. }
+        | Op::SetForward(_)
+        | Op::SetRoute { .. }
+        | Op::RemoveRoute { .. }
+        | Op::RemoveNeighbour { .. }
+        | Op::RemoveForward(_) => Manner::Batch,
+        Op::AddElement(_) | Op::RemoveElement(_) => Manner::Transaction,
+        Op::LoadRules
+        | Op::PrepareResolver
+        | Op::EnableForwarding
+        | Op::AddPod { .. }
+        | Op::AddVxlan { .. }
+        | Op::AddVeth { .. }
+        | Op::MendLink { .. }
+        | Op::ConfigurePod { .. }
+        | Op::RemoveLink { .. }
+        | Op::RemovePod { .. } => Manner::OneByOne,
+    }
+}
+
+/// Carries out the operations in order.
+pub fn apply(linux: &mut Linux, ops: &[Op]) -> Vec<Failure> {
+    let mut failures = Vec::new();
+    let mut start = 0;
+    for group in ops.chunk_by(|one, next| manner(one) == manner(next)) {
+        let fails = |(index, error)| Failure { index: start + index, error };
+        match manner(&group[0]) {
+            Manner::Batch => failures.extend(batch(linux, group).into_iter().map(fails)),
+            Manner::Transaction => failures.extend(transaction(linux, group).into_iter().map(fails)),
+            Manner::OneByOne => {
+                let errors = group.iter().enumerate().filter_map(|(index, op)| one(linux, op).err().map(|error| (index, error)));
+                failures.extend(errors.map(fails));
+            }
+        }
+        start += group.len();
+    }
+    failures
+}
+
+fn batch(linux: &mut Linux, ops: &[Op]) -> Vec<(usize, KernelError)> {
+    let mut failures = Vec::new();
+    let mut places = Vec::new();
+    let mut batch = Vec::new();
+    for (index, op) in ops.iter().enumerate() {
+        match message(linux, op) {
+            Ok(Some(message)) => {
+                places.push(index);
+                batch.push(message);
+            }
+            Ok(None) => {}
+            Err(error) => failures.push((index, error)),
+        }
+    }
+    match linux.router.batch(batch) {
+        Ok(errors) => {
+            for (place, errno) in errors {
+                let op = &ops[places[place]];
+                if !(is_removal(op) && is_absent(errno)) {
+                    failures.push((places[place], KernelError::Refused { what: op.to_string(), errno }));
+                }
+            }
+        }
+        Err(error) => {
+            let why = error.to_string();
+            failures.extend(places.into_iter().map(|place| (place, KernelError::Decode { why: why.clone() })));
+        }
+    }
+    failures
+}
+
+fn is_removal(op: &Op) -> bool {
+    matches!(op, Op::RemoveRoute { .. } | Op::RemoveNeighbour { .. } | Op::RemoveForward(_))
+}
+
+fn is_absent(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::ESRCH | Errno::ENODEV)
+}
+
+/// `None` for the removal of something whose device is gone: the kernel took it along.
+fn message(linux: &Linux, op: &Op) -> Result<Option<(RouteNetlinkMessage, u16)>, KernelError> {
+    let index = |link: &str| linux.indexes.get(link).copied().ok_or_else(|| KernelError::NoLink { name: link.to_owned() });
+    let next = |route: &Route| {
+        Ok(match route {
+            Route::Link { link } => Next::Device(index(link)?),
+            Route::Via { link, gateway } => Next::Gateway { device: index(link)?, address: *gateway, source: None },
+        })
+    };
+    let message = match op {
+        Op::SetNeighbour { link, ip, mac } => {
+            (RouteNetlinkMessage::NewNeighbour(messages::neighbour(index(link)?, *ip, Some(*mac))), REPLACE)
+        }
+        Op::SetForward(forward) => {
+            (RouteNetlinkMessage::NewNeighbour(messages::forward(index(&forward.link)?, forward.mac, forward.node)), REPLACE)
+        }
+        Op::SetRoute { to, route } => (RouteNetlinkMessage::NewRoute(messages::route(*to, next(route)?)), REPLACE),
+        Op::RemoveRoute { to, route } => match next(route) {
+            Ok(next) => (RouteNetlinkMessage::DelRoute(messages::route(*to, next)), 0),
+            Err(KernelError::NoLink { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        },
+        Op::RemoveNeighbour { link, ip } => match index(link) {
+            Ok(index) => (RouteNetlinkMessage::DelNeighbour(messages::neighbour(index, *ip, None)), 0),
+            Err(_) => return Ok(None),
+        },
+        Op::RemoveForward(forward) => match index(&forward.link) {
+            Ok(index) => (RouteNetlinkMessage::DelNeighbour(messages::forward(index, forward.mac, forward.node)), 0),
+            Err(_) => return Ok(None),
+        },
+        _ => return Ok(None),
+    };
+    Ok(Some(message))
+}
+
+fn transaction(linux: &mut Linux, ops: &[Op]) -> Vec<(usize, KernelError)> {
+    let changes = ops.iter().filter_map(|op| match op {
+        Op::AddElement(element) => Some((true, element)),
+        Op::RemoveElement(element) => Some((false, element)),
+        _ => None,
+    });
+    let Err(error) = nft::change(&mut linux.rules, changes) else { return Vec::new() };
+    // All or nothing: every one of them failed, for this one reason.
+    let why = error.to_string();
+    ops.iter().enumerate().map(|(index, op)| (index, KernelError::Missing { why: format!("{op}, with others: {why}") })).collect()
+}
+
+fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {
+    match op {
+        Op::LoadRules => nft::load(&mut linux.rules, &rules::skeleton()),
+        Op::PrepareResolver => {
+            linux.router.request("bring up the router's loopback", messages::loopback_up(), 0)?;
+            linux.router.request("give the router the resolver's address", messages::loopback_address(RESOLVER), REPLACE)
+        }
+        Op::EnableForwarding => linux.enable_forwarding(),
+        Op::AddPod { task } => linux.create_pod(task),
+        Op::AddVxlan { name, link } => add_vxlan(linux, name, link),
+        Op::AddVeth { name, link, task, interface, end } => add_veth(linux, name, link, task, (interface, end)),
+        Op::MendLink { name, link } => {
+            let index = linux.indexes.get(name).copied().ok_or_else(|| KernelError::NoLink { name: name.clone() })?;
+            linux.router.request(&op.to_string(), messages::set_link(index, link.mac, link.mtu, link.up), 0)
+        }
+        Op::ConfigurePod { task, interface, end } => configure_pod(linux, task, interface, end),
+        Op::RemoveLink { name } => remove_link(linux, name),
+        Op::RemovePod { task } => netns::remove(&linux.pin(task)),
+        _ => Ok(()),
+    }
+}
+
+fn add_vxlan(linux: &mut Linux, name: &str, link: &Link) -> Result<(), KernelError> {
+    let LinkKind::Vxlan { vni, local, port, .. } = link.kind else {
+        return Err(KernelError::Missing { why: format!("{name} is not a VXLAN device") });
+    };
+    let path = linux.pins.join(ROUTER);
+    let router = File::open(&path).map_err(|source| KernelError::Namespace { path, source })?;
+    let message = messages::new_vxlan(name, router.as_raw_fd(), vni, local, port, link.mac, link.mtu);
+    let what = format!("add vxlan {name}");
+    let made = match linux.host.request(&what, message.clone(), CREATE) {
+        Err(KernelError::Refused { errno: Errno::EEXIST, .. }) if lookup(linux, name)?.is_some() => {
+            remove_link(linux, name)?;
+            linux.host.request(&what, message, CREATE)
+        }
+        other => other,
+    };
+    match made {
+        Err(KernelError::Refused { errno: Errno::EEXIST, .. }) => Err(KernelError::Missing {
+            why: format!("VNI {vni} is taken by another VXLAN device of this host on port {port}; remove that device"),
+        }),
+        Err(KernelError::Refused { errno: Errno::EADDRINUSE, .. }) => {
+            Err(KernelError::Missing { why: format!("UDP port {port} is held by another program of this host; the overlay needs it") })
+        }
+        other => other,
+    }?;
+    learn(linux, name)
+}
+
+fn add_veth(linux: &mut Linux, name: &str, link: &Link, task: &str, (interface, end): (&str, &Interface)) -> Result<(), KernelError> {
+    let path = linux.pin(task);
+    let pod = File::open(&path).map_err(|source| KernelError::Namespace { path, source })?;
+    let message = messages::new_veth((name, link.mac), (interface, end.mac), pod.as_raw_fd(), link.mtu);
+    let what = format!("add veth {name} for {task}");
+    match linux.router.request(&what, message.clone(), CREATE) {
+        // What is left of a namespace that the kernel is still taking down.
+        Err(KernelError::Refused { errno: Errno::EEXIST, .. }) => {
+            remove_link(linux, name)?;
+            linux.router.request(&what, message, CREATE)?;
+        }
+        other => other?,
+    }
+    learn(linux, name)
+}
+
+/// Inside the pod: all in one batch.
+fn configure_pod(linux: &mut Linux, task: &str, interface: &str, end: &Interface) -> Result<(), KernelError> {
+    let mut netlink = linux.pod_netlink(task)?;
+    let devices: BTreeMap<String, u32> = observe::devices(&mut netlink)?.into_iter().map(|device| (device.name, device.index)).collect();
+    let index = *devices
+        .get(interface)
+        .ok_or_else(|| KernelError::Missing { why: format!("pod {task} has no device {interface}; detach and attach it again") })?;
+    let mut batch = vec![
+        (messages::loopback_up(), 0),
+        (messages::set_link(index, end.mac, end.mtu, end.up), 0),
+        (messages::new_address(index, end.ip), REPLACE),
+        (RouteNetlinkMessage::NewNeighbour(messages::neighbour(index, RESOLVER, Some(end.gateway))), REPLACE),
+    ];
+    for to in &end.routes {
+        let next = Next::Gateway { device: index, address: RESOLVER, source: Some(end.ip) };
+        batch.push((RouteNetlinkMessage::NewRoute(messages::route(*to, next)), REPLACE));
+    }
+    match netlink.batch(batch)?.into_iter().next() {
+        Some((_, errno)) => Err(KernelError::Refused { what: format!("configure {task}/{interface} {}", end.ip), errno }),
+        None => Ok(()),
+    }
+}
+
+fn remove_link(linux: &mut Linux, name: &str) -> Result<(), KernelError> {
+    let Some(index) = lookup(linux, name)? else { return Ok(()) };
+    linux.indexes.remove(name);
+    match linux.router.request(&format!("remove device {name}"), messages::del_link(index), 0) {
+        Err(KernelError::Refused { errno, .. }) if is_absent(errno) => Ok(()),
+        other => other,
+    }
+}
+
+fn learn(linux: &mut Linux, name: &str) -> Result<(), KernelError> {
+    let index = lookup(linux, name)?.ok_or_else(|| KernelError::NoLink { name: name.to_owned() })?;
+    linux.indexes.insert(name.to_owned(), index);
+    Ok(())
+}
+
+fn lookup(linux: &mut Linux, name: &str) -> Result<Option<u32>, KernelError> {
+    match linux.router.ask(&format!("look up device {name}"), messages::get_link(name)) {
+        Ok(answers) => Ok(answers.iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some(observe::device(link).index),
+            _ => None,
+        })),
+        Err(error) if error.errno().is_some_and(is_absent) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,46 @@
+//! A kernel that holds a `Dataplane` and obeys, except where it is told to refuse.
+
+use std::collections::BTreeMap;
+
+use nix::errno::Errno;
+
+use super::{Failure, Kernel, KernelError, Pods};
+use crate::core::dataplane::Dataplane;
+use crate::core::plan::Op;
+
+/// Simulates the kernel; `refuses` names, by a part of their text, operations that fail.
+#[derive(Debug, Default)]
+pub struct Fake {
+    pub held: Dataplane,
+    pub refuses: Option<&'static str>,
+    /// Everything that was asked of it.
+    pub obeyed: Vec<String>,
+}
+
+impl Kernel for Fake {
+    fn observe(&mut self, _: Pods<'_>) -> Result<Dataplane, KernelError> {
+        Ok(self.held.clone())
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Failure> {
+        let mut failures = Vec::new();
+        for (index, op) in ops.iter().enumerate() {
+            let text = op.to_string();
+            if self.refuses.is_some_and(|part| text.contains(part)) {
+                failures.push(Failure { index, error: KernelError::Refused { what: text, errno: Errno::EPERM } });
+            } else {
+                self.held.absorb(op);
+                self.obeyed.push(text);
+            }
+        }
+        failures
+    }
+
+    fn indexes(&self) -> BTreeMap<u32, String> {
+        (10..).zip(self.held.links.keys().cloned()).collect()
+    }
+
+    fn overlay_mtu(&mut self) -> Result<u32, KernelError> {
+        Ok(1450)
+    }
+}

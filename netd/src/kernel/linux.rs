@@ -1,0 +1,230 @@
+//! The real kernel: the host's namespace, the router's, and the pods', under one run directory.
+//!
+//! ```text
+//! host namespace          router namespace (R/netns/router)             pod namespace (R/netns/<task id>)
+//! underlay ── UDP 4789 ┄┄ v<vni>  ── routes, rules ── p<hash> ═ veth ═ eth0, address /32
+//!                                   lo: resolver, gateway
+//! ```
+//!
+//! The router namespace is adopted if it is pinned already; nothing in it is reset.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use netlink_packet_route::link::InfoKind;
+use nix::errno::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::netlink::Netlink;
+use super::{Failure, Kernel, KernelError, Pods, apply, messages, netns, nft, observe};
+use crate::core::dataplane::Dataplane;
+use crate::core::links::{Pod, RESOLVER, VXLAN_OVERHEAD};
+use crate::core::plan::Op;
+
+/// The router namespace's pin in the pins' directory; no task may have this id.
+pub const ROUTER: &str = "router";
+
+const NETLINK_ROUTE: isize = 0;
+const DNS_PORT: u16 = 53;
+
+/// Smallest underlay MTU that leaves IPv4's 576 bytes to pods.
+const UNDERLAY_MTU_MIN: u32 = 576 + VXLAN_OVERHEAD;
+
+/// The sysctls of the router namespace once it forwards: strict reverse paths everywhere, and no limit on how often one pod is told
+/// that it is refused (by default it is once a second, after which refusals look like losses). The limit for all together stays.
+const FORWARDING: [(&str, &str); 4] =
+    [("ipv4/conf/all/rp_filter", "1"), ("ipv4/conf/default/rp_filter", "1"), ("ipv4/icmp_ratelimit", "0"), ("ipv4/ip_forward", "1")];
+
+/// The node's kernel.
+pub struct Linux {
+    /// R/netns.
+    pub(super) pins: PathBuf,
+    pub(super) addr: Ipv4Addr,
+    pub(super) host: Netlink,
+    pub(super) router: Netlink,
+    pub(super) rules: Netlink,
+    /// The router namespace's devices by name, as last seen or made.
+    pub(super) indexes: BTreeMap<String, u32>,
+}
+
+/// The resolver's sockets, bound in the router namespace.
+pub struct ResolverSockets {
+    pub udp: std::net::UdpSocket,
+    pub tcp: std::net::TcpListener,
+}
+
+impl Linux {
+    /// Checks what the kernel offers and makes, or adopts, the router namespace; the second value tells whether it was adopted.
+    pub fn start(run_dir: &Path, addr: Ipv4Addr) -> Result<(Self, bool), KernelError> {
+        let pins = run_dir.join("netns");
+        fs::create_dir_all(&pins).map_err(|source| KernelError::Namespace { path: pins.clone(), source })?;
+        let mut host = Netlink::open(NETLINK_ROUTE)?;
+        probe(&mut host)?;
+        let router_pin = pins.join(ROUTER);
+        let adopted = netns::create(&router_pin, prepare_router)?.is_none();
+        let (router, rules) = netns::inside(&router_pin, || {
+            Ok((Netlink::open(NETLINK_ROUTE)?, Netlink::open(nft::NETLINK_NETFILTER).map_err(no_nf_tables)?))
+        })?;
+        let mut linux = Self { pins, addr, host, router, rules, indexes: BTreeMap::new() };
+        linux.overlay_mtu()?;
+        nft::observe(&mut linux.rules).map_err(no_nf_tables)?;
+        Ok((linux, adopted))
+    }
+
+    /// Where a pod's namespace is pinned.
+    pub fn pin(&self, task: &str) -> PathBuf {
+        self.pins.join(task)
+    }
+
+    /// Binds the resolver's sockets; its address must be there.
+    pub fn resolver_sockets(&self) -> Result<ResolverSockets, KernelError> {
+        let pin = self.pins.join(ROUTER);
+        let failed = |source: io::Error| KernelError::Namespace { path: pin.clone(), source };
+        netns::inside(&pin, || {
+            let bind = |kind: Type, protocol: Protocol| -> io::Result<Socket> {
+                let socket = Socket::new(Domain::IPV4, kind, Some(protocol))?;
+                socket.set_reuse_address(kind == Type::STREAM)?;
+                socket.bind(&std::net::SocketAddr::from((RESOLVER, DNS_PORT)).into())?;
+                Ok(socket)
+            };
+            let udp = bind(Type::DGRAM, Protocol::UDP).map_err(failed)?;
+            nix::sys::socket::setsockopt(&udp, nix::sys::socket::sockopt::Ipv4PacketInfo, &true).map_err(|errno| failed(errno.into()))?;
+            let tcp = bind(Type::STREAM, Protocol::TCP).map_err(failed)?;
+            tcp.listen(128).map_err(failed)?;
+            tcp.set_nonblocking(true).map_err(failed)?;
+            Ok(ResolverSockets { udp: udp.into(), tcp: tcp.into() })
+        })
+    }
+
+    /// A route socket in a pod's namespace.
+    pub(super) fn pod_netlink(&self, task: &str) -> Result<Netlink, KernelError> {
+        netns::inside(&self.pin(task), || Netlink::open(NETLINK_ROUTE))
+    }
+
+    /// Makes a pod's namespace, unless it is there: loopback up, reverse paths loose (the router checks sources; a pod with two
+    /// networks hears the router on either), no IPv6 addresses but the loopback's.
+    pub(super) fn create_pod(&self, task: &str) -> Result<(), KernelError> {
+        netns::create(&self.pin(task), || {
+            netns::set_sysctl("ipv4/conf/all/rp_filter", "0", false)?;
+            netns::set_sysctl("ipv4/conf/default/rp_filter", "0", false)?;
+            netns::set_sysctl("ipv6/conf/default/disable_ipv6", "1", true)?;
+            Netlink::open(NETLINK_ROUTE)?.request("bring up a pod's loopback", messages::loopback_up(), 0)
+        })?;
+        Ok(())
+    }
+
+    pub(super) fn forwarding(&self) -> Result<bool, KernelError> {
+        netns::inside(&self.pins.join(ROUTER), || {
+            for (name, value) in FORWARDING {
+                if netns::sysctl(name)? != value {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    pub(super) fn enable_forwarding(&self) -> Result<(), KernelError> {
+        netns::inside(&self.pins.join(ROUTER), || FORWARDING.iter().try_for_each(|(name, value)| netns::set_sysctl(name, value, false)))
+    }
+
+    fn observe_pods(&mut self, pods: Pods<'_>, names: &BTreeMap<u32, String>) -> Result<BTreeMap<String, Pod>, KernelError> {
+        let mut seen = BTreeMap::new();
+        for task in observe::pins(&self.pins)? {
+            let pod = match pods {
+                Pods::Believe(believed) => believed.get(&task).cloned().unwrap_or_default(),
+                Pods::Look if netns::is_pinned(&self.pin(&task)) => observe::pod(&mut self.pod_netlink(&task)?, names)?,
+                // The pin's mount is gone: what is left is a file, which a plan removes or pins anew.
+                Pods::Look => continue,
+            };
+            seen.insert(task, pod);
+        }
+        Ok(seen)
+    }
+}
+
+impl Kernel for Linux {
+    fn observe(&mut self, pods: Pods<'_>) -> Result<Dataplane, KernelError> {
+        let devices = observe::devices(&mut self.router)?;
+        let names: BTreeMap<u32, String> = devices.iter().map(|device| (device.index, device.name.clone())).collect();
+        self.indexes = devices.iter().map(|device| (device.name.clone(), device.index)).collect();
+        let ours: BTreeMap<u32, String> =
+            names.iter().filter(|(_, name)| crate::core::links::is_ours(name)).map(|(i, n)| (*i, n.clone())).collect();
+        let (rules, elements) = nft::observe(&mut self.rules)?;
+        Ok(Dataplane {
+            resolver: observe::resolver(&mut self.router, &devices)?,
+            forwarding: self.forwarding()?,
+            rules,
+            elements,
+            links: observe::links(&devices),
+            neighbours: observe::neighbours(&mut self.router, &ours)?,
+            forwards: observe::forwards(&mut self.router, &ours)?,
+            routes: observe::routes(&mut self.router, &names)?,
+            pods: self.observe_pods(pods, &names)?,
+        })
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Failure> {
+        apply::apply(self, ops)
+    }
+
+    fn indexes(&self) -> BTreeMap<u32, String> {
+        self.indexes.iter().map(|(name, index)| (*index, name.clone())).collect()
+    }
+
+    fn overlay_mtu(&mut self) -> Result<u32, KernelError> {
+        let addr = self.addr;
+        let index = observe::addresses(&mut self.host)?.into_iter().find(|(_, ip)| *ip == addr).map(|(index, _)| index);
+        let Some(index) = index else {
+            return Err(KernelError::Missing { why: format!("{addr} is not an address of this host; give one that is by --addr") });
+        };
+        let mtu = observe::devices(&mut self.host)?.into_iter().find(|device| device.index == index).map_or(0, |device| device.mtu);
+        if mtu < UNDERLAY_MTU_MIN {
+            return Err(KernelError::Missing {
+                why: format!("the device of {addr} has MTU {mtu}; the overlay needs at least {UNDERLAY_MTU_MIN}"),
+            });
+        }
+        // The loopback's 64 KiB and other giants are more than an IP packet can use.
+        Ok(mtu.min(u32::from(u16::MAX)) - VXLAN_OVERHEAD)
+    }
+}
+
+/// In the router's new namespace, before anything can be forwarded.
+fn prepare_router() -> Result<(), KernelError> {
+    netns::set_sysctl("ipv6/conf/default/disable_ipv6", "1", true)?;
+    netns::set_sysctl("ipv4/ip_forward", "0", false)
+}
+
+/// Tells what is missing before anything is touched.
+fn probe(host: &mut Netlink) -> Result<(), KernelError> {
+    for (kind, name) in [(InfoKind::Vxlan, "vxlan"), (InfoKind::Veth, "veth")] {
+        match host.request(&format!("ask for {name} devices"), messages::probe_link(kind), messages::CREATE) {
+            Err(KernelError::Refused { errno: Errno::EOPNOTSUPP, .. }) => {
+                let config = name.to_ascii_uppercase();
+                return Err(KernelError::Missing {
+                    why: format!("this kernel has no {name} devices (CONFIG_{config}); load the module {name} or use a kernel that has it"),
+                });
+            }
+            Err(KernelError::Refused { errno: Errno::EPERM, .. }) => {
+                return Err(KernelError::Missing { why: "netd must run as root (CAP_NET_ADMIN and CAP_SYS_ADMIN)".to_owned() });
+            }
+            // The probe's address is refused by a kernel that knows the kind.
+            Err(KernelError::Refused { .. }) | Ok(()) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn no_nf_tables(error: KernelError) -> KernelError {
+    match error.errno() {
+        Some(Errno::EPROTONOSUPPORT | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EAFNOSUPPORT) => KernelError::Missing {
+            why: "this kernel has no nf_tables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET); load the module nf_tables or use a kernel that has it"
+                .to_owned(),
+        },
+        _ => error,
+    }
+}

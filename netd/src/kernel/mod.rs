@@ -1,0 +1,96 @@
+//! The only code that speaks netlink and nf_tables, enters network namespaces and writes sysctls.
+//!
+//! Does what `core` decides: `observe` reads the kernel into a `Dataplane`, `apply` carries out operations. Both are synchronous and
+//! belong to the one thread that owns the dataplane. Never: decides, or touches what is not ours.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use thiserror::Error;
+
+use crate::core::dataplane::Dataplane;
+use crate::core::links::Pod;
+use crate::core::plan::Op;
+
+pub mod netlink;
+
+pub mod nft;
+
+pub mod netns;
+
+pub mod linux;
+
+pub mod messages;
+
+mod observe;
+
+mod apply;
+
+#[cfg(test)]
+pub mod fake;
+
+/// Why the kernel was not changed or read.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    #[error("open a netlink socket")]
+    Open { source: io::Error },
+    #[error("talk to the kernel by netlink")]
+    Transfer { source: io::Error },
+    #[error("understand the kernel's answer: {why}")]
+    Decode { why: String },
+    #[error("{what}: {errno}")]
+    Refused { what: String, errno: Errno },
+    #[error("namespace {path}")]
+    Namespace { path: PathBuf, source: io::Error },
+    #[error("set {path}")]
+    Sysctl { path: PathBuf, source: io::Error },
+    #[error("there is no device {name} in the router namespace")]
+    NoLink { name: String },
+    #[error("{why}")]
+    Missing { why: String },
+}
+
+impl KernelError {
+    /// The kernel's error number, where it gave one.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Refused { errno, .. } => Some(*errno),
+            Self::Open { source } | Self::Transfer { source } | Self::Namespace { source, .. } | Self::Sysctl { source, .. } => {
+                source.raw_os_error().map(Errno::from_raw)
+            }
+            Self::Decode { .. } | Self::NoLink { .. } | Self::Missing { .. } => None,
+        }
+    }
+}
+
+/// An operation that failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// Its place in the list that was to be applied.
+    pub index: usize,
+    pub error: KernelError,
+}
+
+/// What is asked about pods while observing: looking into each costs a thread and three dumps.
+#[derive(Debug, Clone, Copy)]
+pub enum Pods<'a> {
+    Look,
+    Believe(&'a BTreeMap<String, Pod>),
+}
+
+/// The node's dataplane as the owner's loop sees it; `fake` simulates it.
+pub trait Kernel {
+    /// What the kernel holds of ours.
+    fn observe(&mut self, pods: Pods<'_>) -> Result<Dataplane, KernelError>;
+
+    /// Carries out the operations in order; what fails is told and the rest is done.
+    fn apply(&mut self, ops: &[Op]) -> Vec<Failure>;
+
+    /// The router namespace's devices by index, for telling who asks DNS.
+    fn indexes(&self) -> BTreeMap<u32, String>;
+
+    /// The MTU that is left for pods over the underlay as it is now.
+    fn overlay_mtu(&mut self) -> Result<u32, KernelError>;
+}

@@ -1,0 +1,279 @@
+//! The kernel's state of ours, read by dumps and put into `core`'s form. What is not ours is not in it: other routing protocols'
+//! routes, neighbours that the kernel found by itself, devices of other names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+use ipnet::Ipv4Net;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::KernelError;
+use super::messages::PROTOCOL;
+use super::netlink::Netlink;
+use crate::core::links::{Interface, Link, LinkKind, Mac, Pod, RESOLVER, is_ours};
+use crate::core::neighbours::{Forward, Neighbours, Route};
+
+/// A device as the kernel shows it.
+pub struct Device {
+    pub index: u32,
+    pub name: String,
+    pub mac: Option<Mac>,
+    pub mtu: u32,
+    pub up: bool,
+    /// The index of a veth's other end.
+    pub peer: u32,
+    pub vxlan: Option<LinkKind>,
+    pub is_veth: bool,
+}
+
+/// All devices of the socket's namespace.
+pub fn devices(netlink: &mut Netlink) -> Result<Vec<Device>, KernelError> {
+    let messages = netlink.dump("list devices", &RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    Ok(messages
+        .into_iter()
+        .filter_map(|message| if let RouteNetlinkMessage::NewLink(link) = message { Some(device(&link)) } else { None })
+        .collect())
+}
+
+/// One device's message.
+pub fn device(message: &LinkMessage) -> Device {
+    let mut device = Device {
+        index: message.header.index,
+        name: String::new(),
+        mac: None,
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+        peer: 0,
+        vxlan: None,
+        is_veth: false,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => device.name.clone_from(name),
+            LinkAttribute::Address(bytes) => device.mac = mac(bytes),
+            LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
+            LinkAttribute::Link(index) => device.peer = *index,
+            LinkAttribute::LinkInfo(infos) => {
+                device.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+                device.vxlan =
+                    infos.iter().find_map(|info| if let LinkInfo::Data(InfoData::Vxlan(data)) = info { Some(vxlan(data)) } else { None });
+            }
+            _ => {}
+        }
+    }
+    device
+}
+
+fn vxlan(data: &[InfoVxlan]) -> LinkKind {
+    let mut kind = (0, Ipv4Addr::UNSPECIFIED, 0, false);
+    for info in data {
+        match info {
+            InfoVxlan::Id(vni) => kind.0 = *vni,
+            InfoVxlan::Local(local) => kind.1 = *local,
+            InfoVxlan::Port(port) => kind.2 = *port,
+            InfoVxlan::Learning(learning) => kind.3 = *learning,
+            _ => {}
+        }
+    }
+    LinkKind::Vxlan { vni: kind.0, local: kind.1, port: kind.2, learning: kind.3 }
+}
+
+/// Our devices among those of the router namespace.
+pub fn links(devices: &[Device]) -> BTreeMap<String, Link> {
+    let ours = devices.iter().filter(|device| is_ours(&device.name));
+    ours.filter_map(|device| {
+        let kind = device.vxlan.or(device.is_veth.then_some(LinkKind::Veth))?;
+        Some((device.name.clone(), Link { kind, mac: device.mac?, mtu: device.mtu, up: device.up }))
+    })
+    .collect()
+}
+
+/// Every IPv4 address of the socket's namespace, with its device's index.
+pub fn addresses(netlink: &mut Netlink) -> Result<Vec<(u32, Ipv4Addr)>, KernelError> {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    let messages = netlink.dump("list addresses", &RouteNetlinkMessage::GetAddress(message))?;
+    Ok(messages
+        .into_iter()
+        .filter_map(|message| {
+            let RouteNetlinkMessage::NewAddress(address) = message else { return None };
+            address.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(IpAddr::V4(ip)) => Some((address.header.index, *ip)),
+                _ => None,
+            })
+        })
+        .collect())
+}
+
+/// Whether the router's loopback is up and holds the resolver's address.
+pub fn resolver(netlink: &mut Netlink, devices: &[Device]) -> Result<bool, KernelError> {
+    let up = devices.iter().any(|device| device.name == "lo" && device.up);
+    Ok(up && addresses(netlink)?.iter().any(|(_, ip)| *ip == RESOLVER))
+}
+
+/// Permanent neighbours on the named devices.
+pub fn neighbours(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Result<Neighbours, KernelError> {
+    let messages = entries(netlink, "list neighbours", AddressFamily::Inet)?;
+    let permanent = messages.iter().filter(|message| message.header.state == NeighbourState::Permanent);
+    Ok(permanent
+        .filter_map(|message| {
+            let name = names.get(&message.header.ifindex)?;
+            let ip = message.attributes.iter().find_map(|attribute| match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(*ip),
+                _ => None,
+            })?;
+            Some(((name.clone(), ip), link_layer_address(message)?))
+        })
+        .collect())
+}
+
+/// Forwarding entries of the named devices; one without a node's address cannot be ours, nor of use, and is not shown.
+pub fn forwards(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Result<BTreeSet<Forward>, KernelError> {
+    let messages = entries(netlink, "list forwarding entries", AddressFamily::Bridge)?;
+    Ok(messages
+        .iter()
+        .filter_map(|message| {
+            let link = names.get(&message.header.ifindex)?.clone();
+            let node = message.attributes.iter().find_map(|attribute| match attribute {
+                NeighbourAttribute::Destination(address) => destination(address),
+                _ => None,
+            })?;
+            Some(Forward { link, mac: link_layer_address(message)?, node })
+        })
+        .collect())
+}
+
+fn entries(netlink: &mut Netlink, what: &str, family: AddressFamily) -> Result<Vec<NeighbourMessage>, KernelError> {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family;
+    let messages = netlink.dump(what, &RouteNetlinkMessage::GetNeighbour(message))?;
+    Ok(messages
+        .into_iter()
+        .filter_map(|message| if let RouteNetlinkMessage::NewNeighbour(entry) = message { Some(entry) } else { None })
+        .collect())
+}
+
+fn destination(address: &NeighbourAddress) -> Option<Ipv4Addr> {
+    match address {
+        NeighbourAddress::Inet(ip) => Some(*ip),
+        NeighbourAddress::Other(bytes) => bytes.as_slice().try_into().map(|octets: [u8; 4]| Ipv4Addr::from(octets)).ok(),
+        _ => None,
+    }
+}
+
+fn link_layer_address(message: &NeighbourMessage) -> Option<Mac> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => mac(bytes),
+        _ => None,
+    })
+}
+
+/// Our routes in the main table.
+pub fn routes(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Result<BTreeMap<Ipv4Net, Route>, KernelError> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    let messages = netlink.dump("list routes", &RouteNetlinkMessage::GetRoute(message))?;
+    Ok(messages
+        .into_iter()
+        .filter_map(|message| if let RouteNetlinkMessage::NewRoute(route) = message { route_of(&route, names) } else { None })
+        .collect())
+}
+
+fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<(Ipv4Net, Route)> {
+    let header = &message.header;
+    if header.table != RouteHeader::RT_TABLE_MAIN || header.protocol != RouteProtocol::Other(PROTOCOL) {
+        return None;
+    }
+    let mut to = Ipv4Addr::UNSPECIFIED;
+    let mut link = None;
+    let mut gateway = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = *ip,
+            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => gateway = Some(*ip),
+            // The index stands for a device that went away since the devices were listed.
+            RouteAttribute::Oif(index) => link = Some(names.get(index).cloned().unwrap_or_else(|| index.to_string())),
+            _ => {}
+        }
+    }
+    let to = Ipv4Net::new(to, header.destination_prefix_length).ok()?;
+    let link = link?;
+    let route = match gateway {
+        Some(gateway) => Route::Via { link, gateway },
+        None => Route::Link { link },
+    };
+    Some((to, route))
+}
+
+/// A pod's interfaces, seen from inside its namespace; `outside` are the router's devices by index.
+pub fn pod(netlink: &mut Netlink, outside: &BTreeMap<u32, String>) -> Result<Pod, KernelError> {
+    let devices: Vec<Device> = devices(netlink)?.into_iter().filter(|device| device.is_veth).collect();
+    let names: BTreeMap<u32, String> = devices.iter().map(|device| (device.index, device.name.clone())).collect();
+    let addresses = addresses(netlink)?;
+    let gateways = neighbours(netlink, &names)?;
+    let routes = routes(netlink, &names)?;
+    let interface = |device: Device| {
+        let mine = |route: &Route| matches!(route, Route::Via { link, gateway } if *link == device.name && *gateway == RESOLVER);
+        let interface = Interface {
+            link: outside.get(&device.peer)?.clone(),
+            mac: device.mac?,
+            mtu: device.mtu,
+            up: device.up,
+            ip: addresses.iter().find(|(index, _)| *index == device.index).map_or(Ipv4Addr::UNSPECIFIED, |(_, ip)| *ip),
+            routes: routes.iter().filter(|(_, route)| mine(route)).map(|(to, _)| *to).collect(),
+            gateway: gateways.get(&(device.name.clone(), RESOLVER)).copied().unwrap_or(Mac([0; 6])),
+        };
+        Some((device.name, interface))
+    };
+    Ok(devices.into_iter().filter_map(interface).collect())
+}
+
+/// The names of the pins in a directory, except `router`.
+pub fn pins(directory: &Path) -> Result<BTreeSet<String>, KernelError> {
+    let failed = |source: io::Error| KernelError::Namespace { path: directory.to_path_buf(), source };
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if let Ok(name) = entry.file_name().into_string() {
+            names.insert(name);
+        }
+    }
+    names.remove(super::linux::ROUTER);
+    Ok(names)
+}
+
+fn mac(bytes: &[u8]) -> Option<Mac> {
+    bytes.try_into().map(Mac).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::{Emitable, Nla, Parseable};
+
+    use super::*;
+    use crate::kernel::messages;
+
+    #[test]
+    fn a_forwarding_entry_is_read_as_it_is_written() {
+        let node = Ipv4Addr::new(10, 90, 0, 102);
+        let message = messages::forward(3, Mac([2, 0, 0, 0, 0, 1]), node);
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        let read = NeighbourMessage::parse(&bytes[..]).unwrap();
+        let address = read.attributes.iter().find_map(|attribute| match attribute {
+            NeighbourAttribute::Destination(address) => destination(address),
+            other => {
+                assert_ne!(other.kind(), 1);
+                None
+            }
+        });
+        assert_eq!(address, Some(node));
+    }
+}

@@ -1,0 +1,84 @@
+//! The unix socket: calls become commands to the dataplane's owner, and its answers become answers. Never blocks the runtime; a full
+//! queue makes callers wait.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use rcluster_api::wire::v1;
+use rcluster_api::wire::v1::netd_server::Netd;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+use tonic::{Request, Response, Status};
+
+use crate::drive::{Command, Refusal};
+
+/// Answers gRPC calls by asking the owner.
+#[derive(Debug, Clone)]
+pub struct Service {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Service {
+    /// A service in front of the owner that reads `commands`.
+    pub fn new(commands: mpsc::Sender<Command>) -> Self {
+        Self { commands }
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Status> {
+        let gone = || Status::unavailable("netd is shutting down");
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
+}
+
+/// Listens at `path`, for the owner's user only. A file there is one that a dead netd left: the caller holds the run directory's lock.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    let aside = path.with_extension("sock.new");
+    for stale in [&aside, path] {
+        match fs::remove_file(stale) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(_) | Ok(()) => {}
+        }
+    }
+    let listener = UnixListener::bind(&aside)?;
+    fs::set_permissions(&aside, Permissions::from_mode(0o600))?;
+    fs::rename(&aside, path)?;
+    Ok(listener)
+}
+
+#[tonic::async_trait]
+impl Netd for Service {
+    async fn apply_view(&self, request: Request<v1::NetView>) -> Result<Response<v1::ApplyViewResponse>, Status> {
+        let view = request.into_inner();
+        Ok(Response::new(self.ask(|reply| Command::ApplyView { view, reply }).await??))
+    }
+
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Result<Response<v1::AttachResponse>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(self.ask(|reply| Command::Attach { request, reply }).await??))
+    }
+
+    async fn detach(&self, request: Request<v1::DetachRequest>) -> Result<Response<v1::DetachResponse>, Status> {
+        let task_id = request.into_inner().task_id;
+        self.ask(|reply| Command::Detach { task_id, reply }).await??;
+        Ok(Response::new(v1::DetachResponse {}))
+    }
+
+    async fn status(&self, _: Request<v1::NetdStatusRequest>) -> Result<Response<v1::NetdStatusResponse>, Status> {
+        Ok(Response::new(self.ask(|reply| Command::Status { reply }).await?))
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Invalid(why) => Self::invalid_argument(why),
+            Refusal::NotYet(why) => Self::unavailable(why),
+            Refusal::Conflict(why) => Self::failed_precondition(why),
+            Refusal::Failed(why) => Self::internal(why),
+        }
+    }
+}

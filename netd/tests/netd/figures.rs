@@ -1,0 +1,69 @@
+//! What things cost, as text with `--nocapture` on a release build: `cargo test --release -p rcluster-netd figures -- --ignored --nocapture`.
+//! A figure is never a test; what is asserted here is only that the work was done.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use crate::support::dns::resolve;
+use crate::support::{Lab, network, resident_kib};
+
+fn tell(what: &str, times: &mut [Duration]) {
+    times.sort();
+    let at = |part: usize| times[(times.len() - 1) * part / 100].as_secs_f64() * 1000.0;
+    let line = format!("{what}: p50 {:.2} ms, p90 {:.2} ms, max {:.2} ms of {}\n", at(50), at(90), at(100), times.len());
+    std::io::stderr().write_all(line.as_bytes()).expect("stderr is open");
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn figures() {
+    let mut lab = Lab::start(1);
+    let mut large: Vec<_> = (0..4).map(|third| network(&format!("n{third}"), third, &[])).collect();
+    for (third, network) in (0..4_u8).zip(&mut large) {
+        let tasks: Vec<String> = (2..=251).map(|last| format!("t{third}-{last}")).collect();
+        let endpoints: Vec<(&str, usize, u8)> = tasks.iter().zip(2..).map(|(task, last)| (task.as_str(), 1, last)).collect();
+        network.endpoints = crate::support::network("", third, &endpoints).endpoints;
+    }
+    let mut view = lab.view(0, 1, &large);
+    view.nodes.push(rcluster_api::wire::v1::NodeView { id: crate::support::node_id(1), addr: "10.90.0.102".into(), ..Default::default() });
+
+    let time = |work: &mut dyn FnMut()| {
+        let started = Instant::now();
+        work();
+        started.elapsed()
+    };
+    let host = &mut lab.hosts[0];
+    tell("first picture, 4 networks, 1000 endpoints", &mut [time(&mut || drop(host.apply(view.clone()).unwrap()))]);
+    let mut same = Vec::new();
+    let mut changed = Vec::new();
+    for revision in 2..22 {
+        view.revision = revision;
+        same.push(time(&mut || drop(host.apply(view.clone()).unwrap())));
+        view.networks[0].endpoints.pop();
+        view.revision = revision;
+        changed.push(time(&mut || drop(host.apply(view.clone()).unwrap())));
+    }
+    tell("picture that changes nothing", &mut same);
+    tell("picture with one endpoint less", &mut changed);
+    let mut calls: Vec<Duration> = (0..50).map(|_| time(&mut || drop(host.status().unwrap()))).collect();
+    tell("a call that does nothing (connect included)", &mut calls);
+    let mut attach = Vec::new();
+    for pod in 0..50_u8 {
+        attach.push(time(&mut || drop(host.attach(&format!("pod{pod}"), &[("n0", &format!("10.128.0.{}", 200 + pod))]).unwrap())));
+    }
+    tell("attach (connect included), beside 1000 endpoints", &mut attach);
+    assert_eq!(resolve(host, "pod0", "web.").len(), view.networks[0].endpoints.len());
+    let memory = format!("resident with 1000 endpoints and 50 pods: {} KiB\n", resident_kib(host.pid()));
+    std::io::stderr().write_all(memory.as_bytes()).expect("stderr is open");
+    host.kill();
+    let mut restart = [time(&mut || host.start())];
+    tell("restart until the socket answers, 50 pods", &mut restart);
+    assert_eq!(host.status().unwrap().repairs, 0);
+    let memory = format!("resident after the restart: {} KiB\n", resident_kib(host.pid()));
+    std::io::stderr().write_all(memory.as_bytes()).expect("stderr is open");
+    let mut detach = Vec::new();
+    for pod in 0..50_u8 {
+        detach.push(time(&mut || host.detach(&format!("pod{pod}")).unwrap()));
+    }
+    tell("detach (connect included)", &mut detach);
+}

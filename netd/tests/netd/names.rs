@@ -1,0 +1,144 @@
+//! DNS as a pod meets it.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::{RData, RecordType};
+
+use crate::support::dns::{addresses, ask, ask_tcp, exchange, question, resolve};
+use crate::support::{Lab, network};
+
+/// Two hosts; `front` has t1 here and t2, t3 there, `back` has t4 there. t1 is attached on the first host.
+fn lab() -> Lab {
+    let lab = Lab::start(2);
+    lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3), ("t3", 1, 4)]), network("back", 1, &[("t4", 1, 2)])]);
+    lab.hosts[0].attach("t1", &[("front", "10.128.0.2")]).unwrap();
+    lab
+}
+
+fn front(lasts: &[u8]) -> Vec<Ipv4Addr> {
+    lasts.iter().map(|last| Ipv4Addr::new(10, 128, 0, *last)).collect()
+}
+
+#[test]
+fn a_name_has_all_serving_endpoints_in_random_order_for_this_instant() {
+    let lab = lab();
+    let answer = lab.hosts[0].attach("t1", &[("front", "10.128.0.2")]).unwrap();
+    assert_eq!((answer.dns.as_str(), answer.search), ("169.254.53.53", vec!["front.internal".to_owned()]));
+    for name in ["web.", "web.shop.", "web.front.internal.", "WeB."] {
+        assert_eq!(resolve(&lab.hosts[0], "t1", name), front(&[2, 3, 4]), "{name}");
+    }
+    assert_eq!(resolve(&lab.hosts[0], "t1", "3.web."), front(&[3]));
+    let answers: Vec<Message> = (0..60).map(|_| ask(&lab.hosts[0], "t1", "web.", RecordType::A)).collect();
+    let orders: BTreeSet<Vec<Ipv4Addr>> = answers.iter().map(addresses).collect();
+    assert_eq!(orders.len(), 6, "each of the orders of three comes up in 60 answers");
+    assert!(answers.iter().flat_map(|answer| &answer.answers).all(|record| record.ttl == 0));
+    assert!(answers.iter().all(|answer| answer.metadata.authoritative));
+    assert!(lab.hosts[0].status().unwrap().dns_queries >= 65);
+}
+
+#[test]
+fn names_of_other_networks_do_not_exist() {
+    let lab = lab();
+    lab.hosts[1].attach("t4", &[("back", "10.128.1.2")]).unwrap();
+    assert_eq!(resolve(&lab.hosts[1], "t4", "web."), [Ipv4Addr::new(10, 128, 1, 2)]);
+    assert_eq!(ask(&lab.hosts[1], "t4", "web.front.internal.", RecordType::A).metadata.response_code, ResponseCode::NXDomain);
+    assert_eq!(ask(&lab.hosts[1], "t4", "2.0.128.10.in-addr.arpa.", RecordType::PTR).metadata.response_code, ResponseCode::Refused);
+}
+
+#[test]
+fn no_data_no_name_and_not_ours_are_told_apart() {
+    let lab = lab();
+    let negative = |name: &str, kind: RecordType| {
+        let answer = ask(&lab.hosts[0], "t1", name, kind);
+        assert!(answer.answers.is_empty(), "{name}");
+        let soa = answer.authorities.iter().any(|record| matches!(record.data, RData::SOA(_)) && record.ttl == 1);
+        (answer.metadata.response_code, soa)
+    };
+    for kind in [RecordType::AAAA, RecordType::MX, RecordType::TXT, RecordType::SRV, RecordType::HTTPS] {
+        assert_eq!(negative("web.", kind), (ResponseCode::NoError, true), "{kind}");
+    }
+    assert_eq!(negative("idle.", RecordType::A), (ResponseCode::NoError, true));
+    for name in ["nobody.", "9.web.", "nobody.front.internal.", "tasks.nobody."] {
+        assert_eq!(negative(name, RecordType::A), (ResponseCode::NXDomain, true), "{name}");
+    }
+    assert_eq!(negative("example.com.", RecordType::A), (ResponseCode::Refused, false));
+    let pointer = ask(&lab.hosts[0], "t1", "3.0.128.10.in-addr.arpa.", RecordType::PTR);
+    assert!(matches!(&pointer.answers[0].data, RData::PTR(name) if name.to_string() == "web.3.front.internal."));
+}
+
+#[test]
+fn an_endpoint_that_is_not_serving_is_routed_but_not_named() {
+    let lab = lab();
+    let mut leaving = network("front", 0, &[("t1", 0, 2), ("t2", 1, 3), ("t3", 1, 4)]);
+    leaving.endpoints[1].serving = false;
+    lab.hosts[1].attach("t2", &[("front", "10.128.0.3")]).unwrap();
+    lab.apply(2, &[leaving]);
+    assert_eq!(resolve(&lab.hosts[0], "t1", "web."), front(&[2, 4]));
+    let _listener = lab.hosts[1].listen("t2", "10.128.0.3:80");
+    lab.hosts[0].connect("t1", "10.128.0.3:80").unwrap();
+    lab.apply(3, &[network("front", 0, &[("t1", 0, 2)])]);
+    assert_eq!(resolve(&lab.hosts[0], "t1", "web."), front(&[2]));
+    assert!(lab.hosts[0].connect("t1", "10.128.0.3:80").is_err());
+}
+
+#[test]
+fn an_answer_too_large_for_udp_is_cut_and_whole_over_tcp() {
+    let lab = Lab::start(2);
+    let tasks: Vec<String> = (2..=201).map(|last| format!("t{last}")).collect();
+    let endpoints: Vec<(&str, usize, u8)> = tasks.iter().zip(2..).map(|(task, last)| (task.as_str(), 1, last)).collect();
+    lab.apply(1, &[network("front", 0, &endpoints)]);
+    lab.hosts[0].attach("me", &[("front", "10.128.0.250")]).unwrap();
+    let host = &lab.hosts[0];
+    for (edns, limit) in [(None, 512), (Some(4096), 1232), (Some(700), 700)] {
+        let bytes = exchange(host, "me", question("web.", RecordType::A, edns));
+        let answer = Message::from_vec(&bytes).unwrap();
+        assert!(answer.metadata.truncation && bytes.len() <= limit && bytes.len() > limit - 40, "{} of {limit}", bytes.len());
+        assert!(addresses(&answer).len() > 20);
+    }
+    let whole = ask_tcp(host, "me", "web.", RecordType::A);
+    assert!(!whole.metadata.truncation);
+    assert_eq!(addresses(&whole).into_iter().collect::<BTreeSet<_>>().len(), 200);
+}
+
+#[test]
+fn malformed_and_foreign_requests_get_what_the_rfcs_say() {
+    let lab = lab();
+    let code = |request: Vec<u8>| Message::from_vec(&exchange(&lab.hosts[0], "t1", request)).unwrap().metadata.response_code;
+    let plain = question("web.", RecordType::A, None);
+
+    let mut notify = plain.clone();
+    notify[2] = 4 << 3;
+    assert_eq!(code(notify), ResponseCode::NotImp);
+    let mut no_question = plain[..12].to_vec();
+    no_question[5] = 0;
+    assert_eq!(code(no_question), ResponseCode::FormErr);
+    let mut two = plain.clone();
+    two[5] = 2;
+    two.extend(&plain[12..]);
+    assert_eq!(code(two), ResponseCode::FormErr);
+    assert_eq!(code(plain[..plain.len() - 3].to_vec()), ResponseCode::FormErr);
+
+    let mut version = question("web.", RecordType::A, Some(1232));
+    let at = version.len() - 5;
+    version[at] = 1;
+    // BADVERS shares its number with BADSIG, which is what the crate reads.
+    assert_eq!(u16::from(code(version)), u16::from(ResponseCode::BADVERS));
+
+    // A response, and less than a header, are met with silence; what comes next is answered.
+    let socket = lab.hosts[0].udp("t1", "0.0.0.0:0");
+    let mut response = plain.clone();
+    response[2] |= 0x80;
+    for silent in [response.as_slice(), &plain[..11]] {
+        socket.send_to(silent, "169.254.53.53:53").unwrap();
+    }
+    let mut last = question("wEb.", RecordType::A, None);
+    last[0..2].copy_from_slice(&[0xab, 0xcd]);
+    socket.send_to(&last, "169.254.53.53:53").unwrap();
+    let mut answer = [0; 1500];
+    let len = socket.recv(&mut answer).unwrap();
+    assert_eq!(answer[0..2], [0xab, 0xcd]);
+    assert_eq!(answer[12..16], *b"\x03wEb", "the question comes back as it was asked");
+    assert!(len > 12);
+}
