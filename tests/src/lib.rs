@@ -1,3 +1,5 @@
-//! What tests share: code generation, the lab harness, checks on the tree.
+//! What tests share: code generation, the lab harness, the look for leftovers.
 
 pub mod codegen;
+pub mod lab;
+pub mod leftovers;

@@ -1,4 +1,4 @@
-//! `cargo run -p rcluster-tests --bin codegen`: writes the generated wire code after a change of a proto file.
+//! `cargo run -p rcluster-tests --bin rcluster-codegen`: writes the generated wire code after a change of a proto file.
 
 use std::path::Path;
 

@@ -1,0 +1,65 @@
+# `make demo` and `make test` each work on a fresh machine with Linux, root, Rust and gcc.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+
+PROFILE ?= dev
+DIR := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+OUT := $(TARGET)/$(DIR)
+BIN := $(abspath $(TARGET))/bin-$(DIR)
+STATIC := -C target-feature=+crt-static
+export RCLUSTER_BIN_DIR := $(BIN)
+
+.PHONY: help build demo test bench lint codegen tools
+
+help:
+	@echo "make demo    builds everything and runs the story: a lab of 3 + 3 hosts, a service, power cuts"
+	@echo "make test    builds and runs every test"
+	@echo "make bench   measures, beside Debian's docker where it is installed; prints docs/benchmarks.md's table"
+	@echo "make build   builds the programs into $(BIN)"
+	@echo "make lint    formatting and clippy, warnings are errors"
+
+# The runtime and the demo's program are linked statically: they start faster and need no library in an image.
+build:
+	cargo build --profile $(PROFILE) -p rcluster-manager -p rcluster-agent -p rcluster-netd -p rclusterctl -p rcluster-tests
+	cargo build --profile $(PROFILE) -p rcluster-probe --bin rcluster-probe-image
+	cargo rustc --profile $(PROFILE) -p rcluster-runtime --bin rcluster-runtime -- $(STATIC)
+	mkdir -p $(BIN)
+	install -C $(OUT)/rcluster-{manager,agent,netd,runtime} $(OUT)/rclusterctl $(OUT)/rcluster-{demo,bench} $(BIN)/
+	cargo rustc --profile $(PROFILE) -p rcluster-probe --bin rcluster-probe -- $(STATIC)
+	$(OUT)/rcluster-probe-image --binary $(OUT)/rcluster-probe --ref rcluster/probe:demo --out $(BIN)/probe.tar
+
+demo: build
+	$(BIN)/rcluster-demo
+
+test: tools build
+	cargo test --profile $(PROFILE) --workspace
+
+# What the tests compare with; the product itself needs none of it.
+tools:
+	@missing=""
+	for tool in busybox:busybox-static runc:runc crun:crun; do
+	  command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool##*:}"
+	done
+	if [ -n "$$missing" ]; then
+	  echo "make: installing what the tests compare with:$$missing"
+	  apt-get update -qq
+	  apt-get install -y -qq --no-install-recommends $$missing >/dev/null
+	fi
+
+bench:
+	$(MAKE) build PROFILE=release
+	$(MAKE) run-bench PROFILE=release
+
+.PHONY: run-bench
+run-bench:
+	$(BIN)/rcluster-bench
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+codegen:
+	cargo run -q -p rcluster-tests --bin rcluster-codegen

@@ -1,0 +1,82 @@
+//! What a lab leaves behind: processes, network namespaces, mounts, cgroups, links and directories that were not there before.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+/// What there is of ours on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inventory {
+    items: BTreeSet<String>,
+}
+
+impl Inventory {
+    /// Looks at the machine.
+    pub fn take() -> Result<Self> {
+        let mut items = BTreeSet::new();
+        processes(&mut items)?;
+        lines("mount", "/proc/self/mountinfo", |line| line.split(' ').nth(4).unwrap_or_default().to_owned(), &mut items)?;
+        names("link", Path::new("/sys/class/net"), &mut items)?;
+        names("netns", Path::new("/run/netns"), &mut items)?;
+        names("lab", Path::new("/run/rcluster/labs"), &mut items)?;
+        names("lab state", Path::new("/var/lib/rcluster/labs"), &mut items)?;
+        for root in [Path::new("/sys/fs/cgroup"), Path::new("/sys/fs/cgroup/unified")] {
+            names("cgroup", root, &mut items)?;
+        }
+        for controller in ["pids", "memory", "freezer", "cpu", "systemd"] {
+            names(&format!("cgroup {controller}"), &Path::new("/sys/fs/cgroup").join(controller), &mut items)?;
+        }
+        Ok(Self { items })
+    }
+
+    /// An error that names everything which is there now and was not in `before`.
+    pub fn check_nothing_new(before: &Self) -> Result<()> {
+        let new: Vec<String> = Self::take()?.items.difference(&before.items).cloned().collect();
+        if new.is_empty() { Ok(()) } else { bail!("left behind: {}", new.join(", ")) }
+    }
+}
+
+/// Processes whose program is one of ours, and every network namespace that a process is in.
+fn processes(items: &mut BTreeSet<String>) -> Result<()> {
+    for entry in fs::read_dir("/proc").context("list /proc")? {
+        let entry = entry.context("list /proc")?;
+        let pid = entry.file_name().to_string_lossy().into_owned();
+        if !pid.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        // A process may end while it is being looked at.
+        let Ok(comm) = fs::read_to_string(entry.path().join("comm")) else { continue };
+        if comm.starts_with("rcluster") || comm.trim() == "probe" {
+            let ours = fs::read_link(entry.path().join("exe")).unwrap_or_default();
+            let by_a_test = ["demo", "bench", "codegen"].iter().any(|name| ours.ends_with(format!("rcluster-{name}")));
+            if !by_a_test {
+                items.insert(format!("process {pid} ({})", comm.trim()));
+            }
+        }
+        if let Ok(namespace) = fs::read_link(entry.path().join("ns/net")) {
+            items.insert(format!("network namespace {}", namespace.display()));
+        }
+    }
+    Ok(())
+}
+
+fn names(what: &str, dir: &Path, items: &mut BTreeSet<String>) -> Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("list {}", dir.display())),
+    };
+    for entry in entries {
+        let name = entry.with_context(|| format!("list {}", dir.display()))?.file_name();
+        items.insert(format!("{what} {}", name.to_string_lossy()));
+    }
+    Ok(())
+}
+
+fn lines(what: &str, file: &str, field: impl Fn(&str) -> String, items: &mut BTreeSet<String>) -> Result<()> {
+    let text = fs::read_to_string(file).with_context(|| format!("read {file}"))?;
+    items.extend(text.lines().map(|line| format!("{what} {}", field(line))));
+    Ok(())
+}

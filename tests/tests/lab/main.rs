@@ -1,0 +1,57 @@
+//! The lab story, one claim a test: real binaries in namespaces, real packets, real power cuts.
+//!
+//! Labs take turns: two at once would measure each other.
+
+mod claims;
+mod faults;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rcluster_tests::lab::Lab;
+use rcluster_tests::leftovers::Inventory;
+
+static TURN: Mutex<()> = Mutex::new(());
+
+/// A lab for one test; checks at the end that nothing is left of it.
+pub struct Turn {
+    lab: Option<Lab>,
+    before: Inventory,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Turn {
+    /// A lab called `name`.
+    pub fn new(name: &str, managers: usize, agents: usize) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = Inventory::take().unwrap();
+        let lab = Lab::up(&format!("t-{name}"), managers, agents).unwrap();
+        Self { lab: Some(lab), before, _turn: turn }
+    }
+
+    /// The lab.
+    pub fn lab(&self) -> &Lab {
+        self.lab.as_ref().expect("the lab is up until finish")
+    }
+
+    /// Takes the lab down; nothing may be left of it.
+    pub fn finish(mut self) {
+        self.lab.take().expect("finished once").down().unwrap();
+        rcluster_tests::lab::wait_for("nothing is left behind", std::time::Duration::from_secs(10), || {
+            Inventory::check_nothing_new(&self.before).map(Some)
+        })
+        .unwrap();
+    }
+}
+
+/// A network and a replicated service of the demo's server on it.
+pub fn web(network: &str, service: &str, replicas: usize) -> String {
+    format!(
+        "kind: Network\nname: {network}\n---\nkind: Service\nname: {service}\nspec:\n  replicas: {replicas}\n  networks: [{network}]\n  \
+         containers:\n    - image: rcluster/probe:demo\n      args: [serve, --port, \"8080\"]\n"
+    )
+}
+
+/// The server once on every node.
+pub fn everywhere(network: &str, service: &str) -> String {
+    web(network, service, 1).replace("  replicas: 1\n", "  mode: global\n")
+}
