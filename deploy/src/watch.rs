@@ -222,9 +222,9 @@ impl Rollout {
     }
 }
 
-/// Ended though it was to run: an end that was ordered is `shutdown`, a lost node's is `orphaned`.
+/// Ended though it was to run; a lost node's tasks are `orphaned` and not to blame.
 fn ended_by_itself(task: &Task) -> bool {
-    matches!(task.status.state, TaskState::Complete | TaskState::Failed | TaskState::Rejected)
+    task.is_wanted() && matches!(task.status.state, TaskState::Complete | TaskState::Failed | TaskState::Rejected)
 }
 
 /// How many ends of a slot fail the rollout.

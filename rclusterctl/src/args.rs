@@ -1,0 +1,514 @@
+//! The command line: what may be said, and in which words. Reads nothing but its arguments.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use rcluster_api::object::Kind;
+use rcluster_api::resource::Millis;
+
+use crate::error::EXIT_CODES;
+
+/// The command of rcluster: deploys services, shows what runs, operates nodes, makes labs.
+#[derive(Debug, Parser)]
+#[command(name = "rclusterctl", version, after_help = EXIT_CODES, infer_long_args = false, max_term_width = 120)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The context to use instead of the current one.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// The managers to talk to, instead of the context's (also RCLUSTER_MANAGERS); with lab up: how many to make.
+    #[arg(long, global = true, value_name = "HOST:PORT,…", value_delimiter = ',')]
+    pub managers: Vec<String>,
+    /// How data is printed.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+}
+
+/// A form of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Columns for people.
+    Table,
+    /// More columns.
+    Wide,
+    Json,
+    Yaml,
+    /// KIND/NAME, one a line.
+    Name,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Applies manifests and follows the tasks until they run.
+    Deploy(Deploy),
+    /// Shows what a deploy would change.
+    Plan(PlanArgs),
+    /// Shows objects of a kind.
+    Get(Get),
+    /// Tells all about one object, with its tasks and events.
+    Describe {
+        /// service, task, node or network.
+        kind: KindArg,
+        name: String,
+    },
+    /// Shows tasks.
+    Ps {
+        /// Only this service's.
+        service: Option<String>,
+        /// Also those that have ended.
+        #[arg(short, long)]
+        all: bool,
+        /// Goes on with each change.
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// Removes objects and waits until they have gone.
+    Rm {
+        /// service, network, or node (one that is down).
+        kind: KindArg,
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Sets how many replicas services have.
+    Scale {
+        #[arg(required = true, value_name = "SERVICE=N", value_parser = parse_scale)]
+        targets: Vec<(String, u32)>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Shows what containers have written.
+    Logs(Logs),
+    /// Shows what has happened.
+    Events {
+        /// Not older than this: a span such as 10m, or a time such as 2026-11-21T10:00:00Z.
+        #[arg(long, value_name = "SPAN|TIME")]
+        since: Option<String>,
+        /// Goes on with each new event.
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// Nodes, and the managers beside them.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Networks.
+    #[command(subcommand)]
+    Network(NetworkCommand),
+    /// The managers.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Which cluster is meant.
+    #[command(subcommand)]
+    Context(ContextCommand),
+    /// Clusters of many hosts on this machine.
+    #[command(subcommand)]
+    Lab(LabCommand),
+    /// Prints a completion script for a shell.
+    Completion { shell: clap_complete::Shell },
+    /// Prints the version.
+    Version,
+}
+
+/// A kind of object as it is written: singular, plural or short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KindArg {
+    #[value(name = "service", aliases = ["services", "svc"])]
+    Service,
+    #[value(name = "task", aliases = ["tasks"])]
+    Task,
+    #[value(name = "node", aliases = ["nodes"])]
+    Node,
+    #[value(name = "network", aliases = ["networks", "net"])]
+    Network,
+    #[value(name = "event", aliases = ["events"])]
+    Event,
+}
+
+impl From<KindArg> for Kind {
+    fn from(kind: KindArg) -> Self {
+        match kind {
+            KindArg::Service => Self::Service,
+            KindArg::Task => Self::Task,
+            KindArg::Node => Self::Node,
+            KindArg::Network => Self::Network,
+            KindArg::Event => Self::Event,
+        }
+    }
+}
+
+/// How long a command waits for what it asked for.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Wait {
+    /// Returns once the managers have accepted it.
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Gives up waiting after this; the cluster goes on.
+    #[arg(long, value_name = "SPAN", default_value = "60s")]
+    pub timeout: Millis,
+}
+
+#[derive(Debug, Args)]
+pub struct Deploy {
+    /// Manifests; - reads standard input.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// The name that everything in the files goes by.
+    #[arg(long, value_name = "NAME")]
+    pub stack: Option<String>,
+    #[command(flatten)]
+    pub wait: Wait,
+    /// Shows the plan and changes nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Removes what the stack has and the files have not.
+    #[arg(long, requires = "stack")]
+    pub prune: bool,
+    /// Removes without asking.
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Manifests; - reads standard input.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// The name that everything in the files goes by.
+    #[arg(long, value_name = "NAME")]
+    pub stack: Option<String>,
+    /// Shows also what would be removed from the stack.
+    #[arg(long, requires = "stack")]
+    pub prune: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Get {
+    /// services, tasks, nodes, networks or events.
+    pub kind: KindArg,
+    /// A name or an id.
+    pub name: Option<String>,
+    /// Goes on with each change.
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// A service's name, a task's name or a task's id.
+    #[arg(value_name = "SERVICE|TASK")]
+    pub target: String,
+    /// Goes on with each new line.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only so many last lines of each container.
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub tail: Option<u32>,
+    /// Not older than this: a span such as 10m, or a time such as 2026-11-21T10:00:00Z.
+    #[arg(long, value_name = "SPAN|TIME")]
+    pub since: Option<String>,
+    /// With the time of each line.
+    #[arg(short, long)]
+    pub timestamps: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Shows managers and nodes.
+    Ls,
+    /// Prints a node with all its fields.
+    Inspect { node: String },
+    /// Moves a node's tasks away and gives it no new ones.
+    Drain { node: String },
+    /// Gives a node work again.
+    Activate { node: String },
+    /// Leaves a node its tasks and gives it no new ones.
+    Pause { node: String },
+    /// Sets labels (KEY=VALUE) and removes them (KEY-).
+    Label {
+        node: String,
+        #[arg(required = true, value_name = "KEY=VALUE|KEY-", value_parser = parse_label_change)]
+        changes: Vec<LabelChange>,
+    },
+    /// Forgets nodes that are down for good, with what was lost on them.
+    Rm {
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+/// One change of a node's labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LabelChange {
+    Set(String, String),
+    Remove(String),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NetworkCommand {
+    /// Shows networks.
+    Ls,
+    /// Prints a network with all its fields.
+    Inspect { network: String },
+    /// Removes networks.
+    Rm {
+        #[arg(required = true, value_name = "NETWORK")]
+        networks: Vec<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Shows who leads and how far each manager is.
+    Status,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ContextCommand {
+    /// Shows all contexts; * marks the current one.
+    Ls,
+    /// Makes a context the current one.
+    Use { name: String },
+    /// Writes a context; its managers come from --managers.
+    Create { name: String },
+    /// Forgets a context.
+    Rm { name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LabCommand {
+    /// Makes a lab, waits until it is ready, and makes its context current.
+    Up(LabUp),
+    /// Shows a lab's hosts.
+    Status(LabName),
+    /// A power cut: every process of the hosts gets SIGKILL at once, containers included.
+    Kill(LabHosts),
+    /// Boots killed hosts on their old disks.
+    Start(LabHosts),
+    /// Freezes every process of the hosts.
+    Pause(LabHosts),
+    /// Lets them run on.
+    Resume(LabHosts),
+    /// Cuts a host off from all others, or two from each other.
+    Cut {
+        #[command(flatten)]
+        lab: LabName,
+        host: String,
+        other: Option<String>,
+    },
+    /// Mends every cut.
+    Heal(LabName),
+    /// Runs a command on a host.
+    Exec {
+        #[command(flatten)]
+        lab: LabName,
+        host: String,
+        #[arg(required = true, last = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
+    /// Prints what a host's processes have logged.
+    Logs {
+        #[command(flatten)]
+        lab: LabName,
+        host: String,
+        /// manager, agent or netd; all when not given.
+        process: Option<String>,
+    },
+    /// Takes the lab down and leaves nothing behind.
+    Down(LabName),
+}
+
+/// Which lab is meant.
+#[derive(Debug, Clone, Args)]
+pub struct LabName {
+    /// The lab's name; the current context's lab when not given, else "lab".
+    #[arg(long = "lab", alias = "name", value_name = "NAME")]
+    pub name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct LabHosts {
+    #[command(flatten)]
+    pub lab: LabName,
+    #[arg(required = true, value_name = "HOST")]
+    pub hosts: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct LabUp {
+    #[command(flatten)]
+    pub lab: LabName,
+    /// How many nodes: n1… (how many managers, m1…: --managers N, 3 when not given)
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub agents: usize,
+    /// An image to load on every node: an OCI layout, as a tar file or a directory.
+    #[arg(long = "image", value_name = "FILE")]
+    pub images: Vec<PathBuf>,
+    /// A label of a node, as n1:zone=a.
+    #[arg(long = "label", value_name = "NODE:KEY=VALUE", value_parser = parse_node_label)]
+    pub labels: Vec<(String, String, String)>,
+    /// Takes the lab down when this process ends.
+    #[arg(long, value_name = "PID")]
+    pub owner_pid: Option<i32>,
+    /// Gives up waiting for the cluster after this, and takes the lab down.
+    #[arg(long, value_name = "SPAN", default_value = "30s")]
+    pub timeout: Millis,
+}
+
+fn parse_scale(text: &str) -> Result<(String, u32), String> {
+    let wrong = || format!("{text:?} is not SERVICE=N, such as web=5");
+    let (service, count) = text.split_once('=').ok_or_else(wrong)?;
+    if service.is_empty() {
+        return Err(wrong());
+    }
+    Ok((service.to_owned(), count.parse().map_err(|_| wrong())?))
+}
+
+fn parse_label_change(text: &str) -> Result<LabelChange, String> {
+    let change = match text.split_once('=') {
+        Some((key, value)) => LabelChange::Set(key.to_owned(), value.to_owned()),
+        None => LabelChange::Remove(text.strip_suffix('-').unwrap_or_default().to_owned()),
+    };
+    match &change {
+        LabelChange::Set(key, _) | LabelChange::Remove(key) if key.is_empty() => {
+            Err(format!("{text:?} is neither KEY=VALUE nor KEY-, such as zone=a or zone-"))
+        }
+        LabelChange::Set(..) | LabelChange::Remove(_) => Ok(change),
+    }
+}
+
+fn parse_node_label(text: &str) -> Result<(String, String, String), String> {
+    let wrong = || format!("{text:?} is not NODE:KEY=VALUE, such as n1:zone=a");
+    let (node, label) = text.split_once(':').ok_or_else(wrong)?;
+    let (key, value) = label.split_once('=').ok_or_else(wrong)?;
+    if node.is_empty() || key.is_empty() {
+        return Err(wrong());
+    }
+    Ok((node.to_owned(), key.to_owned(), value.to_owned()))
+}
+
+/// Verbs of the design that are not built yet, with the verb that they stand under; a verb may have another way to the same end.
+const NOT_BUILT_YET: [(&str, &str); 56] = [
+    ("", "attach"),
+    ("", "audit"),
+    ("", "check"),
+    ("", "config"),
+    ("", "cp"),
+    ("", "exec"),
+    ("", "explain"),
+    ("", "image"),
+    ("", "info"),
+    ("", "pause"),
+    ("", "port-forward"),
+    ("", "promote"),
+    ("", "restart"),
+    ("", "rollback"),
+    ("", "run"),
+    ("", "secret"),
+    ("", "stack"),
+    ("", "stats"),
+    ("", "system"),
+    ("", "top"),
+    ("", "unpause"),
+    ("", "update"),
+    ("", "volume"),
+    ("cluster", "backup"),
+    ("cluster", "init"),
+    ("cluster", "join"),
+    ("cluster", "recover"),
+    ("cluster", "restore"),
+    ("cluster", "token"),
+    ("lab", "loss"),
+    ("network", "create"),
+    ("node", "demote"),
+    ("node", "promote"),
+    ("get", "config"),
+    ("get", "configs"),
+    ("get", "image"),
+    ("get", "images"),
+    ("get", "secret"),
+    ("get", "secrets"),
+    ("get", "stack"),
+    ("get", "stacks"),
+    ("get", "volume"),
+    ("get", "volumes"),
+    ("describe", "config"),
+    ("describe", "image"),
+    ("describe", "secret"),
+    ("describe", "stack"),
+    ("describe", "volume"),
+    ("rm", "config"),
+    ("rm", "image"),
+    ("rm", "secret"),
+    ("rm", "stack"),
+    ("rm", "volume"),
+    ("rm", "configs"),
+    ("rm", "secrets"),
+    ("rm", "volumes"),
+];
+
+/// The words of `arguments` that name something not built yet, such as `node rm`.
+pub fn not_built_yet(arguments: &[String]) -> Option<String> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| !word.starts_with('-')).collect();
+    let is = |above: &str, verb: &str| NOT_BUILT_YET.contains(&(above, verb));
+    match words.as_slice() {
+        [verb, ..] if is("", verb) => Some((*verb).to_owned()),
+        [above, verb, ..] if is(above, verb) => Some(format!("{above} {verb}")),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn words_are_read_and_wrong_ones_refused() {
+        assert_eq!(parse_scale("web=5"), Ok(("web".to_owned(), 5)));
+        for text in ["web", "=5", "web=x", "web=-1"] {
+            parse_scale(text).unwrap_err();
+        }
+        assert_eq!(parse_label_change("zone-"), Ok(LabelChange::Remove("zone".to_owned())));
+        assert_eq!(parse_label_change("zone=a=b"), Ok(LabelChange::Set("zone".to_owned(), "a=b".to_owned())));
+        for text in ["zone", "=a", "-"] {
+            parse_label_change(text).unwrap_err();
+        }
+        assert_eq!(parse_node_label("n1:zone=a"), Ok(("n1".to_owned(), "zone".to_owned(), "a".to_owned())));
+        for text in ["n1", "n1:zone", ":zone=a", "n1:=a"] {
+            parse_node_label(text).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn what_is_not_built_yet_is_known_and_what_is_built_is_not_among_it() {
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(not_built_yet(&words("exec web.1 -- sh")).as_deref(), Some("exec"));
+        assert_eq!(not_built_yet(&words("node promote n1")).as_deref(), Some("node promote"));
+        assert_eq!(not_built_yet(&words("lab exec n1 -- ls")), None);
+        assert_eq!(not_built_yet(&words("logs top")), None);
+        let command = Cli::command();
+        for (above, verb) in NOT_BUILT_YET {
+            let parent = if above.is_empty() { Some(&command) } else { command.find_subcommand(above) };
+            assert!(parent.is_some_and(|parent| parent.find_subcommand(verb).is_none()), "{above} {verb} is built");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The verbs that change objects without a manifest: rm, scale, node drain and its like.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rcluster_api::object::{Availability, Kind};
+use rcluster_api::wire::v1;
+
+use super::follow::{self, Ending};
+use crate::args::{LabelChange, Wait};
+use crate::error::CliError;
+use crate::output::{self, Out};
+use crate::session::Session;
+
+/// Kinds that a user may remove.
+fn check_removable(kind: Kind) -> Result<(), CliError> {
+    match kind {
+        Kind::Service | Kind::Network | Kind::Node => Ok(()),
+        Kind::Task => Err(CliError::usage("a task cannot be removed: its service would make another", "see rclusterctl scale")),
+        Kind::Event => Err(CliError::usage("events cannot be removed", "the managers keep the latest ones")),
+    }
+}
+
+/// Asks the managers to remove objects: all or none.
+pub async fn remove(session: &mut Session, refs: &[(Kind, String)]) -> Result<u64, CliError> {
+    let refs: Vec<v1::Ref> = refs.iter().map(|(kind, name)| v1::Ref { kind: v1::Kind::from(*kind).into(), name: name.clone() }).collect();
+    let response = session
+        .call(|mut client| {
+            let refs = refs.clone();
+            async move { client.remove(v1::RemoveRequest { refs }).await }
+        })
+        .await?;
+    Ok(response.revision)
+}
+
+/// `rm KIND NAME…`.
+pub async fn rm(mut session: Session, kind: Kind, names: &[String], wait: Wait) -> Result<(), CliError> {
+    check_removable(kind)?;
+    let mut ids = BTreeSet::new();
+    for name in names {
+        let found = session.list(kind, name, "").await?;
+        if found.is_empty() {
+            return Err(CliError::refused(
+                format!("there is no {} {name}: nothing was removed", kind.as_str()),
+                format!("see rclusterctl get {}s", kind.as_str()),
+            ));
+        }
+        ids.extend(found.iter().map(|object| object.id().to_owned()));
+    }
+    let refs: Vec<(Kind, String)> = names.iter().map(|name| (kind, name.clone())).collect();
+    let revision = remove(&mut session, &refs).await?;
+    let what = format!("{} {}", kind.as_str(), names.join(", "));
+    if wait.detach {
+        return output::talk(&format!("{what}: removal began"));
+    }
+    let elapsed_ms = follow::until_gone(session, kind, &ids, revision, wait.timeout, &what).await?;
+    output::talk(&format!("{what}: removed in {}", output::rows::seconds(elapsed_ms)))
+}
+
+/// `scale SERVICE=N…`.
+pub async fn scale(mut session: Session, out: Out, targets: &[(String, u32)], wait: Wait) -> Result<(), CliError> {
+    let mut revision = 0;
+    for (service, replicas) in targets {
+        let request = v1::ScaleRequest { service: service.clone(), replicas: *replicas };
+        let response = session
+            .call(|mut client| {
+                let request = request.clone();
+                async move { client.scale(request).await }
+            })
+            .await?;
+        revision = revision.max(response.revision);
+        output::talk(&format!("service {service}: {} -> {replicas} replicas", response.replicas_before))?;
+    }
+    if wait.detach {
+        return Ok(());
+    }
+    let services = targets.iter().map(|(service, _)| service.clone()).collect();
+    let ending = Ending { verb: "scaling", timeout: wait.timeout };
+    let elapsed_ms = follow::rollout(session, &services, revision, ending).await?;
+    let done = format!("converged in {}", output::rows::seconds(elapsed_ms));
+    if out.is_table() { output::data(&format!("{done}\n")) } else { output::talk(&done) }
+}
+
+async fn update_node(session: &mut Session, request: v1::UpdateNodeRequest) -> Result<(), CliError> {
+    session
+        .call(|mut client| {
+            let request = request.clone();
+            async move { client.update_node(request).await }
+        })
+        .await
+        .map(|_| ())
+}
+
+/// `node drain|activate|pause NODE`.
+pub async fn availability(mut session: Session, node: &str, availability: Availability) -> Result<(), CliError> {
+    let request = v1::UpdateNodeRequest {
+        node: node.to_owned(),
+        availability: v1::Availability::from(availability).into(),
+        labels_set: BTreeMap::new().into_iter().collect(),
+        labels_removed: Vec::new(),
+    };
+    update_node(&mut session, request).await?;
+    output::talk(&match availability {
+        Availability::Active => format!("node {node} is given work again"),
+        Availability::Pause => format!("node {node} keeps its tasks and gets no new ones"),
+        Availability::Drain => format!("node {node}: its tasks move away; rclusterctl describe node {node} shows those left"),
+    })
+}
+
+/// `node label NODE KEY=VALUE… KEY-…`.
+pub async fn label(mut session: Session, node: &str, changes: &[LabelChange]) -> Result<(), CliError> {
+    let mut labels_set = BTreeMap::new();
+    let mut labels_removed = Vec::new();
+    for change in changes {
+        match change {
+            LabelChange::Set(key, value) => drop(labels_set.insert(key.clone(), value.clone())),
+            LabelChange::Remove(key) => labels_removed.push(key.clone()),
+        }
+    }
+    let request = v1::UpdateNodeRequest {
+        node: node.to_owned(),
+        availability: v1::Availability::Unspecified.into(),
+        labels_set: labels_set.into_iter().collect(),
+        labels_removed,
+    };
+    update_node(&mut session, request).await?;
+    output::talk(&format!("node {node}: labels changed"))
+}

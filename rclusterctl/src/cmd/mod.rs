@@ -1,0 +1,67 @@
+//! What each verb does: calls in, views out. Printing is `output`'s, reading files `config`'s.
+
+pub mod change;
+pub mod context;
+pub mod deploy;
+pub mod follow;
+pub mod lab;
+pub mod logs;
+pub mod show;
+
+use rcluster_api::object::Kind;
+
+use crate::args::{ClusterCommand, Command, NetworkCommand, NodeCommand};
+use crate::error::CliError;
+use crate::output::Out;
+use crate::session::Session;
+
+/// Carries out a verb that talks to the managers.
+pub async fn run(command: Command, session: Session, out: Out) -> Result<(), CliError> {
+    match command {
+        Command::Deploy(args) => deploy::deploy(session, out, args).await,
+        Command::Plan(args) => deploy::plan(session, out, args).await,
+        Command::Get(args) => show::get(session, out, args.kind.into(), args.name.as_deref(), args.watch).await,
+        Command::Describe { kind, name } => show::describe(session, out, kind.into(), &name).await,
+        Command::Ps { service, all, watch } => show::ps(session, out, service.as_deref(), all, watch).await,
+        Command::Rm { kind, names, wait } => change::rm(session, kind.into(), &names, wait).await,
+        Command::Scale { targets, wait } => change::scale(session, out, &targets, wait).await,
+        Command::Logs(args) => logs::logs(session, out, args).await,
+        Command::Events { since, watch } => show::events(session, out, since.as_deref(), watch).await,
+        Command::Node(command) => node(session, out, command).await,
+        Command::Network(command) => network(session, out, command).await,
+        Command::Cluster(ClusterCommand::Status) => show::cluster(session, out).await,
+        Command::Context(_) | Command::Lab(_) | Command::Completion { .. } | Command::Version => {
+            Err(CliError::usage("this command talks to no manager", ""))
+        }
+    }
+}
+
+async fn node(session: Session, out: Out, command: NodeCommand) -> Result<(), CliError> {
+    use rcluster_api::object::Availability::{Active, Drain, Pause};
+    match command {
+        NodeCommand::Ls => show::nodes(session, out).await,
+        NodeCommand::Inspect { node } => show::inspect(session, out, Kind::Node, &node).await,
+        NodeCommand::Drain { node } => change::availability(session, &node, Drain).await,
+        NodeCommand::Activate { node } => change::availability(session, &node, Active).await,
+        NodeCommand::Pause { node } => change::availability(session, &node, Pause).await,
+        NodeCommand::Rm { nodes, wait } => change::rm(session, Kind::Node, &nodes, wait).await,
+        NodeCommand::Label { node, changes } => change::label(session, &node, &changes).await,
+    }
+}
+
+async fn network(session: Session, out: Out, command: NetworkCommand) -> Result<(), CliError> {
+    match command {
+        NetworkCommand::Ls => show::get(session, out, Kind::Network, None, false).await,
+        NetworkCommand::Inspect { network } => show::inspect(session, out, Kind::Network, &network).await,
+        NetworkCommand::Rm { networks, wait } => change::rm(session, Kind::Network, &networks, wait).await,
+    }
+}
+
+/// Runs a verb to its end, in this thread alone: what has entered a lab's wire must stay where it is.
+pub fn block_on<T>(verb: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::refused(format!("start the runtime: {error}"), ""))?;
+    runtime.block_on(verb)
+}

@@ -1,0 +1,253 @@
+//! Calls to the managers: any that answers will do, the next one is tried when one falls silent, within a deadline.
+//!
+//! Everything that is repeated here may be: reads change nothing, and applying, scaling or labelling twice is the same as once.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::time::Duration;
+
+use rcluster_api::client;
+use rcluster_api::error::{ApiError, ErrorCode};
+use rcluster_api::object::{Kind, Object};
+use rcluster_api::wire::convert;
+use rcluster_api::wire::v1;
+use rcluster_api::wire::v1::control_client::ControlClient;
+use rcluster_base::backoff::Backoff;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::transport::Channel;
+use tonic::{Response, Status, Streaming};
+
+use crate::config::Target;
+use crate::error::CliError;
+
+/// How long a call is repeated while the managers answer but have no leader.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// How long one manager may take for one answer.
+const ATTEMPT: Duration = Duration::from_secs(5);
+
+pub type Client = ControlClient<Channel>;
+
+/// A user's conversation with the managers.
+pub struct Session {
+    target: Target,
+    addrs: VecDeque<String>,
+    client: Option<Client>,
+}
+
+impl Session {
+    /// For a cluster; connects at the first call.
+    pub fn new(target: Target) -> Self {
+        let addrs = target.managers.iter().cloned().collect();
+        Self { target, addrs, client: None }
+    }
+
+    /// The cluster that is talked to.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Calls a method of the managers; repeats it with other managers while the cluster has no leader.
+    pub async fn call<T, F>(&mut self, call: impl Fn(Client) -> F) -> Result<T, CliError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.repeat(|client| {
+            let answer = call(client);
+            async move { Ok(answer.await?.into_inner()) }
+        })
+        .await
+    }
+
+    /// Does something with a client; repeats it with other managers while the cluster has no leader.
+    pub async fn repeat<T, F>(&mut self, call: impl Fn(Client) -> F) -> Result<T, CliError>
+    where
+        F: Future<Output = Result<T, ApiError>>,
+    {
+        let deadline = Instant::now() + PATIENCE;
+        let mut backoff = Backoff::new(Duration::from_millis(40), Duration::from_millis(400));
+        loop {
+            match self.attempt(&call).await {
+                Ok(answer) => return Ok(answer),
+                Err(Attempt::Answer(error)) if may_pass(&error) && Instant::now() < deadline => self.next_manager(),
+                Err(Attempt::NoConnection(error) | Attempt::Answer(error)) => return Err(self.explain(error)),
+            }
+            sleep(backoff.delay()).await;
+        }
+    }
+
+    /// Does something with a client that must not be done twice.
+    pub async fn once<T, F>(&mut self, call: impl Fn(Client) -> F) -> Result<T, CliError>
+    where
+        F: Future<Output = Result<T, ApiError>>,
+    {
+        match self.attempt(&call).await {
+            Ok(answer) => Ok(answer),
+            Err(Attempt::NoConnection(error) | Attempt::Answer(error)) => Err(self.explain(error)),
+        }
+    }
+
+    /// One try with one manager.
+    async fn attempt<T, F>(&mut self, call: &impl Fn(Client) -> F) -> Result<T, Attempt>
+    where
+        F: Future<Output = Result<T, ApiError>>,
+    {
+        let client = self.connect().await.map_err(Attempt::NoConnection)?;
+        match timeout(ATTEMPT, call(client)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(Attempt::Answer(error)),
+            Err(_) => Err(Attempt::Answer(ApiError::new(
+                ErrorCode::Unavailable,
+                format!("manager {} has not answered for {} s", self.addrs.front().map_or("", String::as_str), ATTEMPT.as_secs()),
+            ))),
+        }
+    }
+
+    async fn connect(&mut self) -> Result<Client, ApiError> {
+        if let Some(client) = &self.client {
+            return Ok(client.clone());
+        }
+        let client = client::control(self.addrs.make_contiguous()).await?;
+        self.client = Some(client.clone());
+        Ok(client)
+    }
+
+    /// Leaves the manager that failed for the next one.
+    pub fn next_manager(&mut self) {
+        self.client = None;
+        self.addrs.rotate_left(usize::from(!self.addrs.is_empty()));
+    }
+
+    /// An error with the cluster that it is about and the way out.
+    fn explain(&self, error: ApiError) -> CliError {
+        match CliError::from(error) {
+            CliError::Unreachable { message, .. } => CliError::Unreachable {
+                message: format!("{message} ({}: {})", self.target.describe(), self.target.managers.join(", ")),
+                hint: match &self.target.lab {
+                    Some(lab) => format!("look at the hosts with rclusterctl lab status --lab {lab}"),
+                    None => "check that managers run there, or choose another cluster: rclusterctl context ls".to_owned(),
+                },
+            },
+            other => other,
+        }
+    }
+
+    /// The objects of a kind; `name`: a name or an id.
+    pub async fn list(&mut self, kind: Kind, name: &str, service: &str) -> Result<Vec<Object>, CliError> {
+        let request =
+            v1::ListRequest { kind: v1::Kind::from(kind).into(), name: name.to_owned(), service: service.to_owned(), stack: String::new() };
+        let response = self
+            .call(|mut client| {
+                let request = request.clone();
+                async move { client.list(request).await }
+            })
+            .await?;
+        response.objects.into_iter().map(|object| Object::try_from(object).map_err(CliError::from)).collect()
+    }
+
+    /// The managers' own standing.
+    pub async fn cluster(&mut self) -> Result<v1::ClusterResponse, CliError> {
+        self.call(|mut client| async move { client.cluster(v1::ClusterRequest {}).await }).await
+    }
+
+    /// Follows objects of some kinds.
+    pub fn watch(self, kinds: &[Kind]) -> Watch {
+        let kinds = kinds.iter().map(|kind| v1::Kind::from(*kind).into()).collect();
+        Watch { session: self, kinds, stream: None, synced: false }
+    }
+}
+
+enum Attempt {
+    /// No manager takes a connection.
+    NoConnection(ApiError),
+    Answer(ApiError),
+}
+
+/// Whether another manager, or the same one in a moment, may say something else.
+fn may_pass(error: &ApiError) -> bool {
+    matches!(error.code, ErrorCode::Unavailable | ErrorCode::NotLeader)
+}
+
+/// One message of a watch.
+#[derive(Debug)]
+pub struct Change {
+    /// The picture begins anew: forget everything known so far.
+    pub fresh: bool,
+    /// The first picture is complete, with this message or an earlier one.
+    pub synced: bool,
+    pub revision: u64,
+    pub puts: Vec<Object>,
+    /// By id.
+    pub deletes: Vec<(Kind, String)>,
+}
+
+/// A watch that goes on with another manager when its own falls silent.
+pub struct Watch {
+    session: Session,
+    kinds: Vec<i32>,
+    stream: Option<Streaming<v1::WatchResponse>>,
+    synced: bool,
+}
+
+impl Watch {
+    /// The next message. Returns an error only when no manager can be reached for a while, or one refuses.
+    pub async fn next(&mut self) -> Result<Change, CliError> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut backoff = Backoff::new(Duration::from_millis(40), Duration::from_millis(400));
+        loop {
+            let mut fresh = false;
+            if self.stream.is_none() {
+                match self.open().await {
+                    Ok(stream) => {
+                        self.stream = Some(stream);
+                        self.synced = false;
+                        fresh = true;
+                    }
+                    Err(error @ CliError::Unreachable { .. }) if Instant::now() >= deadline => return Err(error),
+                    Err(CliError::Unreachable { .. }) => {
+                        self.session.next_manager();
+                        sleep(backoff.delay()).await;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            let Some(stream) = self.stream.as_mut() else { continue };
+            match stream.message().await {
+                Ok(Some(message)) => return self.change(message, fresh),
+                Ok(None) => self.reopen(),
+                Err(status) => {
+                    let error = ApiError::from(status);
+                    if !may_pass(&error) && error.code != ErrorCode::Internal {
+                        return Err(error.into());
+                    }
+                    self.reopen();
+                }
+            }
+            sleep(backoff.delay()).await;
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.stream = None;
+        self.session.next_manager();
+    }
+
+    async fn open(&mut self) -> Result<Streaming<v1::WatchResponse>, CliError> {
+        let request = v1::WatchRequest { kinds: self.kinds.clone() };
+        self.session
+            .call(|mut client| {
+                let request = request.clone();
+                async move { client.watch(request).await }
+            })
+            .await
+    }
+
+    fn change(&mut self, message: v1::WatchResponse, fresh: bool) -> Result<Change, CliError> {
+        let v1::WatchResponse { revision, puts, deletes, synced } = message;
+        self.synced |= synced;
+        let puts = puts.into_iter().map(Object::try_from).collect::<Result<_, _>>()?;
+        let deletes =
+            deletes.into_iter().map(|v1::Ref { kind, name }| Ok((convert::kind(kind)?, name))).collect::<Result<_, CliError>>()?;
+        Ok(Change { fresh, synced: self.synced, revision, puts, deletes })
+    }
+}

@@ -1,0 +1,295 @@
+//! A manager that is alone and keeps its objects in memory: what Control promises, with tasks that run as soon as they are made, unless
+//! their image is "broken", whose tasks fail, or "slow", whose tasks stay pending.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use rcluster_api::error::{ApiError, ErrorCode};
+use rcluster_api::object::{Event, Kind, Network, Object, Service, Stamp, Task, TaskNetwork, TaskStatus};
+use rcluster_api::spec::Spec;
+use rcluster_api::task::TaskState;
+use rcluster_api::wire::convert;
+use rcluster_api::wire::v1;
+use rcluster_api::wire::v1::control_server::{Control, ControlServer};
+use tokio::sync::watch;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status};
+
+type Answer<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[derive(Default)]
+struct State {
+    revision: u64,
+    objects: BTreeMap<(Kind, String), Object>,
+}
+
+#[derive(Clone)]
+pub struct Manager {
+    state: Arc<Mutex<State>>,
+    changed: watch::Sender<u64>,
+}
+
+/// Starts it on a thread that ends with the test; its address.
+pub fn start() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let manager = Manager { state: Arc::default(), changed: watch::Sender::new(0) };
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+            tonic::transport::Server::builder().add_service(ControlServer::new(manager)).serve_with_incoming(incoming).await.unwrap();
+        });
+    });
+    addr
+}
+
+fn stamp(revision: u64) -> Stamp {
+    Stamp { version: revision, created_at_ms: 1_795_255_200_000, updated_at_ms: 1_795_255_200_000 }
+}
+
+impl State {
+    fn put(&mut self, object: Object) {
+        self.objects.insert((object.kind(), object.id().to_owned()), object);
+    }
+
+    fn named(&self, kind: Kind, name: &str) -> Vec<Object> {
+        let is_named = |object: &&Object| {
+            object.id() == name
+                || match object {
+                    Object::Service(service) => service.spec.name == name,
+                    Object::Network(network) => network.spec.name == name,
+                    Object::Task(task) => task.name == name,
+                    Object::Node(node) => node.name() == name,
+                    Object::Event(_) => false,
+                }
+        };
+        self.objects.values().filter(|object| object.kind() == kind).filter(|object| name.is_empty() || is_named(object)).cloned().collect()
+    }
+
+    fn apply(&mut self, spec: Spec, expected_version: u64) -> Result<v1::Applied, ApiError> {
+        let kind = if matches!(spec, Spec::Service(_)) { Kind::Service } else { Kind::Network };
+        let before = self.named(kind, spec.name()).pop();
+        let version = before.as_ref().map_or(0, |object| object.stamp().version);
+        if expected_version != 0 && expected_version != version {
+            return Err(ApiError::new(ErrorCode::Conflict, format!("{} has version {version}", spec.name())));
+        }
+        let name = spec.name().to_owned();
+        let id = format!("{}-{name}", kind.as_str());
+        let answer = |version, outcome: v1::Outcome| v1::Applied {
+            kind: v1::Kind::from(kind).into(),
+            name: name.clone(),
+            id: id.clone(),
+            version,
+            outcome: outcome.into(),
+        };
+        let outcome = if before.is_some() { v1::Outcome::Updated } else { v1::Outcome::Created };
+        match spec {
+            Spec::Network(spec) => {
+                if before.is_some() {
+                    return Ok(answer(version, v1::Outcome::Unchanged));
+                }
+                let subnet = Some("10.128.0.0/24".parse().unwrap());
+                self.put(Object::Network(Network {
+                    id: id.as_str().into(),
+                    stamp: stamp(self.revision),
+                    spec,
+                    vni: Some(100),
+                    subnet,
+                    ip_cursor: 0,
+                    removing: false,
+                }));
+            }
+            Spec::Service(spec) => {
+                let old = match &before {
+                    Some(Object::Service(service)) if service.spec == spec => return Ok(answer(version, v1::Outcome::Unchanged)),
+                    Some(Object::Service(service)) => Some(service.clone()),
+                    _ => None,
+                };
+                let same_template = old.as_ref().is_some_and(|old| old.spec.template() == spec.template());
+                let spec_version = if same_template { old.map_or(0, |old| old.spec_version) } else { self.revision };
+                let service = Service { id: id.as_str().into(), stamp: stamp(self.revision), spec, spec_version, removing: false };
+                self.make_tasks(&service);
+                self.put(Object::Service(service));
+            }
+        }
+        Ok(answer(self.revision, outcome))
+    }
+
+    fn make_tasks(&mut self, service: &Service) {
+        let name = &service.spec.name;
+        let wanted = service.spec.replicas();
+        self.objects.retain(|_, object| match object {
+            Object::Task(task) => task.service != *name || (task.slot <= wanted && task.spec_version == service.spec_version),
+            _ => true,
+        });
+        for slot in 1..=wanted {
+            if !self.named(Kind::Task, &format!("{name}.{slot}")).is_empty() {
+                continue;
+            }
+            let (states, message): (&[TaskState], &str) = match service.spec.containers[0].image.as_str() {
+                "broken" => (&[TaskState::Failed, TaskState::Failed, TaskState::Failed, TaskState::Pending], "exit code 3"),
+                "slow" => (&[TaskState::Pending], "0/3 nodes fit"),
+                _ => (&[TaskState::Running], ""),
+            };
+            for (attempt, state) in states.iter().enumerate() {
+                self.put(task(service, slot, attempt, *state, message, self.revision));
+            }
+        }
+        let event = Event {
+            id: format!("event-{}", self.revision).as_str().into(),
+            stamp: stamp(self.revision),
+            kind: "service".to_owned(),
+            object_id: service.id.to_string(),
+            object: name.clone(),
+            reason: "Changed".to_owned(),
+            message: format!("{wanted} tasks are wanted"),
+        };
+        self.put(Object::Event(event));
+    }
+}
+
+fn task(service: &Service, slot: u32, attempt: usize, state: TaskState, message: &str, revision: u64) -> Object {
+    let name = &service.spec.name;
+    let ip = format!("10.128.0.{}", slot + 1).parse().unwrap();
+    let networks = service.spec.networks.iter().map(|on| TaskNetwork {
+        network_id: format!("network-{}", on.network).as_str().into(),
+        network: on.network.clone(),
+        ip,
+        aliases: Vec::new(),
+    });
+    Object::Task(Box::new(Task {
+        id: format!("task-{name}-{slot}-{attempt}").as_str().into(),
+        stamp: stamp(revision + 1),
+        service_id: service.id.clone(),
+        service: name.clone(),
+        stack: service.spec.stack.clone(),
+        slot,
+        name: format!("{name}.{slot}"),
+        template: service.spec.template(),
+        spec_version: service.spec_version,
+        desired_state: TaskState::Running,
+        restarts: 0,
+        restarts_in_window: 0,
+        window_start_ms: 0,
+        start_after_ms: 0,
+        node_id: Some("n1".into()),
+        node: "n1".to_owned(),
+        networks: networks.collect(),
+        status: TaskStatus { state, message: message.to_owned(), since_ms: 1_795_255_200_000, containers: Vec::new() },
+    }))
+}
+
+impl Manager {
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T, ApiError>) -> Result<(u64, T), Status> {
+        let mut state = self.state.lock().unwrap();
+        state.revision += 2;
+        let answer = change(&mut state)?;
+        self.changed.send_replace(state.revision);
+        Ok((state.revision, answer))
+    }
+}
+
+#[tonic::async_trait]
+impl Control for Manager {
+    async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
+        let (revision, applied) = self.change(|state| {
+            let apply = |spec: v1::Spec| state.apply(spec.kind.unwrap().try_into()?, spec.expected_version);
+            request.into_inner().specs.into_iter().map(apply).collect::<Result<Vec<_>, _>>()
+        })?;
+        Ok(Response::new(v1::ApplyResponse { revision, applied }))
+    }
+
+    async fn remove(&self, request: Request<v1::RemoveRequest>) -> Result<Response<v1::RemoveResponse>, Status> {
+        let (revision, ()) = self.change(|state| {
+            for reference in request.into_inner().refs {
+                let kind = convert::kind(reference.kind)?;
+                let gone = state.named(kind, &reference.name);
+                state.objects.retain(|_, object| {
+                    !gone.contains(object)
+                        && !matches!(object, Object::Task(task) if kind == Kind::Service && task.service == reference.name)
+                });
+            }
+            Ok(())
+        })?;
+        Ok(Response::new(v1::RemoveResponse { revision }))
+    }
+
+    async fn scale(&self, request: Request<v1::ScaleRequest>) -> Result<Response<v1::ScaleResponse>, Status> {
+        let v1::ScaleRequest { service, replicas } = request.into_inner();
+        let (revision, replicas_before) = self.change(|state| {
+            let Some(Object::Service(found)) = state.named(Kind::Service, &service).pop() else {
+                return Err(ApiError::new(ErrorCode::NotFound, format!("there is no service {service}")));
+            };
+            let mut spec = found.spec.clone();
+            spec.replicas = Some(replicas);
+            state.apply(Spec::Service(spec), 0)?;
+            Ok(found.spec.replicas())
+        })?;
+        Ok(Response::new(v1::ScaleResponse { revision, replicas_before }))
+    }
+
+    async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
+        let v1::ListRequest { kind, name, service: _, stack: _ } = request.into_inner();
+        let state = self.state.lock().unwrap();
+        let objects = state.named(convert::kind(kind).map_err(ApiError::from)?, &name).into_iter().map(Into::into).collect();
+        Ok(Response::new(v1::ListResponse { revision: state.revision, objects }))
+    }
+
+    type WatchStream = Answer<v1::WatchResponse>;
+
+    /// Every message is a whole picture, as that of a manager to which one has just turned.
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let kinds: Vec<Kind> = request.into_inner().kinds.into_iter().map(|kind| convert::kind(kind).unwrap()).collect();
+        let state = Arc::clone(&self.state);
+        let stream = tokio_stream::wrappers::WatchStream::new(self.changed.subscribe()).map(move |_| {
+            let state = state.lock().unwrap();
+            let puts = state.objects.values().filter(|object| kinds.contains(&object.kind())).cloned().map(Into::into).collect();
+            Ok(v1::WatchResponse { revision: state.revision, puts, deletes: Vec::new(), synced: true })
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn update_node(&self, request: Request<v1::UpdateNodeRequest>) -> Result<Response<v1::UpdateNodeResponse>, Status> {
+        Err(ApiError::new(ErrorCode::NotFound, format!("there is no node {}", request.into_inner().node)).into())
+    }
+
+    type LogsStream = Answer<v1::LogLine>;
+
+    async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        let line = v1::LogLine {
+            task: "web.1".to_owned(),
+            node: "n1".to_owned(),
+            container: "web".to_owned(),
+            stream: "stderr".to_owned(),
+            at_ns: 1_795_255_200_000_000_000,
+            text: format!("a line of {}", request.into_inner().target),
+            problem: String::new(),
+        };
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(line)))))
+    }
+
+    async fn cluster(&self, _: Request<v1::ClusterRequest>) -> Result<Response<v1::ClusterResponse>, Status> {
+        let manager = v1::ManagerStatus {
+            id: 1,
+            name: "m1".to_owned(),
+            addr: "127.0.0.1:7443".to_owned(),
+            role: "leader".to_owned(),
+            reachable: true,
+            matched: 9,
+        };
+        Ok(Response::new(v1::ClusterResponse {
+            leader: "m1".to_owned(),
+            term: 2,
+            committed: 9,
+            applied: 9,
+            revision: 7,
+            managers: vec![manager],
+            answered_by: "m1".to_owned(),
+        }))
+    }
+}
