@@ -120,6 +120,12 @@ fn scaling_and_removing_wait_for_the_end() {
     let scaled = ok(user.run("scale web=3"));
     assert!(scaled.stderr.starts_with("service web: 2 -> 3 replicas\n") && scaled.stdout.starts_with("converged in "), "{scaled:?}");
     assert_eq!(ok(user.run("get tasks -o name")).stdout, "task/web.1\ntask/web.2\ntask/web.3\n");
+    let half = user.run("scale web=1 nobody=2");
+    assert_eq!(
+        (half.code, half.stderr.as_str()),
+        (1, "error: there is no service nobody: nothing was scaled\nhint: see rclusterctl get services\n")
+    );
+    assert_eq!(json(user.run("get service web -o json"))["replicas"]["desired"], 3);
     assert!(ok(user.run("rm service web")).stderr.starts_with("service web: removed in "));
     assert_eq!(
         user.run("rm service web").stderr,

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rcluster_api::object::{Availability, Kind};
+use rcluster_api::object::{Availability, Kind, Object};
+use rcluster_api::spec::Mode;
 use rcluster_api::wire::v1;
 
 use super::follow::{self, Ending};
@@ -56,8 +57,22 @@ pub async fn rm(mut session: Session, kind: Kind, names: &[String], wait: Wait) 
     output::talk(&format!("{what}: removed in {}", output::rows::seconds(elapsed_ms)))
 }
 
+/// Refuses before the first of several services has been scaled.
+async fn check_scalable(session: &mut Session, name: &str) -> Result<(), CliError> {
+    match session.list(Kind::Service, name, "").await?.first() {
+        Some(Object::Service(service)) if service.spec.mode == Mode::Global => {
+            Err(CliError::refused(format!("service {name} is global: it has one task on each node"), "nothing was scaled"))
+        }
+        Some(_) => Ok(()),
+        None => Err(CliError::refused(format!("there is no service {name}: nothing was scaled"), "see rclusterctl get services")),
+    }
+}
+
 /// `scale SERVICE=N…`.
 pub async fn scale(mut session: Session, out: Out, targets: &[(String, u32)], wait: Wait) -> Result<(), CliError> {
+    for (service, _) in targets {
+        check_scalable(&mut session, service).await?;
+    }
     let mut revision = 0;
     for (service, replicas) in targets {
         let request = v1::ScaleRequest { service: service.clone(), replicas: *replicas };
