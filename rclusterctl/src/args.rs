@@ -74,6 +74,7 @@ pub enum Command {
     Rm {
         /// service, network, or node (one that is down).
         kind: KindArg,
+        /// Names of that kind; others as KIND/NAME.
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
         #[command(flatten)]

@@ -7,7 +7,9 @@ use rcluster_api::spec::Mode;
 use rcluster_api::wire::v1;
 
 use super::follow::{self, Ending};
-use crate::args::{LabelChange, Wait};
+use clap::ValueEnum;
+
+use crate::args::{KindArg, LabelChange, Wait};
 use crate::error::CliError;
 use crate::output::{self, Out};
 use crate::session::Session;
@@ -33,27 +35,38 @@ pub async fn remove(session: &mut Session, refs: &[(Kind, String)]) -> Result<u6
     Ok(response.revision)
 }
 
-/// `rm KIND NAME…`.
+/// What `rm KIND NAME…` means: each name is of the kind, unless it says its own (`network/lab`).
+fn named(kind: Kind, names: &[String]) -> Result<Vec<(Kind, String)>, CliError> {
+    let read = |name: &String| match name.split_once('/') {
+        None => Ok((kind, name.clone())),
+        Some((word, name)) => KindArg::from_str(word, true)
+            .map(|kind| (kind.into(), name.to_owned()))
+            .map_err(|_| CliError::usage(format!("{word}/{name}: there is no kind {word}"), "write KIND/NAME, such as network/lab")),
+    };
+    names.iter().map(read).collect()
+}
+
+/// `rm KIND NAME…`: all in one transaction, so that a network and the services on it can go together.
 pub async fn rm(mut session: Session, kind: Kind, names: &[String], wait: Wait) -> Result<(), CliError> {
-    check_removable(kind)?;
+    let refs = named(kind, names)?;
     let mut ids = BTreeSet::new();
-    for name in names {
-        let found = session.list(kind, name, "").await?;
+    for (kind, name) in &refs {
+        check_removable(*kind)?;
+        let found = session.list(*kind, name, "").await?;
         if found.is_empty() {
             return Err(CliError::refused(
                 format!("there is no {} {name}: nothing was removed", kind.as_str()),
                 format!("see rclusterctl get {}s", kind.as_str()),
             ));
         }
-        ids.extend(found.iter().map(|object| object.id().to_owned()));
+        ids.extend(found.iter().map(|object| (object.kind(), object.id().to_owned())));
     }
-    let refs: Vec<(Kind, String)> = names.iter().map(|name| (kind, name.clone())).collect();
     let revision = remove(&mut session, &refs).await?;
-    let what = format!("{} {}", kind.as_str(), names.join(", "));
+    let what = refs.iter().map(|(kind, name)| format!("{} {name}", kind.as_str())).collect::<Vec<_>>().join(", ");
     if wait.detach {
         return output::talk(&format!("{what}: removal began"));
     }
-    let elapsed_ms = follow::until_gone(session, kind, &ids, revision, wait.timeout, &what).await?;
+    let elapsed_ms = follow::until_gone(session, &ids, revision, wait.timeout, &what).await?;
     output::talk(&format!("{what}: removed in {}", output::rows::seconds(elapsed_ms)))
 }
 

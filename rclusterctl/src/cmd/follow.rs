@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use rcluster_api::object::{Kind, Object};
+use rcluster_api::object::Kind;
 use rcluster_api::resource::Millis;
 use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1;
@@ -191,15 +191,16 @@ async fn last_log_lines(mut session: Session, task_id: &str) -> Vec<String> {
 /// Waits until none of the objects is left; the time taken.
 pub async fn until_gone(
     session: Session,
-    kind: Kind,
-    ids: &BTreeSet<String>,
+    ids: &BTreeSet<(Kind, String)>,
     revision: u64,
     timeout: Millis,
     what: &str,
 ) -> Result<u64, CliError> {
     let started = Instant::now();
-    let mut follower = Follower::start(session.watch(&[kind]), started + timeout.duration());
-    let mut left: BTreeSet<String> = BTreeSet::new();
+    let kinds: BTreeSet<Kind> = ids.iter().map(|(kind, _)| *kind).collect();
+    let watch = session.watch(&kinds.into_iter().collect::<Vec<_>>());
+    let mut follower = Follower::start(watch, started + timeout.duration());
+    let mut left: BTreeSet<(Kind, String)> = BTreeSet::new();
     let mut seen = 0;
     loop {
         match follower.next(None).await {
@@ -208,8 +209,8 @@ pub async fn until_gone(
                 if change.fresh {
                     left.clear();
                 }
-                left.extend(change.puts.iter().map(Object::id).filter(|id| ids.contains(*id)).map(str::to_owned));
-                for (_, id) in &change.deletes {
+                left.extend(change.puts.iter().map(|object| (object.kind(), object.id().to_owned())).filter(|id| ids.contains(id)));
+                for id in &change.deletes {
                     left.remove(id);
                 }
                 seen = change.revision.max(seen);
