@@ -175,7 +175,7 @@ impl<K: Kernel> Owner<K> {
             owner.repairs = mended;
         }
         let (term, revision) = owner.picture.version();
-        info!(term, revision, pods = owner.attachments.len(), mended, adopted, "dataplane taken over");
+        info!(term, revision, pods = owner.attachments.len(), adopted, "dataplane taken over");
         if owner.held.resolver && owner.held.forwarding && !owner.held.rules.chains.is_empty() {
             Ok(owner)
         } else {
@@ -454,6 +454,9 @@ impl<K: Kernel> Owner<K> {
         }
         let failed = self.carry_out(&steps);
         let done = steps.add.len() + if self.may_remove() { steps.remove.len() } else { 0 } - failed.len();
+        if done > 0 {
+            info!(mended = done, "the kernel differed from what is wanted and was mended");
+        }
         let was_settled = self.kernel_problems.is_empty();
         self.kernel_problems = failed.into_iter().map(|(_, why)| why).collect();
         if was_settled && !self.kernel_problems.is_empty() {

@@ -58,9 +58,14 @@ impl Dataplane {
         })
     }
 
-    /// The pod's device of this network or address, for DNS: who asks from `link`.
-    pub fn task_behind(&self, link: &str) -> Option<&str> {
-        self.interface_behind(link).map(|(task, _, _)| task)
+    /// Where each veth's other end is: in which pod, under which name.
+    pub fn places(&self) -> BTreeMap<&str, (&str, &str)> {
+        let ends = |(task, pod)| {
+            let pod: &Pod = pod;
+            let task: &String = task;
+            pod.iter().map(move |(name, interface)| (interface.link.as_str(), (task.as_str(), name.as_str())))
+        };
+        self.pods.iter().flat_map(ends).collect()
     }
 
     /// What an operation leaves behind when it succeeds.

@@ -163,11 +163,14 @@ fn new_pods(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     wanted.pods.iter().filter(lost).map(|(task, _)| Op::AddPod { task: task.clone() }).collect()
 }
 
+/// A veth whose other end is seen where it does not belong, in another pod or under another name, is made anew.
 fn new_links(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    let (due, seen) = (wanted.places(), now.places());
+    let misplaced = |name: &str| due.get(name).zip(seen.get(name)).is_some_and(|(due, seen)| due != seen);
     let mut ops = Vec::new();
     for (name, link) in &wanted.links {
         match now.links.get(name) {
-            Some(observed) if observed.kind == link.kind && !is_misplaced(name, wanted, now) => continue,
+            Some(observed) if observed.kind == link.kind && !misplaced(name) => continue,
             Some(_) => ops.push(Op::RemoveLink { name: name.clone() }),
             None => {}
         }
@@ -187,13 +190,6 @@ fn new_links(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
         }
     }
     ops
-}
-
-/// Whether a veth's other end is seen where it does not belong: in another pod, or under another name.
-fn is_misplaced(link: &str, wanted: &Dataplane, now: &Dataplane) -> bool {
-    let place =
-        |dataplane: &Dataplane| dataplane.interface_behind(link).map(|(task, interface, _)| (task.to_owned(), interface.to_owned()));
-    place(now).is_some_and(|seen| place(wanted).is_some_and(|due| due != seen))
 }
 
 fn mended(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
@@ -258,8 +254,9 @@ fn old_neighbours(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
 fn old_links(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     let mut ops = Vec::new();
     let old_pods: Vec<&String> = now.pods.keys().filter(|task| !wanted.pods.contains_key(*task)).collect();
+    let places = now.places();
     for name in now.links.keys().filter(|name| !wanted.links.contains_key(*name)) {
-        let taken_along = now.task_behind(name).is_some_and(|task| old_pods.iter().any(|old| *old == task));
+        let taken_along = places.get(name.as_str()).is_some_and(|(task, _)| !wanted.pods.contains_key(*task));
         if !taken_along {
             ops.push(Op::RemoveLink { name: name.clone() });
         }

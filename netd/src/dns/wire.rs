@@ -149,3 +149,82 @@ fn fit(mut response: Message, limit: usize) -> Option<Vec<u8>> {
     }
     Some(best)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::net::Ipv4Addr;
+
+    use proptest::prelude::{any, prop_assert, proptest};
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+    use crate::core::names;
+    use crate::core::picture::{Endpoint, Network, Picture, Place};
+
+    /// A network `front` with `count` endpoints named `web`.
+    fn sight(count: u8) -> Sight {
+        let endpoint = |last: u8| {
+            let names = BTreeSet::from(["web".to_owned()]);
+            let endpoint = Endpoint { task_id: format!("t{last}"), task: format!("web.{last}"), place: Place::Here, serving: true, names };
+            (Ipv4Addr::new(10, 128, 0, last), endpoint)
+        };
+        let network = Network {
+            name: "front".into(),
+            vni: 1,
+            subnet: ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 128, 0, 0), 24),
+            internal: false,
+            names: BTreeSet::new(),
+            endpoints: (1..=count).map(endpoint).collect(),
+            leaving: false,
+        };
+        let picture = Picture { networks: BTreeMap::from([("f".to_owned(), network)]), ..Default::default() };
+        names::networks(&picture).into_values().collect()
+    }
+
+    fn question(name: &str) -> Vec<u8> {
+        let mut message = Message::query();
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+        message.to_vec().unwrap()
+    }
+
+    fn answered(request: &[u8], sight: Option<&Sight>, transport: Transport) -> Option<Vec<u8>> {
+        respond(request, sight, transport, &mut StdRng::seed_from_u64(7))
+    }
+
+    #[test]
+    fn a_cut_answer_fills_the_datagram() {
+        let bytes = answered(&question("web."), Some(&sight(200)), Transport::Udp).unwrap();
+        assert!(bytes.len() <= 512 && bytes.len() > 512 - 30, "{}", bytes.len());
+        let whole = answered(&question("web."), Some(&sight(200)), Transport::Tcp).unwrap();
+        assert_eq!(Message::from_vec(&whole).unwrap().answers.len(), 200);
+    }
+
+    #[test]
+    fn an_unknown_asker_is_refused() {
+        let bytes = answered(&question("web."), None, Transport::Udp).unwrap();
+        assert_eq!(Message::from_vec(&bytes).unwrap().metadata.response_code, ResponseCode::Refused);
+    }
+
+    proptest! {
+        #![proptest_config(proptest::test_runner::Config { failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn whatever_comes_in_nothing_breaks_and_nothing_too_large_goes_out(
+            noise in proptest::collection::vec(any::<u8>(), 0..80),
+            flips in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..6),
+        ) {
+            let sight = sight(200);
+            let mut mutated = question("web.front.internal.");
+            for (index, byte) in flips {
+                let at = index.index(mutated.len());
+                mutated[at] = byte;
+            }
+            for request in [noise, mutated] {
+                let answer = answered(&request, Some(&sight), Transport::Udp).unwrap_or_default();
+                prop_assert!(answer.len() <= 1232);
+            }
+        }
+    }
+}

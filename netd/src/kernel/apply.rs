@@ -4,17 +4,25 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::Duration;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 
 use super::linux::{Linux, ROUTER};
 use super::messages::{self, CREATE, Next, REPLACE};
+use super::observe::Device;
 use super::{Failure, KernelError, netns, nft, observe};
 use crate::core::links::{Interface, Link, LinkKind, RESOLVER};
 use crate::core::neighbours::Route;
 use crate::core::plan::Op;
 use crate::core::rules;
+
+/// The kernel does its deferred work within a second.
+const CARRIER_TRIES_MAX: u32 = 1000;
+
+const CARRIER_TRY_EVERY: Duration = Duration::from_millis(1);
 
 /// How operations go to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,8 +245,21 @@ fn configure_pod(linux: &mut Linux, task: &str, interface: &str, end: &Interface
     }
     match netlink.batch(batch)?.into_iter().next() {
         Some((_, errno)) => Err(KernelError::Refused { what: format!("configure {task}/{interface} {}", end.ip), errno }),
-        None => Ok(()),
+        None => await_carrier(linux, &end.link),
     }
+}
+
+/// Waits until the router's end of a veth sends what it is given. It hears of the carrier when the pod's end comes up, but takes it in by
+/// deferred work, and drops until then; to ask for the device does that work at once on kernels since 6.8, and otherwise tells when it
+/// is done. A device that stays silent is left to the traffic to find out.
+fn await_carrier(linux: &mut Linux, link: &str) -> Result<(), KernelError> {
+    for _ in 0..CARRIER_TRIES_MAX {
+        match get_device(linux, link)? {
+            Some(device) if device.up && !device.carries => thread::sleep(CARRIER_TRY_EVERY),
+            Some(_) | None => break,
+        }
+    }
+    Ok(())
 }
 
 fn remove_link(linux: &mut Linux, name: &str) -> Result<(), KernelError> {
@@ -257,9 +278,13 @@ fn learn(linux: &mut Linux, name: &str) -> Result<(), KernelError> {
 }
 
 fn lookup(linux: &mut Linux, name: &str) -> Result<Option<u32>, KernelError> {
+    Ok(get_device(linux, name)?.map(|device| device.index))
+}
+
+fn get_device(linux: &mut Linux, name: &str) -> Result<Option<Device>, KernelError> {
     match linux.router.ask(&format!("look up device {name}"), messages::get_link(name)) {
         Ok(answers) => Ok(answers.iter().find_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => Some(observe::device(link).index),
+            RouteNetlinkMessage::NewLink(link) => Some(observe::device(link)),
             _ => None,
         })),
         Err(error) if error.errno().is_some_and(is_absent) => Ok(None),

@@ -33,10 +33,10 @@ const DNS_PORT: u16 = 53;
 /// Smallest underlay MTU that leaves IPv4's 576 bytes to pods.
 const UNDERLAY_MTU_MIN: u32 = 576 + VXLAN_OVERHEAD;
 
-/// The sysctls of the router namespace once it forwards: strict reverse paths everywhere, and no limit on how often one pod is told
-/// that it is refused (by default it is once a second, after which refusals look like losses). The limit for all together stays.
+/// The sysctls of the router namespace once it forwards: strict reverse paths everywhere, and no rationing of ICMP "unreachable" (bit 3
+/// of the mask; the rest is the kernel's default), for a pod that is refused often must not take refusals for losses.
 const FORWARDING: [(&str, &str); 4] =
-    [("ipv4/conf/all/rp_filter", "1"), ("ipv4/conf/default/rp_filter", "1"), ("ipv4/icmp_ratelimit", "0"), ("ipv4/ip_forward", "1")];
+    [("ipv4/conf/all/rp_filter", "1"), ("ipv4/conf/default/rp_filter", "1"), ("ipv4/icmp_ratemask", "6160"), ("ipv4/ip_forward", "1")];
 
 /// The node's kernel.
 pub struct Linux {

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use ipnet::Ipv4Net;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -27,6 +27,8 @@ pub struct Device {
     pub mac: Option<Mac>,
     pub mtu: u32,
     pub up: bool,
+    /// Sends what it is given: the kernel has taken its carrier in.
+    pub carries: bool,
     /// The index of a veth's other end.
     pub peer: u32,
     pub vxlan: Option<LinkKind>,
@@ -50,6 +52,7 @@ pub fn device(message: &LinkMessage) -> Device {
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        carries: false,
         peer: 0,
         vxlan: None,
         is_veth: false,
@@ -59,6 +62,7 @@ pub fn device(message: &LinkMessage) -> Device {
             LinkAttribute::IfName(name) => device.name.clone_from(name),
             LinkAttribute::Address(bytes) => device.mac = mac(bytes),
             LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
+            LinkAttribute::OperState(state) => device.carries = *state == State::Up,
             LinkAttribute::Link(index) => device.peer = *index,
             LinkAttribute::LinkInfo(infos) => {
                 device.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));

@@ -4,7 +4,9 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use crate::support::dns::resolve;
+use hickory_proto::rr::RecordType;
+
+use crate::support::dns::{addresses, ask_tcp};
 use crate::support::{Lab, network, resident_kib};
 
 fn tell(what: &str, times: &mut [Duration]) {
@@ -52,7 +54,7 @@ fn figures() {
         attach.push(time(&mut || drop(host.attach(&format!("pod{pod}"), &[("n0", &format!("10.128.0.{}", 200 + pod))]).unwrap())));
     }
     tell("attach (connect included), beside 1000 endpoints", &mut attach);
-    assert_eq!(resolve(host, "pod0", "web.").len(), view.networks[0].endpoints.len());
+    assert_eq!(addresses(&ask_tcp(host, "pod0", "web.", RecordType::A)).len(), view.networks[0].endpoints.len());
     let memory = format!("resident with 1000 endpoints and 50 pods: {} KiB\n", resident_kib(host.pid()));
     std::io::stderr().write_all(memory.as_bytes()).expect("stderr is open");
     host.kill();

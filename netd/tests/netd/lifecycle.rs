@@ -98,6 +98,38 @@ fn a_killed_netd_comes_back_unnoticed() {
 }
 
 #[test]
+fn killed_at_any_instant_of_its_work_it_converges_and_no_stream_stalls() {
+    let mut lab = two_pods();
+    let stream = Stream::open(&lab);
+    stream.goes_on();
+    let front = network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)]);
+    let many: Vec<String> = (10..200).map(|last| format!("x{last}")).collect();
+    let endpoints: Vec<(&str, usize, u8)> = many.iter().zip(10..).map(|(task, last)| (task.as_str(), 1, last)).collect();
+    let back = network("back", 1, &endpoints);
+    for round in 0..12_u64 {
+        let networks = if round % 2 == 0 { vec![front.clone(), back.clone()] } else { vec![front.clone()] };
+        let view = lab.view(0, 10 + round, &networks);
+        let pid = nix::unistd::Pid::from_raw(lab.hosts[0].pid().cast_signed());
+        let killer = thread::spawn(move || {
+            // Spread over the time that the work takes; which step it hits is left to chance.
+            thread::sleep(Duration::from_micros(round * 1500));
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        });
+        // Answered or cut off: both are right.
+        let _outcome = lab.hosts[0].apply(view.clone());
+        killer.join().unwrap();
+        lab.hosts[0].kill();
+        lab.hosts[0].start();
+        let answer = lab.hosts[0].apply(view).unwrap();
+        assert_eq!((answer.revision, answer.problems), (10 + round, vec![]));
+        let vxlans = lab.hosts[0].devices().iter().filter(|(name, _)| name.starts_with('v')).count();
+        assert_eq!(vxlans, networks.len(), "round {round}");
+    }
+    stream.goes_on();
+    assert!(stream.close() < Duration::from_secs(1));
+}
+
+#[test]
 fn attach_can_be_repeated_but_not_changed() {
     let lab = two_pods();
     let host = &lab.hosts[0];
@@ -150,7 +182,7 @@ fn detach_leaves_nothing_and_can_be_repeated() {
     assert_eq!(self::held(host), held, "no rule elements, routes or neighbours");
     eventually("the kernel has taken the device down", || host.devices() == devices);
     // At once again, even while the kernel is still at it.
-    for _ in 0..5 {
+    for _ in 0..50 {
         host.attach("t1", &[("front", "10.128.0.2")]).unwrap();
         assert_eq!(resolve(host, "t1", "web.").len(), 1);
         host.detach("t1").unwrap();
