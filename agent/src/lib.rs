@@ -1,0 +1,20 @@
+//! The agent: runs on each worker host, does what the managers assign to it and reports how far it has come.
+//!
+//! `core` decides; the rest does. `session` speaks with the managers, `agent` owns what is known of all tasks, a `worker` owns one
+//! task, `exec` speaks with runtime and netd, `image` keeps images, `logs` reads what containers wrote.
+
+pub mod core;
+
+pub mod agent;
+pub mod session;
+pub mod worker;
+
+pub mod exec;
+pub mod image;
+pub mod logs;
+
+pub mod config;
+pub mod run;
+
+pub mod host;
+pub mod place;

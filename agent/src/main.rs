@@ -1,1 +1,42 @@
-fn main() {}
+//! `rcluster-agent`: the agent's process and its command line.
+
+use std::io::Write;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use rcluster_agent::config::{Cli, ImageVerb, Verb};
+use rcluster_agent::image::Store;
+use rcluster_agent::run::run;
+use rcluster_base::telemetry;
+
+/// The agent waits more than it works: two threads do, and blocking work has as many as tasks are prepared at once, twice.
+const WORKERS: usize = 2;
+const BLOCKING: usize = 16;
+
+fn main() -> Result<()> {
+    match Cli::parse().verb {
+        Verb::Run(args) => {
+            telemetry::start(args.log_format);
+            let config = args.check()?;
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(WORKERS).max_blocking_threads(BLOCKING).thread_stack_size(512 << 10).enable_all();
+            builder.build().context("start the async runtime")?.block_on(run(config))
+        }
+        Verb::Image(ImageVerb::Load { file, state_dir }) => {
+            let loaded = Store::open(&state_dir)?.load(&file).with_context(|| format!("load {}", file.display()))?;
+            write_out(loaded.iter().map(|image| format!("{}\t{}", image.name, image.digest)))
+        }
+        Verb::Image(ImageVerb::Ls { state_dir }) => {
+            let images = Store::open(&state_dir)?.list()?;
+            write_out(images.iter().map(|image| format!("{}\t{}\t{}", image.name, image.digest, image.bytes)))
+        }
+    }
+}
+
+fn write_out(lines: impl Iterator<Item = String>) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    for line in lines {
+        writeln!(out, "{line}").context("write to stdout")?;
+    }
+    Ok(())
+}

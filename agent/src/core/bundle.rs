@@ -1,0 +1,308 @@
+//! Decides the OCI configuration of one container (runtime-spec 1.2, config.md and config-linux.md).
+//!
+//! In: the task and the container's spec, the image's configuration, the identity found in the image, what netd answered, the pod's
+//! first process if there is one, places on this node. Out: the text of `config.json`, the same for the same input. Never loosens
+//! what Docker holds closed by default: its capabilities, its masked and read-only paths.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{
+    Capabilities, Capability, Linux, LinuxCapabilities, LinuxCpu, LinuxDeviceCgroup, LinuxMemory, LinuxNamespace, LinuxNamespaceType,
+    LinuxPids, LinuxResources, Mount, Process, Root, Spec, User,
+};
+use rcluster_api::object::Task;
+use rcluster_api::spec::ContainerSpec;
+use serde::{Deserialize, Serialize};
+
+use super::task::Network;
+use super::user::Identity;
+
+/// What an image says of the container it becomes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ImageConfig {
+    pub entrypoint: Vec<String>,
+    pub cmd: Vec<String>,
+    pub env: Vec<String>,
+    pub workdir: String,
+    pub user: String,
+    pub stop_signal: String,
+}
+
+/// All that a container's configuration is made from.
+#[derive(Debug)]
+pub struct Input<'a> {
+    pub task: &'a Task,
+    pub spec: &'a ContainerSpec,
+    /// The container's name in the pod.
+    pub name: &'a str,
+    pub image: &'a ImageConfig,
+    pub identity: &'a Identity,
+    pub network: &'a Network,
+    /// The pod's first container's process, for all but the first.
+    pub pod_pid: Option<u32>,
+    pub node: &'a str,
+    pub cgroup_parent: &'a str,
+    pub rootfs: &'a Path,
+    /// Where the pod's hosts, hostname and resolv.conf are.
+    pub files: &'a Path,
+}
+
+const VERSION: &str = "1.2.0";
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// Docker's default set (moby, `oci/caps/defaults.go`).
+const CAPABILITIES: [Capability; 14] = [
+    Capability::AuditWrite,
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Kill,
+    Capability::Mknod,
+    Capability::NetBindService,
+    Capability::NetRaw,
+    Capability::Setfcap,
+    Capability::Setgid,
+    Capability::Setpcap,
+    Capability::Setuid,
+    Capability::SysChroot,
+];
+
+/// Docker's (moby, `oci/defaults.go`).
+const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// The configuration as the bytes of `config.json`.
+pub fn config_json(input: &Input<'_>) -> Result<Vec<u8>, String> {
+    let spec = spec(input)?;
+    // The library keeps capabilities in a set without an order: sorted here, so that equal inputs give equal bytes.
+    let mut value = serde_json::to_value(&spec).map_err(|error| format!("encode the configuration: {error}"))?;
+    if let Some(sets) = value.pointer_mut("/process/capabilities").and_then(|sets| sets.as_object_mut()) {
+        for list in sets.values_mut().filter_map(|list| list.as_array_mut()) {
+            list.sort_by(|a, b| a.as_str().cmp(&b.as_str()));
+        }
+    }
+    serde_json::to_vec_pretty(&value).map_err(|error| format!("encode the configuration: {error}"))
+}
+
+/// The working directory of the container's process; refused when it is not absolute.
+pub fn workdir(spec: &ContainerSpec, image: &ImageConfig) -> Result<String, String> {
+    let workdir = [&spec.workdir, &image.workdir].into_iter().find(|dir| !dir.is_empty()).map_or("/", String::as_str);
+    if workdir.starts_with('/') { Ok(workdir.to_owned()) } else { Err(format!("working directory {workdir:?} is not absolute")) }
+}
+
+/// What the container's process runs; refused when neither spec nor image names anything.
+pub fn args(spec: &ContainerSpec, image: &ImageConfig) -> Result<Vec<String>, String> {
+    let (head, tail) = match (spec.command.is_empty(), spec.args.is_empty()) {
+        (false, _) => (&spec.command, &spec.args),
+        (true, false) => (&image.entrypoint, &spec.args),
+        (true, true) => (&image.entrypoint, &image.cmd),
+    };
+    let args: Vec<String> = head.iter().chain(tail).cloned().collect();
+    if args.is_empty() { Err("image and spec name no command: set `command` or `args`".into()) } else { Ok(args) }
+}
+
+/// The signal that asks the container to stop, by name.
+pub fn stop_signal(spec: &ContainerSpec, image: &ImageConfig) -> String {
+    [&spec.stop_signal, &image.stop_signal].into_iter().find(|signal| !signal.is_empty()).map_or("SIGTERM", String::as_str).to_owned()
+}
+
+/// The pod's host name: the task's name as one DNS label.
+pub fn hostname(task: &str) -> String {
+    let label: String = task.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    label.trim_matches('-').to_owned()
+}
+
+/// The text of the pod's `/etc/hosts`.
+pub fn hosts_file(task: &Task) -> String {
+    let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    for network in &task.networks {
+        text += &format!("{}\t{}\n", network.ip, hostname(&task.name));
+    }
+    text
+}
+
+/// The text of the pod's `/etc/resolv.conf`.
+pub fn resolv_file(network: &Network) -> String {
+    if network.dns.is_empty() {
+        return "# this pod is on no network\n".into();
+    }
+    let mut text = format!("nameserver {}\n", network.dns);
+    if !network.search.is_empty() {
+        text += &format!("search {}\n", network.search.join(" "));
+    }
+    text + "options ndots:0\n"
+}
+
+fn spec(input: &Input<'_>) -> Result<Spec, String> {
+    let mut root = Root::default();
+    root.set_path(input.rootfs.to_path_buf()).set_readonly(Some(input.spec.read_only));
+    let mut spec = Spec::default();
+    spec.set_version(VERSION.into())
+        .set_annotations(None)
+        .set_root(Some(root))
+        .set_hostname(input.pod_pid.is_none().then(|| hostname(&input.task.name)))
+        .set_process(Some(process(input)?))
+        .set_mounts(Some(mounts(input.files)))
+        .set_linux(Some(linux(input)?));
+    Ok(spec)
+}
+
+fn process(input: &Input<'_>) -> Result<Process, String> {
+    let Identity { uid, gid, additional_gids, home: _ } = input.identity;
+    let mut user = User::default();
+    user.set_uid(*uid).set_gid(*gid).set_additional_gids((!additional_gids.is_empty()).then(|| additional_gids.clone()));
+    let set = || Some(CAPABILITIES.into_iter().collect::<Capabilities>());
+    let none = || Some(Capabilities::default());
+    let root = *uid == 0;
+    let mut capabilities = LinuxCapabilities::default();
+    // As execve does for a user without privileges, and as Docker sets it.
+    capabilities
+        .set_bounding(set())
+        .set_effective(if root { set() } else { none() })
+        .set_permitted(if root { set() } else { none() })
+        .set_inheritable(none())
+        .set_ambient(none());
+    let mut process = Process::default();
+    process
+        .set_terminal(Some(false))
+        .set_user(user)
+        .set_args(Some(args(input.spec, input.image)?))
+        .set_env(Some(env(input)?))
+        .set_cwd(PathBuf::from(workdir(input.spec, input.image)?))
+        .set_capabilities(Some(capabilities))
+        .set_rlimits(None)
+        .set_no_new_privileges(Some(false));
+    Ok(process)
+}
+
+/// Ours first, then the image's, then the spec's: the later wins.
+fn env(input: &Input<'_>) -> Result<Vec<String>, String> {
+    let task = input.task;
+    let mut env = BTreeMap::from([
+        ("PATH".to_owned(), PATH.to_owned()),
+        ("HOME".to_owned(), input.identity.home.clone()),
+        ("HOSTNAME".to_owned(), hostname(&task.name)),
+        ("RCLUSTER_TASK".to_owned(), task.name.clone()),
+        ("RCLUSTER_TASK_ID".to_owned(), task.id.to_string()),
+        ("RCLUSTER_SERVICE".to_owned(), task.service.clone()),
+        ("RCLUSTER_SLOT".to_owned(), task.slot.to_string()),
+        ("RCLUSTER_NODE".to_owned(), input.node.to_owned()),
+    ]);
+    env.extend(input.image.env.iter().map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key.to_owned(), value.to_owned())
+    }));
+    env.extend(input.spec.env.clone());
+    match env.keys().find(|key| key.is_empty() || key.contains(['=', '\0'])) {
+        Some(key) => Err(format!("{key:?} cannot be the name of an environment variable")),
+        None => Ok(env.into_iter().map(|(key, value)| format!("{key}={value}")).collect()),
+    }
+}
+
+fn mounts(files: &Path) -> Vec<Mount> {
+    let file = |name: &str| {
+        let source = files.join(name).to_string_lossy().into_owned();
+        mount(&format!("/etc/{name}"), "bind", &source, &["bind", "ro", "nosuid", "nodev", "noexec", "private"])
+    };
+    vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        file("hosts"),
+        file("hostname"),
+        file("resolv.conf"),
+    ]
+}
+
+fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
+    let mut mount = Mount::default();
+    mount
+        .set_destination(destination.into())
+        .set_typ(Some(kind.into()))
+        .set_source(Some(source.into()))
+        .set_options(Some(options.iter().map(|option| (*option).to_owned()).collect()));
+    mount
+}
+
+fn linux(input: &Input<'_>) -> Result<Linux, String> {
+    let strings = |list: &[&str]| list.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
+    let mut linux = Linux::default();
+    linux
+        .set_resources(Some(resources(input.spec)?))
+        .set_cgroups_path(Some(Path::new(input.cgroup_parent).join(input.task.id.as_str()).join(input.name)))
+        .set_namespaces(Some(namespaces(input)))
+        .set_devices(None)
+        .set_masked_paths(Some(strings(&MASKED)))
+        .set_readonly_paths(Some(strings(&READ_ONLY)));
+    Ok(linux)
+}
+
+fn namespaces(input: &Input<'_>) -> Vec<LinuxNamespace> {
+    let of_pod = |name: &str| input.pod_pid.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/{name}")));
+    let netns = &input.network.netns_path;
+    let network = if netns.is_empty() { of_pod("net") } else { Some(PathBuf::from(netns)) };
+    [
+        (LinuxNamespaceType::Pid, None),
+        (LinuxNamespaceType::Mount, None),
+        (LinuxNamespaceType::Cgroup, None),
+        (LinuxNamespaceType::Ipc, of_pod("ipc")),
+        (LinuxNamespaceType::Uts, of_pod("uts")),
+        (LinuxNamespaceType::Network, network),
+    ]
+    .into_iter()
+    .map(|(kind, path)| {
+        let mut namespace = LinuxNamespace::default();
+        namespace.set_typ(kind).set_path(path);
+        namespace
+    })
+    .collect()
+}
+
+fn resources(spec: &ContainerSpec) -> Result<LinuxResources, String> {
+    let limits = spec.resources.limits;
+    let signed = |what: &str, value: u64| i64::try_from(value).map_err(|_| format!("limit of {what} {value} is too large"));
+    let mut all_devices = LinuxDeviceCgroup::default();
+    all_devices.set_allow(false).set_typ(None).set_major(None).set_minor(None).set_access(Some("rwm".into()));
+    let mut resources = LinuxResources::default();
+    resources.set_devices(Some(vec![all_devices]));
+    if let Some(limit) = limits.memory {
+        let mut memory = LinuxMemory::default();
+        memory.set_limit(Some(signed("memory", limit.0)?));
+        resources.set_memory(Some(memory));
+    }
+    if let Some(limit) = limits.cpus {
+        let mut cpu = LinuxCpu::default();
+        let quota = limit.0.saturating_mul(CPU_PERIOD_US / 1000);
+        cpu.set_quota(Some(signed("cpus", quota)?)).set_period(Some(CPU_PERIOD_US));
+        resources.set_cpu(Some(cpu));
+    }
+    if let Some(limit) = limits.pids {
+        let mut pids = LinuxPids::default();
+        pids.set_limit(signed("pids", limit)?);
+        resources.set_pids(Some(pids));
+    }
+    Ok(resources)
+}
+
+#[cfg(test)]
+mod tests;

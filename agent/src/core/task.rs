@@ -1,0 +1,401 @@
+//! Decides the next step of one task.
+//!
+//! In: the record of what was done so far, what is wanted, the time. Out: one step; its doing changes the record, and then the
+//! question is asked anew. Never asks for a step that a record shows as done, so an agent that was killed anywhere goes on there.
+//!
+//! ```text
+//! accepted ─► preparing ─► ready ─► starting ─► running ─┐
+//!     │  prepare: images, rootfs, network    │  create, start each container
+//!     └────────── any failure, any exit, a wish to stop ─┴─► outcome ─► stop ─► detach ─► report ─► clean ─► end
+//! ```
+
+use rcluster_api::object::{ContainerStatus, Task, TaskStatus};
+use rcluster_api::resource::Bytes;
+use rcluster_api::task::TaskState;
+use serde::{Deserialize, Serialize};
+
+use super::reconcile::Wish;
+
+/// What was done for a task so far; kept in the run directory, so that it lives exactly as long as the processes it names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub state: TaskState,
+    pub message: String,
+    pub since_ms: u64,
+    /// Root file systems are mounted, the network is attached.
+    pub prepared: bool,
+    pub network: Network,
+    pub containers: Vec<ContainerRecord>,
+    /// How the task ends, once it is to end.
+    pub outcome: Option<Outcome>,
+    pub detached: bool,
+    pub cleaned: bool,
+}
+
+/// What netd answered, or nothing for a pod without networks.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Network {
+    /// Empty: the pod's first container makes a network namespace of its own.
+    pub netns_path: String,
+    pub dns: String,
+    pub search: Vec<String>,
+}
+
+/// One container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    pub name: String,
+    /// The runtime's name for it.
+    pub id: String,
+    pub phase: Phase,
+    pub process: Option<Process>,
+    pub monitor: Option<Process>,
+    pub started_at_ms: u64,
+    pub stop_signal: String,
+    pub memory_limit: Option<u64>,
+    pub exit: Option<Exit>,
+}
+
+/// How far a container has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    Absent,
+    /// The runtime was about to be asked; there may be something or nothing.
+    Creating,
+    Created,
+    Started,
+    Ended,
+}
+
+/// A process that cannot be mistaken for a later one with the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: u32,
+    /// Field 22 of `/proc/PID/stat`: clock ticks from boot to its start.
+    pub start_ticks: u64,
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Exit {
+    pub exit_code: Option<i32>,
+    pub signal: Option<i32>,
+    pub oom_killed: bool,
+    /// Why nothing is known of the end.
+    pub problem: Option<String>,
+}
+
+/// How a task ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    pub state: TaskState,
+    pub message: String,
+}
+
+/// The next thing to do for a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Report this state.
+    Raise(TaskState),
+    /// From now on the task ends, so.
+    Conclude(Outcome),
+    Prepare,
+    /// Nothing before this time, unless the wish changes.
+    Wait {
+        until_ms: u64,
+    },
+    Create(usize),
+    Start(usize),
+    /// Nothing until a container ends or the wish changes.
+    Watch,
+    /// Stop whatever still runs.
+    Stop,
+    /// Give the network back.
+    Detach,
+    /// Report the outcome.
+    Report(Outcome),
+    /// Remove what is left on the node, but its logs.
+    Clean,
+    End,
+}
+
+impl Record {
+    /// Of a task that was just taken on.
+    pub fn new(task: &Task) -> Self {
+        let containers = task.template.containers.iter().map(|spec| {
+            let name = container_name(&spec.name, &task.service);
+            ContainerRecord {
+                id: format!("{}-{name}", task.id),
+                name,
+                phase: Phase::Absent,
+                process: None,
+                monitor: None,
+                started_at_ms: 0,
+                stop_signal: String::new(),
+                memory_limit: spec.resources.limits.memory.map(|bytes| bytes.0),
+                exit: None,
+            }
+        });
+        Self {
+            state: TaskState::Assigned,
+            message: String::new(),
+            since_ms: task.status.since_ms,
+            prepared: false,
+            network: Network::default(),
+            containers: containers.collect(),
+            outcome: None,
+            detached: false,
+            cleaned: false,
+        }
+    }
+
+    /// What is reported to the managers.
+    pub fn status(&self) -> TaskStatus {
+        TaskStatus {
+            state: self.state,
+            message: self.message.clone(),
+            since_ms: self.since_ms,
+            containers: self.containers.iter().filter(|container| container.phase > Phase::Creating).map(ContainerRecord::status).collect(),
+        }
+    }
+
+    /// Whether nothing of the task is left but this record.
+    pub fn has_ended(&self) -> bool {
+        self.cleaned && self.state.is_terminal()
+    }
+}
+
+impl ContainerRecord {
+    /// Whether there may be processes of it.
+    pub fn may_live(&self) -> bool {
+        matches!(self.phase, Phase::Creating | Phase::Created | Phase::Started)
+    }
+
+    fn status(&self) -> ContainerStatus {
+        ContainerStatus {
+            name: self.name.clone(),
+            id: self.id.clone(),
+            pid: if self.phase == Phase::Ended { None } else { self.process.map(|process| process.pid) },
+            exit_code: self.exit.as_ref().and_then(|exit| exit.exit_code),
+            oom_killed: self.exit.as_ref().is_some_and(|exit| exit.oom_killed),
+            started_at_ms: self.started_at_ms,
+        }
+    }
+}
+
+/// A container's name: its own, or that of the service when the pod's only container has none.
+pub fn container_name(name: &str, service: &str) -> String {
+    if name.is_empty() { service.to_owned() } else { name.to_owned() }
+}
+
+/// The next step of a task.
+pub fn next(record: &Record, start_after_ms: u64, wish: Wish, now_ms: u64) -> Step {
+    match &record.outcome {
+        Some(outcome) => wind_down(record, outcome),
+        None => climb(record, start_after_ms, wish, now_ms),
+    }
+}
+
+fn climb(record: &Record, start_after_ms: u64, wish: Wish, now_ms: u64) -> Step {
+    if wish != Wish::Run {
+        return Step::Conclude(Outcome { state: TaskState::Shutdown, message: String::new() });
+    }
+    if let Some(outcome) = record.containers.iter().find_map(outcome_of) {
+        return Step::Conclude(outcome);
+    }
+    let first = |phase| record.containers.iter().position(|container| container.phase <= phase);
+    if record.state < TaskState::Accepted {
+        Step::Raise(TaskState::Accepted)
+    } else if record.state < TaskState::Preparing {
+        Step::Raise(TaskState::Preparing)
+    } else if !record.prepared {
+        Step::Prepare
+    } else if record.state < TaskState::Ready {
+        Step::Raise(TaskState::Ready)
+    } else if record.state < TaskState::Starting && start_after_ms > now_ms {
+        Step::Wait { until_ms: start_after_ms }
+    } else if record.state < TaskState::Starting {
+        Step::Raise(TaskState::Starting)
+    } else if let Some(index) = first(Phase::Creating) {
+        Step::Create(index)
+    } else if let Some(index) = first(Phase::Created) {
+        Step::Start(index)
+    } else if record.state < TaskState::Running {
+        Step::Raise(TaskState::Running)
+    } else {
+        Step::Watch
+    }
+}
+
+fn wind_down(record: &Record, outcome: &Outcome) -> Step {
+    if record.containers.iter().any(ContainerRecord::may_live) {
+        Step::Stop
+    } else if !record.detached {
+        Step::Detach
+    } else if !record.state.is_terminal() {
+        Step::Report(outcome.clone())
+    } else if !record.cleaned {
+        Step::Clean
+    } else {
+        Step::End
+    }
+}
+
+/// How the pod ends because of this container, if it has ended.
+fn outcome_of(container: &ContainerRecord) -> Option<Outcome> {
+    let exit = container.exit.as_ref()?;
+    let name = &container.name;
+    let failed = |message| Outcome { state: TaskState::Failed, message };
+    Some(if let Some(problem) = &exit.problem {
+        failed(format!("container {name}: {problem}"))
+    } else if exit.oom_killed {
+        let limit = container.memory_limit.map(|limit| format!(" (limit {})", Bytes(limit).human())).unwrap_or_default();
+        failed(format!("container {name} ran out of memory{limit}"))
+    } else if let Some(signal) = exit.signal {
+        failed(format!("container {name} was killed by {}", signal_name(signal)))
+    } else {
+        match exit.exit_code {
+            Some(0) => Outcome { state: TaskState::Complete, message: format!("container {name} exited with code 0") },
+            Some(code) => failed(format!("container {name} exited with code {code}")),
+            None => failed(format!("container {name} ended, with what code is not known")),
+        }
+    })
+}
+
+/// `SIGKILL` for 9 and so on; numbers without a name of their own as they are.
+fn signal_name(signal: i32) -> String {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM", "STKFLT",
+        "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    ];
+    let index = usize::try_from(signal).ok().and_then(|signal| signal.checked_sub(1));
+    index.and_then(|index| NAMES.get(index)).map_or_else(|| format!("signal {signal}"), |name| format!("SIG{name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(name: &str, phase: Phase) -> ContainerRecord {
+        ContainerRecord {
+            name: name.into(),
+            id: format!("t-{name}"),
+            phase,
+            process: None,
+            monitor: None,
+            started_at_ms: 0,
+            stop_signal: "SIGTERM".into(),
+            memory_limit: Some(64 << 20),
+            exit: None,
+        }
+    }
+
+    fn fresh() -> Record {
+        Record {
+            state: TaskState::Assigned,
+            message: String::new(),
+            since_ms: 0,
+            prepared: false,
+            network: Network::default(),
+            containers: vec![container("web", Phase::Absent), container("log", Phase::Absent)],
+            outcome: None,
+            detached: false,
+            cleaned: false,
+        }
+    }
+
+    /// Does steps as the worker would, until one that waits or the end; returns their text.
+    fn walk(record: &mut Record, start_after_ms: u64, wish: Wish) -> String {
+        let mut text = Vec::new();
+        loop {
+            let step = next(record, start_after_ms, wish, 1_000);
+            match &step {
+                Step::Raise(state) => {
+                    text.push(format!("raise {state}"));
+                    record.state = *state;
+                }
+                Step::Conclude(outcome) => {
+                    text.push(format!("conclude {}: {}", outcome.state, outcome.message));
+                    record.outcome = Some(outcome.clone());
+                }
+                Step::Prepare => record.prepared = true,
+                Step::Create(index) => record.containers[*index].phase = Phase::Created,
+                Step::Start(index) => record.containers[*index].phase = Phase::Started,
+                Step::Stop => record.containers.iter_mut().filter(|c| c.may_live()).for_each(|c| c.phase = Phase::Ended),
+                Step::Detach => record.detached = true,
+                Step::Report(outcome) => {
+                    text.push(format!("report {}", outcome.state));
+                    record.state = outcome.state;
+                }
+                Step::Clean => record.cleaned = true,
+                Step::Wait { .. } | Step::Watch | Step::End => {}
+            }
+            match &step {
+                Step::Raise(_) | Step::Conclude(_) | Step::Report(_) => {}
+                other => text.push(format!("{other:?}").to_lowercase()),
+            }
+            if matches!(step, Step::Wait { .. } | Step::Watch | Step::End) {
+                return text.join(", ");
+            }
+        }
+    }
+
+    #[test]
+    fn a_task_climbs_to_running_creating_all_containers_before_it_starts_the_first() {
+        let mut record = fresh();
+        assert_eq!(
+            walk(&mut record, 0, Wish::Run),
+            "raise accepted, raise preparing, prepare, raise ready, raise starting, create(0), create(1), start(0), start(1), \
+             raise running, watch"
+        );
+    }
+
+    #[test]
+    fn a_task_that_is_held_back_is_prepared_and_then_waits() {
+        let mut record = fresh();
+        assert_eq!(walk(&mut record, 9_000, Wish::Run), "raise accepted, raise preparing, prepare, raise ready, wait { until_ms: 9000 }");
+        assert!(walk(&mut record, 500, Wish::Run).starts_with("raise starting"));
+    }
+
+    #[test]
+    fn stopping_goes_from_any_step_to_the_end() {
+        let mut record = fresh();
+        assert_eq!(walk(&mut record.clone(), 0, Wish::Stop), "conclude shutdown: , detach, report shutdown, clean, end");
+        walk(&mut record, 0, Wish::Run);
+        assert_eq!(walk(&mut record.clone(), 0, Wish::Stop), "conclude shutdown: , stop, detach, report shutdown, clean, end");
+        assert_eq!(walk(&mut record, 0, Wish::Remove), "conclude shutdown: , stop, detach, report shutdown, clean, end");
+    }
+
+    #[test]
+    fn a_container_that_ends_ends_the_pod_and_says_how() {
+        let cases = [
+            (Exit { exit_code: Some(0), ..Exit::default() }, "complete: container log exited with code 0"),
+            (Exit { exit_code: Some(3), ..Exit::default() }, "failed: container log exited with code 3"),
+            (Exit { exit_code: Some(137), signal: Some(9), ..Exit::default() }, "failed: container log was killed by SIGKILL"),
+            (
+                Exit { exit_code: Some(137), signal: Some(9), oom_killed: true, problem: None },
+                "failed: container log ran out of memory (limit 64 MiB)",
+            ),
+            (Exit { problem: Some("its monitor was killed".into()), ..Exit::default() }, "failed: container log: its monitor was killed"),
+        ];
+        for (exit, expected) in cases {
+            let mut record = fresh();
+            walk(&mut record, 0, Wish::Run);
+            record.containers[1].phase = Phase::Ended;
+            record.containers[1].exit = Some(exit);
+            let steps = walk(&mut record, 0, Wish::Run);
+            assert!(steps.starts_with(&format!("conclude {expected}, stop, detach, report")), "{steps}");
+        }
+    }
+
+    #[test]
+    fn a_record_read_back_at_any_point_leads_to_the_same_end() {
+        let mut record = fresh();
+        walk(&mut record, 0, Wish::Run);
+        let text = serde_json::to_string(&record).expect("encode");
+        let again: Record = serde_json::from_str(&text).expect("decode");
+        assert_eq!(again, record);
+        assert_eq!(next(&again, 0, Wish::Run, 0), Step::Watch);
+    }
+}

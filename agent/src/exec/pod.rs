@@ -1,0 +1,377 @@
+//! The steps of one task, as `core::task` asks for them. Each may be repeated, also by an agent that was started anew.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use rcluster_api::object::Task;
+use rcluster_api::wire::v1::{AttachNetwork, AttachRequest};
+use rcluster_base::clock::unix_ms;
+use rcluster_base::ledger::{self, LedgerError};
+use thiserror::Error;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+use super::netd_client::NetdError;
+use super::runtime_cli::{MonitorCall, RuntimeError, read_exit};
+use super::{Tools, process};
+use crate::core::bundle::{self, ImageConfig};
+use crate::core::task::{ContainerRecord, Exit, Network, Phase, Record};
+use crate::core::user::{Identity, identify};
+use crate::host;
+use crate::image::mount::{Overlay, remove, unmount_all};
+use crate::image::root::Root;
+use crate::image::{ImageError, Store};
+use crate::place::ContainerPlaces;
+
+/// Why a step could not be done.
+#[derive(Debug, Error)]
+pub enum StepError {
+    /// The task can never run here as it is.
+    #[error("{0}")]
+    Rejected(String),
+    #[error("{0}")]
+    Image(#[from] ImageError),
+    #[error("{what} of container {container}")]
+    Io { what: &'static str, container: String, source: io::Error },
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Netd(#[from] NetdError),
+    #[error("keep the record of the task")]
+    Record(#[from] LedgerError),
+}
+
+impl StepError {
+    /// Whether the task could never run on this node, however often it is tried.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Rejected(_) => true,
+            Self::Image(error) => error.is_final(),
+            Self::Io { .. } | Self::Runtime(_) | Self::Netd(_) | Self::Record(_) => false,
+        }
+    }
+}
+
+/// How long a container that was sent SIGKILL may take to be gone before its monitor is killed too.
+const KILLED: Duration = Duration::from_secs(5);
+
+/// Images and root file systems, network, the pod's files.
+pub async fn prepare(tools: &Arc<Tools>, task: &Arc<Task>, record: &mut Record) -> Result<(), StepError> {
+    check_names(record)?;
+    let turn = tools.preparing.acquire().await.expect("it is never closed");
+    let (roots, network) = tokio::join!(roots(tools, task), attach(tools, task));
+    drop(turn);
+    let images = roots?;
+    record.network = network?;
+    write_files(tools, task, &record.network)?;
+    for ((container, image), spec) in record.containers.iter_mut().zip(&images).zip(&task.template.containers) {
+        container.stop_signal = bundle::stop_signal(spec, image);
+    }
+    record.prepared = true;
+    Ok(())
+}
+
+/// Creates one container; `save` keeps the record on disk. What an agent that was killed here may have left is removed first.
+pub async fn create(
+    tools: &Tools,
+    task: &Task,
+    record: &mut Record,
+    index: usize,
+    save: impl Fn(&Record) -> Result<(), LedgerError>,
+) -> Result<(), StepError> {
+    let places = tools.places.of_task(&task.id);
+    let container = &record.containers[index];
+    let place = places.of_container(&container.name);
+    if container.phase == Phase::Creating {
+        tools.runtime.delete(&container.id).await?;
+    }
+    write_config(tools, task, record, index, &place)?;
+    let failed = |what| io_error(what, &record.containers[index]);
+    remove_file(&place.exit_file()).map_err(failed("remove the old exit file"))?;
+    fs::create_dir_all(&places.logs).map_err(failed("make the directory of logs"))?;
+    record.containers[index].phase = Phase::Creating;
+    save(record)?;
+    let container = &record.containers[index];
+    let created = tools
+        .runtime
+        .monitor(&MonitorCall {
+            id: &container.id,
+            bundle: &place.bundle,
+            log: &place.log,
+            exit_file: &place.exit_file(),
+            errors: &place.monitor_errors(),
+        })
+        .await?;
+    let failed = |what| io_error(what, &record.containers[index]);
+    let monitor = process::look(created.monitor_pid).map_err(failed("look at the monitor"))?;
+    let process = process::look(created.pid).map_err(failed("look at the process"))?;
+    let container = &mut record.containers[index];
+    (container.process, container.monitor, container.phase) = (process, monitor, Phase::Created);
+    save(record)?;
+    Ok(())
+}
+
+/// Starts one created container; `adopted` when an agent before this one may have started it already.
+pub async fn start(tools: &Tools, record: &mut Record, index: usize, adopted: bool) -> Result<(), StepError> {
+    let container = &mut record.containers[index];
+    if !(adopted && tools.runtime.is_running(&container.id).await?) {
+        tools.runtime.start(&container.id).await?;
+    }
+    container.phase = Phase::Started;
+    container.started_at_ms = unix_ms();
+    Ok(())
+}
+
+/// Waits for the end of one container that was started.
+pub async fn ended(tools: &Tools, task: &Task, container: &ContainerRecord) -> Exit {
+    let exit_file = tools.places.of_task(&task.id).of_container(&container.name).exit_file();
+    let watched = match container.monitor {
+        Some(monitor) => process::ended(monitor).await,
+        None => Ok(()),
+    };
+    let problem = match watched.and_then(|()| read_exit(&exit_file)) {
+        Ok(Some(exit)) => return exit,
+        Ok(None) => "its monitor was killed".to_owned(),
+        Err(error) => format!("its end cannot be read: {error}"),
+    };
+    // Nobody holds the container any more: what is left of it must not run on unseen.
+    if let Err(error) = tools.runtime.delete(&container.id).await {
+        warn!(container = container.id, %error, "cannot remove what is left of a container without a monitor");
+    }
+    Exit { problem: Some(problem), ..Exit::default() }
+}
+
+/// Stops every container that may run, all at once, and fills in how they ended.
+pub async fn stop(tools: &Tools, task: &Task, record: &mut Record) {
+    let grace = task.template.stop_grace.duration();
+    let stopping = record.containers.iter().map(|container| async {
+        match container.phase {
+            Phase::Absent | Phase::Ended => None,
+            Phase::Creating | Phase::Created => Some(remove_unstarted(tools, container).await),
+            Phase::Started => Some(stop_one(tools, task, container, grace).await),
+        }
+    });
+    let exits = join_all(stopping).await;
+    for (container, exit) in record.containers.iter_mut().zip(exits) {
+        if let Some(exit) = exit {
+            container.phase = Phase::Ended;
+            container.exit = Some(exit);
+        }
+    }
+}
+
+/// Gives the pod's network back.
+pub async fn detach(tools: &Tools, task: &Task) -> Result<(), NetdError> {
+    if task.networks.is_empty() { Ok(()) } else { tools.netd.detach(&task.id).await }
+}
+
+/// Removes what is left of the task on the node, but its record and logs. Every part is tried; what failed is told together.
+pub async fn clean(tools: &Arc<Tools>, task: &Arc<Task>, record: &Record) -> Result<(), String> {
+    let mut problems = Vec::new();
+    for container in record.containers.iter().filter(|container| container.phase != Phase::Absent) {
+        if let Err(error) = tools.runtime.delete(&container.id).await {
+            problems.push(error.to_string());
+        }
+    }
+    if let Err(error) = detach(tools, task).await {
+        problems.push(error.to_string());
+    }
+    let names: Vec<String> = record.containers.iter().map(|container| container.name.clone()).collect();
+    let (tools, task) = (Arc::clone(tools), Arc::clone(task));
+    let swept = spawn_blocking(move || sweep(&tools, &task, &names)).await;
+    problems.extend(swept.unwrap_or_else(|error| vec![error.to_string()]));
+    if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
+}
+
+fn sweep(tools: &Tools, task: &Task, names: &[String]) -> Vec<String> {
+    let places = tools.places.of_task(&task.id);
+    let mut problems = Vec::new();
+    let mut note = |what: &str, path: &Path, done: io::Result<()>| {
+        if let Err(error) = done {
+            problems.push(format!("{what} {}: {error}", path.display()));
+        }
+    };
+    for name in names {
+        let place = places.of_container(name);
+        let unmounted = unmount_all(&place.rootfs());
+        let mounted = unmounted.is_err();
+        note("unmount", &place.rootfs(), unmounted);
+        // Never through a mount that stands: that would empty what is mounted.
+        if !mounted {
+            note("remove", &place.bundle, remove(&place.bundle));
+        }
+    }
+    note("remove", &places.writes, remove(&places.writes));
+    note("remove", &places.files(), remove(&places.files()));
+    if let Err(error) = host::remove_cgroup(&format!("{}/{}", tools.cgroup_parent, task.id)) {
+        problems.push(format!("{error:#}"));
+    }
+    problems
+}
+
+/// Container names become names of files and cgroups.
+fn check_names(record: &Record) -> Result<(), StepError> {
+    let mut seen = std::collections::BTreeSet::new();
+    for container in &record.containers {
+        let name = &container.name;
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        if name.is_empty() || name.len() > 64 || name.starts_with('.') || !name.bytes().all(plain) {
+            return Err(StepError::Rejected(format!(
+                "container name {name:?}: letters, digits, '-', '_' and '.' only, 64 at most, no '.' first"
+            )));
+        }
+        if !seen.insert(name) {
+            return Err(StepError::Rejected(format!("two containers of the task are named {name:?}")));
+        }
+    }
+    if record.containers.is_empty() { Err(StepError::Rejected("the task has no containers".into())) } else { Ok(()) }
+}
+
+async fn roots(tools: &Arc<Tools>, task: &Arc<Task>) -> Result<Vec<ImageConfig>, StepError> {
+    let (tools, task) = (Arc::clone(tools), Arc::clone(task));
+    let work = spawn_blocking(move || {
+        let places = tools.places.of_task(&task.id);
+        let roots = task.template.containers.iter().map(|spec| {
+            let name = crate::core::task::container_name(&spec.name, &task.service);
+            root(&tools.images, &tools.node, &name, &spec.image, &places.of_container(&name))
+        });
+        roots.collect()
+    });
+    work.await.unwrap_or_else(|error| Err(StepError::Rejected(format!("preparing the image failed: {error}"))))
+}
+
+fn root(images: &Store, node: &str, container: &str, image: &str, place: &ContainerPlaces) -> Result<ImageConfig, StepError> {
+    let found = images.find(image).map_err(|error| match error {
+        ImageError::Absent { name, there } => StepError::Rejected(format!(
+            "image {name:?} is not on node {node}; images there: {there}; load it with `rcluster-agent image load FILE`; pulling from \
+             registries is not built yet"
+        )),
+        other => other.into(),
+    })?;
+    let overlay = Overlay {
+        layers: images.layers(&found)?,
+        upper: place.writes.join("upper"),
+        work: place.writes.join("work"),
+        target: place.rootfs(),
+    };
+    let failed = |what| move |source| StepError::Io { what, container: container.to_owned(), source };
+    overlay.mount().map_err(failed("mount the root file system"))?;
+    ledger::write(&place.image_file(), &found.config)?;
+    Ok(found.config)
+}
+
+async fn attach(tools: &Tools, task: &Task) -> Result<Network, StepError> {
+    if task.networks.is_empty() {
+        return Ok(Network::default());
+    }
+    let networks =
+        task.networks.iter().map(|network| AttachNetwork { network_id: network.network_id.to_string(), ip: network.ip.to_string() });
+    let request = AttachRequest { task_id: task.id.to_string(), networks: networks.collect() };
+    let answer = tools.netd.attach(&request).await?;
+    Ok(Network { netns_path: answer.netns_path, dns: answer.dns, search: answer.search })
+}
+
+fn write_files(tools: &Tools, task: &Task, network: &Network) -> Result<(), StepError> {
+    let dir = tools.places.of_task(&task.id).files();
+    let files = [
+        ("hosts", bundle::hosts_file(task)),
+        ("hostname", format!("{}\n", bundle::hostname(&task.name))),
+        ("resolv.conf", bundle::resolv_file(network)),
+    ];
+    let written = fs::create_dir_all(&dir).and_then(|()| files.iter().try_for_each(|(name, text)| fs::write(dir.join(name), text)));
+    written.map_err(|source| StepError::Io { what: "write /etc", container: task.name.clone(), source })
+}
+
+fn write_config(tools: &Tools, task: &Task, record: &Record, index: usize, place: &ContainerPlaces) -> Result<(), StepError> {
+    let container = &record.containers[index];
+    let failed = |what| io_error(what, container);
+    let spec = &task.template.containers[index];
+    let image: ImageConfig = ledger::read(&place.image_file())?
+        .ok_or_else(|| StepError::Rejected(format!("container {}: its prepared image is gone from the run directory", container.name)))?;
+    let root = Root::open(&place.rootfs()).map_err(failed("open the root file system"))?;
+    let user = if spec.user.is_empty() { &image.user } else { &spec.user };
+    let identity = identity(&root, user).map_err(|why| StepError::Rejected(format!("container {}: {why}", container.name)))?;
+    let rejected = |why| StepError::Rejected(format!("container {}: {why}", container.name));
+    let workdir = bundle::workdir(spec, &image).map_err(rejected)?;
+    root.make_dir(Path::new(&workdir)).map_err(failed("make the working directory"))?;
+    let first = record.containers.first().filter(|_| index > 0);
+    let config = bundle::config_json(&bundle::Input {
+        task,
+        spec,
+        name: &container.name,
+        image: &image,
+        identity: &identity,
+        network: &record.network,
+        pod_pid: first.and_then(|first| first.process).map(|process| process.pid),
+        node: &tools.node,
+        cgroup_parent: &tools.cgroup_parent,
+        rootfs: &place.rootfs(),
+        files: &tools.places.of_task(&task.id).files(),
+    });
+    fs::write(place.config_file(), config.map_err(rejected)?).map_err(failed("write the configuration"))
+}
+
+fn identity(root: &Root, user: &str) -> Result<Identity, String> {
+    let read = |path: &str| {
+        let text = root.read_text(Path::new(path)).map_err(|error| format!("the image's /{path}: {error}"))?;
+        Ok::<_, String>(text.unwrap_or_default())
+    };
+    identify(user, &read("etc/passwd")?, &read("etc/group")?)
+}
+
+async fn remove_unstarted(tools: &Tools, container: &ContainerRecord) -> Exit {
+    if let Err(error) = tools.runtime.delete(&container.id).await {
+        warn!(container = container.id, %error, "cannot remove a container that was not started");
+    }
+    Exit { problem: Some("it was not started".into()), ..Exit::default() }
+}
+
+async fn stop_one(tools: &Tools, task: &Task, container: &ContainerRecord, grace: Duration) -> Exit {
+    let mut exit = std::pin::pin!(ended(tools, task, container));
+    let signal = if grace.is_zero() { "SIGKILL" } else { &container.stop_signal };
+    if let Err(error) = tools.runtime.kill(&container.id, signal).await {
+        // It may have ended meanwhile; the wait below tells.
+        debug!(container = container.id, %error, "cannot send the stop signal");
+    }
+    if let Ok(exit) = timeout(grace, &mut exit).await {
+        return exit;
+    }
+    if let Err(error) = tools.runtime.kill(&container.id, "SIGKILL").await {
+        debug!(container = container.id, %error, "cannot send SIGKILL");
+    }
+    if let Ok(exit) = timeout(KILLED, &mut exit).await {
+        return exit;
+    }
+    warn!(container = container.id, "it outlived SIGKILL or its monitor does not see its end: its monitor is killed and it is removed");
+    loop {
+        for process in [container.process, container.monitor].into_iter().flatten() {
+            if let Err(error) = process::kill(process) {
+                warn!(container = container.id, pid = process.pid, %error, "cannot kill");
+            }
+        }
+        if let Err(error) = tools.runtime.delete(&container.id).await {
+            warn!(container = container.id, %error, "cannot remove");
+        }
+        tokio::select! {
+            exit = &mut exit => return exit,
+            () = sleep(KILLED) => {}
+        }
+    }
+}
+
+fn io_error(what: &'static str, container: &ContainerRecord) -> impl FnOnce(io::Error) -> StepError + use<> {
+    let container = container.name.clone();
+    move |source| StepError::Io { what, container, source }
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}

@@ -1,0 +1,154 @@
+//! Where things are on this node.
+//!
+//! ```text
+//! STATE/node.json                    the node's id and its boots
+//! STATE/images/                      see `image`
+//! STATE/tasks/ID/CONTAINER/          what a container wrote: upper and work directory of its overlay
+//! STATE/logs/ID/CONTAINER.log[.1]    written by its monitor
+//! RUN/boot.json                      which boot this is; gone with the host
+//! RUN/assignments.pb, RUN/view.pb    the last that the managers sent
+//! RUN/tasks/ID/task.pb, record.json  a task and how far it has come
+//! RUN/tasks/ID/etc/                  the pod's hosts, hostname and resolv.conf
+//! RUN/tasks/ID/c-CONTAINER/          the bundle: config.json, rootfs, exit.json, image.json, monitor.err
+//! RUN/runtime/                       the OCI runtime's own
+//! RUN/netd.sock                      where netd listens
+//! ```
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use prost::Message;
+use rcluster_api::id::TaskId;
+
+/// The agent's two directories.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// Survives a power cut.
+    pub state: PathBuf,
+    /// Is empty after a boot of the host.
+    pub run: PathBuf,
+}
+
+impl Places {
+    pub fn node_file(&self) -> PathBuf {
+        self.state.join("node.json")
+    }
+
+    pub fn boot_file(&self) -> PathBuf {
+        self.run.join("boot.json")
+    }
+
+    pub fn assignments_file(&self) -> PathBuf {
+        self.run.join("assignments.pb")
+    }
+
+    pub fn view_file(&self) -> PathBuf {
+        self.run.join("view.pb")
+    }
+
+    pub fn runtime_root(&self) -> PathBuf {
+        self.run.join("runtime")
+    }
+
+    pub fn netd_socket(&self) -> PathBuf {
+        self.run.join("netd.sock")
+    }
+
+    /// Records of tasks.
+    pub fn tasks(&self) -> PathBuf {
+        self.run.join("tasks")
+    }
+
+    /// What containers wrote.
+    pub fn writes(&self) -> PathBuf {
+        self.state.join("tasks")
+    }
+
+    pub fn logs(&self) -> PathBuf {
+        self.state.join("logs")
+    }
+
+    pub fn of_task(&self, id: &TaskId) -> TaskPlaces {
+        let id = id.as_str();
+        TaskPlaces { run: self.tasks().join(id), writes: self.writes().join(id), logs: self.logs().join(id) }
+    }
+}
+
+/// Where things of one task are. The id has been checked to be one: it is a name without `/` and is not `..`.
+#[derive(Debug, Clone)]
+pub struct TaskPlaces {
+    pub run: PathBuf,
+    pub writes: PathBuf,
+    pub logs: PathBuf,
+}
+
+impl TaskPlaces {
+    pub fn task_file(&self) -> PathBuf {
+        self.run.join("task.pb")
+    }
+
+    pub fn record_file(&self) -> PathBuf {
+        self.run.join("record.json")
+    }
+
+    /// The pod's hosts, hostname and resolv.conf.
+    pub fn files(&self) -> PathBuf {
+        self.run.join("etc")
+    }
+
+    pub fn of_container(&self, name: &str) -> ContainerPlaces {
+        ContainerPlaces {
+            // A prefix keeps a container named "etc" apart from the pod's files.
+            bundle: self.run.join(format!("c-{name}")),
+            writes: self.writes.join(name),
+            log: log_file(&self.logs, name),
+        }
+    }
+}
+
+/// The message in a file, or `None` when there is no such file.
+pub fn read_message<M: Message + Default>(path: &Path) -> Result<Option<M>> {
+    match std::fs::read(path) {
+        Ok(bytes) => {
+            M::decode(bytes.as_slice()).map(Some).with_context(|| format!("{} does not hold what this version writes", path.display()))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
+
+/// A container's log in its task's directory of logs.
+pub fn log_file(logs: &Path, container: &str) -> PathBuf {
+    logs.join(format!("{container}.log"))
+}
+
+/// Where things of one container are.
+#[derive(Debug, Clone)]
+pub struct ContainerPlaces {
+    pub bundle: PathBuf,
+    pub writes: PathBuf,
+    pub log: PathBuf,
+}
+
+impl ContainerPlaces {
+    pub fn rootfs(&self) -> PathBuf {
+        self.bundle.join("rootfs")
+    }
+
+    pub fn config_file(&self) -> PathBuf {
+        self.bundle.join("config.json")
+    }
+
+    pub fn image_file(&self) -> PathBuf {
+        self.bundle.join("image.json")
+    }
+
+    pub fn exit_file(&self) -> PathBuf {
+        self.bundle.join("exit.json")
+    }
+
+    pub fn monitor_errors(&self) -> PathBuf {
+        self.bundle.join("monitor.err")
+    }
+}

@@ -1,0 +1,214 @@
+//! One session with one manager, from Register to its end.
+//!
+//! ```text
+//! agent                          manager
+//!   │ Register (all statuses) ──►│
+//!   │◄── Welcome                 │
+//!   │◄── NetView, Assignments    │  whenever they change
+//!   │ Heartbeat ────────────────►│  every heartbeat_ms
+//!   │◄── HeartbeatAck            │  none for session_timeout_ms: the session is lost
+//!   │ StatusReport ─────────────►│  what changed, at once
+//! ```
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use rcluster_api::id::TaskId;
+use rcluster_api::object::TaskStatus;
+use rcluster_api::wire::v1::dispatcher_client::DispatcherClient;
+use rcluster_api::wire::v1::{AgentMessage, Heartbeat, ManagerMessage, Register, StatusReport, TaskReport, agent_message, manager_message};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+use tracing::{debug, info, warn};
+
+use super::Session;
+use crate::agent::Statuses;
+use crate::logs::Readers;
+
+/// How a session, or the attempt at one, went.
+pub struct Talk {
+    /// The managers' addresses, if a session came about.
+    pub welcome: Option<Vec<String>>,
+    pub end: End,
+}
+
+/// Why it ended.
+pub enum End {
+    Redirected { leader: String },
+    Refused { why: String },
+    Lost { why: String },
+}
+
+const CONNECT: Duration = Duration::from_millis(500);
+const ANSWER: Duration = Duration::from_secs(2);
+const LEADER: &str = "x-rcluster-leader";
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+const OUTBOUND_MAX: usize = 32;
+/// Used until the manager has said.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Holds a session with the manager at `address` until it ends.
+pub async fn converse(session: &mut Session, address: &str) -> Talk {
+    match begin(session, address).await {
+        Ok(conversation) => conversation.hold(session).await,
+        Err(end) => Talk { welcome: None, end },
+    }
+}
+
+struct Conversation {
+    address: String,
+    outbound: mpsc::Sender<AgentMessage>,
+    inbound: Streaming<ManagerMessage>,
+    readers: Readers,
+    /// What the manager has been told.
+    told: Statuses,
+    welcome: Option<Vec<String>>,
+    heartbeat: Interval,
+    timeout: Duration,
+    sequence: u64,
+    /// Heartbeats without an ack yet: number and time of sending.
+    unanswered: VecDeque<(u64, Instant)>,
+    /// When the session is given up unless an ack comes.
+    deadline: Instant,
+}
+
+async fn begin(session: &mut Session, address: &str) -> Result<Conversation, End> {
+    let lost = |why: String| End::Lost { why };
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| lost(error.to_string()))?;
+    let channel: Channel = timeout(CONNECT, endpoint.connect())
+        .await
+        .map_err(|_| lost(format!("no connection within {} ms", CONNECT.as_millis())))?
+        .map_err(|error| lost(error.to_string()))?;
+    let mut client =
+        DispatcherClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let (outbound, messages) = mpsc::channel(OUTBOUND_MAX);
+    let told = session.statuses.borrow_and_update().clone();
+    let register = Register {
+        node_id: session.node_id.to_string(),
+        incarnation: session.incarnation,
+        description: Some(session.description.clone().into()),
+        tasks: told.iter().map(report).collect(),
+    };
+    let first = AgentMessage { kind: Some(agent_message::Kind::Register(register)) };
+    outbound.try_send(first).map_err(|_| lost("the first message found no room".into()))?;
+    let answer = timeout(ANSWER, client.session(ReceiverStream::new(messages))).await;
+    let inbound = answer.map_err(|_| lost(format!("no answer within {} s", ANSWER.as_secs())))?.map_err(|status| end_of(&status))?;
+    Ok(Conversation {
+        address: address.to_owned(),
+        outbound,
+        inbound: inbound.into_inner(),
+        readers: Readers::new(client, session.tools.places.clone(), session.tools.node.clone(), session.statuses.clone()),
+        told,
+        welcome: None,
+        heartbeat: beats(HEARTBEAT),
+        timeout: TIMEOUT,
+        sequence: 0,
+        unanswered: VecDeque::new(),
+        deadline: Instant::now() + TIMEOUT,
+    })
+}
+
+impl Conversation {
+    async fn hold(mut self, session: &mut Session) -> Talk {
+        let mut dirty = false;
+        let end = loop {
+            let deadline = self.deadline;
+            tokio::select! {
+                message = self.inbound.message() => match message {
+                    Ok(Some(message)) => self.handle(session, message),
+                    Ok(None) => break End::Lost { why: "the manager closed the session".into() },
+                    Err(status) => break end_of(&status),
+                },
+                _ = self.heartbeat.tick(), if self.welcome.is_some() => self.beat(session),
+                // The sender lives as long as the owner of all tasks.
+                changed = session.statuses.changed(), if !dirty => dirty = changed.is_ok(),
+                permit = self.outbound.clone().reserve_owned(), if dirty && self.welcome.is_some() => {
+                    dirty = false;
+                    let Ok(permit) = permit else { break End::Lost { why: "the manager does not read any more".into() } };
+                    let tasks = self.news(session);
+                    if !tasks.is_empty() {
+                        permit.send(AgentMessage { kind: Some(agent_message::Kind::Status(StatusReport { tasks })) });
+                    }
+                },
+                () = sleep_until(deadline) => break End::Lost { why: format!("no heartbeat answered for {} ms", self.timeout.as_millis()) },
+            }
+        };
+        Talk { welcome: self.welcome, end }
+    }
+
+    fn handle(&mut self, session: &Session, message: ManagerMessage) {
+        match message.kind {
+            Some(manager_message::Kind::Welcome(welcome)) => {
+                info!(manager = self.address, term = welcome.term, "session");
+                self.heartbeat = beats(Duration::from_millis(welcome.heartbeat_ms.max(10)));
+                self.timeout = Duration::from_millis(welcome.session_timeout_ms.max(100));
+                self.deadline = Instant::now() + self.timeout;
+                self.welcome = Some(welcome.managers);
+            }
+            Some(manager_message::Kind::Ack(ack)) => {
+                while let Some((_, sent)) = self.unanswered.pop_front_if(|(sequence, _)| *sequence <= ack.sequence) {
+                    self.deadline = sent + self.timeout;
+                }
+            }
+            Some(manager_message::Kind::View(view)) => {
+                if view.node_id != session.node_id.as_str() && !view.node_id.is_empty() {
+                    warn!(node = view.node_id, "refuses a network view that is for another node");
+                } else if !session.tools.netd.set_view(view) {
+                    debug!("the network view is not newer than the last");
+                }
+            }
+            Some(manager_message::Kind::Assignments(assignments)) => drop(session.assignments.send_replace(Some(assignments))),
+            Some(manager_message::Kind::Logs(command)) => self.readers.begin(command),
+            Some(manager_message::Kind::LogsCancel(cancel)) => self.readers.cancel(&cancel.request_id),
+            None => debug!("a message of a kind this agent does not know"),
+        }
+    }
+
+    /// Without room for it the beat is left out: the manager does not read, and the deadline sees to that.
+    fn beat(&mut self, session: &Session) {
+        let Ok(permit) = self.outbound.try_reserve() else { return };
+        self.sequence += 1;
+        let (_, view_revision) = session.tools.netd.applied();
+        permit.send(AgentMessage { kind: Some(agent_message::Kind::Heartbeat(Heartbeat { sequence: self.sequence, view_revision })) });
+        self.unanswered.push_back((self.sequence, Instant::now()));
+    }
+
+    /// What the manager has not been told yet.
+    fn news(&mut self, session: &mut Session) -> Vec<TaskReport> {
+        let statuses = session.statuses.borrow_and_update();
+        let news: Vec<(TaskId, TaskStatus)> = statuses
+            .iter()
+            .filter(|(id, status)| self.told.get(id) != Some(status))
+            .map(|(id, status)| (id.clone(), status.clone()))
+            .collect();
+        self.told.retain(|id, _| statuses.contains_key(id));
+        drop(statuses);
+        let tasks = news.iter().map(|(id, status)| report((id, status))).collect();
+        self.told.extend(news);
+        tasks
+    }
+}
+
+fn report((id, status): (&TaskId, &TaskStatus)) -> TaskReport {
+    TaskReport { task_id: id.to_string(), status: Some(status.clone().into()) }
+}
+
+fn beats(period: Duration) -> Interval {
+    let mut beats = interval(period);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    beats
+}
+
+fn end_of(status: &Status) -> End {
+    let why = format!("{:?}: {}", status.code(), status.message());
+    let leader = status.metadata().get(LEADER).and_then(|leader| leader.to_str().ok()).filter(|leader| !leader.is_empty());
+    match (status.code(), leader) {
+        (Code::FailedPrecondition | Code::Unavailable, Some(leader)) => End::Redirected { leader: leader.to_owned() },
+        (Code::AlreadyExists | Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated, _) => End::Refused { why },
+        _ => End::Lost { why },
+    }
+}

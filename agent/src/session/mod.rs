@@ -1,0 +1,77 @@
+//! Speaks with the managers: finds the leader, keeps one session with it, passes on what it sends, reports what changes here.
+//!
+//! Nothing on the node depends on a session being there: without one everything goes on as it was, and the next session begins
+//! with a report of all.
+
+mod conversation;
+mod intake;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcluster_api::id::NodeId;
+use rcluster_api::object::NodeDescription;
+use rcluster_api::wire::v1;
+use rcluster_base::backoff::Backoff;
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
+use tracing::{debug, error, info, warn};
+
+use crate::agent::{Event, Statuses};
+use crate::core::seek::Seek;
+use crate::exec::Tools;
+use conversation::{End, converse};
+
+pub use intake::take_in;
+
+/// All a session needs.
+#[derive(Debug)]
+pub struct Session {
+    pub tools: Arc<Tools>,
+    pub node_id: NodeId,
+    pub incarnation: u64,
+    pub description: NodeDescription,
+    pub statuses: watch::Receiver<Statuses>,
+    /// The managers' latest set, for [`take_in`].
+    pub assignments: watch::Sender<Option<v1::Assignments>>,
+}
+
+/// The pause after managers who do not want this node, whom asking again soon will not change.
+const REFUSED: Duration = Duration::from_secs(5);
+
+/// Keeps a session with the managers for as long as it is polled.
+pub async fn run(mut session: Session, managers: Vec<String>) {
+    let mut seek = Seek::new(managers);
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
+    let mut complained = false;
+    loop {
+        let Some(address) = seek.next() else {
+            if !std::mem::replace(&mut complained, true) {
+                warn!("no manager takes this node; its tasks go on as they are");
+            }
+            sleep(backoff.delay()).await;
+            continue;
+        };
+        let talk = converse(&mut session, &address).await;
+        if let Some(managers) = &talk.welcome {
+            seek.welcomed(&address, managers);
+            backoff.reset();
+            complained = false;
+        }
+        match talk.end {
+            End::Redirected { leader } => {
+                debug!(manager = address, leader, "sent on to the leader");
+                seek.redirected(leader);
+            }
+            End::Refused { why } => {
+                error!(manager = address, why, "the managers refuse this node; it is tried again every {} s", REFUSED.as_secs());
+                sleep(REFUSED).await;
+            }
+            End::Lost { why } if talk.welcome.is_some() => info!(manager = address, why, "lost the session"),
+            End::Lost { why } => debug!(manager = address, why, "no session"),
+        }
+    }
+}
+
+/// A session's events as they reach the owner of all tasks.
+pub type Events = mpsc::Sender<Event>;

@@ -1,0 +1,205 @@
+//! The owner of one task on this node: asks `core::task` for the next step, does it, keeps the record, reports.
+
+use std::error::Error;
+use std::fs;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use prost::Message;
+use rcluster_api::object::Task;
+use rcluster_api::task::TaskState;
+use rcluster_api::wire::v1;
+use rcluster_base::backoff::Backoff;
+use rcluster_base::clock::unix_ms;
+use rcluster_base::ledger::{self, LedgerError};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+use tracing::{Instrument, error, info, info_span, warn};
+
+use crate::agent::Event;
+use crate::core::reconcile::Wish;
+use crate::core::task::{Exit, Outcome, Phase, Record, Step, next};
+use crate::exec::Tools;
+use crate::exec::pod::{self, StepError};
+
+/// A task and how far it has come.
+#[derive(Debug)]
+pub struct Worker {
+    pub tools: Arc<Tools>,
+    pub task: Arc<Task>,
+    pub record: Record,
+    /// The record is of an agent before this one.
+    pub adopted: bool,
+    pub wish: watch::Receiver<Wish>,
+    pub events: mpsc::Sender<Event>,
+}
+
+/// The clock may be set while a task waits for its time: it is looked at again this often.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+/// A report of the end does not wait longer for netd; what is left is done with the cleaning.
+const DETACH: Duration = Duration::from_secs(2);
+
+impl Worker {
+    /// Runs until nothing of the task is left on the node but its record and logs.
+    pub fn run(self) -> impl Future<Output = ()> + Send {
+        let span = info_span!("task", id = %self.task.id, name = self.task.name);
+        self.work().instrument(span)
+    }
+
+    async fn work(mut self) {
+        if !self.adopted
+            && let Err(error) = self.first_save()
+        {
+            self.conclude(failure(&error.into()));
+        }
+        loop {
+            let wish = *self.wish.borrow_and_update();
+            match next(&self.record, self.task.start_after_ms, wish, unix_ms()) {
+                Step::Raise(state) => self.report(state, String::new()).await,
+                Step::Conclude(outcome) => self.conclude(outcome),
+                Step::Prepare => {
+                    let prepared = pod::prepare(&self.tools, &self.task, &mut self.record).await;
+                    self.check(prepared);
+                }
+                Step::Wait { until_ms } => self.wait_until(until_ms).await,
+                Step::Create(index) => {
+                    let file = self.tools.places.of_task(&self.task.id).record_file();
+                    let save = |record: &Record| ledger::write(&file, record);
+                    let created = pod::create(&self.tools, &self.task, &mut self.record, index, save).await;
+                    self.check(created);
+                }
+                Step::Start(index) => {
+                    let started = pod::start(&self.tools, &mut self.record, index, self.adopted).await;
+                    self.check(started);
+                }
+                Step::Watch => self.watch().await,
+                Step::Stop => {
+                    pod::stop(&self.tools, &self.task, &mut self.record).await;
+                    self.save();
+                }
+                Step::Detach => self.detach().await,
+                Step::Report(outcome) => self.report(outcome.state, outcome.message).await,
+                Step::Clean => self.clean().await,
+                Step::End => break,
+            }
+        }
+        // The owner of all tasks is gone only when the process ends.
+        drop(self.events.send(Event::Ended(self.task.id.clone())).await);
+    }
+
+    /// The files that an agent after this one needs.
+    fn first_save(&self) -> Result<(), StepError> {
+        let places = self.tools.places.of_task(&self.task.id);
+        let made = fs::create_dir_all(&places.run);
+        made.map_err(|source| StepError::Io { what: "make the directory", container: self.task.name.clone(), source })?;
+        let task = v1::Task::from(Task::clone(&self.task));
+        ledger::write_bytes(&places.task_file(), &task.encode_to_vec())?;
+        ledger::write(&places.record_file(), &self.record)?;
+        Ok(())
+    }
+
+    async fn report(&mut self, state: TaskState, message: String) {
+        (self.record.state, self.record.message, self.record.since_ms) = (state, message, unix_ms());
+        self.save();
+        match state {
+            TaskState::Failed | TaskState::Rejected => warn!(%state, message = self.record.message, "task"),
+            _ => info!(%state, "task"),
+        }
+        let event = Event::Status(self.task.id.clone(), self.record.status());
+        // As above: without an owner nobody wants to know.
+        drop(self.events.send(event).await);
+    }
+
+    fn conclude(&mut self, outcome: Outcome) {
+        self.record.outcome = Some(outcome);
+        self.save();
+    }
+
+    fn check(&mut self, done: Result<(), StepError>) {
+        match done {
+            Ok(()) => self.save(),
+            Err(error) => self.conclude(failure(&error)),
+        }
+    }
+
+    fn save(&self) {
+        let file = self.tools.places.of_task(&self.task.id).record_file();
+        if let Err(error) = ledger::write::<Record>(&file, &self.record) {
+            keep_going(&error);
+        }
+    }
+
+    async fn wait_until(&mut self, until_ms: u64) {
+        let left = Duration::from_millis(until_ms.saturating_sub(unix_ms())).min(WAIT_MAX);
+        tokio::select! {
+            () = sleep(left) => {}
+            // No sender: the process is ending, and this task with it.
+            _ = self.wish.changed() => {}
+        }
+    }
+
+    /// Waits for the end of a container or another wish.
+    async fn watch(&mut self) {
+        let started = self.record.containers.iter().enumerate().filter(|(_, container)| container.phase == Phase::Started);
+        let mut exits: FuturesUnordered<_> = started
+            .map(|(index, container)| {
+                let (tools, task) = (&self.tools, &self.task);
+                async move { (index, pod::ended(tools, task, container).await) }
+            })
+            .collect();
+        let ended: Option<(usize, Exit)> = tokio::select! {
+            ended = exits.next() => ended,
+            _ = self.wish.changed() => None,
+        };
+        drop(exits);
+        if let Some((index, exit)) = ended {
+            let container = &mut self.record.containers[index];
+            (container.phase, container.exit) = (Phase::Ended, Some(exit));
+            self.save();
+        }
+    }
+
+    async fn detach(&mut self) {
+        match timeout(DETACH, pod::detach(&self.tools, &self.task)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "the pod's network is given back later"),
+            Err(_) => warn!("netd is slow: the pod's network is given back later"),
+        }
+        self.record.detached = true;
+        self.save();
+    }
+
+    async fn clean(&mut self) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+        let mut complained = false;
+        while let Err(problems) = pod::clean(&self.tools, &self.task, &self.record).await {
+            if !std::mem::replace(&mut complained, true) {
+                warn!(problems, "not everything of the task could be removed; it is tried again");
+            }
+            sleep(backoff.delay()).await;
+        }
+        self.record.cleaned = true;
+        self.save();
+    }
+}
+
+/// How the task ends because of this error.
+fn failure(error: &StepError) -> Outcome {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        source = cause.source();
+    }
+    Outcome { state: if error.is_final() { TaskState::Rejected } else { TaskState::Failed }, message }
+}
+
+fn keep_going(error: &LedgerError) {
+    error!(%error, "the task's record is not kept: an agent started now would not know how far it has come");
+}
