@@ -121,7 +121,11 @@ impl Session {
     fn explain(&self, error: ApiError) -> CliError {
         match CliError::from(error) {
             CliError::Unreachable { message, .. } => CliError::Unreachable {
-                message: format!("{message} ({}: {})", self.target.describe(), self.target.managers.join(", ")),
+                message: if self.target.managers.iter().any(|addr| message.contains(addr)) {
+                    format!("{message} ({})", self.target.describe())
+                } else {
+                    format!("{message} ({}: {})", self.target.describe(), self.target.managers.join(", "))
+                },
                 hint: match &self.target.lab {
                     Some(lab) => format!("look at the hosts with rclusterctl lab status --lab {lab}"),
                     None => "check that managers run there, or choose another cluster: rclusterctl context ls".to_owned(),

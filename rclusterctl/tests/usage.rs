@@ -74,7 +74,7 @@ fn managers_that_do_not_answer_are_named() {
     let ended = user.run("get services");
     assert_eq!(ended.code, 3);
     assert!(ended.stderr.starts_with("error: no manager can be reached: 127.0.0.1:"), "{}", ended.stderr);
-    assert!(ended.stderr.contains(&format!("(context a: 127.0.0.1:{port})")), "{}", ended.stderr);
+    assert!(ended.stderr.contains(" (context a)\n"), "{}", ended.stderr);
     assert!(ended.stderr.ends_with("rclusterctl context ls\n"), "{}", ended.stderr);
 }
 
