@@ -53,7 +53,7 @@ impl Worker {
         if !self.adopted
             && let Err(error) = self.first_save()
         {
-            self.conclude(failure(&error.into()));
+            self.conclude(failure(&error));
         }
         loop {
             let wish = *self.wish.borrow_and_update();

@@ -24,7 +24,7 @@ impl Seek {
     }
 
     /// The next to try; `None` after a whole round, and then it begins anew.
-    pub fn next(&mut self) -> Option<String> {
+    pub fn turn(&mut self) -> Option<String> {
         if let Some(leader) = self.leader.take() {
             self.redirects += 1;
             return Some(leader);
@@ -64,7 +64,7 @@ mod tests {
     }
 
     fn round(seek: &mut Seek) -> String {
-        std::iter::from_fn(|| seek.next()).collect::<Vec<_>>().join(" ")
+        std::iter::from_fn(|| seek.turn()).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
@@ -76,10 +76,10 @@ mod tests {
     #[test]
     fn the_named_leader_is_next_but_not_for_ever() {
         let mut seek = Seek::new(strings(&["a", "b"]));
-        assert_eq!(seek.next().as_deref(), Some("a"));
+        assert_eq!(seek.turn().as_deref(), Some("a"));
         for _ in 0..3 {
             seek.redirected("z".into());
-            assert_eq!(seek.next().as_deref(), Some("z"));
+            assert_eq!(seek.turn().as_deref(), Some("z"));
         }
         seek.redirected("z".into());
         assert_eq!(round(&mut seek), "b");

@@ -65,7 +65,7 @@ impl Store {
             })?;
             let image = self.read(&name, &digest).map_err(|error| explain(error, &name))?;
             // Unpacked now, so that the first start does not wait for it.
-            self.layers(&image)?;
+            self.layers(&image).map_err(|error| explain(error, &name))?;
             kept.push(Loaded { name, digest: digest.to_string() });
         }
         let mut index = self.index()?;

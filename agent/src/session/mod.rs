@@ -45,7 +45,7 @@ pub async fn run(mut session: Session, managers: Vec<String>) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
     let mut complained = false;
     loop {
-        let Some(address) = seek.next() else {
+        let Some(address) = seek.turn() else {
             if !std::mem::replace(&mut complained, true) {
                 warn!("no manager takes this node; its tasks go on as they are");
             }

@@ -1,0 +1,330 @@
+//! The agent's process against a manager's side of the session, with the real runtime. Needs root.
+
+mod support;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use rcluster_api::wire::v1::{ContainerSpec, LogsCommand, NetworkAttachment, TaskNetwork, TaskState};
+use serde_json::json;
+use support::agent::{Agent, eventually, is_alive, memory_limit, shell_task, task};
+use support::image::{Layout, file, layer};
+use support::manager::Manager;
+
+const A: &str = "aaaaaaaaaaaaaaaa";
+const B: &str = "bbbbbbbbbbbbbbbb";
+
+/// Ends at once on SIGTERM.
+const OBEDIENT: &str = "trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done";
+
+#[tokio::test]
+async fn a_task_climbs_to_running_and_its_exit_code_is_reported() {
+    let manager = Manager::leader().await;
+    let _agent = Agent::start(&[manager.address]);
+    manager.assign(vec![shell_task(A, "exit 3")]);
+    let status = manager.reported(A, TaskState::Failed).await;
+    assert_eq!((status.state(), status.message.as_str()), (TaskState::Failed, "container web exited with code 3"));
+    assert_eq!((status.containers[0].exited, status.containers[0].exit_code), (true, 3));
+    let history = manager.seen.borrow().history.clone();
+    assert!(history.is_sorted_by_key(|(_, state)| *state), "states rise: {history:?}");
+}
+
+#[tokio::test]
+async fn a_task_that_ends_well_is_complete_and_one_that_is_killed_says_by_what() {
+    let manager = Manager::leader().await;
+    let _agent = Agent::start(&[manager.address]);
+    manager.assign(vec![shell_task(A, "exit 0"), shell_task(B, "kill -SEGV $$; sleep 60")]);
+    assert_eq!(manager.reported(A, TaskState::Complete).await.state(), TaskState::Complete);
+    let pid =
+        manager.until("the process of b", |seen| seen.statuses.get(B)?.containers.first().map(|c| c.pid).filter(|pid| *pid > 0)).await;
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+    assert_eq!(manager.reported(B, TaskState::Failed).await.message, "container web was killed by SIGKILL");
+}
+
+#[tokio::test]
+async fn running_out_of_memory_is_named() {
+    let manager = Manager::leader().await;
+    let _agent = Agent::start(&[manager.address]);
+    let mut hungry = shell_task(A, "x=$(cat /dev/zero | id); a=aaaaaaaaaaaaaaaa; while :; do a=$a$a; done");
+    if let Some(template) = &mut hungry.template {
+        template.containers[0].limits = memory_limit(16 << 20);
+    }
+    manager.assign(vec![hungry]);
+    assert_eq!(manager.reported(A, TaskState::Failed).await.message, "container web ran out of memory (limit 16 MiB)");
+}
+
+#[tokio::test]
+async fn what_a_container_wrote_can_be_read_and_followed() {
+    let manager = Manager::leader().await;
+    let agent = Agent::start(&[manager.address]);
+    manager.assign(vec![shell_task(A, &format!("echo one; echo two >&2; {OBEDIENT}"))]);
+    manager.reported(A, TaskState::Running).await;
+    let lines = |request: &'static str| {
+        move |seen: &support::manager::Seen| -> Vec<String> {
+            let chunks = seen.chunks.iter().filter(|chunk| chunk.request_id == request);
+            chunks.flat_map(|chunk| &chunk.entries).map(|entry| format!("{} {}", entry.stream, entry.text)).collect()
+        }
+    };
+    let command =
+        |request: &str, follow: bool, tail: u32| LogsCommand { request_id: request.into(), task_id: A.into(), follow, tail, since_ms: 0 };
+    manager.logs(command("follow", true, 0));
+    manager.until("three lines", |seen| (lines("follow")(seen).len() == 3).then_some(())).await;
+    let mut all = lines("follow")(&manager.seen.borrow());
+    all.sort();
+    assert_eq!(all, ["stderr two", "stdout one", "stdout ready"]);
+    manager.logs(command("tail", false, 1));
+    manager.until("the end", |seen| seen.chunks.iter().any(|chunk| chunk.request_id == "tail" && chunk.end).then_some(())).await;
+    assert_eq!(lines("tail")(&manager.seen.borrow()).len(), 1);
+
+    // Kept when asked for, gone when not.
+    manager.keep_logs(Vec::new(), vec![A.into()]);
+    manager
+        .until("the follower's end", |seen| seen.chunks.iter().any(|chunk| chunk.request_id == "follow" && chunk.end).then_some(()))
+        .await;
+    let logs = agent.state().join("logs").join(A);
+    eventually("the record is forgotten", || (!agent.run().join("tasks").join(A).exists()).then_some(())).await;
+    assert!(logs.exists());
+    manager.keep_logs(Vec::new(), Vec::new());
+    eventually("the logs are gone", || (!logs.exists()).then_some(())).await;
+    manager.logs(command("late", false, 0));
+    let problem = manager
+        .until("an answer", |seen| seen.chunks.iter().find(|chunk| chunk.request_id == "late" && chunk.end).map(|c| c.problem.clone()));
+    assert_eq!(problem.await, "node n1 has no logs of this task");
+}
+
+#[tokio::test]
+async fn a_killed_agent_that_is_started_again_adopts_the_same_processes() {
+    let manager = Manager::leader().await;
+    let mut agent = Agent::start(&[manager.address]);
+    manager.assign(vec![shell_task(A, OBEDIENT), shell_task(B, "sleep 1; exit 5")]);
+    let before = manager.reported(A, TaskState::Running).await;
+    manager.reported(B, TaskState::Running).await;
+    agent.kill();
+    assert!(is_alive(before.containers[0].pid));
+    eventually("b ends without an agent", || agent.run().join("tasks").join(B).join("c-web/exit.json").exists().then_some(())).await;
+    agent.spawn();
+    manager.until("the second registration", |seen| (seen.registrations.len() == 2).then_some(())).await;
+    let registrations = manager.seen.borrow().registrations.clone();
+    assert_eq!(registrations[0].node_id, registrations[1].node_id);
+    assert_eq!(registrations[0].incarnation, registrations[1].incarnation, "the host did not boot");
+    assert_eq!(manager.reported(B, TaskState::Failed).await.message, "container web exited with code 5");
+    let after = manager.reported(A, TaskState::Running).await;
+    assert_eq!((after.state(), after.containers[0].pid), (TaskState::Running, before.containers[0].pid));
+    assert!(is_alive(before.containers[0].pid));
+    manager.assign(Vec::new());
+    eventually("a is gone", || (!is_alive(before.containers[0].pid)).then_some(())).await;
+}
+
+#[tokio::test]
+async fn an_agent_without_managers_goes_on_with_what_it_had() {
+    let manager = Manager::leader().await;
+    let mut agent = Agent::start(&[manager.address]);
+    manager.assign(vec![shell_task(A, OBEDIENT)]);
+    let before = manager.reported(A, TaskState::Running).await;
+    manager.stop();
+    agent.kill();
+    agent.spawn();
+    eventually("it adopts the task", || agent.log().contains("adopts a task").then_some(())).await;
+    eventually("it seeks managers", || agent.log().contains("no manager takes this node").then_some(())).await;
+    assert!(is_alive(before.containers[0].pid));
+}
+
+#[tokio::test]
+async fn stopping_sends_the_stop_signal_and_after_the_grace_sigkill_and_nothing_is_left() {
+    let manager = Manager::leader().await;
+    let agent = Agent::start(&[manager.address]);
+    let mut stubborn = shell_task(B, "trap '' TERM; while :; do sleep 0.05; done");
+    if let Some(template) = &mut stubborn.template {
+        template.stop_grace_ms = 700;
+    }
+    let obedient = shell_task(A, OBEDIENT);
+    manager.assign(vec![obedient.clone(), stubborn.clone()]);
+    manager.reported(A, TaskState::Running).await;
+    manager.reported(B, TaskState::Running).await;
+    let stopped = [obedient, stubborn].map(|mut task| {
+        task.desired_state = TaskState::Shutdown.into();
+        task
+    });
+    let begin = Instant::now();
+    manager.assign(stopped.to_vec());
+    let first = manager.reported(A, TaskState::Shutdown).await;
+    let second = manager.reported(B, TaskState::Shutdown).await;
+    assert!(begin.elapsed() >= Duration::from_millis(700), "the grace was cut short: {:?}", begin.elapsed());
+    assert_eq!((first.state(), first.containers[0].exit_code), (TaskState::Shutdown, 0));
+    assert_eq!((second.state(), second.containers[0].exit_code), (TaskState::Shutdown, 137));
+    for task in [A, B] {
+        eventually(&format!("nothing is left of {task}"), || agent.leftovers(task).is_empty().then_some(())).await;
+    }
+}
+
+#[tokio::test]
+async fn what_can_never_run_is_rejected_in_words() {
+    let manager = Manager::leader().await;
+    let agent = Agent::start(&[manager.address]);
+    let mut absent = shell_task(A, "true");
+    let mut nobody = shell_task(B, "true");
+    if let (Some(absent), Some(nobody)) = (&mut absent.template, &mut nobody.template) {
+        absent.containers[0].image = "web:1".into();
+        nobody.containers[0].user = "nobody-there".into();
+    }
+    manager.assign(vec![absent, nobody]);
+    let absent = manager.reported(A, TaskState::Rejected).await;
+    assert_eq!(
+        absent.message,
+        "image \"web:1\" is not on node n1; images there: shell:1; load it with `rcluster-agent image load FILE`; pulling from registries \
+         is not built yet"
+    );
+    let nobody = manager.reported(B, TaskState::Rejected).await;
+    assert!(nobody.message.contains("user \"nobody-there\" is not in the image's /etc/passwd"), "{}", nobody.message);
+    eventually("nothing is left", || agent.leftovers(B).is_empty().then_some(())).await;
+    // Loading the image while the agent runs lets another task of it run.
+    Layout::new(&agent.dir.path().join("web")).image(
+        "web:1",
+        &json!({"Entrypoint": ["/bin/sh"]}),
+        &[support::image::shell_layer(), layer(&[file("x", "")])],
+    );
+    agent.image_load("web");
+    let mut task = shell_task("cccccccccccccccc", "exit 0");
+    if let Some(template) = &mut task.template {
+        template.containers[0].image = "web:1".into();
+    }
+    manager.assign(vec![task]);
+    assert_eq!(manager.reported("cccccccccccccccc", TaskState::Complete).await.state(), TaskState::Complete);
+}
+
+#[tokio::test]
+async fn a_command_that_is_not_in_the_image_fails_with_the_runtimes_words() {
+    let manager = Manager::leader().await;
+    let _agent = Agent::start(&[manager.address]);
+    let mut task = shell_task(A, "true");
+    if let Some(template) = &mut task.template {
+        template.containers[0].command = vec!["/not/there".into()];
+    }
+    manager.assign(vec![task]);
+    let status = manager.reported(A, TaskState::Complete).await;
+    assert_eq!(status.state(), TaskState::Failed);
+    assert!(status.message.contains("/not/there"), "{}", status.message);
+}
+
+#[tokio::test]
+async fn a_running_task_that_is_not_known_here_was_lost_with_a_boot_and_is_not_started_again() {
+    let manager = Manager::leader().await;
+    let mut agent = Agent::start(&[manager.address]);
+    let mut task = shell_task(A, OBEDIENT);
+    manager.assign(vec![task.clone()]);
+    let running = manager.reported(A, TaskState::Running).await;
+    manager.assign(vec![task.clone(), shell_task(B, "exit 0")]);
+    manager.reported(B, TaskState::Complete).await;
+    agent.power_cut(&[running.containers[0].pid]);
+    task.status = Some(running);
+    manager.seen.send_modify(|seen| seen.statuses.clear());
+    manager.assign(vec![task]);
+    agent.spawn();
+    let status = manager.reported(A, TaskState::Failed).await;
+    assert_eq!((status.state(), status.message.as_str()), (TaskState::Failed, "the host restarted"));
+    let registrations = manager.seen.borrow().registrations.clone();
+    assert_eq!(registrations[1].incarnation, registrations[0].incarnation + 1);
+    assert!(!agent.state().join("tasks").join(A).exists(), "what its containers wrote is gone");
+}
+
+#[tokio::test]
+async fn a_task_is_held_back_until_its_time() {
+    let manager = Manager::leader().await;
+    let _agent = Agent::start(&[manager.address]);
+    let mut task = shell_task(A, OBEDIENT);
+    task.start_after_ms = rcluster_base::clock::unix_ms() + 800;
+    manager.assign(vec![task.clone()]);
+    manager.reported(A, TaskState::Ready).await;
+    let status = manager.reported(A, TaskState::Running).await;
+    assert!(status.containers[0].started_at_ms >= task.start_after_ms);
+}
+
+#[tokio::test]
+async fn the_containers_of_a_pod_share_network_ipc_and_host_name_and_end_together() {
+    let manager = Manager::leader().await;
+    let _agent = Agent::start(&[manager.address]);
+    let container = |name: &str, script: &str| ContainerSpec {
+        name: name.into(),
+        image: "shell:1".into(),
+        command: vec!["/bin/sh".into(), "-c".into(), script.into()],
+        user: "web".into(),
+        ..ContainerSpec::default()
+    };
+    manager.assign(vec![task(A, vec![container("web", OBEDIENT), container("side", OBEDIENT)])]);
+    let status = manager.reported(A, TaskState::Running).await;
+    let pids: Vec<u32> = status.containers.iter().map(|container| container.pid).collect();
+    let namespace = |pid: u32, name: &str| fs::read_link(format!("/proc/{pid}/ns/{name}")).expect("a namespace");
+    for name in ["net", "ipc", "uts"] {
+        assert_eq!(namespace(pids[0], name), namespace(pids[1], name), "{name}");
+    }
+    for name in ["pid", "mnt"] {
+        assert_ne!(namespace(pids[0], name), namespace(pids[1], name), "{name}");
+    }
+    let text = fs::read_to_string(format!("/proc/{}/status", pids[1])).expect("status");
+    assert!(text.contains("Uid:\t33\t33\t33\t33"), "{text}");
+    let root = format!("/proc/{}/root", pids[1]);
+    assert_eq!(fs::read_to_string(format!("{root}/etc/hostname")).expect("hostname"), "web-1\n");
+    let first = rustix::process::Pid::from_raw(pids[0].cast_signed()).expect("a pid");
+    rustix::process::kill_process(first, rustix::process::Signal::KILL).expect("kill");
+    assert_eq!(manager.reported(A, TaskState::Failed).await.message, "container web was killed by SIGKILL");
+    assert!(!is_alive(pids[1]));
+}
+
+#[tokio::test]
+async fn a_follower_sends_the_agent_to_the_leader_and_a_deaf_leader_is_left() {
+    let leader = Manager::leader().await;
+    let follower = Manager::follower(leader.address).await;
+    let _agent = Agent::start(&[follower.address]);
+    leader.until("a registration", |seen| (seen.registrations.len() == 1 && seen.heartbeats > 2).then_some(())).await;
+    leader.set_deaf(true);
+    leader.until("it comes back by the follower", |seen| (seen.registrations.len() > 1).then_some(())).await;
+}
+
+#[tokio::test]
+async fn managers_who_refuse_the_node_are_reported_in_the_log() {
+    let manager = Manager::refusing("the name n1 is taken by another node").await;
+    let agent = Agent::start(&[manager.address]);
+    eventually("the refusal", || agent.log().contains("the name n1 is taken by another node").then_some(())).await;
+}
+
+#[tokio::test]
+async fn assignments_that_go_back_are_refused() {
+    let manager = Manager::leader().await;
+    let agent = Agent::start(&[manager.address]);
+    manager.assign_at(3, 7, vec![shell_task(A, OBEDIENT)]);
+    let status = manager.reported(A, TaskState::Running).await;
+    manager.assign_at(2, 99, Vec::new());
+    eventually("the refusal", || agent.log().contains("refuses assignments older than those in force").then_some(())).await;
+    assert!(is_alive(status.containers[0].pid));
+}
+
+#[tokio::test]
+async fn a_pod_on_a_network_without_netd_fails_and_says_what_is_missing() {
+    let manager = Manager::leader().await;
+    let _agent = Agent::start(&[manager.address]);
+    let mut task = shell_task(A, OBEDIENT);
+    if let Some(template) = &mut task.template {
+        template.networks = vec![NetworkAttachment { network: "front".into(), aliases: Vec::new() }];
+    }
+    task.networks =
+        vec![TaskNetwork { network_id: "0123456789abcdef".into(), network: "front".into(), ip: "10.128.0.2".into(), aliases: Vec::new() }];
+    manager.assign(vec![task]);
+    let status = manager.reported(A, TaskState::Failed).await;
+    assert!(
+        status.message.starts_with("netd does not answer at ") && status.message.ends_with("is rcluster-netd running?"),
+        "{}",
+        status.message
+    );
+}
+
+#[tokio::test]
+async fn a_second_agent_on_the_same_directories_is_refused() {
+    let manager = Manager::leader().await;
+    let mut agent = Agent::start(&[manager.address]);
+    manager.until("the first", |seen| (!seen.registrations.is_empty()).then_some(())).await;
+    let first = agent.pid();
+    let error = agent.second();
+    assert!(error.contains("another agent uses the state directory"), "{error}");
+    assert!(is_alive(first));
+}

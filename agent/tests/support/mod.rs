@@ -1,0 +1,8 @@
+//! What the agent's tests share: images made on the spot, a manager's side of the session, an agent process with everything it
+//! leaves behind.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+pub mod agent;
+pub mod image;
+pub mod manager;
