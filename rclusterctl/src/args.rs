@@ -294,9 +294,9 @@ pub enum LabCommand {
     Up(LabUp),
     /// Shows a lab's hosts.
     Status(LabName),
-    /// A power cut: every process of the hosts gets SIGKILL at once, containers included.
+    /// A power cut: every process of a host gets SIGKILL at once, containers included. HOST/PROCESS kills that one alone.
     Kill(LabHosts),
-    /// Boots killed hosts on their old disks.
+    /// Boots killed hosts on their old disks; HOST/PROCESS starts that one.
     Start(LabHosts),
     /// Freezes every process of the hosts.
     Pause(LabHosts),
@@ -311,14 +311,8 @@ pub enum LabCommand {
     },
     /// Mends every cut.
     Heal(LabName),
-    /// Runs a command on a host.
-    Exec {
-        #[command(flatten)]
-        lab: LabName,
-        host: String,
-        #[arg(required = true, last = true, value_name = "COMMAND")]
-        command: Vec<String>,
-    },
+    /// Runs a command on a host, or inside a container of a task that runs there.
+    Exec(LabExec),
     /// Prints what a host's processes have logged.
     Logs {
         #[command(flatten)]
@@ -343,8 +337,23 @@ pub struct LabName {
 pub struct LabHosts {
     #[command(flatten)]
     pub lab: LabName,
-    #[arg(required = true, value_name = "HOST")]
+    #[arg(required = true, value_name = "HOST|HOST/PROCESS")]
     pub hosts: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct LabExec {
+    #[command(flatten)]
+    pub lab: LabName,
+    /// In the task with this name or id: in its namespaces and its root.
+    #[arg(long, value_name = "TASK")]
+    pub task: Option<String>,
+    /// Which container of the task; its first when not given.
+    #[arg(long, value_name = "NAME", requires = "task")]
+    pub container: Option<String>,
+    pub host: String,
+    #[arg(required = true, last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
 }
 
 #[derive(Debug, Args)]
