@@ -1,3 +1,7 @@
 //! The managers: they keep the cluster's state through Raft, decide what runs where, and tell the agents.
 
+pub mod config;
 pub mod core;
+pub mod drive;
+pub mod rpc;
+pub mod store;

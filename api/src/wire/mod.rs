@@ -3,6 +3,6 @@
 pub mod convert;
 
 #[rustfmt::skip]
-#[allow(clippy::all, reason = "generated")]
+#[allow(clippy::all, clippy::allow_attributes_without_reason, reason = "generated")]
 #[path = "gen/rcluster.v1.rs"]
 pub mod v1;

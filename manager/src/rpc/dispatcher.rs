@@ -1,0 +1,238 @@
+//! The Dispatcher service: the agents' sessions.
+//!
+//! A session is two loops. One reads what the agent says and tells the brain. The other waits for revisions and sends the node's view
+//! and assignments when they have changed; the view goes first. Both end with the session, and the session with the term.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rcluster_api::error::{ApiError, ErrorCode};
+use rcluster_api::id::{NodeId, TaskId};
+use rcluster_api::object::TaskStatus;
+use rcluster_api::wire::v1::dispatcher_server::Dispatcher;
+use rcluster_api::wire::v1::{self, agent_message, manager_message};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{info, warn};
+
+use super::control::Answers;
+use super::route::Router;
+use crate::core::dispatch::assignments::assignments;
+use crate::core::dispatch::netview::Networks;
+use crate::core::node::register::Registration;
+use crate::core::state::State;
+use crate::drive::{Event, Term};
+
+/// Metadata key of the leader's address in a refusal.
+const LEADER_KEY: &str = "x-rcluster-leader";
+/// How long an agent may take to say who it is.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Messages that wait for a slow agent.
+const OUTBOX_MAX: usize = 32;
+/// Silence of a manager after which an agent looks for another, in heartbeats.
+const SESSION_TIMEOUT_BEATS: u64 = 2;
+
+/// Answers agents while this manager leads.
+#[derive(Debug, Clone)]
+pub struct DispatcherService {
+    router: Router,
+    networks: Arc<Mutex<Option<(u64, Arc<Networks>)>>>,
+}
+
+impl DispatcherService {
+    /// A service that knows the leader by `router`.
+    pub fn new(router: Router) -> Self {
+        Self { router, networks: Arc::default() }
+    }
+
+    fn term(&self) -> Result<Arc<Term>, Status> {
+        self.router.leadership.term().ok_or_else(|| {
+            let mut status: Status = ApiError::new(ErrorCode::NotLeader, "this manager does not lead").hint("connect to the leader").into();
+            let leader = self.router.store.role().borrow().leader.clone();
+            if let Some(addr) = leader.and_then(|leader| leader.addr.parse().ok()) {
+                status.metadata_mut().insert(LEADER_KEY, addr);
+            }
+            status
+        })
+    }
+
+    /// The networks as of `state`, made once for all sessions.
+    fn networks(&self, state: &State) -> Arc<Networks> {
+        let mut cached = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*cached {
+            Some((revision, networks)) if *revision == state.revision() => networks.clone(),
+            _ => {
+                let networks = Arc::new(Networks::new(state));
+                *cached = Some((state.revision(), networks.clone()));
+                networks
+            }
+        }
+    }
+}
+
+/// Task reports from the wire; one that means nothing is left out and logged.
+fn reports(node: &NodeId, wire: Vec<v1::TaskReport>) -> Vec<(TaskId, TaskStatus)> {
+    let read = |report: v1::TaskReport| {
+        let status = report.status.map(TaskStatus::try_from);
+        match status {
+            Some(Ok(status)) => Some((TaskId::from(report.task_id), status)),
+            Some(Err(error)) => {
+                warn!(%node, task = report.task_id, %error, "unreadable report");
+                None
+            }
+            None => None,
+        }
+    };
+    wire.into_iter().filter_map(read).collect()
+}
+
+async fn first_message(inbox: &mut Streaming<v1::AgentMessage>) -> Result<v1::Register, Status> {
+    let refused = |message: &str| Status::from(ApiError::new(ErrorCode::Invalid, message));
+    match tokio::time::timeout(REGISTER_TIMEOUT, inbox.message()).await {
+        Err(_) => Err(refused("the agent did not register in time")),
+        Ok(message) => match message?.and_then(|message| message.kind) {
+            Some(agent_message::Kind::Register(register)) => Ok(register),
+            _ => Err(refused("the first message of a session is Register")),
+        },
+    }
+}
+
+async fn register(term: &Term, register: v1::Register) -> Result<NodeId, Status> {
+    let v1::Register { node_id, incarnation, description, tasks } = register;
+    let node = NodeId::from(node_id);
+    let description = description.ok_or_else(|| ApiError::new(ErrorCode::Invalid, "the agent did not describe its host"))?;
+    let reports = reports(&node, tasks);
+    let known: BTreeSet<TaskId> = reports.iter().map(|(task, _)| task.clone()).collect();
+    let registration = Registration { id: node.clone(), incarnation, description: description.into(), tasks: known };
+    let (reply, answer) = oneshot::channel();
+    let over = |_| Status::from(ApiError::new(ErrorCode::Unavailable, "this manager stopped leading"));
+    term.events.send(Event::Register { registration, reports, reply }).await.map_err(|_| over(()))?;
+    answer.await.map_err(|_| over(()))??;
+    Ok(node)
+}
+
+#[tonic::async_trait]
+impl Dispatcher for DispatcherService {
+    type SessionStream = Answers<v1::ManagerMessage>;
+
+    async fn session(&self, request: Request<Streaming<v1::AgentMessage>>) -> Result<Response<Self::SessionStream>, Status> {
+        let term = self.term()?;
+        let mut inbox = request.into_inner();
+        let first = first_message(&mut inbox).await?;
+        let name = first.description.as_ref().map(|description| description.name.clone()).unwrap_or_default();
+        let node = register(&term, first).await?;
+        let (outbox, messages) = mpsc::channel(OUTBOX_MAX);
+        let timing = term.timing;
+        let welcome = v1::Welcome {
+            term: term.number,
+            heartbeat_ms: timing.heartbeat_ms,
+            session_timeout_ms: timing.heartbeat_ms * SESSION_TIMEOUT_BEATS,
+            managers: self.router.store.status().members.into_iter().map(|member| member.addr).collect(),
+        };
+        let welcomed = outbox.try_send(Ok(v1::ManagerMessage { kind: Some(manager_message::Kind::Welcome(welcome)) }));
+        welcomed.map_err(|_| Status::from(ApiError::new(ErrorCode::Internal, "a new outbox is full")))?;
+        term.sessions.add(&node, outbox.clone());
+        info!(node = name, id = %node, "session opened");
+        let service = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = term.ended.cancelled() => {}
+                () = listen(&term, &node, inbox, &outbox) => {}
+                () = service.tell(&term, &node, &outbox) => {}
+            }
+            term.sessions.remove(&node, &outbox);
+            info!(node = name, "session closed");
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+
+    async fn publish_logs(&self, request: Request<Streaming<v1::LogChunk>>) -> Result<Response<v1::PublishLogsResponse>, Status> {
+        let term = self.term()?;
+        let mut chunks = request.into_inner();
+        while let Some(chunk) = chunks.message().await? {
+            let Some(reader) = term.logs.reader(&chunk.request_id) else { break };
+            if reader.send(chunk).await.is_err() {
+                break;
+            }
+        }
+        Ok(Response::new(v1::PublishLogsResponse {}))
+    }
+}
+
+/// Tells the brain what the agent says, until it has nothing more to say.
+async fn listen(
+    term: &Term,
+    node: &NodeId,
+    mut inbox: Streaming<v1::AgentMessage>,
+    outbox: &mpsc::Sender<Result<v1::ManagerMessage, Status>>,
+) {
+    while let Ok(Some(message)) = inbox.message().await {
+        if term.events.send(Event::Heard { node: node.clone(), at: Instant::now() }).await.is_err() {
+            return;
+        }
+        match message.kind {
+            Some(agent_message::Kind::Heartbeat(beat)) => {
+                let ack = manager_message::Kind::Ack(v1::HeartbeatAck { sequence: beat.sequence });
+                if outbox.send(Ok(v1::ManagerMessage { kind: Some(ack) })).await.is_err() {
+                    return;
+                }
+            }
+            Some(agent_message::Kind::Status(status)) => {
+                let reports = reports(node, status.tasks);
+                if term.events.send(Event::Reports { node: node.clone(), reports }).await.is_err() {
+                    return;
+                }
+            }
+            Some(agent_message::Kind::Register(_)) | None => warn!(%node, "unexpected message in a session"),
+        }
+    }
+}
+
+impl DispatcherService {
+    /// Sends the node its view and its assignments whenever they differ from what it was sent last.
+    async fn tell(&self, term: &Term, node: &NodeId, outbox: &mpsc::Sender<Result<v1::ManagerMessage, Status>>) {
+        let mut revisions = self.router.store.revisions();
+        let mut told_view: Option<v1::NetView> = None;
+        let mut told_set: Option<Digest> = None;
+        loop {
+            revisions.borrow_and_update();
+            let state = self.router.store.state();
+            let view = self.networks(&state).view(node, term.number);
+            let set = assignments(&state, node, term.number);
+            let digest = Digest::of(&set);
+            let mut messages = Vec::new();
+            if told_view.as_ref().is_none_or(|told| told.nodes != view.nodes || told.networks != view.networks) {
+                messages.push(manager_message::Kind::View(view.clone()));
+                told_view = Some(view);
+            }
+            if told_set.as_ref() != Some(&digest) {
+                messages.push(manager_message::Kind::Assignments(set));
+                told_set = Some(digest);
+            }
+            for kind in messages {
+                if outbox.send(Ok(v1::ManagerMessage { kind: Some(kind) })).await.is_err() {
+                    return;
+                }
+            }
+            if revisions.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// What of a set an agent acts on: a task's status is the agent's own word and need not be told back to it.
+#[derive(Debug, PartialEq, Eq)]
+struct Digest {
+    tasks: Vec<(String, i32)>,
+    kept: Vec<String>,
+}
+
+impl Digest {
+    fn of(set: &v1::Assignments) -> Self {
+        let id = |task: &v1::Task| task.meta.as_ref().map(|meta| meta.id.clone()).unwrap_or_default();
+        Self { tasks: set.tasks.iter().map(|task| (id(task), task.desired_state)).collect(), kept: set.kept_tasks.clone() }
+    }
+}

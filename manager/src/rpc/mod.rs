@@ -1,0 +1,12 @@
+//! The managers' interfaces on one port: gRPC (control, dispatcher, raft) and REST. Decode → validate → call → encode; nothing is
+//! decided here.
+
+pub mod control;
+pub mod dispatcher;
+mod logs;
+pub mod raft;
+pub mod rest;
+mod route;
+mod watch;
+
+pub use route::Router;

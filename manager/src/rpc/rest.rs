@@ -1,0 +1,197 @@
+//! REST under `/v1`: the same calls as Control, with the objects as JSON.
+
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use rcluster_api::error::{ApiError, ErrorCode};
+use rcluster_api::object::{Kind, Object, Task};
+use rcluster_api::rest::{ClusterJson, EventJson, ManagerJson, NetworkJson, NodeJson, ServiceJson, TaskJson};
+use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
+use rcluster_api::wire::v1;
+use rcluster_api::wire::v1::control_server::Control;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tonic::Request;
+
+use super::control::ControlService;
+
+/// A refusal as HTTP has it.
+struct Refusal(ApiError);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(json!({ "error": self.0 }))).into_response()
+    }
+}
+
+impl From<tonic::Status> for Refusal {
+    fn from(status: tonic::Status) -> Self {
+        Self(status.into())
+    }
+}
+
+type Answer = Result<Json<Value>, Refusal>;
+
+/// Narrows a list.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Filter {
+    #[serde(default)]
+    service: String,
+    #[serde(default)]
+    stack: String,
+}
+
+/// Which version of an object a change was made for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Expected {
+    #[serde(default)]
+    version: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ScaleBody {
+    replicas: u32,
+}
+
+/// The routes.
+pub fn routes(control: ControlService) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/v1/cluster", get(cluster))
+        .route("/v1/services", get(|state, query| list(state, Kind::Service, query)))
+        .route("/v1/services/{name}", get(|state, path| one(state, Kind::Service, path)).put(put_service).delete(delete_service))
+        .route("/v1/services/{name}/scale", axum::routing::post(scale))
+        .route("/v1/networks", get(|state, query| list(state, Kind::Network, query)))
+        .route("/v1/networks/{name}", get(|state, path| one(state, Kind::Network, path)).put(put_network).delete(delete_network))
+        .route("/v1/nodes", get(|state, query| list(state, Kind::Node, query)))
+        .route("/v1/nodes/{name}", get(|state, path| one(state, Kind::Node, path)))
+        .route("/v1/tasks", get(|state, query| list(state, Kind::Task, query)))
+        .route("/v1/tasks/{name}", get(|state, path| one(state, Kind::Task, path)))
+        .route("/v1/events", get(|state, query| list(state, Kind::Event, query)))
+        .fallback(|| async { Refusal(ApiError::new(ErrorCode::NotFound, "there is no such path").hint("the paths begin with /v1")) })
+        .with_state(control)
+}
+
+async fn objects(control: &ControlService, request: v1::ListRequest) -> Result<Vec<Object>, Refusal> {
+    let answer = control.list(Request::new(request)).await?.into_inner();
+    answer.objects.into_iter().map(|object| Object::try_from(object).map_err(|error| Refusal(error.into()))).collect()
+}
+
+async fn tasks(control: &ControlService) -> Result<Vec<Task>, Refusal> {
+    let request = v1::ListRequest { kind: v1::Kind::Task.into(), ..v1::ListRequest::default() };
+    let tasks = objects(control, request).await?.into_iter().filter_map(|object| match object {
+        Object::Task(task) => Some(*task),
+        _ => None,
+    });
+    Ok(tasks.collect())
+}
+
+/// Objects as JSON; services, nodes and networks with what their tasks tell.
+async fn views(control: &ControlService, request: v1::ListRequest) -> Result<Vec<Value>, Refusal> {
+    let found = objects(control, request).await?;
+    let needs_tasks = found.iter().any(|object| matches!(object, Object::Service(_) | Object::Node(_) | Object::Network(_)));
+    let tasks = if needs_tasks { tasks(control).await? } else { Vec::new() };
+    let view = |object: &Object| match object {
+        Object::Service(service) => serde_json::to_value(ServiceJson::new(service, &tasks)),
+        Object::Node(node) => serde_json::to_value(NodeJson::new(node, &tasks)),
+        Object::Network(network) => serde_json::to_value(NetworkJson::new(network, &tasks)),
+        Object::Task(task) => serde_json::to_value(TaskJson::from(&**task)),
+        Object::Event(event) => serde_json::to_value(EventJson::from(event)),
+    };
+    found
+        .iter()
+        .map(|object| view(object).map_err(|error| Refusal(ApiError::new(ErrorCode::Internal, format!("encode as JSON: {error}")))))
+        .collect()
+}
+
+async fn list(State(control): State<ControlService>, kind: Kind, Query(filter): Query<Filter>) -> Answer {
+    let request = v1::ListRequest { kind: v1::Kind::from(kind).into(), name: String::new(), service: filter.service, stack: filter.stack };
+    Ok(Json(Value::Array(views(&control, request).await?)))
+}
+
+async fn one(State(control): State<ControlService>, kind: Kind, Path(name): Path<String>) -> Answer {
+    let request = v1::ListRequest { kind: v1::Kind::from(kind).into(), name, ..v1::ListRequest::default() };
+    Ok(Json(views(&control, request).await?.pop().unwrap_or_default()))
+}
+
+async fn cluster(State(control): State<ControlService>) -> Answer {
+    let v1::ClusterResponse { leader, term, committed, applied, revision, managers, answered_by } =
+        control.cluster(Request::new(v1::ClusterRequest {})).await?.into_inner();
+    let managers = managers.into_iter().map(|manager| ManagerJson {
+        name: manager.name,
+        addr: manager.addr,
+        role: manager.role,
+        reachable: manager.reachable,
+        matched: manager.matched,
+    });
+    let status = ClusterJson { leader, term, committed, applied, revision, answered_by, managers: managers.collect() };
+    Ok(Json(json!(status)))
+}
+
+async fn apply(control: &ControlService, spec: Spec, expected_version: u64) -> Answer {
+    let spec = v1::Spec { kind: Some(spec.into()), expected_version };
+    let answer = control.apply(Request::new(v1::ApplyRequest { specs: vec![spec] })).await?.into_inner();
+    let outcome = |number: i32| match v1::Outcome::try_from(number) {
+        Ok(v1::Outcome::Created) => "created",
+        Ok(v1::Outcome::Updated) => "updated",
+        _ => "unchanged",
+    };
+    let applied: Vec<Value> = answer
+        .applied
+        .into_iter()
+        .map(|one| json!({ "name": one.name, "id": one.id, "version": one.version, "outcome": outcome(one.outcome) }))
+        .collect();
+    Ok(Json(json!({ "revision": answer.revision, "applied": applied })))
+}
+
+fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(body).map_err(|error| {
+        Refusal(ApiError::new(ErrorCode::Invalid, format!("the body does not fit: {error}")).hint("send the spec as JSON"))
+    })
+}
+
+async fn put_service(
+    State(control): State<ControlService>,
+    Path(name): Path<String>,
+    Query(expected): Query<Expected>,
+    body: axum::body::Bytes,
+) -> Answer {
+    let spec = ServiceSpec { name, ..read(&body)? };
+    apply(&control, Spec::Service(spec), expected.version).await
+}
+
+async fn put_network(
+    State(control): State<ControlService>,
+    Path(name): Path<String>,
+    Query(expected): Query<Expected>,
+    body: axum::body::Bytes,
+) -> Answer {
+    let spec = NetworkSpec { name, ..read(&body)? };
+    apply(&control, Spec::Network(spec), expected.version).await
+}
+
+async fn remove(control: &ControlService, kind: Kind, name: String) -> Answer {
+    let refs = vec![v1::Ref { kind: v1::Kind::from(kind).into(), name }];
+    let answer = control.remove(Request::new(v1::RemoveRequest { refs })).await?.into_inner();
+    Ok(Json(json!({ "revision": answer.revision })))
+}
+
+async fn delete_service(State(control): State<ControlService>, Path(name): Path<String>) -> Answer {
+    remove(&control, Kind::Service, name).await
+}
+
+async fn delete_network(State(control): State<ControlService>, Path(name): Path<String>) -> Answer {
+    remove(&control, Kind::Network, name).await
+}
+
+async fn scale(State(control): State<ControlService>, Path(service): Path<String>, body: axum::body::Bytes) -> Answer {
+    let ScaleBody { replicas } = read(&body)?;
+    let answer = control.scale(Request::new(v1::ScaleRequest { service, replicas })).await?.into_inner();
+    Ok(Json(json!({ "revision": answer.revision, "replicas_before": answer.replicas_before })))
+}

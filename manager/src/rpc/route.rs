@@ -1,0 +1,96 @@
+//! Where a request is answered: here if this manager leads, else at the leader.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcluster_api::client::{MESSAGE_BYTES_MAX, endpoint};
+use rcluster_api::error::{ApiError, ErrorCode};
+use rcluster_api::wire::v1::control_client::ControlClient;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+use tracing::debug;
+
+use crate::drive::{Leadership, Term};
+use crate::store::{RoleKind, Store};
+
+/// Set on a forwarded request, so that it is forwarded once at most.
+const FORWARDED: &str = "x-rcluster-forwarded";
+/// How long a request waits for a leader to be elected.
+const LEADER_WAIT: Duration = Duration::from_secs(3);
+/// How soon a leader that did not accept a connection is tried again.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
+
+/// Finds the leader for every request.
+#[derive(Debug, Clone)]
+pub struct Router {
+    pub store: Store,
+    pub leadership: Leadership,
+}
+
+/// Where to go.
+#[derive(Debug)]
+pub enum Route {
+    Here(Arc<Term>),
+    There(Box<ControlClient<Channel>>),
+}
+
+impl Router {
+    /// A router over the store's role.
+    pub fn new(store: Store, leadership: Leadership) -> Self {
+        Self { store, leadership }
+    }
+
+    /// Where `request` is to be answered; waits a little when there is no leader.
+    pub async fn route<T>(&self, request: &Request<T>) -> Result<Route, Status> {
+        let forwarded = request.metadata().contains_key(FORWARDED);
+        match tokio::time::timeout(LEADER_WAIT, self.leader(forwarded)).await {
+            Ok(route) => route,
+            Err(_) => Err(no_leader().into()),
+        }
+    }
+
+    async fn leader(&self, forwarded: bool) -> Result<Route, Status> {
+        let mut role = self.store.role();
+        let mut term = self.leadership.watch();
+        loop {
+            if let Some(term) = term.borrow_and_update().clone() {
+                return Ok(Route::Here(term));
+            }
+            let now = role.borrow_and_update().clone();
+            if let Some(leader) = now.leader
+                && now.kind != RoleKind::Leader
+                && !forwarded
+            {
+                match client(&leader.addr).await {
+                    Ok(client) => return Ok(Route::There(Box::new(client))),
+                    // It may have just died: the next leader is told by a change of the role, or it is tried again.
+                    Err(unreachable) => debug!(leader = leader.name, %unreachable, "forwarding waits"),
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(TRY_AGAIN) => {}
+                changed = role.changed() => changed.map_err(|_| Status::from(no_leader()))?,
+                changed = term.changed() => changed.map_err(|_| Status::from(no_leader()))?,
+            }
+        }
+    }
+}
+
+/// A fresh connection: what a leader that has just died would swallow is not sent at all.
+async fn client(addr: &str) -> Result<ControlClient<Channel>, ApiError> {
+    let unreachable = |error: tonic::transport::Error| ApiError::new(ErrorCode::Unavailable, format!("the leader at {addr}: {error}"));
+    let channel = endpoint(addr)?.connect().await.map_err(unreachable)?;
+    Ok(ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+/// The request, marked as forwarded.
+pub fn forward<T>(request: Request<T>) -> Request<T> {
+    let mut request = request;
+    request.metadata_mut().insert(FORWARDED, tonic::metadata::MetadataValue::from_static("1"));
+    request
+}
+
+fn no_leader() -> ApiError {
+    ApiError::new(ErrorCode::Unavailable, "the managers have no leader")
+        .hint("a majority of the managers must run and reach each other; `rclusterctl cluster status` shows them")
+}

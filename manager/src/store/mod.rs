@@ -1,0 +1,245 @@
+//! The replicated store: transactions in, tables at a revision out.
+//!
+//! In: transactions, from whoever leads. Out: the applied [`State`], a revision that rises, who leads. Never: policy; the store does not
+//! look into what it keeps. The only implementation today hosts raft-rs (`raft/`).
+
+mod raft;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use thiserror::Error;
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use crate::core::state::{Conflict, State, Transaction, encode_transaction};
+
+pub use self::raft::disk::RedbLog;
+pub use self::raft::log::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver, checksum};
+pub use self::raft::storage::Terms;
+pub use self::raft::{Fatal, Inbound, Inbox, Parts, StoreError, Transport, start, start_with};
+
+/// Most bytes of one transaction in the log.
+pub const TRANSACTION_BYTES_MAX: usize = 8 << 20;
+/// Permits for proposals that wait for their commit: so many small ones, or so many times [`PERMIT_BYTES`] of larger ones. More wait
+/// outside.
+const PERMITS: usize = 256;
+const PERMIT_BYTES: usize = 64 << 10;
+/// How long a linearizable read waits for a quorum's word.
+const READ_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A manager of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    pub id: u64,
+    pub name: String,
+    /// `HOST:PORT`.
+    pub addr: String,
+}
+
+/// What the store is told at start.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    pub name: String,
+    pub id: u64,
+    pub members: Vec<Member>,
+    pub dir: PathBuf,
+    pub timing: RaftTiming,
+    /// A snapshot is made after so many applied entries, or after so many bytes of them.
+    pub snapshot_entries: u64,
+    pub snapshot_bytes: u64,
+    /// Entries kept behind a snapshot, for followers that lag a little.
+    pub trailing_entries: u64,
+}
+
+/// Raft's clock, in ticks.
+///
+/// A follower stands for election when it has heard nothing for `election + slack + rank * stagger` ticks, and up to `stagger` more by
+/// chance; `rank` is its place among the members. So survivors of a dead leader stand one after the other and do not split the votes,
+/// and `slack` covers that the others, who refuse their vote until `election` ticks of silence, count from a tick of their own.
+#[derive(Debug, Clone, Copy)]
+pub struct RaftTiming {
+    pub tick: Duration,
+    pub heartbeat: usize,
+    /// Also how long a leader keeps leading without a quorum's answers: up to twice this.
+    pub election: usize,
+    pub slack: usize,
+    pub stagger: usize,
+}
+
+impl Default for RaftTiming {
+    /// Heartbeats every 100 ms; of three, the first survivor stands 450 to 600 ms after the last one. Three lost heartbeats in a row, or
+    /// a stall of a quarter of a second, are forgiven.
+    fn default() -> Self {
+        Self { tick: Duration::from_millis(25), heartbeat: 4, election: 16, slack: 2, stagger: 3 }
+    }
+}
+
+impl StoreConfig {
+    /// The usual configuration.
+    pub fn new(name: String, id: u64, members: Vec<Member>, dir: PathBuf) -> Self {
+        Self {
+            name,
+            id,
+            members,
+            dir,
+            timing: RaftTiming::default(),
+            snapshot_entries: 10_000,
+            snapshot_bytes: 64 << 20,
+            trailing_entries: 1_000,
+        }
+    }
+
+    /// The cluster's id: the same for all who were started with the same members (FNV-1a, 64 bits).
+    pub fn cluster_id(&self) -> String {
+        let members: String = self.members.iter().map(|member| format!("{}={}={};", member.id, member.name, member.addr)).collect();
+        format!("{:016x}", checksum(members.as_bytes()))
+    }
+}
+
+/// What a manager is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoleKind {
+    /// It leads, and has applied all that was committed before its term.
+    Leader,
+    Follower,
+    /// It stands for election, or was elected and has not applied yet what was committed before.
+    Candidate,
+}
+
+impl RoleKind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+            Self::Candidate => "candidate",
+        }
+    }
+}
+
+/// What this manager is, and who leads as far as it knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Role {
+    pub term: u64,
+    pub kind: RoleKind,
+    /// Never this manager, unless `kind` is [`RoleKind::Leader`].
+    pub leader: Option<Member>,
+}
+
+/// Why a proposal did not become a revision.
+#[derive(Debug, Error)]
+pub enum ProposeError {
+    /// Every manager refuses it alike: an object had another version.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    /// Nothing was proposed.
+    #[error("this manager does not lead{}", leader.as_ref().map(|leader| format!("; {} at {} does", leader.name, leader.addr)).unwrap_or_default())]
+    NotLeader { leader: Option<Member> },
+    #[error("leadership or the quorum was lost; the change may or may not have been made")]
+    Unavailable,
+    /// Nothing was proposed.
+    #[error("the transaction has {bytes} bytes, the limit is {limit}")]
+    TooLarge { bytes: usize, limit: usize },
+    /// Nothing was proposed.
+    #[error("this manager is stopping")]
+    ShuttingDown,
+}
+
+/// One manager as this one sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberStatus {
+    pub id: u64,
+    pub name: String,
+    pub addr: String,
+    pub role: String,
+    /// Heard within the last second; of followers among themselves, who have little to say: connected.
+    pub reachable: bool,
+    /// Last log index known to be on it; known to the leader only, else 0.
+    pub matched: u64,
+}
+
+/// The managers as this one sees them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClusterStatus {
+    pub term: u64,
+    pub committed: u64,
+    pub applied: u64,
+    /// The leader's name; empty when there is none.
+    pub leader: String,
+    pub members: Vec<MemberStatus>,
+    pub answered_by: String,
+}
+
+/// A handle on the store; clones share it.
+#[derive(Debug, Clone)]
+pub struct Store {
+    state: Arc<ArcSwap<State>>,
+    status: Arc<ArcSwap<ClusterStatus>>,
+    revisions: watch::Receiver<u64>,
+    role: watch::Receiver<Role>,
+    inbox: Inbox,
+    permits: Arc<Semaphore>,
+}
+
+impl Store {
+    /// The applied tables, now.
+    pub fn state(&self) -> State {
+        (**self.state.load()).clone()
+    }
+
+    /// Rises after each applied transaction, once it is in [`Store::state`].
+    pub fn revisions(&self) -> watch::Receiver<u64> {
+        self.revisions.clone()
+    }
+
+    /// This manager's role.
+    pub fn role(&self) -> watch::Receiver<Role> {
+        self.role.clone()
+    }
+
+    /// The managers, as of the last tick.
+    pub fn status(&self) -> ClusterStatus {
+        (**self.status.load()).clone()
+    }
+
+    /// Replicates a transaction; the answer is its revision, already applied here. Waits while too much is in flight.
+    ///
+    /// # Errors
+    /// After [`ProposeError::Unavailable`] the outcome is unknown; after any other nothing has changed.
+    pub async fn propose(&self, transaction: Transaction) -> Result<u64, ProposeError> {
+        let entry = encode_transaction(&transaction);
+        let bytes = prost::Message::encoded_len(&entry);
+        if bytes > TRANSACTION_BYTES_MAX {
+            return Err(ProposeError::TooLarge { bytes, limit: TRANSACTION_BYTES_MAX });
+        }
+        let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES).clamp(1, PERMITS)).unwrap_or(1);
+        let permit = self.permits.clone().acquire_many_owned(permits).await.map_err(|_| ProposeError::ShuttingDown)?;
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(raft::Input::Propose { entry, reply, permit }).map_err(|_| ProposeError::ShuttingDown)?;
+        answer.await.unwrap_or(Err(ProposeError::Unavailable))
+    }
+
+    /// Returns once [`Store::state`] holds everything that was committed anywhere before the call. A follower asks the leader.
+    ///
+    /// # Errors
+    /// [`ProposeError::Unavailable`] when no leader with a quorum answers within three seconds.
+    pub async fn read_barrier(&self) -> Result<(), ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(raft::Input::Read { reply }).map_err(|_| ProposeError::ShuttingDown)?;
+        match tokio::time::timeout(READ_TIMEOUT, answer).await {
+            Ok(answer) => answer.map_err(|_| ProposeError::Unavailable),
+            Err(_) => Err(ProposeError::Unavailable),
+        }
+    }
+
+    /// Hands leadership over, if this manager has it and another has kept up, and stops the store's thread.
+    pub async fn shutdown(&self) {
+        self.permits.close();
+        let (done, stopped) = oneshot::channel();
+        if self.inbox.send(raft::Input::Shutdown { done }).is_ok() {
+            // An error means that the thread has ended already.
+            drop(stopped.await);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What a durable log must offer. The owner thread writes to it; raft-rs reads through `storage`.
+
+use raft::eraftpb::{Entry, HardState, SnapshotMetadata};
+use std::io;
+use std::path::PathBuf;
+use thiserror::Error;
+
+use super::storage::Terms;
+
+/// A log that survives a power cut.
+pub trait LogStore: Send + 'static {
+    /// What is there, at start.
+    fn load(&mut self) -> Result<Loaded, LogError>;
+
+    /// Makes a batch durable, as a whole, before it returns. After an error nobody knows what is on the disk: it is not called again.
+    fn write(&mut self, batch: &Batch<'_>) -> Result<(), LogError>;
+
+    /// Entries `low..high`, all of which are there; fewer when they exceed `bytes_max`, but at least one.
+    fn entries(&self, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError>;
+
+    /// Writes a snapshot's data where a later batch can take it into use; may be run on another thread.
+    fn saver(&self) -> Saver;
+}
+
+/// Makes data durable that no batch refers to yet.
+pub type Saver = Box<dyn FnOnce(SnapshotMetadata, &[u8]) -> Result<Saved, LogError> + Send>;
+
+/// A snapshot of the tables that is durable, and used once a batch names it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Saved {
+    /// Index, term and voters that it stands for.
+    pub metadata: SnapshotMetadata,
+    pub name: String,
+    pub bytes: u64,
+    pub checksum: u64,
+}
+
+/// What becomes durable in one step.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    pub hard_state: &'a HardState,
+    /// To be appended, after `compaction`; what stands at these indices or later goes.
+    pub entries: &'a [Entry],
+    /// Replaces the snapshot that the next start begins from.
+    pub snapshot: Option<&'a Saved>,
+    pub compaction: Option<Compaction>,
+}
+
+/// Which entries go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compaction {
+    /// Those up to this index, which has this term.
+    Through { index: u64, term: u64 },
+    /// All of them: the log goes on after this index, which has this term.
+    Reset { index: u64, term: u64 },
+}
+
+/// What was durable when the process started.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    pub hard_state: HardState,
+    pub snapshot: SnapshotMetadata,
+    /// The snapshot's data.
+    pub data: Vec<u8>,
+    /// Where the log begins and ends, and the term of each of its entries.
+    pub terms: Terms,
+    /// Bytes of the log's entries.
+    pub bytes: u64,
+}
+
+/// What is wrong with the log on disk.
+#[derive(Debug, Error)]
+pub enum LogError {
+    #[error(
+        "{path} is missing although this manager has been a member of its cluster: it may have voted or confirmed writes that it no longer \
+             knows, so it must not go on under this name. Bring the file back, or remove the manager from the cluster and add it with an \
+             empty state directory"
+    )]
+    Missing { path: PathBuf },
+    #[error("open {path}{}", if matches!(source, redb::DatabaseError::DatabaseAlreadyOpen) { ": another process has it open; is a manager running on this state directory?" } else { "" })]
+    Open { path: PathBuf, source: Box<redb::DatabaseError> },
+    #[error("{what}")]
+    Redb { what: &'static str, source: Box<redb::Error> },
+    #[error("{what} {path}")]
+    File { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("{what}")]
+    Io { what: &'static str, source: io::Error },
+    #[error("{what}")]
+    Decode { what: &'static str, source: protobuf::ProtobufError },
+    #[error("the log has format {found}, newer than this version reads ({known}); upgrade this manager")]
+    Format { found: u64, known: u64 },
+    #[error("the log is damaged: {0}")]
+    Damaged(String),
+}
+
+/// FNV-1a, 64 bits: tells a damaged file from a whole one, nothing more.
+pub fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
