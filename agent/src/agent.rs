@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -23,6 +23,8 @@ use crate::core::reconcile::{Action, Local, Wish, logs_kept, reconcile};
 use crate::core::status::raise;
 use crate::core::task::Record;
 use crate::exec::Tools;
+use crate::host;
+use crate::image::mount::remove;
 use crate::place::{Places, read_message};
 use crate::worker::Worker;
 
@@ -49,8 +51,8 @@ pub struct Agent {
     tools: Arc<Tools>,
     events: mpsc::Sender<Event>,
     statuses: watch::Sender<Statuses>,
-    /// Of the set in force.
-    mark: (u64, u64),
+    /// Of the set in force; `None` until there is one, and then nothing is stopped for not being in it.
+    mark: Option<(u64, u64)>,
     wanted: BTreeMap<TaskId, Task>,
     kept: BTreeSet<TaskId>,
     workers: BTreeMap<TaskId, Handle>,
@@ -59,6 +61,7 @@ pub struct Agent {
 
 #[derive(Debug)]
 struct Handle {
+    task: Arc<Task>,
     wish: watch::Sender<Wish>,
     ended: bool,
 }
@@ -70,7 +73,7 @@ impl Agent {
             tools,
             events,
             statuses,
-            mark: (0, 0),
+            mark: None,
             wanted: BTreeMap::new(),
             kept: BTreeSet::new(),
             workers: BTreeMap::new(),
@@ -78,7 +81,8 @@ impl Agent {
         };
         let places = agent.tools.places.clone();
         let adopted = adopted(&places)?;
-        remove_strangers(&places.writes(), |id| adopted.contains_key(id));
+        agent.remove_later(strangers(&places.writes(), |id| adopted.contains_key(id)));
+        remove_cgroups(&agent.tools.cgroup_parent, |id| adopted.contains_key(id));
         for (id, (task, record)) in adopted {
             info!(%id, name = task.name, state = %record.state, "adopts a task");
             agent.note(&id, record.status());
@@ -108,7 +112,7 @@ impl Agent {
 
     fn handle_assignments(&mut self, assignments: v1::Assignments) {
         let mark = (assignments.term, assignments.revision);
-        if mark < self.mark {
+        if self.mark.is_some_and(|in_force| mark < in_force) {
             warn!(?mark, in_force = ?self.mark, "refuses assignments older than those in force");
             return;
         }
@@ -122,7 +126,7 @@ impl Agent {
     fn take(&mut self, assignments: v1::Assignments) {
         let v1::Assignments { term, revision, tasks, kept_tasks } = assignments;
         debug!(term, revision, tasks = tasks.len(), "assignments");
-        self.mark = (term, revision);
+        self.mark = Some((term, revision));
         self.kept = kept_tasks.into_iter().map(TaskId::from).collect();
         let mut unreadable = BTreeSet::new();
         self.wanted.clear();
@@ -135,6 +139,11 @@ impl Agent {
             let id = TaskId::from(id);
             match Task::try_from(wire) {
                 Ok(task) => drop(self.wanted.insert(id, task)),
+                // It goes on as it was: an agent that is behind must not stop what it does not understand.
+                Err(error) if let Some(handle) = self.workers.get(&id) => {
+                    warn!(%id, %error, "cannot read what the managers say of a task; it goes on as it was");
+                    self.wanted.insert(id, Task::clone(&handle.task));
+                }
                 Err(error) => {
                     self.note(
                         &id,
@@ -155,6 +164,9 @@ impl Agent {
     }
 
     fn reconcile(&mut self) {
+        if self.mark.is_none() {
+            return;
+        }
         let local = self.local();
         for action in reconcile(&self.wanted, &local) {
             match action {
@@ -182,9 +194,10 @@ impl Agent {
 
     fn work(&mut self, task: Task, record: Record, adopted: bool) {
         let (sender, wish) = watch::channel(Wish::Run);
-        let id = task.id.clone();
-        let worker = Worker { tools: Arc::clone(&self.tools), task: Arc::new(task), record, adopted, wish, events: self.events.clone() };
-        self.workers.insert(id, Handle { wish: sender, ended: false });
+        let (id, task) = (task.id.clone(), Arc::new(task));
+        let handle = Handle { task: Arc::clone(&task), wish: sender, ended: false };
+        let worker = Worker { tools: Arc::clone(&self.tools), task, record, adopted, wish, events: self.events.clone() };
+        self.workers.insert(id, handle);
         self.scope.spawn(worker.run());
     }
 
@@ -202,7 +215,7 @@ impl Agent {
         self.workers.remove(id);
         self.statuses.send_modify(|statuses| drop(statuses.remove(id)));
         let dir = self.tools.places.of_task(id).run;
-        if let Err(error) = crate::image::mount::remove(&dir) {
+        if let Err(error) = remove(&dir) {
             warn!(%id, dir = %dir.display(), %error, "cannot remove the task's record");
         }
     }
@@ -210,11 +223,24 @@ impl Agent {
     /// Removes the logs that nobody wants any more.
     fn sweep_logs(&mut self) {
         let kept = logs_kept(&self.wanted, &self.local(), &self.kept);
-        let logs = self.tools.places.logs();
+        self.remove_later(strangers(&self.tools.places.logs(), |id| kept.contains(id)));
+    }
+
+    /// Removes trees that nobody is going to use again.
+    fn remove_later(&mut self, paths: Vec<PathBuf>) {
+        if paths.is_empty() {
+            return;
+        }
+        let removal = spawn_blocking(move || {
+            for path in paths {
+                if let Err(error) = remove(&path) {
+                    warn!(path = %path.display(), %error, "cannot remove what is left of a task");
+                }
+            }
+        });
         self.scope.spawn(async move {
-            let swept = spawn_blocking(move || remove_strangers(&logs, |id| kept.contains(id))).await;
-            if let Err(error) = swept {
-                warn!(%error, "sweeping logs");
+            if let Err(error) = removal.await {
+                warn!(%error, "removing what is left of tasks");
             }
         });
     }
@@ -237,23 +263,37 @@ fn adopted(places: &Places) -> Result<BTreeMap<TaskId, (Task, Record)>> {
                 adopted.insert(id, (task, record));
             }
             // Killed between the two files, before anything was done for the task.
-            _ => crate::image::mount::remove(&task_places.run).with_context(|| format!("remove {}", task_places.run.display()))?,
+            _ => remove(&task_places.run).with_context(|| format!("remove {}", task_places.run.display()))?,
         }
     }
     Ok(adopted)
 }
 
-/// Removes the directories of tasks that `keep` does not know; tells what could not be removed and goes on.
-fn remove_strangers(dir: &Path, keep: impl Fn(&TaskId) -> bool) {
-    let ids = match ids_in(dir) {
-        Ok(ids) => ids,
-        Err(error) => return warn!(error = format!("{error:#}"), "cannot look for leftovers of tasks"),
-    };
-    for id in ids.into_iter().filter(|id| !keep(id)) {
-        let path = dir.join(id.as_str());
-        if let Err(error) = crate::image::mount::remove(&path) {
-            warn!(path = %path.display(), %error, "cannot remove what is left of a task");
+/// The directories of tasks that `keep` does not know. Listed by the owner itself, so that a task that begins later is not among them.
+fn strangers(dir: &Path, keep: impl Fn(&TaskId) -> bool) -> Vec<PathBuf> {
+    match ids_in(dir) {
+        Ok(ids) => ids.into_iter().filter(|id| !keep(id)).map(|id| dir.join(id.as_str())).collect(),
+        Err(error) => {
+            warn!(error = format!("{error:#}"), "cannot look for what is left of tasks");
+            Vec::new()
         }
+    }
+}
+
+/// Removes the empty cgroups of tasks that `keep` does not know: they outlive a crash of the host's processes.
+fn remove_cgroups(parent: &str, keep: impl Fn(&TaskId) -> bool) {
+    let removed = host::cgroups_in(parent).and_then(|names| {
+        for name in names.into_iter().filter(|name| is_id(name) && !keep(&TaskId::from(name.as_str()))) {
+            let task = format!("{parent}/{name}");
+            for container in host::cgroups_in(&task)? {
+                host::remove_cgroup(&format!("{task}/{container}"))?;
+            }
+            host::remove_cgroup(&task)?;
+        }
+        Ok(())
+    });
+    if let Err(error) = removed {
+        warn!(error = format!("{error:#}"), "cannot remove the cgroups that are left of tasks");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Facts of the host the agent runs on, and which boot of it this is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -97,6 +97,25 @@ pub fn remove_cgroup(path: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The names of the cgroups directly below `path`, in whichever hierarchy.
+pub fn cgroups_in(path: &str) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for mount in cgroup_mounts()? {
+        let dir = mount.path.join(path.trim_start_matches('/'));
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            done => done.with_context(|| format!("list {}", dir.display()))?,
+        };
+        for entry in entries {
+            let entry = entry.with_context(|| format!("list {}", dir.display()))?;
+            if entry.path().is_dir() {
+                names.insert(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+    }
+    Ok(names)
 }
 
 fn memory_bytes() -> Result<u64> {

@@ -21,7 +21,7 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::agent::Event;
 use crate::core::reconcile::Wish;
-use crate::core::task::{Exit, Outcome, Phase, Record, Step, next};
+use crate::core::task::{Exit, Network, Outcome, Phase, Record, Step, next};
 use crate::exec::Tools;
 use crate::exec::pod::{self, StepError};
 
@@ -164,7 +164,7 @@ impl Worker {
 
     async fn detach(&mut self) {
         match timeout(DETACH, pod::detach(&self.tools, &self.task)).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => self.record.network = Network::default(),
             Ok(Err(error)) => warn!(%error, "the pod's network is given back later"),
             Err(_) => warn!("netd is slow: the pod's network is given back later"),
         }

@@ -190,7 +190,7 @@ fn devices_named_like_a_whiteout_and_huge_layers_are_refused() {
     let store = Store::with_limits(&bench.path("small"), limits).expect("a store");
     for (entries, expected) in [
         ((0..4).map(|number| file(&number.to_string(), "")).collect::<Vec<_>>(), "more than 3 entries"),
-        (vec![file("big", &"x".repeat(100_000))], "larger than a layer may be"),
+        (vec![file("big", &"x".repeat(100_000))], "larger than it may be"),
         (vec![file(&"deep/".repeat(15), "")], "its path has more than 64 bytes"),
     ] {
         Layout::new(&bench.path("limits")).image("web:1", &json!({}), &[layer(&entries)]);
@@ -285,4 +285,12 @@ fn many_loads_and_looks_at_once_unpack_each_layer_once() {
     let images =
         fs::read_dir(bench.path("state/images/layers")).expect("list").filter(|entry| entry.as_ref().expect("entry").path().is_dir());
     assert_eq!((bench.store.list().expect("list").len(), images.count()), (6, 7));
+}
+
+#[test]
+fn a_name_that_would_fill_the_memory_is_refused() {
+    let bench = bench();
+    let long_name = entry(EntryType::GNULongName, "././@LongLink", "", &vec![b'x'; 8 << 20]);
+    let error = bench.load(&[vec![long_name, file("a", "1")]]).expect_err("refused");
+    assert!(error.contains("longer than they may be"), "{error}");
 }

@@ -63,9 +63,12 @@ const KILLED: Duration = Duration::from_secs(5);
 /// Images and root file systems, network, the pod's files.
 pub async fn prepare(tools: &Arc<Tools>, task: &Arc<Task>, record: &mut Record) -> Result<(), StepError> {
     check_names(record)?;
-    let turn = tools.preparing.acquire().await.expect("it is never closed");
-    let (roots, network) = tokio::join!(roots(tools, task), attach(tools, task));
-    drop(turn);
+    let in_turn = async {
+        let _turn = tools.preparing.acquire().await.expect("it is never closed");
+        roots(tools, task).await
+    };
+    // The network is not part of the turn: those who wait for netd hold up nobody else.
+    let (roots, network) = tokio::join!(in_turn, attach(tools, task));
     let images = roots?;
     record.network = network?;
     write_files(tools, task, &record.network)?;
@@ -178,7 +181,8 @@ pub async fn clean(tools: &Arc<Tools>, task: &Arc<Task>, record: &Record) -> Res
             problems.push(error.to_string());
         }
     }
-    if let Err(error) = detach(tools, task).await {
+    let attached = !record.prepared || !record.network.netns_path.is_empty();
+    if attached && let Err(error) = detach(tools, task).await {
         problems.push(error.to_string());
     }
     let names: Vec<String> = record.containers.iter().map(|container| container.name.clone()).collect();

@@ -12,7 +12,7 @@ use rcluster_base::ledger;
 use sha2::{Digest as _, Sha256};
 use tar::Archive;
 
-use super::unpack::{hex, open};
+use super::unpack::{Allowance, Limited, hex, open};
 use super::{DOCUMENT_BYTES_MAX, ImageError, Index, Store, for_this_host, io_error, lock, remove_tree, sha256};
 use crate::core::reference::normalise;
 
@@ -123,25 +123,28 @@ impl Store {
         let refused = |error: io::Error| ImageError::refused(what(), format!("it is not a readable tar archive: {error}"));
         let file = File::open(path).map_err(io_error("open image", path))?;
         let reader = open(file).map_err(|why| ImageError::refused(what(), why))?;
-        let mut archive = Archive::new(reader.take(ARCHIVE_BYTES_MAX));
-        let (mut index, mut docker) = (None, false);
-        for (count, entry) in (1..).zip(archive.entries().map_err(refused)?) {
+        let allowance = Allowance::default();
+        let mut archive = Archive::new(Limited { inner: reader, left: ARCHIVE_BYTES_MAX, allowance: allowance.clone() });
+        let mut entries = archive.entries().map_err(refused)?;
+        let (mut index, mut docker, mut count) = (None, false, 0);
+        while let Some(entry) = allowance.next(&mut entries) {
+            count += 1;
             if count > ENTRIES_MAX {
                 return Err(ImageError::refused(what(), format!("more than {ENTRIES_MAX} entries")));
             }
             let mut entry = entry.map_err(refused)?;
-            if !entry.header().entry_type().is_file() {
-                continue;
-            }
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
             let name = name.strip_prefix("./").unwrap_or(&name);
-            if let Some(hex) = name.strip_prefix("blobs/sha256/").filter(|hex| is_hex_digest(hex)) {
+            if !entry.header().entry_type().is_file() {
+                // A directory or a link: a layout's blobs are files.
+            } else if let Some(hex) = name.strip_prefix("blobs/sha256/").filter(|hex| is_hex_digest(hex)) {
                 self.take_blob(hex, &mut entry, aside)?;
             } else if name == "index.json" {
                 index = Some(read_document(&mut entry).map_err(refused)?);
             } else if name == "manifest.json" {
                 docker = true;
             }
+            io::copy(&mut entry, &mut io::sink()).map_err(refused)?;
         }
         index.ok_or_else(|| {
             let why = if docker {

@@ -4,12 +4,14 @@
 //! lengths have limits. Whiteouts become what overlayfs knows: a character device 0:0 for a removed name, `trusted.overlay.opaque`
 //! for a directory that hides the lower one. The unpacked stream must have the digest that the image's configuration names.
 
+use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 use flate2::bufread::MultiGzDecoder;
 use oci_spec::image::Digest;
@@ -19,7 +21,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
-use tar::{Archive, Entry, EntryType};
+use tar::{Archive, Entries, Entry, EntryType};
 
 use super::root::Root;
 use super::{ImageError, io_error};
@@ -48,17 +50,22 @@ const RESERVED: &[u8] = b".wh..wh.";
 /// Unpacks the archive in `blob` into the empty directory `target`; syncs the file system it is on.
 pub fn unpack(blob: File, diff_id: &Digest, target: &Path, limits: &Limits) -> Result<(), ImageError> {
     let refused = |why: String| ImageError::refused(format!("layer {diff_id}"), why);
-    let reader = Limited { inner: Hashing { inner: open(blob).map_err(&refused)?, hash: Sha256::new() }, left: limits.bytes_max };
-    let mut archive = Archive::new(reader);
+    let allowance = Allowance::default();
+    let hashing = Hashing { inner: open(blob).map_err(&refused)?, hash: Sha256::new() };
+    let mut archive = Archive::new(Limited { inner: hashing, left: limits.bytes_max, allowance: allowance.clone() });
     let mut tree = Tree { root: Root::open(target).map_err(io_error("open", target))?, dirs: Vec::new() };
-    let entries = archive.entries().map_err(|error| refused(error.to_string()))?;
-    for (count, entry) in (1..).zip(entries) {
+    let mut entries = archive.entries().map_err(|error| refused(error.to_string()))?;
+    let mut count = 0;
+    while let Some(entry) = allowance.next(&mut entries) {
+        count += 1;
         if count > limits.entries_max {
             return Err(refused(format!("more than {} entries", limits.entries_max)));
         }
         let mut entry = entry.map_err(|error| refused(error.to_string()))?;
         let shown = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         tree.add(&mut entry, limits).map_err(|why| refused(format!("entry {shown:?}: {why}")))?;
+        // Content of what has none, such as a directory.
+        io::copy(&mut entry, &mut io::sink()).map_err(|error| refused(error.to_string()))?;
     }
     tree.finish().map_err(|why| refused(format!("times of directories: {why}")))?;
     let mut reader = archive.into_inner();
@@ -110,15 +117,42 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-struct Limited<R> {
-    inner: R,
-    left: u64,
+/// How much may be read on the way to the next entry. The tar library reads long names and attributes whole into memory.
+#[derive(Debug, Clone, Default)]
+pub struct Allowance(Rc<Cell<Option<u64>>>);
+
+impl Allowance {
+    const BYTES: u64 = 2 << 20;
+
+    /// The next entry, whose names and attributes must fit. What the entry before it holds has to be read already.
+    pub fn next<'a, R: Read + 'a>(&self, entries: &mut Entries<'a, R>) -> Option<io::Result<Entry<'a, R>>> {
+        self.0.set(Some(Self::BYTES));
+        let entry = entries.next();
+        self.0.set(None);
+        entry
+    }
+
+    fn take(&self, bytes: u64) -> io::Result<()> {
+        if let Some(left) = self.0.get() {
+            let left = left.checked_sub(bytes);
+            self.0.set(Some(left.ok_or_else(|| io::Error::other("names and attributes of an entry are longer than they may be"))?));
+        }
+        Ok(())
+    }
+}
+
+/// A stream with an end, and with an allowance between entries.
+pub struct Limited<R> {
+    pub inner: R,
+    pub left: u64,
+    pub allowance: Allowance,
 }
 
 impl<R: Read> Read for Limited<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        self.left = self.left.checked_sub(count as u64).ok_or_else(|| io::Error::other("unpacked it is larger than a layer may be"))?;
+        self.allowance.take(count as u64)?;
+        self.left = self.left.checked_sub(count as u64).ok_or_else(|| io::Error::other("unpacked it is larger than it may be"))?;
         Ok(count)
     }
 }

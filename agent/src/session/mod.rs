@@ -14,7 +14,7 @@ use rcluster_api::object::NodeDescription;
 use rcluster_api::wire::v1;
 use rcluster_base::backoff::Backoff;
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
 use crate::agent::{Event, Statuses};
@@ -38,6 +38,8 @@ pub struct Session {
 
 /// The pause after managers who do not want this node, whom asking again soon will not change.
 const REFUSED: Duration = Duration::from_secs(5);
+/// A session that ends sooner counts as one more attempt in vain.
+const SHORT: Duration = Duration::from_secs(2);
 
 /// Keeps a session with the managers for as long as it is polled.
 pub async fn run(mut session: Session, managers: Vec<String>) {
@@ -52,11 +54,17 @@ pub async fn run(mut session: Session, managers: Vec<String>) {
             sleep(backoff.delay()).await;
             continue;
         };
+        let begun = Instant::now();
         let talk = converse(&mut session, &address).await;
         if let Some(managers) = &talk.welcome {
             seek.welcomed(&address, managers);
-            backoff.reset();
             complained = false;
+            if begun.elapsed() >= SHORT {
+                backoff.reset();
+            } else {
+                // A manager that welcomes and then drops the node must not be asked in a tight loop.
+                sleep(backoff.delay()).await;
+            }
         }
         match talk.end {
             End::Redirected { leader } => {

@@ -141,7 +141,10 @@ impl Drop for Agent {
             drop((process.kill(), process.wait()));
         }
         if std::thread::panicking() {
-            eprintln!("the agent's log:\n{}", self.log());
+            #[allow(clippy::print_stderr, reason = "the one place where a failing test shows why")]
+            {
+                eprintln!("the agent's log:\n{}", self.log());
+            }
         }
         self.remove_containers();
         let top = self.cgroup.rsplit_once('/').expect("two parts").0.to_owned();
