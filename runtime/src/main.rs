@@ -1,1 +1,112 @@
-fn main() {}
+//! An OCI runtime (runtime-spec 1.2): one small single-threaded program, started once per verb, that knows nothing of services.
+//!
+//! `core` decides and has no effects; `parent` prepares, starts, kills and deletes from outside; `init` is the container's first process until
+//! it executes the user's program; `sync` is what the two say to each other; `monitor` stays with a container and keeps its output and its
+//! exit; `state` is what is remembered between calls; `sys` holds the system calls that have no safe form.
+
+mod args;
+mod output;
+
+mod core;
+
+mod parent;
+mod sync;
+
+mod init;
+
+mod monitor;
+mod state;
+
+mod sys;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+
+use args::{Call, ListFormat, Verb};
+use output::{Level, Log};
+
+const FAILED: u8 = 1;
+const REFUSED: u8 = 2;
+
+fn main() -> ExitCode {
+    let call = match args::parse(std::env::args_os().skip(1)) {
+        Ok(call) => call,
+        Err(why) => {
+            Log::default().say(Level::Error, &why);
+            return ExitCode::from(REFUSED);
+        }
+    };
+    let log = call.log.clone();
+    perform(call).unwrap_or_else(|error| {
+        log.say(Level::Error, &format!("{error:#}"));
+        ExitCode::from(FAILED)
+    })
+}
+
+fn perform(call: Call) -> Result<ExitCode> {
+    let Call { root, log, verb } = call;
+    let warn = |notes: &[String]| notes.iter().for_each(|note| log.say(Level::Warning, note));
+    let root = std::path::absolute(&root).with_context(|| format!("--root {}", root.display()))?;
+    log.say(Level::Debug, &format!("{verb:?} under {}", root.display()));
+    match verb {
+        Verb::Create { id, options } => warn(&parent::create(&root, &id, &options)?.notes),
+        Verb::Start { id } => parent::start(&root, &id)?,
+        Verb::State { id } => output::data(&serde_json::to_string_pretty(&parent::state(&root, &id)?)?),
+        Verb::Kill { id, signal, all } => parent::kill(&root, &id, signal, all)?,
+        Verb::Delete { id, force } => parent::delete(&root, &id, force)?,
+        Verb::Run { id, options, detach } => {
+            let code = parent::run(&root, &id, &options, detach, warn)?;
+            return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
+        }
+        Verb::List { format } => output::data(&list(&root, format)?),
+        Verb::Spec { bundle } => write_spec(&bundle)?,
+        Verb::Features => output::data(&serde_json::to_string_pretty(&parent::features())?),
+        Verb::Monitor(options) => return monitor::run(&root, &options, &log),
+        Verb::Version => {
+            output::data(&format!("rcluster-runtime version {}\nspec: {}", env!("CARGO_PKG_VERSION"), core::check::OCI_VERSION))
+        }
+        Verb::Help => output::data(args::HELP.trim_end()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(root: &Path, format: ListFormat) -> Result<String> {
+    let states = parent::list(root)?;
+    Ok(match format {
+        ListFormat::Json => serde_json::to_string(&states)?,
+        ListFormat::Ids => states.iter().map(|state| state.id.as_str()).collect::<Vec<_>>().join("\n"),
+        ListFormat::Table => {
+            let row = |state: &parent::State| {
+                let pid = state.pid.map_or("-".to_owned(), |pid| pid.to_string());
+                format!("{:<32} {:<8} {:<8} {}", state.id, pid, state.status.to_string(), state.bundle.display())
+            };
+            let head = format!("{:<32} {:<8} {:<8} {}", "ID", "PID", "STATUS", "BUNDLE");
+            [head].into_iter().chain(states.iter().map(row)).collect::<Vec<_>>().join("\n")
+        }
+    })
+}
+
+/// Writes a configuration to begin with, but over none.
+fn write_spec(bundle: &Path) -> Result<()> {
+    const SPEC: &str = include_str!("spec.json");
+    let path = bundle.join("config.json");
+    if path.exists() {
+        bail!("{} exists already: remove it first", path.display());
+    }
+    std::fs::write(&path, SPEC).with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_configuration_passes_every_check() {
+        let spec = core::spec::parse(include_bytes!("spec.json")).unwrap();
+        let container = core::check::check(Path::new("/b"), &spec).unwrap();
+        assert_eq!(container.process.args, ["sh"]);
+        assert_eq!(spec.oci_version, core::check::OCI_VERSION);
+    }
+}

@@ -1,0 +1,424 @@
+//! The command line, with the grammar callers of runc rely on.
+//!
+//! In: the arguments. Out: [`Call`], or why they are refused. Options of a verb stand on either side of the container's id, values follow
+//! `=` or a space. Never drops an option: those of runc that are not built are refused by name.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::core::signal;
+use crate::output::{Log, LogFormat};
+use crate::parent::CreateOptions;
+
+/// One call of the program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    pub root: PathBuf,
+    pub log: Log,
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verb {
+    Create { id: String, options: CreateOptions },
+    Start { id: String },
+    State { id: String },
+    Kill { id: String, signal: i32, all: bool },
+    Delete { id: String, force: bool },
+    Run { id: String, options: CreateOptions, detach: bool },
+    List { format: ListFormat },
+    Spec { bundle: PathBuf },
+    Features,
+    Monitor(MonitorOptions),
+    Version,
+    Help,
+}
+
+/// How `list` answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ListFormat {
+    #[default]
+    Table,
+    Json,
+    Ids,
+}
+
+/// What `monitor` is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MonitorOptions {
+    pub id: String,
+    pub bundle: PathBuf,
+    pub log: PathBuf,
+    pub exit_file: PathBuf,
+    pub pid_file: Option<PathBuf>,
+    /// Another OCI runtime, and where it keeps its state.
+    pub runtime: Option<(PathBuf, Option<PathBuf>)>,
+    pub log_bytes_max: u64,
+}
+
+/// Where state is kept unless `--root` says otherwise.
+pub const ROOT_DEFAULT: &str = "/run/rcluster/runtime";
+
+const LOG_BYTES_MAX_DEFAULT: u64 = 10 << 20;
+const LOG_BYTES_MAX_LEAST: u64 = 64 << 10;
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+rcluster-runtime: an OCI runtime (runtime-spec 1.2)
+
+usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--debug] VERB
+
+  create  [--bundle DIR] [--pid-file FILE] ID   make a container from a bundle; its process waits
+  start   ID                                    let it run
+  run     [--bundle DIR] [--pid-file FILE] [--detach] ID   create, start, wait, delete
+  state   ID                                    print its state as JSON
+  kill    [--all] ID [SIGNAL]                   send a signal, TERM if none is named
+  delete  [--force] ID                          remove a stopped container, or any
+  list    [--format table|json] [--quiet]       print all containers
+  spec    [--bundle DIR]                        write a config.json to begin with
+  features                                      print what this runtime honours
+  monitor --id ID --bundle DIR --log FILE --exit-file FILE [--pid-file FILE]
+          [--runtime FILE [--runtime-root DIR]] [--log-max-bytes N]
+                                                create a container and stay with it: keep its output and its exit
+";
+
+/// Reads the arguments after the program's name.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Call, String> {
+    let mut args = Args { rest: args.into_iter().collect::<Vec<_>>().into_iter() };
+    let mut call = Call { root: ROOT_DEFAULT.into(), log: Log::default(), verb: Verb::Help };
+    loop {
+        let Some(argument) = args.rest.next() else { return Err(format!("name a verb\n\n{HELP}")) };
+        let Some(option) = Given::parse(&argument)? else {
+            let name = text(argument)?;
+            call.verb = verb(&name, &mut args)?;
+            return Ok(call);
+        };
+        match option.name.as_str() {
+            "--root" => call.root = args.value(option)?.into(),
+            "--log" => call.log.file = Some(args.value(option)?.into()),
+            "--log-format" => {
+                call.log.format = match text(args.value(option)?)?.as_str() {
+                    "text" => LogFormat::Text,
+                    "json" => LogFormat::Json,
+                    other => return Err(format!("--log-format {other:?}: use text or json")),
+                }
+            }
+            "--debug" => call.log.debug = option.flag()?,
+            "--version" | "-v" => return Ok(Call { verb: Verb::Version, ..call }),
+            "--help" | "-h" => return Ok(Call { verb: Verb::Help, ..call }),
+            "--systemd-cgroup" => return Err("--systemd-cgroup: the systemd cgroup driver is not built yet: leave it out".into()),
+            "--rootless" => match option.value.as_ref().and_then(|value| value.to_str()) {
+                Some("false" | "auto") => {}
+                _ => return Err("--rootless: rootless containers are not built yet: run as root".into()),
+            },
+            other => return Err(format!("unknown option {other}: see --help")),
+        }
+    }
+}
+
+fn verb(name: &str, args: &mut Args) -> Result<Verb, String> {
+    match name {
+        "create" | "run" => create_or_run(name, args),
+        "start" => Ok(Verb::Start { id: args.only_id(name, &[])?.0 }),
+        "state" => Ok(Verb::State { id: args.only_id(name, &[])?.0 }),
+        "delete" => {
+            let (id, options) = args.only_id(name, &[("--force", "-f", false)])?;
+            Ok(Verb::Delete { id, force: options.has("--force")? })
+        }
+        "kill" => kill(args),
+        "list" => {
+            let options = args.collect(name, &[("--format", "-f", true), ("--quiet", "-q", false)])?;
+            options.no_words(name)?;
+            let format = match options.text("--format")?.as_deref() {
+                _ if options.has("--quiet")? => ListFormat::Ids,
+                None | Some("table") => ListFormat::Table,
+                Some("json") => ListFormat::Json,
+                Some(other) => return Err(format!("list --format {other:?}: use table or json")),
+            };
+            Ok(Verb::List { format })
+        }
+        "spec" => {
+            let options = args.collect(name, &[("--bundle", "-b", true), ("--rootless", "", false)])?;
+            options.no_words(name)?;
+            if options.has("--rootless")? {
+                return Err("spec --rootless: rootless containers are not built yet".into());
+            }
+            Ok(Verb::Spec { bundle: options.path("--bundle").unwrap_or_else(|| ".".into()) })
+        }
+        "features" => args.collect(name, &[])?.no_words(name).map(|()| Verb::Features),
+        "monitor" => monitor(args),
+        "help" => Ok(Verb::Help),
+        "exec" | "pause" | "resume" | "ps" | "events" | "update" | "checkpoint" | "restore" => {
+            Err(format!("{name}: not built yet in this runtime: use another OCI runtime for a container that needs it"))
+        }
+        other => Err(format!("unknown verb {other:?}: see --help")),
+    }
+}
+
+fn create_or_run(name: &str, args: &mut Args) -> Result<Verb, String> {
+    const KNOWN: [Known; 8] = [
+        ("--bundle", "-b", true),
+        ("--pid-file", "", true),
+        ("--detach", "-d", false),
+        ("--console-socket", "", true),
+        ("--no-pivot", "", false),
+        ("--no-new-keyring", "", false),
+        ("--preserve-fds", "", true),
+        ("--keep", "", false),
+    ];
+    let (id, options) = args.only_id(name, &KNOWN)?;
+    if options.given("--console-socket") {
+        return Err(format!("{name} --console-socket: terminals are not built yet: set process.terminal to false"));
+    }
+    for option in ["--no-pivot", "--no-new-keyring", "--keep"] {
+        if options.has(option)? {
+            return Err(format!("{name} {option}: not built yet: leave it out"));
+        }
+    }
+    if options.text("--preserve-fds")?.is_some_and(|count| count != "0") {
+        return Err(format!("{name} --preserve-fds: not built yet: leave it out"));
+    }
+    let bundle = options.path("--bundle").unwrap_or_else(|| ".".into());
+    let create = CreateOptions { bundle, pid_file: options.path("--pid-file") };
+    let detach = options.has("--detach")?;
+    match name {
+        "create" if detach => Err("create --detach: create always returns at once; the option belongs to run".into()),
+        "create" => Ok(Verb::Create { id, options: create }),
+        _ => Ok(Verb::Run { id, options: create, detach }),
+    }
+}
+
+fn kill(args: &mut Args) -> Result<Verb, String> {
+    let options = args.collect("kill", &[("--all", "-a", false)])?;
+    let (id, signal) = match options.words.as_slice() {
+        [id] => (id, signal::TERM),
+        [id, name] => (id, signal::parse(name).ok_or_else(|| format!("kill: {name:?} is no signal"))?),
+        _ => return Err("kill: give a container id and, if it is not TERM, a signal".into()),
+    };
+    Ok(Verb::Kill { id: id.clone(), signal, all: options.has("--all")? })
+}
+
+fn monitor(args: &mut Args) -> Result<Verb, String> {
+    const KNOWN: [Known; 8] = [
+        ("--id", "", true),
+        ("--bundle", "-b", true),
+        ("--log", "", true),
+        ("--exit-file", "", true),
+        ("--pid-file", "", true),
+        ("--runtime", "", true),
+        ("--runtime-root", "", true),
+        ("--log-max-bytes", "", true),
+    ];
+    let options = args.collect("monitor", &KNOWN)?;
+    options.no_words("monitor")?;
+    let needed = |name: &str| options.path(name).ok_or_else(|| format!("monitor: {name} is missing"));
+    let runtime_root = options.path("--runtime-root");
+    let runtime = options.path("--runtime");
+    if runtime.is_none() && runtime_root.is_some() {
+        return Err("monitor --runtime-root: belongs to --runtime; this runtime's own root is --root, before the verb".into());
+    }
+    let log_bytes_max = match options.text("--log-max-bytes")? {
+        None => LOG_BYTES_MAX_DEFAULT,
+        Some(text) => match text.parse() {
+            Ok(bytes) if bytes >= LOG_BYTES_MAX_LEAST => bytes,
+            _ => return Err(format!("monitor --log-max-bytes {text:?}: give a number of at least {LOG_BYTES_MAX_LEAST}")),
+        },
+    };
+    Ok(Verb::Monitor(MonitorOptions {
+        id: options.text("--id")?.ok_or("monitor: --id is missing")?,
+        bundle: needed("--bundle")?,
+        log: needed("--log")?,
+        exit_file: needed("--exit-file")?,
+        pid_file: options.path("--pid-file"),
+        runtime: runtime.map(|path| (path, runtime_root)),
+        log_bytes_max,
+    }))
+}
+
+/// An option's long name, its short one or none, and whether a value follows.
+type Known = (&'static str, &'static str, bool);
+
+struct Args {
+    rest: std::vec::IntoIter<OsString>,
+}
+
+/// An option as written.
+struct Given {
+    name: String,
+    value: Option<OsString>,
+}
+
+/// A verb's arguments.
+struct Collected {
+    options: Vec<(&'static str, Option<OsString>)>,
+    words: Vec<String>,
+}
+
+impl Given {
+    /// `None` for a word that is no option.
+    fn parse(argument: &OsString) -> Result<Option<Self>, String> {
+        let bytes = argument.as_encoded_bytes();
+        if !bytes.starts_with(b"-") || bytes == b"-" {
+            return Ok(None);
+        }
+        let whole = argument.to_str().ok_or_else(|| format!("option {argument:?} is not UTF-8"))?;
+        Ok(Some(match whole.split_once('=') {
+            Some((name, value)) => Self { name: name.to_owned(), value: Some(value.into()) },
+            None => Self { name: whole.to_owned(), value: None },
+        }))
+    }
+
+    /// A switch, also written `--switch=false`.
+    fn flag(&self) -> Result<bool, String> {
+        switch(&self.name, self.value.as_ref())
+    }
+}
+
+fn switch(name: &str, value: Option<&OsString>) -> Result<bool, String> {
+    match value.map(|value| value.to_str()) {
+        None | Some(Some("true")) => Ok(true),
+        Some(Some("false")) => Ok(false),
+        Some(other) => Err(format!("{name} takes no value {:?}", other.unwrap_or("?"))),
+    }
+}
+
+impl Args {
+    fn value(&mut self, option: Given) -> Result<OsString, String> {
+        let value = option.value.or_else(|| self.rest.next()).filter(|value| !value.is_empty());
+        value.ok_or_else(|| format!("{} needs a value", option.name))
+    }
+
+    fn collect(&mut self, verb: &str, known: &[Known]) -> Result<Collected, String> {
+        let mut collected = Collected { options: Vec::new(), words: Vec::new() };
+        let mut only_words = false;
+        while let Some(argument) = self.rest.next() {
+            if argument == "--" && !only_words {
+                only_words = true;
+                continue;
+            }
+            let given = if only_words { None } else { Given::parse(&argument)? };
+            let Some(given) = given else {
+                collected.words.push(text(argument)?);
+                continue;
+            };
+            let known = known.iter().find(|(long, short, _)| given.name == *long || !short.is_empty() && given.name == *short);
+            let (long, _, takes_value) = known.ok_or_else(|| format!("{verb}: unknown option {}: see --help", given.name))?;
+            let value = if *takes_value { Some(self.value(given)?) } else { given.value };
+            collected.options.push((long, value));
+        }
+        Ok(collected)
+    }
+
+    fn only_id(&mut self, verb: &str, known: &[Known]) -> Result<(String, Collected), String> {
+        let mut collected = self.collect(verb, known)?;
+        match (collected.words.pop(), collected.words.is_empty()) {
+            (Some(id), true) => Ok((id, collected)),
+            _ => Err(format!("{verb}: give exactly one container id")),
+        }
+    }
+}
+
+impl Collected {
+    fn last(&self, name: &str) -> Option<&Option<OsString>> {
+        self.options.iter().rev().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+
+    fn given(&self, name: &str) -> bool {
+        self.last(name).is_some()
+    }
+
+    fn has(&self, name: &str) -> Result<bool, String> {
+        self.last(name).map_or(Ok(false), |value| switch(name, value.as_ref()))
+    }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        self.last(name).cloned().flatten().map(PathBuf::from)
+    }
+
+    fn text(&self, name: &str) -> Result<Option<String>, String> {
+        self.last(name).cloned().flatten().map(text).transpose()
+    }
+
+    fn no_words(&self, verb: &str) -> Result<(), String> {
+        self.words.first().map_or(Ok(()), |word| Err(format!("{verb}: unexpected argument {word:?}")))
+    }
+}
+
+fn text(argument: OsString) -> Result<String, String> {
+    argument.into_string().map_err(|argument| format!("argument {argument:?} is not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Call, String> {
+        parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn options_stand_on_either_side_of_the_id() {
+        let expected = Verb::Create { id: "web".into(), options: CreateOptions { bundle: "/b".into(), pid_file: Some("/p".into()) } };
+        for line in ["create --bundle /b --pid-file /p web", "create web -b /b --pid-file=/p", "create --bundle=/b web --pid-file /p"] {
+            assert_eq!(read(line).unwrap().verb, expected, "{line}");
+        }
+        assert_eq!(read("delete web --force").unwrap().verb, Verb::Delete { id: "web".into(), force: true });
+        assert_eq!(read("delete --force=false -- -x").unwrap().verb, Verb::Delete { id: "-x".into(), force: false });
+    }
+
+    #[test]
+    fn global_options_come_first() {
+        let call = read("--root /r --log=/l --log-format json --debug state web").unwrap();
+        assert_eq!(call.root, PathBuf::from("/r"));
+        assert_eq!(call.log, Log { file: Some("/l".into()), format: LogFormat::Json, debug: true });
+        assert_eq!(read("state web").unwrap().root, PathBuf::from(ROOT_DEFAULT));
+    }
+
+    #[test]
+    fn kill_takes_a_signal_by_name_or_number() {
+        let signal = |line: &str| match read(line).unwrap().verb {
+            Verb::Kill { signal, all, .. } => (signal, all),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(signal("kill web"), (15, false));
+        assert_eq!(signal("kill --all web SIGHUP"), (1, true));
+        assert_eq!(signal("kill web 9 -a"), (9, true));
+    }
+
+    #[test]
+    fn the_monitor_has_a_log_of_its_own() {
+        let call = read("--root /r monitor --id a --bundle /b --log /l --exit-file /e --runtime /runc --runtime-root /q").unwrap();
+        let Verb::Monitor(options) = call.verb else { panic!("{:?}", call.verb) };
+        assert_eq!((call.log.file, options.log, options.log_bytes_max), (None, "/l".into(), 10 << 20));
+        assert_eq!(options.runtime, Some(("/runc".into(), Some("/q".into()))));
+    }
+
+    #[test]
+    fn refusals_name_what_they_refuse() {
+        let cases = [
+            ("", "name a verb"),
+            ("fly", "unknown verb \"fly\""),
+            ("exec web sh", "exec: not built yet"),
+            ("pause web", "pause: not built yet"),
+            ("create --console-socket /s web", "create --console-socket: terminals are not built yet"),
+            ("create --no-pivot web", "create --no-pivot: not built yet"),
+            ("create --preserve-fds 3 web", "create --preserve-fds: not built yet"),
+            ("create --detach web", "create --detach: create always returns"),
+            ("create --fly web", "create: unknown option --fly"),
+            ("create", "create: give exactly one container id"),
+            ("create a b", "create: give exactly one container id"),
+            ("start", "start: give exactly one container id"),
+            ("kill web NOPE", "kill: \"NOPE\" is no signal"),
+            ("delete --force=perhaps web", "--force takes no value"),
+            ("--systemd-cgroup state web", "--systemd-cgroup: the systemd cgroup driver is not built yet"),
+            ("--root", "--root needs a value"),
+            ("monitor --id a", "monitor: --bundle is missing"),
+            ("monitor --id a --bundle b --log l --exit-file e --log-max-bytes 1", "monitor --log-max-bytes \"1\""),
+        ];
+        for (line, expected) in cases {
+            let error = read(line).expect_err(line);
+            assert!(error.starts_with(expected), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! `config.json` as it is written (runtime-spec 1.2, config.md and config-linux.md).
+//!
+//! In: the bytes of the file. Out: [`Spec`], or an error with the path of the field. Decides nothing: `check` does.
+//!
+//! The types are ours and not the `oci-spec` crate's because a field that is known but not built must be seen, to be refused by name,
+//! and because that crate brings builders, getters and a regex engine into a program that is started several times per container.
+//! Such fields are read as [`Unbuilt`]. Properties the specification does not name are ignored, as its "Extensibility" asks.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// A field this runtime knows of and does not honour yet.
+pub type Unbuilt = Option<Value>;
+
+/// The root of `config.json`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Spec {
+    pub oci_version: String,
+    pub root: Option<Root>,
+    pub process: Option<Process>,
+    pub hostname: Option<String>,
+    pub domainname: Option<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub mounts: Vec<Mount>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub annotations: BTreeMap<String, String>,
+    pub linux: Option<Linux>,
+    pub hooks: Unbuilt,
+    pub solaris: Unbuilt,
+    pub windows: Unbuilt,
+    pub vm: Unbuilt,
+    pub zos: Unbuilt,
+    pub freebsd: Unbuilt,
+}
+
+/// `root`: where the container's file system is.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Root {
+    pub path: PathBuf,
+    #[serde(default)]
+    pub readonly: bool,
+}
+
+/// `process`: the container's first process.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Process {
+    #[serde(default)]
+    pub terminal: bool,
+    pub cwd: String,
+    #[serde(default, deserialize_with = "nullable")]
+    pub env: Vec<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub args: Vec<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub user: User,
+    #[serde(default, deserialize_with = "nullable")]
+    pub rlimits: Vec<Rlimit>,
+    pub capabilities: Option<Capabilities>,
+    #[serde(default)]
+    pub no_new_privileges: bool,
+    pub oom_score_adj: Option<i32>,
+    pub command_line: Unbuilt,
+    pub apparmor_profile: Unbuilt,
+    pub selinux_label: Unbuilt,
+    pub scheduler: Unbuilt,
+    pub io_priority: Unbuilt,
+    #[serde(rename = "execCPUAffinity")]
+    pub exec_cpu_affinity: Unbuilt,
+}
+
+/// `process.user`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct User {
+    #[serde(default)]
+    pub uid: u32,
+    #[serde(default)]
+    pub gid: u32,
+    pub umask: Option<u32>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub additional_gids: Vec<u32>,
+}
+
+/// `process.rlimits[]`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Rlimit {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub soft: u64,
+    pub hard: u64,
+}
+
+/// `process.capabilities`: names as in capabilities(7).
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Capabilities {
+    #[serde(default, deserialize_with = "nullable")]
+    pub bounding: Vec<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub effective: Vec<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub inheritable: Vec<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub permitted: Vec<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub ambient: Vec<String>,
+}
+
+/// `mounts[]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mount {
+    pub destination: PathBuf,
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    pub source: Option<PathBuf>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub options: Vec<String>,
+    pub uid_mappings: Unbuilt,
+    pub gid_mappings: Unbuilt,
+}
+
+/// `linux`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Linux {
+    #[serde(default, deserialize_with = "nullable")]
+    pub namespaces: Vec<Namespace>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub devices: Vec<Device>,
+    pub cgroups_path: Option<PathBuf>,
+    pub rootfs_propagation: Option<String>,
+    pub resources: Option<Resources>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub sysctl: BTreeMap<String, String>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub masked_paths: Vec<PathBuf>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub readonly_paths: Vec<PathBuf>,
+    pub uid_mappings: Unbuilt,
+    pub gid_mappings: Unbuilt,
+    pub time_offsets: Unbuilt,
+    pub net_devices: Unbuilt,
+    pub seccomp: Unbuilt,
+    pub mount_label: Unbuilt,
+    pub personality: Unbuilt,
+    pub intel_rdt: Unbuilt,
+    pub memory_policy: Unbuilt,
+}
+
+/// `linux.namespaces[]`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Namespace {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub path: Option<PathBuf>,
+}
+
+/// `linux.devices[]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Device {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub path: PathBuf,
+    pub major: Option<u32>,
+    pub minor: Option<u32>,
+    pub file_mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+}
+
+/// `linux.resources`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Resources {
+    #[serde(default, deserialize_with = "nullable")]
+    pub devices: Vec<DeviceRule>,
+    pub memory: Option<Memory>,
+    pub cpu: Option<Cpu>,
+    pub pids: Option<Pids>,
+    #[serde(rename = "blockIO")]
+    pub block_io: Unbuilt,
+    pub hugepage_limits: Unbuilt,
+    pub network: Unbuilt,
+    pub rdma: Unbuilt,
+    pub unified: Unbuilt,
+}
+
+/// `linux.resources.devices[]`: an entry of the device allow list; a later entry overrules an earlier one.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct DeviceRule {
+    pub allow: bool,
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    pub major: Option<i64>,
+    pub minor: Option<i64>,
+    pub access: Option<String>,
+}
+
+/// `linux.resources.memory`, in bytes; -1 is no limit.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Memory {
+    pub limit: Option<i64>,
+    pub reservation: Option<i64>,
+    pub swap: Option<i64>,
+    pub kernel: Unbuilt,
+    #[serde(rename = "kernelTCP")]
+    pub kernel_tcp: Unbuilt,
+    pub swappiness: Unbuilt,
+    #[serde(rename = "disableOOMKiller")]
+    pub disable_oom_killer: Unbuilt,
+    pub use_hierarchy: Unbuilt,
+    pub check_before_update: Unbuilt,
+}
+
+/// `linux.resources.cpu`; quota and period in microseconds.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cpu {
+    pub shares: Option<u64>,
+    pub quota: Option<i64>,
+    pub period: Option<u64>,
+    pub cpus: Option<String>,
+    pub mems: Option<String>,
+    pub burst: Unbuilt,
+    pub realtime_runtime: Unbuilt,
+    pub realtime_period: Unbuilt,
+    pub idle: Unbuilt,
+}
+
+/// `linux.resources.pids`.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Pids {
+    #[serde(default)]
+    pub limit: i64,
+}
+
+/// Reads `config.json`; an error begins with the path of the field.
+pub fn parse(bytes: &[u8]) -> Result<Spec, String> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let spec: Spec = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let cause = error.into_inner();
+        if path == "." { cause.to_string() } else { format!("{path}: {cause}") }
+    })?;
+    deserializer.end().map_err(|error| error.to_string())?;
+    Ok(spec)
+}
+
+/// Go's encoder writes an empty list as `null`.
+fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_its_field() {
+        let error = parse(br#"{"ociVersion":"1.2.0","process":{"cwd":"/","user":{"uid":"zero"}}}"#).unwrap_err();
+        assert!(error.starts_with("process.user.uid: invalid type: string \"zero\""), "{error}");
+    }
+
+    #[test]
+    fn text_after_the_object_is_an_error() {
+        assert!(parse(br#"{"ociVersion":"1.2.0"} {}"#).is_err());
+    }
+
+    #[test]
+    fn null_lists_are_empty() {
+        let spec = parse(br#"{"ociVersion":"1.2.0","mounts":null,"linux":{"maskedPaths":null}}"#).unwrap();
+        assert!(spec.mounts.is_empty() && spec.linux.unwrap().masked_paths.is_empty());
+    }
+}

@@ -1,0 +1,127 @@
+//! The container's first process, from its clone to its program.
+//!
+//! In: the plan and what the parent opened for it. Out: messages over [`Channel`], then execve(2). Decides nothing: it performs one step
+//! after another and stops at the first that fails. It never returns to the parent's code, and everything it does is undone by its
+//! death, but for what lies in the cgroups and the state directory, which are the parent's.
+
+mod caps;
+mod devices;
+mod mounts;
+mod perform;
+mod program;
+mod root;
+
+use std::ffi::CString;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+
+use rustix::process::Signal;
+
+use crate::core::plan::Plan;
+use crate::sync::{Channel, Message};
+use crate::sys;
+
+/// What the child takes from the parent besides the plan.
+#[derive(Debug)]
+pub struct Work {
+    /// Opened for the steps that name a handle; `None` where the clone itself did the step.
+    pub handles: Vec<Option<OwnedFd>>,
+    pub args: Vec<CString>,
+    /// `NAME=value` each.
+    pub env: Vec<CString>,
+    pub uid: u32,
+    pub channel: Channel,
+    pub gate: std::fs::File,
+    pub result: std::fs::File,
+}
+
+/// Why a step failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// 0 when no system call failed.
+    pub errno: i32,
+    /// What was being done, beyond the step's own text; may be empty.
+    pub detail: String,
+}
+
+impl Failure {
+    fn refused(detail: impl Into<String>) -> Self {
+        Self { errno: 0, detail: detail.into() }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self {
+            errno: error.raw_os_error().unwrap_or(0),
+            detail: if error.raw_os_error().is_some() { String::new() } else { error.to_string() },
+        }
+    }
+}
+
+impl From<rustix::io::Errno> for Failure {
+    fn from(errno: rustix::io::Errno) -> Self {
+        io::Error::from(errno).into()
+    }
+}
+
+/// Says what was being done when a system call failed.
+trait Doing<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<Failure>> Doing<T> for Result<T, E> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, Failure> {
+        self.map_err(|error| {
+            let failure = error.into();
+            let detail = if failure.detail.is_empty() { what() } else { format!("{}: {}", what(), failure.detail) };
+            Failure { detail, ..failure }
+        })
+    }
+}
+
+const GONE: i32 = 1;
+const CANNOT_EXECUTE: i32 = 126;
+const NOT_FOUND: i32 = 127;
+
+/// Becomes the container's process.
+pub fn run(plan: &Plan, mut work: Work) -> ! {
+    sys::reset_signals();
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let mut performer = perform::Performer::new(&work);
+    for (place, step) in plan.steps.iter().enumerate() {
+        let place = u16::try_from(place).unwrap_or(u16::MAX);
+        let said = match performer.perform(step) {
+            Ok(None) => continue,
+            Ok(Some(text)) => work.channel.send(&Message::Note { step: place, text }),
+            Err(Failure { errno, detail }) => {
+                // The parent hears the reason or, when it is gone, nobody does.
+                let _ = work.channel.send(&Message::Failed { step: place, errno, text: detail });
+                sys::exit(GONE);
+            }
+        };
+        if said.is_err() {
+            sys::exit(GONE);
+        }
+    }
+    let perform::Ready { program, env } = performer.finish();
+    // From here on the container outlives the process that created it.
+    if rustix::process::set_parent_process_death_signal(None).is_err() || work.channel.send(&Message::Ready).is_err() {
+        sys::exit(GONE);
+    }
+    drop((work.channel, work.handles));
+    if work.gate.read_exact(&mut [0]).is_err() {
+        sys::exit(GONE);
+    }
+    let error = sys::execve(&program, &work.args, &env);
+    let errno = error.raw_os_error().unwrap_or(0);
+    let message = Message::Failed { step: u16::MAX, errno, text: program.to_string_lossy().into_owned() };
+    // The waiting start hears it; the exit code tells anyone else.
+    let _ = work.result.write_all(&message.encode());
+    sys::exit(if errno == libc::ENOENT { NOT_FOUND } else { CANNOT_EXECUTE })
+}
+
+/// Dies with the parent as long as the container is not created.
+fn die_with_parent() -> Result<(), Failure> {
+    Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
+}

@@ -1,0 +1,174 @@
+//! Performs one step of the plan at a time. In: a [`Step`]. Out: nothing, a note, or a [`Failure`]. Decides nothing.
+
+use std::ffi::{CStr, CString};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::thread::LinkNameSpaceType;
+
+use super::root::Root;
+use super::{Doing, Failure, Work, caps, devices, mounts, program};
+use crate::core::check::{NamespaceKind, Rlimit};
+use crate::core::mount_options::attr;
+use crate::core::plan::Step;
+use crate::sys;
+
+/// The child's state between steps.
+pub struct Performer<'a> {
+    work: &'a Work,
+    root: Option<Root>,
+    ready: Ready,
+}
+
+/// What is executed at the end.
+pub struct Ready {
+    pub program: CString,
+    pub env: Vec<CString>,
+}
+
+type Performed = Result<Option<String>, Failure>;
+
+impl<'a> Performer<'a> {
+    pub fn new(work: &'a Work) -> Self {
+        Self { work, root: None, ready: Ready { program: CString::default(), env: work.env.clone() } }
+    }
+
+    /// The program and its environment, after every step.
+    pub fn finish(self) -> Ready {
+        self.ready
+    }
+
+    pub fn perform(&mut self, step: &Step) -> Performed {
+        match step {
+            Step::JoinCgroup { handle, .. } => self.join_cgroup(*handle)?,
+            Step::JoinNamespace { kind, handle, .. } => self.join_namespace(*kind, *handle)?,
+            Step::NewCgroupNamespace => sys::unshare_cgroup()?,
+            Step::NewSession => {
+                super::die_with_parent()?;
+                rustix::process::setsid()?;
+            }
+            Step::LoopbackUp => {
+                let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+                sys::loopback_up(socket.as_fd())?;
+            }
+            Step::Hostname(name) => rustix::system::sethostname(name.as_bytes())?,
+            Step::Domainname(name) => rustix::system::setdomainname(name.as_bytes())?,
+            Step::IsolateMounts(propagation) => mounts::isolate(*propagation)?,
+            Step::AttachRoot(path) => self.root = Some(mounts::attach_root(path)?),
+            Step::Mount(mount) => mounts::mount(self.root(), mount)?,
+            Step::Device(device) => devices::make(self.root(), device)?,
+            Step::Link { path, target } => devices::link(self.root(), path, target)?,
+            Step::WorkDirectory(path) => drop(self.root().make_directory(path)?),
+            Step::Sysctl { name, value } => sysctl(name, value)?,
+            Step::ReadonlyPath { path, .. } => mounts::read_only(self.root(), path)?,
+            Step::MaskedPath { path, .. } => mounts::mask(self.root(), path)?,
+            Step::OomScoreAdj(value) => return oom_score_adj(*value),
+            Step::PivotRoot => mounts::pivot(self.root())?,
+            Step::RootReadonly => sys::mount_setattr(self.root().as_fd(), false, attr::RDONLY, 0, sys::propagation::NONE)?,
+            Step::Rlimit(limit) => rlimit(limit)?,
+            Step::OwnStdio { uid } => devices::own_stdio(*uid)?,
+            Step::BoundingSet(keep) => caps::keep_in_bounding_set(*keep)?,
+            Step::User { uid, gid, additional_gids } => caps::become_user(*uid, *gid, additional_gids)?,
+            Step::CapabilitySets { effective, permitted, inheritable } => caps::set(*effective, *permitted, *inheritable)?,
+            Step::AmbientSet(set) => caps::raise_ambient(*set)?,
+            Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true)?,
+            Step::ChangeDirectory(path) => change_directory(path)?,
+            Step::FindProgram(name) => {
+                program::add_home(&mut self.ready.env, self.work.uid);
+                self.ready.program = program::find(name, &self.ready.env)?;
+            }
+            Step::Umask(mask) => drop(rustix::process::umask(Mode::from_raw_mode(*mask))),
+            Step::CloseDescriptorsOnExec => sys::close_on_exec_from(3)?,
+        }
+        Ok(None)
+    }
+
+    fn root(&self) -> &Root {
+        self.root.as_ref().expect("the plan attaches the root before it is used")
+    }
+
+    fn handle(&self, handle: usize) -> Option<&OwnedFd> {
+        self.work.handles.get(handle).and_then(Option::as_ref)
+    }
+
+    /// Writing 0 moves the writer. Version 1's `tasks` moves a single thread, for which the kernel skips the lock over all of the
+    /// system's forks and exits that `cgroup.procs` takes (`kernel/cgroup/cgroup.c`, `cgroup_procs_write_start`).
+    fn join_cgroup(&self, handle: usize) -> Result<(), Failure> {
+        match self.handle(handle) {
+            Some(file) => Ok(rustix::io::write(file, b"0").map(drop)?),
+            None => Ok(()),
+        }
+    }
+
+    fn join_namespace(&self, kind: NamespaceKind, handle: usize) -> Result<(), Failure> {
+        let kind = match kind {
+            NamespaceKind::Network => LinkNameSpaceType::Network,
+            NamespaceKind::Ipc => LinkNameSpaceType::InterProcessCommunication,
+            NamespaceKind::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
+            NamespaceKind::Pid => LinkNameSpaceType::ProcessID,
+            NamespaceKind::Cgroup => LinkNameSpaceType::ControlGroup,
+            NamespaceKind::Mount => LinkNameSpaceType::Mount,
+        };
+        let file = self.handle(handle).ok_or_else(|| Failure::refused("the parent opened no such namespace"))?;
+        Ok(rustix::thread::move_into_link_name_space(file.as_fd(), Some(kind))?)
+    }
+}
+
+/// Writes a kernel setting through a private procfs: the container's own `/proc` could be anything by now (CVE-2025-52881).
+fn sysctl(name: &str, value: &str) -> Result<(), Failure> {
+    let proc = mounts::private_proc()?;
+    // sysctl(8): the first separator tells which of the two separates, and the other is then part of a name.
+    let dotted = name.find(['.', '/']).is_some_and(|place| name.as_bytes()[place] == b'.');
+    let swap = |c: char| match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    let path: String = if dotted { name.chars().map(swap).collect() } else { name.to_owned() };
+    let path = Path::new("sys").join(path);
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let file = rustix::fs::openat2(&proc, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)
+        .doing(|| "this kernel has no such setting".to_owned())?;
+    Ok(File::from(file).write_all(value.as_bytes())?)
+}
+
+/// Lowering below what the runtime was given needs CAP_SYS_RESOURCE; without it the process keeps what it has, as conmon's and
+/// rootless runc's do, rather than not to start at all.
+fn oom_score_adj(value: i32) -> Performed {
+    let written = OpenOptions::new().write(true).open("/proc/self/oom_score_adj").and_then(|mut file| write!(file, "{value}"));
+    match written {
+        Ok(()) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let now = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+            Ok(Some(format!("stays at {}: lowering it needs CAP_SYS_RESOURCE, which this runtime does not hold", now.trim())))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn rlimit(limit: &Rlimit) -> Result<(), Failure> {
+    sys::set_rlimit(limit.resource, limit.soft, limit.hard).map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            let now = sys::hard_limit(limit.resource).map_or_else(|error| error.to_string(), |now| now.to_string());
+            Failure { errno: libc::EPERM, detail: format!("the hard limit is {now}, and raising it needs CAP_SYS_RESOURCE") }
+        }
+        _ => error.into(),
+    })
+}
+
+/// Changes the directory and makes sure that it lies in the container: through a leaked descriptor it need not (CVE-2024-21626), and then
+/// the kernel names it `(unreachable)`.
+fn change_directory(path: &Path) -> Result<(), Failure> {
+    rustix::process::chdir(path)?;
+    let now = rustix::process::getcwd(Vec::new());
+    let inside = |path: &CStr| path.to_bytes().starts_with(b"/");
+    match now {
+        Ok(path) if inside(&path) => Ok(()),
+        Ok(_) => Err(Failure::refused("lies outside the container's root")),
+        Err(errno) => Err(errno).doing(|| "lies outside the container's root".to_owned()),
+    }
+}

@@ -1,0 +1,286 @@
+//! Stays with one container: keeps what it prints and how it ended, also while the agent is away.
+//!
+//! In: a bundle, and where to write. Out: one line on standard output once the container is created or was refused, then the log, then
+//! the exit file. Decides nothing about the container: that is what `kill` and `delete` are for, so SIGTERM does not end it.
+//!
+//! ```text
+//! caller ── monitor ─┬─ fork ──► the monitor: own session, reaper of orphans, no controlling terminal
+//!                    │              create (ours in this process, or another runtime's)
+//!    ◄── one line ── ┴─ ◄── pipe ── {"pid":…,"monitor_pid":…} | {"error":…}
+//!                    exits          poll: stdout pipe, stderr pipe, SIGCHLD
+//!                                   log lines ──► FILE (→ FILE.1 when full)
+//!                                   the first process ended ──► exit file, exit
+//! ```
+//!
+//! It is small: one thread, no buffer beyond a line, and the memory of `create` is given back.
+
+mod log;
+mod oom;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf, absolute};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, WaitOptions, WaitStatus};
+use serde_json::json;
+
+use crate::args::MonitorOptions;
+use crate::core::time::rfc3339;
+use crate::output::{self, Log};
+use crate::parent::{self, CreateOptions};
+use crate::state::replace;
+use crate::sys::{self, Cloned};
+use log::{LogFile, Stream};
+
+const EXIT_BY_SIGNAL: i32 = 128;
+const EXIT_UNKNOWN: i32 = 255;
+const FAILED: u8 = 1;
+
+/// Runs `monitor`: returns in the caller's process after the report, in the monitor's own after the container's end.
+pub fn run(root: &Path, options: &MonitorOptions, log: &Log) -> Result<ExitCode> {
+    let options = absolute_paths(options)?;
+    let (reports, report) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("make a pipe")?;
+    match sys::clone_process(0, None).context("fork the monitor")?.0 {
+        Cloned::Parent { .. } => {
+            drop(report);
+            relay(reports)
+        }
+        Cloned::Child => {
+            drop(reports);
+            stay(root, &options, log, File::from(report))
+        }
+    }
+}
+
+/// Passes the monitor's report on.
+fn relay(reports: OwnedFd) -> Result<ExitCode> {
+    let mut line = String::new();
+    File::from(reports).read_to_string(&mut line).context("hear from the monitor")?;
+    if line.is_empty() {
+        bail!("the monitor died before it could report: was it killed?");
+    }
+    output::data(line.trim_end());
+    Ok(if line.starts_with("{\"error\"") { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
+}
+
+fn absolute_paths(options: &MonitorOptions) -> Result<MonitorOptions> {
+    let full = |path: &Path| absolute(path).with_context(|| format!("resolve {}", path.display()));
+    let mut options = options.clone();
+    options.bundle = full(&options.bundle)?;
+    options.log = full(&options.log)?;
+    options.exit_file = full(&options.exit_file)?;
+    options.pid_file = options.pid_file.as_deref().map(full).transpose()?;
+    if let Some((_, Some(root))) = &mut options.runtime {
+        *root = full(root)?;
+    }
+    Ok(options)
+}
+
+/// The monitor itself.
+fn stay(root: &Path, options: &MonitorOptions, log: &Log, mut report: File) -> Result<ExitCode> {
+    let created = detach().and_then(|()| create(root, options, log));
+    let Container { pid, mut pipes, mut log_file, oom } = match created {
+        Ok(created) => created,
+        Err(error) => {
+            // The caller hears it, or there is nobody to hear it.
+            let _ = writeln!(report, "{}", json!({ "error": format!("{error:#}") }));
+            return Ok(ExitCode::from(FAILED));
+        }
+    };
+    let signals = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+    sys::block_signals(&signals).context("hold signals back")?;
+    let children = File::from(sys::signal_descriptor(&signals).context("watch children")?);
+    // A caller that has gone away is no reason to leave the container.
+    let _ = writeln!(report, "{{\"pid\":{},\"monitor_pid\":{}}}", pid.as_raw_nonzero(), std::process::id());
+    drop(report);
+    sys::trim_memory();
+    let end = watch(pid, &children, &mut pipes, &mut log_file)?;
+    pipes.iter_mut().for_each(|pipe| pipe.drain(&mut log_file));
+    write_exit(&options.exit_file, &end, oom.is_some_and(|oom| oom.happened()), log_file.lost_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Becomes nobody's child but the system's, and the parent of what the container leaves behind.
+fn detach() -> Result<()> {
+    rustix::process::setsid().context("begin a session")?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("become a reaper")?;
+    std::env::set_current_dir("/").context("leave the working directory")?;
+    let null = open_null()?;
+    rustix::stdio::dup2_stdin(&null).context("leave standard input")?;
+    Ok(())
+}
+
+/// What is watched.
+struct Container {
+    pid: Pid,
+    pipes: [log::Pipe; 2],
+    log_file: LogFile,
+    oom: Option<oom::Counter>,
+}
+
+fn create(root: &Path, options: &MonitorOptions, log: &Log) -> Result<Container> {
+    let log_file = LogFile::open(&options.log, options.log_bytes_max)?;
+    let (stdout, container_stdout) = pipe()?;
+    let (stderr, container_stderr) = pipe()?;
+    let (pid, mut pipes) = match &options.runtime {
+        None => {
+            // The child takes standard descriptors over as they are.
+            rustix::stdio::dup2_stdout(&container_stdout).context("set standard output")?;
+            let caller_stderr = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3).context("keep standard error")?;
+            rustix::stdio::dup2_stderr(&container_stderr).context("set standard error")?;
+            let create = CreateOptions { bundle: options.bundle.clone(), pid_file: options.pid_file.clone() };
+            let created = parent::create(root, &options.id, &create);
+            rustix::stdio::dup2_stderr(&caller_stderr).context("restore standard error")?;
+            let created = created?;
+            created.notes.iter().for_each(|note| log.say(output::Level::Warning, note));
+            (created.pid, [log::Pipe::new(Stream::Stdout, stdout), log::Pipe::new(Stream::Stderr, stderr)])
+        }
+        Some((program, runtime_root)) => {
+            let call = Foreign { program, root: runtime_root.as_deref(), options };
+            let mut errors = File::from(stderr.try_clone().context("copy a descriptor")?);
+            let pid = call.create(container_stdout.try_clone()?, container_stderr.try_clone()?, &mut errors)?;
+            (pid, [log::Pipe::new(Stream::Stdout, stdout), log::Pipe::new(Stream::Stderr, stderr)])
+        }
+    };
+    drop((container_stdout, container_stderr));
+    let null = open_null()?;
+    rustix::stdio::dup2_stdout(&null).context("leave standard output")?;
+    rustix::stdio::dup2_stderr(&null).context("leave standard error")?;
+    pipes.iter_mut().try_for_each(|pipe| pipe.set_nonblocking())?;
+    let pid = Pid::from_raw(pid).context("the runtime named no process")?;
+    Ok(Container { pid, pipes, log_file, oom: oom::Counter::open(pid.as_raw_nonzero().get()) })
+}
+
+/// Another OCI runtime, by its command line.
+struct Foreign<'a> {
+    program: &'a Path,
+    root: Option<&'a Path>,
+    options: &'a MonitorOptions,
+}
+
+impl Foreign<'_> {
+    /// Creates the container and returns its process, which is left to this reaper when the runtime exits.
+    fn create(&self, stdout: OwnedFd, stderr: OwnedFd, errors: &mut File) -> Result<i32> {
+        let pid_file = self.options.pid_file.clone().unwrap_or_else(|| with_suffix(&self.options.exit_file, ".pid"));
+        let mut command = Command::new(self.program);
+        if let Some(root) = self.root {
+            command.arg("--root").arg(root);
+        }
+        command.arg("create").arg("--bundle").arg(&self.options.bundle).arg("--pid-file").arg(&pid_file).arg(&self.options.id);
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        let status = command.status().with_context(|| format!("run {}", self.program.display()))?;
+        drop(command);
+        let pid = std::fs::read_to_string(&pid_file);
+        if self.options.pid_file.is_none() {
+            // Nobody asked for it; one left behind says nothing wrong.
+            let _ = std::fs::remove_file(&pid_file);
+        }
+        if !status.success() {
+            bail!("{} create: {status}: {}", self.program.display(), said(errors));
+        }
+        let pid = pid.with_context(|| format!("read {}", pid_file.display()))?;
+        pid.trim().parse().with_context(|| format!("{}: {pid:?} is no process id", pid_file.display()))
+    }
+}
+
+/// What a failed runtime left in its standard error, which nobody else reads.
+fn said(errors: &mut File) -> String {
+    const SAID_BYTES_MAX: usize = 2000;
+    let mut text = vec![0; SAID_BYTES_MAX];
+    let readable = rustix::fs::fcntl_setfl(&*errors, OFlags::NONBLOCK).is_ok();
+    let count = if readable { errors.read(&mut text).unwrap_or(0) } else { 0 };
+    String::from_utf8_lossy(&text[..count]).trim().to_owned()
+}
+
+/// How the container's first process ended.
+struct End {
+    code: i32,
+    signal: Option<i32>,
+}
+
+impl End {
+    fn of(status: WaitStatus) -> Self {
+        let signal = status.terminating_signal();
+        Self { code: status.exit_status().or(signal.map(|signal| EXIT_BY_SIGNAL + signal)).unwrap_or(EXIT_UNKNOWN), signal }
+    }
+}
+
+/// Copies output and reaps children until the container's first process has ended.
+fn watch(pid: Pid, children: &File, pipes: &mut [log::Pipe; 2], log_file: &mut LogFile) -> Result<End> {
+    loop {
+        if let Some(end) = reap(pid)? {
+            return Ok(end);
+        }
+        let ready = {
+            let mut fds = vec![PollFd::new(children, PollFlags::IN)];
+            fds.extend(pipes.iter().filter_map(|pipe| pipe.fd()).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+            match rustix::event::poll(&mut fds, None) {
+                Err(Errno::INTR) => continue,
+                polled => polled.context("wait for the container")?,
+            };
+            fds.iter().any(|fd| !fd.revents().is_empty())
+        };
+        if ready {
+            discard(children);
+            for pipe in pipes.iter_mut() {
+                pipe.copy_some(log_file);
+            }
+        }
+    }
+}
+
+/// Reaps what has ended: `Some` once the container's first process has; orphans of the container on the way.
+fn reap(init: Pid) -> Result<Option<End>> {
+    loop {
+        match rustix::process::wait(WaitOptions::NOHANG) {
+            Ok(Some((pid, status))) if pid == init => return Ok(Some(End::of(status))),
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Ok(None) => return Ok(None),
+            // The other runtime did not leave its container to this reaper, or someone else took its end.
+            Err(Errno::CHILD) => return Ok(Some(End { code: EXIT_UNKNOWN, signal: None })),
+            Err(errno) => return Err(io::Error::from(errno)).context("wait for the container"),
+        }
+    }
+}
+
+/// Empties the signal descriptor: that something ended is all it tells.
+fn discard(mut children: &File) {
+    let mut bytes = [0; 128];
+    while children.read(&mut bytes).is_ok_and(|count| count > 0) {}
+}
+
+fn write_exit(path: &Path, end: &End, oom_killed: bool, lost_bytes: u64) -> Result<()> {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let mut exit = json!({
+        "exit_code": end.code,
+        "signal": end.signal,
+        "oom_killed": oom_killed,
+        "finished_at": rfc3339(since.as_secs(), since.subsec_nanos()),
+    });
+    if lost_bytes > 0 {
+        exit["log_lost_bytes"] = lost_bytes.into();
+    }
+    replace(path, exit.to_string().as_bytes())
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("make a pipe")
+}
+
+fn open_null() -> Result<OwnedFd> {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null").context("open /dev/null")?;
+    Ok(null.as_fd().try_clone_to_owned()?)
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}

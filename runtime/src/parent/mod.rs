@@ -1,0 +1,48 @@
+//! The verbs, seen from outside the container: they decide through `core`, and prepare, watch and clean up.
+
+mod bundle;
+mod cgroups;
+mod create;
+mod delete;
+mod kill;
+mod query;
+mod run;
+mod start;
+
+pub use create::{CreateOptions, Created, create};
+pub use delete::delete;
+pub use kill::kill;
+pub use query::{State, features, list, state};
+pub use run::run;
+pub use start::start;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, PidfdFlags};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use crate::core::status::{Identity, is_alive};
+use crate::state::{Record, StateDir, boot_id, observe};
+
+/// Opens the container's process, and not another that took its id.
+fn open_process(init: &Identity) -> Result<Option<OwnedFd>> {
+    let Some(pid) = Pid::from_raw(init.pid) else { return Ok(None) };
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return Ok(None) };
+    // Looked at after it was opened: if it is ours now, the descriptor is ours for good.
+    Ok(is_alive(init, &boot_id()?, observe(init.pid)).then_some(pidfd))
+}
+
+/// The record of a container that must exist.
+fn existing(root: &Path, id: &str) -> Result<(StateDir, Record)> {
+    let dir = StateDir::of(root, id)?;
+    match dir.read()? {
+        Some(record) => Ok((dir, record)),
+        None => bail!("container {id} does not exist under {}: `list` shows those that do", root.display()),
+    }
+}
+
+/// Now, for records.
+fn now() -> Result<String> {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).context("the clock is before 1970")?;
+    Ok(crate::core::time::rfc3339(since.as_secs(), since.subsec_nanos()))
+}

@@ -1,0 +1,83 @@
+//! `state`, `list` and `features`: answers without effect (runtime.md "State", features.md).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::json;
+
+use super::existing;
+use crate::core::capability;
+use crate::core::check::OCI_VERSION;
+use crate::core::status::Status;
+use crate::state::{StateDir, ids};
+
+/// The state of a container as the specification names its fields; `created` is runc's.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    oci_version: String,
+    pub id: String,
+    pub status: Status,
+    /// Absent when there is no process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    pub bundle: PathBuf,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
+    created: String,
+}
+
+/// Tells the state of a container.
+pub fn state(root: &Path, id: &str) -> Result<State> {
+    let (dir, record) = existing(root, id)?;
+    let status = dir.status(&record)?;
+    Ok(State {
+        oci_version: OCI_VERSION.to_owned(),
+        id: record.id,
+        status,
+        pid: record.init.filter(|_| matches!(status, Status::Created | Status::Running)).map(|init| init.pid),
+        bundle: record.bundle,
+        annotations: record.annotations,
+        created: record.created_at,
+    })
+}
+
+/// Tells the state of every container that is recorded.
+pub fn list(root: &Path) -> Result<Vec<State>> {
+    let mut states = Vec::new();
+    for id in ids(root)? {
+        // One without a record is being made or removed at this moment.
+        if StateDir::of(root, &id).is_ok_and(|dir| dir.read().is_ok_and(|record| record.is_some())) {
+            states.push(state(root, &id).with_context(|| format!("container {id}"))?);
+        }
+    }
+    Ok(states)
+}
+
+/// What this runtime knows and honours.
+pub fn features() -> serde_json::Value {
+    json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": OCI_VERSION,
+        "hooks": [],
+        "mountOptions": [
+            "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "lazytime", "mand", "noatime", "nodev", "nodiratime",
+            "noexec", "nolazytime", "nomand", "norelatime", "nostrictatime", "nosuid", "nosymfollow", "private", "ratime", "rbind", "rdev",
+            "rdiratime", "relatime", "rexec", "rnoatime", "rnodev", "rnodiratime", "rnoexec", "rnorelatime", "rnostrictatime", "rnosuid",
+            "rnosymfollow", "ro", "rprivate", "rrelatime", "rro", "rrw", "rshared", "rslave", "rstrictatime", "rsuid", "rsymfollow",
+            "runbindable", "rw", "shared", "slave", "strictatime", "suid", "symfollow", "sync", "unbindable"
+        ],
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "capabilities": capability::names(),
+            "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false },
+            "seccomp": { "enabled": false },
+            "apparmor": { "enabled": false },
+            "selinux": { "enabled": false },
+            "intelRdt": { "enabled": false },
+            "mountExtensions": { "idmap": { "enabled": false } }
+        }
+    })
+}
