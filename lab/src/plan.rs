@@ -1,0 +1,239 @@
+//! Names, addresses and command lines of a lab. Pure.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::LabError;
+
+/// The managers' port.
+pub const PORT: u16 = 7443;
+/// The wire's own address, at which `rclusterctl` stands.
+pub const WIRE_ADDR: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 1);
+/// Every host's gateway: the wire's end of its link.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+const MANAGERS_MAX: usize = 7;
+const AGENTS_MAX: usize = 100;
+const NAME_LENGTH_MAX: usize = 24;
+
+/// What a host runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Manager,
+    Node,
+}
+
+impl Role {
+    /// The daemons of such a host, in the order of their start.
+    pub fn daemons(self) -> &'static [&'static str] {
+        match self {
+            Self::Manager => &["manager"],
+            Self::Node => &["netd", "agent"],
+        }
+    }
+}
+
+/// One host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostPlan {
+    /// m1… or n1…
+    pub name: String,
+    pub role: Role,
+    pub addr: Ipv4Addr,
+    /// KEY=VALUE, nodes only.
+    pub labels: Vec<String>,
+}
+
+/// A lab as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabPlan {
+    pub name: String,
+    pub hosts: Vec<HostPlan>,
+    pub images: Vec<PathBuf>,
+    pub bin_dir: PathBuf,
+}
+
+impl LabPlan {
+    /// Lays out a lab; refuses names and numbers that do not fit.
+    pub fn new(
+        name: &str,
+        managers: usize,
+        agents: usize,
+        labels: &[(String, String, String)],
+        images: Vec<PathBuf>,
+        bin_dir: PathBuf,
+    ) -> Result<Self, LabError> {
+        check_name(name)?;
+        if managers == 0 || managers > MANAGERS_MAX || managers.is_multiple_of(2) {
+            return Err(LabError::Refused(format!(
+                "{managers} managers: 1, 3, 5 or {MANAGERS_MAX} make sense (an even number survives no more failures than one less)"
+            )));
+        }
+        if agents > AGENTS_MAX {
+            return Err(LabError::Refused(format!("{agents} agents are more than the limit of {AGENTS_MAX}")));
+        }
+        let addr = |base: usize, index: usize| {
+            let last = u8::try_from(base + index).map_err(|_| LabError::Refused(format!("host number {index} has no address")))?;
+            Ok::<_, LabError>(Ipv4Addr::new(10, 90, 0, last))
+        };
+        let mut hosts = Vec::new();
+        for index in 1..=managers {
+            hosts.push(HostPlan { name: format!("m{index}"), role: Role::Manager, addr: addr(10, index)?, labels: Vec::new() });
+        }
+        for index in 1..=agents {
+            let name = format!("n{index}");
+            let own = labels.iter().filter(|(node, ..)| *node == name).map(|(_, key, value)| format!("{key}={value}"));
+            hosts.push(HostPlan { labels: own.collect(), name, role: Role::Node, addr: addr(100, index)? });
+        }
+        if let Some((node, ..)) = labels.iter().find(|(node, ..)| !hosts.iter().any(|host| host.name == *node && host.role == Role::Node)) {
+            return Err(LabError::Refused(format!("a label is for {node}, which the lab does not have: its nodes are n1 to n{agents}")));
+        }
+        Ok(Self { name: name.to_owned(), hosts, images, bin_dir })
+    }
+
+    /// A host by name.
+    pub fn host(&self, name: &str) -> Result<&HostPlan, LabError> {
+        self.hosts.iter().find(|host| host.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.hosts.iter().map(|host| host.name.as_str()).collect();
+            LabError::Refused(format!("lab {} has no host {name}; it has {}", self.name, names.join(", ")))
+        })
+    }
+
+    /// The managers' addresses.
+    pub fn managers(&self) -> Vec<String> {
+        let managers = self.hosts.iter().filter(|host| host.role == Role::Manager);
+        managers.map(|host| format!("{}:{PORT}", host.addr)).collect()
+    }
+
+    /// The command line of a daemon of a host; the first word is the program.
+    pub fn command(&self, host: &HostPlan, daemon: &str) -> Vec<String> {
+        let state = self.state_dir(host).join(daemon).to_string_lossy().into_owned();
+        let run = self.host_run_dir(host).to_string_lossy().into_owned();
+        let own = format!("{}:{PORT}", host.addr);
+        let program = self.bin_dir.join(format!("rcluster-{daemon}")).to_string_lossy().into_owned();
+        let mut words = match daemon {
+            "manager" => {
+                let members = self.hosts.iter().filter(|host| host.role == Role::Manager);
+                let members: Vec<String> = members.map(|host| format!("{}={}:{PORT}", host.name, host.addr)).collect();
+                let members = members.join(",");
+                let flags = ["--name", &host.name, "--state-dir", &state, "--listen", &own, "--advertise", &own];
+                let mut words: Vec<String> = flags.into_iter().map(str::to_owned).collect();
+                words.extend(["--initial-cluster".to_owned(), members, "--insecure".to_owned()]);
+                words
+            }
+            "netd" => ["--state-dir", &state, "--run-dir", &run, "--addr", &host.addr.to_string()].map(str::to_owned).to_vec(),
+            _ => {
+                let addr = host.addr.to_string();
+                let cgroup = format!("/{}/tasks", self.cgroup(host));
+                let managers = self.managers().join(",");
+                let flags = [
+                    "run", "--name", &host.name, "--state-dir", &state, "--run-dir", &run, "--addr", &addr, "--managers", &managers,
+                    "--cgroup-parent", &cgroup, "--insecure",
+                ];
+                let labels = host.labels.iter().flat_map(|label| ["--label".to_owned(), label.clone()]);
+                flags.into_iter().map(str::to_owned).chain(labels).collect()
+            }
+        };
+        words.insert(0, program);
+        words
+    }
+
+    /// The host's directory on disk.
+    pub fn state_dir(&self, host: &HostPlan) -> PathBuf {
+        state_root(&self.name).join(&host.name)
+    }
+
+    /// The host's run directory: a tmpfs that only the host sees.
+    pub fn host_run_dir(&self, host: &HostPlan) -> PathBuf {
+        run_root(&self.name).join("hosts").join(&host.name)
+    }
+
+    /// The host's cgroup, from the root of each hierarchy.
+    pub fn cgroup(&self, host: &HostPlan) -> String {
+        format!("{}/{}", cgroup_root(&self.name), host.name)
+    }
+}
+
+/// A name must do for directories, cgroups and contexts.
+pub fn check_name(name: &str) -> Result<(), LabError> {
+    let fits = !name.is_empty()
+        && name.len() <= NAME_LENGTH_MAX
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && !name.starts_with('-');
+    if fits {
+        return Ok(());
+    }
+    Err(LabError::Refused(format!(
+        "{name:?} cannot be a lab's name: use 1 to {NAME_LENGTH_MAX} lower-case letters, digits and -, such as lab-1"
+    )))
+}
+
+/// The lab's directory in memory: socket, plan, logs.
+pub fn run_root(lab: &str) -> PathBuf {
+    Path::new("/run/rcluster/labs").join(lab)
+}
+
+/// The lab's directory on disk: the hosts' disks.
+pub fn state_root(lab: &str) -> PathBuf {
+    Path::new("/var/lib/rcluster/labs").join(lab)
+}
+
+/// The lab's cgroup, from the root of each hierarchy.
+pub fn cgroup_root(lab: &str) -> String {
+    format!("rcluster-lab-{lab}")
+}
+
+/// Where a daemon's log is.
+pub fn log_file(lab: &str, host: &str, daemon: &str) -> PathBuf {
+    run_root(lab).join("logs").join(format!("{host}-{daemon}.log"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> LabPlan {
+        let labels = [("n2".to_owned(), "zone".to_owned(), "b".to_owned())];
+        LabPlan::new("lab", 3, 2, &labels, Vec::new(), PathBuf::from("/bin")).unwrap()
+    }
+
+    #[test]
+    fn hosts_have_names_addresses_and_commands() {
+        let plan = plan();
+        let lines: Vec<String> = plan
+            .hosts
+            .iter()
+            .flat_map(|host| host.role.daemons().iter().map(|daemon| plan.command(host, daemon).join(" ")).collect::<Vec<_>>())
+            .collect();
+        assert_eq!(
+            lines[2],
+            "/bin/rcluster-manager --name m3 --state-dir /var/lib/rcluster/labs/lab/m3/manager --listen 10.90.0.13:7443 \
+             --advertise 10.90.0.13:7443 --initial-cluster m1=10.90.0.11:7443,m2=10.90.0.12:7443,m3=10.90.0.13:7443 --insecure"
+        );
+        assert_eq!(
+            lines[5],
+            "/bin/rcluster-netd --state-dir /var/lib/rcluster/labs/lab/n2/netd --run-dir /run/rcluster/labs/lab/hosts/n2 --addr 10.90.0.102"
+        );
+        assert_eq!(
+            lines[6],
+            "/bin/rcluster-agent run --name n2 --state-dir /var/lib/rcluster/labs/lab/n2/agent \
+             --run-dir /run/rcluster/labs/lab/hosts/n2 --addr 10.90.0.102 --managers 10.90.0.11:7443,10.90.0.12:7443,10.90.0.13:7443 \
+             --cgroup-parent /rcluster-lab-lab/n2/tasks --insecure --label zone=b"
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_what_would() {
+        let refused = |name: &str, managers, agents, label: &str| {
+            let labels = [(label.to_owned(), "a".to_owned(), "b".to_owned())];
+            LabPlan::new(name, managers, agents, &labels, Vec::new(), PathBuf::new()).unwrap_err().to_string()
+        };
+        assert!(refused("Lab", 3, 1, "n1").contains("cannot be a lab's name"));
+        assert!(refused("lab", 2, 1, "n1").starts_with("2 managers: 1, 3, 5 or 7 make sense"));
+        assert!(refused("lab", 1, 101, "n1").contains("more than the limit"));
+        assert!(refused("lab", 1, 2, "n3").contains("its nodes are n1 to n2"));
+        assert_eq!(plan().host("n9").unwrap_err().to_string(), "lab lab has no host n9; it has m1, m2, m3, n1, n2");
+    }
+}
