@@ -18,7 +18,7 @@ use crate::core::state::{Conflict, State, Transaction, encode_transaction};
 pub use self::raft::disk::RedbLog;
 pub use self::raft::log::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver, checksum};
 pub use self::raft::storage::Terms;
-pub use self::raft::{Fatal, Inbound, Inbox, Parts, StoreError, Transport, start, start_with};
+pub use self::raft::{Fatal, Inbound, Inbox, StoreError, Transport, first, start, start_with};
 
 /// Most bytes of one transaction in the log.
 pub const TRANSACTION_BYTES_MAX: usize = 8 << 20;

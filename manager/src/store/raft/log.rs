@@ -77,7 +77,9 @@ pub enum LogError {
              empty state directory"
     )]
     Missing { path: PathBuf },
-    #[error("open {path}{}", if matches!(source, redb::DatabaseError::DatabaseAlreadyOpen) { ": another process has it open; is a manager running on this state directory?" } else { "" })]
+    #[error("{path} is open in another process: is a manager running on this state directory?")]
+    InUse { path: PathBuf },
+    #[error("open {path}")]
     Open { path: PathBuf, source: Box<redb::DatabaseError> },
     #[error("{what}")]
     Redb { what: &'static str, source: Box<redb::Error> },

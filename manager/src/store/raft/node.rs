@@ -1,549 +1,418 @@
 //! The thread that owns raft-rs, the log and the tables.
 //!
-//! Order of a round: leader's messages leave first (followers write while we do), then entries and hard state become durable together,
-//! then the messages that promise them, then committed entries are applied and their proposers told. A failed write ends the process:
-//! after a failed fsync nobody knows what is on the disk, and a manager that dies is replaced while one that lies is not.
+//! Order of a round: a leader's messages leave first (followers write while it does), then entries and hard state become durable
+//! together, then the messages that promise them leave, then committed entries are applied and their proposers told. Disk and clock are
+//! on one thread on purpose: a leader whose disk hangs falls silent, and is replaced.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use prost::Message as _;
-use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType, Snapshot};
+use raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType, Snapshot};
 use raft::{RawNode, SnapshotStatus, StateRole};
 use rcluster_api::wire::v1;
-use tokio::sync::{oneshot, watch};
-use tracing::{error, info, warn};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tracing::{debug, error, info, warn};
 
-use super::log::{Batch, LogStore, MemoryLog};
-use super::{Inbox, Input, StoreError};
+use super::log::{LogError, LogStore, Saved};
+use super::publish::Publisher;
+use super::reads::Reads;
+use super::storage::Storage;
+use super::{Chain, Fatal, Inbox, Input, StoreError, Transport};
 use crate::core::state::{State, decode_snapshot, decode_transaction, encode_snapshot};
-use crate::store::{ClusterStatus, Member, MemberStatus, ProposeError, Role, RoleKind, StoreConfig};
+use crate::store::{ProposeError, RaftTiming, StoreConfig};
 
 /// Inputs taken in before the log is written once for all of them.
 const DRAIN_MAX: usize = 1024;
-/// A peer heard this recently is reachable.
-const REACHABLE: Duration = Duration::from_secs(1);
 /// How long a stopping leader waits for another to take over.
 const TRANSFER_WAIT: Duration = Duration::from_secs(1);
-/// A write slower than this is told: leadership is about to be lost.
-const SLOW_WRITE: Duration = Duration::from_millis(400);
-/// Ticks that a stall of the thread may swallow; more at once would start an election for no reason.
-const TICKS_MAX: u32 = 2;
+/// Bytes of entries in one message, one peer's messages on their way, entries not committed, entries applied at once.
+const APPEND_BYTES_MAX: u64 = 512 << 10;
+const APPENDS_MAX: usize = 64;
+const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
+const APPLY_BYTES_MAX: u64 = 4 << 20;
 
-/// What everyone else reads.
-pub struct Published {
-    pub state: Arc<ArcSwap<State>>,
-    pub status: Arc<ArcSwap<ClusterStatus>>,
-    pub revision: watch::Sender<u64>,
-    pub role: watch::Sender<Role>,
+type Reply = oneshot::Sender<Result<u64, ProposeError>>;
+/// Whom to answer what.
+type Answer = (Reply, Result<u64, ProposeError>);
+
+/// Proposals of one term that wait for their commit.
+#[derive(Debug, Default)]
+struct Proposals {
+    term: u64,
+    next: u64,
+    waiting: BTreeMap<u64, (Reply, OwnedSemaphorePermit)>,
 }
 
-type Send = Box<dyn Fn(&Inbox, Message) + std::marker::Send>;
-
 /// The owner.
-pub struct Node<L> {
+pub struct Node<L: LogStore, T> {
     config: StoreConfig,
-    raw: RawNode<MemoryLog>,
-    log: L,
-    state: State,
-    applied: u64,
-    send: Send,
-    published: Published,
+    raw: RawNode<Storage<L>>,
+    transport: T,
+    publisher: Publisher,
     inbox: Inbox,
+    /// Random per start, so that an entry of an earlier run is not taken for one of this.
     run: u64,
-    next_proposal: u64,
-    proposals: BTreeMap<u64, oneshot::Sender<Result<u64, ProposeError>>>,
-    next_read: u64,
-    reads: BTreeMap<u64, oneshot::Sender<Result<(), ProposeError>>>,
-    /// Reads whose index is known and not applied yet.
-    ready_reads: Vec<(u64, u64)>,
-    heard: BTreeMap<u64, Instant>,
+    proposals: Proposals,
+    reads: Reads,
+    /// Applied index and log bytes at which the next snapshot is due.
+    snapshot_due: (u64, u64),
     making_snapshot: bool,
     stopping: Option<(Instant, oneshot::Sender<()>)>,
 }
 
-impl<L: LogStore> Node<L> {
-    /// Loads the log, or bootstraps an empty one from a snapshot at index 1 that names the voters, so that everyone begins alike.
-    pub fn new(config: StoreConfig, mut log: L, send: Send, published: Published, inbox: Inbox) -> Result<Self, StoreError> {
-        let broken = |error: L::Error| StoreError::Log(error.to_string());
-        let loaded = match log.load().map_err(broken)? {
-            Some(loaded) => loaded,
-            None => bootstrap(&config, &mut log).map_err(broken)?,
-        };
-        let state = if loaded.snapshot.get_data().is_empty() {
-            State::new(config.cluster_id())
-        } else {
-            decode_snapshot(loaded.snapshot.get_data())?
-        };
-        let applied = loaded.snapshot.get_metadata().index;
-        info!(snapshot = applied, entries = loaded.entries.len(), "log loaded");
-        let raft_config = raft::Config {
-            id: config.id,
-            election_tick: config.timing.election_ticks,
-            heartbeat_tick: config.timing.heartbeat_ticks,
-            applied,
-            max_size_per_msg: 1 << 20,
-            max_inflight_msgs: 256,
-            check_quorum: true,
-            pre_vote: true,
-            max_uncommitted_size: 64 << 20,
-            max_committed_size_per_ready: 16 << 20,
-            ..raft::Config::default()
-        };
-        let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let raw = RawNode::new(&raft_config, MemoryLog::new(loaded), &logger)?;
-        Ok(Self {
+impl<L: LogStore, T: Transport> Node<L, T> {
+    /// Loads the log and publishes the tables of its snapshot.
+    pub fn new(config: StoreConfig, mut log: L, transport: T, publisher: Publisher, inbox: Inbox) -> Result<Self, StoreError> {
+        let loaded = log.load()?;
+        let state = decode_snapshot(&loaded.data)?;
+        if state.cluster_id() != config.cluster_id() {
+            let (found, own) = (state.cluster_id(), config.cluster_id());
+            return Err(LogError::Damaged(format!("its snapshot is of cluster {found}, not of {own}")).into());
+        }
+        let applied = loaded.snapshot.index;
+        info!(snapshot = applied, last = loaded.terms.last(), bytes = loaded.bytes, "log loaded");
+        let storage = Storage::new(log, loaded, state)?;
+        publisher.publish_state(storage.state());
+        let raw = RawNode::new(&raft_config(&config, applied), storage, &slog::Logger::root(Bridge, slog::o!()))?;
+        publisher.publish_status(&raw.raft, &transport, Instant::now());
+        let run = rand::random();
+        let mut node = Self {
+            reads: Reads::new(config.id, run),
             config,
             raw,
-            log,
-            state,
-            applied,
-            send,
-            published,
+            transport,
+            publisher,
             inbox,
-            run: rand::random(),
-            next_proposal: 1,
-            proposals: BTreeMap::new(),
-            next_read: 1,
-            reads: BTreeMap::new(),
-            ready_reads: Vec::new(),
-            heard: BTreeMap::new(),
+            run,
+            proposals: Proposals::default(),
+            snapshot_due: (0, 0),
             making_snapshot: false,
             stopping: None,
-        })
+        };
+        node.plan_snapshot();
+        Ok(node)
     }
 
-    /// Runs until shut down.
-    pub fn run(mut self, receiver: &Receiver<Input>) {
+    /// Runs until shut down; who wants to be told is to be told once this node, and its log with it, is gone.
+    pub fn run(mut self, receiver: &Receiver<Input>) -> Result<Option<oneshot::Sender<()>>, Fatal> {
         let tick = self.config.timing.tick;
         if self.config.members.len() == 1
             && let Err(error) = self.raw.campaign()
         {
-            warn!(%error, "stand for election");
+            warn!(%error, "cannot stand for election yet");
         }
         let mut next_tick = Instant::now() + tick;
-        self.work();
         loop {
-            match receiver.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
-                Ok(input) => self.take(input),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-            for _ in 0..DRAIN_MAX {
-                let Ok(input) = receiver.try_recv() else { break };
-                self.take(input);
-            }
-            let mut ticks = 0;
-            while Instant::now() >= next_tick {
-                if ticks < TICKS_MAX {
-                    self.raw.tick();
-                }
-                ticks += 1;
-                next_tick += tick;
-            }
-            self.work();
-            if ticks > 0 {
-                self.publish_status();
-            }
+            self.work()?;
             if self.is_stopped() {
-                return;
+                return Ok(self.stopping.take().map(|(_, done)| done));
+            }
+            match receiver.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
+                Ok(input) => self.take(input)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            }
+            for input in receiver.try_iter().take(DRAIN_MAX) {
+                self.take(input)?;
+            }
+            let now = Instant::now();
+            if now >= next_tick {
+                // Ticks that a stall swallowed are not made up for: what came in meanwhile has been heard above, and silence that was
+                // not listened to proves nothing.
+                next_tick += tick;
+                if next_tick <= now {
+                    next_tick = now + tick;
+                }
+                self.raw.tick();
+                self.publisher.publish_status(&self.raw.raft, &self.transport, now);
             }
         }
     }
 
-    fn take(&mut self, input: Input) {
+    fn take(&mut self, input: Input) -> Result<(), Fatal> {
         match input {
-            Input::Propose { entry, reply } => self.propose(entry, reply),
-            Input::Read { reply } => self.read(reply),
-            Input::Step(message) => {
-                self.heard.insert(message.from, Instant::now());
-                // A message that does not fit the term or the configuration is dropped by raft, as it should be.
+            Input::Propose { entry, reply, permit } => self.propose(entry, reply, permit),
+            Input::Read { reply } => self.reads.push(reply),
+            Input::Step { message, bytes } => {
+                self.inbox.taken(bytes);
+                self.publisher.hear(message.from, Instant::now());
+                // What does not fit the configuration is dropped by raft, as it should be.
                 if let Err(error) = self.raw.step(*message) {
-                    tracing::debug!(%error, "dropped a message");
+                    debug!(%error, "dropped a message");
                 }
             }
-            Input::Unreachable(peer) => self.raw.report_unreachable(peer),
+            Input::Unreachable { peer } => self.raw.report_unreachable(peer),
             Input::SnapshotSent { to, arrived } => {
                 self.raw.report_snapshot(to, if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
             }
-            Input::SnapshotMade { data, index, term } => self.keep_snapshot(data, index, term),
+            Input::SnapshotSaved(saved) => self.keep_snapshot(saved)?,
             Input::Shutdown { done } => self.begin_stopping(done),
         }
+        Ok(())
     }
 
     fn leads(&self) -> bool {
         self.raw.raft.state == StateRole::Leader
     }
 
-    fn member(&self, id: u64) -> Option<Member> {
-        self.config.members.iter().find(|member| member.id == id).cloned()
-    }
+    // A proposer that has given up does not need its answer: results of `reply.send` are dropped for that reason.
 
-    fn not_leader(&self) -> ProposeError {
-        ProposeError::NotLeader { leader: self.member(self.raw.raft.leader_id) }
-    }
-
-    // A proposer that has given up does not need its answer: results of `reply.send` below are dropped for that reason.
-
-    fn propose(&mut self, mut entry: v1::Transaction, reply: oneshot::Sender<Result<u64, ProposeError>>) {
+    fn propose(&mut self, mut entry: v1::Transaction, reply: Reply, permit: OwnedSemaphorePermit) {
         if !self.leads() || self.stopping.is_some() {
             drop(reply.send(Err(self.not_leader())));
             return;
         }
-        let proposal = self.next_proposal;
-        self.next_proposal += 1;
+        self.end_proposals_of_other_terms();
+        let proposal = self.proposals.next;
+        self.proposals.next += 1;
         entry.proposal_id = proposal;
         entry.proposer = self.config.id;
         entry.proposer_run = self.run;
         match self.raw.propose(Vec::new(), entry.encode_to_vec()) {
             Ok(()) => {
-                self.proposals.insert(proposal, reply);
+                self.proposals.waiting.insert(proposal, (reply, permit));
             }
             Err(error) => {
-                warn!(%error, "proposal refused");
-                drop(reply.send(Err(ProposeError::Unavailable)));
+                // It did not enter the log: leadership is being handed over.
+                debug!(%error, "proposal refused");
+                drop(reply.send(Err(self.not_leader())));
             }
         }
     }
 
-    fn read(&mut self, reply: oneshot::Sender<Result<(), ProposeError>>) {
-        if !self.leads() {
-            drop(reply.send(Err(self.not_leader())));
+    fn not_leader(&self) -> ProposeError {
+        let raft = &self.raw.raft;
+        let leader = self.publisher.member(raft.leader_id).filter(|leader| leader.id != self.config.id).cloned();
+        ProposeError::NotLeader { leader }
+    }
+
+    /// What was proposed in a term that is over may or may not be committed by another leader.
+    fn end_proposals_of_other_terms(&mut self) {
+        if self.leads() && self.raw.raft.term == self.proposals.term {
             return;
         }
-        // raft-rs forgets a read silently when the leader has not committed in its term.
-        if !self.raw.raft.commit_to_current_term() {
+        self.proposals.term = self.raw.raft.term;
+        for (_, (reply, _)) in std::mem::take(&mut self.proposals.waiting) {
             drop(reply.send(Err(ProposeError::Unavailable)));
-            return;
         }
-        let read = self.next_read;
-        self.next_read += 1;
-        self.reads.retain(|_, waiting| !waiting.is_closed());
-        self.reads.insert(read, reply);
-        self.raw.read_index(read.to_be_bytes().to_vec());
     }
 
     /// Handles everything that raft has ready.
-    fn work(&mut self) {
-        while self.raw.has_ready() {
-            let mut ready = self.raw.ready();
-            self.send_all(ready.take_messages());
-            for read in ready.take_read_states() {
-                if let Ok(bytes) = <[u8; 8]>::try_from(read.request_ctx.as_slice()) {
-                    self.ready_reads.push((read.index, u64::from_be_bytes(bytes)));
-                }
+    fn work(&mut self) -> Result<(), Fatal> {
+        loop {
+            self.reads.ask(&mut self.raw, Instant::now());
+            if !self.raw.has_ready() {
+                break;
             }
+            let mut ready = self.raw.ready();
+            self.send(ready.take_messages());
+            ready.take_read_states().iter().for_each(|read| self.reads.confirm(read));
             let entries = ready.take_entries();
-            let snapshot = Some(ready.snapshot().clone()).filter(|snapshot| !snapshot.is_empty_snapshot());
-            self.make_durable(entries, ready.hs().cloned(), snapshot);
-            self.send_all(ready.take_persisted_messages());
-            let committed = ready.take_committed_entries();
-            self.apply(committed);
+            let (hard_state, must_sync) = (ready.hs().cloned(), ready.must_sync());
+            if ready.snapshot().is_empty() {
+                self.write(hard_state, entries, must_sync)?;
+            } else {
+                self.install(ready.snapshot().clone(), hard_state, entries)?;
+            }
+            self.send(ready.take_persisted_messages());
+            self.apply(&ready.take_committed_entries())?;
             let mut light = self.raw.advance(ready);
             if let Some(commit) = light.commit_index() {
                 self.raw.mut_store().set_commit(commit);
             }
-            self.send_all(light.take_messages());
-            self.apply(light.take_committed_entries());
+            self.send(light.take_messages());
+            self.apply(&light.take_committed_entries())?;
             self.raw.advance_apply();
         }
-        self.publish_role();
-        self.answer_reads();
-        if self.raw.store().take_snapshot_wanted()
-            || self.applied.saturating_sub(self.raw.store().snapshot_index()) >= self.config.snapshot_entries
-        {
-            self.make_snapshot();
+        self.end_proposals_of_other_terms();
+        if self.publisher.publish_role(&self.raw.raft) {
+            self.publisher.publish_status(&self.raw.raft, &self.transport, Instant::now());
         }
+        self.reads.answer(self.raw.store().applied());
+        self.make_snapshot_when_due();
+        Ok(())
     }
 
-    fn send_all(&self, messages: Vec<Message>) {
+    fn send(&mut self, messages: Vec<Message>) {
         for message in messages {
-            (self.send)(&self.inbox, message);
-        }
-    }
-
-    fn make_durable(&mut self, entries: Vec<Entry>, hard_state: Option<raft::eraftpb::HardState>, snapshot: Option<Snapshot>) {
-        if let Some(snapshot) = &snapshot {
-            self.install(snapshot);
-        }
-        if entries.is_empty() && hard_state.is_none() && snapshot.is_none() {
-            return;
-        }
-        // A snapshot and the hard state that goes with it are durable in one step: a commit index without its log would not start again.
-        let mut hard_state = hard_state.unwrap_or_else(|| self.raw.store().hard_state().clone());
-        if let Some(snapshot) = &snapshot {
-            hard_state.commit = hard_state.commit.max(snapshot.get_metadata().index);
-            hard_state.term = hard_state.term.max(snapshot.get_metadata().term);
-        }
-        let batch = Batch {
-            entries: &entries,
-            hard_state: Some(&hard_state),
-            snapshot: snapshot.as_ref(),
-            reset_log: snapshot.is_some(),
-            first_kept: 0,
-        };
-        self.persist(&batch);
-        if let Some(snapshot) = snapshot {
-            self.raw.mut_store().install(snapshot);
-        }
-        self.raw.mut_store().set_hard_state(hard_state);
-        self.raw.mut_store().append(entries);
-    }
-
-    fn persist(&mut self, batch: &Batch<'_>) {
-        let started = Instant::now();
-        if let Err(failure) = self.log.persist(batch) {
-            error!(error = %failure, dir = %self.config.dir.display(), "the log cannot be written: this manager ends; mend the disk and start it again");
-            std::process::abort();
-        }
-        let took = started.elapsed();
-        if took > SLOW_WRITE {
-            warn!(milliseconds = took.as_millis(), "the disk is slow: a write took longer than followers wait for a leader");
-        }
-    }
-
-    /// Takes over the tables that the leader sent.
-    fn install(&mut self, snapshot: &Snapshot) {
-        match decode_snapshot(snapshot.get_data()) {
-            Ok(state) => {
-                self.state = state;
-                self.applied = snapshot.get_metadata().index;
-                info!(index = self.applied, "snapshot installed");
-                self.publish_state();
-            }
-            Err(failure) => {
-                error!(error = %failure, "the leader's snapshot cannot be read: this manager ends; is it older than the leader?");
-                std::process::abort();
+            if message.get_msg_type() != MessageType::MsgSnapshot {
+                self.transport.send(message);
+            } else if let Some(state) = self.raw.store().take_outgoing(message.to) {
+                info!(to = message.to, index = message.get_snapshot().get_metadata().index, "sending a snapshot");
+                self.transport.send_snapshot(message, state);
             }
         }
     }
 
-    fn apply(&mut self, entries: Vec<Entry>) {
-        if entries.is_empty() {
-            return;
+    fn write(&mut self, hard_state: Option<HardState>, entries: Vec<Entry>, must_sync: bool) -> Result<(), Fatal> {
+        if must_sync {
+            let started = Instant::now();
+            self.raw.mut_store().append(hard_state, entries)?;
+            self.watch_disk(started);
+        } else if let Some(hard_state) = hard_state {
+            self.raw.mut_store().set_commit(hard_state.commit);
         }
+        Ok(())
+    }
+
+    fn watch_disk(&self, started: Instant) {
+        let timing = self.config.timing;
+        let (took, patience) = (started.elapsed(), timing.tick.saturating_mul(u32::try_from(timing.election).unwrap_or(u32::MAX)));
+        if took > patience {
+            warn!(took_ms = took.as_millis(), "the disk is slow: a write took longer than followers wait for a leader");
+        }
+    }
+
+    /// Begins again from the tables that the leader sent.
+    fn install(&mut self, snapshot: Snapshot, hard_state: Option<HardState>, entries: Vec<Entry>) -> Result<(), Fatal> {
+        let Snapshot { data, metadata, .. } = snapshot;
+        let state = decode_snapshot(&data)?;
+        if state.cluster_id() != self.config.cluster_id() {
+            return Err(LogError::Damaged(format!("the leader sent the tables of cluster {:?}", state.cluster_id())).into());
+        }
+        let saved = self.raw.store().saver()(metadata.unwrap_or_default(), &data)?;
+        self.raw.mut_store().install(&saved, state, hard_state, entries)?;
+        info!(index = saved.metadata.index, bytes = saved.bytes, "snapshot installed");
+        self.publisher.publish_state(self.raw.store().state());
+        self.plan_snapshot();
+        Ok(())
+    }
+
+    fn apply(&mut self, entries: &[Entry]) -> Result<(), Fatal> {
+        let Some(last) = entries.last() else { return Ok(()) };
+        let mut state = self.raw.store().state().clone();
         let mut answers = Vec::new();
         for entry in entries {
-            self.applied = entry.index;
-            if entry.get_entry_type() != EntryType::EntryNormal || entry.data.is_empty() {
-                continue;
-            }
-            let decoded = v1::Transaction::decode(&entry.data[..]).map(|wire| (wire.proposer, wire.proposer_run, wire.proposal_id, wire));
-            let Ok((proposer, run, proposal, wire)) = decoded else {
-                error!(index = entry.index, "a committed entry cannot be read: this manager ends; is it older than the leader?");
-                std::process::abort();
-            };
-            let outcome = match decode_transaction(wire) {
-                Ok(transaction) => self.state.apply(entry.index, &transaction).map(|()| entry.index),
-                Err(failure) => {
-                    error!(index = entry.index, error = %failure, "a committed entry cannot be read: this manager ends");
-                    std::process::abort();
-                }
-            };
-            if proposer == self.config.id
-                && run == self.run
-                && let Some(reply) = self.proposals.remove(&proposal)
-            {
-                answers.push((reply, outcome));
-            }
+            answers.extend(self.apply_entry(&mut state, entry)?);
         }
-        self.publish_state();
+        self.raw.mut_store().set_applied(last.index, state);
+        self.publisher.publish_state(self.raw.store().state());
         for (reply, outcome) in answers {
-            drop(reply.send(outcome.map_err(ProposeError::Conflict)));
+            drop(reply.send(outcome));
         }
+        Ok(())
     }
 
-    fn publish_state(&self) {
-        self.published.state.store(Arc::new(self.state.clone()));
-        let revision = self.state.revision();
-        self.published.revision.send_if_modified(|known| {
-            let rises = *known != revision;
-            *known = revision;
-            rises
-        });
-    }
-
-    /// Leadership is told only once everything from before the term is applied here.
-    fn publish_role(&mut self) {
-        let raft = &self.raw.raft;
-        let kind = match raft.state {
-            StateRole::Leader if raft.commit_to_current_term() && self.applied >= raft.raft_log.committed => RoleKind::Leader,
-            StateRole::Leader | StateRole::Candidate | StateRole::PreCandidate => RoleKind::Candidate,
-            StateRole::Follower => RoleKind::Follower,
-        };
-        let role = Role { term: raft.term, kind, leader: self.member(raft.leader_id) };
-        if !self.leads() {
-            for (_, reply) in std::mem::take(&mut self.proposals) {
-                drop(reply.send(Err(ProposeError::Unavailable)));
-            }
-            for (_, reply) in std::mem::take(&mut self.reads) {
-                drop(reply.send(Err(ProposeError::Unavailable)));
-            }
-            self.ready_reads.clear();
+    /// Applies one entry; if this run has proposed it and waits for it, says what to answer.
+    fn apply_entry(&mut self, state: &mut State, entry: &Entry) -> Result<Option<Answer>, Fatal> {
+        let unreadable = |why: String| Fatal::Entry { index: entry.index, why };
+        if entry.get_entry_type() != EntryType::EntryNormal {
+            return Err(unreadable("it changes the members, which this version cannot".to_owned()));
         }
-        let changed = self.published.role.send_if_modified(|known| {
-            let changes = *known != role;
-            known.clone_from(&role);
-            changes
-        });
-        if changed {
-            let leader = role.leader.map(|leader| leader.name).unwrap_or_default();
-            info!(role = kind.as_str(), term = role.term, leader, "raft");
-            self.publish_status();
+        if entry.data.is_empty() {
+            return Ok(None);
         }
+        let wire = v1::Transaction::decode(&entry.data[..]).map_err(|error| unreadable(error.to_string()))?;
+        let own = wire.proposer == self.config.id && wire.proposer_run == self.run;
+        let proposal = wire.proposal_id;
+        let transaction = decode_transaction(wire).map_err(|error| unreadable(Chain(&error).to_string()))?;
+        let outcome = state.apply(entry.index, &transaction).map(|()| entry.index).map_err(ProposeError::Conflict);
+        let waiting = if own { self.proposals.waiting.remove(&proposal) } else { None };
+        Ok(waiting.map(|(reply, _)| (reply, outcome)))
     }
 
-    fn answer_reads(&mut self) {
-        let applied = self.applied;
-        let (done, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.ready_reads).into_iter().partition(|(index, _)| *index <= applied);
-        self.ready_reads = waiting;
-        for (_, read) in done {
-            if let Some(reply) = self.reads.remove(&read) {
-                drop(reply.send(Ok(())));
-            }
-        }
+    fn plan_snapshot(&mut self) {
+        let (storage, config) = (self.raw.store(), &self.config);
+        self.snapshot_due = (storage.snapshot_index() + config.snapshot_entries, config.snapshot_bytes);
     }
 
-    fn publish_status(&self) {
-        let raft = &self.raw.raft;
-        let leader = self.member(raft.leader_id).map(|leader| leader.name).unwrap_or_default();
-        let members = self.config.members.iter().map(|member| {
-            let own = member.id == self.config.id;
-            let role = if own {
-                match raft.state {
-                    StateRole::Leader => RoleKind::Leader,
-                    StateRole::Follower => RoleKind::Follower,
-                    StateRole::Candidate | StateRole::PreCandidate => RoleKind::Candidate,
-                }
-            } else if member.id == raft.leader_id {
-                RoleKind::Leader
-            } else {
-                RoleKind::Follower
-            };
-            let heard = self.heard.get(&member.id).is_some_and(|at| at.elapsed() < REACHABLE);
-            MemberStatus {
-                id: member.id,
-                name: member.name.clone(),
-                addr: member.addr.clone(),
-                role: role.as_str().to_owned(),
-                reachable: own || heard,
-                matched: if self.leads() { raft.prs().get(member.id).map(|progress| progress.matched).unwrap_or_default() } else { 0 },
-            }
-        });
-        self.published.status.store(Arc::new(ClusterStatus {
-            term: raft.term,
-            committed: raft.raft_log.committed,
-            applied: self.applied,
-            leader,
-            members: members.collect(),
-            answered_by: self.config.name.clone(),
-        }));
-    }
-
-    /// Has the tables encoded beside this thread; a clone costs nothing.
-    fn make_snapshot(&mut self) {
-        let index = self.applied;
-        let Ok(term) = raft::Storage::term(self.raw.store(), index) else { return };
-        if self.making_snapshot {
+    /// Has the tables encoded and written beside this thread; their copy costs nothing.
+    fn make_snapshot_when_due(&mut self) {
+        let storage = self.raw.store();
+        let due = storage.applied() >= self.snapshot_due.0 || storage.bytes() >= self.snapshot_due.1;
+        if self.making_snapshot || !due || storage.applied() == storage.snapshot_index() {
             return;
         }
-        self.making_snapshot = true;
-        let (state, inbox) = (self.state.clone(), self.inbox.clone());
+        let (state, metadata, save, inbox) = (storage.state().clone(), storage.applied_metadata(), storage.saver(), self.inbox.clone());
         let made = std::thread::Builder::new().name("snapshot".to_owned()).spawn(move || {
-            let made = Input::SnapshotMade { data: encode_snapshot(&state), index, term };
-            // When the inbox is full the snapshot is lost and `making_snapshot` would stay set; waiting is right here.
-            drop(inbox.sender.send(made));
+            let saved = save(metadata, &encode_snapshot(&state));
+            // When the owner has ended, the file is left for the next start's snapshot to sweep.
+            drop(inbox.send(Input::SnapshotSaved(saved)));
         });
-        if let Err(error) = made {
-            warn!(%error, "no thread for a snapshot");
-            self.making_snapshot = false;
+        match made {
+            Ok(_) => self.making_snapshot = true,
+            Err(error) => self.put_snapshot_off(&error),
         }
     }
 
-    fn keep_snapshot(&mut self, data: Vec<u8>, index: u64, term: u64) {
+    fn keep_snapshot(&mut self, saved: Result<Saved, LogError>) -> Result<(), Fatal> {
         self.making_snapshot = false;
-        if index <= self.raw.store().snapshot_index() && !data.is_empty() && self.raw.store().snapshot_index() > 1 {
-            return;
+        match saved {
+            Ok(saved) if saved.metadata.index > self.raw.store().snapshot_index() => {
+                self.raw.mut_store().compact(&saved, self.config.trailing_entries)?;
+                info!(index = saved.metadata.index, bytes = saved.bytes, "snapshot kept");
+                self.plan_snapshot();
+            }
+            Ok(saved) => debug!(index = saved.metadata.index, "a newer snapshot came from the leader meanwhile"),
+            Err(error) => self.put_snapshot_off(&error),
         }
-        let conf_state = self.raw.store().conf_state().clone();
-        let snapshot = snapshot(data, index, term, conf_state);
-        let first_kept = self.raw.store().first_kept(index, self.config.trailing_entries);
-        let hard_state = self.raw.store().hard_state().clone();
-        let batch = Batch { entries: &[], hard_state: Some(&hard_state), snapshot: Some(&snapshot), reset_log: false, first_kept };
-        self.persist(&batch);
-        self.raw.mut_store().compact(snapshot, first_kept);
-        info!(index, first_kept, "snapshot kept");
+        Ok(())
+    }
+
+    /// Nothing is lost without a snapshot: the log only grows. It is made again from the tables as they are then.
+    fn put_snapshot_off(&mut self, error: &(dyn std::error::Error + 'static)) {
+        error!(error = %Chain(error), "no snapshot could be made: the log grows; does the disk have room?");
+        self.snapshot_due.0 = self.raw.store().applied() + self.config.snapshot_entries.div_ceil(10);
+        self.snapshot_due.1 = self.raw.store().bytes() + self.config.snapshot_bytes.div_ceil(10);
     }
 
     fn begin_stopping(&mut self, done: oneshot::Sender<()>) {
-        if self.leads() {
-            let reachable = |id: &u64| self.heard.get(id).is_some_and(|at| at.elapsed() < REACHABLE);
-            let best = self
-                .raw
-                .raft
-                .prs()
-                .iter()
-                .filter(|(id, _)| **id != self.config.id && reachable(id))
-                .max_by_key(|(_, progress)| progress.matched)
-                .map(|(id, _)| *id);
-            if let Some(successor) = best {
-                info!(to = successor, "handing leadership over");
-                self.raw.transfer_leader(successor);
-            }
-        }
-        self.stopping = Some((Instant::now(), done));
-    }
-
-    fn is_stopped(&mut self) -> bool {
-        let over = self.stopping.as_ref().is_some_and(|(since, _)| {
-            let alone = self.config.members.len() == 1;
-            !self.leads() || alone || since.elapsed() > TRANSFER_WAIT
-        });
-        if over
-            && let Some((_, done)) = self.stopping.take()
-            && done.send(()).is_err()
+        let now = Instant::now();
+        let own = self.config.id;
+        let peers = self.raw.raft.prs().iter().filter(|(id, _)| **id != own && self.publisher.is_heard(**id, now));
+        let successor = peers.max_by_key(|(_, progress)| progress.matched).map(|(id, _)| *id);
+        if self.leads()
+            && let Some(successor) = successor
         {
-            info!("stopped; nobody waited for it");
+            info!(to = successor, "handing leadership over");
+            self.raw.transfer_leader(successor);
         }
-        over
+        self.stopping = Some((now, done));
+    }
+
+    fn is_stopped(&self) -> bool {
+        let Some((since, _)) = &self.stopping else { return false };
+        let handing_over = self.leads() && self.raw.raft.lead_transferee.is_some();
+        !handing_over || since.elapsed() >= TRANSFER_WAIT
     }
 }
 
-fn snapshot(data: Vec<u8>, index: u64, term: u64, conf_state: ConfState) -> Snapshot {
-    let mut snapshot = Snapshot::default();
-    snapshot.set_data(data.into());
-    let metadata = snapshot.mut_metadata();
-    metadata.index = index;
-    metadata.term = term;
-    metadata.set_conf_state(conf_state);
-    snapshot
+fn raft_config(config: &StoreConfig, applied: u64) -> raft::Config {
+    let RaftTiming { tick: _, heartbeat, election, slack, stagger } = config.timing;
+    let rank = config.members.iter().position(|member| member.id == config.id).unwrap_or_default();
+    let min_election_tick = election + slack + rank * stagger;
+    raft::Config {
+        id: config.id,
+        election_tick: election,
+        min_election_tick,
+        max_election_tick: min_election_tick + stagger.max(1),
+        heartbeat_tick: heartbeat,
+        applied,
+        max_size_per_msg: APPEND_BYTES_MAX,
+        max_inflight_msgs: APPENDS_MAX,
+        check_quorum: true,
+        pre_vote: true,
+        max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
+        max_committed_size_per_ready: APPLY_BYTES_MAX,
+        ..raft::Config::default()
+    }
 }
 
-/// The first log of a cluster: a snapshot at index 1 with every voter, so that a member never has to replay the configuration.
-fn bootstrap<L: LogStore>(config: &StoreConfig, log: &mut L) -> Result<super::log::Loaded, L::Error> {
-    let voters: Vec<u64> = config.members.iter().map(|member| member.id).collect();
-    let first = snapshot(encode_snapshot(&State::new(config.cluster_id())), 1, 1, ConfState::from((voters, Vec::new())));
-    let mut hard_state = raft::eraftpb::HardState::default();
-    hard_state.term = 1;
-    hard_state.commit = 1;
-    log.persist(&Batch { entries: &[], hard_state: Some(&hard_state), snapshot: Some(&first), reset_log: true, first_kept: 0 })?;
-    Ok(super::log::Loaded { hard_state, snapshot: first, entries: Vec::new() })
-}
+/// raft-rs speaks slog; what it says about elections is worth having when looking closely.
+struct Bridge;
 
-/// Whether a message carries a snapshot; those travel on their own call.
-pub fn is_snapshot(message: &Message) -> bool {
-    message.get_msg_type() == MessageType::MsgSnapshot
-}
+impl slog::Drain for Bridge {
+    type Ok = ();
+    type Err = slog::Never;
 
-trait EmptySnapshot {
-    fn is_empty_snapshot(&self) -> bool;
-}
-
-impl EmptySnapshot for Snapshot {
-    fn is_empty_snapshot(&self) -> bool {
-        self.get_metadata().index == 0
+    fn log(&self, record: &slog::Record<'_>, _values: &slog::OwnedKVList) -> Result<(), slog::Never> {
+        if record.level().is_at_least(slog::Level::Error) {
+            warn!("raft: {}", record.msg());
+        } else if record.level().is_at_least(slog::Level::Info) {
+            debug!("raft: {}", record.msg());
+        }
+        Ok(())
     }
 }

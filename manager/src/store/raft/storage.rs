@@ -214,9 +214,8 @@ impl<L: LogStore> Storage<L> {
 
     /// What a snapshot of the applied tables stands for.
     pub fn applied_metadata(&self) -> SnapshotMetadata {
-        let mut metadata = SnapshotMetadata::default();
-        metadata.index = self.applied.0;
-        metadata.term = self.terms.term(self.applied.0).expect("the log keeps the term of the last applied entry");
+        let term = self.terms.term(self.applied.0).expect("the log keeps the term of the last applied entry");
+        let mut metadata = SnapshotMetadata { index: self.applied.0, term, ..SnapshotMetadata::default() };
         metadata.set_conf_state(self.conf_state.clone());
         metadata
     }

@@ -1,5 +1,5 @@
-//! Messages to the other managers: one task and one bounded queue for each. What does not fit in the queue is lost, as on a wire, and
-//! raft is told that the peer cannot be reached.
+//! Messages to the other managers: for each, one task with one connection and a bounded queue, and one for snapshots. What does not fit
+//! in the queue, or has no connection, is lost as on a wire, and raft is told that the peer cannot be reached.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,139 +8,235 @@ use std::time::Duration;
 
 use protobuf::Message as _;
 use raft::eraftpb::Message;
-use rcluster_api::client::{MESSAGE_BYTES_MAX, endpoint};
+use rcluster_api::client::MESSAGE_BYTES_MAX;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::raft_client::RaftClient;
 use rcluster_base::backoff::Backoff;
+use rcluster_base::scope::Scope;
 use tokio::sync::mpsc;
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
-use tracing::{debug, warn};
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+use tracing::{debug, info, warn};
 
-use super::node::is_snapshot;
-use super::{Inbox, Input};
+use super::{Inbox, StoreError, Transport};
+use crate::core::state::{State, encode_snapshot};
 use crate::store::StoreConfig;
 
 /// Messages that wait for a slow peer.
-const QUEUE_MAX: usize = 1024;
-/// Messages sent together.
-const BATCH_MAX: usize = 128;
+const QUEUE_MAX: usize = 256;
+/// Batches on the stream: one on the way, one behind it.
+const BATCHES_MAX: usize = 2;
+/// A batch is closed when it has so many bytes.
+const BATCH_BYTES: usize = 1 << 20;
 /// Bytes of one chunk of a snapshot.
-const CHUNK_BYTES: usize = 1 << 20;
+const CHUNK_BYTES: usize = 256 << 10;
 /// Longest time for a snapshot to arrive.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
+/// A connection that answers nothing for their sum is given up: a partition that heals is then over within a second.
+const PING_INTERVAL: Duration = Duration::from_millis(500);
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Pause before the next try to connect.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(200));
 
-/// The queues to the peers.
+/// The addresses of the peers, checked.
 #[derive(Debug)]
 pub struct Peers {
-    peers: BTreeMap<u64, Peer>,
-    runtime: tokio::runtime::Handle,
-    own: u64,
+    envelope: Envelope,
+    endpoints: BTreeMap<u64, (String, Endpoint)>,
+}
+
+/// What every batch says about itself.
+#[derive(Debug, Clone)]
+struct Envelope {
+    from: u64,
     cluster_id: String,
+}
+
+/// The connections to the peers; they end when this is dropped.
+#[derive(Debug)]
+pub struct Connections {
+    peers: BTreeMap<u64, Peer>,
+    inbox: Inbox,
+    _scope: Scope,
 }
 
 #[derive(Debug)]
 struct Peer {
     queue: mpsc::Sender<Message>,
-    channel: Channel,
-    sending_snapshot: Arc<AtomicBool>,
+    snapshots: mpsc::Sender<(Message, State)>,
+    connected: Arc<AtomicBool>,
 }
 
 impl Peers {
-    /// Starts a task for each peer. Must be called inside a tokio runtime.
-    pub fn connect(config: &StoreConfig) -> Self {
-        let own = config.id;
-        let cluster_id = config.cluster_id();
+    /// The peers of this manager.
+    pub fn new(config: &StoreConfig) -> Result<Self, StoreError> {
+        let mut endpoints = BTreeMap::new();
+        for member in config.members.iter().filter(|member| member.id != config.id) {
+            let endpoint = Endpoint::from_shared(format!("http://{}", member.addr)).map_err(|error| StoreError::Address {
+                name: member.name.clone(),
+                addr: member.addr.clone(),
+                why: error.to_string(),
+            })?;
+            let endpoint = endpoint
+                .connect_timeout(CONNECT_TIMEOUT)
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(PING_INTERVAL)
+                .keep_alive_timeout(PING_TIMEOUT)
+                .keep_alive_while_idle(true);
+            endpoints.insert(member.id, (member.name.clone(), endpoint));
+        }
+        Ok(Self { envelope: Envelope { from: config.id, cluster_id: config.cluster_id() }, endpoints })
+    }
+
+    /// Starts to connect. Must be called inside a tokio runtime.
+    pub fn connect(self, inbox: Inbox) -> Connections {
+        let mut scope = Scope::new();
         let mut peers = BTreeMap::new();
-        for member in config.members.iter().filter(|member| member.id != own) {
-            let channel = match endpoint(&member.addr) {
-                Ok(endpoint) => endpoint.connect_lazy(),
-                Err(error) => {
-                    warn!(peer = member.name, %error, "cannot be reached");
-                    continue;
-                }
-            };
+        for (id, (name, endpoint)) in self.endpoints {
             let (queue, messages) = mpsc::channel(QUEUE_MAX);
-            tokio::spawn(pump(own, member.id, cluster_id.clone(), channel.clone(), messages));
-            peers.insert(member.id, Peer { queue, channel, sending_snapshot: Arc::default() });
+            let (snapshots, to_send) = mpsc::channel(1);
+            let connected = Arc::new(AtomicBool::new(false));
+            let link = Link { envelope: self.envelope.clone(), to: id, name, endpoint, inbox: inbox.clone(), connected: connected.clone() };
+            scope.spawn(link.clone().pump(messages));
+            scope.spawn(link.pump_snapshots(to_send));
+            peers.insert(id, Peer { queue, snapshots, connected });
         }
-        Self { peers, runtime: tokio::runtime::Handle::current(), own, cluster_id }
+        Connections { peers, inbox, _scope: scope }
     }
+}
 
-    /// Sends a message, or tells raft that it could not be sent.
-    pub fn send(&self, inbox: &Inbox, message: Message) {
-        let Some(peer) = self.peers.get(&message.to) else { return };
-        if is_snapshot(&message) {
-            self.send_snapshot(peer, inbox, message);
-            return;
-        }
+impl Transport for Connections {
+    fn send(&mut self, message: Message) {
         let to = message.to;
-        if peer.queue.try_send(message).is_err() {
-            drop(inbox.send(Input::Unreachable(to)));
+        let Some(peer) = self.peers.get(&to) else { return };
+        if !peer.connected.load(Ordering::Relaxed) || peer.queue.try_send(message).is_err() {
+            self.inbox.unreachable(to);
         }
     }
 
-    fn send_snapshot(&self, peer: &Peer, inbox: &Inbox, message: Message) {
-        if peer.sending_snapshot.swap(true, Ordering::AcqRel) {
-            return;
+    fn send_snapshot(&mut self, message: Message, state: State) {
+        let to = message.to;
+        let Some(peer) = self.peers.get(&to) else { return };
+        // When one is on its way already, that one's end is reported, and raft asks for another if it needs it.
+        if let Err(mpsc::error::TrySendError::Closed(_)) = peer.snapshots.try_send((message, state)) {
+            self.inbox.snapshot_sent(to, false);
         }
-        let (own, cluster_id, channel) = (self.own, self.cluster_id.clone(), peer.channel.clone());
-        let (inbox, busy) = (inbox.clone(), peer.sending_snapshot.clone());
-        self.runtime.spawn(async move {
-            let to = message.to;
-            let sent = tokio::time::timeout(SNAPSHOT_TIMEOUT, stream_snapshot(own, cluster_id, channel, message)).await;
-            let arrived = matches!(sent, Ok(Ok(())));
-            if !arrived {
-                warn!(to, "a snapshot did not arrive");
+    }
+
+    fn is_connected(&self, peer: u64) -> bool {
+        self.peers.get(&peer).is_some_and(|peer| peer.connected.load(Ordering::Relaxed))
+    }
+}
+
+/// One peer's end of the tasks.
+#[derive(Debug, Clone)]
+struct Link {
+    envelope: Envelope,
+    to: u64,
+    name: String,
+    endpoint: Endpoint,
+    inbox: Inbox,
+    connected: Arc<AtomicBool>,
+}
+
+impl Link {
+    /// Keeps one stream to the peer open and puts the queue on it.
+    async fn pump(self, mut messages: mpsc::Receiver<Message>) {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut told = None;
+        loop {
+            let why = match self.endpoint.connect().await {
+                Ok(channel) => {
+                    info!(peer = self.name, "connected");
+                    // What waited meanwhile is old news to raft.
+                    while messages.try_recv().is_ok() {}
+                    self.connected.store(true, Ordering::Relaxed);
+                    backoff.reset();
+                    told = None;
+                    let ended = self.stream(channel, &mut messages).await;
+                    self.connected.store(false, Ordering::Relaxed);
+                    self.inbox.unreachable(self.to);
+                    let Some(status) = ended else { return };
+                    status.message().to_owned()
+                }
+                Err(error) => super::Chain(&error).to_string(),
+            };
+            if told.as_ref() != Some(&why) {
+                warn!(peer = self.name, why, "not connected; trying on");
+                told = Some(why);
             }
-            busy.store(false, Ordering::Release);
-            drop(inbox.send(Input::SnapshotSent { to, arrived }));
-        });
+            tokio::time::sleep(backoff.delay()).await;
+        }
     }
-}
 
-async fn stream_snapshot(own: u64, cluster_id: String, channel: Channel, mut message: Message) -> Result<(), tonic::Status> {
-    let to = message.to;
-    let data = message.mut_snapshot().take_data();
-    let head = message.write_to_bytes().map_err(|error| tonic::Status::internal(error.to_string()))?;
-    let chunk = move |message: Vec<u8>, data: Vec<u8>| v1::SnapshotChunk { from: own, to, cluster_id: cluster_id.clone(), message, data };
-    let mut chunks = vec![chunk(head, Vec::new())];
-    chunks.extend(data.chunks(CHUNK_BYTES).map(|part| chunk(Vec::new(), part.to_vec())));
-    let mut client = RaftClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
-    client.send_snapshot(tokio_stream::iter(chunks)).await.map(|_| ())
-}
-
-/// Keeps one stream to a peer open and puts the queue on it.
-async fn pump(own: u64, to: u64, cluster_id: String, channel: Channel, mut messages: mpsc::Receiver<Message>) {
-    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(200));
-    loop {
-        let (sender, receiver) = mpsc::channel::<v1::RaftBatch>(4);
-        let mut client = RaftClient::new(channel.clone()).max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let stream = ReceiverStream::new(receiver).map(|batch| batch);
+    /// Streams until the connection ends, and says why; `None` when the queue has ended.
+    async fn stream(&self, channel: Channel, messages: &mut mpsc::Receiver<Message>) -> Option<Status> {
+        let (sender, receiver) = mpsc::channel(BATCHES_MAX);
+        let mut client = RaftClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
         let feed = async {
-            let mut taken = Vec::with_capacity(BATCH_MAX);
-            while messages.recv_many(&mut taken, BATCH_MAX).await > 0 {
-                let encoded = taken.drain(..).filter_map(|message| message.write_to_bytes().ok()).collect();
-                let batch = v1::RaftBatch { from: own, to, cluster_id: cluster_id.clone(), messages: encoded };
+            while let Some(first) = messages.recv().await {
+                let batch = self.batch(first, messages);
                 if sender.send(batch).await.is_err() {
-                    return true;
+                    // The other arm says why.
+                    std::future::pending::<()>().await;
                 }
             }
-            false
         };
-        let more = tokio::select! {
-            more = feed => more,
-            ended = client.send(stream) => {
-                debug!(to, ended = ?ended.map(|_| ()), "stream to a manager ended");
-                true
+        tokio::select! {
+            () = feed => None,
+            ended = client.send(ReceiverStream::new(receiver)) => {
+                Some(ended.err().unwrap_or_else(|| Status::unavailable("the peer ended the stream")))
             }
-        };
-        if !more {
-            return;
         }
-        tokio::time::sleep(backoff.delay()).await;
-        // What waited meanwhile is old news to raft.
-        while messages.try_recv().is_ok() {}
+    }
+
+    fn batch(&self, first: Message, more: &mut mpsc::Receiver<Message>) -> v1::RaftBatch {
+        let mut batch =
+            v1::RaftBatch { from: self.envelope.from, to: self.to, cluster_id: self.envelope.cluster_id.clone(), messages: Vec::new() };
+        let mut bytes = 0;
+        let mut next = Some(first);
+        while let Some(message) = next {
+            match message.write_to_bytes() {
+                Ok(encoded) => {
+                    bytes += encoded.len();
+                    batch.messages.push(encoded);
+                }
+                Err(error) => warn!(peer = self.name, %error, "a message cannot be encoded"),
+            }
+            next = if bytes < BATCH_BYTES { more.try_recv().ok() } else { None };
+        }
+        batch
+    }
+
+    /// Sends snapshots, one at a time.
+    async fn pump_snapshots(self, mut snapshots: mpsc::Receiver<(Message, State)>) {
+        while let Some((message, state)) = snapshots.recv().await {
+            let why = match tokio::time::timeout(SNAPSHOT_TIMEOUT, self.send_snapshot(message, state)).await {
+                Ok(Ok(())) => None,
+                Ok(Err(status)) => Some(status.message().to_owned()),
+                Err(_) => Some(format!("it took longer than {} s", SNAPSHOT_TIMEOUT.as_secs())),
+            };
+            if let Some(why) = &why {
+                warn!(peer = self.name, why, "a snapshot did not arrive");
+            }
+            self.inbox.snapshot_sent(self.to, why.is_none());
+        }
+    }
+
+    async fn send_snapshot(&self, message: Message, state: State) -> Result<(), Status> {
+        let data = tokio::task::spawn_blocking(move || encode_snapshot(&state));
+        let data = bytes::Bytes::from(data.await.map_err(|error| Status::internal(error.to_string()))?);
+        let head = message.write_to_bytes().map_err(|error| Status::internal(error.to_string()))?;
+        let channel = self.endpoint.connect().await.map_err(|error| Status::unavailable(super::Chain(&error).to_string()))?;
+        debug!(peer = self.name, bytes = data.len(), "sending a snapshot");
+        let Envelope { from, cluster_id } = self.envelope.clone();
+        let to = self.to;
+        let chunk = move |message: Vec<u8>, data: Vec<u8>| v1::SnapshotChunk { from, to, cluster_id: cluster_id.clone(), message, data };
+        let parts = (0..data.len()).step_by(CHUNK_BYTES).map(move |start| data.slice(start..data.len().min(start + CHUNK_BYTES)));
+        let chunks = std::iter::once((head, bytes::Bytes::new())).chain(parts.map(|part| (Vec::new(), part)));
+        let stream = tokio_stream::iter(chunks.map(move |(message, data)| chunk(message, data.to_vec())));
+        RaftClient::new(channel).send_snapshot(stream).await.map(|_| ())
     }
 }

@@ -1,0 +1,9 @@
+//! The store: several in one process, over a network and on disks that a test can break.
+
+mod cluster;
+mod disk;
+mod failover;
+mod power;
+mod start;
+mod wire;
+mod world;

@@ -1,0 +1,97 @@
+//! Starting: from what is on the disk, or not at all.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+
+use rcluster_manager::store::{LogError, Store, StoreConfig, StoreError, start};
+
+use crate::world::{config, has, make, soon, until};
+use rcluster_manager::store::RoleKind;
+
+fn lone(dir: &Path) -> StoreConfig {
+    StoreConfig { dir: dir.to_path_buf(), snapshot_entries: 20, trailing_entries: 5, ..config(1, 1) }
+}
+
+async fn leading(config: StoreConfig) -> Store {
+    let (store, _) = start(config).unwrap();
+    until("it leads", || (store.role().borrow().kind == RoleKind::Leader).then_some(())).await;
+    store
+}
+
+fn refusal(config: StoreConfig) -> String {
+    let error: StoreError = start(config).unwrap_err();
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_is_there_after_a_restart_with_and_without_a_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..5 {
+        let store = leading(lone(dir.path())).await;
+        assert_eq!(store.state().events().len(), round * 13);
+        for number in 0..13 {
+            store.propose(make(&format!("{round}-{number:02}"))).await.unwrap();
+        }
+        soon("the end", store.shutdown()).await;
+    }
+    let names = fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+    let snapshots: Vec<String> = names.filter(|name| name.starts_with("snapshot-")).collect();
+    assert!(snapshots.len() <= 2, "the one in use and at most one that was on its way: {snapshots:?}");
+    let store = leading(lone(dir.path())).await;
+    assert!(has(&store.state(), "0-00") && has(&store.state(), "4-12"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_directory_without_its_log_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    leading(lone(dir.path())).await.shutdown().await;
+    fs::remove_file(dir.path().join("raft.redb")).unwrap();
+    let refusal = refusal(lone(dir.path()));
+    assert!(refusal.contains("raft.redb is missing") && refusal.contains("empty state directory"), "{refusal}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_directory_of_another_manager_or_cluster_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    leading(lone(dir.path())).await.shutdown().await;
+    let other_cluster = StoreConfig { dir: dir.path().to_path_buf(), ..config(1, 3) };
+    assert!(refusal(other_cluster.clone()).contains("belongs to manager m1 (id 1) of cluster"));
+    let other_manager = StoreConfig { id: 2, name: "m2".to_owned(), ..lone(dir.path()) };
+    assert!(refusal(other_manager).contains("not to manager m2 (id 2)"));
+    // The log itself knows as well.
+    fs::remove_file(dir.path().join("identity.json")).unwrap();
+    assert!(refusal(other_cluster).contains("belongs to manager m1"));
+    leading(lone(dir.path())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_directory_in_use_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = leading(lone(dir.path())).await;
+    let refusal = refusal(lone(dir.path()));
+    assert!(refusal.contains("is a manager running on this state directory?"), "{refusal}");
+    store.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_snapshot_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    leading(lone(dir.path())).await.shutdown().await;
+    let snapshot = fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().path());
+    let snapshot = snapshot.into_iter().find(|path| path.to_string_lossy().contains("snapshot-")).unwrap();
+    let mut bytes = fs::read(&snapshot).unwrap();
+    bytes.push(0);
+    fs::write(&snapshot, bytes).unwrap();
+    assert!(matches!(start(lone(dir.path())), Err(StoreError::Log(LogError::Damaged(_)))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unfinished_first_start_is_begun_again() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("raft.redb.new"), b"half a log").unwrap();
+    leading(lone(dir.path())).await.shutdown().await;
+}

@@ -1,0 +1,218 @@
+//! Several stores in one process, and the network between them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use raft::eraftpb::Message;
+use rcluster_api::id::EventId;
+use rcluster_api::object::{Event, Object};
+use rcluster_manager::core::state::{Change, State, Transaction, encode_snapshot};
+use rcluster_manager::store::{Fatal, Inbound, Inbox, Member, ProposeError, RoleKind, Store, StoreConfig, Transport, start_with};
+use tokio::sync::watch;
+
+use crate::disk::Disk;
+
+/// Longest wait for what must happen.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Waits until `seen` says so.
+pub async fn until<T>(what: &str, mut seen: impl FnMut() -> Option<T>) -> T {
+    let wait = async {
+        loop {
+            if let Some(value) = seen() {
+                return value;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("never: {what}"))
+}
+
+/// What `future` yields before the deadline.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("never: {what}"))
+}
+
+/// A transaction that makes an event called `id`, which must not exist.
+pub fn make(id: &str) -> Transaction {
+    make_large(id, 0)
+}
+
+/// Like [`make`], with a message of so many bytes.
+pub fn make_large(id: &str, bytes: usize) -> Transaction {
+    let event = Event {
+        id: id.into(),
+        stamp: Default::default(),
+        kind: "test".to_owned(),
+        object_id: String::new(),
+        object: String::new(),
+        reason: "Made".to_owned(),
+        message: "x".repeat(bytes),
+    };
+    Transaction { at_ms: 1, changes: vec![Change::Put { expected: 0, object: Object::Event(event) }] }
+}
+
+/// Whether the event called `id` is in the tables.
+pub fn has(state: &State, id: &str) -> bool {
+    state.events().contains_key(&EventId::from(id))
+}
+
+pub fn members(count: u64) -> Vec<Member> {
+    (1..=count).map(|id| Member { id, name: format!("m{id}"), addr: format!("127.0.0.1:{}", 10_000 + id) }).collect()
+}
+
+pub fn config(id: u64, count: u64) -> StoreConfig {
+    StoreConfig::new(format!("m{id}"), id, members(count), PathBuf::new())
+}
+
+/// A network on which a member can be cut off.
+#[derive(Debug, Clone, Default)]
+pub struct Network(Arc<Mutex<Links>>);
+
+#[derive(Debug, Default)]
+struct Links {
+    nodes: BTreeMap<u64, Inbound>,
+    cut: BTreeSet<u64>,
+    snapshots: usize,
+}
+
+impl Network {
+    fn links(&self) -> MutexGuard<'_, Links> {
+        self.0.lock().unwrap()
+    }
+
+    pub fn join(&self, inbound: Inbound) {
+        self.links().nodes.insert(inbound.id, inbound);
+    }
+
+    pub fn wire(&self, own: u64, inbox: Inbox) -> Wire {
+        Wire { network: self.clone(), own, inbox }
+    }
+
+    pub fn cut(&self, id: u64) {
+        self.links().cut.insert(id);
+    }
+
+    pub fn heal(&self) {
+        self.links().cut.clear();
+    }
+
+    /// Snapshots that have been sent.
+    pub fn snapshots(&self) -> usize {
+        self.links().snapshots
+    }
+}
+
+/// One store's end of the network.
+#[derive(Debug)]
+pub struct Wire {
+    network: Network,
+    own: u64,
+    inbox: Inbox,
+}
+
+impl Transport for Wire {
+    fn send(&mut self, message: Message) {
+        let to = message.to;
+        let links = self.network.links();
+        let target = links.nodes.get(&to).filter(|_| !links.cut.contains(&to) && !links.cut.contains(&self.own));
+        if target.is_none_or(|target| target.step(message).is_err()) {
+            self.inbox.unreachable(to);
+        }
+    }
+
+    fn send_snapshot(&mut self, mut message: Message, state: State) {
+        self.network.links().snapshots += 1;
+        message.mut_snapshot().set_data(encode_snapshot(&state).into());
+        let to = message.to;
+        self.send(message);
+        self.inbox.snapshot_sent(to, true);
+    }
+
+    fn is_connected(&self, peer: u64) -> bool {
+        let links = self.network.links();
+        !links.cut.contains(&peer) && !links.cut.contains(&self.own)
+    }
+}
+
+/// Stores `1..=count` on disks of their own.
+#[derive(Debug)]
+pub struct Cluster {
+    pub network: Network,
+    pub configs: Vec<StoreConfig>,
+    pub disks: Vec<Disk>,
+    pub stores: Vec<Store>,
+    pub fatal: Vec<watch::Receiver<Option<String>>>,
+}
+
+impl Cluster {
+    pub fn start(count: u64) -> Self {
+        Self::start_tuned(count, |_| {})
+    }
+
+    pub fn start_tuned(count: u64, tune: impl Fn(&mut StoreConfig)) -> Self {
+        let mut cluster = Self { network: Network::default(), configs: vec![], disks: vec![], stores: vec![], fatal: vec![] };
+        for id in 1..=count {
+            let mut config = config(id, count);
+            tune(&mut config);
+            let disk = Disk::new(&config);
+            let (store, fatal) = cluster.start_on(config.clone(), disk.clone());
+            cluster.configs.push(config);
+            cluster.disks.push(disk);
+            cluster.stores.push(store);
+            cluster.fatal.push(fatal);
+        }
+        cluster
+    }
+
+    fn start_on(&self, config: StoreConfig, disk: Disk) -> (Store, watch::Receiver<Option<String>>) {
+        let (told, fatal) = watch::channel(None);
+        let id = config.id;
+        let on_fatal = move |fatal: &Fatal| {
+            told.send_replace(Some(fatal.to_string()));
+        };
+        let (store, inbound) = start_with(config, disk, |inbox| self.network.wire(id, inbox), on_fatal).unwrap();
+        self.network.join(inbound);
+        (store, fatal)
+    }
+
+    /// Starts the store at `index` again from its disk.
+    pub fn restart(&mut self, index: usize) {
+        let (store, fatal) = self.start_on(self.configs[index].clone(), self.disks[index].clone());
+        (self.stores[index], self.fatal[index]) = (store, fatal);
+    }
+
+    /// Index of a store that leads, among those at `indices`.
+    pub async fn leader_among(&self, indices: &[usize]) -> usize {
+        let leads = |index: &&usize| self.stores[**index].role().borrow().kind == RoleKind::Leader;
+        until("a leader", || indices.iter().find(leads).copied()).await
+    }
+
+    pub async fn leader(&self) -> usize {
+        let all: Vec<usize> = (0..self.stores.len()).collect();
+        self.leader_among(&all).await
+    }
+
+    /// Has `transaction` made by whoever leads among `indices`, trying again while nothing was proposed.
+    pub async fn write(&self, indices: &[usize], transaction: &Transaction) -> u64 {
+        let attempt = async {
+            loop {
+                let leader = self.leader_among(indices).await;
+                match self.stores[leader].propose(transaction.clone()).await {
+                    Ok(revision) => return revision,
+                    Err(ProposeError::NotLeader { .. }) => tokio::time::sleep(Duration::from_millis(2)).await,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        soon("a write", attempt).await
+    }
+
+    /// Waits until all stores at `indices` have `id`.
+    pub async fn all_have(&self, indices: &[usize], id: &str) {
+        until(id, || indices.iter().all(|index| has(&self.stores[*index].state(), id)).then_some(())).await;
+    }
+}
