@@ -81,7 +81,8 @@ impl Cgroups {
                 dir.push(part);
                 match fs::create_dir(&dir) {
                     Ok(()) => {}
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                    // Every v1 cgroup has files of the kernel's names, such as `tasks`: only a directory will do.
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => continue,
                     Err(error) => return Err(LabError::io(format!("make cgroup {}", dir.display()))(error)),
                 }
                 if hierarchy.has("cpuset") {

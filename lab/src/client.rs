@@ -70,7 +70,9 @@ pub fn up(options: UpOptions) -> Result<Starting, LabError> {
     preflight::check(&plan.bin_dir, &plan.images)?;
     match Lab::open(&name) {
         Ok(_) => {
-            return Err(LabError::Refused(format!("there is a lab {name} already; take it down with `rclusterctl lab down --lab {name}`, or choose another name")));
+            return Err(LabError::Refused(format!(
+                "there is a lab {name} already; take it down with `rclusterctl lab down --lab {name}`, or choose another name"
+            )));
         }
         Err(_) => clean_leftovers(&name)?,
     }
@@ -104,6 +106,11 @@ pub fn up(options: UpOptions) -> Result<Starting, LabError> {
             Err(LabError::Refused("the lab's supervisor ended before the lab was up".to_owned()))
         }
     }
+}
+
+/// Whether there is something left of a lab of this name.
+pub fn has_leftovers(name: &str) -> bool {
+    run_root(name).exists() || state_root(name).exists()
 }
 
 /// Removes what a lab whose supervisor was killed has left: cgroups and directories.

@@ -34,7 +34,8 @@ pub fn exec(lab: &Lab, host: &str, task: Option<&str>, container: Option<&str>, 
     if known.init_pid == 0 {
         return Err(LabError::Refused(format!("{host} is off; start it with `rclusterctl lab start {host}`")));
     }
-    let own = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
+    let own =
+        CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
     let cgroup = format!("{}/{host}", cgroup_root(lab.name()));
     let place = match task {
         None => Place { pid: known.init_pid, cgroup: format!("{cgroup}/system"), namespaces: own, environment: BTreeMap::new() },
@@ -58,7 +59,7 @@ pub fn exec(lab: &Lab, host: &str, task: Option<&str>, container: Option<&str>, 
 /// The container of a task: by its cgroup `tasks/TASK/CONTAINER`.
 fn in_task(host_cgroup: &str, task: &str, container: Option<&str>, namespaces: CloneFlags) -> Result<Place, LabError> {
     let cgroups = Cgroups::find()?;
-    let tasks = format!("{host_cgroup}/tasks");
+    let tasks = format!("{host_cgroup}/pods");
     let gone = || LabError::Refused(format!("no container of task {task} runs on the host"));
     let mut containers = cgroups.children(&format!("{tasks}/{task}"));
     containers.sort();
@@ -71,7 +72,8 @@ fn in_task(host_cgroup: &str, task: &str, container: Option<&str>, namespaces: C
     let pid = cgroups.processes(&cgroup)?.into_iter().find(|pid| is_init(*pid)).ok_or_else(gone)?;
     let text = fs::read(format!("/proc/{pid}/environ")).map_err(LabError::io("read the container's environment"))?;
     let text = String::from_utf8_lossy(&text).into_owned();
-    let environment = text.split('\0').filter_map(|pair| pair.split_once('=')).map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    let environment =
+        text.split('\0').filter_map(|pair| pair.split_once('=')).map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     Ok(Place { pid, cgroup, namespaces, environment })
 }
 

@@ -64,11 +64,8 @@ pub fn die_with_parent() -> Result<(), LabError> {
 fn shell(name: &str, addr: &str, run_dir: &str, cgroup: &str, out: &mut Stdout) -> Result<(), LabError> {
     die_with_parent()?;
     Cgroups::find()?.join(&format!("{cgroup}/system"), 0)?;
-    let all = CloneFlags::CLONE_NEWPID
-        | CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWNET
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWIPC;
+    let all =
+        CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
     unshare(all).map_err(LabError::kernel("make the host's namespaces"))?;
     tell(out, &HostEvent::Unshared)?;
     let mut word = [0u8; 1];
@@ -77,10 +74,8 @@ fn shell(name: &str, addr: &str, run_dir: &str, cgroup: &str, out: &mut Stdout) 
         return Err(LabError::Refused("the supervisor has gone".to_owned()));
     }
     let program = std::env::current_exe().map_err(LabError::io("find this program"))?;
-    let mut child = Command::new(program)
-        .args([HOST, "init", name, addr, run_dir, cgroup])
-        .spawn()
-        .map_err(LabError::io("start the host's init"))?;
+    let mut child =
+        Command::new(program).args([HOST, "init", name, addr, run_dir, cgroup]).spawn().map_err(LabError::io("start the host's init"))?;
     let pid = i32::try_from(child.id()).unwrap_or_default();
     tell(out, &HostEvent::Booted { pid })?;
     child.wait().map_err(LabError::io("wait for the host's init"))?;
@@ -98,7 +93,8 @@ fn init(name: &str, addr: &str, run_dir: &Path, out: &mut Stdout) -> Result<(), 
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGCHLD);
     signals.thread_block().map_err(LabError::kernel("block signals"))?;
-    let reaper = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(LabError::kernel("watch children"))?;
+    let reaper =
+        SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(LabError::kernel("watch children"))?;
     furnish(name, addr, run_dir)?;
     tell(out, &HostEvent::Ready)?;
     let input = stdin();

@@ -10,12 +10,12 @@
 //! included, and mounts and network namespaces go with the last process. Every process here asks to die with its parent, so that nothing
 //! outlives the supervisor; cgroups and directories, which no kernel removes, have names that follow from the lab's.
 
-pub mod plan;
 mod cgroup;
 mod client;
 mod exec;
 mod host;
 mod netlink;
+pub mod plan;
 mod preflight;
 mod protocol;
 mod supervisor;
@@ -23,7 +23,7 @@ mod wire;
 
 use thiserror::Error;
 
-pub use client::{Lab, Starting, UpOptions, clean_leftovers, up};
+pub use client::{Lab, Starting, UpOptions, clean_leftovers, has_leftovers, up};
 pub use exec::exec;
 pub use protocol::{DaemonState, DaemonStatus, HostState, HostStatus, LabStatus};
 

@@ -1,13 +1,17 @@
 //! The few rtnetlink messages that a wire needs, one at a time, each acknowledged.
 
 use std::io;
-use std::net::Ipv4Addr;
 use std::net::IpAddr;
+use std::net::Ipv4Addr;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -51,8 +55,8 @@ impl Netlink {
         loop {
             let mut buffer = Vec::with_capacity(RECEIVE_BYTES);
             self.socket.recv(&mut buffer, 0).map_err(failed)?;
-            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&buffer)
-                .map_err(|error| failed(io::Error::other(error.to_string())))?;
+            let answer =
+                NetlinkMessage::<RouteNetlinkMessage>::deserialize(&buffer).map_err(|error| failed(io::Error::other(error.to_string())))?;
             if answer.header.sequence_number != self.sequence {
                 continue;
             }

@@ -126,11 +126,23 @@ impl LabPlan {
             "netd" => ["--state-dir", &state, "--run-dir", &run, "--addr", &host.addr.to_string()].map(str::to_owned).to_vec(),
             _ => {
                 let addr = host.addr.to_string();
-                let cgroup = format!("/{}/tasks", self.cgroup(host));
+                let cgroup = format!("/{}/pods", self.cgroup(host));
                 let managers = self.managers().join(",");
                 let flags = [
-                    "run", "--name", &host.name, "--state-dir", &state, "--run-dir", &run, "--addr", &addr, "--managers", &managers,
-                    "--cgroup-parent", &cgroup, "--insecure",
+                    "run",
+                    "--name",
+                    &host.name,
+                    "--state-dir",
+                    &state,
+                    "--run-dir",
+                    &run,
+                    "--addr",
+                    &addr,
+                    "--managers",
+                    &managers,
+                    "--cgroup-parent",
+                    &cgroup,
+                    "--insecure",
                 ];
                 let labels = host.labels.iter().flat_map(|label| ["--label".to_owned(), label.clone()]);
                 flags.into_iter().map(str::to_owned).chain(labels).collect()
@@ -220,7 +232,7 @@ mod tests {
             lines[6],
             "/bin/rcluster-agent run --name n2 --state-dir /var/lib/rcluster/labs/lab/n2/agent \
              --run-dir /run/rcluster/labs/lab/hosts/n2 --addr 10.90.0.102 --managers 10.90.0.11:7443,10.90.0.12:7443,10.90.0.13:7443 \
-             --cgroup-parent /rcluster-lab-lab/n2/tasks --insecure --label zone=b"
+             --cgroup-parent /rcluster-lab-lab/n2/pods --insecure --label zone=b"
         );
     }
 

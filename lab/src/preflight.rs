@@ -31,7 +31,10 @@ pub fn check(bin_dir: &Path, images: &[PathBuf]) -> Result<(), LabError> {
     let mut missing = Vec::new();
     for program in PROGRAMS {
         if !bin_dir.join(program).is_file() {
-            missing.push(format!("{program} is not in {} (`make build` puts it there; RCLUSTER_BIN_DIR says where to look)", bin_dir.display()));
+            missing.push(format!(
+                "{program} is not in {} (`make build` puts it there; RCLUSTER_BIN_DIR says where to look)",
+                bin_dir.display()
+            ));
         }
     }
     for image in images.iter().filter(|image| !image.exists()) {

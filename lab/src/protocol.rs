@@ -14,12 +14,23 @@ use crate::plan::Role;
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     Status,
-    Kill { targets: Vec<String> },
-    Start { targets: Vec<String> },
-    Pause { hosts: Vec<String> },
-    Resume { hosts: Vec<String> },
+    Kill {
+        targets: Vec<String>,
+    },
+    Start {
+        targets: Vec<String>,
+    },
+    Pause {
+        hosts: Vec<String>,
+    },
+    Resume {
+        hosts: Vec<String>,
+    },
     /// `other` none: from everyone.
-    Cut { host: String, other: Option<String> },
+    Cut {
+        host: String,
+        other: Option<String>,
+    },
     Heal,
     Down,
 }
@@ -57,12 +68,22 @@ pub enum HostEvent {
     /// The shell has its namespaces; the wire can be plugged.
     Unshared,
     /// The init runs; its PID as the supervisor sees it.
-    Booted { pid: i32 },
+    Booted {
+        pid: i32,
+    },
     /// The init is ready for commands.
     Ready,
-    Spawned { daemon: String, pid: i32 },
-    Exited { daemon: String, how: String },
-    Failed { why: String },
+    Spawned {
+        daemon: String,
+        pid: i32,
+    },
+    Exited {
+        daemon: String,
+        how: String,
+    },
+    Failed {
+        why: String,
+    },
 }
 
 /// A host's power.

@@ -307,7 +307,7 @@ impl Supervisor {
         let run_dir = self.plan.host_run_dir(&plan);
         make_dirs(&[run_dir.clone(), self.plan.state_dir(&plan), run_root(&self.plan.name).join("logs")])?;
         self.cgroups.make(&format!("{cgroup}/system"))?;
-        self.cgroups.make(&format!("{cgroup}/tasks"))?;
+        self.cgroups.make(&format!("{cgroup}/pods"))?;
         if plan.role == crate::plan::Role::Node {
             self.load_images(&plan)?;
         }
@@ -389,7 +389,10 @@ impl Supervisor {
             tell(&mut running.input, &HostCommand::Spawn { daemon: daemon.to_owned(), words, log })?;
         }
         let name = daemon.to_owned();
-        self.await_event(index, move |event| matches!(event, HostEvent::Spawned { daemon, .. } | HostEvent::Exited { daemon, .. } if *daemon == name))
+        self.await_event(
+            index,
+            move |event| matches!(event, HostEvent::Spawned { daemon, .. } | HostEvent::Exited { daemon, .. } if *daemon == name),
+        )
     }
 
     /// Cuts the power of hosts, or kills single daemons.
@@ -412,7 +415,10 @@ impl Supervisor {
                         tell(&mut running.input, &HostCommand::Kill { daemon: daemon.clone() })?;
                         let runs = running.daemons.iter().any(|d| d.name == daemon && d.state == DaemonState::Running);
                         if runs {
-                            self.await_event(index, move |event| matches!(event, HostEvent::Exited { daemon: ended, .. } if *ended == daemon))?;
+                            self.await_event(
+                                index,
+                                move |event| matches!(event, HostEvent::Exited { daemon: ended, .. } if *ended == daemon),
+                            )?;
                         }
                     }
                 }

@@ -150,3 +150,8 @@ pub fn answer() -> Result<String, CliError> {
     io::stdin().read_line(&mut line).map_err(|error| CliError::refused(format!("read the answer: {error}"), "give --yes"))?;
     Ok(line.trim().to_owned())
 }
+
+/// Where a lab's programs are, when not beside this one: `RCLUSTER_BIN_DIR`.
+pub fn bin_dir() -> Option<PathBuf> {
+    std::env::var_os("RCLUSTER_BIN_DIR").map(PathBuf::from)
+}

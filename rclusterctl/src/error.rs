@@ -22,6 +22,9 @@ pub enum CliError {
     /// Ctrl-C.
     #[error("{message}")]
     Interrupted { message: String, hint: String },
+    /// A command that was run in a lab ended so; it has said why itself.
+    #[error("the command ended with code {code}")]
+    Ended { code: u8 },
     /// The reader of the output has gone: not worth a word.
     #[error("the reader of the output has gone")]
     ReaderGone,
@@ -56,6 +59,7 @@ impl CliError {
             Self::Unreachable { .. } => 3,
             Self::TimedOut { .. } => 4,
             Self::Interrupted { .. } => 130,
+            Self::Ended { code } => *code,
             Self::ReaderGone => 141,
         }
     }
@@ -68,8 +72,20 @@ impl CliError {
             | Self::Unreachable { hint, .. }
             | Self::TimedOut { hint, .. }
             | Self::Interrupted { hint, .. } => hint,
-            Self::ReaderGone => "",
+            Self::Ended { .. } | Self::ReaderGone => "",
         }
+    }
+}
+
+impl From<rcluster_lab::LabError> for CliError {
+    fn from(error: rcluster_lab::LabError) -> Self {
+        let mut message = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(source) = cause {
+            message = format!("{message}: {source}");
+            cause = source.source();
+        }
+        Self::refused(message, "")
     }
 }
 

@@ -21,6 +21,9 @@ use crate::session::Session;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    if let Some(code) = rcluster_lab::run_part(&arguments) {
+        return ExitCode::from(u8::try_from(code).unwrap_or(1));
+    }
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error, &arguments),

@@ -185,7 +185,8 @@ impl Lab {
 
     /// Starts a command inside a task's container that runs until [`Background::finish`].
     pub fn background(&self, task: &TaskJson, arguments: &[&str]) -> Result<Background> {
-        let child = self.in_task(task, arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("start a command in a task")?;
+        let child =
+            self.in_task(task, arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("start a command in a task")?;
         Ok(Background { child: Some(child) })
     }
 

@@ -79,8 +79,25 @@ fn product_code(text: &str) -> &str {
 #[test]
 fn core_is_pure() {
     let impure = [
-        "async fn", ".await", "Instant::now", "SystemTime::now", "rand::rng(", "thread_rng", "HashMap", "HashSet", "std::fs", "std::net::Tcp",
-        "tokio::", "Mutex", "RwLock", "std::env", "std::process", "unix_ms()", "thread::sleep", "rustix::", "nix::",
+        "async fn",
+        ".await",
+        "Instant::now",
+        "SystemTime::now",
+        "rand::rng(",
+        "thread_rng",
+        "HashMap",
+        "HashSet",
+        "std::fs",
+        "std::net::Tcp",
+        "tokio::",
+        "Mutex",
+        "RwLock",
+        "std::env",
+        "std::process",
+        "unix_ms()",
+        "thread::sleep",
+        "rustix::",
+        "nix::",
     ];
     let mut seen = 0;
     for (path, text) in rust_files().iter().filter(|(path, _)| is_core(path)) {

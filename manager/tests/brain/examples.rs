@@ -60,13 +60,23 @@ fn a_crash_is_answered_at_once_then_later_and_later() {
     world.service("web", web(1));
     world.settle();
     let mut delays = Vec::new();
-    for _ in 0..4 {
+    for round in 0..4 {
         world.now_ms += 100;
         world.report(&world.task("web.1").id, TaskState::Failed, "exited with code 3");
         let next = world.task("web.1");
-        assert_eq!(next.status.state, TaskState::Assigned, "the replacement is in the same commit");
         delays.push(next.start_after_ms.saturating_sub(world.now_ms));
+        if round == 0 {
+            assert_eq!(next.status.state, TaskState::Assigned, "the first replacement is assigned in the same commit");
+        } else {
+            assert_eq!(
+                (next.status.state, next.status.message.as_str()),
+                (TaskState::Pending, format!("waits before restart {}", round + 1).as_str())
+            );
+            world.now_ms = next.start_after_ms;
+            world.wake();
+        }
         world.settle();
+        assert_eq!(world.running("web"), 1);
     }
     assert_eq!(delays[0], 0);
     assert!((400..=500).contains(&delays[1]) && (800..=1000).contains(&delays[2]) && (1600..=2000).contains(&delays[3]), "{delays:?}");
@@ -138,6 +148,8 @@ fn a_broken_template_can_be_mended() {
     for _ in 0..5 {
         let broken = world.state.tasks().values().find(|task| task.is_live() && task.template.containers[0].image == "web:broken").cloned();
         if let Some(task) = broken {
+            world.now_ms = world.now_ms.max(task.start_after_ms);
+            world.wake();
             world.report(&task.id, TaskState::Rejected, "no such image");
         } else {
             let stopping =

@@ -52,6 +52,11 @@ impl World {
         }
     }
 
+    /// The time that a plan asked to be woken at has come.
+    pub fn wake(&mut self) {
+        self.turn(|_, _| {});
+    }
+
     pub fn request(&mut self, request: Request) -> Result<Answer, String> {
         let mut outcome = None;
         self.turn(|draft, ctx| {
@@ -143,7 +148,16 @@ impl World {
             });
             match due {
                 Some((task, state)) => self.report(&task, state, ""),
-                None => return,
+                None => {
+                    let waits = self.state.tasks().values().map(|task| task.start_after_ms).filter(|at| *at > self.now_ms).min();
+                    match waits {
+                        Some(at) => {
+                            self.now_ms = at;
+                            self.wake();
+                        }
+                        None => return,
+                    }
+                }
             }
         }
         panic!("the cluster does not settle");

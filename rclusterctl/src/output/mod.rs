@@ -113,7 +113,7 @@ pub fn can_ask() -> bool {
 
 /// Says why a command did not succeed, and what mends it.
 pub fn failure(error: &CliError) {
-    if *error == CliError::ReaderGone {
+    if matches!(error, CliError::ReaderGone | CliError::Ended { .. }) {
         return;
     }
     let hint = if error.hint().is_empty() { String::new() } else { format!("hint: {}\n", error.hint()) };

@@ -150,9 +150,7 @@ fn story(figures: &mut Figures, round: usize) -> Result<()> {
     let leader = lab.cluster()?.leader;
     let started = Instant::now();
     lab.host("kill", &[&leader])?;
-    wait_for("a write is accepted", Duration::from_secs(30), || {
-        lab.ctl(&["node", "label", "n1", &format!("round=r{round}")]).map(Some)
-    })?;
+    wait_for("a write is accepted", Duration::from_secs(30), || lab.ctl(&["node", "label", "n1", &format!("round=r{round}")]).map(Some))?;
     figures.add("leader killed to write accepted", "s", seconds(started));
     lab.down()
 }

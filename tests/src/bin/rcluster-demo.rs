@@ -164,9 +164,7 @@ fn leader_kill(lab: &Lab) -> Result<String> {
     step("6", &format!("rclusterctl lab kill {}: a power cut on the leader", old.leader), || {
         let cut = Instant::now();
         lab.host("kill", &[&old.leader])?;
-        wait_for("a write is accepted", Duration::from_secs(15), || {
-            lab.ctl(&["node", "label", "n1", "demo=after-the-cut"]).map(Some)
-        })?;
+        wait_for("a write is accepted", Duration::from_secs(15), || lab.ctl(&["node", "label", "n1", "demo=after-the-cut"]).map(Some))?;
         let written_s = cut.elapsed().as_secs_f64();
         let new = lab.cluster()?;
         ensure!(new.leader != old.leader && new.term > old.term, "{} still leads", new.leader);
@@ -231,6 +229,13 @@ fn back(lab: &Lab, agent: &str, manager: &str) -> Result<()> {
         if addresses.len() != 3 {
             bail!("an address is held twice: {addresses:?}");
         }
-        Ok(((), format!("{}{}\nexactly 3 replicas run, each with an address of its own", lab.ctl(&["node", "ls"])?, lab.ctl(&["cluster", "status"])?)))
+        Ok((
+            (),
+            format!(
+                "{}{}\nexactly 3 replicas run, each with an address of its own",
+                lab.ctl(&["node", "ls"])?,
+                lab.ctl(&["cluster", "status"])?
+            ),
+        ))
     })
 }

@@ -110,11 +110,9 @@ fn what_cannot_run_says_why_and_what_is_wrong_is_refused_with_its_place() {
     let turn = Turn::new("refuse", 1, 2);
     let lab = turn.lab();
     let manifest = |body: &str| format!("kind: Service\nname: web\nspec:\n  containers:\n    - image: rcluster/probe:demo\n{body}");
-    for (body, expected) in [
-        ("  replcas: 3\n", ":6:"),
-        ("  networks: [nowhere]\n", "network nowhere"),
-        ("  mode: global\n  replicas: 2\n", "replicas"),
-    ] {
+    for (body, expected) in
+        [("  replcas: 3\n", ":6:"), ("  networks: [nowhere]\n", "network nowhere"), ("  mode: global\n  replicas: 2\n", "replicas")]
+    {
         let refused = lab.deploy(&manifest(body)).unwrap_err().to_string();
         assert!(refused.contains(expected), "{refused}");
     }

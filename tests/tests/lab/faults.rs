@@ -147,10 +147,7 @@ fn all_managers_restart_from_disk_with_nothing_lost() {
     lab.host("kill", &["m1", "m2", "m3"]).unwrap();
     lab.host("start", &["m1", "m2", "m3"]).unwrap();
     lab.wait_leader("", SOON).unwrap();
-    wait_for("the nodes are back", SOON, || {
-        Ok(lab.nodes()?.iter().all(|node| node.status == NodeState::Ready).then_some(()))
-    })
-    .unwrap();
+    wait_for("the nodes are back", SOON, || Ok(lab.nodes()?.iter().all(|node| node.status == NodeState::Ready).then_some(()))).unwrap();
     assert_eq!(lab.service("web").unwrap(), service);
     assert_eq!(lab.nodes().unwrap().into_iter().map(|node| node.id).collect::<BTreeSet<_>>(), nodes);
     assert_eq!(fingerprint(lab, "web"), before);

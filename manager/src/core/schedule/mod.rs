@@ -24,6 +24,15 @@ pub fn pass(draft: &Draft, _dirty: &Dirty, ctx: &mut Ctx) -> ChangeSet {
     waiting.sort_by(|a, b| (a.stamp.created_at_ms, &a.service, a.slot, &a.id).cmp(&(b.stamp.created_at_ms, &b.service, b.slot, &b.id)));
     let mut rooms = Rooms::new(draft.state());
     for task in waiting {
+        if task.start_after_ms > ctx.now_ms {
+            changes.wake_at(task.start_after_ms);
+            if task.status.message.is_empty() {
+                let mut waits = task.clone();
+                waits.status.message = format!("waits before restart {}", task.restarts);
+                changes.puts.push(Object::Task(Box::new(waits)));
+            }
+            continue;
+        }
         let placed = match rooms.best(task) {
             Ok(room) => {
                 let mut placed = task.clone();
