@@ -18,7 +18,7 @@ mod log;
 mod oom;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf, absolute};
 use std::process::{Command, ExitCode, Stdio};
@@ -62,7 +62,8 @@ pub fn run(root: &Path, options: &MonitorOptions, log: &Log) -> Result<ExitCode>
 /// Passes the monitor's report on.
 fn relay(reports: OwnedFd) -> Result<ExitCode> {
     let mut line = String::new();
-    File::from(reports).read_to_string(&mut line).context("hear from the monitor")?;
+    // One line, not the end of the pipe: the container's init holds it too until it starts its program.
+    BufReader::new(File::from(reports)).read_line(&mut line).context("hear from the monitor")?;
     if line.is_empty() {
         bail!("the monitor died before it could report: was it killed?");
     }
