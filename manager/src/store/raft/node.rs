@@ -98,6 +98,8 @@ impl<L: LogStore, T: Transport> Node<L, T> {
     /// Runs until shut down; who wants to be told is to be told once this node, and its log with it, is gone.
     pub fn run(mut self, receiver: &Receiver<Input>) -> Result<Option<oneshot::Sender<()>>, Fatal> {
         let tick = self.config.timing.tick;
+        // What is known to be committed first: raft-rs holds all that is not applied in memory at once when it stands for election.
+        self.work()?;
         if self.config.members.len() == 1
             && let Err(error) = self.raw.campaign()
         {
@@ -242,6 +244,8 @@ impl<L: LogStore, T: Transport> Node<L, T> {
             } else if let Some(state) = self.raw.store().take_outgoing(message.to) {
                 info!(to = message.to, index = message.get_snapshot().get_metadata().index, "sending a snapshot");
                 self.transport.send_snapshot(message, state);
+            } else {
+                self.inbox.snapshot_sent(message.to, false);
             }
         }
     }

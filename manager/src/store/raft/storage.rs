@@ -14,8 +14,8 @@ use super::log::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver};
 use crate::core::state::State;
 
 /// Recent entries kept in memory: followers that keep up, and the tables, are served from here.
-const CACHE_BYTES_MAX: u64 = 4 << 20;
-const CACHE_ENTRIES_MAX: usize = 4096;
+const CACHE_BYTES_MAX: u64 = 2 << 20;
+const CACHE_ENTRIES_MAX: usize = 2048;
 
 /// The terms of a log's entries, as runs: a term changes rarely.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

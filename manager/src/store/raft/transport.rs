@@ -159,9 +159,9 @@ impl Link {
                     self.connected.store(false, Ordering::Relaxed);
                     self.inbox.unreachable(self.to);
                     let Some(status) = ended else { return };
-                    status.message().to_owned()
+                    root_cause(&status)
                 }
-                Err(error) => super::Chain(&error).to_string(),
+                Err(error) => root_cause(&error),
             };
             if told.as_ref() != Some(&why) {
                 warn!(peer = self.name, why, "not connected; trying on");
@@ -229,7 +229,7 @@ impl Link {
         let data = tokio::task::spawn_blocking(move || encode_snapshot(&state));
         let data = bytes::Bytes::from(data.await.map_err(|error| Status::internal(error.to_string()))?);
         let head = message.write_to_bytes().map_err(|error| Status::internal(error.to_string()))?;
-        let channel = self.endpoint.connect().await.map_err(|error| Status::unavailable(super::Chain(&error).to_string()))?;
+        let channel = self.endpoint.connect().await.map_err(|error| Status::unavailable(root_cause(&error)))?;
         debug!(peer = self.name, bytes = data.len(), "sending a snapshot");
         let Envelope { from, cluster_id } = self.envelope.clone();
         let to = self.to;
@@ -239,4 +239,13 @@ impl Link {
         let stream = tokio_stream::iter(chunks.map(move |(message, data)| chunk(message, data.to_vec())));
         RaftClient::new(channel).send_snapshot(stream).await.map(|_| ())
     }
+}
+
+/// The innermost cause: what a person needs to read.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
