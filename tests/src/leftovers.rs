@@ -31,6 +31,12 @@ impl Inventory {
         Ok(Self { items })
     }
 
+    /// An error that names everything of one lab that is there now; what others do on the machine meanwhile does not count.
+    pub fn check_nothing_of(lab: &str) -> Result<()> {
+        let left: Vec<String> = Self::take()?.items.into_iter().filter(|item| item.contains(lab)).collect();
+        if left.is_empty() { Ok(()) } else { bail!("left behind: {}", left.join(", ")) }
+    }
+
     /// An error that names everything which is there now and was not in `before`.
     pub fn check_nothing_new(before: &Self) -> Result<()> {
         let new: Vec<String> = Self::take()?.items.difference(&before.items).cloned().collect();
@@ -50,9 +56,11 @@ fn processes(items: &mut BTreeSet<String>) -> Result<()> {
         let Ok(comm) = fs::read_to_string(entry.path().join("comm")) else { continue };
         if comm.starts_with("rcluster") || comm.trim() == "probe" {
             let ours = fs::read_link(entry.path().join("exe")).unwrap_or_default();
+            let cgroup = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+            let of_lab = cgroup.lines().find_map(|line| line.split("rcluster-lab-").nth(1)).unwrap_or_default();
             let by_a_test = ["demo", "bench", "codegen"].iter().any(|name| ours.ends_with(format!("rcluster-{name}")));
             if !by_a_test {
-                items.insert(format!("process {pid} ({})", comm.trim()));
+                items.insert(format!("process {pid} ({}) {of_lab}", comm.trim()));
             }
         }
         if let Ok(namespace) = fs::read_link(entry.path().join("ns/net")) {

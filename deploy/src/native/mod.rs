@@ -142,10 +142,14 @@ fn object(document: &Rc<Node>, file: &str, stack: Option<&str>) -> Result<Desire
     let name = required_text(document, "name")?;
     let owner = format!("{} {name}", kind.as_str());
     check_top_level(document, entries, kind, &owner)?;
-    let Some(spec_entry) = document.entry("spec") else {
-        return Err(Problem::new(document.position, format!("key \"spec\" is missing in {owner}"), ""));
+    // Everything of a network has a default.
+    let nothing = Node { position: document.position, value: Value::Map(Vec::new()) };
+    let spec_node = match document.entry("spec") {
+        Some(entry) if kind == Kind::Network && entry.value.is_null() => &nothing,
+        Some(entry) => &*entry.value,
+        None if kind == Kind::Network => &nothing,
+        None => return Err(Problem::new(document.position, format!("key \"spec\" is missing in {owner}"), "")),
     };
-    let spec_node = &*spec_entry.value;
     let mut spec = match kind {
         Kind::Service => Spec::Service(service(spec_node, name, &owner)?),
         _ => Spec::Network(NetworkSpec { name: name.to_owned(), ..read_spec(spec_node, &owner)? }),

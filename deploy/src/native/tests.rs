@@ -119,6 +119,8 @@ fn wrong_types_and_words_say_what_is_wanted() {
 #[test]
 fn missing_keys_are_named() {
     refuse("kind: Service\nname: web\n", "web.yaml:1:1: key \"spec\" is missing in service web");
+    let network = parse(&[Source { name: "web.yaml", text: "kind: Network\nname: lab\n" }], None).unwrap();
+    assert_eq!(network[0].spec.name(), "lab", "everything of a network has a default");
     refuse("kind: Service\nspec: {}\n", "web.yaml:1:1: key \"name\" is missing");
     refuse("name: web\n", "web.yaml:1:1: key \"kind\" is missing; write kind: Service or kind: Network");
     refuse(
