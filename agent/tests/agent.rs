@@ -225,7 +225,7 @@ async fn a_running_task_that_is_not_known_here_was_lost_with_a_boot_and_is_not_s
     assert_eq!((status.state(), status.message.as_str()), (TaskState::Failed, "the host restarted"));
     let registrations = manager.seen.borrow().registrations.clone();
     assert_eq!(registrations[1].incarnation, registrations[0].incarnation + 1);
-    assert!(!agent.state().join("tasks").join(A).exists(), "what its containers wrote is gone");
+    eventually("what its containers wrote is gone", || (!agent.state().join("tasks").join(A).exists()).then_some(())).await;
 }
 
 #[tokio::test]

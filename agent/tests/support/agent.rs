@@ -25,8 +25,10 @@ pub struct Agent {
 fn runtime() -> &'static Path {
     static RUNTIME: OnceLock<PathBuf> = OnceLock::new();
     RUNTIME.get_or_init(|| {
+        // Beside the agent, which is of the profile of the tests.
+        let profile: &[&str] = if cfg!(debug_assertions) { &[] } else { &["--release"] };
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let built = Command::new(cargo).args(["build", "--quiet", "-p", "rcluster-runtime"]).status().expect("run cargo");
+        let built = Command::new(cargo).args(["build", "--quiet", "-p", "rcluster-runtime"]).args(profile).status().expect("run cargo");
         assert!(built.success(), "rcluster-runtime does not build");
         Path::new(env!("CARGO_BIN_EXE_rcluster-agent")).with_file_name("rcluster-runtime")
     })
