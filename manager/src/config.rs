@@ -93,7 +93,7 @@ fn members(text: &str) -> Result<Vec<(u64, String, String)>, ConfigError> {
         }
         members.push((index as u64 + 1, name.to_owned(), addr.to_owned()));
     }
-    if members.len() > 7 || members.len() % 2 == 0 {
+    if members.len() > 7 || members.len().is_multiple_of(2) {
         return Err(ConfigError::Count(members.len()));
     }
     Ok(members)

@@ -1,6 +1,9 @@
 //! rcluster-manager: the store, the leader's scope and the interfaces in one process.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
+use axum::serve::ListenerExt;
 use clap::Parser;
 use rcluster_api::client::MESSAGE_BYTES_MAX;
 use rcluster_api::wire::v1::control_server::ControlServer;
@@ -16,9 +19,10 @@ use rcluster_manager::rpc::dispatcher::DispatcherService;
 use rcluster_manager::rpc::raft::RaftService;
 use rcluster_manager::rpc::{Router, rest};
 use rcluster_manager::store::{self, Member, StoreConfig};
-use tokio::net::TcpListener;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
 
 fn main() -> Result<()> {
     let config = Flags::parse().check()?;
@@ -54,11 +58,20 @@ async fn run(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     tokio::select! {
-        served = axum::serve(listener, app).into_future() => served.context("serve")?,
+        served = axum::serve(listener.tap_io(tune), app).into_future() => served.context("serve")?,
         _ = terminate.recv() => info!("stopping: SIGTERM"),
         _ = interrupt.recv() => info!("stopping: SIGINT"),
     }
     store.shutdown().await;
     scope.shutdown().await;
     Ok(())
+}
+
+/// Small messages leave at once, and a peer that lost power is noticed: its connection ends within seconds instead of hours.
+fn tune(connection: &mut TcpStream) {
+    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(2)).with_retries(3);
+    let tuned = connection.set_nodelay(true).and_then(|()| SockRef::from(&*connection).set_tcp_keepalive(&keepalive));
+    if let Err(error) = tuned {
+        warn!(%error, "a connection keeps the system's defaults");
+    }
 }

@@ -35,13 +35,16 @@ const BATCH_MAX: usize = 1024;
 /// A user's request, carried out: the revision and what to answer.
 pub type Outcome = Result<(u64, Answer), ApiError>;
 
+/// Where an answer goes.
+type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
+
 /// What the brain is told.
 #[derive(Debug)]
 pub enum Event {
     /// A user asks for something.
     Control { request: Request, reply: oneshot::Sender<Outcome> },
     /// An agent asks to take part, with what it knows of its tasks.
-    Register { registration: Registration, reports: Vec<(TaskId, TaskStatus)>, reply: oneshot::Sender<Result<(), ApiError>> },
+    Register { registration: Box<Registration>, reports: Vec<(TaskId, TaskStatus)>, reply: Reply<()> },
     /// An agent was heard.
     Heard { node: NodeId, at: Instant },
     /// An agent tells of its tasks.
@@ -52,7 +55,7 @@ pub enum Event {
 #[derive(Debug, Default)]
 struct Pending {
     controls: Vec<(Request, oneshot::Sender<Outcome>)>,
-    registrations: Vec<(Registration, oneshot::Sender<Result<(), ApiError>>)>,
+    registrations: Vec<(Box<Registration>, Reply<()>)>,
     reports: BTreeMap<(NodeId, TaskId), TaskStatus>,
 }
 
@@ -60,7 +63,7 @@ struct Pending {
 #[derive(Debug, Default)]
 struct Replies {
     controls: Vec<(Answer, oneshot::Sender<Outcome>)>,
-    registrations: Vec<oneshot::Sender<Result<(), ApiError>>>,
+    registrations: Vec<Reply<()>>,
 }
 
 /// The loop's own state.

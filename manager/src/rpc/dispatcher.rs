@@ -38,7 +38,7 @@ const SESSION_TIMEOUT_BEATS: u64 = 2;
 #[derive(Debug, Clone)]
 pub struct DispatcherService {
     router: Router,
-    networks: Arc<Mutex<Option<(u64, Arc<Networks>)>>>,
+    networks: Arc<Mutex<Option<Arc<Networks>>>>,
 }
 
 impl DispatcherService {
@@ -62,10 +62,10 @@ impl DispatcherService {
     fn networks(&self, state: &State) -> Arc<Networks> {
         let mut cached = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
         match &*cached {
-            Some((revision, networks)) if *revision == state.revision() => networks.clone(),
+            Some(networks) if networks.revision() == state.revision() => networks.clone(),
             _ => {
                 let networks = Arc::new(Networks::new(state));
-                *cached = Some((state.revision(), networks.clone()));
+                *cached = Some(networks.clone());
                 networks
             }
         }
@@ -105,7 +105,7 @@ async fn register(term: &Term, register: v1::Register) -> Result<NodeId, Status>
     let description = description.ok_or_else(|| ApiError::new(ErrorCode::Invalid, "the agent did not describe its host"))?;
     let reports = reports(&node, tasks);
     let known: BTreeSet<TaskId> = reports.iter().map(|(task, _)| task.clone()).collect();
-    let registration = Registration { id: node.clone(), incarnation, description: description.into(), tasks: known };
+    let registration = Box::new(Registration { id: node.clone(), incarnation, description: description.into(), tasks: known });
     let (reply, answer) = oneshot::channel();
     let over = |_| Status::from(ApiError::new(ErrorCode::Unavailable, "this manager stopped leading"));
     term.events.send(Event::Register { registration, reports, reply }).await.map_err(|_| over(()))?;

@@ -60,6 +60,11 @@ impl Networks {
         Self { revision: state.revision(), nodes, views, by_node }
     }
 
+    /// The revision that they are of.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// The part that concerns one node, told by the leader of `term`.
     pub fn view(&self, node: &NodeId, term: u64) -> v1::NetView {
         let own = self.by_node.get(node).into_iter().flatten();

@@ -9,6 +9,7 @@ use thiserror::Error;
 use super::State;
 
 /// One object's change.
+#[allow(clippy::large_enum_variant, reason = "changes are few, and almost all of them are puts")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// The object is to be this. `expected`: its version as it was read, 0 for a new one.

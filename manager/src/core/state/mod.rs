@@ -135,7 +135,7 @@ impl State {
 
     /// Writes an object with its stamp as it is, keeping the indices right.
     fn insert(&mut self, object: Object) {
-        self.delete(object.kind(), &object.id().to_owned());
+        self.delete(object.kind(), object.id());
         match object {
             Object::Service(service) => {
                 self.service_names.insert(service.spec.name.clone(), service.id.clone());
