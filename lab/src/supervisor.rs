@@ -279,6 +279,7 @@ impl Supervisor {
         }
         // All hosts boot side by side: each step is done for all before the next.
         let boots: Vec<usize> = targets.iter().filter(|(_, daemon)| daemon.is_none()).map(|(index, _)| *index).collect();
+        self.load_images(&boots)?;
         for index in &boots {
             self.begin_boot(*index)?;
         }
@@ -308,9 +309,6 @@ impl Supervisor {
         make_dirs(&[run_dir.clone(), self.plan.state_dir(&plan), run_root(&self.plan.name).join("logs")])?;
         self.cgroups.make(&format!("{cgroup}/system"))?;
         self.cgroups.make(&format!("{cgroup}/pods"))?;
-        if plan.role == crate::plan::Role::Node {
-            self.load_images(&plan)?;
-        }
         let program = std::env::current_exe().map_err(LabError::io("find this program"))?;
         let mut shell = Command::new(program)
             .args([HOST, "shell", &plan.name, &plan.addr.to_string(), &run_dir.to_string_lossy(), &cgroup])
@@ -326,29 +324,47 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Images are on the host's disk before its first boot; a later boot finds them there.
-    fn load_images(&self, host: &HostPlan) -> Result<(), LabError> {
-        let state = self.plan.state_dir(host).join("agent");
-        let marker = self.plan.state_dir(host).join("images-loaded");
-        if marker.exists() {
-            return Ok(());
-        }
-        for image in &self.plan.images {
-            let program = self.plan.bin_dir.join("rcluster-agent");
-            let output = Command::new(&program)
-                .args(["image", "load"])
-                .arg(image)
-                .arg("--state-dir")
-                .arg(&state)
-                .stdin(Stdio::null())
-                .output()
-                .map_err(LabError::io(format!("run {}", program.display())))?;
-            if !output.status.success() {
-                let said = String::from_utf8_lossy(&output.stderr);
-                return Err(LabError::Refused(format!("load {} on {}: {}", image.display(), host.name, said.trim())));
+    /// Images are on a node's disk before its first boot; a later boot finds them there.
+    fn load_images(&self, hosts: &[usize]) -> Result<(), LabError> {
+        let nodes = hosts.iter().map(|index| &self.hosts[*index].plan).filter(|plan| plan.role == crate::plan::Role::Node);
+        let new: Vec<&HostPlan> = nodes.filter(|plan| !self.images_marker(plan).exists()).collect();
+        let mut loads = Vec::new();
+        for node in &new {
+            make_dirs(&[self.plan.state_dir(node)])?;
+            for image in &self.plan.images {
+                let program = self.plan.bin_dir.join("rcluster-agent");
+                let load = Command::new(&program)
+                    .args(["image", "load"])
+                    .arg(image)
+                    .arg("--state-dir")
+                    .arg(self.plan.state_dir(node).join("agent"))
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .map_err(LabError::io(format!("run {}", program.display())))?;
+                loads.push((node.name.clone(), image, load));
             }
         }
-        fs::write(&marker, "").map_err(LabError::io(format!("write {}", marker.display())))
+        let mut failures = Vec::new();
+        for (node, image, load) in loads {
+            let output = load.wait_with_output().map_err(LabError::io("wait for an image to be loaded"))?;
+            if !output.status.success() {
+                failures.push(format!("load {} on {node}: {}", image.display(), String::from_utf8_lossy(&output.stderr).trim()));
+            }
+        }
+        if !failures.is_empty() {
+            return Err(LabError::Refused(failures.join("; ")));
+        }
+        for node in new {
+            let marker = self.images_marker(node);
+            fs::write(&marker, "").map_err(LabError::io(format!("write {}", marker.display())))?;
+        }
+        Ok(())
+    }
+
+    fn images_marker(&self, host: &HostPlan) -> PathBuf {
+        self.plan.state_dir(host).join("images-loaded")
     }
 
     fn plug(&mut self, index: usize) -> Result<(), LabError> {

@@ -11,7 +11,6 @@ use anyhow::{Context, Result, anyhow, bail};
 use rcluster_api::rest::{ClusterJson, NodeJson, ServiceJson, TaskJson};
 use rcluster_api::task::TaskState;
 use serde::de::DeserializeOwned;
-use tempfile::TempDir;
 
 /// How often a predicate is asked again.
 const POLL: Duration = Duration::from_millis(20);
@@ -21,7 +20,7 @@ const POLL: Duration = Duration::from_millis(20);
 pub struct Lab {
     name: String,
     bin_dir: PathBuf,
-    config: TempDir,
+    dir: PathBuf,
     down: bool,
 }
 
@@ -65,7 +64,8 @@ impl Lab {
         let lab = Self {
             name: name.to_owned(),
             bin_dir: bin_dir()?,
-            config: TempDir::new().context("make a directory for the contexts")?,
+            // Beside the lab's own files, so that it goes with them however this process ends.
+            dir: Path::new("/run/rcluster/labs").join(name),
             down: false,
         };
         let image = lab.bin_dir.join("probe.tar");
@@ -86,7 +86,7 @@ impl Lab {
     /// A call of rclusterctl, not yet started.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.bin_dir.join("rclusterctl"));
-        command.args(arguments).env("RCLUSTER_CONFIG", self.config.path().join("config.yaml")).env("RCLUSTER_BIN_DIR", &self.bin_dir);
+        command.args(arguments).env("RCLUSTER_CONFIG", self.dir.join("context.yaml")).env("RCLUSTER_BIN_DIR", &self.bin_dir);
         command
     }
 
@@ -158,11 +158,16 @@ impl Lab {
         self.ctl(&all)
     }
 
-    /// Writes a manifest aside and deploys it.
-    pub fn deploy(&self, manifest: &str) -> Result<String> {
-        let file = self.config.path().join("manifest.yaml");
+    /// Writes a manifest among the lab's files.
+    pub fn write(&self, manifest: &str) -> Result<String> {
+        let file = self.dir.join("manifest.yaml");
         std::fs::write(&file, manifest).context("write a manifest")?;
-        self.ctl(&["deploy", &file.to_string_lossy()])
+        Ok(file.to_string_lossy().into_owned())
+    }
+
+    /// Deploys a manifest.
+    pub fn deploy(&self, manifest: &str) -> Result<String> {
+        self.ctl(&["deploy", &self.write(manifest)?])
     }
 
     /// A command inside a task's container, not yet started.

@@ -117,18 +117,13 @@ fn what_cannot_run_says_why_and_what_is_wrong_is_refused_with_its_place() {
         assert!(refused.contains(expected), "{refused}");
     }
     assert!(lab.all_tasks().unwrap().is_empty(), "a refused deploy leaves nothing");
-    let refused = lab
-        .ctl(&["deploy", "--timeout", "3s", &write(lab, &manifest("      resources: {reservations: {memory: 64TiB}}\n"))])
-        .unwrap_err()
-        .to_string();
+    let again = lab.ctl(&["lab", "up", "--lab", lab.name()]).unwrap_err().to_string();
+    assert!(again.contains("there is a lab t-refuse already"), "{again}");
+    assert_eq!(lab.nodes().unwrap().len(), 2, "the first lab goes on");
+    let big = lab.write(&manifest("      resources: {reservations: {memory: 64TiB}}\n")).unwrap();
+    let refused = lab.ctl(&["deploy", "--timeout", "3s", &big]).unwrap_err().to_string();
     assert!(refused.contains("0/2 nodes fit web.1: 2 lack memory (need 64 TiB"), "{refused}");
     turn.finish();
-}
-
-fn write(lab: &rcluster_tests::lab::Lab, manifest: &str) -> String {
-    let path = std::env::temp_dir().join(format!("{}.yaml", lab.name()));
-    std::fs::write(&path, manifest).unwrap();
-    path.to_string_lossy().into_owned()
 }
 
 #[test]
