@@ -50,6 +50,9 @@ fn perform(call: Call) -> Result<ExitCode> {
     let warn = |notes: &[String]| notes.iter().for_each(|note| log.say(Level::Warning, note));
     let root = std::path::absolute(&root).with_context(|| format!("--root {}", root.display()))?;
     log.say(Level::Debug, &format!("{verb:?} under {}", root.display()));
+    if matches!(verb, Verb::Create { .. } | Verb::Run { .. } | Verb::Monitor(_)) {
+        parent::protect()?;
+    }
     match verb {
         Verb::Create { id, options } => warn(&parent::create(&root, &id, &options)?.notes),
         Verb::Start { id } => parent::start(&root, &id)?,

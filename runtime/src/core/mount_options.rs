@@ -27,11 +27,6 @@ pub struct Attributes {
 }
 
 impl Attributes {
-    /// Whether nothing is asked.
-    pub fn is_empty(self) -> bool {
-        self.set == 0 && self.clear == 0
-    }
-
     fn apply(&mut self, change: Change) {
         match change {
             Change::Set(bit) => {

@@ -100,7 +100,7 @@ pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
     io::Error::last_os_error()
 }
 
-/// Executes an open file, with this process's arguments; returns only on failure.
+/// Replaces this process's program by an open file; returns only on failure.
 pub fn execute_file(file: BorrowedFd<'_>, args: &[CString], env: &[CString]) -> io::Error {
     let pointers = |list: &[CString]| list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>();
     let (args, env) = (pointers(args), pointers(env));
