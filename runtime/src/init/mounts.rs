@@ -101,11 +101,12 @@ fn bind(root: &Root, step: &MountStep, source: &Path, recursive: bool) -> Result
 fn file_system(root: &Root, step: &MountStep, kind: &str, source: &str) -> Result<(), Failure> {
     // A link at /proc or /sys would move the kernel's own files to where nobody expects them (CVE-2019-19921).
     let plain = matches!(kind, "proc" | "sysfs");
+    let covers = root.find(&step.destination).is_ok();
     let target = if plain { root.make_plain_directory(&step.destination) } else { root.make_directory(&step.destination) };
     let target = target.doing(|| format!("mounts[{}].destination", step.index))?;
     let mut data = step.options.data.clone();
-    if kind == "tmpfs" && !data.iter().any(|(key, _)| key == "mode") {
-        // It covers a directory and so looks like it, as under runc.
+    if kind == "tmpfs" && covers && !data.iter().any(|(key, _)| key == "mode") {
+        // It covers a directory of the image and so looks like it, as under runc.
         let mode = rustix::fs::fstat(&target)?.st_mode & 0o7777;
         data.push(("mode".to_owned(), Some(format!("{mode:o}"))));
     }

@@ -45,6 +45,8 @@ const FAILED: u8 = 1;
 
 /// Runs `monitor`: returns in the caller's process after the report, in the monitor's own after the container's end.
 pub fn run(root: &Path, options: &MonitorOptions, log: &Log) -> Result<ExitCode> {
+    // The caller's descriptors would otherwise stay open as long as the container lives.
+    sys::close_from(3).context("close the caller's descriptors")?;
     let options = absolute_paths(options)?;
     let (reports, report) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("make a pipe")?;
     match sys::clone_process(0, None).context("fork the monitor")?.0 {
@@ -101,7 +103,7 @@ fn stay(root: &Path, options: &MonitorOptions, log: &Log, mut report: File) -> R
     // A caller that has gone away is no reason to leave the container.
     let _ = writeln!(report, "{{\"pid\":{},\"monitor_pid\":{}}}", pid.as_raw_nonzero(), std::process::id());
     drop(report);
-    sys::trim_memory();
+    sys::trim_memory().context("give memory back")?;
     let end = watch(pid, &children, &mut pipes, &mut log_file)?;
     pipes.iter_mut().for_each(|pipe| pipe.drain(&mut log_file));
     write_exit(&options.exit_file, &end, oom.is_some_and(|oom| oom.happened()), log_file.lost_bytes())?;

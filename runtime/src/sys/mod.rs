@@ -153,6 +153,12 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     zero(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) })
 }
 
+/// Closes every descriptor from `first` on: what a caller left open is none of this program's. To be called before anything is opened.
+pub fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: nothing here owns a descriptor yet, as the caller promises, so none that is owned loses its meaning.
+    zero(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) })
+}
+
 /// Sets a resource limit by its number.
 pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
@@ -174,11 +180,24 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     zero(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, ptr::null::<libc::siginfo_t>(), 0) })
 }
 
-/// Gives every signal its default action and blocks none, as a new program expects.
+/// `struct sigaction` as the kernel has it, with a handler and nothing else.
+#[repr(C)]
+#[derive(Default)]
+struct KernelSigaction {
+    handler: usize,
+    flags: usize,
+    restorer: usize,
+    mask: u64,
+}
+
+/// Gives every signal its default action and blocks none, as a new program expects. The call is the kernel's own: the C library's leaves
+/// out 32 and 33, which it keeps for itself, and a caller that ignores them would pass that on.
 pub fn reset_signals() {
+    let default = KernelSigaction { handler: libc::SIG_DFL, ..KernelSigaction::default() };
     for signal in 1..=crate::core::signal::LAST {
-        // SAFETY: SIG_DFL runs no code of ours; signals that cannot be changed answer an error, which means nothing here.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: SIG_DFL runs no code of ours; the mask is as large as is said; signals that cannot be changed answer an error, which
+        // means nothing here.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, ptr::null_mut::<KernelSigaction>(), size_of::<u64>()) };
     }
     let mut set = empty_set();
     // SAFETY: `set` is initialised and lives across the call; the old mask is not asked for.
@@ -250,13 +269,26 @@ pub fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
     zero(i64::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) }))
 }
 
-/// Returns freed memory to the kernel.
-pub fn trim_memory() {
+/// Gives back what a process needs no longer that goes on to wait: freed memory, and the pages of its program, which are read again when
+/// they are executed again.
+pub fn trim_memory() -> io::Result<()> {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim touches free memory only.
     unsafe {
         libc::malloc_trim(0);
     }
+    for line in std::fs::read_to_string("/proc/self/maps")?.lines() {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        // Never written, and of a file: not the kernel's own pages, nor those the loader changed.
+        let &[range, "r-xp", _, _, _, file] = fields.as_slice() else { continue };
+        let bounds = range.split_once('-').map(|(from, to)| (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)));
+        if let (true, Some((Ok(from), Ok(to)))) = (file.starts_with('/'), bounds) {
+            // SAFETY: the range is a private mapping of a file that was never writable, so every page of it can be had again from the
+            // file; the file cannot be written while it is executed.
+            unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };
+        }
+    }
+    Ok(())
 }
 
 /// The head of `union bpf_attr` for BPF_PROG_LOAD (bpf(2)).

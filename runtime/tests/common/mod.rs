@@ -1,0 +1,219 @@
+//! A bundle of busybox in a temporary directory, and calls of the real binary; everything is removed when a test ends, however it ends.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const BUSYBOX: &str = "/bin/busybox";
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A bundle, a state root and a container id of its own.
+pub struct Bundle {
+    pub dir: TempDir,
+    pub id: String,
+    pub config: Value,
+    program: PathBuf,
+}
+
+impl Bundle {
+    /// A container that runs a shell script, with the configuration of `spec`.
+    pub fn new(script: &str) -> Self {
+        assert!(Path::new(BUSYBOX).exists(), "{BUSYBOX} is missing: apt-get install busybox-static");
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let id = format!("rt-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let dir = tempfile::tempdir().unwrap();
+        let bin = dir.path().join("rootfs/bin");
+        fs::create_dir_all(&bin).unwrap();
+        fs::copy(BUSYBOX, bin.join("busybox")).unwrap();
+        for applet in [
+            "sh", "true", "sleep", "cat", "ls", "echo", "id", "mount", "hostname", "env", "grep", "head", "dd", "tail", "stat", "readlink",
+            "mkdir", "touch", "wc", "sort", "kill", "mknod", "pwd", "umask",
+        ] {
+            symlink("busybox", bin.join(applet)).unwrap();
+        }
+        let mut bundle = Self { dir, id, config: Value::Null, program: env!("CARGO_BIN_EXE_rcluster-runtime").into() };
+        bundle.ok(&["spec", "--bundle", bundle.path("").to_str().unwrap()]);
+        bundle.config = serde_json::from_slice(&fs::read(bundle.path("config.json")).unwrap()).unwrap();
+        bundle.config["linux"]["cgroupsPath"] = json!(format!("/{}", bundle.id));
+        bundle.script(script);
+        bundle
+    }
+
+    pub fn script(&mut self, script: &str) {
+        self.config["process"]["args"] = json!(["sh", "-c", script]);
+    }
+
+    /// Sets a value at a JSON pointer; missing objects are made.
+    pub fn set(&mut self, pointer: &str, value: Value) -> &mut Self {
+        let (parents, last) = pointer.rsplit_once('/').unwrap();
+        let mut at = &mut self.config;
+        for key in parents.split('/').skip(1) {
+            at = at.as_object_mut().unwrap().entry(key).or_insert_with(|| json!({}));
+        }
+        at[last] = value;
+        self
+    }
+
+    pub fn push(&mut self, pointer: &str, value: Value) -> &mut Self {
+        self.config.pointer_mut(pointer).unwrap().as_array_mut().unwrap().push(value);
+        self
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn rootfs(&self, name: &str) -> PathBuf {
+        self.path("rootfs").join(name)
+    }
+
+    /// Any call, without the configuration being written.
+    pub fn call(&self, args: &[&str]) -> Output {
+        self.command(args).stdin(Stdio::null()).output().unwrap()
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--root").arg(self.path("state")).args(args);
+        command
+    }
+
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.call(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The error of a call that must fail.
+    pub fn fails(&self, args: &[&str]) -> String {
+        let output = self.call(args);
+        assert!(!output.status.success(), "{args:?} did not fail");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    pub fn write(&self) {
+        fs::write(self.path("config.json"), self.config.to_string()).unwrap();
+    }
+
+    /// `run`: what it printed on both outputs, and its exit code.
+    pub fn run(&self) -> (String, String, i32) {
+        self.write();
+        let output = self.call(&["run", "--bundle", self.path("").to_str().unwrap(), &self.id]);
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().trim_end().to_owned();
+        (text(output.stdout), text(output.stderr), output.status.code().unwrap())
+    }
+
+    /// What a container printed that must end well.
+    pub fn prints(&self) -> String {
+        let (stdout, stderr, code) = self.run();
+        assert_eq!(code, 0, "{stdout}\n{stderr}");
+        stdout
+    }
+
+    /// `create`, its output thrown away: a pipe would be held by the container.
+    pub fn create(&self) {
+        self.write();
+        let error = fs::File::create(self.path("create.err")).unwrap();
+        let mut command = self.command(&["create", "--bundle", self.path("").to_str().unwrap(), &self.id]);
+        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(error).status().unwrap();
+        assert!(status.success(), "{}", fs::read_to_string(self.path("create.err")).unwrap());
+    }
+
+    /// The error of a `create` that must fail and must leave nothing.
+    pub fn create_fails(&self) -> String {
+        self.write();
+        let error = self.fails(&["create", "--bundle", self.path("").to_str().unwrap(), &self.id]);
+        self.assert_nothing_is_left();
+        error
+    }
+
+    pub fn state(&self) -> Value {
+        serde_json::from_str(&self.ok(&["state", &self.id])).unwrap()
+    }
+
+    pub fn status(&self) -> String {
+        self.state()["status"].as_str().unwrap().to_owned()
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.state()["pid"].as_i64().unwrap().try_into().unwrap()
+    }
+
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let own = |entry: &Path| entry.join(&self.id);
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let points = mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
+        points.map(|point| own(Path::new(point))).filter(|path| path.exists()).collect()
+    }
+
+    /// The container's cgroup that has a file.
+    pub fn cgroup_file(&self, names: &[&str]) -> String {
+        let found = self.cgroups().into_iter().flat_map(|group| names.iter().map(move |name| group.join(name)));
+        let path = found.into_iter().find(|path| path.exists()).unwrap_or_else(|| panic!("no {names:?}"));
+        fs::read_to_string(path).unwrap().trim().to_owned()
+    }
+
+    pub fn assert_nothing_is_left(&self) {
+        assert!(!self.path("state").join(&self.id).exists(), "the state directory is left");
+        assert_eq!(self.cgroups(), Vec::<PathBuf>::new(), "cgroups are left");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(self.dir.path().to_str().unwrap()), "mounts are left: {mounts}");
+        assert_eq!(self.processes(), Vec::<String>::new(), "processes are left");
+    }
+
+    /// Processes that were started for this bundle and have not exec'ed, or have the bundle's root.
+    fn processes(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            let own = entry.file_name().to_str() == Some(&std::process::id().to_string());
+            if !own && line.contains(self.dir.path().to_str().unwrap()) {
+                found.push(line);
+            }
+        }
+        found
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        let output = self.call(&["delete", "--force", &self.id]);
+        if !std::thread::panicking() {
+            assert!(output.status.success(), "clean up: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+/// Waits until a value is there, but not for ever.
+pub fn eventually<T>(what: &str, mut value: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = value() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub fn alive(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+pub fn namespace(pid: &str, kind: &str) -> String {
+    fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap().to_str().unwrap().to_owned()
+}
+
+pub fn tool(name: &str) -> Option<PathBuf> {
+    ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists())
+}

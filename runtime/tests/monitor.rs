@@ -1,0 +1,197 @@
+//! The monitor: its report, the log, the exit file, and what is left when it is killed.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use common::{Bundle, alive, eventually, tool};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+struct Monitored {
+    bundle: Bundle,
+    report: Value,
+}
+
+impl Monitored {
+    fn new(bundle: Bundle) -> Self {
+        Self::with(bundle, &[])
+    }
+
+    fn with(bundle: Bundle, more: &[&str]) -> Self {
+        bundle.write();
+        let paths = ["", "log", "exit"].map(|name| bundle.path(name).to_str().unwrap().to_owned());
+        let mut args = vec!["monitor", "--id", &bundle.id, "--bundle", &paths[0], "--log", &paths[1], "--exit-file", &paths[2]];
+        args.extend(more);
+        let output = bundle.command(&args).stdin(Stdio::null()).stderr(Stdio::null()).output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(output.status.success(), report.get("error").is_none(), "{report}");
+        Self { bundle, report }
+    }
+
+    fn pid(&self, name: &str) -> i32 {
+        self.report[name].as_i64().unwrap_or_else(|| panic!("{}", self.report)).try_into().unwrap()
+    }
+
+    fn start(&self) {
+        self.bundle.ok(&["start", &self.bundle.id]);
+    }
+
+    fn exit(&self) -> Value {
+        let path = self.bundle.path("exit");
+        let exit = eventually("the exit file", || fs::read(&path).ok());
+        serde_json::from_slice(&exit).unwrap()
+    }
+
+    fn log(&self) -> Vec<(String, String)> {
+        let lines = fs::read_to_string(self.bundle.path("log")).unwrap();
+        let entry = |line: &str| {
+            let entry: Value = serde_json::from_str(line).unwrap();
+            let text = |key: &str| entry[key].as_str().unwrap().to_owned();
+            assert!(text("t").ends_with('Z'));
+            (text("s"), text("l"))
+        };
+        lines.lines().map(entry).collect()
+    }
+}
+
+impl Drop for Monitored {
+    fn drop(&mut self) {
+        self.bundle.call(&["delete", "--force", &self.bundle.id]);
+        if let Some(pid) = self.report["monitor_pid"].as_i64() {
+            let pid = i32::try_from(pid).unwrap();
+            eventually("the monitor's end", || (!alive(pid)).then_some(()));
+        }
+    }
+}
+
+#[test]
+fn it_keeps_output_and_exit_code() {
+    let monitored = Monitored::new(Bundle::new("echo one; echo two >&2; printf tail; exit 5"));
+    assert_eq!(monitored.bundle.status(), "created");
+    assert_eq!(monitored.bundle.pid(), monitored.pid("pid"));
+    assert!(!monitored.bundle.path("exit").exists());
+    monitored.start();
+    let exit = monitored.exit();
+    assert_eq!((&exit["exit_code"], &exit["signal"], &exit["oom_killed"]), (&json!(5), &Value::Null, &json!(false)));
+    assert!(exit["finished_at"].as_str().unwrap().ends_with('Z'));
+    let mut log = monitored.log();
+    log.sort();
+    let expected = [("stderr", "two"), ("stdout", "one"), ("stdout", "tail")].map(|(s, l)| (s.to_owned(), l.to_owned()));
+    assert_eq!(log, expected);
+    monitored.bundle.ok(&["delete", &monitored.bundle.id]);
+}
+
+#[test]
+fn it_tells_a_signal() {
+    let monitored = Monitored::new(Bundle::new("sleep 1000"));
+    monitored.start();
+    monitored.bundle.ok(&["kill", &monitored.bundle.id, "KILL"]);
+    let exit = monitored.exit();
+    assert_eq!((&exit["exit_code"], &exit["signal"]), (&json!(137), &json!(9)));
+}
+
+#[test]
+fn it_tells_that_memory_ran_out() {
+    let mut bundle = Bundle::new("dd if=/dev/zero of=/dev/null bs=64M count=1");
+    bundle.set("/linux/resources/memory", json!({"limit":8_388_608}));
+    let monitored = Monitored::new(bundle);
+    monitored.start();
+    let exit = monitored.exit();
+    assert_eq!((&exit["exit_code"], &exit["oom_killed"]), (&json!(137), &json!(true)));
+}
+
+#[test]
+fn a_refused_container_is_told_and_leaves_nothing() {
+    let mut bundle = Bundle::new("true");
+    bundle.set("/process/args", json!(["nosuch"]));
+    let monitored = Monitored::new(bundle);
+    assert!(monitored.report["error"].as_str().unwrap().contains("find \"nosuch\""), "{}", monitored.report);
+    assert!(!monitored.bundle.path("exit").exists());
+    assert_eq!(monitored.bundle.cgroups(), Vec::<PathBuf>::new());
+    assert!(!monitored.bundle.path("state").join(&monitored.bundle.id).exists());
+}
+
+#[test]
+fn it_outlives_a_termination() {
+    let monitored = Monitored::new(Bundle::new("sleep 1000"));
+    monitored.start();
+    let pid = monitored.pid("monitor_pid");
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
+    // It takes signals one by one: once the container's end is told, the earlier one was taken and ignored.
+    monitored.bundle.ok(&["kill", &monitored.bundle.id, "KILL"]);
+    assert_eq!(monitored.exit()["exit_code"], 137);
+}
+
+#[test]
+fn a_container_can_be_deleted_when_its_monitor_was_killed() {
+    let monitored = Monitored::new(Bundle::new("sleep 1000"));
+    monitored.start();
+    let (monitor, pid) = (monitored.pid("monitor_pid"), monitored.pid("pid"));
+    kill_process(Pid::from_raw(monitor).unwrap(), Signal::KILL).unwrap();
+    eventually("the monitor's end", || (!alive(monitor)).then_some(()));
+    assert!(alive(pid), "the container lives on");
+    assert_eq!(monitored.bundle.status(), "running");
+    monitored.bundle.ok(&["delete", "--force", &monitored.bundle.id]);
+    assert!(!alive(pid));
+    monitored.bundle.assert_nothing_is_left();
+}
+
+#[test]
+fn the_log_is_bounded() {
+    let script = "i=0; while [ $i -lt 3000 ]; do echo 0123456789012345678901234567890123456789; i=$((i+1)); done";
+    let monitored = Monitored::with(Bundle::new(script), &["--log-max-bytes", "65536"]);
+    monitored.start();
+    assert_eq!(monitored.exit()["exit_code"], 0);
+    for name in ["log", "log.1"] {
+        let size = fs::metadata(monitored.bundle.path(name)).unwrap().len();
+        assert!((1..=65536).contains(&size), "{name}: {size}");
+    }
+    assert!(!monitored.bundle.path("log.2").exists());
+}
+
+#[test]
+fn it_idles_and_is_small() {
+    let monitored = Monitored::new(Bundle::new("sleep 1000"));
+    monitored.start();
+    let of = |pid: i32, field: &str| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap().trim_start_matches(':').trim().to_owned();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap()
+    };
+    let pid = monitored.pid("monitor_pid");
+    assert_eq!(of(pid, "Threads"), 1);
+    // Of its own, whatever way it is linked.
+    assert!(of(pid, "RssAnon") <= 512, "{} KiB", of(pid, "RssAnon"));
+    let switches = of(pid, "voluntary_ctxt_switches");
+    monitored.bundle.ok(&["kill", &monitored.bundle.id, "CONT"]);
+    assert!(of(pid, "voluntary_ctxt_switches") <= switches + 1, "it wakes without reason");
+}
+
+#[test]
+fn it_stays_with_containers_of_other_runtimes() {
+    let mut tried = 0;
+    for name in ["runc", "crun"] {
+        let Some(program) = tool(name) else {
+            continue;
+        };
+        let bundle = Bundle::new("echo one; exit 6");
+        let root = bundle.path("other").to_str().unwrap().to_owned();
+        let other = |args: &[&str]| std::process::Command::new(&program).args(["--root", &root]).args(args).output().unwrap();
+        if name == "crun" && fs::read_to_string("/proc/self/cgroup").unwrap().lines().count() > 1 {
+            // crun refuses hybrid hosts (its own message: "unsupported cgroup mode").
+            continue;
+        }
+        tried += 1;
+        let id = bundle.id.clone();
+        let monitored = Monitored::with(bundle, &["--runtime", program.to_str().unwrap(), "--runtime-root", &root]);
+        let started = other(&["start", &id]);
+        assert!(started.status.success(), "{name}: {}", String::from_utf8_lossy(&started.stderr));
+        assert_eq!(monitored.exit()["exit_code"], 6, "{name}");
+        assert_eq!(monitored.log(), [("stdout".to_owned(), "one".to_owned())], "{name}");
+        assert!(other(&["delete", "--force", &id]).status.success());
+    }
+    assert!(tried > 0, "neither runc nor a crun that runs here is installed: apt-get install runc");
+}
