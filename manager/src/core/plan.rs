@@ -14,6 +14,8 @@ use rcluster_api::object::{Event, Kind, Object, Stamp};
 use super::state::{Draft, State, Transaction};
 use super::{allocate, orchestrate, schedule};
 
+/// Most tasks that one plan writes, so that a transaction stays well below the store's limit; the rest follows in the next.
+pub const TASKS_PER_PLAN_MAX: usize = 1000;
 /// Most events that are kept.
 pub const EVENTS_MAX: usize = 1000;
 
@@ -114,6 +116,15 @@ pub struct ChangeSet {
 }
 
 impl ChangeSet {
+    /// Whether a plan has written enough; if so it asks to be run again at once.
+    pub fn is_full(&mut self, now_ms: u64) -> bool {
+        let full = self.puts.len() >= TASKS_PER_PLAN_MAX;
+        if full {
+            self.wake_at(now_ms);
+        }
+        full
+    }
+
     /// Asks to be run again at `at_ms`, or earlier if that was asked for.
     pub fn wake_at(&mut self, at_ms: u64) {
         self.wake_at_ms = Some(self.wake_at_ms.map_or(at_ms, |earlier| earlier.min(at_ms)));

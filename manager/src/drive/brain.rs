@@ -25,7 +25,7 @@ use crate::core::control::{self, Answer, Request};
 use crate::core::node::liveness::{Liveness, Timing};
 use crate::core::node::register::{Registration, register};
 use crate::core::node::report;
-use crate::core::plan::{ChangeSet, Ctx, Dirty, Note, plan, stage};
+use crate::core::plan::{ChangeSet, Ctx, Dirty, Note, TASKS_PER_PLAN_MAX, plan, stage};
 use crate::core::state::{Draft, State, Transaction};
 use crate::store::{ProposeError, Store};
 
@@ -80,6 +80,8 @@ pub struct Brain {
     seen: State,
     wake_at: Option<tokio::time::Instant>,
     announcement: Option<Note>,
+    /// How many of the pending reports the plan at hand has taken in.
+    reports_staged: usize,
 }
 
 impl Brain {
@@ -105,6 +107,7 @@ impl Brain {
             dirty: Dirty::everything(),
             wake_at: None,
             announcement: Some(announcement),
+            reports_staged: 0,
         }
     }
 
@@ -240,14 +243,23 @@ impl Brain {
 
     /// Reports stay pending until they are committed: a conflict must not lose them.
     fn stage_reports(&mut self, draft: &mut Draft, ctx: &mut Ctx) {
+        let mut staged = 0;
         self.pending.reports.retain(|(node, task), status| {
+            if staged >= TASKS_PER_PLAN_MAX {
+                return true;
+            }
             let Some(before) = draft.state().tasks().get(task).cloned() else { return false };
             let Some(after) = report::merge(&before, node, status) else { return false };
             debug!(task = %task, name = after.name, from = %before.status.state, to = %after.status.state, "step");
             let notes = report::note(&before, &after).into_iter().collect();
             stage(draft, ChangeSet { puts: vec![Object::Task(Box::new(after))], notes, ..ChangeSet::default() }, ctx);
+            staged += 1;
             true
         });
+        self.reports_staged = staged;
+        if self.pending.reports.len() > staged {
+            self.wake_at = Some(tokio::time::Instant::now());
+        }
     }
 
     async fn propose(&mut self, transaction: Transaction, replies: Replies) -> bool {
@@ -255,7 +267,7 @@ impl Brain {
         match self.store.propose(transaction).await {
             Ok(revision) => {
                 debug!(revision, changes, "committed");
-                self.pending.reports.clear();
+                self.forget_staged_reports();
                 self.dirty = Dirty::default();
                 self.answer(replies, revision);
                 true
@@ -272,15 +284,21 @@ impl Brain {
                 let refusal =
                     ApiError::new(ErrorCode::TooLarge, format!("the change needs {bytes} bytes in the log, the limit is {limit}"))
                         .hint("deploy or scale in smaller steps");
-                let alone = replies.controls.is_empty();
                 self.refuse(replies, &refusal);
-                self.pending.reports.clear();
-                !alone
+                self.forget_staged_reports();
+                true
             }
             Err(lost @ (ProposeError::NotLeader { .. } | ProposeError::Unavailable | ProposeError::ShuttingDown)) => {
                 self.refuse(replies, &ApiError::new(ErrorCode::Unavailable, lost.to_string()).hint("look at the state, then try again"));
                 false
             }
+        }
+    }
+
+    /// Drops the reports that the last plan took in: they stand first.
+    fn forget_staged_reports(&mut self) {
+        for _ in 0..std::mem::take(&mut self.reports_staged) {
+            self.pending.reports.pop_first();
         }
     }
 

@@ -272,3 +272,12 @@ fn an_exhausted_network_says_so_and_gives_again_when_an_address_is_free() {
     world.settle();
     assert_eq!(world.running("web"), 5);
 }
+
+#[test]
+fn a_very_large_service_is_made_in_several_transactions() {
+    let mut world = three_nodes();
+    let revision = world.state.revision();
+    world.service("web", json!({"replicas": 3500, "containers": [{"image": "web:1"}]}));
+    assert_eq!(world.state.revision(), revision + 4);
+    assert_eq!(world.state.tasks().len(), 3500);
+}

@@ -34,6 +34,9 @@ pub fn reconcile(state: &State, service: &Service, ctx: &mut Ctx, changes: &mut 
     let empty = Slot::default();
     let mut budget = update_budget(service, &slots, &wanted);
     for key in &wanted {
+        if changes.is_full(ctx.now_ms) {
+            return;
+        }
         let slot = slots.get(key).unwrap_or(&empty);
         let step = Step { state, service, key, slot };
         step.fill(ctx, changes);
@@ -41,6 +44,9 @@ pub fn reconcile(state: &State, service: &Service, ctx: &mut Ctx, changes: &mut 
         step.replace_outdated(&mut budget, ctx, changes);
     }
     for (key, slot) in &slots {
+        if changes.is_full(ctx.now_ms) {
+            return;
+        }
         if !wanted.contains(key) {
             let desired = if matches!(key, SlotKey::Node(_)) { TaskState::Shutdown } else { TaskState::Removed };
             changes.puts.extend(slot.live.iter().map(|task| Object::Task(Box::new(leaving(task, desired)))));
@@ -56,6 +62,9 @@ fn orphan_lost(state: &State, service: &Service, tasks: &[&Task], now_ms: u64, c
         return lost;
     }
     for task in tasks {
+        if changes.is_full(now_ms) {
+            break;
+        }
         let Some(node) = node_of(state, task) else { continue };
         let moves = service.removing || !task.is_wanted() || service.spec.reschedule != Reschedule::Never;
         if node.state != NodeState::Down || task.status.state.is_terminal() || !moves {
@@ -227,6 +236,9 @@ impl Step<'_> {
 fn remove(service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, now_ms: u64, changes: &mut ChangeSet) {
     let mut waits = false;
     for slot in slots.values() {
+        if changes.is_full(now_ms) {
+            return;
+        }
         for task in slot.live.iter().chain(&slot.leaving) {
             if is_forgettable(task, now_ms) {
                 changes.deletes.push((Kind::Task, task.id.to_string()));
