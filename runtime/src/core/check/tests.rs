@@ -1,0 +1,113 @@
+use super::*;
+
+const LEAST: &str = r#"{"ociVersion":"1.0.2","root":{"path":"rootfs"},"process":{"cwd":"/","args":["sh"]},
+    "linux":{"namespaces":[{"type":"mount"},{"type":"pid"},{"type":"uts"}]}}"#;
+
+/// The least configuration with one value at a JSON pointer put in.
+fn with(pointer: &str, value: &str) -> Result<Container, Vec<Refusal>> {
+    let mut config: Value = serde_json::from_str(LEAST).unwrap();
+    let (parents, last) = pointer.rsplit_once('/').unwrap();
+    let mut at = &mut config;
+    for key in parents.split('/').skip(1) {
+        at = at.as_object_mut().unwrap().entry(key).or_insert_with(|| serde_json::json!({}));
+    }
+    at[last] = serde_json::from_str(value).unwrap();
+    check(Path::new("/bundle"), &spec::parse(config.to_string().as_bytes()).unwrap())
+}
+
+fn refused(pointer: &str, value: &str) -> String {
+    let refusals = with(pointer, value).expect_err(pointer);
+    refusals.iter().map(Refusal::to_string).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_least_configuration_passes() {
+    let container = check(Path::new("/bundle"), &spec::parse(LEAST.as_bytes()).unwrap()).unwrap();
+    assert_eq!(container.root, Path::new("/bundle/rootfs"));
+    assert_eq!(container.devices.len(), 6);
+    assert_eq!((container.process.umask, container.root_readonly), (0o022, false));
+}
+
+#[test]
+fn what_is_not_built_is_refused_by_name() {
+    let cases = [
+        ("/hooks", r#"{"poststop":[{"path":"/bin/true"}]}"#, "hooks: not built yet"),
+        ("/linux/seccomp", r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#, "linux.seccomp: not built yet"),
+        ("/linux/personality", r#"{"domain":"LINUX32"}"#, "linux.personality: not built yet"),
+        ("/linux/intelRdt", r#"{"closID":"x"}"#, "linux.intelRdt: not built yet"),
+        ("/linux/uidMappings", r#"[{"containerID":0,"hostID":0,"size":1}]"#, "linux.uidMappings: not built yet"),
+        ("/linux/timeOffsets", r#"{"boottime":{"secs":1}}"#, "linux.timeOffsets: not built yet"),
+        ("/linux/mountLabel", r#""l""#, "linux.mountLabel: not built yet"),
+        ("/linux/resources/unified", r#"{"memory.high":"1"}"#, "linux.resources.unified: not built yet"),
+        ("/linux/resources/blockIO", r#"{"weight":10}"#, "linux.resources.blockIO: not built yet"),
+        ("/linux/resources/memory/swappiness", "10", "linux.resources.memory.swappiness: not built yet"),
+        ("/linux/resources/memory/disableOOMKiller", "true", "linux.resources.memory.disableOOMKiller: not built yet"),
+        ("/linux/resources/cpu/idle", "1", "linux.resources.cpu.idle: not built yet"),
+        ("/process/apparmorProfile", r#""p""#, "process.apparmorProfile: not built yet"),
+        ("/process/selinuxLabel", r#""l""#, "process.selinuxLabel: not built yet"),
+        ("/process/ioPriority", r#"{"class":"IOPRIO_CLASS_IDLE"}"#, "process.ioPriority: not built yet"),
+        ("/process/terminal", "true", "process.terminal: terminals are not built yet"),
+        ("/linux/namespaces", r#"[{"type":"mount"},{"type":"user"}]"#, "linux.namespaces[1]: user namespaces are not built yet"),
+        ("/linux/rootfsPropagation", r#""shared""#, "linux.rootfsPropagation: \"shared\" is not built yet"),
+        ("/linux/cgroupsPath", r#""system.slice:a:b""#, "linux.cgroupsPath: slice:prefix:name asks for the systemd driver"),
+        ("/windows", "{}", "windows: this runtime runs Linux containers only"),
+    ];
+    for (pointer, value, expected) in cases {
+        let text = refused(pointer, value);
+        assert!(text.starts_with(expected), "{pointer}: {text}");
+    }
+}
+
+#[test]
+fn empty_unbuilt_fields_ask_for_nothing() {
+    for (pointer, value) in [
+        ("/hooks", r#"{"prestart":[]}"#),
+        ("/linux/seccomp", "null"),
+        ("/process/apparmorProfile", r#""""#),
+        ("/linux/resources/memory/disableOOMKiller", "false"),
+        ("/anExtension", r#"{"deep":1}"#),
+    ] {
+        assert!(with(pointer, value).is_ok(), "{pointer}");
+    }
+}
+
+#[test]
+fn bad_values_are_refused_by_name() {
+    let cases = [
+        ("/ociVersion", r#""2.0.0""#, "ociVersion: \"2.0.0\""),
+        ("/process/cwd", r#""tmp""#, "process.cwd: \"tmp\" is not an absolute path"),
+        ("/process/args", "[]", "process.args: empty"),
+        ("/process/env", r#"["A=\u0000"]"#, "process.env[0]: holds a NUL byte"),
+        ("/process/oomScoreAdj", "1001", "process.oomScoreAdj: 1001"),
+        ("/process/user", r#"{"uid":4294967295}"#, "process.user.uid: 4294967295"),
+        ("/process/rlimits", r#"[{"type":"RLIMIT_X","soft":1,"hard":1}]"#, "process.rlimits[0].type: \"RLIMIT_X\""),
+        ("/process/rlimits", r#"[{"type":"RLIMIT_CPU","soft":2,"hard":1}]"#, "process.rlimits[0].soft: 2 is above"),
+        ("/process/capabilities", r#"{"bounding":["CAP_X"]}"#, "process.capabilities.bounding: \"CAP_X\""),
+        ("/process/capabilities", r#"{"effective":["CAP_KILL"]}"#, "process.capabilities.effective: CAP_KILL is not in permitted"),
+        ("/linux/namespaces", r#"[{"type":"pid"}]"#, "linux.namespaces: a container shares no mount namespace"),
+        ("/linux/namespaces", r#"[{"type":"mount"},{"type":"ipc"},{"type":"ipc"}]"#, "linux.namespaces[2]: ipc is listed twice"),
+        ("/linux/sysctl", r#"{"vm.overcommit_memory":"1"}"#, "linux.sysctl[vm.overcommit_memory]: belongs to the whole host"),
+        ("/linux/sysctl", r#"{"net.ipv4.ip_forward":"1"}"#, "linux.sysctl[net.ipv4.ip_forward]: would change the host's"),
+        ("/linux/sysctl", r#"{"net.ipv4/../../../x":"1"}"#, "linux.sysctl[net.ipv4/../../../x]: is no name of a setting"),
+        ("/linux/cgroupsPath", r#""/a/../..""#, "linux.cgroupsPath: must not hold"),
+        ("/linux/resources/cpu/quota", "10", "linux.resources.cpu.quota: 10 µs"),
+        ("/linux/resources/memory", r#"{"limit":10,"swap":5}"#, "linux.resources.memory.swap: 5 is memory and swap"),
+        ("/linux/maskedPaths", r#"["proc"]"#, "linux.maskedPaths[0]: not an absolute path"),
+        ("/mounts", r#"[{"destination":"/","type":"tmpfs"}]"#, "mounts[0].destination: is the root itself"),
+        ("/mounts", r#"[{"destination":"/a","type":"bind"}]"#, "mounts[0].source: missing"),
+        ("/mounts", r#"[{"destination":"/a","source":"/b","options":["bind","size=1"]}]"#, "mounts[0].options: \"size\" is no option"),
+        ("/linux/devices", r#"[{"path":"/dev/x","type":"q"}]"#, "linux.devices[0].type: \"q\""),
+    ];
+    for (pointer, value, expected) in cases {
+        let text = refused(pointer, value);
+        assert!(text.starts_with(expected), "{pointer} {value}: {text}");
+    }
+}
+
+#[test]
+fn every_refusal_is_told_at_once() {
+    let spec = r#"{"ociVersion":"3.0.0","hooks":{"poststop":[{"path":"/x"}]}}"#;
+    let refusals = check(Path::new("/b"), &spec::parse(spec.as_bytes()).unwrap()).unwrap_err();
+    let fields: Vec<_> = refusals.iter().map(|refusal| refusal.field.as_str()).collect();
+    assert_eq!(fields, ["ociVersion", "hooks", "root.path", "linux.namespaces", "process"]);
+}
