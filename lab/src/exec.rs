@@ -56,7 +56,7 @@ pub fn exec(lab: &Lab, host: &str, task: Option<&str>, container: Option<&str>, 
     Ok(ended.code().unwrap_or_else(|| 128 + ended.signal().unwrap_or_default()))
 }
 
-/// The container of a task: by its cgroup `tasks/TASK/CONTAINER`.
+/// The container of a task: by its cgroup `pods/TASK/CONTAINER`.
 fn in_task(host_cgroup: &str, task: &str, container: Option<&str>, namespaces: CloneFlags) -> Result<Place, LabError> {
     let cgroups = Cgroups::find()?;
     let tasks = format!("{host_cgroup}/pods");
