@@ -31,6 +31,11 @@ impl Inventory {
         Ok(Self { items })
     }
 
+    /// The processes of one lab.
+    pub fn processes_of(lab: &str) -> Result<Vec<String>> {
+        Ok(Self::take()?.items.into_iter().filter(|item| item.starts_with("process ") && item.contains(lab)).collect())
+    }
+
     /// An error that names everything of one lab that is there now; what others do on the machine meanwhile does not count.
     pub fn check_nothing_of(lab: &str) -> Result<()> {
         let left: Vec<String> = Self::take()?.items.into_iter().filter(|item| item.contains(lab)).collect();
@@ -58,9 +63,10 @@ fn processes(items: &mut BTreeSet<String>) -> Result<()> {
             let ours = fs::read_link(entry.path().join("exe")).unwrap_or_default();
             let cgroup = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
             let of_lab = cgroup.lines().find_map(|line| line.split("rcluster-lab-").nth(1)).unwrap_or_default();
+            let words = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default().replace('\0', " ");
             let by_a_test = ["demo", "bench", "codegen"].iter().any(|name| ours.ends_with(format!("rcluster-{name}")));
             if !by_a_test {
-                items.insert(format!("process {pid} ({}) {of_lab}", comm.trim()));
+                items.insert(format!("process {pid} ({}) {of_lab} {words}", comm.trim()));
             }
         }
         if let Ok(namespace) = fs::read_link(entry.path().join("ns/net")) {

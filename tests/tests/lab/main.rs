@@ -4,6 +4,7 @@
 
 mod claims;
 mod faults;
+mod lifecycle;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
