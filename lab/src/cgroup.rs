@@ -2,13 +2,18 @@
 //!
 //! Source: Linux Documentation/admin-guide/cgroup-v1/{cgroups,cpusets,freezer-subsystem}.rst and cgroup-v2.rst.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::LabError;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::error::LabError;
 
 /// Longest wait for dying processes to leave a cgroup, and for a freezer.
 const SETTLE_MAX: Duration = Duration::from_secs(10);
@@ -20,6 +25,15 @@ struct Hierarchy {
     mount: PathBuf,
     unified: bool,
     controllers: String,
+}
+
+/// How a hierarchy freezes.
+struct Freezer<'a> {
+    hierarchy: &'a Hierarchy,
+    file: &'static str,
+    word: &'static str,
+    report: &'static str,
+    line: String,
 }
 
 /// All mounted hierarchies.
@@ -93,11 +107,11 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Moves a process into a cgroup; 0 is the caller.
-    pub fn join(&self, path: &str, pid: i32) -> Result<(), LabError> {
-        for hierarchy in &self.hierarchies {
-            let file = hierarchy.mount.join(path).join("cgroup.procs");
-            fs::write(&file, pid.to_string()).map_err(LabError::io(format!("join {}", file.display())))?;
+    /// Moves the calling process into a cgroup, in every hierarchy that has it.
+    pub fn join(&self, path: &str) -> Result<(), LabError> {
+        let there = self.hierarchies.iter().map(|hierarchy| hierarchy.mount.join(path)).filter(|dir| dir.exists());
+        for dir in there {
+            fs::write(dir.join("cgroup.procs"), "0").map_err(LabError::io(format!("join {}", dir.display())))?;
         }
         Ok(())
     }
@@ -109,7 +123,8 @@ impl Cgroups {
             walk(&hierarchy.mount.join(path), &mut |dir| {
                 let file = dir.join("cgroup.procs");
                 let text = fs::read_to_string(&file).map_err(LabError::io(format!("read {}", file.display())))?;
-                pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+                // 0 stands for a process that this PID namespace does not see.
+                pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
                 Ok(())
             })?;
         }
@@ -118,38 +133,57 @@ impl Cgroups {
         Ok(pids)
     }
 
-    /// The names of the cgroups directly below one.
+    /// The names of the cgroups directly below one, in order.
     pub fn children(&self, path: &str) -> Vec<String> {
-        let dir = self.hierarchies.first().map(|hierarchy| hierarchy.mount.join(path));
-        let entries = dir.and_then(|dir| fs::read_dir(dir).ok()).into_iter().flatten().flatten();
-        let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        dirs.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        let dirs = self.hierarchies.iter().filter_map(|hierarchy| fs::read_dir(hierarchy.mount.join(path)).ok()).flatten().flatten();
+        let dirs = dirs.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let names: BTreeSet<String> = dirs.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.into_iter().collect()
     }
 
-    /// Stops, or lets go on, everything in a cgroup and below.
-    pub fn freeze(&self, path: &str, freeze: bool) -> Result<(), LabError> {
-        let v1 = self.hierarchies.iter().find(|hierarchy| hierarchy.has("freezer"));
-        let (file, word, report) = match v1 {
-            Some(freezer) => {
-                let file = freezer.mount.join(path).join("freezer.state");
-                (file.clone(), if freeze { "FROZEN" } else { "THAWED" }, file)
-            }
-            None => {
-                let unified = self.hierarchies.iter().find(|hierarchy| hierarchy.unified);
-                let dir = unified.ok_or_else(|| LabError::Refused("no freezer is mounted".to_owned()))?.mount.join(path);
-                (dir.join("cgroup.freeze"), if freeze { "1" } else { "0" }, dir.join("cgroup.events"))
-            }
-        };
-        fs::write(&file, word).map_err(LabError::io(format!("write {}", file.display())))?;
-        let wanted = if v1.is_some() { word.to_owned() } else { format!("frozen {word}") };
-        settle(&format!("{} to say {wanted}", report.display()), || {
+    /// Whether a cgroup is there in any hierarchy.
+    pub fn exists(&self, path: &str) -> bool {
+        self.hierarchies.iter().any(|hierarchy| hierarchy.mount.join(path).exists())
+    }
+
+    /// The hierarchy that freezes, the word for it, and where it reports with which line.
+    fn freezer(&self, on: bool) -> Result<Freezer<'_>, LabError> {
+        if let Some(hierarchy) = self.hierarchies.iter().find(|hierarchy| hierarchy.has("freezer")) {
+            let word = if on { "FROZEN" } else { "THAWED" };
+            return Ok(Freezer { hierarchy, file: "freezer.state", word, report: "freezer.state", line: word.to_owned() });
+        }
+        let unified = self.hierarchies.iter().find(|hierarchy| hierarchy.unified);
+        let hierarchy = unified.ok_or_else(|| LabError::Refused("no cgroup hierarchy that freezes is mounted".to_owned()))?;
+        let word = if on { "1" } else { "0" };
+        Ok(Freezer { hierarchy, file: "cgroup.freeze", word, report: "cgroup.events", line: format!("frozen {word}") })
+    }
+
+    /// Stops, or lets go on, everything in a cgroup and below. Returns when it stands still, or may go on.
+    pub fn freeze(&self, path: &str, on: bool) -> Result<(), LabError> {
+        let freezer = self.freezer(on)?;
+        let dir = freezer.hierarchy.mount.join(path);
+        let (file, report) = (dir.join(freezer.file), dir.join(freezer.report));
+        fs::write(&file, freezer.word).map_err(LabError::io(format!("write {}", file.display())))?;
+        settle(&format!("{} to say {}", report.display(), freezer.line), || {
             let text = fs::read_to_string(&report).map_err(LabError::io(format!("read {}", report.display())))?;
-            Ok(text.lines().any(|line| line == wanted))
+            Ok(text.lines().any(|line| line == freezer.line))
         })
     }
 
-    /// Ends everything in a cgroup and below.
+    /// Thaws a cgroup and each one below.
+    fn thaw_all(&self, path: &str) -> Result<(), LabError> {
+        let freezer = self.freezer(false)?;
+        walk(&freezer.hierarchy.mount.join(path), &mut |dir| {
+            let file = dir.join(freezer.file);
+            fs::write(&file, freezer.word).map_err(LabError::io(format!("write {}", file.display())))
+        })
+    }
+
+    /// Ends everything in a cgroup and below, also what is frozen. Returns when it has ended.
     pub fn kill(&self, path: &str) -> Result<(), LabError> {
+        if self.signal(path)? > 0 {
+            self.thaw_all(path)?;
+        }
         settle(&format!("the processes of cgroup {path} to end"), || {
             let pids = self.processes(path)?;
             for pid in &pids {
@@ -158,6 +192,19 @@ impl Cgroups {
             }
             Ok(pids.is_empty())
         })
+    }
+
+    /// Sends SIGKILL to everything in a cgroup and below, and returns to how many; what is frozen ends once it is thawed.
+    pub fn signal(&self, path: &str) -> Result<usize, LabError> {
+        let pids = self.processes(path)?;
+        for pid in &pids {
+            match kill(Pid::from_raw(*pid), Signal::SIGKILL) {
+                // It may have ended since it was listed.
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => return Err(LabError::kernel(format!("kill process {pid}"))(errno)),
+            }
+        }
+        Ok(pids.len())
     }
 
     /// Removes a cgroup and those below it, once their processes have gone.
@@ -170,7 +217,7 @@ impl Cgroups {
                     match fs::remove_dir(dir) {
                         Ok(()) => {}
                         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                        Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EBUSY as i32) => all_gone = false,
+                        Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => all_gone = false,
                         Err(error) => return Err(LabError::io(format!("remove cgroup {}", dir.display()))(error)),
                     }
                     Ok(())
@@ -184,8 +231,13 @@ impl Cgroups {
 
 /// Lets children of a unified cgroup use what it has.
 fn delegate(dir: &Path) -> Result<(), LabError> {
-    let has = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
-    let wanted: Vec<String> = has.split_whitespace().map(|controller| format!("+{controller}")).collect();
+    let words = |file: &str| {
+        let path = dir.join(file);
+        let text = fs::read_to_string(&path).map_err(LabError::io(format!("read {}", path.display())))?;
+        Ok::<BTreeSet<String>, LabError>(text.split_whitespace().map(str::to_owned).collect())
+    };
+    let (has, gives) = (words("cgroup.controllers")?, words("cgroup.subtree_control")?);
+    let wanted: Vec<String> = has.difference(&gives).map(|controller| format!("+{controller}")).collect();
     if wanted.is_empty() {
         return Ok(());
     }

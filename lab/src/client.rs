@@ -1,20 +1,30 @@
-//! The way to a lab from outside: start one, find one, ask its supervisor.
+//! The way to a lab from outside: make one, find one, ask its supervisor.
 
-use std::fs;
-use std::io::{BufReader, ErrorKind, Write};
-use std::os::fd::AsFd;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+use nix::poll::PollTimeout;
 use nix::sched::{CloneFlags, setns};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::cgroup::Cgroups;
-use crate::host::{make_dirs, wait_for, with_causes};
-use crate::plan::{LabPlan, check_name, log_file, run_root, state_root};
-use crate::protocol::{LabStatus, Progress, Reply, Request, hear, tell};
-use crate::supervisor::{KEEP, open_pid, plan_file, remove_files, socket_file};
-use crate::{LabError, SUPERVISOR, preflight};
+use crate::core::plan::{LabPlan, check_name, control_socket, plan_file};
+use crate::error::LabError;
+use crate::host::wait_for;
+use crate::leftovers::has_leftovers;
+use crate::line::Line;
+use crate::logs::{self, LogOptions};
+use crate::protocol::{Begin, LabStatus, Reply, Request};
+use crate::{PART, preflight};
+
+/// Longest time for an answer: booting all hosts of a large lab takes some seconds.
+const ANSWER_MAX: Duration = Duration::from_secs(120);
+/// Longest time for a supervisor to end after it said that everything has gone.
+const END_MS_MAX: u16 = 10_000;
 
 /// What a lab is to be.
 #[derive(Debug, Clone)]
@@ -22,7 +32,7 @@ pub struct UpOptions {
     pub name: String,
     pub managers: usize,
     pub agents: usize,
-    /// To be loaded on every node.
+    /// OCI layouts, tar files or directories, to be loaded on every node.
     pub images: Vec<PathBuf>,
     /// Node, key, value.
     pub labels: Vec<(String, String, String)>,
@@ -32,12 +42,13 @@ pub struct UpOptions {
     pub bin_dir: Option<PathBuf>,
 }
 
-/// A lab whose hosts are up, and which goes with this process unless it is kept.
+/// A lab whose hosts are up and whose daemons are started. It goes when this value or its process goes, unless it is kept.
 #[derive(Debug)]
 pub struct Starting {
     lab: Lab,
+    line: Option<Line>,
     supervisor: Child,
-    lifeline: ChildStdin,
+    notes: Vec<String>,
 }
 
 impl Starting {
@@ -46,77 +57,80 @@ impl Starting {
         &self.lab
     }
 
+    /// What the user should know about how it came up, such as what was removed for it.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// The lab is wanted: it outlives this process.
     pub fn keep(mut self) -> Result<Lab, LabError> {
-        self.lifeline.write_all(&[KEEP]).and_then(|()| self.lifeline.flush()).map_err(LabError::io("tell the supervisor to go on"))?;
-        Ok(self.lab)
+        if let Some(line) = &mut self.line {
+            line.tell(&Request::Keep)?;
+            hear_done(line, &self.lab.name)?;
+        }
+        self.line = None;
+        Ok(self.lab.clone())
     }
 
     /// The lab is not wanted: returns when it has gone.
-    pub fn give_up(self) -> Result<(), LabError> {
-        let Self { lifeline, mut supervisor, .. } = self;
-        drop(lifeline);
-        supervisor.wait().map(|_| ()).map_err(LabError::io("wait for the supervisor"))
+    pub fn give_up(mut self) -> Result<(), LabError> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), LabError> {
+        match self.line.take() {
+            Some(line) => {
+                drop(line);
+                self.supervisor.wait().map(|_| ()).map_err(LabError::io("wait for the lab's supervisor"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        // Closing the line is what ends the lab; a failure to wait for that has nobody to be told.
+        drop(self.end());
     }
 }
 
 /// Makes a lab: returns when its hosts are up and their daemons started, not yet when they are ready.
 pub fn up(options: UpOptions) -> Result<Starting, LabError> {
     let UpOptions { name, managers, agents, images, labels, owner_pid, bin_dir } = options;
-    let bin_dir = preflight::bin_dir(bin_dir)?;
     let absolute = |image: &PathBuf| fs::canonicalize(image).unwrap_or_else(|_| image.clone());
-    let images: Vec<PathBuf> = images.iter().map(absolute).collect();
-    let plan = LabPlan::new(&name, managers, agents, &labels, images, bin_dir)?;
+    let images = images.iter().map(absolute).collect();
+    let plan = LabPlan::new(&name, managers, agents, &labels, images, preflight::bin_dir(bin_dir)?)?;
     preflight::check(&plan.bin_dir, &plan.images)?;
-    match Lab::open(&name) {
-        Ok(_) => {
-            return Err(LabError::Refused(format!(
-                "there is a lab {name} already; take it down with `rclusterctl lab down --lab {name}`, or choose another name"
-            )));
-        }
-        Err(_) => clean_leftovers(&name)?,
-    }
-    make_dirs(&[run_root(&name).join("logs"), state_root(&name)])?;
-    let text = serde_json::to_vec_pretty(&plan).map_err(|source| LabError::Json { what: "the lab's plan".to_owned(), source })?;
-    fs::write(plan_file(&name), text).map_err(LabError::io("write the lab's plan"))?;
-    let log = log_file(&name, "lab", "supervisor");
-    let log = fs::File::create(&log).map_err(LabError::io(format!("open {}", log.display())))?;
+    let (ours, theirs) = UnixStream::pair().map_err(LabError::io("make a socket"))?;
     let program = std::env::current_exe().map_err(LabError::io("find this program"))?;
     let mut supervisor = Command::new(program)
-        .args([SUPERVISOR, &name, &owner_pid.unwrap_or_default().to_string()])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(log)
+        .args([PART, "supervisor", &name])
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .spawn()
         .map_err(LabError::io("start the lab's supervisor"))?;
-    let (Some(lifeline), Some(output)) = (supervisor.stdin.take(), supervisor.stdout.take()) else {
-        return Err(LabError::Refused("a new process has no pipes".to_owned()));
+    let mut line = Line::new(ours);
+    let mut notes = Vec::new();
+    line.tell(&Begin { plan, owner_pid })?;
+    let refused = loop {
+        match line.hear::<Reply>()? {
+            Some(Reply::Note(note)) => notes.push(note),
+            Some(Reply::Done) => break None,
+            Some(Reply::Refused(why)) => break Some(why),
+            Some(Reply::Status(_)) => break Some("the supervisor gave another kind of answer".to_owned()),
+            None => break Some("the lab's supervisor ended before the lab was up".to_owned()),
+        }
     };
-    match hear::<Progress>(&mut BufReader::new(output))? {
-        Some(Progress::Up) => Ok(Starting { lab: Lab::open(&name)?, supervisor, lifeline }),
-        Some(Progress::Failed(why)) => {
-            drop(lifeline);
-            supervisor.wait().map_err(LabError::io("wait for the supervisor"))?;
-            clean_leftovers(&name)?;
+    match refused {
+        None => Ok(Starting { lab: Lab { name }, line: Some(line), supervisor, notes }),
+        Some(why) => {
+            drop(line);
+            supervisor.wait().map_err(LabError::io("wait for the lab's supervisor"))?;
             Err(LabError::Refused(why))
         }
-        None => {
-            supervisor.wait().map_err(LabError::io("wait for the supervisor"))?;
-            clean_leftovers(&name)?;
-            Err(LabError::Refused("the lab's supervisor ended before the lab was up".to_owned()))
-        }
     }
-}
-
-/// Whether there is something left of a lab of this name.
-pub fn has_leftovers(name: &str) -> bool {
-    run_root(name).exists() || state_root(name).exists()
-}
-
-/// Removes what a lab whose supervisor was killed has left: cgroups and directories.
-pub fn clean_leftovers(name: &str) -> Result<(), LabError> {
-    check_name(name)?;
-    remove_files(name, &Cgroups::find()?)
 }
 
 /// A running lab.
@@ -139,28 +153,45 @@ impl Lab {
         &self.name
     }
 
-    fn ask(&self, request: &Request) -> Result<Reply, LabError> {
-        let socket = socket_file(&self.name);
+    fn connect(&self) -> Result<Line, LabError> {
+        let (name, socket) = (&self.name, control_socket(&self.name));
         let stream = UnixStream::connect(&socket).map_err(|error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused if has_leftovers(name) => LabError::Refused(format!(
+                "lab {name} has no supervisor, so that its hosts have died; `rclusterctl lab down --lab {name}` removes what is left"
+            )),
             ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-                LabError::Refused(format!("there is no lab {}; `rclusterctl lab up --lab {}` makes one", self.name, self.name))
+                LabError::Refused(format!("there is no lab {name}; `rclusterctl lab up --lab {name}` makes one"))
             }
+            ErrorKind::PermissionDenied => LabError::Refused(format!("lab {name} belongs to root; run it with sudo")),
             _ => LabError::io(format!("connect to {}", socket.display()))(error),
         })?;
-        tell(&mut &stream, request)?;
-        match hear(&mut BufReader::new(&stream))? {
-            Some(Reply::Refused(why)) => Err(LabError::Refused(why)),
-            Some(reply) => Ok(reply),
-            None => Err(LabError::Refused(format!("the supervisor of lab {} ended without an answer", self.name))),
-        }
+        let line = Line::new(stream);
+        line.wait_at_most(ANSWER_MAX)?;
+        Ok(line)
+    }
+
+    fn ask(&self, request: &Request) -> Result<(), LabError> {
+        let mut line = self.connect()?;
+        line.tell(request)?;
+        hear_done(&mut line, &self.name)
     }
 
     /// The lab's hosts and what runs on them.
     pub fn status(&self) -> Result<LabStatus, LabError> {
-        match self.ask(&Request::Status)? {
-            Reply::Status(status) => Ok(status),
-            Reply::Done | Reply::Refused(_) => Err(LabError::Refused("the supervisor gave another kind of answer".to_owned())),
+        let mut line = self.connect()?;
+        line.tell(&Request::Status)?;
+        match line.hear()? {
+            Some(Reply::Status(status)) => Ok(status),
+            Some(Reply::Refused(why)) => Err(LabError::Refused(why)),
+            Some(Reply::Done | Reply::Note(_)) => Err(LabError::Refused("the supervisor gave another kind of answer".to_owned())),
+            None => Err(gone(&self.name)),
         }
+    }
+
+    fn plan(&self) -> Result<LabPlan, LabError> {
+        let path = plan_file(&self.name);
+        let bytes = fs::read(&path).map_err(LabError::io(format!("read {}", path.display())))?;
+        serde_json::from_slice(&bytes).map_err(|source| LabError::Json { what: path.display().to_string(), source })
     }
 
     /// The managers' addresses, to be reached from the wire.
@@ -168,76 +199,92 @@ impl Lab {
         Ok(self.status()?.managers)
     }
 
-    /// Cuts the power of hosts, or kills single processes (HOST/DAEMON).
+    /// Cuts the power of hosts, or kills single processes (HOST/DAEMON); all or, when one does not fit, none. Returns when they are gone.
     pub fn kill(&self, targets: Vec<String>) -> Result<(), LabError> {
-        self.ask(&Request::Kill { targets }).map(|_| ())
+        self.ask(&Request::Kill { targets })
     }
 
-    /// Boots hosts on their old disks, or starts single processes again.
+    /// Boots hosts on their old disks, or starts single processes again. Returns when the processes run, not yet when they are ready.
     pub fn start(&self, targets: Vec<String>) -> Result<(), LabError> {
-        self.ask(&Request::Start { targets }).map(|_| ())
+        self.ask(&Request::Start { targets })
     }
 
     /// Freezes hosts.
     pub fn pause(&self, hosts: Vec<String>) -> Result<(), LabError> {
-        self.ask(&Request::Pause { hosts }).map(|_| ())
+        self.ask(&Request::Pause { hosts })
     }
 
     /// Lets frozen hosts go on.
     pub fn resume(&self, hosts: Vec<String>) -> Result<(), LabError> {
-        self.ask(&Request::Resume { hosts }).map(|_| ())
+        self.ask(&Request::Resume { hosts })
     }
 
     /// Cuts a host off from everyone, or two from each other.
     pub fn cut(&self, host: String, other: Option<String>) -> Result<(), LabError> {
-        self.ask(&Request::Cut { host, other }).map(|_| ())
+        self.ask(&Request::Cut { host, other })
     }
 
     /// Mends every cut.
     pub fn heal(&self) -> Result<(), LabError> {
-        self.ask(&Request::Heal).map(|_| ())
+        self.ask(&Request::Heal { host: None, other: None })
+    }
+
+    /// Mends every cut of a host, or the one between two hosts.
+    pub fn heal_host(&self, host: String, other: Option<String>) -> Result<(), LabError> {
+        self.ask(&Request::Heal { host: Some(host), other })
     }
 
     /// What a daemon of a host has logged; all of the host's when none is named.
     pub fn logs(&self, host: &str, daemon: Option<&str>) -> Result<String, LabError> {
-        let status = self.status()?;
-        let known = status.hosts.iter().find(|known| known.name == host);
-        let names: Vec<&str> = status.hosts.iter().map(|host| host.name.as_str()).collect();
-        let known = known.ok_or_else(|| LabError::Refused(format!("lab {} has no host {host}; it has {}", self.name, names.join(", "))))?;
-        let daemons: Vec<&str> = known.daemons.iter().map(|known| known.name.as_str()).collect();
-        if let Some(daemon) = daemon
-            && !daemons.contains(&daemon)
-        {
-            return Err(LabError::Refused(format!("{host} runs no {daemon}; it runs {}", daemons.join(" and "))));
-        }
-        let mut text = String::new();
-        for name in daemons.into_iter().filter(|name| daemon.is_none_or(|wanted| wanted == *name)) {
-            let file = log_file(&self.name, host, name);
-            match fs::read_to_string(&file) {
-                Ok(lines) => text.push_str(&lines),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(LabError::io(format!("read {}", file.display()))(error)),
-            }
-        }
-        Ok(text)
+        let mut text = Vec::new();
+        let options = LogOptions { daemon: daemon.map(str::to_owned), ..LogOptions::default() };
+        logs::write(&self.plan()?, host, &options, &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Writes what a host's daemons have logged, and log.
+    pub fn write_logs(&self, host: &str, options: &LogOptions, to: &mut dyn Write) -> Result<(), LabError> {
+        logs::write(&self.plan()?, host, options, to)
     }
 
     /// Moves the calling thread onto the lab's wire, from which the managers can be reached.
     pub fn enter_wire(&self) -> Result<(), LabError> {
-        let pid = self.status()?.supervisor_pid;
-        let path = format!("/proc/{pid}/ns/net");
-        let file = fs::File::open(&path).map_err(LabError::io(format!("open {path}")))?;
+        let path = format!("/proc/{}/ns/net", self.status()?.supervisor_pid);
+        let file = File::open(&path).map_err(LabError::io(format!("open {path}")))?;
         setns(file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(LabError::kernel("enter the lab's wire"))
     }
 
     /// Takes everything away; returns when the supervisor has gone too.
     pub fn down(self) -> Result<(), LabError> {
-        let supervisor = open_pid(self.status()?.supervisor_pid)?;
-        let done = self.ask(&Request::Down);
-        wait_for(&[supervisor.as_fd()])?;
-        match done {
-            Ok(_) => Ok(()),
-            Err(error) => Err(LabError::Refused(format!("lab {}: {}", self.name, with_causes(&error)))),
+        let pid = self.status()?.supervisor_pid;
+        let supervisor = open_pid(pid)?;
+        self.ask(&Request::Down)?;
+        match wait_for(&[supervisor.as_fd()], PollTimeout::from(END_MS_MAX))?.as_slice() {
+            [true] => Ok(()),
+            _ => Err(LabError::Refused(format!("the hosts of lab {} have gone, but its supervisor (PID {pid}) goes on", self.name))),
         }
     }
+}
+
+fn hear_done(line: &mut Line, lab: &str) -> Result<(), LabError> {
+    match line.hear()? {
+        Some(Reply::Done) => Ok(()),
+        Some(Reply::Refused(why)) => Err(LabError::Refused(why)),
+        Some(Reply::Status(_) | Reply::Note(_)) => Err(LabError::Refused("the supervisor gave another kind of answer".to_owned())),
+        None => Err(gone(lab)),
+    }
+}
+
+fn gone(lab: &str) -> LabError {
+    LabError::Refused(format!("the supervisor of lab {lab} ended without an answer"))
+}
+
+/// A file that tells when a process ends.
+pub fn open_pid(pid: i32) -> Result<OwnedFd, LabError> {
+    let none = || LabError::Refused(format!("there is no process {pid}"));
+    let known = Pid::from_raw(pid).ok_or_else(none)?;
+    pidfd_open(known, PidfdFlags::empty()).map_err(|errno| match errno {
+        rustix::io::Errno::SRCH => none(),
+        other => LabError::io(format!("watch process {pid}"))(other.into()),
+    })
 }

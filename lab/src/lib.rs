@@ -1,69 +1,57 @@
 //! A cluster of many hosts on one machine: real programs, each host in namespaces of its own, and the faults that hosts have.
 //!
 //! ```text
-//!   supervisor (owns the wire's network namespace)        one a lab
-//!     └─ host shell (unshares)                            one a host
-//!          └─ host init (PID 1 of the host)  ─ spawns ─►  rcluster-manager, or rcluster-netd and rcluster-agent
+//!   rclusterctl lab …            asks by a socket, line by line in JSON
+//!        │
+//!   supervisor                   one a lab; its network namespace is the wire
+//!     ├─ init of host m1         PID 1 of the host: own pid, mount, net, uts and ipc namespaces ─ spawns ─► rcluster-manager
+//!     └─ init of host n1         ─ spawns ─► rcluster-netd, rcluster-agent ─► containers
 //! ```
 //!
-//! A power cut is SIGKILL to the host's init after its wire was cut: the kernel ends everything in the PID namespace at once, containers
-//! included, and mounts and network namespaces go with the last process. Every process here asks to die with its parent, so that nothing
-//! outlives the supervisor; cgroups and directories, which no kernel removes, have names that follow from the lab's.
+//! A power cut is SIGKILL to the host's init after its link was cut: the kernel ends everything in the PID namespace at once, containers
+//! included, and mounts and network namespaces go with the last process. Every init asks to die with the supervisor, so that no process
+//! outlives it; cgroups and directories, which no kernel removes, have names that follow from the lab's, and the next `up` or `down` of
+//! that name removes them.
+//!
+//! In: what a user asks for. Out: hosts that live, and their state. Never: knowledge of what the daemons say to each other.
 
 mod cgroup;
 mod client;
+mod core;
+mod error;
 mod exec;
 mod host;
+mod leftovers;
+mod line;
+mod logs;
 mod netlink;
-pub mod plan;
 mod preflight;
 mod protocol;
 mod supervisor;
 mod wire;
 
-use thiserror::Error;
+pub use crate::client::{Lab, Starting, UpOptions, up};
+pub use crate::core::plan::Role;
+pub use crate::error::LabError;
+pub use crate::exec::exec;
+pub use crate::leftovers::{clean_leftovers, has_leftovers};
+pub use crate::logs::LogOptions;
+pub use crate::protocol::{DaemonState, DaemonStatus, HostState, HostStatus, LabStatus};
 
-pub use client::{Lab, Starting, UpOptions, clean_leftovers, has_leftovers, up};
-pub use exec::exec;
-pub use protocol::{DaemonState, DaemonStatus, HostState, HostStatus, LabStatus};
+/// The first argument by which the running program is started again as a part of a lab.
+const PART: &str = "lab-part";
 
-/// Why something in a lab could not be done.
-#[derive(Debug, Error)]
-pub enum LabError {
-    /// The lab, host, process or number that was named does not fit.
-    #[error("{0}")]
-    Refused(String),
-    #[error("{what}")]
-    Io { what: String, source: std::io::Error },
-    #[error("{what}")]
-    Kernel { what: String, source: nix::errno::Errno },
-    #[error("netlink: {what}")]
-    Netlink { what: String, source: std::io::Error },
-    #[error("encode or decode {what}")]
-    Json { what: String, source: serde_json::Error },
-}
-
-impl LabError {
-    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
-        let what = what.into();
-        move |source| Self::Io { what, source }
-    }
-
-    pub(crate) fn kernel(what: impl Into<String>) -> impl FnOnce(nix::errno::Errno) -> Self {
-        let what = what.into();
-        move |source| Self::Kernel { what, source }
-    }
-}
-
-/// The first argument by which this program is run as a part of a lab.
-const SUPERVISOR: &str = "lab-supervisor-process";
-const HOST: &str = "lab-host-process";
-
-/// Runs the part of a lab that the arguments name; `None` when they are not a lab's. To be called first thing in `main`, before any thread.
+/// Runs the part of a lab that the arguments (with the program's name) name, and returns its exit code; `None` when they name none. To be
+/// called first thing in `main`, before there is a thread.
 pub fn run_part(arguments: &[String]) -> Option<i32> {
-    match arguments.get(1).map(String::as_str) {
-        Some(SUPERVISOR) => Some(supervisor::main(arguments.get(2..).unwrap_or_default())),
-        Some(HOST) => Some(host::main(arguments.get(2..).unwrap_or_default())),
+    match arguments {
+        [_, part, what, rest @ ..] if part == PART => match what.as_str() {
+            "supervisor" => Some(supervisor::main(rest)),
+            "host" => Some(host::main(rest)),
+            "exec" => Some(exec::main(rest)),
+            "probe" => Some(preflight::main()),
+            _ => None,
+        },
         _ => None,
     }
 }

@@ -8,7 +8,8 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -17,8 +18,11 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
-use crate::LabError;
+use crate::error::LabError;
 
+/// Routes to own addresses (linux/rtnetlink.h, RT_TABLE_LOCAL).
+const LOCAL_TABLE: u8 = 255;
+const BLACKHOLE_PRIORITY: u32 = 100;
 const RECEIVE_BYTES: usize = 64 * 1024;
 
 /// A netlink socket in the network namespace in which it was opened.
@@ -69,15 +73,23 @@ impl Netlink {
         }
     }
 
-    /// A veth pair: `name` here, `peer` in the network namespace of process `pid`; both down.
-    pub fn add_veth(&mut self, name: &str, peer: &str, pid: i32) -> Result<(), LabError> {
+    /// A veth pair: `name` here, `peer` here or in the network namespace of a process; both down.
+    pub fn add_veth(&mut self, name: &str, peer: &str, peer_of: Option<u32>) -> Result<(), LabError> {
         let mut other = LinkMessage::default();
         other.attributes.push(LinkAttribute::IfName(peer.to_owned()));
-        other.attributes.push(LinkAttribute::NetNsPid(u32::try_from(pid).unwrap_or_default()));
+        other.attributes.extend(peer_of.map(LinkAttribute::NetNsPid));
+        self.add_link(name, InfoKind::Veth, InfoData::Veth(InfoVeth::Peer(other)))
+    }
+
+    /// A VXLAN device that nobody uses: to see whether the kernel can.
+    pub fn add_vxlan(&mut self, name: &str) -> Result<(), LabError> {
+        self.add_link(name, InfoKind::Vxlan, InfoData::Vxlan(vec![InfoVxlan::Id(1), InfoVxlan::Port(4789)]))
+    }
+
+    fn add_link(&mut self, name: &str, kind: InfoKind, data: InfoData) -> Result<(), LabError> {
         let mut link = LinkMessage::default();
         link.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        let data = InfoData::Veth(InfoVeth::Peer(other));
-        link.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(data)]));
+        link.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]));
         self.request(&format!("make link {name}"), RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL)
     }
 
@@ -108,12 +120,19 @@ impl Netlink {
         self.request(&format!("give {ip}"), RouteNetlinkMessage::NewAddress(address), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    /// A route to one address by a device, with the address that the sender is to have.
-    pub fn add_host_route(&mut self, to: Ipv4Addr, index: u32, source: Ipv4Addr) -> Result<(), LabError> {
-        let mut route = route(Some(to), index);
+    /// A route to a subnet (32: one address) by a device, with the address that the sender is to have.
+    pub fn add_link_route(&mut self, to: Ipv4Addr, prefix_length: u8, index: u32, source: Ipv4Addr) -> Result<(), LabError> {
+        let mut route = route(Some((to, prefix_length)), index);
         route.header.scope = RouteScope::Link;
         route.attributes.push(RouteAttribute::PrefSource(RouteAddress::Inet(source)));
         self.request(&format!("route to {to}"), RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Removes a route to one address by a device.
+    pub fn remove_link_route(&mut self, to: Ipv4Addr, index: u32) -> Result<(), LabError> {
+        let mut route = route(Some((to, 32)), index);
+        route.header.scope = RouteScope::Link;
+        self.request(&format!("remove the route to {to}"), RouteNetlinkMessage::DelRoute(route), 0)
     }
 
     /// Everything else by a gateway that is on the device without a subnet.
@@ -125,33 +144,60 @@ impl Netlink {
         self.request("the default route", RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    /// Swallows, or no longer swallows, what comes in by a device for an address.
-    pub fn blackhole(&mut self, from_device: &str, to: Ipv4Addr, on: bool) -> Result<(), LabError> {
+    /// A neighbour that needs no asking.
+    pub fn add_neighbour(&mut self, ip: Ipv4Addr, mac: [u8; 6], index: u32) -> Result<(), LabError> {
+        let mut neighbour = NeighbourMessage::default();
+        neighbour.header.family = AddressFamily::Inet;
+        neighbour.header.ifindex = index;
+        neighbour.header.state = NeighbourState::Permanent;
+        neighbour.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)));
+        neighbour.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+        self.request(&format!("make neighbour {ip}"), RouteNetlinkMessage::NewNeighbour(neighbour), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Swallows, or no longer swallows, what comes in by a device for a subnet (32: one address).
+    pub fn blackhole(&mut self, from_device: &str, to: Ipv4Addr, prefix_length: u8, on: bool) -> Result<(), LabError> {
         let mut rule = RuleMessage::default();
         rule.header.family = AddressFamily::Inet;
-        rule.header.dst_len = 32;
+        rule.header.dst_len = prefix_length;
         rule.header.action = RuleAction::Blackhole;
         rule.attributes.push(RuleAttribute::Iifname(from_device.to_owned()));
         rule.attributes.push(RuleAttribute::Destination(IpAddr::V4(to)));
-        rule.attributes.push(RuleAttribute::Priority(100));
-        let what = format!("blackhole from {from_device} to {to}");
+        rule.attributes.push(RuleAttribute::Priority(BLACKHOLE_PRIORITY));
+        self.change_rule(&format!("blackhole from {from_device} to {to}"), rule, on)
+    }
+
+    /// Makes blackholes come before what is for this namespace itself; as a namespace is born, nothing comes before that.
+    pub fn blackholes_first(&mut self) -> Result<(), LabError> {
+        for (priority, on) in [(BLACKHOLE_PRIORITY + 1, true), (0, false)] {
+            let mut rule = RuleMessage::default();
+            rule.header.family = AddressFamily::Inet;
+            rule.header.action = RuleAction::ToTable;
+            rule.header.table = LOCAL_TABLE;
+            rule.attributes.push(RuleAttribute::Priority(priority));
+            self.change_rule("the rule for own addresses", rule, on)?;
+        }
+        Ok(())
+    }
+
+    fn change_rule(&mut self, what: &str, rule: RuleMessage, on: bool) -> Result<(), LabError> {
         if on {
-            self.request(&what, RouteNetlinkMessage::NewRule(rule), NLM_F_CREATE | NLM_F_EXCL)
+            self.request(what, RouteNetlinkMessage::NewRule(rule), NLM_F_CREATE | NLM_F_EXCL)
         } else {
-            self.request(&what, RouteNetlinkMessage::DelRule(rule), 0)
+            self.request(what, RouteNetlinkMessage::DelRule(rule), 0)
         }
     }
 }
 
-fn route(to: Option<Ipv4Addr>, index: u32) -> RouteMessage {
+fn route(to: Option<(Ipv4Addr, u8)>, index: u32) -> RouteMessage {
     let mut route = RouteMessage::default();
     route.header.address_family = AddressFamily::Inet;
     route.header.table = RouteHeader::RT_TABLE_MAIN;
     route.header.protocol = RouteProtocol::Static;
     route.header.kind = RouteType::Unicast;
     route.attributes.push(RouteAttribute::Oif(index));
-    if let Some(to) = to {
-        route.header.destination_prefix_length = 32;
+    if let Some((to, prefix_length)) = to {
+        route.header.destination_prefix_length = prefix_length;
         route.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(to)));
     }
     route

@@ -1,18 +1,26 @@
-//! What is said between the command, the supervisor and the hosts: a line of JSON each way.
+//! What is said between the commands, the supervisor and the hosts: a line of JSON each way. All of them are one program, so that both ends
+//! always have the same version.
 
-use std::io::{BufRead, Write};
 use std::net::Ipv4Addr;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::LabError;
-use crate::plan::Role;
+use crate::core::plan::{LabPlan, Role};
 
-/// What the command asks the supervisor for. Hosts are names; a process of a host is HOST/DAEMON.
+/// The first thing that the supervisor hears, from the command that started it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begin {
+    pub plan: LabPlan,
+    /// The lab goes when this process ends.
+    pub owner_pid: Option<i32>,
+}
+
+/// What a command asks the supervisor for. A target is HOST or HOST/DAEMON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
+    /// Only from the command that started the lab: it stays when that command ends.
+    Keep,
     Status,
     Kill {
         targets: Vec<String>,
@@ -31,7 +39,11 @@ pub enum Request {
         host: String,
         other: Option<String>,
     },
-    Heal,
+    /// `host` none: every cut; `other` none: every cut of that host.
+    Heal {
+        host: Option<String>,
+        other: Option<String>,
+    },
     Down,
 }
 
@@ -39,54 +51,62 @@ pub enum Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
+    /// Not the answer yet, but worth telling the user.
+    Note(String),
     Status(LabStatus),
     Done,
     Refused(String),
-}
-
-/// What the supervisor tells the command that started it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Progress {
-    /// Every host is up and its daemons are started.
-    Up,
-    Failed(String),
 }
 
 /// What the supervisor tells a host's init.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HostCommand {
-    Spawn { daemon: String, words: Vec<String>, log: String },
-    Kill { daemon: String },
+    /// The link is plugged in: set up what a host has of its own.
+    Furnish,
+    Spawn {
+        daemon: String,
+        words: Vec<String>,
+        log: String,
+    },
+    Kill {
+        daemon: String,
+    },
 }
 
-/// What a host tells the supervisor.
+/// What a host's init tells the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HostEvent {
-    /// The shell has its namespaces; the wire can be plugged.
+    /// It has its namespaces; the link can be plugged in.
     Unshared,
-    /// The init runs; its PID as the supervisor sees it.
-    Booted {
-        pid: i32,
-    },
-    /// The init is ready for commands.
+    /// It takes orders for daemons.
     Ready,
+    /// `pid` is the daemon's in the host's own numbering.
     Spawned {
         daemon: String,
         pid: i32,
     },
+    /// It ended, or could not be started at all.
     Exited {
         daemon: String,
-        how: String,
+        end: Exit,
     },
     Failed {
         why: String,
     },
 }
 
-/// A host's power.
+/// How a daemon ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// "code 1", "SIGKILL", or why it could not be started.
+    pub how: String,
+    /// The last lines of its log, when it failed by itself.
+    pub last_words: String,
+}
+
+/// A host's power; one that boots is off until it is up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HostState {
@@ -100,7 +120,7 @@ pub enum HostState {
 #[serde(rename_all = "lowercase")]
 pub enum DaemonState {
     Running,
-    /// How it ended, in words.
+    /// How it ended, in words: "code 1", "SIGKILL".
     Exited(String),
     Off,
 }
@@ -108,6 +128,7 @@ pub enum DaemonState {
 /// A daemon of a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonStatus {
+    /// manager, netd or agent
     pub name: String,
     pub state: DaemonState,
     /// In the host's own numbering; 0 when it does not run.
@@ -121,6 +142,8 @@ pub struct HostStatus {
     pub role: Role,
     pub addr: Ipv4Addr,
     pub state: HostState,
+    /// Why it is off although nobody asked for that; else empty.
+    pub message: String,
     /// Whether it is cut off from all others.
     pub cut: bool,
     /// The host's init on this machine; 0 when it is off.
@@ -133,24 +156,9 @@ pub struct HostStatus {
 pub struct LabStatus {
     pub name: String,
     pub supervisor_pid: i32,
+    /// IP:PORT each, to be reached on the lab's wire only.
     pub managers: Vec<String>,
     pub hosts: Vec<HostStatus>,
     /// Pairs that are cut off from each other.
     pub cuts: Vec<(String, String)>,
-}
-
-/// Writes one line.
-pub fn tell<T: Serialize>(to: &mut impl Write, message: &T) -> Result<(), LabError> {
-    let mut line = serde_json::to_vec(message).map_err(|source| LabError::Json { what: "a message".to_owned(), source })?;
-    line.push(b'\n');
-    to.write_all(&line).and_then(|()| to.flush()).map_err(LabError::io("write to a part of the lab"))
-}
-
-/// Reads one line; `None` at the end.
-pub fn hear<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<Option<T>, LabError> {
-    let mut line = String::new();
-    if from.read_line(&mut line).map_err(LabError::io("read from a part of the lab"))? == 0 {
-        return Ok(None);
-    }
-    serde_json::from_str(&line).map(Some).map_err(|source| LabError::Json { what: format!("the message {}", line.trim()), source })
 }

@@ -1,565 +1,484 @@
-//! The lab's owner: one loop over the hosts, the wire and the commands that come in.
+//! A lab's supervisor: one loop over hosts, commands and signals. What happens goes into the [`Machine`], what it returns is done here.
 //!
-//! It ends, and takes everything along, when it is told to, when the command that started it goes before saying that the lab is wanted,
-//! or when the process that the lab is tied to ends. If it is killed, the hosts die with it; only cgroups and directories are left then.
+//! It ends, and takes everything along, when it is told to, when the command that started it goes before it said that the lab is wanted,
+//! when the process that the lab is tied to ends, and on SIGTERM and SIGINT. If it is killed, the hosts die with it; only cgroups and
+//! directories are left then.
 
-use std::fs;
-use std::io::{BufReader, ErrorKind, Write, stdin, stdout};
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, stdin};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::fcntl::Flock;
+use nix::poll::PollTimeout;
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{Pid, setsid};
-use rustix::process::{PidfdFlags, pidfd_open};
+use nix::unistd::{dup2_stderr, dup2_stdin, setsid};
+use rcluster_base::ledger;
+use rcluster_base::telemetry::{self, LogFormat};
+use tracing::{error, info, warn};
 
+use crate::PART;
 use crate::cgroup::Cgroups;
-use crate::host::{make_dirs, wait_for, with_causes};
-use crate::plan::{HostPlan, LabPlan, cgroup_root, log_file, run_root, state_root};
-use crate::protocol::{
-    DaemonState, DaemonStatus, HostCommand, HostEvent, HostState, HostStatus, LabStatus, Progress, Reply, Request, hear, tell,
-};
+use crate::client::open_pid;
+use crate::core::machine::{Client, Deed, Input, Machine, STARTER};
+use crate::core::plan::{LabPlan, cgroup_root, control_socket, log_dir, log_file, plan_file, run_root, state_root};
+use crate::error::LabError;
+use crate::host::{make_dirs, wait_for};
+use crate::leftovers::{self, take_name};
+use crate::line::Line;
+use crate::logs;
+use crate::protocol::{Begin, HostEvent, LabStatus, Reply, Request};
 use crate::wire::Wire;
-use crate::{HOST, LabError};
 
-/// The word by which the starting command says that the lab is wanted.
-pub const KEEP: u8 = b'k';
-/// Longest time for a client to say what it wants.
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for a host to make itself ready for daemons.
+const BOOT_MAX: Duration = Duration::from_secs(30);
+/// How often deadlines and the length of logs are looked at.
+const TICK_MS: u16 = 2000;
+const CLIENTS_MAX: usize = 64;
 
-/// Runs as a lab's supervisor; the arguments are the lab's name and the PID that it is tied to (0: none).
-pub fn main(arguments: &[String]) -> i32 {
-    let mut out = stdout();
-    let run = || {
-        let [name, owner] = arguments else {
-            return Err(LabError::Refused("this is a part of a lab and not to be started by hand".to_owned()));
-        };
-        let text = fs::read(plan_file(name)).map_err(LabError::io("read the lab's plan"))?;
-        let plan: LabPlan = serde_json::from_slice(&text).map_err(|source| LabError::Json { what: "the lab's plan".to_owned(), source })?;
-        Supervisor::new(plan, owner.parse().unwrap_or_default())
+/// Runs as a lab's supervisor: NAME, the command that starts it on the standard input.
+pub fn main(_: &[String]) -> i32 {
+    let Ok(fd) = stdin().as_fd().try_clone_to_owned() else { return 1 };
+    let mut starter = Line::new(UnixStream::from(fd));
+    let begun = match starter.hear::<Begin>() {
+        Ok(Some(begin)) => begin_lab(begin, &starter),
+        Ok(None) => return 1,
+        Err(error) => Err(error),
     };
-    match run() {
-        Ok(supervisor) => supervisor.supervise(),
+    let mut supervisor = match begun {
+        Ok(supervisor) => supervisor,
         Err(error) => {
-            // If the command has gone, so has the reader.
-            drop(tell(&mut out, &Progress::Failed(with_causes(&error))));
+            // If the command has gone, nobody is left to be told.
+            drop(starter.tell(&Reply::Refused(error.with_causes())));
+            return 1;
+        }
+    };
+    supervisor.clients.insert(STARTER, starter);
+    match supervisor.supervise() {
+        Ok(()) => 0,
+        Err(error) => {
+            error!(error = error.with_causes(), "the supervisor cannot go on: the lab goes");
+            supervisor.give_up();
             1
         }
     }
 }
 
-/// Where the plan is written for the supervisor.
-pub fn plan_file(lab: &str) -> PathBuf {
-    run_root(lab).join("lab.json")
-}
-
-/// Where the supervisor is to be reached.
-pub fn socket_file(lab: &str) -> PathBuf {
-    run_root(lab).join("control.sock")
-}
-
-/// A host that is on.
-struct Running {
-    shell: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-    init_pid: i32,
-    paused: bool,
-    daemons: Vec<DaemonStatus>,
-}
-
-struct Host {
-    plan: HostPlan,
-    running: Option<Running>,
-}
-
-struct Supervisor {
-    plan: LabPlan,
-    wire: Wire,
-    cgroups: Cgroups,
-    hosts: Vec<Host>,
-    listener: UnixListener,
-    signals: SignalFd,
-    owner: Option<OwnedFd>,
-    /// Whether the starting command has said that the lab is wanted.
-    kept: bool,
-}
-
-/// What woke the loop.
-enum Wake {
-    Client,
-    Host(usize),
-    Starter,
-    Owner,
-    Signal,
-}
-
-impl Supervisor {
-    fn new(plan: LabPlan, owner: i32) -> Result<Self, LabError> {
-        setsid().map_err(LabError::kernel("leave the terminal"))?;
-        let mut signals = SigSet::empty();
-        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-            signals.add(signal);
-        }
-        signals.thread_block().map_err(LabError::kernel("block signals"))?;
-        let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(LabError::kernel("watch signals"))?;
-        let owner = match owner {
-            0 => None,
-            pid => Some(open_pid(pid)?),
-        };
-        let socket = socket_file(&plan.name);
-        let listener = UnixListener::bind(&socket).map_err(LabError::io(format!("listen on {}", socket.display())))?;
-        let wire = Wire::make()?;
-        let hosts = plan.hosts.iter().map(|plan| Host { plan: plan.clone(), running: None }).collect();
-        Ok(Self { wire, cgroups: Cgroups::find()?, hosts, listener, signals, owner, kept: false, plan })
-    }
-
-    fn supervise(mut self) -> i32 {
-        let mut out = stdout();
-        let names: Vec<String> = self.plan.hosts.iter().map(|host| host.name.clone()).collect();
-        let up = self.start(&names);
-        let progress = match &up {
-            Ok(()) => Progress::Up,
-            Err(error) => Progress::Failed(with_causes(error)),
-        };
-        let told = tell(&mut out, &progress);
-        if up.is_ok() && told.is_ok() {
-            while let Ok(true) = self.turn() {}
-        }
-        match self.clean() {
-            Ok(()) => i32::from(up.is_err()),
-            Err(error) => {
-                drop(tell(&mut out, &Progress::Failed(with_causes(&error))));
-                1
-            }
-        }
-    }
-
-    /// One wake-up; false when the lab is to go.
-    fn turn(&mut self) -> Result<bool, LabError> {
-        let input = stdin();
-        let mut files = vec![self.listener.as_fd(), self.signals.as_fd()];
-        let mut wakes = vec![Wake::Client, Wake::Signal];
-        if let Some(owner) = &self.owner {
-            files.push(owner.as_fd());
-            wakes.push(Wake::Owner);
-        }
-        if !self.kept {
-            files.push(input.as_fd());
-            wakes.push(Wake::Starter);
-        }
-        for (index, host) in self.hosts.iter().enumerate() {
-            if let Some(running) = &host.running {
-                files.push(running.output.get_ref().as_fd());
-                wakes.push(Wake::Host(index));
-            }
-        }
-        let ready = wait_for(&files)?;
-        let woken: Vec<Wake> = wakes.into_iter().zip(ready).filter(|(_, ready)| *ready).map(|(wake, _)| wake).collect();
-        for wake in woken {
-            match wake {
-                Wake::Signal | Wake::Owner => return Ok(false),
-                Wake::Starter => {
-                    let mut word = [0u8; 1];
-                    let read = nix::unistd::read(stdin().as_fd(), &mut word).map_err(LabError::kernel("hear the starting command"))?;
-                    if read == 0 || word[0] != KEEP {
-                        return Ok(false);
-                    }
-                    self.kept = true;
-                }
-                Wake::Host(index) => self.listen_to(index)?,
-                Wake::Client => {
-                    if !self.serve()? {
-                        return Ok(false);
-                    }
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    /// Answers one client; false when it asked for the end.
-    fn serve(&mut self) -> Result<bool, LabError> {
-        let stream = match self.listener.accept() {
-            Ok((stream, _)) => stream,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
-            Err(error) => return Err(LabError::io("accept a client")(error)),
-        };
-        let Some(request) = read_request(&stream) else { return Ok(true) };
-        let down = request == Request::Down;
-        let reply = if down { self.clean().map(|()| Reply::Done) } else { self.carry_out(request) };
-        let reply = reply.unwrap_or_else(|error| Reply::Refused(with_causes(&error)));
-        // A client that has gone does not need the answer.
-        drop(tell(&mut &stream, &reply));
-        Ok(!down)
-    }
-
-    fn carry_out(&mut self, request: Request) -> Result<Reply, LabError> {
-        match request {
-            Request::Status => return Ok(Reply::Status(self.status())),
-            Request::Kill { targets } => self.kill(&targets)?,
-            Request::Start { targets } => self.start(&targets)?,
-            Request::Pause { hosts } => self.pause(&hosts, true)?,
-            Request::Resume { hosts } => self.pause(&hosts, false)?,
-            Request::Cut { host, other } => {
-                self.plan.host(&host)?;
-                if let Some(other) = &other {
-                    self.plan.host(other)?;
-                    if *other == host {
-                        return Err(LabError::Refused(format!("{host} cannot be cut off from itself")));
-                    }
-                }
-                self.wire.cut(&host, other.as_deref())?;
-            }
-            Request::Heal => self.wire.heal()?,
-            Request::Down => {}
-        }
-        Ok(Reply::Done)
-    }
-
-    fn status(&self) -> LabStatus {
-        let host = |host: &Host| HostStatus {
-            name: host.plan.name.clone(),
-            role: host.plan.role,
-            addr: host.plan.addr,
-            state: match &host.running {
-                None => HostState::Off,
-                Some(running) if running.paused => HostState::Paused,
-                Some(_) => HostState::Up,
-            },
-            cut: self.wire.is_cut(&host.plan.name),
-            init_pid: host.running.as_ref().map_or(0, |running| running.init_pid),
-            daemons: match &host.running {
-                Some(running) => running.daemons.clone(),
-                None => daemons_off(&host.plan),
-            },
-        };
-        LabStatus {
-            name: self.plan.name.clone(),
-            supervisor_pid: i32::try_from(std::process::id()).unwrap_or_default(),
-            managers: self.plan.managers(),
-            hosts: self.hosts.iter().map(host).collect(),
-            cuts: self.wire.pairs(),
-        }
-    }
-
-    /// HOST or HOST/DAEMON, checked.
-    fn target(&self, target: &str) -> Result<(usize, Option<String>), LabError> {
-        let (name, daemon) = target.split_once('/').map_or((target, None), |(host, daemon)| (host, Some(daemon)));
-        let plan = self.plan.host(name)?;
-        if let Some(daemon) = daemon
-            && !plan.role.daemons().contains(&daemon)
-        {
-            return Err(LabError::Refused(format!("{name} runs no {daemon}; it runs {}", plan.role.daemons().join(" and "))));
-        }
-        let index = self.hosts.iter().position(|host| host.plan.name == name);
-        Ok((index.ok_or_else(|| LabError::Refused(format!("no host {name}")))?, daemon.map(str::to_owned)))
-    }
-
-    fn targets(&self, targets: &[String]) -> Result<Vec<(usize, Option<String>)>, LabError> {
-        targets.iter().map(|target| self.target(target)).collect()
-    }
-
-    /// Boots hosts, or starts single daemons of hosts that are on.
-    fn start(&mut self, targets: &[String]) -> Result<(), LabError> {
-        let targets = self.targets(targets)?;
-        for (index, daemon) in &targets {
-            let host = &self.hosts[*index];
-            match (&host.running, daemon) {
-                (Some(_), None) => return Err(LabError::Refused(format!("{} is on", host.plan.name))),
-                (None, Some(_)) => return Err(LabError::Refused(format!("{} is off; start the host", host.plan.name))),
-                (Some(running), Some(daemon)) if running.daemons.iter().any(|d| d.name == *daemon && d.state == DaemonState::Running) => {
-                    return Err(LabError::Refused(format!("{}/{daemon} runs", host.plan.name)));
-                }
-                _ => {}
-            }
-        }
-        // All hosts boot side by side: each step is done for all before the next.
-        let boots: Vec<usize> = targets.iter().filter(|(_, daemon)| daemon.is_none()).map(|(index, _)| *index).collect();
-        self.load_images(&boots)?;
-        for index in &boots {
-            self.begin_boot(*index)?;
-        }
-        for index in &boots {
-            self.plug(*index)?;
-        }
-        for index in &boots {
-            self.await_event(*index, |event| matches!(event, HostEvent::Ready))?;
-        }
-        for (index, daemon) in targets {
-            match daemon {
-                Some(daemon) => self.spawn(index, &daemon)?,
-                None => {
-                    for daemon in self.hosts[index].plan.role.daemons() {
-                        self.spawn(index, daemon)?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn begin_boot(&mut self, index: usize) -> Result<(), LabError> {
-        let plan = self.hosts[index].plan.clone();
-        let cgroup = self.plan.cgroup(&plan);
-        let run_dir = self.plan.host_run_dir(&plan);
-        make_dirs(&[run_dir.clone(), self.plan.state_dir(&plan), run_root(&self.plan.name).join("logs")])?;
-        self.cgroups.make(&format!("{cgroup}/system"))?;
-        self.cgroups.make(&format!("{cgroup}/pods"))?;
-        let program = std::env::current_exe().map_err(LabError::io("find this program"))?;
-        let mut shell = Command::new(program)
-            .args([HOST, "shell", &plan.name, &plan.addr.to_string(), &run_dir.to_string_lossy(), &cgroup])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(LabError::io(format!("start host {}", plan.name)))?;
-        let (Some(input), Some(output)) = (shell.stdin.take(), shell.stdout.take()) else {
-            return Err(LabError::Refused("a new process has no pipes".to_owned()));
-        };
-        let daemons = daemons_off(&plan);
-        self.hosts[index].running = Some(Running { shell, input, output: BufReader::new(output), init_pid: 0, paused: false, daemons });
-        Ok(())
-    }
-
-    /// Images are on a node's disk before its first boot; a later boot finds them there.
-    fn load_images(&self, hosts: &[usize]) -> Result<(), LabError> {
-        let nodes = hosts.iter().map(|index| &self.hosts[*index].plan).filter(|plan| plan.role == crate::plan::Role::Node);
-        let new: Vec<&HostPlan> = nodes.filter(|plan| !self.images_marker(plan).exists()).collect();
-        let mut loads = Vec::new();
-        for node in &new {
-            make_dirs(&[self.plan.state_dir(node)])?;
-            for image in &self.plan.images {
-                let program = self.plan.bin_dir.join("rcluster-agent");
-                let load = Command::new(&program)
-                    .args(["image", "load"])
-                    .arg(image)
-                    .arg("--state-dir")
-                    .arg(self.plan.state_dir(node).join("agent"))
-                    .stdin(Stdio::null())
-                    .stdout(Stdio::null())
-                    .stderr(Stdio::piped())
-                    .spawn()
-                    .map_err(LabError::io(format!("run {}", program.display())))?;
-                loads.push((node.name.clone(), image, load));
-            }
-        }
-        let mut failures = Vec::new();
-        for (node, image, load) in loads {
-            let output = load.wait_with_output().map_err(LabError::io("wait for an image to be loaded"))?;
-            if !output.status.success() {
-                failures.push(format!("load {} on {node}: {}", image.display(), String::from_utf8_lossy(&output.stderr).trim()));
-            }
-        }
-        if !failures.is_empty() {
-            return Err(LabError::Refused(failures.join("; ")));
-        }
-        for node in new {
-            let marker = self.images_marker(node);
-            fs::write(&marker, "").map_err(LabError::io(format!("write {}", marker.display())))?;
-        }
-        Ok(())
-    }
-
-    fn images_marker(&self, host: &HostPlan) -> PathBuf {
-        self.plan.state_dir(host).join("images-loaded")
-    }
-
-    fn plug(&mut self, index: usize) -> Result<(), LabError> {
-        self.await_event(index, |event| matches!(event, HostEvent::Unshared))?;
-        let host = &mut self.hosts[index];
-        let Some(running) = &mut host.running else { return Ok(()) };
-        let pid = i32::try_from(running.shell.id()).unwrap_or_default();
-        self.wire.plug(&host.plan.name, host.plan.addr, pid)?;
-        running.input.write_all(b"\n").and_then(|()| running.input.flush()).map_err(LabError::io("tell a host that it is plugged in"))
-    }
-
-    /// Listens to a host until it says what is waited for; a host that fails or ends instead is an error.
-    fn await_event(&mut self, index: usize, is_it: impl Fn(&HostEvent) -> bool) -> Result<(), LabError> {
-        loop {
-            let host = &mut self.hosts[index];
-            let Some(running) = &mut host.running else {
-                return Err(LabError::Refused(format!("host {} is off", host.plan.name)));
-            };
-            match hear::<HostEvent>(&mut running.output)? {
-                None => return Err(LabError::Refused(format!("host {} ended while it was starting", host.plan.name))),
-                Some(HostEvent::Failed { why }) => return Err(LabError::Refused(format!("host {}: {why}", host.plan.name))),
-                Some(event) => {
-                    let done = is_it(&event);
-                    running.note(event);
-                    if done {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-    }
-
-    fn spawn(&mut self, index: usize, daemon: &str) -> Result<(), LabError> {
-        let host = &mut self.hosts[index];
-        let words = self.plan.command(&host.plan, daemon);
-        let log = log_file(&self.plan.name, &host.plan.name, daemon).to_string_lossy().into_owned();
-        if let Some(running) = &mut host.running {
-            tell(&mut running.input, &HostCommand::Spawn { daemon: daemon.to_owned(), words, log })?;
-        }
-        let name = daemon.to_owned();
-        self.await_event(
-            index,
-            move |event| matches!(event, HostEvent::Spawned { daemon, .. } | HostEvent::Exited { daemon, .. } if *daemon == name),
-        )
-    }
-
-    /// Cuts the power of hosts, or kills single daemons.
-    fn kill(&mut self, targets: &[String]) -> Result<(), LabError> {
-        let targets = self.targets(targets)?;
-        for (index, _) in &targets {
-            let host = &self.hosts[*index];
-            if host.running.is_none() {
-                return Err(LabError::Refused(format!("{} is off", host.plan.name)));
-            }
-        }
-        for (index, _) in targets.iter().filter(|(_, daemon)| daemon.is_none()) {
-            self.wire.silence(&self.hosts[*index].plan.name)?;
-        }
-        for (index, daemon) in targets {
-            match daemon {
-                None => self.power_off(index)?,
-                Some(daemon) => {
-                    if let Some(running) = &mut self.hosts[index].running {
-                        tell(&mut running.input, &HostCommand::Kill { daemon: daemon.clone() })?;
-                        let runs = running.daemons.iter().any(|d| d.name == daemon && d.state == DaemonState::Running);
-                        if runs {
-                            self.await_event(
-                                index,
-                                move |event| matches!(event, HostEvent::Exited { daemon: ended, .. } if *ended == daemon),
-                            )?;
-                        }
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Everything on the host ends at once; its wire has been silenced.
-    fn power_off(&mut self, index: usize) -> Result<(), LabError> {
-        let plan = self.hosts[index].plan.clone();
-        let cgroup = self.plan.cgroup(&plan);
-        if let Some(mut running) = self.hosts[index].running.take() {
-            if running.init_pid > 0 {
-                // A host whose init has just ended is off already.
-                let _off = kill(Pid::from_raw(running.init_pid), Signal::SIGKILL);
-            } else {
-                drop(running.shell.kill());
-            }
-            if running.paused {
-                self.cgroups.freeze(&cgroup, false)?;
-            }
-            running.shell.wait().map_err(LabError::io(format!("wait for host {}", plan.name)))?;
-        }
-        self.cgroups.kill(&cgroup)?;
-        self.wire.unplug(&plan.name)?;
-        self.cgroups.remove(&cgroup)
-    }
-
-    fn pause(&mut self, hosts: &[String], pause: bool) -> Result<(), LabError> {
-        for name in hosts {
-            let (index, daemon) = self.target(name)?;
-            let cgroup = self.plan.cgroup(&self.hosts[index].plan);
-            let Some(running) = &mut self.hosts[index].running else { return Err(LabError::Refused(format!("{name} is off"))) };
-            if daemon.is_some() {
-                return Err(LabError::Refused(format!("{name}: only whole hosts can be paused")));
-            }
-            self.cgroups.freeze(&cgroup, pause)?;
-            running.paused = pause;
-        }
-        Ok(())
-    }
-
-    /// Takes in what a host says; a host that has ended by itself is off.
-    fn listen_to(&mut self, index: usize) -> Result<(), LabError> {
-        let Some(running) = &mut self.hosts[index].running else { return Ok(()) };
-        loop {
-            match hear::<HostEvent>(&mut running.output)? {
-                None => return self.power_off(index),
-                Some(event) => running.note(event),
-            }
-            if running.output.buffer().is_empty() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Takes everything away. Errors are gathered: one host that resists does not keep the others.
-    fn clean(&mut self) -> Result<(), LabError> {
-        let mut failures = Vec::new();
-        for index in 0..self.hosts.len() {
-            if let Err(error) = self.power_off(index) {
-                failures.push(with_causes(&error));
-            }
-        }
-        if let Err(error) = remove_files(&self.plan.name, &self.cgroups) {
-            failures.push(with_causes(&error));
-        }
-        if failures.is_empty() { Ok(()) } else { Err(LabError::Refused(failures.join("; "))) }
-    }
-}
-
-impl Running {
-    fn note(&mut self, event: HostEvent) {
-        let mut set = |name: &str, state: DaemonState, pid: i32| {
-            if let Some(daemon) = self.daemons.iter_mut().find(|daemon| daemon.name == name) {
-                daemon.state = state;
-                daemon.pid = pid;
-            }
-        };
-        match event {
-            HostEvent::Booted { pid } => self.init_pid = pid,
-            HostEvent::Spawned { daemon, pid } => set(&daemon, DaemonState::Running, pid),
-            HostEvent::Exited { daemon, how } => set(&daemon, DaemonState::Exited(how), 0),
-            HostEvent::Unshared | HostEvent::Ready | HostEvent::Failed { .. } => {}
+/// Takes the name and gets ready; what is left when this fails is nothing.
+fn begin_lab(begin: Begin, starter: &Line) -> Result<Supervisor, LabError> {
+    let Begin { plan, owner_pid } = begin;
+    let name = plan.name.clone();
+    let owner = owner_pid.map(open_pid).transpose()?;
+    let Some(lock) = take_name(&name)? else {
+        return Err(LabError::Refused(format!(
+            "there is a lab {name} already; take it down with `rclusterctl lab down --lab {name}`, or choose another name with --lab"
+        )));
+    };
+    let cgroups = Cgroups::find()?;
+    let prepared = prepare(&plan, &cgroups, starter);
+    let made = prepared.and_then(|(listener, signals, own_pids)| {
+        let wire = Wire::make(&plan)?;
+        Ok((listener, signals, own_pids, wire))
+    });
+    match made {
+        Ok((listener, signals, own_pids, wire)) => Ok(Supervisor {
+            machine: Machine::new(plan),
+            wire,
+            cgroups,
+            listener,
+            signals,
+            owner,
+            own_pids,
+            hosts: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            next_client: STARTER + 1,
+            finished: false,
+            _name: lock,
+        }),
+        Err(error) => {
+            leftovers::remove(&name, &cgroups)?;
+            Err(error)
         }
     }
 }
 
-fn daemons_off(plan: &HostPlan) -> Vec<DaemonStatus> {
-    let off = |name: &&str| DaemonStatus { name: (*name).to_owned(), state: DaemonState::Off, pid: 0 };
-    plan.role.daemons().iter().map(off).collect()
+/// Everything that a supervisor has of its own before there is a wire: a clean place, its log, its ears.
+fn prepare(plan: &LabPlan, cgroups: &Cgroups, starter: &Line) -> Result<(UnixListener, SignalFd, File), LabError> {
+    let name = &plan.name;
+    clear_old(name, cgroups, starter)?;
+    make_dirs(&[&log_dir(name), &state_root(name)])?;
+    let path = log_file(name, "lab", "supervisor");
+    let log = OpenOptions::new().create(true).append(true).open(&path).map_err(LabError::io(format!("open {}", path.display())))?;
+    dup2_stderr(&log).map_err(LabError::kernel("redirect the log"))?;
+    let null = File::open("/dev/null").map_err(LabError::io("open /dev/null"))?;
+    dup2_stdin(&null).map_err(LabError::kernel("close the input"))?;
+    telemetry::start(LogFormat::Text);
+    setsid().map_err(LabError::kernel("leave the terminal"))?;
+    std::env::set_current_dir("/").map_err(LabError::io("go to the root directory"))?;
+    ledger::write(&plan_file(name), plan).map_err(|error| LabError::Refused(error.to_string()))?;
+    let mut mask = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
+        mask.add(signal);
+    }
+    mask.thread_block().map_err(LabError::kernel("block signals"))?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&mask, flags).map_err(LabError::kernel("watch signals"))?;
+    let socket = control_socket(name);
+    let listener = UnixListener::bind(&socket).map_err(LabError::io(format!("listen on {}", socket.display())))?;
+    listener.set_nonblocking(true).map_err(LabError::io("set up the control socket"))?;
+    let own_pids = File::open("/proc/self/ns/pid").map_err(LabError::io("open this process's PID namespace"))?;
+    Ok((listener, signals, own_pids))
 }
 
-/// What a client wants; `None` when it does not say so in time or in words that fit.
-fn read_request(stream: &UnixStream) -> Option<Request> {
-    stream.set_read_timeout(Some(CLIENT_TIMEOUT)).ok()?;
-    hear(&mut BufReader::new(stream)).ok().flatten()
+/// Removes what a lab of this name that was killed has left, and says so.
+fn clear_old(name: &str, cgroups: &Cgroups, starter: &Line) -> Result<(), LabError> {
+    let of_a_run = fs::read_dir(run_root(name)).is_ok_and(|mut entries| entries.next().is_some());
+    if !of_a_run && !state_root(name).exists() && !cgroups.exists(&cgroup_root(name)) {
+        return Ok(());
+    }
+    let note = format!("removed what an earlier lab {name} had left that was not taken down");
+    cgroups.kill(&cgroup_root(name))?;
+    cgroups.remove(&cgroup_root(name))?;
+    for dir in [state_root(name), run_root(name)] {
+        empty_dir(&dir)?;
+    }
+    starter.tell(&Reply::Note(note))
 }
 
-/// A file that tells when a process ends.
-pub fn open_pid(pid: i32) -> Result<OwnedFd, LabError> {
-    let none = || LabError::Refused(format!("there is no process {pid}"));
-    let pid = rustix::process::Pid::from_raw(pid).ok_or_else(none)?;
-    pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| LabError::Io { what: format!("watch process {pid:?}"), source: errno.into() })
-}
-
-/// Removes what no kernel removes: cgroups and directories, all named after the lab.
-pub fn remove_files(lab: &str, cgroups: &Cgroups) -> Result<(), LabError> {
-    cgroups.kill(&cgroup_root(lab))?;
-    cgroups.remove(&cgroup_root(lab))?;
-    for dir in [state_root(lab), run_root(lab)] {
-        remove_dir(&dir)?;
-        // The directory that holds all labs goes with the last of them.
-        if let Some(parent) = dir.parent() {
-            drop(fs::remove_dir(parent));
-        }
+/// Empties a directory and leaves it: the lab's lock is on it.
+fn empty_dir(dir: &Path) -> Result<(), LabError> {
+    let failed = || format!("empty {}", dir.display());
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(LabError::io(failed()))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(LabError::io(failed()))?;
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let removed = if is_dir { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
+        removed.map_err(LabError::io(failed()))?;
     }
     Ok(())
 }
 
-fn remove_dir(dir: &Path) -> Result<(), LabError> {
-    match fs::remove_dir_all(dir) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(LabError::io(format!("remove {}", dir.display()))(error)),
+/// A host that is on.
+struct Running {
+    init: Child,
+    line: Line,
+    since: Instant,
+}
+
+struct Supervisor {
+    machine: Machine,
+    wire: Wire,
+    cgroups: Cgroups,
+    listener: UnixListener,
+    signals: SignalFd,
+    owner: Option<OwnedFd>,
+    /// The PID namespace of this process, to come back to.
+    own_pids: File,
+    hosts: BTreeMap<String, Running>,
+    clients: BTreeMap<Client, Line>,
+    next_client: Client,
+    finished: bool,
+    _name: Flock<File>,
+}
+
+impl Supervisor {
+    fn supervise(&mut self) -> Result<(), LabError> {
+        if let Some(starter) = self.clients.get(&STARTER) {
+            starter.never_wait()?;
+        }
+        let mut inputs = VecDeque::from([Input::Begin]);
+        let mut ticked = Instant::now();
+        loop {
+            while let Some(input) = inputs.pop_front() {
+                for deed in self.machine.handle(input) {
+                    inputs.extend(self.perform(deed));
+                }
+                if self.finished {
+                    return Ok(());
+                }
+            }
+            inputs.extend(self.listen()?);
+            inputs.extend(self.late());
+            if ticked.elapsed().as_millis() >= u128::from(TICK_MS) {
+                ticked = Instant::now();
+                logs::shorten(&self.machine.plan().name).unwrap_or_else(|error| warn!(error = error.with_causes(), "logs"));
+            }
+        }
     }
+
+    /// Waits until something happens, and says what.
+    fn listen(&mut self) -> Result<Vec<Input>, LabError> {
+        let hosts: Vec<String> = self.hosts.keys().cloned().collect();
+        let clients: Vec<Client> = self.clients.keys().copied().collect();
+        let mut files: Vec<BorrowedFd<'_>> = vec![self.signals.as_fd(), self.listener.as_fd()];
+        files.extend(self.hosts.values().map(|host| host.line.as_fd()));
+        files.extend(self.clients.values().map(AsFd::as_fd));
+        files.extend(self.owner.as_ref().map(AsFd::as_fd));
+        let ready = wait_for(&files, PollTimeout::from(TICK_MS))?;
+        let is_ready = |index: usize| ready.get(index).copied().unwrap_or(false);
+        let (of_hosts, of_clients) = (2, 2 + hosts.len());
+        let of_owner = of_clients + clients.len();
+        let mut inputs = Vec::new();
+        for (_, name) in hosts.iter().enumerate().filter(|(index, _)| is_ready(of_hosts + index)) {
+            inputs.extend(self.hear_host(name));
+        }
+        if is_ready(0) {
+            inputs.extend(self.signalled()?);
+        }
+        for (_, client) in clients.iter().enumerate().filter(|(index, _)| is_ready(of_clients + index)) {
+            inputs.extend(self.hear_client(*client));
+        }
+        if self.owner.is_some() && is_ready(of_owner) {
+            self.owner = None;
+            inputs.push(Input::End { why: "the process that it was tied to has ended".to_owned() });
+        }
+        if is_ready(1) {
+            self.accept()?;
+        }
+        Ok(inputs)
+    }
+
+    fn hear_host(&mut self, name: &str) -> Vec<Input> {
+        let Some(host) = self.hosts.get_mut(name) else { return Vec::new() };
+        match host.line.hear_all::<HostEvent>() {
+            Ok((events, there)) => {
+                let mut inputs: Vec<Input> = events.into_iter().map(|event| Input::Said { host: name.to_owned(), event }).collect();
+                // An init that says no more has ended, or is about to: make sure of it, its death is told by SIGCHLD.
+                if !there && let Err(error) = host.init.kill() {
+                    inputs.push(Input::Failed { host: name.to_owned(), why: format!("kill its init: {error}") });
+                }
+                inputs
+            }
+            Err(error) => vec![Input::Failed { host: name.to_owned(), why: error.with_causes() }],
+        }
+    }
+
+    fn signalled(&mut self) -> Result<Vec<Input>, LabError> {
+        let mut inputs = Vec::new();
+        while let Some(info) = self.signals.read_signal().map_err(LabError::kernel("read signals"))? {
+            match i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok()) {
+                Some(Signal::SIGCHLD) | None => {}
+                Some(signal) => inputs.push(Input::End { why: format!("its supervisor was sent {signal}") }),
+            }
+        }
+        let mut dead = Vec::new();
+        for (name, host) in &mut self.hosts {
+            match host.init.try_wait() {
+                Ok(None) => {}
+                Ok(Some(_)) => dead.push(name.clone()),
+                Err(error) => return Err(LabError::io(format!("wait for the init of {name}"))(error)),
+            }
+        }
+        for name in dead {
+            // Its last words come before its death.
+            inputs.extend(self.hear_host(&name));
+            self.hosts.remove(&name);
+            inputs.push(Input::Died { host: name });
+        }
+        Ok(inputs)
+    }
+
+    fn hear_client(&mut self, client: Client) -> Vec<Input> {
+        let Some(line) = self.clients.get_mut(&client) else { return Vec::new() };
+        let (requests, there) = match line.hear_all::<Request>() {
+            Ok(heard) => heard,
+            Err(error) => {
+                warn!(error = error.with_causes(), "a command cannot be understood");
+                (Vec::new(), false)
+            }
+        };
+        let mut inputs: Vec<Input> = requests.into_iter().map(|request| Input::Asked { by: client, request }).collect();
+        if !there {
+            inputs.push(Input::Left { by: client });
+            self.clients.remove(&client);
+        }
+        inputs
+    }
+
+    fn accept(&mut self) -> Result<(), LabError> {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) if self.clients.len() < CLIENTS_MAX => {
+                    let line = Line::new(stream);
+                    line.never_wait()?;
+                    self.clients.insert(self.next_client, line);
+                    self.next_client += 1;
+                }
+                Ok(_) => warn!(clients = CLIENTS_MAX, "too many commands at once: one was turned away"),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
+                Err(error) => return Err(LabError::io("accept a command")(error)),
+            }
+        }
+    }
+
+    /// Hosts that should have been ready by now.
+    fn late(&self) -> Vec<Input> {
+        let is_late = |name: &String| self.hosts.get(name).is_some_and(|host| host.since.elapsed() > BOOT_MAX);
+        let why = format!("it was not ready within {} s", BOOT_MAX.as_secs());
+        self.machine.booting().into_iter().filter(is_late).map(|host| Input::Failed { host, why: why.clone() }).collect()
+    }
+
+    /// Does what is to be done; what came of it, if that matters.
+    fn perform(&mut self, deed: Deed) -> Vec<Input> {
+        match deed {
+            Deed::Boot(host) => {
+                let mut inputs = failure(&host, self.boot(&host));
+                // Without an init there is nobody whose death would be told.
+                if !self.hosts.contains_key(&host) {
+                    inputs.push(Input::Died { host });
+                }
+                return inputs;
+            }
+            Deed::Plug(host) => return failure(&host, self.plug(&host)),
+            Deed::Tell(host, command) => {
+                let line = self.hosts.get(&host).map(|running| &running.line);
+                return failure(&host, line.map_or(Ok(()), |line| line.tell(&command)));
+            }
+            Deed::CutPower { host, frozen } => self.cut_power(&host, frozen),
+            Deed::Clear(host) => {
+                info!(host, "off");
+                self.clear(&host).unwrap_or_else(|error| error!(host, error = error.with_causes(), "something is left of the host"));
+            }
+            Deed::Freeze { by, hosts, on } => {
+                let done = self.freeze(&hosts, on);
+                self.answer(by, done);
+            }
+            Deed::Cut { by, host, other } => {
+                let done = match other {
+                    None => self.wire.cut(&host),
+                    Some(other) => self.wire.cut_pair(self.machine.plan(), &host, &other),
+                };
+                self.answer(by, done);
+            }
+            Deed::Heal { by, host, other } => {
+                let done = self.wire.heal(self.machine.plan(), host.as_deref(), other.as_deref());
+                self.answer(by, done);
+            }
+            Deed::Tally(by) => self.reply(by, &Reply::Status(self.status())),
+            Deed::Reply(by, reply) => self.reply(by, &reply),
+            Deed::Finish(mourners) => {
+                let done = leftovers::remove(&self.machine.plan().name, &self.cgroups);
+                let reply = done.map_or_else(|error| Reply::Refused(error.with_causes()), |()| Reply::Done);
+                mourners.into_iter().for_each(|by| self.reply(by, &reply));
+                self.finished = true;
+            }
+        }
+        Vec::new()
+    }
+
+    fn answer(&self, by: Client, done: Result<(), LabError>) {
+        let reply = done.map_or_else(|error| Reply::Refused(error.with_causes()), |()| Reply::Done);
+        self.reply(by, &reply);
+    }
+
+    /// A command that does not take its answer has gone; that is noticed when it is listened to.
+    fn reply(&self, by: Client, reply: &Reply) {
+        if let Some(line) = self.clients.get(&by)
+            && let Err(error) = line.tell(reply)
+        {
+            warn!(error = error.with_causes(), "a command did not take its answer");
+        }
+    }
+
+    fn status(&self) -> LabStatus {
+        let mut status = self.machine.status(i32::try_from(std::process::id()).unwrap_or_default());
+        for host in &mut status.hosts {
+            let pid = self.hosts.get(&host.name).and_then(|running| i32::try_from(running.init.id()).ok());
+            host.init_pid = pid.unwrap_or_default();
+            host.cut = self.wire.is_cut(&host.name);
+        }
+        status.cuts = self.wire.pairs();
+        status
+    }
+
+    fn boot(&mut self, name: &str) -> Result<(), LabError> {
+        let plan = self.machine.plan();
+        let host = plan.host(name)?.clone();
+        let (cgroup, run_dir, state_dir) = (plan.cgroup(&host), plan.host_run_dir(&host), plan.state_dir(&host));
+        let log = log_file(&plan.name, name, "init");
+        make_dirs(&[&run_dir, &state_dir])?;
+        self.cgroups.make(&format!("{cgroup}/system"))?;
+        self.cgroups.make(&format!("{cgroup}/pods"))?;
+        let (ours, theirs) = UnixStream::pair().map_err(LabError::io("make a socket"))?;
+        let line = Line::new(ours);
+        line.never_wait()?;
+        let log = OpenOptions::new().create(true).append(true).open(&log).map_err(LabError::io(format!("open {}", log.display())))?;
+        let program = std::env::current_exe().map_err(LabError::io("find this program"))?;
+        let mut init = Command::new(program);
+        init.args([PART, "host", name, &host.addr.to_string(), &run_dir.to_string_lossy(), &format!("{cgroup}/system")]);
+        init.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(log);
+        // Both calls concern only the next child: it is PID 1 of a namespace of its own.
+        unshare(CloneFlags::CLONE_NEWPID).map_err(LabError::kernel("make a PID namespace"))?;
+        let spawned = init.spawn().map_err(LabError::io(format!("start the init of {name}")));
+        let back = setns(self.own_pids.as_fd(), CloneFlags::CLONE_NEWPID).map_err(LabError::kernel("return to the PID namespace"));
+        self.hosts.insert(name.to_owned(), Running { init: spawned?, line, since: Instant::now() });
+        info!(host = name, "boots");
+        back
+    }
+
+    fn plug(&mut self, name: &str) -> Result<(), LabError> {
+        let host = self.machine.plan().host(name)?;
+        match self.hosts.get(name) {
+            Some(running) => self.wire.plug(name, host.addr, running.init.id()),
+            None => Ok(()),
+        }
+    }
+
+    /// Each step is tried whatever became of the one before: in the end the host is off.
+    fn cut_power(&mut self, name: &str, frozen: bool) {
+        let warn = |error: LabError| warn!(host = name, error = error.with_causes(), "while its power was cut");
+        self.wire.silence(name).unwrap_or_else(warn);
+        if let Some(running) = self.hosts.get_mut(name) {
+            running.init.kill().map_err(LabError::io("kill its init")).unwrap_or_else(warn);
+        }
+        if frozen && let Ok(host) = self.machine.plan().host(name) {
+            let cgroup = self.machine.plan().cgroup(host);
+            // What is frozen ends when it is thawed, before it does anything else.
+            self.cgroups.signal(&cgroup).map(|_| ()).unwrap_or_else(warn);
+            self.cgroups.freeze(&cgroup, false).unwrap_or_else(warn);
+        }
+    }
+
+    fn clear(&mut self, name: &str) -> Result<(), LabError> {
+        let cgroup = self.machine.plan().cgroup(self.machine.plan().host(name)?);
+        let unplugged = self.wire.unplug(name);
+        self.cgroups.kill(&cgroup)?;
+        self.cgroups.remove(&cgroup)?;
+        unplugged
+    }
+
+    fn freeze(&mut self, hosts: &[String], on: bool) -> Result<(), LabError> {
+        for name in hosts {
+            let cgroup = self.machine.plan().cgroup(self.machine.plan().host(name)?);
+            self.cgroups.freeze(&cgroup, on)?;
+            self.machine.frozen(std::slice::from_ref(name), on);
+        }
+        Ok(())
+    }
+
+    /// The way out when the loop itself has failed: the hosts die with this process, the rest is removed.
+    fn give_up(&mut self) {
+        for (name, host) in &mut self.hosts {
+            if let Err(error) = host.init.kill().and_then(|()| host.init.wait()) {
+                error!(host = name, %error, "cannot be killed");
+            }
+        }
+        if let Err(error) = leftovers::remove(&self.machine.plan().name, &self.cgroups) {
+            error!(error = error.with_causes(), "something is left");
+        }
+    }
+}
+
+fn failure(host: &str, done: Result<(), LabError>) -> Vec<Input> {
+    done.err().map(|error| Input::Failed { host: host.to_owned(), why: error.with_causes() }).into_iter().collect()
 }

@@ -1,21 +1,27 @@
-//! Names, addresses and command lines of a lab. Pure.
+//! Names, addresses, directories, cgroups and command lines of a lab.
+//!
+//! In: what the user asked for. Out: a plan that says everything that follows from it, or a refusal with what would fit. Never: a look at
+//! the machine.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::LabError;
+use crate::error::LabError;
 
 /// The managers' port.
 pub const PORT: u16 = 7443;
 /// The wire's own address, at which `rclusterctl` stands.
 pub const WIRE_ADDR: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 1);
+/// All hosts' addresses are in this subnet.
+pub const SUBNET: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 0);
+pub const SUBNET_PREFIX_LENGTH: u8 = 24;
 /// Every host's gateway: the wire's end of its link.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const MANAGERS_MAX: usize = 7;
-const AGENTS_MAX: usize = 100;
-const NAME_LENGTH_MAX: usize = 24;
+const AGENTS_MAX: usize = 50;
+const NAME_LENGTH_MAX: usize = 20;
 
 /// What a host runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +29,13 @@ const NAME_LENGTH_MAX: usize = 24;
 pub enum Role {
     Manager,
     Node,
+}
+
+/// Something of a lab that has a name: a host, or a daemon of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub host: String,
+    pub daemon: Option<&'static str>,
 }
 
 impl Role {
@@ -66,13 +79,13 @@ impl LabPlan {
         bin_dir: PathBuf,
     ) -> Result<Self, LabError> {
         check_name(name)?;
-        if managers == 0 || managers > MANAGERS_MAX || managers.is_multiple_of(2) {
+        if managers == 0 || managers > MANAGERS_MAX {
             return Err(LabError::Refused(format!(
-                "{managers} managers: 1, 3, 5 or {MANAGERS_MAX} make sense (an even number survives no more failures than one less)"
+                "{managers} managers cannot be made: a lab has 1 to {MANAGERS_MAX}; 3 survive one failure"
             )));
         }
         if agents > AGENTS_MAX {
-            return Err(LabError::Refused(format!("{agents} agents are more than the limit of {AGENTS_MAX}")));
+            return Err(LabError::Refused(format!("{agents} agents cannot be made: a lab has 0 to {AGENTS_MAX}")));
         }
         let addr = |base: usize, index: usize| {
             let last = u8::try_from(base + index).map_err(|_| LabError::Refused(format!("host number {index} has no address")))?;
@@ -88,7 +101,8 @@ impl LabPlan {
             hosts.push(HostPlan { labels: own.collect(), name, role: Role::Node, addr: addr(100, index)? });
         }
         if let Some((node, ..)) = labels.iter().find(|(node, ..)| !hosts.iter().any(|host| host.name == *node && host.role == Role::Node)) {
-            return Err(LabError::Refused(format!("a label is for {node}, which the lab does not have: its nodes are n1 to n{agents}")));
+            let nodes = if agents == 0 { "it has no node".to_owned() } else { format!("its nodes are n1 to n{agents}") };
+            return Err(LabError::Refused(format!("a label is for {node}, which the lab does not have: {nodes}")));
         }
         Ok(Self { name: name.to_owned(), hosts, images, bin_dir })
     }
@@ -99,6 +113,23 @@ impl LabPlan {
             let names: Vec<&str> = self.hosts.iter().map(|host| host.name.as_str()).collect();
             LabError::Refused(format!("lab {} has no host {name}; it has {}", self.name, names.join(", ")))
         })
+    }
+
+    /// Reads HOST or HOST/DAEMON.
+    pub fn target(&self, text: &str) -> Result<Target, LabError> {
+        let (name, daemon) = text.split_once('/').map_or((text, None), |(name, daemon)| (name, Some(daemon)));
+        let host = self.host(name)?;
+        let known = host.role.daemons();
+        let daemon = match daemon {
+            None => None,
+            Some(wanted) => Some(
+                *known
+                    .iter()
+                    .find(|daemon| **daemon == wanted)
+                    .ok_or_else(|| LabError::Refused(format!("host {name} runs no {wanted}; it runs {}", known.join(" and "))))?,
+            ),
+        };
+        Ok(Target { host: name.to_owned(), daemon })
     }
 
     /// The managers' addresses.
@@ -152,6 +183,13 @@ impl LabPlan {
         words
     }
 
+    /// The command line that loads an image into a node's store.
+    pub fn load_command(&self, host: &HostPlan, image: &Path) -> Vec<String> {
+        let program = self.bin_dir.join("rcluster-agent").to_string_lossy().into_owned();
+        let state = self.state_dir(host).join("agent").to_string_lossy().into_owned();
+        vec![program, "image".to_owned(), "load".to_owned(), image.to_string_lossy().into_owned(), "--state-dir".to_owned(), state]
+    }
+
     /// The host's directory on disk.
     pub fn state_dir(&self, host: &HostPlan) -> PathBuf {
         state_root(&self.name).join(&host.name)
@@ -159,10 +197,10 @@ impl LabPlan {
 
     /// The host's run directory: a tmpfs that only the host sees.
     pub fn host_run_dir(&self, host: &HostPlan) -> PathBuf {
-        run_root(&self.name).join("hosts").join(&host.name)
+        run_root(&self.name).join("hosts").join(&host.name).join("run")
     }
 
-    /// The host's cgroup, from the root of each hierarchy.
+    /// The host's cgroup below the root of each hierarchy; daemons are in its child `system`, containers in `pods`.
     pub fn cgroup(&self, host: &HostPlan) -> String {
         format!("{}/{}", cgroup_root(&self.name), host.name)
     }
@@ -192,14 +230,29 @@ pub fn state_root(lab: &str) -> PathBuf {
     Path::new("/var/lib/rcluster/labs").join(lab)
 }
 
-/// The lab's cgroup, from the root of each hierarchy.
+/// The lab's cgroup below the root of each hierarchy.
 pub fn cgroup_root(lab: &str) -> String {
     format!("rcluster-lab-{lab}")
 }
 
+/// Where the supervisor listens.
+pub fn control_socket(lab: &str) -> PathBuf {
+    run_root(lab).join("control.sock")
+}
+
+/// Where the plan is kept for the commands.
+pub fn plan_file(lab: &str) -> PathBuf {
+    run_root(lab).join("lab.json")
+}
+
+/// Where the logs are.
+pub fn log_dir(lab: &str) -> PathBuf {
+    run_root(lab).join("logs")
+}
+
 /// Where a daemon's log is.
 pub fn log_file(lab: &str, host: &str, daemon: &str) -> PathBuf {
-    run_root(lab).join("logs").join(format!("{host}-{daemon}.log"))
+    log_dir(lab).join(format!("{host}-{daemon}.log"))
 }
 
 #[cfg(test)]
@@ -226,12 +279,12 @@ mod tests {
         );
         assert_eq!(
             lines[5],
-            "/bin/rcluster-netd --state-dir /var/lib/rcluster/labs/lab/n2/netd --run-dir /run/rcluster/labs/lab/hosts/n2 --addr 10.90.0.102"
+            "/bin/rcluster-netd --state-dir /var/lib/rcluster/labs/lab/n2/netd --run-dir /run/rcluster/labs/lab/hosts/n2/run --addr 10.90.0.102"
         );
         assert_eq!(
             lines[6],
             "/bin/rcluster-agent run --name n2 --state-dir /var/lib/rcluster/labs/lab/n2/agent \
-             --run-dir /run/rcluster/labs/lab/hosts/n2 --addr 10.90.0.102 --managers 10.90.0.11:7443,10.90.0.12:7443,10.90.0.13:7443 \
+             --run-dir /run/rcluster/labs/lab/hosts/n2/run --addr 10.90.0.102 --managers 10.90.0.11:7443,10.90.0.12:7443,10.90.0.13:7443 \
              --cgroup-parent /rcluster-lab-lab/n2/pods --insecure --label zone=b"
         );
     }
@@ -243,9 +296,10 @@ mod tests {
             LabPlan::new(name, managers, agents, &labels, Vec::new(), PathBuf::new()).unwrap_err().to_string()
         };
         assert!(refused("Lab", 3, 1, "n1").contains("cannot be a lab's name"));
-        assert!(refused("lab", 2, 1, "n1").starts_with("2 managers: 1, 3, 5 or 7 make sense"));
-        assert!(refused("lab", 1, 101, "n1").contains("more than the limit"));
+        assert!(refused("lab", 0, 1, "n1").contains("a lab has 1 to 7"));
+        assert!(refused("lab", 1, 51, "n1").contains("a lab has 0 to 50"));
         assert!(refused("lab", 1, 2, "n3").contains("its nodes are n1 to n2"));
+        assert!(refused("lab", 1, 0, "n1").contains("it has no node"));
         assert_eq!(plan().host("n9").unwrap_err().to_string(), "lab lab has no host n9; it has m1, m2, m3, n1, n2");
     }
 }
