@@ -105,7 +105,7 @@ fn a_lab_whose_supervisor_was_killed_is_gone_and_down_removes_the_rest() {
     let supervisor = i32::try_from(status["supervisor_pid"].as_i64().unwrap()).unwrap();
     kill(Pid::from_raw(supervisor), Signal::SIGKILL).unwrap();
     let refused = wait_for("the lab is gone", SOON, || Ok(lab.ctl(&["ps"]).err())).unwrap().to_string();
-    assert!(refused.contains("there is no lab t-orphan"), "{refused}");
+    assert!(refused.contains("lab t-orphan has no supervisor"), "{refused}");
     lab.down().unwrap();
     nothing_left("t-orphan");
 }
