@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use futures::stream::{FuturesUnordered, StreamExt};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::error::{ApiError, ErrorCode};
@@ -11,6 +12,8 @@ use crate::wire::v1::control_client::ControlClient;
 
 /// Longest wait for one manager to accept a connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
+/// How much earlier each manager is tried than the next in the list.
+const HEAD_START: Duration = Duration::from_millis(100);
 /// Largest message of a call, both ways.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
@@ -26,18 +29,28 @@ pub fn endpoint(addr: &str) -> Result<Endpoint, ApiError> {
         .keep_alive_timeout(Duration::from_secs(2)))
 }
 
-/// Opens a channel to the first of `addrs` that accepts one.
+/// Opens a channel to the first of `addrs` that accepts one; a silent one does not hold the others up.
 pub async fn connect(addrs: &[String]) -> Result<Channel, ApiError> {
     if addrs.is_empty() {
         return Err(
             ApiError::new(ErrorCode::Invalid, "no manager's address is known").hint("choose a context, or give --managers HOST:PORT")
         );
     }
+    let attempt = |(place, addr): (u32, &String)| {
+        let addr = addr.clone();
+        async move {
+            tokio::time::sleep(HEAD_START * place).await;
+            let connected = endpoint(&addr)?.connect().await;
+            connected.map_err(|error| ApiError::new(ErrorCode::Unavailable, format!("{addr}: {}", root_cause(&error))))
+        }
+    };
+    let mut attempts: FuturesUnordered<_> = (0..).zip(addrs).map(attempt).collect();
     let mut failures = Vec::new();
-    for addr in addrs {
-        match endpoint(addr)?.connect().await {
+    while let Some(attempt) = attempts.next().await {
+        match attempt {
             Ok(channel) => return Ok(channel),
-            Err(error) => failures.push(format!("{addr}: {}", root_cause(&error))),
+            Err(error) if error.code == ErrorCode::Unavailable => failures.push(error.message),
+            Err(error) => return Err(error),
         }
     }
     Err(ApiError::new(ErrorCode::Unavailable, format!("no manager can be reached: {}", failures.join("; ")))
