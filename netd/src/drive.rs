@@ -33,6 +33,10 @@ const PROBLEMS_MAX: usize = 20;
 /// Ticks between two regular checks.
 const CHECK_TICKS: u32 = 30;
 
+/// Ticks after which a device is removed by hand that should have gone with its pod's namespace: the kernel keeps a namespace, devices
+/// and all, while a connection in it is still closing, which can take a minute.
+const LEAVING_TICKS: u32 = 5;
+
 const TASK_ID_BYTES_MAX: usize = 200;
 
 /// Networks of one pod.
@@ -87,7 +91,7 @@ pub struct Owner<K> {
     names: BTreeMap<String, Arc<NetworkNames>>,
     /// What the kernel is believed to hold.
     held: Dataplane,
-    /// Devices that the kernel is taking down with their pods' namespaces, with the checks they have outlived.
+    /// Devices that the kernel is taking down with their pods' namespaces, with the ticks they have been given.
     leaving: BTreeMap<String, u32>,
     patience: Patience,
     repairs: u64,
@@ -405,7 +409,11 @@ impl<K: Kernel> Owner<K> {
 
     fn tick(&mut self) {
         self.patience.ticks += 1;
-        if self.patience.ticks >= self.patience.due {
+        for ticks in self.leaving.values_mut() {
+            *ticks += 1;
+        }
+        let overstayed = self.leaving.values().any(|ticks| *ticks >= LEAVING_TICKS);
+        if overstayed || self.patience.ticks >= self.patience.due {
             let patience = self.patience;
             self.check();
             self.patience = patience.after(self.kernel_problems.is_empty());
@@ -426,10 +434,7 @@ impl<K: Kernel> Owner<K> {
         }
         match self.kernel.observe(Pods::Look) {
             Ok(observed) => {
-                self.leaving.retain(|link, checks| {
-                    *checks += 1;
-                    observed.links.contains_key(link) && *checks < 2
-                });
+                self.leaving.retain(|link, ticks| observed.links.contains_key(link) && *ticks < LEAVING_TICKS);
                 self.repairs += self.mend(observed);
             }
             Err(error) => self.kernel_problems = vec![format!("the kernel's state could not be read: {}", in_full(&error))],

@@ -44,7 +44,7 @@ fn an_attach_that_fails_leaves_nothing_and_works_later() {
         owner.kernel.refuses = Some(refuses);
         let refusal = owner.attach(&request("t1", "10.128.0.2")).unwrap_err();
         assert!(matches!(&refusal, Refusal::Failed(why) if why.contains(refuses)), "{refusal}");
-        // The device goes with its namespace; the check after next would remove what stayed.
+        // The device goes with its namespace; a check would remove what stayed.
         owner.kernel.refuses = None;
         assert!(owner.attachments.is_empty());
         assert_eq!(owner.kernel.held, before, "{refuses}");
@@ -105,9 +105,13 @@ fn a_device_that_outlives_its_namespace_is_given_time_and_then_removed() {
     owner.kernel.held.links.insert(name.clone(), link);
     owner.apply_view(&view(2)).unwrap();
     owner.check();
+    for _ in 1..LEAVING_TICKS {
+        owner.tick();
+    }
     assert!(owner.kernel.held.links.contains_key(&name));
-    owner.check();
+    owner.tick();
     assert!(!owner.kernel.held.links.contains_key(&name));
+    assert!(owner.leaving.is_empty());
 }
 
 #[test]

@@ -16,7 +16,7 @@ use rcluster_netd::kernel::nft;
 use tonic::Code;
 
 use crate::support::dns::resolve;
-use crate::support::{DEVICES_GONE, Lab, eventually, eventually_within, network};
+use crate::support::{Lab, eventually, network};
 
 fn two_pods() -> Lab {
     let lab = Lab::start(2);
@@ -180,7 +180,7 @@ fn detach_leaves_nothing_and_can_be_repeated() {
     host.detach("never").unwrap();
     assert!(!host.pinned("t1"));
     assert_eq!(self::held(host), held, "no rule elements, routes or neighbours");
-    eventually_within(DEVICES_GONE, "the kernel has taken the device down", || host.devices() == devices);
+    eventually("the kernel has taken the device down", || host.devices() == devices);
     // At once again, even while the kernel is still at it.
     for _ in 0..50 {
         host.attach("t1", &[("front", "10.128.0.2")]).unwrap();
@@ -232,7 +232,7 @@ fn a_network_that_left_the_picture_serves_its_last_pod() {
     let _listener = lab.hosts[1].listen("t2", "10.128.0.3:80");
     lab.hosts[0].connect("t1", "10.128.0.3:80").unwrap();
     lab.hosts[0].detach("t1").unwrap();
-    eventually_within(DEVICES_GONE, "no device is left", || lab.hosts[0].devices().iter().all(|(name, _)| name == "lo"));
+    eventually("no device is left", || lab.hosts[0].devices().iter().all(|(name, _)| name == "lo"));
 }
 
 #[test]

@@ -356,20 +356,11 @@ impl Drop for Host {
     }
 }
 
-/// When a pod's connection is still closing, the kernel keeps its namespace and devices; netd removes them by its second check, within a
-/// minute.
-pub const DEVICES_GONE: Duration = Duration::from_secs(90);
-
 /// Waits until `done`, or fails with `what`.
-pub fn eventually(what: &str, done: impl FnMut() -> bool) {
-    eventually_within(DEADLINE, what, done);
-}
-
-/// The same with a deadline of its own.
-pub fn eventually_within(limit: Duration, what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + limit;
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
     while !done() {
-        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }
