@@ -165,6 +165,8 @@ fn it_idles_and_is_small() {
     assert_eq!(of(pid, "Threads"), 1);
     // Of its own, whatever way it is linked.
     assert!(of(pid, "RssAnon") <= 512, "{} KiB", of(pid, "RssAnon"));
+    let busy = of(pid, "RssFile");
+    eventually("it has given back what it does not need while it waits", || (of(pid, "RssFile") < busy).then_some(()));
     let switches = of(pid, "voluntary_ctxt_switches");
     monitored.bundle.ok(&["kill", &monitored.bundle.id, "CONT"]);
     assert!(of(pid, "voluntary_ctxt_switches") <= switches + 1, "it wakes without reason");

@@ -12,7 +12,7 @@
 //!                                   the first process ended ──► exit file, exit
 //! ```
 //!
-//! It is small: one thread, no buffer beyond a line, and the memory of `create` is given back.
+//! It is small: one thread, no buffer beyond a line, and while nothing happens it gives its memory back.
 
 mod log;
 mod oom;
@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf, absolute};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
@@ -38,6 +38,9 @@ use crate::parent::{self, CreateOptions};
 use crate::state::replace;
 use crate::sys::{self, Cloned};
 use log::{LogFile, Stream};
+
+/// How long nothing has to happen before memory is given back: a container that prints all the time should not pay for it.
+const QUIET: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 const EXIT_BY_SIGNAL: i32 = 128;
 const EXIT_UNKNOWN: i32 = 255;
@@ -103,7 +106,6 @@ fn stay(root: &Path, options: &MonitorOptions, log: &Log, mut report: File) -> R
     // A caller that has gone away is no reason to leave the container.
     let _ = writeln!(report, "{{\"pid\":{},\"monitor_pid\":{}}}", pid.as_raw_nonzero(), std::process::id());
     drop(report);
-    sys::trim_memory().context("give memory back")?;
     let end = watch(pid, &children, &mut pipes, &mut log_file)?;
     pipes.iter_mut().for_each(|pipe| pipe.drain(&mut log_file));
     write_exit(&options.exit_file, &end, oom.is_some_and(|oom| oom.happened()), log_file.lost_bytes())?;
@@ -217,6 +219,7 @@ impl End {
 
 /// Copies output and reaps children until the container's first process has ended.
 fn watch(pid: Pid, children: &File, pipes: &mut [log::Pipe; 2], log_file: &mut LogFile) -> Result<End> {
+    let mut trimmed = false;
     loop {
         if let Some(end) = reap(pid)? {
             return Ok(end);
@@ -224,17 +227,21 @@ fn watch(pid: Pid, children: &File, pipes: &mut [log::Pipe; 2], log_file: &mut L
         let ready = {
             let mut fds = vec![PollFd::new(children, PollFlags::IN)];
             fds.extend(pipes.iter().filter_map(|pipe| pipe.fd()).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-            match rustix::event::poll(&mut fds, None) {
+            let patience = if trimmed { None } else { Some(&QUIET) };
+            match rustix::event::poll(&mut fds, patience) {
                 Err(Errno::INTR) => continue,
                 polled => polled.context("wait for the container")?,
             };
             fds.iter().any(|fd| !fd.revents().is_empty())
         };
+        trimmed = !ready;
         if ready {
             discard(children);
             for pipe in pipes.iter_mut() {
                 pipe.copy_some(log_file);
             }
+        } else {
+            sys::trim_memory();
         }
     }
 }

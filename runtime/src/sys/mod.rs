@@ -269,26 +269,31 @@ pub fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
     zero(i64::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) }))
 }
 
-/// Gives back what a process needs no longer that goes on to wait: freed memory, and the pages of its program, which are read again when
-/// they are executed again.
-pub fn trim_memory() -> io::Result<()> {
+/// Gives back what a process does not need while it waits: freed memory, and the pages of its program, which are read again when they are
+/// used again.
+pub fn trim_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim touches free memory only.
     unsafe {
         libc::malloc_trim(0);
     }
-    for line in std::fs::read_to_string("/proc/self/maps")?.lines() {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        // Never written, and of a file: not the kernel's own pages, nor those the loader changed.
-        let &[range, "r-xp", _, _, _, file] = fields.as_slice() else { continue };
-        let bounds = range.split_once('-').map(|(from, to)| (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)));
-        if let (true, Some((Ok(from), Ok(to)))) = (file.starts_with('/'), bounds) {
-            // SAFETY: the range is a private mapping of a file that was never writable, so every page of it can be had again from the
-            // file; the file cannot be written while it is executed.
-            unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };
-        }
+    // SAFETY: getauxval(3) has no precondition; the kernel set both values for this program (elf(5)), whose headers stay mapped.
+    let headers = unsafe {
+        let start = libc::getauxval(libc::AT_PHDR) as *const libc::Elf64_Phdr;
+        let count = usize::try_from(libc::getauxval(libc::AT_PHNUM)).unwrap_or(0);
+        if start.is_null() { &[] } else { std::slice::from_raw_parts(start, count) }
+    };
+    let Some(own) = headers.iter().find(|header| header.p_type == libc::PT_PHDR) else { return };
+    let loaded_at = (headers.as_ptr() as u64).wrapping_sub(own.p_vaddr);
+    let page = rustix::param::page_size() as u64;
+    for header in headers.iter().filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0) {
+        let from = loaded_at.wrapping_add(header.p_vaddr) / page * page;
+        let to = loaded_at.wrapping_add(header.p_vaddr + header.p_memsz).next_multiple_of(page);
+        // SAFETY: a segment without the right to write is a private mapping of the program's file that nothing ever changed, not even
+        // the loader, so every page of it can be had again from the file; the file cannot be written while it is executed. Pages that
+        // stay cost memory and nothing else.
+        unsafe { libc::madvise(from as *mut libc::c_void, usize::try_from(to - from).unwrap_or(0), libc::MADV_DONTNEED) };
     }
-    Ok(())
 }
 
 /// The head of `union bpf_attr` for BPF_PROG_LOAD (bpf(2)).
