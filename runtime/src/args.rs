@@ -1,14 +1,17 @@
 //! The command line, with the grammar callers of runc rely on.
 //!
-//! In: the arguments. Out: [`Call`], or why they are refused. Options of a verb stand on either side of the container's id, values follow
-//! `=` or a space. Never drops an option: those of runc that are not built are refused by name.
+//! In: the arguments. Out: [`Call`], or why they are refused. Options stand on either side of the container's id, those of all verbs also
+//! before the verb; values follow `=` or a space; one dash is as good as two. Only behind the id of `exec` everything is the command.
+//! Never drops an option: those of runc that are not built are refused by name.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 
+use crate::core::exec::{self, Asked};
 use crate::core::signal;
 use crate::output::{Log, LogFormat};
-use crate::parent::CreateOptions;
+use crate::parent::{CreateOptions, ExecOptions, ProcessSource};
 
 /// One call of the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +30,7 @@ pub enum Verb {
     Kill { id: String, signal: i32, all: bool },
     Delete { id: String, force: bool },
     Run { id: String, options: CreateOptions, detach: bool },
+    Exec { id: String, options: ExecOptions },
     List { format: ListFormat },
     Spec { bundle: PathBuf },
     Features,
@@ -72,6 +76,10 @@ usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--de
   create  [--bundle DIR] [--pid-file FILE] ID   make a container from a bundle; its process waits
   start   ID                                    let it run
   run     [--bundle DIR] [--pid-file FILE] [--detach] ID   create, start, wait, delete
+  exec    [--process FILE] [--cwd DIR] [--env NAME=VALUE] [--user UID[:GID]] [--additional-gids GID] [--cap NAME]
+          [--no-new-privs] [--detach] [--pid-file FILE] [--preserve-fds N] [--ignore-paused]
+          [--cgroup [CONTROLLER:]PATH] ID [PROGRAM ARGUMENT…]
+                                                run one more process in a container
   state   ID                                    print its state as JSON
   kill    [--all] ID [SIGNAL]                   send a signal, TERM if none is named
   delete  [--force] ID                          remove a stopped container, or any
@@ -85,41 +93,28 @@ usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--de
 
 /// Reads the arguments after the program's name.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Call, String> {
-    let mut args = Args { rest: args.into_iter().collect::<Vec<_>>().into_iter() };
-    let mut call = Call { root: ROOT_DEFAULT.into(), log: Log::default(), verb: Verb::Help };
-    loop {
+    let mut args = Args { rest: args.into_iter().collect::<Vec<_>>().into_iter(), root: ROOT_DEFAULT.into(), log: Log::default() };
+    let verb = loop {
         let Some(argument) = args.rest.next() else { return Err(format!("name a verb\n\n{HELP}")) };
-        let Some(option) = Given::parse(&argument)? else {
-            let name = text(argument)?;
-            call.verb = verb(&name, &mut args)?;
-            return Ok(call);
-        };
+        let Some(option) = Given::parse(&argument)? else { break verb(&text(argument)?, &mut args)? };
         match option.name.as_str() {
-            "--root" => call.root = args.value(option)?.into(),
-            "--log" => call.log.file = Some(args.value(option)?.into()),
-            "--log-format" => {
-                call.log.format = match text(args.value(option)?)?.as_str() {
-                    "text" => LogFormat::Text,
-                    "json" => LogFormat::Json,
-                    other => return Err(format!("--log-format {other:?}: use text or json")),
+            "--version" | "-v" => break Verb::Version,
+            "--help" | "-h" => break Verb::Help,
+            _ => {
+                let name = option.name.clone();
+                if !args.global(option)? {
+                    return Err(format!("unknown option {name}: see --help"));
                 }
             }
-            "--debug" => call.log.debug = option.flag()?,
-            "--version" | "-v" => return Ok(Call { verb: Verb::Version, ..call }),
-            "--help" | "-h" => return Ok(Call { verb: Verb::Help, ..call }),
-            "--systemd-cgroup" => return Err("--systemd-cgroup: the systemd cgroup driver is not built yet: leave it out".into()),
-            "--rootless" => match option.value.as_ref().and_then(|value| value.to_str()) {
-                Some("false" | "auto") => {}
-                _ => return Err("--rootless: rootless containers are not built yet: run as root".into()),
-            },
-            other => return Err(format!("unknown option {other}: see --help")),
         }
-    }
+    };
+    Ok(Call { root: args.root, log: args.log, verb })
 }
 
 fn verb(name: &str, args: &mut Args) -> Result<Verb, String> {
     match name {
         "create" | "run" => create_or_run(name, args),
+        "exec" => exec(args),
         "start" => Ok(Verb::Start { id: args.only_id(name, &[])?.0 }),
         "state" => Ok(Verb::State { id: args.only_id(name, &[])?.0 }),
         "delete" => {
@@ -149,7 +144,7 @@ fn verb(name: &str, args: &mut Args) -> Result<Verb, String> {
         "features" => args.collect(name, &[])?.no_words(name).map(|()| Verb::Features),
         "monitor" => monitor(args),
         "help" => Ok(Verb::Help),
-        "exec" | "pause" | "resume" | "ps" | "events" | "update" | "checkpoint" | "restore" => {
+        "pause" | "resume" | "ps" | "events" | "update" | "checkpoint" | "restore" => {
             Err(format!("{name}: not built yet in this runtime: use another OCI runtime for a container that needs it"))
         }
         other => Err(format!("unknown verb {other:?}: see --help")),
@@ -187,6 +182,84 @@ fn create_or_run(name: &str, args: &mut Args) -> Result<Verb, String> {
         "create" => Ok(Verb::Create { id, options: create }),
         _ => Ok(Verb::Run { id, options: create, detach }),
     }
+}
+
+fn exec(args: &mut Args) -> Result<Verb, String> {
+    const KNOWN: [Known; 17] = [
+        ("--process", "-p", true),
+        ("--cwd", "", true),
+        ("--env", "-e", true),
+        ("--user", "-u", true),
+        ("--additional-gids", "-g", true),
+        ("--cap", "-c", true),
+        ("--no-new-privs", "", false),
+        ("--tty", "-t", false),
+        ("--console-socket", "", true),
+        ("--apparmor", "", true),
+        ("--process-label", "", true),
+        ("--detach", "-d", false),
+        ("--pid-file", "", true),
+        ("--preserve-fds", "", true),
+        ("--ignore-paused", "", false),
+        ("--cgroup", "", true),
+        // Without effect in runc as well; old callers give it.
+        ("--no-subreaper", "", false),
+    ];
+    let mut options = args.collect_before_word("exec", &KNOWN)?;
+    let mut words = std::mem::take(&mut options.words).into_iter();
+    let id = words.next().ok_or("exec: give a container id")?;
+    let args: Vec<String> = words.collect();
+    let terminal = options.has("--tty")?;
+    let process = if let Some(path) = options.path("--process") {
+        let own = ["--cwd", "--env", "--user", "--additional-gids", "--cap", "--no-new-privs", "--apparmor", "--process-label"];
+        if let Some(other) = own.iter().find(|name| options.given(name)) {
+            return Err(format!("exec {other}: belongs into the file of --process, which tells all of the process"));
+        }
+        ProcessSource::File { path, terminal }
+    } else {
+        if args.is_empty() {
+            return Err("exec: give a program behind the container id, or --process".into());
+        }
+        ProcessSource::Options(Asked {
+            args,
+            cwd: options.text("--cwd")?,
+            env: options.texts("--env")?,
+            user: options
+                .text("--user")?
+                .map(|text| exec::parse_user(&text).ok_or_else(|| format!("exec --user {text:?}: give UID or UID:GID as numbers")))
+                .transpose()?,
+            additional_gids: options
+                .texts("--additional-gids")?
+                .iter()
+                .map(|text| exec::parse_id(text).ok_or_else(|| format!("exec --additional-gids {text:?}: give a number")))
+                .collect::<Result<_, _>>()?,
+            capabilities: options.texts("--cap")?,
+            no_new_privileges: options.has("--no-new-privs")?,
+            terminal,
+            apparmor_profile: options.text("--apparmor")?,
+            selinux_label: options.text("--process-label")?,
+        })
+    };
+    let cgroups = options
+        .texts("--cgroup")?
+        .iter()
+        .map(|text| {
+            exec::parse_sub_cgroup(text).ok_or_else(|| {
+                format!("exec --cgroup {text:?}: give [CONTROLLER:]PATH, a path below the container's cgroup without \"..\"")
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Verb::Exec {
+        id,
+        options: ExecOptions {
+            process,
+            detach: options.has("--detach")?,
+            pid_file: options.path("--pid-file"),
+            preserve_fds: options.number("exec", "--preserve-fds")?.unwrap_or(0),
+            ignore_paused: options.has("--ignore-paused")?,
+            cgroups,
+        },
+    })
 }
 
 fn kill(args: &mut Args) -> Result<Verb, String> {
@@ -239,8 +312,11 @@ fn monitor(args: &mut Args) -> Result<Verb, String> {
 /// An option's long name, its short one or none, and whether a value follows.
 type Known = (&'static str, &'static str, bool);
 
+/// What is still to be read, and what was read of the options of all verbs.
 struct Args {
     rest: std::vec::IntoIter<OsString>,
+    root: PathBuf,
+    log: Log,
 }
 
 /// An option as written.
@@ -263,10 +339,14 @@ impl Given {
             return Ok(None);
         }
         let whole = argument.to_str().ok_or_else(|| format!("option {argument:?} is not UTF-8"))?;
-        Ok(Some(match whole.split_once('=') {
-            Some((name, value)) => Self { name: name.to_owned(), value: Some(value.into()) },
-            None => Self { name: whole.to_owned(), value: None },
-        }))
+        let (name, value) = match whole.split_once('=') {
+            Some((name, value)) => (name, Some(value.into())),
+            None => (whole, None),
+        };
+        // Go's `flag`, which runc reads its options with, makes no difference between one dash and two.
+        let bare = name.trim_start_matches('-');
+        let dashes = if bare.chars().count() == 1 { "-" } else { "--" };
+        Ok(Some(Self { name: format!("{dashes}{bare}"), value }))
     }
 
     /// A switch, also written `--switch=false`.
@@ -277,8 +357,8 @@ impl Given {
 
 fn switch(name: &str, value: Option<&OsString>) -> Result<bool, String> {
     match value.map(|value| value.to_str()) {
-        None | Some(Some("true")) => Ok(true),
-        Some(Some("false")) => Ok(false),
+        None | Some(Some("true" | "TRUE" | "True" | "t" | "T" | "1")) => Ok(true),
+        Some(Some("false" | "FALSE" | "False" | "f" | "F" | "0")) => Ok(false),
         Some(other) => Err(format!("{name} takes no value {:?}", other.unwrap_or("?"))),
     }
 }
@@ -290,6 +370,15 @@ impl Args {
     }
 
     fn collect(&mut self, verb: &str, known: &[Known]) -> Result<Collected, String> {
+        self.collect_until(verb, known, false)
+    }
+
+    /// Everything from the first word on is words.
+    fn collect_before_word(&mut self, verb: &str, known: &[Known]) -> Result<Collected, String> {
+        self.collect_until(verb, known, true)
+    }
+
+    fn collect_until(&mut self, verb: &str, known: &[Known], first_word_ends: bool) -> Result<Collected, String> {
         let mut collected = Collected { options: Vec::new(), words: Vec::new() };
         let mut only_words = false;
         while let Some(argument) = self.rest.next() {
@@ -300,14 +389,47 @@ impl Args {
             let given = if only_words { None } else { Given::parse(&argument)? };
             let Some(given) = given else {
                 collected.words.push(text(argument)?);
+                if first_word_ends && !only_words {
+                    // `exec ID -- PROGRAM` is as good as `exec ID PROGRAM`.
+                    only_words = self.rest.as_slice().first().is_none_or(|next| next != "--");
+                }
                 continue;
             };
             let known = known.iter().find(|(long, short, _)| given.name == *long || !short.is_empty() && given.name == *short);
-            let (long, _, takes_value) = known.ok_or_else(|| format!("{verb}: unknown option {}: see --help", given.name))?;
+            let Some((long, _, takes_value)) = known else {
+                let name = given.name.clone();
+                if !self.global(given)? {
+                    return Err(format!("{verb}: unknown option {name}: see --help"));
+                }
+                continue;
+            };
             let value = if *takes_value { Some(self.value(given)?) } else { given.value };
             collected.options.push((long, value));
         }
         Ok(collected)
+    }
+
+    /// Reads an option of all verbs; whether it is one.
+    fn global(&mut self, option: Given) -> Result<bool, String> {
+        match option.name.as_str() {
+            "--root" => self.root = self.value(option)?.into(),
+            "--log" => self.log.file = Some(self.value(option)?.into()),
+            "--log-format" => {
+                self.log.format = match text(self.value(option)?)?.as_str() {
+                    "text" => LogFormat::Text,
+                    "json" => LogFormat::Json,
+                    other => return Err(format!("--log-format {other:?}: use text or json")),
+                }
+            }
+            "--debug" => self.log.debug = option.flag()?,
+            "--systemd-cgroup" => return Err("--systemd-cgroup: the systemd cgroup driver is not built yet: leave it out".into()),
+            "--rootless" => match option.value.as_ref().and_then(|value| value.to_str()) {
+                Some("false" | "auto") => {}
+                _ => return Err("--rootless: rootless containers are not built yet: run as root".into()),
+            },
+            _ => return Ok(false),
+        }
+        Ok(true)
     }
 
     fn only_id(&mut self, verb: &str, known: &[Known]) -> Result<(String, Collected), String> {
@@ -340,6 +462,16 @@ impl Collected {
         self.last(name).cloned().flatten().map(text).transpose()
     }
 
+    /// Every value of an option, in order.
+    fn texts(&self, name: &str) -> Result<Vec<String>, String> {
+        self.options.iter().filter(|(known, _)| *known == name).filter_map(|(_, value)| value.clone()).map(text).collect()
+    }
+
+    fn number<T: FromStr>(&self, verb: &str, name: &str) -> Result<Option<T>, String> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| format!("{verb} {name} {text:?}: give a number"))
+    }
+
     fn no_words(&self, verb: &str) -> Result<(), String> {
         self.words.first().map_or(Ok(()), |word| Err(format!("{verb}: unexpected argument {word:?}")))
     }
@@ -368,7 +500,22 @@ mod tests {
     }
 
     #[test]
-    fn global_options_come_first() {
+    fn behind_the_id_of_exec_everything_is_the_command() {
+        let Verb::Exec { id, options } = read("exec -e A=1 --env=B=x=y -u 1:2 -d web sh -c -e --root").unwrap().verb else { panic!() };
+        let ProcessSource::Options(asked) = options.process else { panic!("{:?}", options.process) };
+        assert_eq!((id.as_str(), options.detach, asked.args.join(" ")), ("web", true, "sh -c -e --root".into()));
+        assert_eq!((asked.env, asked.user), (vec!["A=1".into(), "B=x=y".into()], Some(exec::User { uid: 1, gid: Some(2) })));
+        let Verb::Exec { options, .. } = read("exec web -- id").unwrap().verb else { panic!() };
+        let ProcessSource::Options(asked) = options.process else { panic!("{:?}", options.process) };
+        assert_eq!(asked.args, ["id"]);
+        let Verb::Exec { options, .. } = read("exec -process /p web").unwrap().verb else { panic!() };
+        assert_eq!(options.process, ProcessSource::File { path: "/p".into(), terminal: false });
+    }
+
+    #[test]
+    fn global_options_stand_anywhere() {
+        let call = read("state --root /r web --log /l").unwrap();
+        assert_eq!((call.root, call.log.file), ("/r".into(), Some("/l".into())));
         let call = read("--root /r --log=/l --log-format json --debug state web").unwrap();
         assert_eq!(call.root, PathBuf::from("/r"));
         assert_eq!(call.log, Log { file: Some("/l".into()), format: LogFormat::Json, debug: true });
@@ -399,7 +546,10 @@ mod tests {
         let cases = [
             ("", "name a verb"),
             ("fly", "unknown verb \"fly\""),
-            ("exec web sh", "exec: not built yet"),
+            ("exec web", "exec: give a program"),
+            ("exec --user root web id", "exec --user \"root\": give UID or UID:GID as numbers"),
+            ("exec --cwd / --process /p web", "exec --cwd: belongs into the file of --process"),
+            ("exec --cgroup ../x web id", "exec --cgroup \"../x\""),
             ("pause web", "pause: not built yet"),
             ("create --console-socket /s web", "create --console-socket: terminals are not built yet"),
             ("create --no-pivot web", "create --no-pivot: not built yet"),

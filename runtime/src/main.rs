@@ -29,6 +29,8 @@ use output::{Level, Log};
 
 const FAILED: u8 = 1;
 const REFUSED: u8 = 2;
+/// runc's.
+const EXEC_FAILED: u8 = 255;
 
 fn main() -> ExitCode {
     let call = match args::parse(std::env::args_os().skip(1)) {
@@ -39,9 +41,11 @@ fn main() -> ExitCode {
         }
     };
     let log = call.log.clone();
+    // A program executed in a container can end with 1 by itself.
+    let (failed, what) = if matches!(call.verb, Verb::Exec { .. }) { (EXEC_FAILED, "exec failed: ") } else { (FAILED, "") };
     perform(call).unwrap_or_else(|error| {
-        log.say(Level::Error, &format!("{error:#}"));
-        ExitCode::from(FAILED)
+        log.say(Level::Error, &format!("{what}{error:#}"));
+        ExitCode::from(failed)
     })
 }
 
@@ -50,7 +54,7 @@ fn perform(call: Call) -> Result<ExitCode> {
     let warn = |notes: &[String]| notes.iter().for_each(|note| log.say(Level::Warning, note));
     let root = std::path::absolute(&root).with_context(|| format!("--root {}", root.display()))?;
     log.say(Level::Debug, &format!("{verb:?} under {}", root.display()));
-    if matches!(verb, Verb::Create { .. } | Verb::Run { .. } | Verb::Monitor(_)) {
+    if matches!(verb, Verb::Create { .. } | Verb::Run { .. } | Verb::Exec { .. } | Verb::Monitor(_)) {
         parent::protect()?;
     }
     match verb {
@@ -61,6 +65,10 @@ fn perform(call: Call) -> Result<ExitCode> {
         Verb::Delete { id, force } => parent::delete(&root, &id, force)?,
         Verb::Run { id, options, detach } => {
             let code = parent::run(&root, &id, &options, detach, warn)?;
+            return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
+        }
+        Verb::Exec { id, options } => {
+            let code = parent::exec(&root, &id, &options, warn)?;
             return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
         }
         Verb::List { format } => output::data(&list(&root, format)?),

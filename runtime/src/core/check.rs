@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::capability::CapabilitySet;
 use super::mount_options::{self, MountOptions, Propagation};
-use super::spec::{self, Spec, Unbuilt};
+use super::spec::{self, ConsoleSize, Spec, Unbuilt};
 
 /// The newest specification this runtime was written against.
 pub const OCI_VERSION: &str = "1.2.1";
@@ -140,6 +140,9 @@ pub enum DeviceKind {
 /// `process`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
+    /// Whether a pseudo-terminal of its own is its standard input and outputs, and how large it is at first.
+    pub terminal: bool,
+    pub console_size: Option<ConsoleSize>,
     pub args: Vec<String>,
     pub env: Vec<String>,
     /// Absolute, in the container.
@@ -546,6 +549,8 @@ impl Refusals {
             self.refuse("process.oomScoreAdj", format!("{adjustment} is not between -1000 and 1000"));
         }
         Process {
+            terminal: given.terminal,
+            console_size: given.console_size,
             args: given.args.clone(),
             env: given.env.clone(),
             cwd: PathBuf::from(&given.cwd),

@@ -38,6 +38,11 @@ pub enum Step {
         path: PathBuf,
         handle: usize,
     },
+    /// All at once, those of the process at a descriptor (setns(2)).
+    JoinProcess {
+        kinds: Vec<NamespaceKind>,
+        handle: usize,
+    },
     NewCgroupNamespace,
     NewSession,
     LoopbackUp,
@@ -87,7 +92,10 @@ pub enum Step {
     ChangeDirectory(PathBuf),
     FindProgram(String),
     Umask(u32),
-    CloseDescriptorsOnExec,
+    /// All but the standard ones and those the caller passes on, which follow them.
+    CloseDescriptorsOnExec {
+        preserved: u32,
+    },
 }
 
 /// One of `mounts[]`, ready to be made.
@@ -227,7 +235,7 @@ fn mount_step(mount: &Mount, cgroups: &CgroupPlan, private_cgroups: bool) -> Mou
 /// The sets that can be had. runc fails when a set holds more than it has itself; a container that asks for Docker's default, or for
 /// everything, then could not start under a supervisor that lacks one capability, so what is not held is left out, with a note.
 /// The kernel raises an ambient capability only when it is permitted and inheritable (capabilities(7)); the rest is left out as well.
-fn grant(asked: &Capabilities, held: CapabilitySet, held_bounding: CapabilitySet, notes: &mut Vec<String>) -> Capabilities {
+pub(super) fn grant(asked: &Capabilities, held: CapabilitySet, held_bounding: CapabilitySet, notes: &mut Vec<String>) -> Capabilities {
     let everything = [asked.effective, asked.permitted, asked.inheritable].into_iter().fold(asked.bounding, CapabilitySet::union);
     let missing = everything.difference(held.intersection(held_bounding));
     if !missing.is_empty() {
@@ -249,7 +257,7 @@ fn grant(asked: &Capabilities, held: CapabilitySet, held_bounding: CapabilitySet
     }
 }
 
-fn process(process: &Process, granted: &Capabilities, steps: &mut Vec<Step>) {
+pub(super) fn process(process: &Process, granted: &Capabilities, steps: &mut Vec<Step>) {
     steps.extend(process.rlimits.iter().cloned().map(Step::Rlimit));
     steps.push(Step::OwnStdio { uid: process.uid });
     steps.push(Step::BoundingSet(granted.bounding));
@@ -266,7 +274,7 @@ fn process(process: &Process, granted: &Capabilities, steps: &mut Vec<Step>) {
     }
     steps.push(Step::FindProgram(process.args[0].clone()));
     steps.push(Step::Umask(process.umask));
-    steps.push(Step::CloseDescriptorsOnExec);
+    steps.push(Step::CloseDescriptorsOnExec { preserved: 0 });
 }
 
 impl fmt::Display for Step {
@@ -274,6 +282,10 @@ impl fmt::Display for Step {
         match self {
             Self::JoinCgroup { directory, .. } => write!(f, "linux.cgroupsPath: join {}", directory.display()),
             Self::JoinNamespace { kind, path, .. } => write!(f, "linux.namespaces: join the {kind} namespace {}", path.display()),
+            Self::JoinProcess { kinds, .. } => {
+                let kinds: Vec<String> = kinds.iter().map(ToString::to_string).collect();
+                write!(f, "join the container's {} namespaces", kinds.join(" "))
+            }
             Self::NewCgroupNamespace => write!(f, "linux.namespaces: make a cgroup namespace"),
             Self::NewSession => write!(f, "begin a session"),
             Self::LoopbackUp => write!(f, "linux.namespaces: bring the loopback interface up"),
@@ -305,7 +317,8 @@ impl fmt::Display for Step {
             Self::ChangeDirectory(path) => write!(f, "process.cwd: change to {}", path.display()),
             Self::FindProgram(name) => write!(f, "process.args[0]: find {name:?}"),
             Self::Umask(mask) => write!(f, "process.user.umask: set {mask:03o}"),
-            Self::CloseDescriptorsOnExec => write!(f, "close all but the standard descriptors at exec"),
+            Self::CloseDescriptorsOnExec { preserved: 0 } => write!(f, "close all but the standard descriptors at exec"),
+            Self::CloseDescriptorsOnExec { preserved } => write!(f, "close all but the standard descriptors and {preserved} more at exec"),
         }
     }
 }

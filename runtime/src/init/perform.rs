@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::thread::LinkNameSpaceType;
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::root::Root;
 use super::{Doing, Failure, Work, caps, devices, mounts, program};
@@ -46,6 +46,7 @@ impl<'a> Performer<'a> {
         match step {
             Step::JoinCgroup { handle, .. } => self.join_cgroup(*handle)?,
             Step::JoinNamespace { kind, handle, .. } => self.join_namespace(*kind, *handle)?,
+            Step::JoinProcess { kinds, handle } => self.join_process(kinds, *handle)?,
             Step::NewCgroupNamespace => sys::unshare_cgroup()?,
             Step::NewSession => {
                 super::die_with_parent()?;
@@ -82,7 +83,7 @@ impl<'a> Performer<'a> {
                 self.ready.program = program::find(name, &self.ready.env)?;
             }
             Step::Umask(mask) => drop(rustix::process::umask(Mode::from_raw_mode(*mask))),
-            Step::CloseDescriptorsOnExec => sys::close_on_exec_from(3)?,
+            Step::CloseDescriptorsOnExec { preserved } => sys::close_on_exec_from(3 + preserved)?,
         }
         Ok(None)
     }
@@ -115,6 +116,13 @@ impl<'a> Performer<'a> {
         };
         let file = self.handle(handle).ok_or_else(|| Failure::refused("the parent opened no such namespace"))?;
         Ok(rustix::thread::move_into_link_name_space(file.as_fd(), Some(kind))?)
+    }
+
+    fn join_process(&self, kinds: &[NamespaceKind], handle: usize) -> Result<(), Failure> {
+        let flags = kinds.iter().fold(0, |flags, kind| flags | sys::namespace::flag(*kind));
+        let process = self.handle(handle).ok_or_else(|| Failure::refused("the parent opened no such process"))?;
+        let kinds = ThreadNameSpaceType::from_bits_retain(u32::try_from(flags).unwrap_or(0));
+        Ok(rustix::thread::move_into_thread_name_spaces(process.as_fd(), kinds)?)
     }
 }
 

@@ -9,7 +9,12 @@ use crate::core::capability::CapabilitySet;
 use crate::core::cgroup::{CgroupPlan, Hierarchy, Version, hierarchies};
 use crate::core::check::{Container, Refusal, check};
 use crate::core::plan::Plan;
+use crate::core::spec::Spec;
 use crate::core::{cgroup, plan, spec};
+use crate::state::{Record, StateDir};
+
+/// The configuration's name, in a bundle and in a state directory.
+pub const CONFIG: &str = "config.json";
 
 const CONFIG_BYTES_MAX: u64 = 8 << 20;
 
@@ -18,6 +23,8 @@ const CONFIG_BYTES_MAX: u64 = 8 << 20;
 pub struct Bundle {
     /// Absolute.
     pub path: PathBuf,
+    /// As it was read.
+    pub config: Vec<u8>,
     pub container: Container,
     pub cgroups: CgroupPlan,
     pub plan: Plan,
@@ -26,24 +33,37 @@ pub struct Bundle {
 /// Reads, checks and plans; nothing is changed.
 pub fn load(path: &Path, id: &str) -> Result<Bundle> {
     let path = fs::canonicalize(path).with_context(|| format!("open bundle {}", path.display()))?;
-    let config = path.join("config.json");
+    let config = path.join(CONFIG);
     let size = fs::metadata(&config).with_context(|| format!("open {}", config.display()))?.len();
     if size > CONFIG_BYTES_MAX {
         bail!("{}: {size} bytes are more than the limit of {CONFIG_BYTES_MAX}", config.display());
     }
     let bytes = fs::read(&config).with_context(|| format!("read {}", config.display()))?;
     let spec = spec::parse(&bytes).map_err(|error| anyhow!("{}: {error}", config.display()))?;
-    let container = check(&path, &spec).map_err(|refusals| refused(&config, &refusals))?;
+    let container = checked(&path, &spec)?;
     if !container.root.is_dir() {
         bail!("root.path: {} is no directory: unpack the container's file system there", container.root.display());
     }
     let hierarchies = observed_hierarchies()?;
     let unified = unified_controllers(&hierarchies);
     let cgroups = cgroup::plan(&hierarchies, &unified, container.cgroups_path.as_deref(), id, &container.resources)
-        .map_err(|refusals| refused(&config, &refusals))?;
+        .map_err(|refusals| refused(&path, &refusals))?;
     let (held, held_bounding) = held_capabilities()?;
     let plan = plan::plan(&container, &cgroups, held, held_bounding);
-    Ok(Bundle { path, container, cgroups, plan })
+    Ok(Bundle { path, config: bytes, container, cgroups, plan })
+}
+
+/// The configuration a container was created with, whatever became of its bundle since, and where the bundle was.
+pub fn recorded(dir: &StateDir, record: &Record) -> Result<Spec> {
+    let copy = dir.file(CONFIG);
+    let path = if copy.exists() { copy } else { record.bundle.join(CONFIG) };
+    let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    spec::parse(&bytes).map_err(|error| anyhow!("{}: {error}", path.display()))
+}
+
+/// Checks a configuration; every refusal is told.
+pub fn checked(bundle: &Path, spec: &Spec) -> Result<Container> {
+    check(bundle, spec).map_err(|refusals| refused(bundle, &refusals))
 }
 
 /// The cgroup hierarchies mounted here.
@@ -53,9 +73,9 @@ pub fn observed_hierarchies() -> Result<Vec<Hierarchy>> {
 }
 
 /// Each refusal on a line of its own.
-fn refused(config: &Path, refusals: &[Refusal]) -> anyhow::Error {
+fn refused(bundle: &Path, refusals: &[Refusal]) -> anyhow::Error {
     let lines: Vec<String> = refusals.iter().map(Refusal::to_string).collect();
-    anyhow!("{}: {}", config.display(), lines.join("\n  "))
+    anyhow!("{}: {}", bundle.join(CONFIG).display(), lines.join("\n  "))
 }
 
 /// The controllers that version 2 has here; with all of version 1 mounted, none.
@@ -66,7 +86,7 @@ fn unified_controllers(hierarchies: &[Hierarchy]) -> Vec<String> {
 }
 
 /// The permitted and the bounding set of this process (proc_pid_status(5)).
-fn held_capabilities() -> Result<(CapabilitySet, CapabilitySet)> {
+pub fn held_capabilities() -> Result<(CapabilitySet, CapabilitySet)> {
     let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
     let set = |name: &str| {
         let text = status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);

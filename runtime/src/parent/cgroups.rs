@@ -64,6 +64,25 @@ pub fn make(plan: &CgroupPlan) -> Result<Joins> {
     Ok(joins)
 }
 
+/// Opens groups that exist, to be joined.
+pub fn open(groups: &[PathBuf]) -> Result<Joins> {
+    let mut joins = Joins { files: Vec::new(), unified: None };
+    for (place, group) in groups.iter().enumerate() {
+        let open = |file: &str| OpenOptions::new().write(true).open(group.join(file));
+        let opened = match open("tasks") {
+            // Version 2 has no such file.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let directory = File::open(group).with_context(|| format!("open cgroup {}", group.display()))?;
+                joins.unified = Some((place, directory.into()));
+                open("cgroup.procs")
+            }
+            opened => opened,
+        };
+        joins.files.push(opened.with_context(|| format!("open cgroup {}", group.display()))?.into());
+    }
+    Ok(joins)
+}
+
 /// Removes groups that are empty or about to be, and then those parents that nobody else uses. Goes on after an error.
 pub fn remove(groups: &[PathBuf], parents: &[PathBuf], wait: Duration) -> Result<()> {
     let deadline = Instant::now() + wait;

@@ -4,7 +4,7 @@
 //! and the state directory.
 
 use std::ffi::CString;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,12 +14,12 @@ use rustix::fs::{CWD, Mode};
 use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions};
 use rustix::thread::LinkNameSpaceType;
 
-use super::bundle::{self, Bundle};
+use super::bundle::{self, Bundle, CONFIG};
 use super::{cgroups, now};
 use crate::core::check::NamespaceKind;
 use crate::core::plan::{Plan, joined_inside};
 use crate::core::status::Identity;
-use crate::init::{self, Work};
+use crate::init::{self, Start, Work};
 use crate::state::{Record, StateDir, boot_id, observe, replace};
 use crate::sync::{Channel, GATE, Message, RESULT};
 use crate::sys::{self, Cloned, namespace};
@@ -86,6 +86,8 @@ fn prepare_and_clone(
     options: &CreateOptions,
 ) -> Result<Created> {
     dir.write(record)?;
+    // What joins later is to be configured as the container was, whatever becomes of the bundle.
+    fs::write(dir.file(CONFIG), &bundle.config).with_context(|| format!("write {}", dir.file(CONFIG).display()))?;
     let joins = cgroups::make(&bundle.cgroups)?;
     let process = &bundle.container.process;
     let c_strings = |list: &[String]| list.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>();
@@ -97,8 +99,7 @@ fn prepare_and_clone(
         env: c_strings(&process.env)?,
         uid: process.uid,
         channel: child_end,
-        gate: fifo(&dir.file(GATE))?,
-        result: fifo(&dir.file(RESULT))?,
+        start: Start::Gated { gate: fifo(&dir.file(GATE))?, result: fifo(&dir.file(RESULT))? },
     };
     if let Some(pid) = namespaces.pid {
         let join = rustix::thread::move_into_link_name_space(pid.as_fd(), Some(LinkNameSpaceType::ProcessID));
@@ -127,17 +128,7 @@ fn prepare_and_clone(
 
 /// Returns in the parent only.
 fn clone_child(plan: &Plan, mut work: Work, unified: Option<(usize, OwnedFd)>) -> Result<(i32, OwnedFd)> {
-    let flags = plan.clone_namespaces.iter().fold(0, |flags, kind| {
-        flags
-            | match kind {
-                NamespaceKind::Network => namespace::NETWORK,
-                NamespaceKind::Ipc => namespace::IPC,
-                NamespaceKind::Uts => namespace::UTS,
-                NamespaceKind::Pid => namespace::PID,
-                NamespaceKind::Cgroup => namespace::CGROUP,
-                NamespaceKind::Mount => namespace::MOUNT,
-            }
-    });
+    let flags = plan.clone_namespaces.iter().fold(0, |flags, kind| flags | namespace::flag(*kind));
     let cgroup = unified.as_ref().map(|(_, directory)| directory.as_fd());
     let (side, took_cgroup) = sys::clone_process(flags, cgroup).context("clone the container's process")?;
     match side {
@@ -152,7 +143,7 @@ fn clone_child(plan: &Plan, mut work: Work, unified: Option<(usize, OwnedFd)>) -
 }
 
 /// Hears the child out until it is ready.
-fn listen(channel: &Channel, plan: &Plan, notes: &mut Vec<String>) -> Result<()> {
+pub(super) fn listen(channel: &Channel, plan: &Plan, notes: &mut Vec<String>) -> Result<()> {
     let step = |place: u16| plan.steps.get(usize::from(place)).map_or_else(String::new, ToString::to_string);
     loop {
         match channel.receive().context("listen to the container's process")? {

@@ -18,7 +18,7 @@ pub fn kill(root: &Path, id: &str, signal: i32, all: bool) -> Result<()> {
     }
     let pidfd = record.init.as_ref().map(open_process).transpose()?.flatten();
     match (pidfd, dir.status(&record)?) {
-        (Some(pidfd), Status::Created | Status::Running) => {
+        (Some(pidfd), Status::Created | Status::Running | Status::Paused) => {
             sys::send_signal(pidfd.as_fd(), signal).with_context(|| format!("send signal {signal} to container {id}"))
         }
         (_, status) => bail!("container {id} is {status}, not running: nothing to send signal {signal} to"),

@@ -4,14 +4,17 @@ mod bundle;
 mod cgroups;
 mod create;
 mod delete;
+mod exec;
+mod foreground;
 mod kill;
 mod own_binary;
 mod query;
 mod run;
 mod start;
 
-pub use create::{CreateOptions, Created, create};
+pub use create::{CreateOptions, create};
 pub use delete::delete;
+pub use exec::{ExecOptions, ProcessSource, exec};
 pub use kill::kill;
 pub use own_binary::protect;
 pub use query::{State, features, list, state};

@@ -21,12 +21,26 @@ pub enum Cloned {
 
 /// `CLONE_NEW*` of clone(2).
 pub mod namespace {
+    use crate::core::check::NamespaceKind;
+
     pub const CGROUP: u64 = 0x0200_0000;
     pub const UTS: u64 = 0x0400_0000;
     pub const IPC: u64 = 0x0800_0000;
     pub const PID: u64 = 0x2000_0000;
     pub const NETWORK: u64 = 0x4000_0000;
     pub const MOUNT: u64 = 0x0002_0000;
+
+    /// The flag of a kind.
+    pub fn flag(kind: NamespaceKind) -> u64 {
+        match kind {
+            NamespaceKind::Network => NETWORK,
+            NamespaceKind::Ipc => IPC,
+            NamespaceKind::Uts => UTS,
+            NamespaceKind::Pid => PID,
+            NamespaceKind::Cgroup => CGROUP,
+            NamespaceKind::Mount => MOUNT,
+        }
+    }
 }
 
 const CLONE_PIDFD: u64 = 0x1000;
@@ -204,27 +218,11 @@ pub fn reset_signals() {
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw mut set, ptr::null_mut()) };
 }
 
-/// Blocks signals, so that [`wait_signal`] or a descriptor of [`signal_descriptor`] takes them one by one.
+/// Blocks signals, so that a descriptor of [`signal_descriptor`] takes them one by one.
 pub fn block_signals(signals: &[i32]) -> io::Result<()> {
     let set = set_of(signals);
     // SAFETY: as in `reset_signals`.
     zero(i64::from(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) }))
-}
-
-/// Waits for one of blocked signals.
-pub fn wait_signal(signals: &[i32]) -> io::Result<i32> {
-    let set = set_of(signals);
-    loop {
-        // SAFETY: `set` lives across the call; no details are asked for.
-        let signal = unsafe { libc::sigwaitinfo(&raw const set, ptr::null_mut()) };
-        if signal > 0 {
-            return Ok(signal);
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
 }
 
 /// A non-blocking descriptor that is readable while one of blocked signals is pending.
