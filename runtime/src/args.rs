@@ -29,7 +29,7 @@ pub enum Verb {
     State { id: String },
     Kill { id: String, signal: i32, all: bool },
     Delete { id: String, force: bool },
-    Run { id: String, options: CreateOptions, detach: bool },
+    Run { id: String, options: CreateOptions, keep: bool },
     Exec { id: String, options: ExecOptions },
     List { format: ListFormat },
     Spec { bundle: PathBuf },
@@ -73,12 +73,14 @@ rcluster-runtime: an OCI runtime (runtime-spec 1.2)
 
 usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--debug] VERB
 
-  create  [--bundle DIR] [--pid-file FILE] ID   make a container from a bundle; its process waits
+  create  [--bundle DIR] [--pid-file FILE] [--console-socket FILE] [--preserve-fds N] [--no-pivot] [--no-new-keyring] ID
+                                                make a container from a bundle; its process waits
   start   ID                                    let it run
-  run     [--bundle DIR] [--pid-file FILE] [--detach] ID   create, start, wait, delete
+  run     [options of create] [--detach] [--keep] ID
+                                                create, start, wait, delete
   exec    [--process FILE] [--cwd DIR] [--env NAME=VALUE] [--user UID[:GID]] [--additional-gids GID] [--cap NAME]
-          [--no-new-privs] [--detach] [--pid-file FILE] [--preserve-fds N] [--ignore-paused]
-          [--cgroup [CONTROLLER:]PATH] ID [PROGRAM ARGUMENT…]
+          [--no-new-privs] [--tty] [--console-socket FILE] [--apparmor PROFILE] [--process-label LABEL] [--detach]
+          [--pid-file FILE] [--preserve-fds N] [--ignore-paused] [--cgroup [CONTROLLER:]PATH] ID [PROGRAM ARGUMENT…]
                                                 run one more process in a container
   state   ID                                    print its state as JSON
   kill    [--all] ID [SIGNAL]                   send a signal, TERM if none is named
@@ -152,10 +154,12 @@ fn verb(name: &str, args: &mut Args) -> Result<Verb, String> {
 }
 
 fn create_or_run(name: &str, args: &mut Args) -> Result<Verb, String> {
-    const KNOWN: [Known; 8] = [
+    const KNOWN: [Known; 9] = [
         ("--bundle", "-b", true),
         ("--pid-file", "", true),
         ("--detach", "-d", false),
+        // Without effect in runc as well; old callers give it.
+        ("--no-subreaper", "", false),
         ("--console-socket", "", true),
         ("--no-pivot", "", false),
         ("--no-new-keyring", "", false),
@@ -163,24 +167,21 @@ fn create_or_run(name: &str, args: &mut Args) -> Result<Verb, String> {
         ("--keep", "", false),
     ];
     let (id, options) = args.only_id(name, &KNOWN)?;
-    if options.given("--console-socket") {
-        return Err(format!("{name} --console-socket: terminals are not built yet: set process.terminal to false"));
-    }
-    for option in ["--no-pivot", "--no-new-keyring", "--keep"] {
-        if options.has(option)? {
-            return Err(format!("{name} {option}: not built yet: leave it out"));
-        }
-    }
-    if options.text("--preserve-fds")?.is_some_and(|count| count != "0") {
-        return Err(format!("{name} --preserve-fds: not built yet: leave it out"));
-    }
-    let bundle = options.path("--bundle").unwrap_or_else(|| ".".into());
-    let create = CreateOptions { bundle, pid_file: options.path("--pid-file") };
     let detach = options.has("--detach")?;
+    let create = CreateOptions {
+        bundle: options.path("--bundle").unwrap_or_else(|| ".".into()),
+        pid_file: options.path("--pid-file"),
+        console_socket: options.path("--console-socket"),
+        foreground: name == "run" && !detach,
+        preserve_fds: options.number(name, "--preserve-fds")?.unwrap_or(0),
+        no_pivot: options.has("--no-pivot")?,
+        no_new_keyring: options.has("--no-new-keyring")?,
+    };
     match name {
         "create" if detach => Err("create --detach: create always returns at once; the option belongs to run".into()),
+        "create" if options.has("--keep")? => Err("create --keep: only run deletes; the option belongs to it".into()),
         "create" => Ok(Verb::Create { id, options: create }),
-        _ => Ok(Verb::Run { id, options: create, detach }),
+        _ => Ok(Verb::Run { id, options: create, keep: options.has("--keep")? }),
     }
 }
 
@@ -255,6 +256,7 @@ fn exec(args: &mut Args) -> Result<Verb, String> {
             process,
             detach: options.has("--detach")?,
             pid_file: options.path("--pid-file"),
+            console_socket: options.path("--console-socket"),
             preserve_fds: options.number("exec", "--preserve-fds")?.unwrap_or(0),
             ignore_paused: options.has("--ignore-paused")?,
             cgroups,
@@ -491,7 +493,10 @@ mod tests {
 
     #[test]
     fn options_stand_on_either_side_of_the_id() {
-        let expected = Verb::Create { id: "web".into(), options: CreateOptions { bundle: "/b".into(), pid_file: Some("/p".into()) } };
+        let expected = Verb::Create {
+            id: "web".into(),
+            options: CreateOptions { bundle: "/b".into(), pid_file: Some("/p".into()), ..CreateOptions::default() },
+        };
         for line in ["create --bundle /b --pid-file /p web", "create web -b /b --pid-file=/p", "create --bundle=/b web --pid-file /p"] {
             assert_eq!(read(line).unwrap().verb, expected, "{line}");
         }
@@ -551,9 +556,8 @@ mod tests {
             ("exec --cwd / --process /p web", "exec --cwd: belongs into the file of --process"),
             ("exec --cgroup ../x web id", "exec --cgroup \"../x\""),
             ("pause web", "pause: not built yet"),
-            ("create --console-socket /s web", "create --console-socket: terminals are not built yet"),
-            ("create --no-pivot web", "create --no-pivot: not built yet"),
-            ("create --preserve-fds 3 web", "create --preserve-fds: not built yet"),
+            ("create --preserve-fds x web", "create --preserve-fds \"x\": give a number"),
+            ("create --keep web", "create --keep: only run deletes"),
             ("create --detach web", "create --detach: create always returns"),
             ("create --fly web", "create: unknown option --fly"),
             ("create", "create: give exactly one container id"),

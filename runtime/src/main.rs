@@ -63,8 +63,8 @@ fn perform(call: Call) -> Result<ExitCode> {
         Verb::State { id } => output::data(&serde_json::to_string_pretty(&parent::state(&root, &id)?)?),
         Verb::Kill { id, signal, all } => parent::kill(&root, &id, signal, all)?,
         Verb::Delete { id, force } => parent::delete(&root, &id, force)?,
-        Verb::Run { id, options, detach } => {
-            let code = parent::run(&root, &id, &options, detach, warn)?;
+        Verb::Run { id, options, keep } => {
+            let code = parent::run(&root, &id, &options, keep, warn)?;
             return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
         }
         Verb::Exec { id, options } => {

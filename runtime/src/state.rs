@@ -45,6 +45,9 @@ pub struct Record {
     pub cgroups: Vec<PathBuf>,
     /// Directories above them that were made for it, lowest last.
     pub cgroup_parents: Vec<PathBuf>,
+    /// The session keyring it began.
+    #[serde(default)]
+    pub keyring: Option<String>,
 }
 
 impl Record {
@@ -61,6 +64,7 @@ impl Record {
             own_pid_namespace: false,
             cgroups: Vec::new(),
             cgroup_parents: Vec::new(),
+            keyring: None,
         }
     }
 }

@@ -303,9 +303,6 @@ impl Refusals {
             }
         }
         if let Some(process) = &spec.process {
-            if process.terminal {
-                self.refuse("process.terminal", "terminals are not built yet: set it to false");
-            }
             let fields = [
                 ("process.commandLine", &process.command_line),
                 ("process.apparmorProfile", &process.apparmor_profile),

@@ -95,34 +95,24 @@ pub fn completed(own: &Process, given: Process) -> Process {
     }
 }
 
-/// Where the descriptors of the plan's steps are, in the order the parent opens them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Handles {
-    pub cgroups: Vec<PathBuf>,
-    /// Descriptors after the standard ones that the caller passes on.
-    pub preserved: u32,
-}
-
-/// Decides the plan. The container's `process` is the one to run. The last handle is the container's first process; its pid namespace is
-/// not joined by a step, as a process joins one only by being born there.
-pub fn plan(container: &Container, handles: &Handles, held: CapabilitySet, held_bounding: CapabilitySet) -> Plan {
+/// Decides the plan. The container's `process` is the one to run. Handles are the cgroups in their order, and last the container's first
+/// process; its pid namespace is not joined by a step, as a process joins one only by being born there.
+pub fn plan(container: &Container, cgroups: &[PathBuf], held: CapabilitySet, held_bounding: CapabilitySet) -> Plan {
     let mut steps = Vec::new();
     let mut notes = Vec::new();
-    for (handle, directory) in handles.cgroups.iter().enumerate() {
+    for (handle, directory) in cgroups.iter().enumerate() {
         steps.push(Step::JoinCgroup { directory: directory.clone(), handle });
     }
     if let Some(adjustment) = container.process.oom_score_adj {
         steps.push(Step::OomScoreAdj(adjustment));
     }
-    steps.push(Step::JoinProcess { kinds: joined(container), handle: handles.cgroups.len() });
+    steps.push(Step::JoinProcess { kinds: joined(container), handle: cgroups.len() });
     steps.push(Step::NewSession);
+    if container.process.terminal {
+        steps.push(Step::Terminal { size: container.process.console_size, bind: false });
+    }
     let granted = plan::grant(&container.process.capabilities, held, held_bounding, &mut notes);
     plan::process(&container.process, &granted, &mut steps);
-    for step in &mut steps {
-        if let Step::CloseDescriptorsOnExec { preserved } = step {
-            *preserved = handles.preserved;
-        }
-    }
     Plan { clone_namespaces: Vec::new(), steps, notes }
 }
 
@@ -189,10 +179,10 @@ mod tests {
         spec::parse(CONFIG.as_bytes()).unwrap()
     }
 
-    fn plan_of(process: Process, handles: &Handles) -> String {
+    fn plan_of(process: Process, cgroups: &[PathBuf]) -> String {
         let spec = spec::Spec { process: Some(process), ..own() };
         let container = check::check(Path::new("/b"), &spec).unwrap();
-        plan(&container, handles, EVERYTHING, EVERYTHING).steps.iter().map(|step| format!("{step}\n")).collect()
+        plan(&container, cgroups, EVERYTHING, EVERYTHING).steps.iter().map(|step| format!("{step}\n")).collect()
     }
 
     #[test]
@@ -224,10 +214,9 @@ process.capabilities: set effective CAP_CHOWN CAP_KILL; permitted CAP_CHOWN CAP_
 process.noNewPrivileges: set it
 process.args[0]: find \"id\"
 process.user.umask: set 077
-close all but the standard descriptors and 2 more at exec
+close all but the standard descriptors at exec
 ";
-        let handles = Handles { cgroups: vec!["/sys/fs/cgroup/pids/x".into()], preserved: 2 };
-        assert_eq!(plan_of(process, &handles), expected);
+        assert_eq!(plan_of(process, &["/sys/fs/cgroup/pids/x".into()]), expected);
     }
 
     #[test]

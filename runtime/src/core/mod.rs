@@ -1,7 +1,7 @@
 //! Decisions without effects: no system call, clock, file or environment is reached from here.
 //!
 //! Decides what a bundle asks for (`spec` → `check`), which cgroups hold the container (`cgroup`), the ordered steps that turn a fresh
-//! process into the container's (`plan`, `exec`), and what to call a container's state (`status`). In: texts and facts that the caller read.
+//! process into the container's (`plan`, `exec`, `caller`), and what to call a container's state (`status`). In: texts and facts that the caller read.
 //! Out: values that print. Never touches the kernel: `parent` and `init` do.
 
 pub mod spec;
@@ -13,6 +13,7 @@ pub mod time;
 
 pub mod check;
 
+pub mod caller;
 pub mod cgroup;
 pub mod device_filter;
 pub mod exec;

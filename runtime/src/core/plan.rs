@@ -14,6 +14,7 @@ use super::capability::CapabilitySet;
 use super::cgroup::{CgroupPlan, Version};
 use super::check::{Capabilities, Container, Device, DeviceKind, Mount, MountWhat, NamespaceKind, Process, Rlimit};
 use super::mount_options::{MountOptions, Propagation};
+use super::spec::ConsoleSize;
 
 /// What the parent clones with and what the child then does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +46,7 @@ pub enum Step {
     },
     NewCgroupNamespace,
     NewSession,
+    SessionKeyring(String),
     LoopbackUp,
     Hostname(String),
     Domainname(String),
@@ -71,6 +73,13 @@ pub enum Step {
     },
     OomScoreAdj(i32),
     PivotRoot,
+    /// Where pivot_root(2) cannot be had.
+    MoveRoot,
+    /// `bind`: also as `/dev/console`.
+    Terminal {
+        size: Option<ConsoleSize>,
+        bind: bool,
+    },
     RootReadonly,
     Rlimit(Rlimit),
     OwnStdio {
@@ -205,6 +214,9 @@ fn file_system(container: &Container, cgroups: &CgroupPlan, steps: &mut Vec<Step
         ];
         steps.extend(links.map(|(path, target)| Step::Link { path: path.into(), target: target.into() }));
     }
+    if container.process.terminal {
+        steps.push(Step::Terminal { size: container.process.console_size, bind: true });
+    }
     steps.push(Step::WorkDirectory(container.process.cwd.clone()));
     let sysctl = container.sysctl.iter();
     steps.extend(sysctl.map(|(name, value)| Step::Sysctl { name: name.clone(), value: value.clone() }));
@@ -288,6 +300,7 @@ impl fmt::Display for Step {
             }
             Self::NewCgroupNamespace => write!(f, "linux.namespaces: make a cgroup namespace"),
             Self::NewSession => write!(f, "begin a session"),
+            Self::SessionKeyring(name) => write!(f, "begin or join the session keyring {name:?}"),
             Self::LoopbackUp => write!(f, "linux.namespaces: bring the loopback interface up"),
             Self::Hostname(name) => write!(f, "hostname: set {name:?}"),
             Self::Domainname(name) => write!(f, "domainname: set {name:?}"),
@@ -302,6 +315,8 @@ impl fmt::Display for Step {
             Self::MaskedPath { index, path } => write!(f, "linux.maskedPaths[{index}]: mask {}", path.display()),
             Self::OomScoreAdj(value) => write!(f, "process.oomScoreAdj: set {value}"),
             Self::PivotRoot => write!(f, "root.path: make it the root"),
+            Self::MoveRoot => write!(f, "root.path: move it over the root"),
+            Self::Terminal { .. } => write!(f, "process.terminal: open it"),
             Self::RootReadonly => write!(f, "root.readonly: make the root read-only"),
             Self::Rlimit(limit) => write!(f, "process.rlimits: set {} to {} of at most {}", limit.name, limit.soft, limit.hard),
             Self::OwnStdio { uid } => write!(f, "process.user.uid: give standard input and outputs to user {uid}"),

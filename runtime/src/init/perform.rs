@@ -11,10 +11,11 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::root::Root;
-use super::{Doing, Failure, Work, caps, devices, mounts, program};
+use super::{Doing, Failure, Work, caps, console, devices, mounts, program};
 use crate::core::check::{NamespaceKind, Rlimit};
 use crate::core::mount_options::attr;
 use crate::core::plan::Step;
+use crate::sync::Message;
 use crate::sys;
 
 /// The child's state between steps.
@@ -52,6 +53,7 @@ impl<'a> Performer<'a> {
                 super::die_with_parent()?;
                 rustix::process::setsid()?;
             }
+            Step::SessionKeyring(name) => return session_keyring(name),
             Step::LoopbackUp => {
                 let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
                 sys::loopback_up(socket.as_fd())?;
@@ -68,6 +70,20 @@ impl<'a> Performer<'a> {
             Step::ReadonlyPath { path, .. } => mounts::read_only(self.root(), path)?,
             Step::MaskedPath { path, .. } => mounts::mask(self.root(), path)?,
             Step::OomScoreAdj(value) => return oom_score_adj(*value),
+            Step::MoveRoot => mounts::move_root(self.root())?,
+            Step::Terminal { size, bind } => {
+                let outside;
+                let root = match &self.root {
+                    Some(root) => root,
+                    // Already in the container.
+                    None => {
+                        outside = Root::new(rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?);
+                        &outside
+                    }
+                };
+                let master = console::open(root, *size, *bind)?;
+                self.work.channel.send_with_file(&Message::Terminal, master.as_fd())?;
+            }
             Step::PivotRoot => mounts::pivot(self.root())?,
             Step::RootReadonly => sys::mount_setattr(self.root().as_fd(), false, attr::RDONLY, 0, sys::propagation::NONE)?,
             Step::Rlimit(limit) => rlimit(limit)?,
@@ -142,6 +158,20 @@ fn sysctl(name: &str, value: &str) -> Result<(), Failure> {
     let file = rustix::fs::openat2(&proc, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)
         .doing(|| "this kernel has no such setting".to_owned())?;
     Ok(File::from(file).write_all(value.as_bytes())?)
+}
+
+/// A kernel without keyrings, and a sandbox that forbids them, have none to hide.
+fn session_keyring(name: &str) -> Performed {
+    let name = CString::new(name).map_err(|_| Failure::refused("holds a NUL byte"))?;
+    match sys::join_session_keyring(&name) {
+        Ok(()) => Ok(None),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(None),
+        // The caller's quota is used up (keyctl_join_session_keyring(3)).
+        Err(error) if error.raw_os_error() == Some(libc::EDQUOT) => {
+            Err(error).doing(|| "raise kernel.keys.maxkeys, or use --no-new-keyring".to_owned())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Lowering below what the runtime was given needs CAP_SYS_RESOURCE; without it the process keeps what it has, as conmon's and

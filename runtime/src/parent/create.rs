@@ -15,7 +15,9 @@ use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions};
 use rustix::thread::LinkNameSpaceType;
 
 use super::bundle::{self, Bundle, CONFIG};
-use super::{cgroups, now};
+use super::console::Console;
+use super::{cgroups, now, passed};
+use crate::core::caller::{Caller, adapt};
 use crate::core::check::NamespaceKind;
 use crate::core::plan::{Plan, joined_inside};
 use crate::core::status::Identity;
@@ -25,10 +27,18 @@ use crate::sync::{Channel, GATE, Message, RESULT};
 use crate::sys::{self, Cloned, namespace};
 
 /// What `create` is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CreateOptions {
     pub bundle: PathBuf,
     pub pid_file: Option<PathBuf>,
+    /// Where the terminal goes.
+    pub console_socket: Option<PathBuf>,
+    /// Whether the caller stays and relays the terminal itself.
+    pub foreground: bool,
+    /// Descriptors after the standard ones that are passed on.
+    pub preserve_fds: u32,
+    pub no_pivot: bool,
+    pub no_new_keyring: bool,
 }
 
 /// A container that waits for its start.
@@ -36,6 +46,8 @@ pub struct CreateOptions {
 pub struct Created {
     pub pid: i32,
     pub pidfd: OwnedFd,
+    /// The master side of a terminal that the caller is to relay.
+    pub terminal: Option<OwnedFd>,
     /// What is weaker than asked for.
     pub notes: Vec<String>,
 }
@@ -45,7 +57,11 @@ const UNDO_WAIT: Duration = Duration::from_secs(10);
 /// Creates a container; its first process is a child of this one.
 pub fn create(root: &Path, id: &str, options: &CreateOptions) -> Result<Created> {
     crate::state::check_id(id)?;
-    let bundle = bundle::load(&options.bundle, id)?;
+    let caller = caller(id, options)?;
+    let mut bundle = bundle::load(&options.bundle, id)?;
+    bundle.plan = adapt(bundle.plan, &caller);
+    bundle.container.process.env.extend(passed::environment());
+    let console = Console::open(bundle.container.process.terminal, options.foreground, options.console_socket.as_deref())?;
     let namespaces = open_namespaces(&bundle)?;
     let (dir, _lock) = StateDir::create(root, id)?;
     let mut record = Record {
@@ -53,13 +69,27 @@ pub fn create(root: &Path, id: &str, options: &CreateOptions) -> Result<Created>
         own_pid_namespace: bundle.container.has_new(NamespaceKind::Pid),
         cgroups: bundle.cgroups.groups.iter().map(|group| group.directory.clone()).collect(),
         cgroup_parents: cgroups::missing_parents(&bundle.cgroups),
+        keyring: caller.keyring,
         ..Record::new(id, &bundle.container.oci_version, &bundle.path, now()?)
     };
-    let created = prepare_and_clone(&dir, &mut record, bundle, namespaces, options);
+    let created = prepare_and_clone(&dir, &mut record, bundle, namespaces, options, &console);
     created.map_err(|error| match undo(&dir, &record) {
         Ok(()) => error,
         Err(left) => error.context(format!("and not all could be undone: {left:#}")),
     })
+}
+
+fn caller(id: &str, options: &CreateOptions) -> Result<Caller> {
+    Ok(Caller {
+        preserved_fds: passed::check(options.preserve_fds)?,
+        pivot: !options.no_pivot,
+        keyring: (!options.no_new_keyring).then(|| keyring(id)),
+    })
+}
+
+/// The name runc gives to a container's session keyring.
+pub(super) fn keyring(id: &str) -> String {
+    format!("_ses.{id}")
 }
 
 /// Namespaces to join, opened before anything is made.
@@ -84,6 +114,7 @@ fn prepare_and_clone(
     bundle: Bundle,
     namespaces: Namespaces,
     options: &CreateOptions,
+    console: &Console,
 ) -> Result<Created> {
     dir.write(record)?;
     // What joins later is to be configured as the container was, whatever becomes of the bundle.
@@ -109,14 +140,16 @@ fn prepare_and_clone(
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
     let (pid, pidfd) = clone_child(&bundle.plan, work, joins.unified)?;
     let mut notes = bundle.plan.notes.clone();
-    let listened = listen(&channel, &bundle.plan, &mut notes).and_then(|()| {
+    let listened = listen(&channel, &bundle.plan, &mut notes).and_then(|terminal| {
+        let terminal = console.take(terminal)?;
         let seen = observe(pid).with_context(|| format!("read /proc/{pid}/stat"))?;
         record.init = Some(Identity { pid, start_time: seen.start_time, boot_id: boot_id()? });
         dir.write(record)?;
-        options.pid_file.as_ref().map_or(Ok(()), |path| replace(path, pid.to_string().as_bytes()))
+        options.pid_file.as_ref().map_or(Ok(()), |path| replace(path, pid.to_string().as_bytes()))?;
+        Ok(terminal)
     });
     match listened {
-        Ok(()) => Ok(Created { pid, pidfd, notes }),
+        Ok(terminal) => Ok(Created { pid, pidfd, terminal, notes }),
         Err(error) => {
             // Its death takes its mounts along; an error means that it is dead already.
             let _ = sys::send_signal(pidfd.as_fd(), crate::core::signal::KILL);
@@ -142,14 +175,16 @@ fn clone_child(plan: &Plan, mut work: Work, unified: Option<(usize, OwnedFd)>) -
     }
 }
 
-/// Hears the child out until it is ready.
-pub(super) fn listen(channel: &Channel, plan: &Plan, notes: &mut Vec<String>) -> Result<()> {
+/// Hears the child out until it is ready; the master side of its terminal comes on the way.
+pub(super) fn listen(channel: &Channel, plan: &Plan, notes: &mut Vec<String>) -> Result<Option<OwnedFd>> {
+    let mut terminal = None;
     let step = |place: u16| plan.steps.get(usize::from(place)).map_or_else(String::new, ToString::to_string);
     loop {
         match channel.receive().context("listen to the container's process")? {
-            Some(Message::Ready) => return Ok(()),
-            Some(Message::Note { step: place, text }) => notes.push(format!("{}: {text}", step(place))),
-            Some(Message::Failed { step: place, errno, text }) => {
+            Some((Message::Ready, _)) => return Ok(terminal),
+            Some((Message::Terminal, master)) => terminal = master,
+            Some((Message::Note { step: place, text }, _)) => notes.push(format!("{}: {text}", step(place))),
+            Some((Message::Failed { step: place, errno, text }, _)) => {
                 let cause = if errno == 0 { String::new() } else { std::io::Error::from_raw_os_error(errno).to_string() };
                 let parts: Vec<String> = [step(place), text, cause].into_iter().filter(|part| !part.is_empty()).collect();
                 bail!("{}", parts.join(": "));

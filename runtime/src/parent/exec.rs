@@ -12,10 +12,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions};
 use rustix::thread::ThreadNameSpaceType;
 
+use super::console::Console;
 use super::foreground::Foreground;
-use super::{bundle, cgroups, existing, open_process};
+use super::{bundle, cgroups, existing, open_process, passed};
+use crate::core::caller::{Caller, adapt};
 use crate::core::check::Container;
-use crate::core::exec::{Asked, Handles, SubCgroup};
+use crate::core::exec::{Asked, SubCgroup};
 use crate::core::plan::Plan;
 use crate::core::status::Status;
 use crate::core::{exec, signal, spec};
@@ -30,6 +32,8 @@ pub struct ExecOptions {
     pub process: ProcessSource,
     pub detach: bool,
     pub pid_file: Option<PathBuf>,
+    /// Where the terminal goes.
+    pub console_socket: Option<PathBuf>,
     /// Descriptors after the standard ones that are passed on.
     pub preserve_fds: u32,
     pub ignore_paused: bool,
@@ -47,6 +51,7 @@ pub enum ProcessSource {
 
 /// Runs a process in a container; returns its exit code, 128 and the signal for one that was killed, or 0 at once with `detach`.
 pub fn exec(root: &Path, id: &str, options: &ExecOptions, notes: impl FnOnce(&[String])) -> Result<i32> {
+    let preserved_fds = passed::check(options.preserve_fds)?;
     let (dir, record) = existing(root, id)?;
     match dir.status(&record)? {
         Status::Created | Status::Running => {}
@@ -57,25 +62,29 @@ pub fn exec(root: &Path, id: &str, options: &ExecOptions, notes: impl FnOnce(&[S
     let gone = || anyhow!("container {id} has just ended");
     let container_process = record.init.as_ref().map(open_process).transpose()?.flatten().ok_or_else(gone)?;
     let spec = bundle::recorded(&dir, &record)?;
-    let container = container(&record.bundle, spec, &options.process)?;
-    let handles = Handles { cgroups: joined_cgroups(&record, &options.cgroups)?, preserved: options.preserve_fds };
+    let mut container = container(&record.bundle, spec, &options.process)?;
+    container.process.env.extend(passed::environment());
+    let console = Console::open(container.process.terminal, !options.detach, options.console_socket.as_deref())?;
+    let groups = joined_cgroups(&record, &options.cgroups)?;
     let (held, held_bounding) = bundle::held_capabilities()?;
-    let plan = exec::plan(&container, &handles, held, held_bounding);
+    let caller = Caller { preserved_fds, pivot: true, keyring: record.keyring.clone() };
+    let plan = adapt(exec::plan(&container, &groups, held, held_bounding), &caller);
     let foreground = if options.detach { None } else { Some(Foreground::begin()?) };
-    let child = clone_child(&container, &plan, &handles.cgroups, container_process)?;
+    let child = clone_child(&container, &plan, &groups, container_process)?;
     let mut said = plan.notes.clone();
-    let started = listen(&child.channel, &plan, &mut said).and_then(|()| {
+    let started = listen(&child.channel, &plan, &mut said).and_then(|terminal| {
+        let terminal = console.take(terminal)?;
         let write = |path: &PathBuf| replace(path, child.pid.to_string().as_bytes());
-        options.pid_file.as_ref().map_or(Ok(()), write)
+        options.pid_file.as_ref().map_or(Ok(()), write)?;
+        Ok(terminal)
     });
-    if let Err(error) = started {
+    let terminal = started.inspect_err(|_| {
         // An error means that it is dead already.
         let _ = sys::send_signal(child.pidfd.as_fd(), signal::KILL);
         let _ = rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
-        return Err(error);
-    }
+    })?;
     notes(&said);
-    foreground.map_or(Ok(0), |mut foreground| foreground.wait(child.pidfd.as_fd()))
+    foreground.map_or(Ok(0), |mut foreground| foreground.wait(child.pidfd.as_fd(), terminal))
 }
 
 /// The container with the process to run instead of its own, checked as a whole.
@@ -148,12 +157,12 @@ fn clone_child(container: &Container, plan: &Plan, groups: &[PathBuf], container
 }
 
 /// Hears the child out until its program runs.
-fn listen(channel: &Channel, plan: &Plan, notes: &mut Vec<String>) -> Result<()> {
-    super::create::listen(channel, plan, notes)?;
+fn listen(channel: &Channel, plan: &Plan, notes: &mut Vec<String>) -> Result<Option<OwnedFd>> {
+    let terminal = super::create::listen(channel, plan, notes)?;
     match channel.receive().context("listen to the process")? {
         // It closed at exec.
-        None => Ok(()),
-        Some(Message::Failed { errno, text, .. }) => {
+        None => Ok(terminal),
+        Some((Message::Failed { errno, text, .. }, _)) => {
             bail!("process.args[0]: execute {text}: {}", std::io::Error::from_raw_os_error(errno))
         }
         Some(_) => bail!("the process answered nonsense"),

@@ -2,12 +2,14 @@
 
 mod bundle;
 mod cgroups;
+mod console;
 mod create;
 mod delete;
 mod exec;
 mod foreground;
 mod kill;
 mod own_binary;
+mod passed;
 mod query;
 mod run;
 mod start;

@@ -6,11 +6,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::existing;
+use super::{existing, open_process};
 use crate::core::status::Status;
 use crate::sync::{GATE, Message, RESULT, SIZE};
+
+/// A process that has said its last word and does not end is stuck in the kernel.
+const EXIT_WAIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// Starts a created container; returns once its program runs.
 pub fn start(root: &Path, id: &str) -> Result<()> {
@@ -43,6 +46,11 @@ pub fn start(root: &Path, id: &str) -> Result<()> {
     }
     match Message::decode(&answer) {
         Some(Message::Failed { errno, text, .. }) => {
+            // So that whoever asks for the state next hears that it is stopped.
+            if let Some(process) = record.init.as_ref().map(open_process).transpose()?.flatten() {
+                let mut fds = [PollFd::new(&process, PollFlags::IN)];
+                rustix::event::poll(&mut fds, Some(&EXIT_WAIT)).context("wait for the end of the process")?;
+            }
             bail!("process.args[0]: execute {text}: {}", std::io::Error::from_raw_os_error(errno))
         }
         _ => bail!("the container's process answered nonsense"),

@@ -160,6 +160,13 @@ pub fn unshare_cgroup() -> io::Result<()> {
     zero(i64::from(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }))
 }
 
+/// Begins or joins the session keyring of a name (keyctl(2), KEYCTL_JOIN_SESSION_KEYRING).
+pub fn join_session_keyring(name: &CStr) -> io::Result<()> {
+    // SAFETY: the name is a C string that lives across the call.
+    let keyring = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+    if keyring < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Marks every descriptor from `first` on as closed at exec (Linux 5.11).
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     const CLOSE_RANGE_CLOEXEC: u32 = 4;

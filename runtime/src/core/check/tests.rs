@@ -46,7 +46,6 @@ fn what_is_not_built_is_refused_by_name() {
         ("/process/apparmorProfile", r#""p""#, "process.apparmorProfile: not built yet"),
         ("/process/selinuxLabel", r#""l""#, "process.selinuxLabel: not built yet"),
         ("/process/ioPriority", r#"{"class":"IOPRIO_CLASS_IDLE"}"#, "process.ioPriority: not built yet"),
-        ("/process/terminal", "true", "process.terminal: terminals are not built yet"),
         ("/linux/namespaces", r#"[{"type":"mount"},{"type":"user"}]"#, "linux.namespaces[1]: user namespaces are not built yet"),
         ("/linux/rootfsPropagation", r#""shared""#, "linux.rootfsPropagation: \"shared\" is not built yet"),
         ("/linux/cgroupsPath", r#""system.slice:a:b""#, "linux.cgroupsPath: slice:prefix:name asks for the systemd driver"),
