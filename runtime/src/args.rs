@@ -8,10 +8,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde_json::Value;
+
 use crate::core::exec::{self, Asked};
-use crate::core::signal;
+use crate::core::{signal, update};
 use crate::output::{Log, LogFormat};
-use crate::parent::{CreateOptions, ExecOptions, ProcessSource};
+use crate::parent::{CreateOptions, ExecOptions, ProcessSource, UpdateSource};
 
 /// One call of the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +33,9 @@ pub enum Verb {
     Delete { id: String, force: bool },
     Run { id: String, options: CreateOptions, keep: bool },
     Exec { id: String, options: ExecOptions },
+    Pause { id: String },
+    Resume { id: String },
+    Update { id: String, source: UpdateSource },
     List { format: ListFormat },
     Spec { bundle: PathBuf },
     Features,
@@ -82,6 +87,12 @@ usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--de
           [--no-new-privs] [--tty] [--console-socket FILE] [--apparmor PROFILE] [--process-label LABEL] [--detach]
           [--pid-file FILE] [--preserve-fds N] [--ignore-paused] [--cgroup [CONTROLLER:]PATH] ID [PROGRAM ARGUMENT…]
                                                 run one more process in a container
+  pause   ID                                    stop all processes of a container
+  resume  ID                                    let them go on
+  update  [--resources FILE|-] [--memory SIZE] [--memory-reservation SIZE] [--memory-swap SIZE] [--cpu-share N] [--cpu-quota US]
+          [--cpu-period US] [--cpu-burst US] [--cpu-idle N] [--cpu-rt-period US] [--cpu-rt-runtime US] [--cpuset-cpus LIST]
+          [--cpuset-mems LIST] [--pids-limit N] [--blkio-weight N] ID
+                                                change its limits
   state   ID                                    print its state as JSON
   kill    [--all] ID [SIGNAL]                   send a signal, TERM if none is named
   delete  [--force] ID                          remove a stopped container, or any
@@ -118,6 +129,9 @@ fn verb(name: &str, args: &mut Args) -> Result<Verb, String> {
         "create" | "run" => create_or_run(name, args),
         "exec" => exec(args),
         "start" => Ok(Verb::Start { id: args.only_id(name, &[])?.0 }),
+        "pause" => Ok(Verb::Pause { id: args.only_id(name, &[])?.0 }),
+        "resume" => Ok(Verb::Resume { id: args.only_id(name, &[])?.0 }),
+        "update" => update(args),
         "state" => Ok(Verb::State { id: args.only_id(name, &[])?.0 }),
         "delete" => {
             let (id, options) = args.only_id(name, &[("--force", "-f", false)])?;
@@ -146,7 +160,7 @@ fn verb(name: &str, args: &mut Args) -> Result<Verb, String> {
         "features" => args.collect(name, &[])?.no_words(name).map(|()| Verb::Features),
         "monitor" => monitor(args),
         "help" => Ok(Verb::Help),
-        "pause" | "resume" | "ps" | "events" | "update" | "checkpoint" | "restore" => {
+        "ps" | "events" | "checkpoint" | "restore" => {
             Err(format!("{name}: not built yet in this runtime: use another OCI runtime for a container that needs it"))
         }
         other => Err(format!("unknown verb {other:?}: see --help")),
@@ -262,6 +276,68 @@ fn exec(args: &mut Args) -> Result<Verb, String> {
             cgroups,
         },
     })
+}
+
+/// How the value of an option of `update` is written.
+#[derive(Clone, Copy)]
+enum Limit {
+    Bytes,
+    Number,
+    Positive,
+    Text,
+}
+
+/// Options of `update` and the fields below `linux.resources` they set.
+const LIMITS: [(&str, &str, &str, Limit); 14] = [
+    ("--memory", "memory", "limit", Limit::Bytes),
+    ("--memory-reservation", "memory", "reservation", Limit::Bytes),
+    ("--memory-swap", "memory", "swap", Limit::Bytes),
+    ("--cpu-share", "cpu", "shares", Limit::Positive),
+    ("--cpu-quota", "cpu", "quota", Limit::Number),
+    ("--cpu-period", "cpu", "period", Limit::Positive),
+    ("--cpu-burst", "cpu", "burst", Limit::Positive),
+    ("--cpu-idle", "cpu", "idle", Limit::Number),
+    ("--cpu-rt-period", "cpu", "realtimePeriod", Limit::Positive),
+    ("--cpu-rt-runtime", "cpu", "realtimeRuntime", Limit::Number),
+    ("--cpuset-cpus", "cpu", "cpus", Limit::Text),
+    ("--cpuset-mems", "cpu", "mems", Limit::Text),
+    ("--pids-limit", "pids", "limit", Limit::Number),
+    ("--blkio-weight", "blockIO", "weight", Limit::Positive),
+];
+
+fn update(args: &mut Args) -> Result<Verb, String> {
+    let mut known: Vec<Known> = LIMITS.iter().map(|(name, ..)| (*name, "", true)).collect();
+    known.push(("--resources", "-r", true));
+    let unbuilt = ["--l3-cache-schema", "--mem-bw-schema"];
+    known.extend(unbuilt.map(|name| (name, "", true)));
+    // The kernel has no such limit any more, and runc takes no notice of them either.
+    known.extend(["--kernel-memory", "--kernel-memory-tcp"].map(|name| (name, "", true)));
+    let (id, options) = args.only_id("update", &known)?;
+    if let Some(name) = unbuilt.iter().find(|name| options.given(name)) {
+        return Err(format!("update {name}: not built yet: leave it out"));
+    }
+    if let Some(path) = options.path("--resources") {
+        if let Some((name, ..)) = LIMITS.iter().find(|(name, ..)| options.given(name)) {
+            return Err(format!("update {name}: belongs into the file of --resources, which tells all that changes"));
+        }
+        return Ok(Verb::Update { id, source: UpdateSource::File(path) });
+    }
+    let mut asked = serde_json::Map::new();
+    for (name, group, field, limit) in LIMITS {
+        let Some(text) = options.text(name)? else { continue };
+        let value = match limit {
+            Limit::Bytes => update::parse_bytes(&text).map(Value::from).ok_or("a size such as 512m"),
+            Limit::Number => text.parse::<i64>().map(Value::from).map_err(|_| "a number"),
+            Limit::Positive => text.parse::<u64>().map(Value::from).map_err(|_| "a number"),
+            Limit::Text => Ok(Value::from(text.clone())),
+        };
+        let value = value.map_err(|what| format!("update {name} {text:?}: give {what}"))?;
+        asked.entry(group).or_insert_with(|| serde_json::json!({}))[field] = value;
+    }
+    if asked.is_empty() && !options.given("--kernel-memory") && !options.given("--kernel-memory-tcp") {
+        return Err("update: name a limit to change: see --help".into());
+    }
+    Ok(Verb::Update { id, source: UpdateSource::Options(Value::Object(asked)) })
 }
 
 fn kill(args: &mut Args) -> Result<Verb, String> {
@@ -555,7 +631,11 @@ mod tests {
             ("exec --user root web id", "exec --user \"root\": give UID or UID:GID as numbers"),
             ("exec --cwd / --process /p web", "exec --cwd: belongs into the file of --process"),
             ("exec --cgroup ../x web id", "exec --cgroup \"../x\""),
-            ("pause web", "pause: not built yet"),
+            ("update web", "update: name a limit"),
+            ("update --memory x web", "update --memory \"x\": give a size"),
+            ("update --cpu-share -1 web", "update --cpu-share \"-1\": give a number"),
+            ("update -r - --memory 1m web", "update --memory: belongs into the file of --resources"),
+            ("update --l3-cache-schema x web", "update --l3-cache-schema: not built yet"),
             ("create --preserve-fds x web", "create --preserve-fds \"x\": give a number"),
             ("create --keep web", "create --keep: only run deletes"),
             ("create --detach web", "create --detach: create always returns"),

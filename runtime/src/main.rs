@@ -71,6 +71,9 @@ fn perform(call: Call) -> Result<ExitCode> {
             let code = parent::exec(&root, &id, &options, warn)?;
             return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
         }
+        Verb::Pause { id } => parent::pause(&root, &id)?,
+        Verb::Resume { id } => parent::resume(&root, &id)?,
+        Verb::Update { id, source } => parent::update(&root, &id, &source)?,
         Verb::List { format } => output::data(&list(&root, format)?),
         Verb::Spec { bundle } => write_spec(&bundle)?,
         Verb::Features => output::data(&serde_json::to_string_pretty(&parent::features())?),

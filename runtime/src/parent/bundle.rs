@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
 
 use crate::core::capability::CapabilitySet;
 use crate::core::cgroup::{CgroupPlan, Hierarchy, Version, hierarchies};
@@ -53,12 +54,23 @@ pub fn load(path: &Path, id: &str) -> Result<Bundle> {
     Ok(Bundle { path, config: bytes, container, cgroups, plan })
 }
 
-/// The configuration a container was created with, whatever became of its bundle since, and where the bundle was.
+/// The configuration a container was created with, whatever became of its bundle since.
 pub fn recorded(dir: &StateDir, record: &Record) -> Result<Spec> {
+    let (path, bytes) = recorded_bytes(dir, record)?;
+    spec::parse(&bytes).map_err(|error| anyhow!("{}: {error}", path.display()))
+}
+
+/// The same as plain JSON, with what this runtime knows nothing of.
+pub fn recorded_json(dir: &StateDir, record: &Record) -> Result<Value> {
+    let (path, bytes) = recorded_bytes(dir, record)?;
+    serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))
+}
+
+fn recorded_bytes(dir: &StateDir, record: &Record) -> Result<(PathBuf, Vec<u8>)> {
     let copy = dir.file(CONFIG);
     let path = if copy.exists() { copy } else { record.bundle.join(CONFIG) };
     let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    spec::parse(&bytes).map_err(|error| anyhow!("{}: {error}", path.display()))
+    Ok((path, bytes))
 }
 
 /// Checks a configuration; every refusal is told.
@@ -73,13 +85,13 @@ pub fn observed_hierarchies() -> Result<Vec<Hierarchy>> {
 }
 
 /// Each refusal on a line of its own.
-fn refused(bundle: &Path, refusals: &[Refusal]) -> anyhow::Error {
+pub fn refused(bundle: &Path, refusals: &[Refusal]) -> anyhow::Error {
     let lines: Vec<String> = refusals.iter().map(Refusal::to_string).collect();
     anyhow!("{}: {}", bundle.join(CONFIG).display(), lines.join("\n  "))
 }
 
 /// The controllers that version 2 has here; with all of version 1 mounted, none.
-fn unified_controllers(hierarchies: &[Hierarchy]) -> Vec<String> {
+pub fn unified_controllers(hierarchies: &[Hierarchy]) -> Vec<String> {
     let unified = hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2);
     let text = unified.and_then(|hierarchy| fs::read_to_string(hierarchy.mount_point.join("cgroup.controllers")).ok());
     text.unwrap_or_default().split_whitespace().map(str::to_owned).collect()

@@ -10,18 +10,22 @@ mod foreground;
 mod kill;
 mod own_binary;
 mod passed;
+mod pause;
 mod query;
 mod run;
 mod start;
+mod update;
 
 pub use create::{CreateOptions, create};
 pub use delete::delete;
 pub use exec::{ExecOptions, ProcessSource, exec};
 pub use kill::kill;
 pub use own_binary::protect;
+pub use pause::{pause, resume};
 pub use query::{State, features, list, state};
 pub use run::run;
 pub use start::start;
+pub use update::{UpdateSource, update};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, PidfdFlags};
