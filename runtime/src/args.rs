@@ -7,11 +7,12 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::core::exec::{self, Asked};
-use crate::core::{signal, update};
+use crate::core::{signal, time, update};
 use crate::output::{Log, LogFormat};
 use crate::parent::{CreateOptions, ExecOptions, ProcessSource, UpdateSource};
 
@@ -26,18 +27,59 @@ pub struct Call {
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verb {
-    Create { id: String, options: CreateOptions },
-    Start { id: String },
-    State { id: String },
-    Kill { id: String, signal: i32, all: bool },
-    Delete { id: String, force: bool },
-    Run { id: String, options: CreateOptions, keep: bool },
-    Exec { id: String, options: ExecOptions },
-    Pause { id: String },
-    Resume { id: String },
-    Update { id: String, source: UpdateSource },
-    List { format: ListFormat },
-    Spec { bundle: PathBuf },
+    Create {
+        id: String,
+        options: CreateOptions,
+    },
+    Start {
+        id: String,
+    },
+    State {
+        id: String,
+    },
+    Kill {
+        id: String,
+        signal: i32,
+        all: bool,
+    },
+    Delete {
+        id: String,
+        force: bool,
+    },
+    Run {
+        id: String,
+        options: CreateOptions,
+        keep: bool,
+    },
+    Exec {
+        id: String,
+        options: ExecOptions,
+    },
+    Pause {
+        id: String,
+    },
+    Resume {
+        id: String,
+    },
+    Ps {
+        id: String,
+        output: PsOutput,
+    },
+    /// Without an interval: once.
+    Events {
+        id: String,
+        interval: Option<Duration>,
+    },
+    Update {
+        id: String,
+        source: UpdateSource,
+    },
+    List {
+        format: ListFormat,
+    },
+    Spec {
+        bundle: PathBuf,
+    },
     Features,
     Monitor(MonitorOptions),
     Version,
@@ -51,6 +93,14 @@ pub enum ListFormat {
     Table,
     Json,
     Ids,
+}
+
+/// How `ps` answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PsOutput {
+    /// With options of ps(1).
+    Table(Vec<String>),
+    Json,
 }
 
 /// What `monitor` is told.
@@ -69,6 +119,7 @@ pub struct MonitorOptions {
 /// Where state is kept unless `--root` says otherwise.
 pub const ROOT_DEFAULT: &str = "/run/rcluster/runtime";
 
+const EVENTS_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
 const LOG_BYTES_MAX_DEFAULT: u64 = 10 << 20;
 const LOG_BYTES_MAX_LEAST: u64 = 64 << 10;
 
@@ -76,7 +127,7 @@ const LOG_BYTES_MAX_LEAST: u64 = 64 << 10;
 pub const HELP: &str = "\
 rcluster-runtime: an OCI runtime (runtime-spec 1.2)
 
-usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--debug] VERB
+usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--debug] [--systemd-cgroup] [--rootless BOOL] VERB
 
   create  [--bundle DIR] [--pid-file FILE] [--console-socket FILE] [--preserve-fds N] [--no-pivot] [--no-new-keyring] ID
                                                 make a container from a bundle; its process waits
@@ -93,6 +144,9 @@ usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--de
           [--cpu-period US] [--cpu-burst US] [--cpu-idle N] [--cpu-rt-period US] [--cpu-rt-runtime US] [--cpuset-cpus LIST]
           [--cpuset-mems LIST] [--pids-limit N] [--blkio-weight N] ID
                                                 change its limits
+  ps      [--format table|json] ID [OPTION OF PS…]
+                                                show its processes
+  events  [--stats] [--interval DURATION] ID    print what it uses, and when its memory runs out
   state   ID                                    print its state as JSON
   kill    [--all] ID [SIGNAL]                   send a signal, TERM if none is named
   delete  [--force] ID                          remove a stopped container, or any
@@ -106,8 +160,13 @@ usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--de
 
 /// Reads the arguments after the program's name.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Call, String> {
-    let mut args = Args { rest: args.into_iter().collect::<Vec<_>>().into_iter(), root: ROOT_DEFAULT.into(), log: Log::default() };
-    let verb = loop {
+    let mut args = Args {
+        rest: args.into_iter().collect::<Vec<_>>().into_iter(),
+        root: ROOT_DEFAULT.into(),
+        log: Log::default(),
+        systemd_cgroup: false,
+    };
+    let mut verb = loop {
         let Some(argument) = args.rest.next() else { return Err(format!("name a verb\n\n{HELP}")) };
         let Some(option) = Given::parse(&argument)? else { break verb(&text(argument)?, &mut args)? };
         match option.name.as_str() {
@@ -121,6 +180,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Call, String> {
             }
         }
     };
+    // It may stand behind the verb.
+    if let Verb::Create { options, .. } | Verb::Run { options, .. } = &mut verb {
+        options.systemd_cgroup = args.systemd_cgroup;
+    }
     Ok(Call { root: args.root, log: args.log, verb })
 }
 
@@ -132,6 +195,8 @@ fn verb(name: &str, args: &mut Args) -> Result<Verb, String> {
         "pause" => Ok(Verb::Pause { id: args.only_id(name, &[])?.0 }),
         "resume" => Ok(Verb::Resume { id: args.only_id(name, &[])?.0 }),
         "update" => update(args),
+        "ps" => ps(args),
+        "events" => events(args),
         "state" => Ok(Verb::State { id: args.only_id(name, &[])?.0 }),
         "delete" => {
             let (id, options) = args.only_id(name, &[("--force", "-f", false)])?;
@@ -160,7 +225,7 @@ fn verb(name: &str, args: &mut Args) -> Result<Verb, String> {
         "features" => args.collect(name, &[])?.no_words(name).map(|()| Verb::Features),
         "monitor" => monitor(args),
         "help" => Ok(Verb::Help),
-        "ps" | "events" | "checkpoint" | "restore" => {
+        "checkpoint" | "restore" => {
             Err(format!("{name}: not built yet in this runtime: use another OCI runtime for a container that needs it"))
         }
         other => Err(format!("unknown verb {other:?}: see --help")),
@@ -190,6 +255,7 @@ fn create_or_run(name: &str, args: &mut Args) -> Result<Verb, String> {
         preserve_fds: options.number(name, "--preserve-fds")?.unwrap_or(0),
         no_pivot: options.has("--no-pivot")?,
         no_new_keyring: options.has("--no-new-keyring")?,
+        systemd_cgroup: false,
     };
     match name {
         "create" if detach => Err("create --detach: create always returns at once; the option belongs to run".into()),
@@ -276,6 +342,29 @@ fn exec(args: &mut Args) -> Result<Verb, String> {
             cgroups,
         },
     })
+}
+
+fn ps(args: &mut Args) -> Result<Verb, String> {
+    let mut options = args.collect_before_word("ps", &[("--format", "-f", true)])?;
+    let mut words = std::mem::take(&mut options.words).into_iter();
+    let id = words.next().ok_or("ps: give a container id")?;
+    let output = match options.text("--format")?.as_deref() {
+        None | Some("table") => PsOutput::Table(words.collect()),
+        Some("json") => PsOutput::Json,
+        Some(other) => return Err(format!("ps --format {other:?}: use table or json")),
+    };
+    Ok(Verb::Ps { id, output })
+}
+
+fn events(args: &mut Args) -> Result<Verb, String> {
+    let (id, options) = args.only_id("events", &[("--stats", "", false), ("--interval", "", true)])?;
+    let interval = match options.text("--interval")? {
+        None => EVENTS_INTERVAL_DEFAULT,
+        Some(text) => time::parse_duration(&text)
+            .filter(|interval| !interval.is_zero())
+            .ok_or_else(|| format!("events --interval {text:?}: give a duration above zero such as 5s or 100ms"))?,
+    };
+    Ok(Verb::Events { id, interval: if options.has("--stats")? { None } else { Some(interval) } })
 }
 
 /// How the value of an option of `update` is written.
@@ -395,6 +484,7 @@ struct Args {
     rest: std::vec::IntoIter<OsString>,
     root: PathBuf,
     log: Log,
+    systemd_cgroup: bool,
 }
 
 /// An option as written.
@@ -500,10 +590,11 @@ impl Args {
                 }
             }
             "--debug" => self.log.debug = option.flag()?,
-            "--systemd-cgroup" => return Err("--systemd-cgroup: the systemd cgroup driver is not built yet: leave it out".into()),
-            "--rootless" => match option.value.as_ref().and_then(|value| value.to_str()) {
-                Some("false" | "auto") => {}
-                _ => return Err("--rootless: rootless containers are not built yet: run as root".into()),
+            "--systemd-cgroup" => self.systemd_cgroup = option.flag()?,
+            // Whether this is so is seen from the user this program runs as.
+            "--rootless" => match text(self.value(option)?)?.as_str() {
+                "true" | "false" | "auto" => {}
+                other => return Err(format!("--rootless {other:?}: use true, false or auto")),
             },
             _ => return Ok(false),
         }
@@ -597,6 +688,10 @@ mod tests {
     fn global_options_stand_anywhere() {
         let call = read("state --root /r web --log /l").unwrap();
         assert_eq!((call.root, call.log.file), ("/r".into(), Some("/l".into())));
+        for line in ["--systemd-cgroup --rootless=auto create web", "--rootless false create web --systemd-cgroup"] {
+            let Verb::Create { options, .. } = read(line).unwrap().verb else { panic!("{line}") };
+            assert!(options.systemd_cgroup, "{line}");
+        }
         let call = read("--root /r --log=/l --log-format json --debug state web").unwrap();
         assert_eq!(call.root, PathBuf::from("/r"));
         assert_eq!(call.log, Log { file: Some("/l".into()), format: LogFormat::Json, debug: true });
@@ -631,6 +726,8 @@ mod tests {
             ("exec --user root web id", "exec --user \"root\": give UID or UID:GID as numbers"),
             ("exec --cwd / --process /p web", "exec --cwd: belongs into the file of --process"),
             ("exec --cgroup ../x web id", "exec --cgroup \"../x\""),
+            ("ps -f x web", "ps --format \"x\": use table or json"),
+            ("events --interval 0s web", "events --interval \"0s\": give a duration"),
             ("update web", "update: name a limit"),
             ("update --memory x web", "update --memory \"x\": give a size"),
             ("update --cpu-share -1 web", "update --cpu-share \"-1\": give a number"),
@@ -645,7 +742,7 @@ mod tests {
             ("start", "start: give exactly one container id"),
             ("kill web NOPE", "kill: \"NOPE\" is no signal"),
             ("delete --force=perhaps web", "--force takes no value"),
-            ("--systemd-cgroup state web", "--systemd-cgroup: the systemd cgroup driver is not built yet"),
+            ("--rootless perhaps state web", "--rootless \"perhaps\": use true, false or auto"),
             ("--root", "--root needs a value"),
             ("monitor --id a", "monitor: --bundle is missing"),
             ("monitor --id a --bundle b --log l --exit-file e --log-max-bytes 1", "monitor --log-max-bytes \"1\""),

@@ -109,7 +109,7 @@ pub fn plan(container: &Container, cgroups: &[PathBuf], held: CapabilitySet, hel
     steps.push(Step::JoinProcess { kinds: joined(container), handle: cgroups.len() });
     steps.push(Step::NewSession);
     if container.process.terminal {
-        steps.push(Step::Terminal { size: container.process.console_size, bind: false });
+        steps.push(Step::Terminal { size: container.process.console_size, bind: false, relayed: false });
     }
     let granted = plan::grant(&container.process.capabilities, held, held_bounding, &mut notes);
     plan::process(&container.process, &granted, &mut steps);

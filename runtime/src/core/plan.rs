@@ -75,10 +75,11 @@ pub enum Step {
     PivotRoot,
     /// Where pivot_root(2) cannot be had.
     MoveRoot,
-    /// `bind`: also as `/dev/console`.
+    /// `bind`: also as `/dev/console`. `relayed`: lines end in the caller's terminal, not in this one.
     Terminal {
         size: Option<ConsoleSize>,
         bind: bool,
+        relayed: bool,
     },
     RootReadonly,
     Rlimit(Rlimit),
@@ -215,7 +216,7 @@ fn file_system(container: &Container, cgroups: &CgroupPlan, steps: &mut Vec<Step
         steps.extend(links.map(|(path, target)| Step::Link { path: path.into(), target: target.into() }));
     }
     if container.process.terminal {
-        steps.push(Step::Terminal { size: container.process.console_size, bind: true });
+        steps.push(Step::Terminal { size: container.process.console_size, bind: true, relayed: false });
     }
     steps.push(Step::WorkDirectory(container.process.cwd.clone()));
     let sysctl = container.sysctl.iter();

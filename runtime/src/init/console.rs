@@ -10,7 +10,7 @@ use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::pty::OpenptFlags;
-use rustix::termios::Winsize;
+use rustix::termios::{OptionalActions, OutputModes, Winsize};
 
 use super::root::Root;
 use super::{Doing, Failure, mounts};
@@ -23,7 +23,7 @@ const MULTIPLEXER: (u32, u32) = (5, 2);
 const SIDES_MAJOR: std::ops::RangeInclusive<u32> = 136..=143;
 
 /// Opens a new terminal in the container's devpts and makes it this process's.
-pub fn open(root: &Root, size: Option<ConsoleSize>, bind: bool) -> Result<OwnedFd, Failure> {
+pub fn open(root: &Root, size: Option<ConsoleSize>, bind: bool, relayed: bool) -> Result<OwnedFd, Failure> {
     let directory = root.find_plain(Path::new("/dev/pts")).doing(|| "a terminal needs a devpts mounted at /dev/pts".to_owned())?;
     if rustix::fs::fstatfs(&directory)?.f_type != DEVPTS_SUPER_MAGIC {
         return Err(Failure::refused("/dev/pts is no devpts: mount one there"));
@@ -43,6 +43,12 @@ pub fn open(root: &Root, size: Option<ConsoleSize>, bind: bool) -> Result<OwnedF
     if let Some(ConsoleSize { height, width }) = size {
         rustix::termios::tcsetwinsize(&side, Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 })
             .doing(|| format!("process.consoleSize: set {height} rows of {width}"))?;
+    }
+    if relayed {
+        // Lines end once, in the caller's terminal, or not at all where there is none: as under runc.
+        let mut modes = rustix::termios::tcgetattr(&side).doing(|| "look at the terminal's modes".to_owned())?;
+        modes.output_modes.remove(OutputModes::ONLCR);
+        rustix::termios::tcsetattr(&side, OptionalActions::Now, &modes).doing(|| "set the terminal's modes".to_owned())?;
     }
     if bind {
         mounts::cover_console(root, side.as_fd()).doing(|| "cover /dev/console".to_owned())?;

@@ -71,7 +71,7 @@ impl<'a> Performer<'a> {
             Step::MaskedPath { path, .. } => mounts::mask(self.root(), path)?,
             Step::OomScoreAdj(value) => return oom_score_adj(*value),
             Step::MoveRoot => mounts::move_root(self.root())?,
-            Step::Terminal { size, bind } => {
+            Step::Terminal { size, bind, relayed } => {
                 let outside;
                 let root = match &self.root {
                     Some(root) => root,
@@ -81,7 +81,7 @@ impl<'a> Performer<'a> {
                         &outside
                     }
                 };
-                let master = console::open(root, *size, *bind)?;
+                let master = console::open(root, *size, *bind, *relayed)?;
                 self.work.channel.send_with_file(&Message::Terminal, master.as_fd())?;
             }
             Step::PivotRoot => mounts::pivot(self.root())?,

@@ -26,13 +26,15 @@ pub struct Bundle {
     pub path: PathBuf,
     /// As it was read.
     pub config: Vec<u8>,
+    /// What is done in another way than the caller may think.
+    pub remark: Option<String>,
     pub container: Container,
     pub cgroups: CgroupPlan,
     pub plan: Plan,
 }
 
 /// Reads, checks and plans; nothing is changed.
-pub fn load(path: &Path, id: &str) -> Result<Bundle> {
+pub fn load(path: &Path, id: &str, systemd_cgroup: bool) -> Result<Bundle> {
     let path = fs::canonicalize(path).with_context(|| format!("open bundle {}", path.display()))?;
     let config = path.join(CONFIG);
     let size = fs::metadata(&config).with_context(|| format!("open {}", config.display()))?.len();
@@ -40,7 +42,8 @@ pub fn load(path: &Path, id: &str) -> Result<Bundle> {
         bail!("{}: {size} bytes are more than the limit of {CONFIG_BYTES_MAX}", config.display());
     }
     let bytes = fs::read(&config).with_context(|| format!("read {}", config.display()))?;
-    let spec = spec::parse(&bytes).map_err(|error| anyhow!("{}: {error}", config.display()))?;
+    let mut spec = spec::parse(&bytes).map_err(|error| anyhow!("{}: {error}", config.display()))?;
+    let remark = if systemd_cgroup { map_unit(&mut spec) } else { None };
     let container = checked(&path, &spec)?;
     if !container.root.is_dir() {
         bail!("root.path: {} is no directory: unpack the container's file system there", container.root.display());
@@ -51,13 +54,23 @@ pub fn load(path: &Path, id: &str) -> Result<Bundle> {
         .map_err(|refusals| refused(&path, &refusals))?;
     let (held, held_bounding) = held_capabilities()?;
     let plan = plan::plan(&container, &cgroups, held, held_bounding);
-    Ok(Bundle { path, config: bytes, container, cgroups, plan })
+    Ok(Bundle { path, config: bytes, remark, container, cgroups, plan })
 }
 
 /// The configuration a container was created with, whatever became of its bundle since.
 pub fn recorded(dir: &StateDir, record: &Record) -> Result<Spec> {
     let (path, bytes) = recorded_bytes(dir, record)?;
-    spec::parse(&bytes).map_err(|error| anyhow!("{}: {error}", path.display()))
+    let mut spec = spec::parse(&bytes).map_err(|error| anyhow!("{}: {error}", path.display()))?;
+    // What is recorded was not refused, so it was mapped.
+    map_unit(&mut spec);
+    Ok(spec)
+}
+
+/// Takes a unit of systemd's for the cgroup it would have; what was done, in words, if it was.
+pub fn map_unit(spec: &mut Spec) -> Option<String> {
+    let path = spec.linux.as_mut()?.cgroups_path.as_mut()?;
+    let unit = std::mem::replace(path, cgroup::path_of_unit(path.to_str()?)?);
+    Some(format!("--systemd-cgroup: {} is made as the cgroup {}, not as a unit of systemd", unit.display(), path.display()))
 }
 
 /// The same as plain JSON, with what this runtime knows nothing of.

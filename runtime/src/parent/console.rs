@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::OFlags;
 use rustix::termios::{OptionalActions, OutputModes, Termios};
 
+use crate::core::spec::ConsoleSize;
 use crate::sync::send_file;
 
 /// What becomes of the terminal.
@@ -58,6 +59,12 @@ impl Console {
     }
 }
 
+/// How large the terminal is that a caller in the foreground relays to, if it has one.
+pub fn outer_size(foreground: bool) -> Option<ConsoleSize> {
+    let size = rustix::termios::tcgetwinsize(rustix::stdio::stdin()).ok().filter(|_| foreground)?;
+    Some(ConsoleSize { height: size.ws_row, width: size.ws_col })
+}
+
 const CHUNK: usize = 4096;
 
 /// Copies between this program's standard descriptors and a terminal's master side.
@@ -76,10 +83,6 @@ impl Relay {
     /// Gives the caller's terminal over: keys go through as they are, and its size is the new terminal's.
     pub fn begin(master: OwnedFd) -> Result<Self> {
         rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK).context("relay the terminal")?;
-        // Lines end once, in the caller's terminal, or not at all where there is none: as under runc.
-        let mut modes = rustix::termios::tcgetattr(&master).context("look at the terminal")?;
-        modes.output_modes.remove(OutputModes::ONLCR);
-        rustix::termios::tcsetattr(&master, OptionalActions::Now, &modes).context("set the terminal up")?;
         let stdin = rustix::stdio::stdin();
         let saved = rustix::termios::tcgetattr(stdin).ok();
         if let Some(saved) = &saved {

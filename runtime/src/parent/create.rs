@@ -15,7 +15,7 @@ use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions};
 use rustix::thread::LinkNameSpaceType;
 
 use super::bundle::{self, Bundle, CONFIG};
-use super::console::Console;
+use super::console::{self, Console};
 use super::{cgroups, now, passed};
 use crate::core::caller::{Caller, adapt};
 use crate::core::check::NamespaceKind;
@@ -39,6 +39,8 @@ pub struct CreateOptions {
     pub preserve_fds: u32,
     pub no_pivot: bool,
     pub no_new_keyring: bool,
+    /// `linux.cgroupsPath` is in systemd's form.
+    pub systemd_cgroup: bool,
 }
 
 /// A container that waits for its start.
@@ -50,6 +52,8 @@ pub struct Created {
     pub terminal: Option<OwnedFd>,
     /// What is weaker than asked for.
     pub notes: Vec<String>,
+    /// What is done in another way than the caller may think, and no weaker.
+    pub remark: Option<String>,
 }
 
 const UNDO_WAIT: Duration = Duration::from_secs(10);
@@ -57,8 +61,8 @@ const UNDO_WAIT: Duration = Duration::from_secs(10);
 /// Creates a container; its first process is a child of this one.
 pub fn create(root: &Path, id: &str, options: &CreateOptions) -> Result<Created> {
     crate::state::check_id(id)?;
-    let caller = caller(id, options)?;
-    let mut bundle = bundle::load(&options.bundle, id)?;
+    let caller = caller(id, options);
+    let mut bundle = bundle::load(&options.bundle, id, options.systemd_cgroup)?;
     bundle.plan = adapt(bundle.plan, &caller);
     bundle.container.process.env.extend(passed::environment());
     let console = Console::open(bundle.container.process.terminal, options.foreground, options.console_socket.as_deref())?;
@@ -79,16 +83,18 @@ pub fn create(root: &Path, id: &str, options: &CreateOptions) -> Result<Created>
     })
 }
 
-fn caller(id: &str, options: &CreateOptions) -> Result<Caller> {
-    Ok(Caller {
-        preserved_fds: passed::check(options.preserve_fds)?,
+fn caller(id: &str, options: &CreateOptions) -> Caller {
+    Caller {
+        foreground: options.foreground,
+        size: console::outer_size(options.foreground),
+        preserved_fds: passed::count(options.preserve_fds),
         pivot: !options.no_pivot,
         keyring: (!options.no_new_keyring).then(|| keyring(id)),
-    })
+    }
 }
 
 /// The name runc gives to a container's session keyring.
-pub(super) fn keyring(id: &str) -> String {
+fn keyring(id: &str) -> String {
     format!("_ses.{id}")
 }
 
@@ -149,7 +155,7 @@ fn prepare_and_clone(
         Ok(terminal)
     });
     match listened {
-        Ok(terminal) => Ok(Created { pid, pidfd, terminal, notes }),
+        Ok(terminal) => Ok(Created { pid, pidfd, terminal, notes, remark: bundle.remark }),
         Err(error) => {
             // Its death takes its mounts along; an error means that it is dead already.
             let _ = sys::send_signal(pidfd.as_fd(), crate::core::signal::KILL);

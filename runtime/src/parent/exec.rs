@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions};
 use rustix::thread::ThreadNameSpaceType;
 
-use super::console::Console;
+use super::console::{self, Console};
 use super::foreground::Foreground;
 use super::{bundle, cgroups, existing, open_process, passed};
 use crate::core::caller::{Caller, adapt};
@@ -51,7 +51,6 @@ pub enum ProcessSource {
 
 /// Runs a process in a container; returns its exit code, 128 and the signal for one that was killed, or 0 at once with `detach`.
 pub fn exec(root: &Path, id: &str, options: &ExecOptions, notes: impl FnOnce(&[String])) -> Result<i32> {
-    let preserved_fds = passed::check(options.preserve_fds)?;
     let (dir, record) = existing(root, id)?;
     match dir.status(&record)? {
         Status::Created | Status::Running => {}
@@ -67,7 +66,13 @@ pub fn exec(root: &Path, id: &str, options: &ExecOptions, notes: impl FnOnce(&[S
     let console = Console::open(container.process.terminal, !options.detach, options.console_socket.as_deref())?;
     let groups = joined_cgroups(&record, &options.cgroups)?;
     let (held, held_bounding) = bundle::held_capabilities()?;
-    let caller = Caller { preserved_fds, pivot: true, keyring: record.keyring.clone() };
+    let caller = Caller {
+        foreground: !options.detach,
+        size: console::outer_size(!options.detach),
+        preserved_fds: passed::count(options.preserve_fds),
+        pivot: true,
+        keyring: record.keyring.clone(),
+    };
     let plan = adapt(exec::plan(&container, &groups, held, held_bounding), &caller);
     let foreground = if options.detach { None } else { Some(Foreground::begin()?) };
     let child = clone_child(&container, &plan, &groups, container_process)?;

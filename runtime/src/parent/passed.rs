@@ -4,16 +4,19 @@ use anyhow::{Result, bail};
 
 const FIRST: u32 = 3;
 
-/// How many descriptors after the standard ones are passed on: those to listen on first, then as many as asked for. All must be open;
-/// to be called before this program opens any.
-pub fn check(asked: u32) -> Result<u32> {
-    let all = listening().saturating_add(asked);
-    for fd in FIRST..FIRST.saturating_add(all) {
+/// Refuses to pass on what is not open; to be called before this program opens anything that could be taken for it.
+pub fn check(asked: u32) -> Result<()> {
+    for fd in FIRST..FIRST.saturating_add(count(asked)) {
         if !std::path::Path::new(&format!("/proc/self/fd/{fd}")).exists() {
             bail!("--preserve-fds {asked}: descriptor {fd} is not open");
         }
     }
-    Ok(all)
+    Ok(())
+}
+
+/// How many descriptors after the standard ones are passed on: those to listen on first, then as many as asked for.
+pub fn count(asked: u32) -> u32 {
+    listening().saturating_add(asked)
 }
 
 /// What tells the container's process of sockets to listen on: in its pid namespace it is the first, as runc says.

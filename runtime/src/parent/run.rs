@@ -6,14 +6,14 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::foreground::Foreground;
-use super::{CreateOptions, create, delete, start};
+use super::{CreateOptions, Created, create, delete, start};
 
 /// Runs a container; returns its exit code, 128 and the signal for one that was killed, or 0 at once when it is not to be waited for.
 /// `keep`: it is left as it is when it has ended.
-pub fn run(root: &Path, id: &str, options: &CreateOptions, keep: bool, notes: impl FnOnce(&[String])) -> Result<i32> {
+pub fn run(root: &Path, id: &str, options: &CreateOptions, keep: bool, tell: impl FnOnce(&Created)) -> Result<i32> {
     let foreground = if options.foreground { Some(Foreground::begin()?) } else { None };
     let created = create(root, id, options)?;
-    notes(&created.notes);
+    tell(&created);
     let detached = foreground.is_none();
     let wait = |mut foreground: Foreground| foreground.wait(created.pidfd.as_fd(), created.terminal);
     let ended = start(root, id).and_then(|()| foreground.map_or(Ok(0), wait));

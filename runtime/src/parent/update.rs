@@ -69,9 +69,10 @@ fn read(path: &Path) -> Result<Value> {
     if value.is_object() { Ok(value) } else { bail!("--resources {}: is no object of the form of linux.resources", path.display()) }
 }
 
-fn plan(config: &Value, bundle: &Path, id: &str, hierarchies: &[Hierarchy], unified: &[String]) -> Result<CgroupPlan> {
-    let spec = spec::parse(config.to_string().as_bytes()).map_err(|error| anyhow!("{error}"))?;
-    let container = bundle::checked(bundle, &spec)?;
+fn plan(config: &Value, bundle_path: &Path, id: &str, hierarchies: &[Hierarchy], unified: &[String]) -> Result<CgroupPlan> {
+    let mut spec = spec::parse(config.to_string().as_bytes()).map_err(|error| anyhow!("{error}"))?;
+    bundle::map_unit(&mut spec);
+    let container = bundle::checked(bundle_path, &spec)?;
     cgroup::plan(hierarchies, unified, container.cgroups_path.as_deref(), id, &container.resources)
-        .map_err(|refusals| bundle::refused(bundle, &refusals))
+        .map_err(|refusals| bundle::refused(bundle_path, &refusals))
 }

@@ -48,7 +48,7 @@ fn what_is_not_built_is_refused_by_name() {
         ("/process/ioPriority", r#"{"class":"IOPRIO_CLASS_IDLE"}"#, "process.ioPriority: not built yet"),
         ("/linux/namespaces", r#"[{"type":"mount"},{"type":"user"}]"#, "linux.namespaces[1]: user namespaces are not built yet"),
         ("/linux/rootfsPropagation", r#""shared""#, "linux.rootfsPropagation: \"shared\" is not built yet"),
-        ("/linux/cgroupsPath", r#""system.slice:a:b""#, "linux.cgroupsPath: slice:prefix:name asks for the systemd driver"),
+        ("/linux/cgroupsPath", r#""system.slice:a:b""#, "linux.cgroupsPath: slice:prefix:name is systemd's form"),
         ("/windows", "{}", "windows: this runtime runs Linux containers only"),
     ];
     for (pointer, value, expected) in cases {
