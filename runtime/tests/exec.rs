@@ -282,3 +282,24 @@ fn as_under_runc() {
     }
     assert_eq!(ours_missing, theirs_missing);
 }
+
+/// A container that keeps its processes in cgroups below its own, as systemd and Docker do inside of one.
+#[test]
+fn a_cgroup_that_takes_no_process_itself_is_not_joined() {
+    let bundle = running("exec sleep 1000");
+    let unified = bundle.cgroups().into_iter().find(|group| group.join("cgroup.controllers").exists());
+    let controllers = unified.as_ref().and_then(|group| fs::read_to_string(group.join("cgroup.controllers")).ok()).unwrap_or_default();
+    let (Some(group), Some(controller)) = (unified, controllers.split_whitespace().next()) else {
+        std::io::Write::write_all(&mut std::io::stderr().lock(), b"SKIPPED: no controller of cgroup version 2 in the container's\n")
+            .unwrap();
+        return;
+    };
+    let below = group.join("below");
+    fs::create_dir(&below).unwrap();
+    fs::write(below.join("cgroup.procs"), bundle.pid().to_string()).unwrap();
+    fs::write(group.join("cgroup.subtree_control"), format!("+{controller}")).unwrap();
+    let groups = prints(&bundle, &[], "cat /proc/self/cgroup");
+    assert!(groups.lines().any(|line| line == "0::/below"), "{groups}");
+    bundle.ok(&["delete", "--force", &bundle.id]);
+    bundle.assert_nothing_is_left();
+}

@@ -321,6 +321,7 @@ fn running_out_of_memory_is_an_event() {
 fn stats_and_ps_as_under_runc() {
     let mut bundle = Bundle::new("exec sleep 1000");
     bundle.set("/linux/resources", json!({"devices":[{"allow":false,"access":"rwm"}],"pids":{"limit":9},"memory":{"limit":64 << 20}}));
+    bundle.set("/process/args", json!(["sleep", "1000"]));
     let bundle = started(bundle);
     let Some(runc) = Runc::new(&bundle) else { return };
     let look = |call: &dyn Fn(&[&str]) -> Output| {

@@ -16,6 +16,7 @@ use super::console::{self, Console};
 use super::foreground::Foreground;
 use super::{bundle, cgroups, existing, open_process, passed};
 use crate::core::caller::{Caller, adapt};
+use crate::core::cgroup::{Version, hierarchies};
 use crate::core::check::Container;
 use crate::core::exec::{Asked, SubCgroup};
 use crate::core::plan::Plan;
@@ -109,16 +110,27 @@ fn container(bundle: &Path, mut spec: spec::Spec, source: &ProcessSource) -> Res
 
 fn joined_cgroups(record: &Record, asked: &[SubCgroup]) -> Result<Vec<PathBuf>> {
     if asked.is_empty() {
-        return Ok(record.cgroups.clone());
+        return record.cgroups.iter().map(|group| Ok(inhabitable(group, record)?.unwrap_or_else(|| group.clone()))).collect();
     }
-    let hierarchies = bundle::observed_hierarchies()?;
+    let mounted = bundle::observed_hierarchies()?;
     let held = |group: &PathBuf| {
-        let above = hierarchies.iter().filter(|hierarchy| group.starts_with(&hierarchy.mount_point));
+        let above = mounted.iter().filter(|hierarchy| group.starts_with(&hierarchy.mount_point));
         let nearest = above.max_by_key(|hierarchy| hierarchy.mount_point.components().count());
         nearest.map(|hierarchy| hierarchy.controllers.clone()).unwrap_or_default()
     };
     let groups: Vec<_> = record.cgroups.iter().map(|group| (group.clone(), held(group))).collect();
     exec::cgroups(&groups, asked).map_err(|why| anyhow!("--cgroup: {why}"))
+}
+
+/// A container that manages cgroups of its own has moved its processes below: with controllers enabled for those below, version 2 takes
+/// none in the cgroup itself (cgroup-v2.rst, "No Internal Process Constraint"). Then the one its first process is in.
+fn inhabitable(group: &Path, record: &Record) -> Result<Option<PathBuf>> {
+    let enabled = fs::read_to_string(group.join("cgroup.subtree_control")).unwrap_or_default();
+    let Some(init) = record.init.as_ref().filter(|_| !enabled.trim().is_empty()) else { return Ok(None) };
+    let read = |path: String| fs::read_to_string(&path).with_context(|| format!("read {path}"));
+    let hierarchies = hierarchies(&read("/proc/self/mountinfo".to_owned())?, &read(format!("/proc/{}/cgroup", init.pid))?);
+    let unified = hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2);
+    Ok(unified.map(|hierarchy| hierarchy.mount_point.join(&hierarchy.own)).filter(|own| own.starts_with(group)))
 }
 
 /// A process on its way into the container.

@@ -136,3 +136,45 @@ fn wait_frozen_v2(group: &Path) -> Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+    use crate::core::cgroup::{Version, hierarchies};
+
+    /// A process in a cgroup of version 2; both go however the test ends.
+    struct Sleeper(Child, PathBuf);
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = fs::write(self.1.join("cgroup.freeze"), "0");
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+            let _ = fs::remove_dir(&self.1);
+        }
+    }
+
+    /// On a hybrid host `pause` takes version 1's freezer: this is the other one.
+    #[test]
+    fn version_2_stands_still_when_freeze_returns() {
+        let read = |path: &str| fs::read_to_string(path).unwrap();
+        let found = hierarchies(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"));
+        let Some(unified) = found.iter().find(|hierarchy| hierarchy.version == Version::V2) else {
+            std::io::Write::write_all(&mut std::io::stderr(), b"SKIPPED: no cgroup version 2 is mounted\n").unwrap();
+            return;
+        };
+        let group = unified.mount_point.join(format!("rt-test-freeze-{}", std::process::id()));
+        fs::create_dir(&group).unwrap();
+        let sleeper = Sleeper(Command::new("sleep").arg("1000").spawn().unwrap(), group);
+        let group = &sleeper.1;
+        fs::write(group.join("cgroup.procs"), sleeper.0.id().to_string()).unwrap();
+        let freezer = Freezer::of(group).unwrap();
+        assert!(matches!(freezer, Freezer::V2(_)));
+        freezer.freeze().unwrap();
+        assert_eq!(is_frozen(group), Some(true));
+        thaw(std::slice::from_ref(group)).unwrap();
+        assert_eq!(fs::read_to_string(group.join("cgroup.freeze")).unwrap().trim(), "0");
+    }
+}
