@@ -2,7 +2,9 @@
 //! on the wire. Conversion and checking are pure; only `client` talks to anyone.
 
 pub mod client;
+pub mod container;
 pub mod error;
+pub mod health;
 pub mod id;
 pub mod object;
 pub mod resource;

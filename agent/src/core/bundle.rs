@@ -11,6 +11,7 @@ use oci_spec::runtime::{
     Capabilities, Capability, Linux, LinuxCapabilities, LinuxCpu, LinuxDeviceCgroup, LinuxMemory, LinuxNamespace, LinuxNamespaceType,
     LinuxPids, LinuxResources, Mount, Process, Root, Spec, User,
 };
+use rcluster_api::health::HealthCheck;
 use rcluster_api::object::Task;
 use rcluster_api::spec::ContainerSpec;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,8 @@ pub struct ImageConfig {
     pub workdir: String,
     pub user: String,
     pub stop_signal: String,
+    #[serde(default)]
+    pub healthcheck: Option<HealthCheck>,
 }
 
 /// All that a container's configuration is made from.
@@ -120,6 +123,11 @@ pub fn args(spec: &ContainerSpec, image: &ImageConfig) -> Result<Vec<String>, St
 /// The signal that asks the container to stop, by name.
 pub fn stop_signal(spec: &ContainerSpec, image: &ImageConfig) -> String {
     [&spec.stop_signal, &image.stop_signal].into_iter().find(|signal| !signal.is_empty()).map_or("SIGTERM", String::as_str).to_owned()
+}
+
+/// How the container's health is checked, if it is.
+pub fn healthcheck(spec: &ContainerSpec, image: &ImageConfig) -> Option<HealthCheck> {
+    spec.healthcheck.as_ref().or(image.healthcheck.as_ref()).filter(|check| !check.disable).cloned()
 }
 
 /// The pod's host name: the task's name as one DNS label.

@@ -2,6 +2,7 @@
 //!
 //! * [`reconcile`]: what to begin and what to end, from the managers' set and from what is known here.
 //! * [`task`]: the next step of one task.
+//! * [`health`]: what a container's checks mean.
 //! * [`status`]: which report replaces which.
 //! * [`seek`]: which manager to turn to next.
 //! * [`bundle`]: the OCI configuration of a container.
@@ -11,6 +12,7 @@
 pub mod reconcile;
 pub mod task;
 
+pub mod health;
 pub mod status;
 
 pub mod seek;

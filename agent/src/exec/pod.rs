@@ -74,6 +74,7 @@ pub async fn prepare(tools: &Arc<Tools>, task: &Arc<Task>, record: &mut Record) 
     write_files(tools, task, &record.network)?;
     for ((container, image), spec) in record.containers.iter_mut().zip(&images).zip(&task.template.containers) {
         container.stop_signal = bundle::stop_signal(spec, image);
+        container.healthcheck = bundle::healthcheck(spec, image);
     }
     record.prepared = true;
     Ok(())

@@ -109,6 +109,18 @@ impl Runtime {
         self.call("kill", id, &["kill", id, signal]).await.map(drop)
     }
 
+    /// Runs a program in the container until it ends or the caller no longer waits; the error is what it said, or how it ended.
+    pub async fn exec(&self, id: &str, args: &[String]) -> Result<(), String> {
+        let mut command = self.command();
+        command.args(["exec", id]).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let output = command.output().await.map_err(|error| format!("run {}: {error}", self.program.display()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let text = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
+        Err(said(text, &output.status.to_string()))
+    }
+
     /// Removes the container with whatever still runs in it; with `--force`, one that is not there is no error.
     pub async fn delete(&self, id: &str) -> Result<(), RuntimeError> {
         self.call("delete", id, &["delete", "--force", id]).await.map(drop)

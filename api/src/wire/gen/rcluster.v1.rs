@@ -121,6 +121,9 @@ pub struct TaskTemplate {
     pub placement: ::core::option::Option<Placement>,
     #[prost(uint64, tag = "4")]
     pub stop_grace_ms: u64,
+    /// an OCI runtime the nodes know by this name; empty: rcluster-runtime
+    #[prost(string, tag = "5")]
+    pub runtime: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ContainerSpec {
@@ -155,6 +158,90 @@ pub struct ContainerSpec {
     /// empty: the image's, else SIGTERM
     #[prost(string, tag = "11")]
     pub stop_signal: ::prost::alloc::string::String,
+    /// absent: the image's
+    #[prost(message, optional, tag = "12")]
+    pub healthcheck: ::core::option::Option<HealthCheck>,
+    #[prost(bool, tag = "13")]
+    pub init: bool,
+    #[prost(message, repeated, tag = "14")]
+    pub mounts: ::prost::alloc::vec::Vec<Mount>,
+    #[prost(btree_map = "string, message", tag = "15")]
+    pub ulimits: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        Ulimit,
+    >,
+    #[prost(btree_map = "string, string", tag = "16")]
+    pub sysctls: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(string, repeated, tag = "17")]
+    pub cap_add: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "18")]
+    pub cap_drop: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "19")]
+    pub no_new_privileges: bool,
+    #[prost(bool, tag = "20")]
+    pub privileged: bool,
+    /// /dev/NAME\[:/dev/IN-CONTAINER[:rwm]\]
+    #[prost(string, repeated, tag = "21")]
+    pub devices: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// 0: 64 MiB
+    #[prost(uint64, tag = "22")]
+    pub shm_bytes: u64,
+}
+/// One of command, http_port and tcp_port, or none of them with disable.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HealthCheck {
+    #[prost(string, repeated, tag = "1")]
+    pub command: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// 0: no HTTP check
+    #[prost(uint32, tag = "2")]
+    pub http_port: u32,
+    #[prost(string, tag = "3")]
+    pub http_path: ::prost::alloc::string::String,
+    /// 0: no TCP check
+    #[prost(uint32, tag = "4")]
+    pub tcp_port: u32,
+    #[prost(uint64, tag = "5")]
+    pub interval_ms: u64,
+    #[prost(uint64, tag = "6")]
+    pub timeout_ms: u64,
+    #[prost(uint64, tag = "7")]
+    pub start_period_ms: u64,
+    #[prost(uint64, tag = "8")]
+    pub start_interval_ms: u64,
+    #[prost(uint32, tag = "9")]
+    pub retries: u32,
+    #[prost(bool, tag = "10")]
+    pub disable: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Mount {
+    #[prost(enumeration = "MountKind", tag = "1")]
+    pub kind: i32,
+    /// bind: a path on the node; volume: its name
+    #[prost(string, tag = "2")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub target: ::prost::alloc::string::String,
+    /// bind and volume
+    #[prost(bool, tag = "4")]
+    pub read_only: bool,
+    /// 0: the kernel's default
+    #[prost(uint64, tag = "5")]
+    pub tmpfs_bytes: u64,
+    /// permission bits; 0: 01777
+    #[prost(uint32, tag = "6")]
+    pub tmpfs_mode: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ulimit {
+    /// -1: no limit
+    #[prost(sint64, tag = "1")]
+    pub soft: i64,
+    #[prost(sint64, tag = "2")]
+    pub hard: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NetworkAttachment {
@@ -346,6 +433,38 @@ impl UpdateOrder {
         }
     }
 }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MountKind {
+    Unspecified = 0,
+    Bind = 1,
+    Volume = 2,
+    Tmpfs = 3,
+}
+impl MountKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MOUNT_KIND_UNSPECIFIED",
+            Self::Bind => "MOUNT_KIND_BIND",
+            Self::Volume => "MOUNT_KIND_VOLUME",
+            Self::Tmpfs => "MOUNT_KIND_TMPFS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MOUNT_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "MOUNT_KIND_BIND" => Some(Self::Bind),
+            "MOUNT_KIND_VOLUME" => Some(Self::Volume),
+            "MOUNT_KIND_TMPFS" => Some(Self::Tmpfs),
+            _ => None,
+        }
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Meta {
     /// store, at creation
@@ -468,6 +587,11 @@ pub struct ContainerStatus {
     pub oom_killed: bool,
     #[prost(uint64, tag = "7")]
     pub started_at_ms: u64,
+    #[prost(enumeration = "Health", tag = "8")]
+    pub health: i32,
+    /// what the last check said, cut
+    #[prost(string, tag = "9")]
+    pub health_output: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeDescription {
@@ -583,6 +707,39 @@ pub mod object {
         Network(super::Network),
         #[prost(message, tag = "5")]
         Event(super::Event),
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Health {
+    /// nothing is checked
+    Unspecified = 0,
+    Starting = 1,
+    Healthy = 2,
+    Unhealthy = 3,
+}
+impl Health {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "HEALTH_UNSPECIFIED",
+            Self::Starting => "HEALTH_STARTING",
+            Self::Healthy => "HEALTH_HEALTHY",
+            Self::Unhealthy => "HEALTH_UNHEALTHY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HEALTH_UNSPECIFIED" => Some(Self::Unspecified),
+            "HEALTH_STARTING" => Some(Self::Starting),
+            "HEALTH_HEALTHY" => Some(Self::Healthy),
+            "HEALTH_UNHEALTHY" => Some(Self::Unhealthy),
+            _ => None,
+        }
     }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

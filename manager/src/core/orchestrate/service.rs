@@ -123,7 +123,7 @@ fn update_budget(service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, wanted:
 
 /// Whether a slot has what it should: its newest live task runs.
 fn runs(slot: &Slot<'_>) -> bool {
-    slot.live.first().is_some_and(|task| task.status.state == TaskState::Running)
+    slot.live.first().is_some_and(|task| task.serves())
 }
 
 /// One slot under one service.
