@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use crate::core::health::Checks;
-use crate::exec::Tools;
+use crate::exec::runtime_cli::Runtime;
 
 /// The most that is kept of what a check says.
 const OUTPUT_BYTES_MAX: usize = 1000;
@@ -44,7 +44,7 @@ pub struct Change {
 }
 
 /// Checks until the health changes.
-pub async fn change(tools: &Tools, place: &Place, checks: &mut Checks) -> Change {
+pub async fn change(runtime: &Runtime, place: &Place, checks: &mut Checks) -> Change {
     loop {
         let left = checks.due_ms().saturating_sub(unix_ms());
         if left > 0 {
@@ -52,7 +52,7 @@ pub async fn change(tools: &Tools, place: &Place, checks: &mut Checks) -> Change
             continue;
         }
         let before = checks.health();
-        let result = probe(tools, place, checks.check()).await;
+        let result = probe(runtime, place, checks.check()).await;
         let health = checks.take(result.is_ok(), unix_ms());
         if health != before {
             let mut output = result.err().unwrap_or_default();
@@ -63,13 +63,13 @@ pub async fn change(tools: &Tools, place: &Place, checks: &mut Checks) -> Change
 }
 
 /// One check; the error is a sentence for the user.
-async fn probe(tools: &Tools, place: &Place, check: &HealthCheck) -> Result<(), String> {
+async fn probe(runtime: &Runtime, place: &Place, check: &HealthCheck) -> Result<(), String> {
     let limit = check.timeout.duration();
     let done = async {
         match (&check.http, &check.tcp) {
             (Some(http), _) => get(place, http).await,
             (None, Some(tcp)) => connect(place, tcp.port).await.map(drop),
-            (None, None) => tools.runtime.exec(&place.container, &check.command).await,
+            (None, None) => runtime.exec(&place.container, &check.command).await,
         }
     };
     timeout(limit, done).await.unwrap_or_else(|_| Err(format!("the check did not end within {}", check.timeout)))
@@ -109,13 +109,9 @@ async fn get(place: &Place, check: &HttpCheck) -> Result<(), String> {
         .header(hyper::header::USER_AGENT, concat!("rcluster-agent/", env!("CARGO_PKG_VERSION")))
         .body(Empty::<Bytes>::new())
         .map_err(|error| failed(&error))?;
-    let answer = async {
-        tokio::select! {
-            answer = sender.send_request(request) => answer.map_err(|error| failed(&error)),
-            // It ends before the answer only by an error.
-            ended = connection => Err(failed(&ended.err().map_or_else(|| "the connection was closed".to_owned(), |error| error.to_string()))),
-        }
-    };
-    let status = answer.await?.status();
+    // The connection ends with the sender and the answer's body, both dropped once the status is there.
+    let ask = async move { sender.send_request(request).await.map(|answer| answer.status()) };
+    let (status, _ended) = tokio::join!(ask, connection);
+    let status = status.map_err(|error| failed(&error))?;
     if status.is_success() || status.is_redirection() { Ok(()) } else { Err(failed(&status)) }
 }

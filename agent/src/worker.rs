@@ -83,7 +83,7 @@ impl Worker {
                     self.check(created);
                 }
                 Step::Start(index) => {
-                    let started = pod::start(&self.tools, &mut self.record, index, self.adopted).await;
+                    let started = pod::start(&self.tools, &self.task, &mut self.record, index, self.adopted).await;
                     self.check(started);
                 }
                 Step::Watch => self.watch().await,
@@ -175,8 +175,9 @@ impl Worker {
                 let container = &self.record.containers[*index];
                 let pid = container.process.filter(|_| container.phase == Phase::Started)?.pid;
                 let ip = self.task.networks.first().map(|network| network.ip);
-                let (place, tools) = (Place { container: container.id.clone(), pid, ip }, &self.tools);
-                Some(async move { (*index, health::change(tools, &place, checks).await) })
+                let (tools, task) = (&self.tools, &self.task);
+                let place = Place { container: container.id.clone(), pid, ip };
+                Some(async move { (*index, health::change(tools.runtime(task), &place, checks).await) })
             })
             .collect();
         let happened = tokio::select! {
@@ -202,7 +203,8 @@ impl Worker {
 
     /// Containers whose image or spec asks for it are checked from their start on.
     fn look_after_health(&mut self) {
-        for (index, container) in self.record.containers.iter_mut().enumerate() {
+        let started = self.record.containers.iter_mut().enumerate().filter(|(_, container)| container.phase == Phase::Started);
+        for (index, container) in started {
             if let (Some(check), None) = (&container.healthcheck, self.checks.get(&index)) {
                 let checks = Checks::new(check.clone(), container.started_at_ms, container.health);
                 container.health = checks.health();

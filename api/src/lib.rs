@@ -7,6 +7,7 @@ pub mod error;
 pub mod health;
 pub mod id;
 pub mod object;
+pub mod policy;
 pub mod resource;
 pub mod rest;
 pub mod spec;

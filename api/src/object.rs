@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::health::Health;
 use crate::id::{NetworkId, NodeId, ServiceId, TaskId};
+use crate::policy::NodePolicy;
 use crate::resource::{Bytes, Cpus};
 use crate::spec::{NetworkSpec, ServiceSpec, TaskTemplate};
 use crate::task::TaskState;
@@ -194,6 +195,7 @@ pub struct NodeDescription {
     pub cgroup: String,
     pub version: String,
     pub labels: BTreeMap<String, String>,
+    pub policy: NodePolicy,
 }
 
 /// Whether a node is given work.

@@ -35,8 +35,11 @@ pub struct Created {
 /// The runtime's binary and where it keeps its state.
 #[derive(Debug, Clone)]
 pub struct Runtime {
+    /// Our own, which also is the monitor of others.
     pub program: PathBuf,
     pub root: PathBuf,
+    /// Another runtime, which then has the root.
+    pub foreign: Option<PathBuf>,
 }
 
 /// What a monitor is told.
@@ -80,8 +83,12 @@ impl Runtime {
     pub async fn monitor(&self, call: &MonitorCall<'_>) -> Result<Created, RuntimeError> {
         let refused = |why: String| RuntimeError::Refused { verb: "create", id: call.id.to_owned(), why };
         let spawn = |source| RuntimeError::Spawn { program: self.program.clone(), source };
-        let mut command = self.command();
-        command.args(["monitor", "--id", call.id, "--log-max-bytes", &LOG_BYTES_MAX.to_string()]);
+        let mut command = Command::new(&self.program);
+        match &self.foreign {
+            None => command.arg("--root").arg(&self.root).arg("monitor"),
+            Some(foreign) => command.args(["monitor", "--runtime"]).arg(foreign).arg("--runtime-root").arg(&self.root),
+        };
+        command.stdin(Stdio::null()).args(["--id", call.id, "--log-max-bytes", &LOG_BYTES_MAX.to_string()]);
         command.arg("--bundle").arg(call.bundle).arg("--log").arg(call.log).arg("--exit-file").arg(call.exit_file);
         let errors = File::create(call.errors).map_err(|error| refused(format!("write {}: {error}", call.errors.display())))?;
         let mut child = command.stdout(Stdio::piped()).stderr(errors).spawn().map_err(spawn)?;
@@ -138,7 +145,7 @@ impl Runtime {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(self.foreign.as_ref().unwrap_or(&self.program));
         command.arg("--root").arg(&self.root).stdin(Stdio::null());
         command
     }

@@ -13,6 +13,7 @@ use super::v1;
 use crate::object::{
     Availability, Capacity, Event, Kind, Network, Node, NodeDescription, NodeState, Object, Service, Stamp, Task, TaskNetwork, TaskStatus,
 };
+use crate::policy::NodePolicy;
 use crate::resource::{Bytes, Cpus, Millis};
 use crate::spec::{
     Constraint, Mode, NetworkAttachment, NetworkSpec, Placement, Reschedule, RestartCondition, RestartPolicy, ServiceSpec, Spec,
@@ -420,18 +421,23 @@ impl TryFrom<v1::Task> for Task {
 
 impl From<NodeDescription> for v1::NodeDescription {
     fn from(description: NodeDescription) -> Self {
-        let NodeDescription { name, addr, capacity: Capacity { cpus, memory }, os, arch, kernel, cgroup, version, labels } = description;
+        let NodeDescription { name, addr, capacity: Capacity { cpus, memory }, os, arch, kernel, cgroup, version, labels, policy } =
+            description;
+        let NodePolicy { runtimes, privileged, binds, devices } = policy;
+        let policy = Some(v1::NodePolicy { runtimes, privileged, binds, devices });
         let capacity = Some(v1::NodeResources { cpu_millis: cpus.0, memory_bytes: memory.0 });
-        Self { name, addr, capacity, os, arch, kernel, cgroup, version, labels }
+        Self { name, addr, capacity, os, arch, kernel, cgroup, version, labels, policy }
     }
 }
 
 impl From<v1::NodeDescription> for NodeDescription {
     fn from(wire: v1::NodeDescription) -> Self {
-        let v1::NodeDescription { name, addr, capacity, os, arch, kernel, cgroup, version, labels } = wire;
+        let v1::NodeDescription { name, addr, capacity, os, arch, kernel, cgroup, version, labels, policy } = wire;
+        let v1::NodePolicy { runtimes, privileged, binds, devices } = policy.unwrap_or_default();
+        let policy = NodePolicy { runtimes, privileged, binds, devices };
         let v1::NodeResources { cpu_millis, memory_bytes } = capacity.unwrap_or_default();
         let capacity = Capacity { cpus: Cpus(cpu_millis), memory: Bytes(memory_bytes) };
-        Self { name, addr, capacity, os, arch, kernel, cgroup, version, labels }
+        Self { name, addr, capacity, os, arch, kernel, cgroup, version, labels, policy }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Labs take turns: two at once would measure each other.
 
 mod claims;
+mod containers;
 mod faults;
 mod lifecycle;
 

@@ -620,6 +620,23 @@ pub struct NodeDescription {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    #[prost(message, optional, tag = "10")]
+    pub policy: ::core::option::Option<NodePolicy>,
+}
+/// What containers may have of the host, from the agent's own configuration.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodePolicy {
+    /// OCI runtimes by name, beside rcluster-runtime
+    #[prost(string, repeated, tag = "1")]
+    pub runtimes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "2")]
+    pub privileged: bool,
+    /// directories that may be mounted, with all below
+    #[prost(string, repeated, tag = "3")]
+    pub binds: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// devices, or directories of them
+    #[prost(string, repeated, tag = "4")]
+    pub devices: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Node {
