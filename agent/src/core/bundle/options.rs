@@ -170,7 +170,7 @@ pub fn devices(spec: &ContainerSpec, found: &[HostDevice]) -> (Option<Vec<LinuxD
     let rule = |allow: bool, of: Option<&HostDevice>, access: &str| {
         let mut rule = LinuxDeviceCgroup::default();
         rule.set_allow(allow)
-            .set_typ(of.map(|device| kind(device)))
+            .set_typ(of.map(kind))
             .set_major(of.map(|device| device.major.into()))
             .set_minor(of.map(|device| device.minor.into()))
             .set_access(Some(access.into()));
