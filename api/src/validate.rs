@@ -17,7 +17,7 @@ pub const CONTAINERS_MAX: usize = 16;
 /// Smallest memory limit: less does not start a process.
 pub const MEMORY_LIMIT_MIN: u64 = 1 << 20;
 /// Most bytes of a spec's text fields in all.
-pub const SPEC_BYTES_MAX: usize = 1 << 20;
+pub const SPEC_BYTES_MAX: usize = 256 << 10;
 
 /// A label of a domain name (RFC 1123 §2.1): what services, networks and containers may be called.
 pub fn check_name(what: &str, name: &str) -> Result<(), ApiError> {
@@ -102,6 +102,9 @@ pub fn check_service(spec: &ServiceSpec) -> Result<(), ApiError> {
     if spec.placement.max_per_node == Some(0) {
         return Err(invalid("placement.max_per_node", "with 0 tasks on each node nothing could run").hint("remove it for no limit"));
     }
+    if spec.restart.max_attempts == Some(0) {
+        return Err(invalid("restart.max_attempts", "0 attempts are not told from no limit").hint("write condition: none for no restarts"));
+    }
     if spec.restart.delay > spec.restart.delay_max {
         return Err(invalid("restart.delay", "is longer than restart.delay_max"));
     }
@@ -127,7 +130,13 @@ pub fn container_name(spec: &ServiceSpec, index: usize) -> String {
     }
 }
 
-fn text_size(spec: &ServiceSpec) -> usize {
+/// Bytes of a service's texts.
+pub fn text_size(spec: &ServiceSpec) -> usize {
+    text_bytes(&spec.containers) + spec.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
+}
+
+/// Bytes of containers' texts: all that can be long in them.
+pub fn text_bytes(containers: &[ContainerSpec]) -> usize {
     let container = |container: &ContainerSpec| {
         container.image.len()
             + container.command.iter().chain(&container.args).map(String::len).sum::<usize>()
@@ -135,7 +144,7 @@ fn text_size(spec: &ServiceSpec) -> usize {
             + container.healthcheck.iter().flat_map(|check| &check.command).map(String::len).sum::<usize>()
             + container.mounts.iter().map(|mount| mount.target().len()).sum::<usize>()
     };
-    spec.containers.iter().map(container).sum::<usize>() + spec.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
+    containers.iter().map(container).sum()
 }
 
 /// Checks a network's spec.
