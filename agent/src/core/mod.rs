@@ -6,6 +6,7 @@
 //! * [`status`]: which report replaces which.
 //! * [`seek`]: which manager to turn to next.
 //! * [`bundle`]: the OCI configuration of a container.
+//! * [`exec`]: the process of a command that is run in a container.
 //! * [`user`]: who a container's process is, from the image's own `/etc/passwd` and `/etc/group`.
 //! * [`reference`]: when two names of an image are the same name.
 
@@ -18,6 +19,7 @@ pub mod status;
 pub mod seek;
 
 pub mod bundle;
+pub mod exec;
 pub mod user;
 
 pub mod reference;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::core::task::Exit;
@@ -51,6 +51,20 @@ pub struct MonitorCall<'a> {
     pub exit_file: &'a Path,
     /// Takes what the monitor says on stderr: a pipe would tie it to this process.
     pub errors: &'a Path,
+}
+
+/// A command to run in a container.
+#[derive(Debug)]
+pub struct ExecCall<'a> {
+    pub id: &'a str,
+    /// The process as runtime-spec describes it.
+    pub process: &'a Path,
+    /// Where the runtime says the command's number.
+    pub pid_file: &'a Path,
+    /// Where the runtime hands the terminal over, for a command that has one.
+    pub console_socket: Option<&'a Path>,
+    /// Its standard input is a pipe; else it is empty.
+    pub stdin: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -109,6 +123,19 @@ impl Runtime {
     /// Lets a created container run.
     pub async fn start(&self, id: &str) -> Result<(), RuntimeError> {
         self.call("start", id, &["start", id]).await.map(drop)
+    }
+
+    /// Begins a command in a running container. The runtime stays in the foreground and ends with the command's exit code; its own
+    /// standard streams are the command's, but for one with a terminal.
+    pub fn exec(&self, call: &ExecCall<'_>) -> Result<Child, RuntimeError> {
+        let mut command = self.command();
+        command.arg("exec").arg("--process").arg(call.process).arg("--pid-file").arg(call.pid_file);
+        if let Some(socket) = call.console_socket {
+            command.arg("--tty").arg("--console-socket").arg(socket);
+        }
+        command.arg(call.id).stdin(if call.stdin { Stdio::piped() } else { Stdio::null() });
+        let spawned = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn();
+        spawned.map_err(|source| RuntimeError::Spawn { program: self.program.clone(), source })
     }
 
     /// Sends a signal, by name or number, to the container's first process.

@@ -33,6 +33,11 @@ impl Root {
         self.resolve(path, OFlags::RDONLY | OFlags::DIRECTORY)
     }
 
+    /// Whatever is at `path`, as a mere path handle, links followed inside the root.
+    pub fn find(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.resolve(path, OFlags::PATH)
+    }
+
     /// The directory `path`; what is missing on the way is made, owned by root, mode 0755.
     pub fn make_dir(&self, path: &Path) -> io::Result<OwnedFd> {
         match self.dir(path) {

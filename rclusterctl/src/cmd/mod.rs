@@ -3,9 +3,11 @@
 pub mod change;
 pub mod context;
 pub mod deploy;
+pub mod exec;
 pub mod follow;
 pub mod lab;
 pub mod logs;
+pub mod relay;
 pub mod show;
 
 use rcluster_api::object::Kind;
@@ -26,6 +28,7 @@ pub async fn run(command: Command, session: Session, out: Out) -> Result<(), Cli
         Command::Rm { kind, names, wait } => change::rm(session, kind.into(), &names, wait).await,
         Command::Scale { targets, wait } => change::scale(session, out, &targets, wait).await,
         Command::Logs(args) => logs::logs(session, out, args).await,
+        Command::Exec(args) => exec::exec(session, args).await,
         Command::Events { since, watch } => show::events(session, out, since.as_deref(), watch).await,
         Command::Node(command) => node(session, out, command).await,
         Command::Network(command) => network(session, out, command).await,

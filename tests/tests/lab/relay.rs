@@ -1,0 +1,191 @@
+//! What users do in running containers by way of the managers: `exec` and its kin.
+
+use std::io::{Read, Write};
+use std::process::{Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use rcluster_api::rest::TaskJson;
+use rcluster_tests::lab::{Lab, bin_dir, wait_for};
+
+use crate::Turn;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A lab with one pod of two containers: `main`, in which there is a shell, and `side`.
+fn pod(name: &str, managers: usize) -> (Turn, TaskJson) {
+    let image = bin_dir().unwrap().join("busybox.tar").to_string_lossy().into_owned();
+    let turn = Turn::with(name, managers, 1, &["--image", &image]);
+    let lab = turn.lab();
+    lab.deploy(
+        "kind: Service\nname: box\nspec:\n  stopGrace: 0s\n  containers:\n    - name: main\n      image: rcluster/busybox:test\n      \
+         env: {PATH: /bin, OWN: mine}\n      command: [/bin/busybox, sleep, \"100000\"]\n    - name: side\n      image: \
+         rcluster/busybox:test\n      command: [/bin/busybox, sh, -c, \"i=0; while true; do i=$((i+1)); echo line $i; /bin/busybox sleep \
+         0.2; done\"]\n",
+    )
+    .unwrap();
+    let task = lab.wait_running("box", 1, SOON).unwrap().remove(0);
+    assert!(lab.ctl(&["exec", "box.1", "/bin/busybox", "--install", "-s", "/bin"]).is_ok_and(|said| said.is_empty()));
+    (turn, task)
+}
+
+fn run(lab: &Lab, arguments: &[&str], input: &[u8]) -> Output {
+    let mut command = lab.command(arguments);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    // A command that does not read its input closes it: what it answers is what counts.
+    let writer = thread::spawn(move || drop(stdin.write_all(&input)));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    output
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+
+#[test]
+fn exec_passes_output_input_and_exit_codes_on() {
+    let (turn, task) = pod("exec", 3);
+    let lab = turn.lab();
+    let output = run(lab, &["exec", "box.1", "--", "sh", "-c", "echo out; echo err >&2; exit 7"], b"");
+    assert_eq!((text(&output.stdout), text(&output.stderr), output.status.code()), ("out\n".into(), "err\n".into(), Some(7)));
+    let output = run(lab, &["exec", "box", "-e", "A=b c", "-w", "/tmp", "-u", "app", "sh", "-c", "echo $A $OWN; pwd; id -u; echo $HOME"], b"");
+    assert_eq!(text(&output.stdout), "b c mine\n/tmp\n1000\n/\n");
+    assert_eq!(text(&output.stderr), format!("box.1 on {}\n", task.node), "a service's name stands for a task, and it is said which");
+    let output = run(lab, &["exec", "-i", &task.id, "--", "sh", "-c", "read line; echo got $line; cat | wc -c"], b"hello\n12345");
+    assert_eq!(text(&output.stdout), "got hello\n5\n");
+    let output = run(lab, &["exec", "box.1", "cat"], b"nobody reads this");
+    assert_eq!((text(&output.stdout), output.status.code()), (String::new(), Some(0)), "without -i the input is empty");
+    let output = run(lab, &["exec", "-c", "side", "box.1", "/bin/busybox", "hostname"], b"");
+    assert_eq!(text(&output.stdout), "box-1\n");
+    let output = run(lab, &["exec", "box.1", "sh", "-c", "kill -TERM $$"], b"");
+    assert_eq!(output.status.code(), Some(143), "128 and the signal");
+    turn.finish();
+}
+
+#[test]
+fn what_cannot_be_executed_says_why() {
+    let (turn, _) = pod("exec-no", 1);
+    let lab = turn.lab();
+    for (arguments, code, expected) in [
+        (&["exec", "box.1", "no-such"][..], 127, "exec: no-such: not found in container main (its PATH: /bin)"),
+        (&["exec", "box.1", "/no/such"], 127, "exec: /no/such: there is no such file in container main"),
+        (&["exec", "box.1", "/etc/passwd"], 126, "exec: /etc/passwd in container main is not an executable file"),
+        (&["exec", "box.1", "-w", "/nowhere", "ls"], 1, "working directory /nowhere: No such file"),
+        (&["exec", "box.1", "-u", "nobody", "ls"], 1, "user \"nobody\" is not in the image's /etc/passwd"),
+        (&["exec", "box.1", "-c", "third", "ls"], 1, "task box.1 has no container \"third\"\nhint: its containers: main, side"),
+        (&["exec", "box.2", "ls"], 1, "there is no service or task box.2\nhint: rclusterctl ps lists the tasks"),
+        (&["exec", "box.1"], 2, "<COMMAND>"),
+        (&["exec", "-it", "box.1", "sh"], 2, "-t needs a terminal on standard input"),
+    ] {
+        let output = run(lab, arguments, b"");
+        assert!(text(&output.stderr).contains(expected), "{arguments:?}: {}", text(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+    }
+    lab.host("kill", &["n1/agent"]).unwrap();
+    let unconnected = || Ok(Some(run(lab, &["exec", "box.1", "ls"], b"")).filter(|output| text(&output.stderr).contains("is not connected")));
+    let output = wait_for("the leader has noticed", SOON, unconnected).unwrap();
+    assert!(text(&output.stderr).contains("hint: wait until it is back"), "{}", text(&output.stderr));
+    lab.host("start", &["n1/agent"]).unwrap();
+    wait_for("the agent is back", SOON, || lab.ctl(&["exec", "box.1", "true"]).map(Some)).unwrap();
+    lab.ctl(&["scale", "box=0"]).unwrap();
+    let output = run(lab, &["exec", "box.1", "ls"], b"");
+    assert!(text(&output.stderr).contains("task box.1 is shutdown, not running"), "{}", text(&output.stderr));
+    turn.finish();
+}
+
+/// Bytes that no compression or accident repeats.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+#[test]
+fn fifty_megabytes_go_in_and_come_out_as_they_were_through_every_manager() {
+    let (turn, _) = pod("exec-big", 3);
+    let lab = turn.lab();
+    let input = noise(50 << 20);
+    for manager in lab.cluster().unwrap().managers {
+        let output = run(lab, &["exec", "--managers", &manager.addr, "-i", "box.1", "cat"], &input);
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "through {}", manager.name);
+        assert!(output.stdout == input, "through {}: {} bytes came back", manager.name, output.stdout.len());
+    }
+    turn.finish();
+}
+
+#[test]
+fn a_reader_that_pauses_loses_nothing_and_holds_nobody_up() {
+    let (turn, _) = pod("exec-slow", 1);
+    let lab = turn.lab();
+    let mut command = lab.command(&["exec", "box.1", "sh", "-c", "seq 1 3000000"]);
+    let mut slow = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    // The session and other relays go on while this one is full: three of the node's session timeouts pass.
+    let before = lab.nodes().unwrap().remove(0);
+    for _ in 0..30 {
+        assert_eq!(lab.ctl(&["exec", "box.1", "echo", "hi"]).unwrap(), "hi\n");
+        thread::sleep(Duration::from_millis(200));
+    }
+    let after = lab.nodes().unwrap().remove(0);
+    assert_eq!((before.status, before.since), (after.status, after.since));
+    let mut output = String::new();
+    slow.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+    assert!(slow.wait().unwrap().success());
+    let numbers: Vec<u64> = output.lines().map(|line| line.parse().unwrap()).collect();
+    assert!(numbers.iter().copied().eq(1..=3_000_000), "{} lines", numbers.len());
+    turn.finish();
+}
+
+#[test]
+fn a_command_goes_with_its_user_with_the_leader_and_with_the_agent() {
+    let (turn, task) = pod("exec-gone", 3);
+    let lab = turn.lab();
+    let begin = |seconds: &str| {
+        let mut command = lab.command(&["exec", "-i", "box.1", "sh", "-c", &format!("trap '' HUP; sleep {seconds}; true")]);
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for("the command runs", SOON, || Ok((count_of(lab, seconds)? >= 1).then_some(()))).unwrap();
+        child
+    };
+    fn count_of(lab: &Lab, seconds: &str) -> anyhow::Result<usize> {
+        let found = lab.ctl(&["exec", "box.1", "sh", "-c", &format!("ps -o args | grep -c '^sh -c trap.*sleep {seconds}; tru[e]'; true")])?;
+        Ok(found.trim().parse()?)
+    }
+    let gone = |seconds: &str| wait_for("the command has gone", SOON, || Ok((count_of(lab, seconds)? == 0).then_some(()))).unwrap();
+
+    let mut user = begin("5001");
+    user.kill().unwrap();
+    user.wait().unwrap();
+    gone("5001");
+
+    let leader = lab.cluster().unwrap().leader;
+    let user = begin("5002");
+    lab.host("kill", &[&leader]).unwrap();
+    let output = user.wait_with_output().unwrap();
+    assert!(text(&output.stderr).contains("error: the connection with box.1 broke"), "{}", text(&output.stderr));
+    assert_eq!(output.status.code(), Some(3));
+    lab.wait_leader(&leader, SOON).unwrap();
+    gone("5002");
+
+    let user = begin("5003");
+    lab.host("kill", &[&format!("{}/agent", task.node)]).unwrap();
+    let output = user.wait_with_output().unwrap();
+    assert!(text(&output.stderr).contains(&format!("the connection to node {} broke", task.node)), "{}", text(&output.stderr));
+    lab.host("start", &[&format!("{}/agent", task.node)]).unwrap();
+    wait_for("the agent is back", SOON, || lab.ctl(&["exec", "box.1", "true"]).map(Some)).unwrap();
+
+    let user = begin("5004");
+    lab.ctl(&["rm", "service", "box"]).unwrap();
+    let output = user.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(137), "it ends with its container: {}", text(&output.stderr));
+    turn.finish();
+}
