@@ -4,6 +4,7 @@
 //! else. It ends with the session in which it was asked for, and what was begun for it in the container ends with it.
 
 mod exec;
+pub mod leftover;
 mod terminal;
 
 use std::path::{Path, PathBuf};

@@ -186,6 +186,7 @@ fn a_command_goes_with_its_user_with_the_leader_and_with_the_agent() {
     assert!(text(&output.stderr).contains(&format!("the connection to node {} broke", task.node)), "{}", text(&output.stderr));
     lab.host("start", &[&format!("{}/agent", task.node)]).unwrap();
     wait_for("the agent is back", SOON, || lab.ctl(&["exec", "box.1", "true"]).map(Some)).unwrap();
+    gone("5003");
 
     let user = begin("5004");
     lab.ctl(&["rm", "service", "box"]).unwrap();
