@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -61,10 +62,18 @@ pub struct ExecCall<'a> {
     pub process: &'a Path,
     /// Where the runtime says the command's number.
     pub pid_file: &'a Path,
-    /// Where the runtime hands the terminal over, for a command that has one.
-    pub console_socket: Option<&'a Path>,
-    /// Its standard input is a pipe; else it is empty.
-    pub stdin: bool,
+    pub streams: Streams,
+}
+
+/// A command's standard streams.
+#[derive(Debug)]
+pub enum Streams {
+    /// Pipes.
+    Pipes,
+    /// Pipes, and an empty input.
+    OutputOnly,
+    /// The runtime's own are this terminal, which it passes on; what it says itself goes to a pipe.
+    Terminal(OwnedFd),
 }
 
 #[derive(Debug, Deserialize)]
@@ -126,16 +135,17 @@ impl Runtime {
     }
 
     /// Begins a command in a running container. The runtime stays in the foreground and ends with the command's exit code; its own
-    /// standard streams are the command's, but for one with a terminal.
-    pub fn exec(&self, call: &ExecCall<'_>) -> Result<Child, RuntimeError> {
+    /// standard streams are the command's.
+    pub fn exec(&self, call: ExecCall<'_>) -> Result<Child, RuntimeError> {
         let mut command = self.command();
         command.arg("exec").arg("--process").arg(call.process).arg("--pid-file").arg(call.pid_file);
-        if let Some(socket) = call.console_socket {
-            command.arg("--tty").arg("--console-socket").arg(socket);
-        }
-        command.arg(call.id).stdin(if call.stdin { Stdio::piped() } else { Stdio::null() });
-        let spawned = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn();
-        spawned.map_err(|source| RuntimeError::Spawn { program: self.program.clone(), source })
+        let failed = |source| RuntimeError::Spawn { program: self.program.clone(), source };
+        let (stdin, stdout) = match call.streams {
+            Streams::Pipes => (Stdio::piped(), Stdio::piped()),
+            Streams::OutputOnly => (Stdio::null(), Stdio::piped()),
+            Streams::Terminal(terminal) => (terminal.try_clone().map_err(failed)?.into(), terminal.into()),
+        };
+        command.arg(call.id).stdin(stdin).stdout(stdout).stderr(Stdio::piped()).kill_on_drop(true).spawn().map_err(failed)
     }
 
     /// Sends a signal, by name or number, to the container's first process.

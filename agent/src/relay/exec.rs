@@ -10,7 +10,6 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -26,12 +25,12 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::terminal::{self, ConsoleSocket};
+use super::terminal::{self, Control};
 use super::{DATA_BYTES_MAX, Gone, Line, Speaker, Target, internal, invalid, opened};
 use crate::core::exec::{Asked, Command, candidates, command};
 use crate::core::task::Process;
 use crate::core::user::{Identity, identify};
-use crate::exec::runtime_cli::ExecCall;
+use crate::exec::runtime_cli::{ExecCall, Streams};
 use crate::exec::{Tools, process};
 use crate::image::root::Root;
 
@@ -61,7 +60,7 @@ pub async fn run(tools: &Tools, target: &Target, asked: v1::RelayExec, line: &mu
         }
         return Ok(());
     }
-    let mut running = Running::begin(tools, target, &asked, &command, &line.id).await?;
+    let mut running = Running::begin(tools, target, &asked, &command, &line.id)?;
     let ended = running.converse(&asked, line).await;
     match ended {
         Ok(code) => drop(line.say(exit(code)).await),
@@ -152,36 +151,23 @@ impl Drop for Files {
 }
 
 impl Running {
-    async fn begin(tools: &Tools, target: &Target, asked: &v1::RelayExec, command: &Command, id: &str) -> Result<Self, ApiError> {
+    fn begin(tools: &Tools, target: &Target, asked: &v1::RelayExec, command: &Command, id: &str) -> Result<Self, ApiError> {
         let file = |end: &str| target.place.bundle.join(format!("exec-{id}.{end}"));
         let files = Files { process: file("json"), pid: file("pid") };
         let text = serde_json::to_vec(&command.process).map_err(|error| internal("encode the command", &error))?;
         fs::write(&files.process, text).map_err(|error| internal("write the command for the runtime", &error))?;
-        // In the run directory itself: the path of a socket may have 107 bytes (unix(7)).
-        let bind = || ConsoleSocket::bind(tools.places.run.join(format!("tty-{}.sock", &id[..id.len().min(12)])));
-        let console = asked.tty.then(bind).transpose().map_err(|error| internal("listen for the terminal", &error))?;
-        let call = ExecCall {
-            id: &target.container.id,
-            process: &files.process,
-            pid_file: &files.pid,
-            console_socket: console.as_ref().map(|console| console.path().as_path()),
-            stdin: asked.stdin && !asked.tty,
+        let (terminal, streams) = if asked.tty {
+            let (terminal, runtimes) = terminal::open().map_err(|error| internal("make a terminal", &error))?;
+            if let Some(size) = &asked.size {
+                adjust(&terminal.control, size);
+            }
+            (Some(terminal), Streams::Terminal(runtimes))
+        } else {
+            (None, if asked.stdin { Streams::Pipes } else { Streams::OutputOnly })
         };
-        let child = tools.runtime.exec(&call).map_err(|error| internal("begin the command", &error))?;
-        let mut running = Self { child, terminal: None, files, ended: false };
-        if let Some(console) = console {
-            running.terminal = running.take_terminal(&console).await?;
-        }
-        Ok(running)
-    }
-
-    /// `None` when the runtime ends without one: its words and its exit code say why.
-    async fn take_terminal(&mut self, console: &ConsoleSocket) -> Result<Option<terminal::Terminal>, ApiError> {
-        tokio::select! {
-            biased;
-            accepted = console.accept() => accepted.map(Some).map_err(|error| internal("take the terminal", &error)),
-            _ = self.child.wait() => Ok(None),
-        }
+        let call = ExecCall { id: &target.container.id, process: &files.process, pid_file: &files.pid, streams };
+        let child = tools.runtime.exec(call).map_err(|error| internal("begin the command", &error))?;
+        Ok(Self { child, terminal, files, ended: false })
     }
 
     /// Passes data on both ways until the command ends; the answer is its exit code.
@@ -192,10 +178,7 @@ impl Running {
         let mut control = None;
         let stdin: Option<Box<dyn AsyncWrite + Send + Unpin>> = match self.terminal.take() {
             Some(terminal) => {
-                control = terminal.control().ok();
-                if let (Some(control), Some(size)) = (&control, &asked.size) {
-                    adjust(control, size);
-                }
+                control = Some((terminal.control, self.child.id()));
                 streams.push((Stream::Stdout, Box::new(terminal.reader)));
                 asked.stdin.then(|| Box::new(terminal.writer) as _)
             }
@@ -272,14 +255,14 @@ fn send(files: &Files, signal: Signal) {
     }
 }
 
-fn adjust(control: &OwnedFd, size: &v1::RelayResize) {
-    if let Err(error) = terminal::resize(control, size.rows, size.columns) {
+fn adjust(control: &Control, size: &v1::RelayResize) {
+    if let Err(error) = control.resize(size.rows, size.columns) {
         debug!(%error, "a terminal keeps its size");
     }
 }
 
 /// Takes the user's frames; returns when the user has gone.
-async fn hear(line: &mut Line, pieces: mpsc::Sender<Vec<u8>>, control: Option<OwnedFd>, files: &Files) -> Gone {
+async fn hear(line: &mut Line, pieces: mpsc::Sender<Vec<u8>>, control: Option<(Control, Option<u32>)>, files: &Files) -> Gone {
     let mut pieces = Some(pieces);
     loop {
         match line.hear().await {
@@ -293,8 +276,13 @@ async fn hear(line: &mut Line, pieces: mpsc::Sender<Vec<u8>>, control: Option<Ow
             }
             Ok(relay_input::Kind::CloseInput(_)) => pieces = None,
             Ok(relay_input::Kind::Resize(size)) => {
-                if let Some(control) = &control {
+                if let Some((control, runtime)) = &control {
                     adjust(control, &size);
+                    // It is in no session of the terminal's, to which the kernel would tell it.
+                    let runtime = runtime.and_then(|pid| process::look(pid).ok().flatten());
+                    if let Some(Err(error)) = runtime.map(|runtime| process::signal(runtime, Signal::WINCH)) {
+                        debug!(%error, "the runtime does not learn of the terminal's size");
+                    }
                 }
             }
             Ok(relay_input::Kind::Signal(name)) => match signal(&name) {

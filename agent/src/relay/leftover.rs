@@ -29,9 +29,6 @@ pub fn end(places: &Places) {
             }
         }
     }
-    for socket in names(&places.run).into_iter().filter(|name| name.starts_with("tty-") && name.ends_with(".sock")) {
-        remove(&places.run.join(socket));
-    }
 }
 
 fn end_one(pid_file: &Path, cgroup: &str) {

@@ -1,106 +1,43 @@
-//! A command's terminal: the runtime makes it inside the container and hands its other end over a socket (runc's console socket, one
-//! message with one descriptor, as in runtime-spec's runtimes; unix(7), SCM_RIGHTS).
+//! A command's terminal. The runtime makes the one inside the container and passes it on to its own standard streams; those are a
+//! terminal made here (pty(7)), so that it is as every OCI runtime is run by a person.
 
-use std::fs::{self, File};
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use rustix::termios::{Winsize, isatty, tcsetwinsize};
-use tokio::io::Interest;
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::net::unix::pipe;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::time::timeout;
 
-/// How long the runtime may take to hand the terminal over.
-const HANDOVER: Duration = Duration::from_secs(10);
-
-/// Where the runtime hands a terminal over; the socket's file goes with it.
-#[derive(Debug)]
-pub struct ConsoleSocket {
-    path: PathBuf,
-    listener: UnixListener,
-}
-
-/// The end of a terminal that is not the command's.
+/// The end of a terminal that is not the runtime's.
 #[derive(Debug)]
 pub struct Terminal {
     pub reader: pipe::Receiver,
     pub writer: pipe::Sender,
-    control: OwnedFd,
+    pub control: Control,
 }
 
-impl ConsoleSocket {
-    pub fn bind(path: PathBuf) -> io::Result<Self> {
-        Ok(Self { listener: UnixListener::bind(&path)?, path })
-    }
+/// Sets a terminal's size.
+#[derive(Debug)]
+pub struct Control(OwnedFd);
 
-    pub fn path(&self) -> &PathBuf {
-        &self.path
-    }
-
-    /// The terminal, once the runtime has handed it over.
-    pub async fn accept(&self) -> io::Result<Terminal> {
-        let handed = async {
-            let (stream, _) = self.listener.accept().await?;
-            receive(&stream).await
-        };
-        let silent = || io::Error::new(io::ErrorKind::TimedOut, format!("no terminal within {} s", HANDOVER.as_secs()));
-        Terminal::new(timeout(HANDOVER, handed).await.map_err(|_| silent())??)
-    }
+/// Makes a terminal: our end, and the one for the runtime.
+pub fn open() -> io::Result<(Terminal, OwnedFd)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let ours = openpt(flags)?;
+    unlockpt(&ours)?;
+    let runtimes = ioctl_tiocgptpeer(&ours, flags)?;
+    fcntl_setfl(&ours, fcntl_getfl(&ours)? | OFlags::NONBLOCK)?;
+    let file = || ours.try_clone().map(File::from);
+    let (reader, writer) = (pipe::Receiver::from_file_unchecked(file()?)?, pipe::Sender::from_file_unchecked(file()?)?);
+    Ok((Terminal { reader, writer, control: Control(ours) }, runtimes))
 }
 
-impl Drop for ConsoleSocket {
-    fn drop(&mut self) {
-        // Gone already, or swept with the run directory at the next boot.
-        drop(fs::remove_file(&self.path));
-    }
-}
-
-impl Terminal {
-    fn new(end: OwnedFd) -> io::Result<Self> {
-        if !isatty(&end) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the runtime handed over something else than a terminal"));
-        }
-        fcntl_setfl(&end, fcntl_getfl(&end)? | OFlags::NONBLOCK)?;
-        let (reader, writer) = (File::from(end.try_clone()?), File::from(end.try_clone()?));
-        Ok(Self { reader: pipe::Receiver::from_file_unchecked(reader)?, writer: pipe::Sender::from_file_unchecked(writer)?, control: end })
-    }
-
-    /// A second handle for [`resize`].
-    pub fn control(&self) -> io::Result<OwnedFd> {
-        self.control.try_clone()
-    }
-}
-
-/// Tells the programs on the terminal its size; SIGWINCH goes to those in its foreground.
-pub fn resize(terminal: &OwnedFd, rows: u32, columns: u32) -> io::Result<()> {
-    let cells = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
-    Ok(tcsetwinsize(terminal, Winsize { ws_row: cells(rows), ws_col: cells(columns), ws_xpixel: 0, ws_ypixel: 0 })?)
-}
-
-async fn receive(stream: &UnixStream) -> io::Result<OwnedFd> {
-    loop {
-        stream.readable().await?;
-        let received = stream.try_io(Interest::READABLE, || {
-            let mut name = [0; 4096];
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut control = RecvAncillaryBuffer::new(&mut space);
-            recvmsg(stream, &mut [IoSliceMut::new(&mut name)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-            let mut descriptors = control.drain().filter_map(|message| match message {
-                RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-                _ => None,
-            });
-            let none = || io::Error::new(io::ErrorKind::UnexpectedEof, "the runtime handed no terminal over");
-            descriptors.find_map(|mut descriptors| descriptors.next()).ok_or_else(none)
-        });
-        match received {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            done => return done,
-        }
+impl Control {
+    /// The runtime takes the size over when it begins, and at SIGWINCH.
+    pub fn resize(&self, rows: u32, columns: u32) -> io::Result<()> {
+        let cells = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
+        Ok(tcsetwinsize(&self.0, Winsize { ws_row: cells(rows), ws_col: cells(columns), ws_xpixel: 0, ws_ypixel: 0 })?)
     }
 }
