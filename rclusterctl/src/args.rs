@@ -91,6 +91,16 @@ pub enum Command {
     Logs(Logs),
     /// Runs a command in a container of a running task.
     Exec(Exec),
+    /// Shows what a container writes from now on, and ends as it does.
+    Attach(Attach),
+    /// Shows what containers use of their hosts.
+    Stats(Stats),
+    /// Shows the processes of a task's containers.
+    Top(Top),
+    /// Freezes the containers of tasks.
+    Pause(Pause),
+    /// Lets the containers of tasks go on.
+    Unpause(Pause),
     /// Shows what has happened.
     Events {
         /// Not older than this: a span such as 10m, or a time such as 2026-11-21T10:00:00Z.
@@ -212,7 +222,7 @@ pub struct Logs {
     /// Goes on with each new line.
     #[arg(short, long)]
     pub follow: bool,
-    /// Only so many last lines of each container.
+    /// Only so many last lines of each container; 0: none of those that are there.
     #[arg(short = 'n', long, value_name = "LINES")]
     pub tail: Option<u32>,
     /// Not older than this: a span such as 10m, or a time such as 2026-11-21T10:00:00Z.
@@ -248,6 +258,43 @@ pub struct Exec {
     pub target: String,
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// Which container of the task; its first when not given.
+    #[arg(short, long, value_name = "NAME")]
+    pub container: Option<String>,
+    /// Passes Ctrl-C on to the container instead of leaving it.
+    #[arg(long)]
+    pub sig_proxy: bool,
+    /// A task's name or id; a service's name stands for one of its running tasks.
+    #[arg(value_name = "TASK|SERVICE")]
+    pub target: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Stats {
+    /// Only of this service or task; all when not given.
+    #[arg(value_name = "SERVICE|TASK")]
+    pub target: Option<String>,
+    /// Shows the use over one second, and ends.
+    #[arg(long)]
+    pub no_stream: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Top {
+    /// A task's name or id; a service's name stands for one of its running tasks.
+    #[arg(value_name = "TASK|SERVICE")]
+    pub target: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Pause {
+    /// Names or ids of tasks; a service's name stands for all of its running tasks.
+    #[arg(required = true, value_name = "TASK|SERVICE")]
+    pub targets: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -444,8 +491,7 @@ fn parse_node_label(text: &str) -> Result<(String, String, String), String> {
 }
 
 /// Verbs of the design that are not built yet, with the verb that they stand under; a verb may have another way to the same end.
-const NOT_BUILT_YET: [(&str, &str); 55] = [
-    ("", "attach"),
+const NOT_BUILT_YET: [(&str, &str); 50] = [
     ("", "audit"),
     ("", "check"),
     ("", "config"),
@@ -453,7 +499,6 @@ const NOT_BUILT_YET: [(&str, &str); 55] = [
     ("", "explain"),
     ("", "image"),
     ("", "info"),
-    ("", "pause"),
     ("", "port-forward"),
     ("", "promote"),
     ("", "restart"),
@@ -461,10 +506,7 @@ const NOT_BUILT_YET: [(&str, &str); 55] = [
     ("", "run"),
     ("", "secret"),
     ("", "stack"),
-    ("", "stats"),
     ("", "system"),
-    ("", "top"),
-    ("", "unpause"),
     ("", "update"),
     ("", "volume"),
     ("cluster", "backup"),

@@ -136,7 +136,7 @@ impl Runtime {
 
     /// Begins a command in a running container. The runtime stays in the foreground and ends with the command's exit code; its own
     /// standard streams are the command's.
-    pub fn exec(&self, call: ExecCall<'_>) -> Result<Child, RuntimeError> {
+    pub fn begin_exec(&self, call: ExecCall<'_>) -> Result<Child, RuntimeError> {
         let mut command = self.command();
         command.arg("exec").arg("--process").arg(call.process).arg("--pid-file").arg(call.pid_file);
         let failed = |source| RuntimeError::Spawn { program: self.program.clone(), source };
@@ -163,6 +163,16 @@ impl Runtime {
         }
         let text = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
         Err(said(text, &output.status.to_string()))
+    }
+
+    /// Freezes all processes of the container.
+    pub async fn pause(&self, id: &str) -> Result<(), RuntimeError> {
+        self.call("pause", id, &["pause", id]).await.map(drop)
+    }
+
+    /// Lets them go on.
+    pub async fn resume(&self, id: &str) -> Result<(), RuntimeError> {
+        self.call("resume", id, &["resume", id]).await.map(drop)
     }
 
     /// Removes the container with whatever still runs in it; with `--force`, one that is not there is no error.

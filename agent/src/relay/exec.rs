@@ -166,7 +166,7 @@ impl Running {
             (None, if asked.stdin { Streams::Pipes } else { Streams::OutputOnly })
         };
         let call = ExecCall { id: &target.container.id, process: &files.process, pid_file: &files.pid, streams };
-        let child = tools.runtime.exec(call).map_err(|error| internal("begin the command", &error))?;
+        let child = tools.runtime.begin_exec(call).map_err(|error| internal("begin the command", &error))?;
         Ok(Self { child, terminal, files, ended: false })
     }
 
@@ -295,7 +295,7 @@ async fn hear(line: &mut Line, pieces: mpsc::Sender<Vec<u8>>, control: Option<(C
 }
 
 /// The signals that a terminal's user can give.
-fn signal(name: &str) -> Option<Signal> {
+pub fn signal(name: &str) -> Option<Signal> {
     Some(match name {
         "SIGHUP" => Signal::HUP,
         "SIGINT" => Signal::INT,

@@ -3,9 +3,13 @@
 //! Each has a connection of its own to the leader: who does not read what a container writes makes that container wait, and nobody
 //! else. It ends with the session in which it was asked for, and what was begun for it in the container ends with it.
 
+mod attach;
 mod exec;
-pub mod leftover;
+mod pause;
+mod stats;
 mod terminal;
+
+pub mod leftover;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -173,15 +177,11 @@ async fn serve(tools: &Arc<Tools>, command: v1::RelayCommand, line: &mut Line) -
     debug!(id = line.id, task = task_id, container = target.container.name, "relay");
     match kind {
         Some(relay_open::Kind::Exec(exec)) => exec::run(tools, &target, exec, line).await,
-        Some(
-            relay_open::Kind::Attach(_)
-            | relay_open::Kind::CopyFrom(_)
-            | relay_open::Kind::CopyTo(_)
-            | relay_open::Kind::Stats(_)
-            | relay_open::Kind::Top(_)
-            | relay_open::Kind::Pause(_),
-        )
-        | None => Err(invalid("this agent does not know what the relay is for: is it older than rclusterctl?")),
+        Some(relay_open::Kind::Attach(v1::RelayAttach {})) => attach::attach(tools, &target, line).await,
+        Some(relay_open::Kind::Stats(asked)) => stats::stats(tools, &target, asked, line).await,
+        Some(relay_open::Kind::Top(v1::RelayTop {})) => stats::top(tools, &target, line).await,
+        Some(relay_open::Kind::Pause(asked)) => pause::pause(tools, &target, asked, line).await,
+        Some(relay_open::Kind::CopyFrom(_) | relay_open::Kind::CopyTo(_)) | None => Err(invalid("this agent does not know what the relay is for: is it older than rclusterctl?")),
     }
 }
 

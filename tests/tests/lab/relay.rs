@@ -268,3 +268,75 @@ fn a_terminal_has_the_persons_size_follows_it_and_passes_keys_on() {
     assert_eq!(person.child.wait().unwrap().code(), Some(9));
     turn.finish();
 }
+
+#[test]
+fn stats_and_top_show_what_a_busy_container_does() {
+    let (turn, task) = pod("stats", 1);
+    let lab = turn.lab();
+    // Half a minute of one processor and 32 MiB: ended with its user at the end of the test.
+    let mut command = lab.command(&["exec", "box.1", "sh", "-c", "x=$(head -c 33554432 /dev/zero | tr '\\0' a); while true; do :; done"]);
+    let mut busy = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let number = |row: &serde_json::Value, key: &str| row[key].as_f64().unwrap_or(-1.0);
+    let rows = wait_for("the busy container shows", Duration::from_secs(60), || {
+        let rows: Vec<serde_json::Value> = lab.json(&["stats", "box", "--no-stream"])?;
+        let busy = rows.iter().any(|row| row["container"] == "main" && number(row, "cpu_percent") > 20.0 && number(row, "memory_bytes") > 3e7);
+        Ok(busy.then_some(rows))
+    })
+    .unwrap();
+    assert_eq!(rows.len(), 2);
+    let of = |name: &str| rows.iter().find(|row| row["container"] == name).unwrap();
+    assert!(number(of("main"), "cpu_percent") < 150.0, "one process has one processor: {rows:?}");
+    assert!(number(of("side"), "cpu_percent") < number(of("main"), "cpu_percent"), "{rows:?}");
+    assert!(number(of("main"), "pids") >= 2.0 && number(of("side"), "pids") >= 1.0, "{rows:?}");
+    assert_eq!((&of("main")["task"], &of("main")["node"]), (&"box.1".into(), &task.node.clone().into()));
+    let table = lab.ctl(&["stats", "box.1", "--no-stream"]).unwrap();
+    assert!(table.starts_with("TASK    NODE   CONTAINER   CPU"), "{table}");
+    let top: Vec<serde_json::Value> = lab.json(&["top", "box.1"]).unwrap();
+    let first = top.iter().find(|one| one["container"] == "main" && one["pid_in_container"] == 1).unwrap();
+    assert_eq!(first["command"], "/bin/busybox sleep 100000");
+    let busiest = top.iter().max_by_key(|one| one["cpu_ms"].as_u64()).unwrap();
+    assert!(busiest["command"].as_str().unwrap().starts_with("sh -c x="), "{busiest}");
+    let refused = lab.ctl(&["stats", "none", "--no-stream"]).unwrap_err().to_string();
+    assert!(refused.contains("no task of none runs"), "{refused}");
+    busy.kill().unwrap();
+    busy.wait().unwrap();
+    turn.finish();
+}
+
+#[test]
+fn attach_shows_what_is_written_from_now_on_and_ends_as_the_container_does() {
+    let (turn, _) = pod("attach", 1);
+    let lab = turn.lab();
+    let lines = || lab.ctl(&["logs", "box"]).map(|logs| logs.lines().filter(|line| line.contains("line ")).count());
+    wait_for("something is in the past", SOON, || Ok((lines()? > 3).then_some(()))).unwrap();
+    let mut command = lab.command(&["attach", "box.1", "-c", "side"]);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let before = lines().unwrap();
+    wait_for("more is written", SOON, || Ok((lines()? > before + 5).then_some(()))).unwrap();
+    lab.ctl(&["exec", "box.1", "-c", "side", "/bin/busybox", "kill", "-9", "1"]).unwrap_or_default();
+    lab.ctl(&["rm", "service", "box"]).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = text(&output.stdout);
+    assert!(said.starts_with("line ") && !said.contains("line 1\n") && said.lines().count() > 5, "{said}");
+    assert_eq!(output.status.code(), Some(137), "{}", text(&output.stderr));
+    turn.finish();
+}
+
+#[test]
+fn a_paused_task_stands_still_and_can_be_removed() {
+    let (turn, _) = pod("freeze", 1);
+    let lab = turn.lab();
+    let lines = || lab.ctl(&["logs", "box.1"]).map(|logs| logs.lines().filter(|line| line.contains("line ")).count());
+    wait_for("it writes", SOON, || Ok((lines()? > 2).then_some(()))).unwrap();
+    lab.ctl(&["pause", "box.1"]).unwrap();
+    let refused = lab.ctl(&["exec", "box.1", "true"]).unwrap_err().to_string();
+    assert!(refused.contains("is paused"), "{refused}");
+    let before = lines().unwrap();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(lines().unwrap(), before, "five lines would have come");
+    lab.ctl(&["unpause", "box"]).unwrap();
+    wait_for("it writes again", SOON, || Ok((lines()? > before).then_some(()))).unwrap();
+    lab.ctl(&["pause", "box"]).unwrap();
+    lab.ctl(&["rm", "service", "box"]).unwrap();
+    turn.finish();
+}
