@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use rcluster_api::error::{ApiError, ErrorCode};
+use rcluster_api::error::ApiError;
 use rcluster_api::wire::v1::{self, relay_input, relay_output};
 use rustix::fs::{FileType, fstat};
 use rustix::process::Signal;
@@ -32,7 +32,6 @@ use crate::core::task::Process;
 use crate::core::user::{Identity, identify};
 use crate::exec::runtime_cli::{ExecCall, Streams};
 use crate::exec::{Tools, process};
-use crate::image::root::Root;
 
 /// Pieces of input that wait for a command that does not read.
 const PIECES_MAX: usize = 4;
@@ -76,14 +75,15 @@ fn exit(code: i32) -> relay_output::Kind {
 fn plan(target: &Target, asked: &v1::RelayExec) -> Result<Command, ApiError> {
     let path = target.place.config_file();
     let bytes = fs::read(&path).map_err(|error| internal("read the container's configuration", &error))?;
-    let config: serde_json::Value = serde_json::from_slice(&bytes).map_err(|error| internal("read the container's configuration", &error))?;
+    let config: serde_json::Value =
+        serde_json::from_slice(&bytes).map_err(|error| internal("read the container's configuration", &error))?;
     let user = if asked.user.is_empty() { None } else { Some(identity(target, &asked.user)?) };
     let asked = Asked { args: &asked.args, env: &asked.env, workdir: &asked.workdir, user: user.as_ref(), tty: asked.tty };
     command(&config["process"], &asked).map_err(|why| invalid(&why))
 }
 
 fn identity(target: &Target, user: &str) -> Result<Identity, ApiError> {
-    let root = root(target)?;
+    let root = target.root()?;
     let read = |path: &str| {
         let text = root.read_text(Path::new(path)).map_err(|error| internal(&format!("read /{path} in the container"), &error))?;
         Ok::<_, ApiError>(text.unwrap_or_default())
@@ -91,16 +91,9 @@ fn identity(target: &Target, user: &str) -> Result<Identity, ApiError> {
     identify(user, &read("etc/passwd")?, &read("etc/group")?).map_err(|why| invalid(&why))
 }
 
-fn root(target: &Target) -> Result<Root, ApiError> {
-    Root::open(&target.root()).map_err(|error| {
-        ApiError::new(ErrorCode::Conflict, format!("the root directory of container {}: {error}", target.container.name))
-            .hint("it may have just ended: rclusterctl ps -a")
-    })
-}
-
 /// What a shell would say of a command that cannot be run, and its exit code; `None` when it can, as far as can be seen from here.
 fn missing(target: &Target, program: &str, command: &Command) -> Result<Option<(i32, String)>, ApiError> {
-    let root = root(target)?;
+    let root = target.root()?;
     if let Err(error) = root.dir(Path::new(&command.cwd)) {
         return Err(invalid(&format!("working directory {}: {error}", command.cwd)).hint("choose another with -w DIR"));
     }
@@ -326,13 +319,10 @@ async fn discard(mut queue: mpsc::Receiver<Vec<u8>>) {
 }
 
 /// Sends what the command writes; returns its exit code after its end, when all it wrote is sent.
-async fn pass_out(
-    child: &mut Child,
-    streams: Vec<(Stream, Box<dyn AsyncRead + Send + Unpin>)>,
-    speaker: &Speaker,
-) -> Result<i32, Gone> {
+async fn pass_out(child: &mut Child, streams: Vec<(Stream, Box<dyn AsyncRead + Send + Unpin>)>, speaker: &Speaker) -> Result<i32, Gone> {
     let (over, is_over) = tokio::sync::watch::channel(false);
-    let reading = futures::future::try_join_all(streams.into_iter().map(|(stream, reader)| pass_stream(stream, reader, speaker, is_over.clone())));
+    let reading =
+        futures::future::try_join_all(streams.into_iter().map(|(stream, reader)| pass_stream(stream, reader, speaker, is_over.clone())));
     let waiting = async {
         let status = child.wait().await;
         over.send_replace(true);

@@ -4,6 +4,7 @@
 //! else. It ends with the session in which it was asked for, and what was begun for it in the container ends with it.
 
 mod attach;
+mod copy;
 mod exec;
 mod pause;
 mod stats;
@@ -11,7 +12,7 @@ mod terminal;
 
 pub mod leftover;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +30,8 @@ use tonic::Streaming;
 use tracing::{debug, info};
 
 use crate::core::task::{ContainerRecord, Phase, Process, Record};
-use crate::exec::Tools;
+use crate::exec::{Tools, process};
+use crate::image::root::Root;
 use crate::place::ContainerPlaces;
 
 /// So many are served at once; one more is refused.
@@ -147,6 +149,11 @@ impl Speaker {
         self.0.send(v1::RelayOutput { kind: Some(kind) }).await.map_err(|_| Gone)
     }
 
+    /// The same from a thread that may block.
+    pub fn say_blocking(&self, kind: relay_output::Kind) -> Result<(), Gone> {
+        self.0.blocking_send(v1::RelayOutput { kind: Some(kind) }).map_err(|_| Gone)
+    }
+
     /// Returns once nobody listens any more.
     pub async fn closed(&self) {
         self.0.closed().await;
@@ -165,8 +172,17 @@ pub struct Target {
 
 impl Target {
     /// The container's root directory as its own processes see it.
-    pub fn root(&self) -> PathBuf {
-        Path::new("/proc").join(self.process.pid.to_string()).join("root")
+    pub fn root(&self) -> Result<Root, ApiError> {
+        let opened = Root::open(&PathBuf::from(format!("/proc/{}/root", self.process.pid)));
+        // Looked at after it was opened: else the number could have gone to another process before.
+        let same = process::look(self.process.pid).is_ok_and(|found| found == Some(self.process));
+        match opened {
+            Ok(root) if same => Ok(root),
+            Ok(_) | Err(_) => {
+                let message = format!("container {} has just ended", self.container.name);
+                Err(ApiError::new(ErrorCode::Conflict, message).hint("rclusterctl ps -a says what became of its task"))
+            }
+        }
     }
 }
 
@@ -181,7 +197,9 @@ async fn serve(tools: &Arc<Tools>, command: v1::RelayCommand, line: &mut Line) -
         Some(relay_open::Kind::Stats(asked)) => stats::stats(tools, &target, asked, line).await,
         Some(relay_open::Kind::Top(v1::RelayTop {})) => stats::top(tools, &target, line).await,
         Some(relay_open::Kind::Pause(asked)) => pause::pause(tools, &target, asked, line).await,
-        Some(relay_open::Kind::CopyFrom(_) | relay_open::Kind::CopyTo(_)) | None => Err(invalid("this agent does not know what the relay is for: is it older than rclusterctl?")),
+        Some(relay_open::Kind::CopyFrom(asked)) => copy::copy_from(tools, &target, asked, line).await,
+        Some(relay_open::Kind::CopyTo(asked)) => copy::copy_to(tools, &target, asked, line).await,
+        None => Err(invalid("this agent does not know what the relay is for: is it older than rclusterctl?")),
     }
 }
 

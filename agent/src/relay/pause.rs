@@ -71,5 +71,6 @@ async fn thaw(tools: &Tools, container: &ContainerRecord, mark: &std::path::Path
 }
 
 fn refused(container: &ContainerRecord, error: &crate::exec::runtime_cli::RuntimeError) -> ApiError {
-    ApiError::new(ErrorCode::Conflict, format!("container {}: {error}", container.name)).hint("rclusterctl ps -a shows whether it still runs")
+    ApiError::new(ErrorCode::Conflict, format!("container {}: {error}", container.name))
+        .hint("rclusterctl ps -a shows whether it still runs")
 }

@@ -98,10 +98,13 @@ fn container_stats(dirs: &[PathBuf], container: &str) -> v1::ContainerStats {
             .collect(),
     );
     let reclaimable = most(
-        texts("memory.stat").map(|text| usage::keyed(&text, "total_inactive_file").or_else(|| usage::keyed(&text, "inactive_file"))).collect(),
+        texts("memory.stat")
+            .map(|text| usage::keyed(&text, "total_inactive_file").or_else(|| usage::keyed(&text, "inactive_file")))
+            .collect(),
     );
     let memory = number("memory.usage_in_bytes", "memory.current").unwrap_or_default();
-    let io = texts("blkio.throttle.io_service_bytes").map(|text| usage::io_v1(&text)).chain(texts("io.stat").map(|text| usage::io_v2(&text)));
+    let io =
+        texts("blkio.throttle.io_service_bytes").map(|text| usage::io_v1(&text)).chain(texts("io.stat").map(|text| usage::io_v2(&text)));
     let (read_bytes, written_bytes) = io.max().unwrap_or_default();
     v1::ContainerStats {
         container: container.to_owned(),

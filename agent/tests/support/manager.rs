@@ -9,8 +9,8 @@ use std::time::Duration;
 use futures::Stream;
 use rcluster_api::wire::v1::dispatcher_server::{Dispatcher, DispatcherServer};
 use rcluster_api::wire::v1::{
-    AgentMessage, Assignments, HeartbeatAck, LogChunk, LogsCommand, ManagerMessage, PublishLogsResponse, Register, RelayInput, RelayOutput, Task, TaskReport,
-    TaskState, TaskStatus, Welcome, agent_message, manager_message,
+    AgentMessage, Assignments, HeartbeatAck, LogChunk, LogsCommand, ManagerMessage, PublishLogsResponse, Register, RelayInput, RelayOutput,
+    Task, TaskReport, TaskState, TaskStatus, Welcome, agent_message, manager_message,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};

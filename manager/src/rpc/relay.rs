@@ -36,11 +36,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 const REST: Duration = Duration::from_secs(5);
 
 /// Passes on what the user sends and what the agent answers.
-pub async fn stream(
-    store: Store,
-    term: Arc<Term>,
-    mut inputs: Streaming<v1::RelayInput>,
-) -> Result<Answers<v1::RelayOutput>, Status> {
+pub async fn stream(store: Store, term: Arc<Term>, mut inputs: Streaming<v1::RelayInput>) -> Result<Answers<v1::RelayOutput>, Status> {
     let open = opening(&mut inputs).await?;
     let task = find(&store.state(), &open.target)?;
     let node = task.node_id.clone().ok_or_else(|| not_running(&task))?;

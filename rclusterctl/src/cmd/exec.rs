@@ -106,7 +106,8 @@ fn pass_input(inputs: Inputs) {
 }
 
 fn window_changes(tty: bool) -> Result<Option<Signal>, CliError> {
-    let watch = || signal(SignalKind::window_change()).map_err(|error| CliError::refused(format!("watch the terminal's size: {error}"), ""));
+    let watch =
+        || signal(SignalKind::window_change()).map_err(|error| CliError::refused(format!("watch the terminal's size: {error}"), ""));
     tty.then(watch).transpose()
 }
 

@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod change;
 pub mod context;
+pub mod copy;
 pub mod deploy;
 pub mod exec;
 pub mod follow;
@@ -31,6 +32,7 @@ pub async fn run(command: Command, session: Session, out: Out) -> Result<(), Cli
         Command::Scale { targets, wait } => change::scale(session, out, &targets, wait).await,
         Command::Logs(args) => logs::logs(session, out, args).await,
         Command::Exec(args) => exec::exec(session, args).await,
+        Command::Copy(args) => copy::copy(session, args).await,
         Command::Attach(args) => attach::attach(session, args).await,
         Command::Stats(args) => stats::stats(session, out, args).await,
         Command::Top(args) => stats::top(session, out, args).await,

@@ -45,14 +45,14 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-
 #[test]
 fn exec_passes_output_input_and_exit_codes_on() {
     let (turn, task) = pod("exec", 3);
     let lab = turn.lab();
     let output = run(lab, &["exec", "box.1", "--", "sh", "-c", "echo out; echo err >&2; exit 7"], b"");
     assert_eq!((text(&output.stdout), text(&output.stderr), output.status.code()), ("out\n".into(), "err\n".into(), Some(7)));
-    let output = run(lab, &["exec", "box", "-e", "A=b c", "-w", "/tmp", "-u", "app", "sh", "-c", "echo $A $OWN; pwd; id -u; echo $HOME"], b"");
+    let output =
+        run(lab, &["exec", "box", "-e", "A=b c", "-w", "/tmp", "-u", "app", "sh", "-c", "echo $A $OWN; pwd; id -u; echo $HOME"], b"");
     assert_eq!(text(&output.stdout), "b c mine\n/tmp\n1000\n/\n");
     assert_eq!(text(&output.stderr), format!("box.1 on {}\n", task.node), "a service's name stands for a task, and it is said which");
     let output = run(lab, &["exec", "-i", &task.id, "--", "sh", "-c", "read line; echo got $line; cat | wc -c"], b"hello\n12345");
@@ -86,7 +86,8 @@ fn what_cannot_be_executed_says_why() {
         assert_eq!(output.status.code(), Some(code), "{arguments:?}");
     }
     lab.host("kill", &["n1/agent"]).unwrap();
-    let unconnected = || Ok(Some(run(lab, &["exec", "box.1", "ls"], b"")).filter(|output| text(&output.stderr).contains("is not connected")));
+    let unconnected =
+        || Ok(Some(run(lab, &["exec", "box.1", "ls"], b"")).filter(|output| text(&output.stderr).contains("is not connected")));
     let output = wait_for("the leader has noticed", SOON, unconnected).unwrap();
     assert!(text(&output.stderr).contains("hint: wait until it is back"), "{}", text(&output.stderr));
     lab.host("start", &["n1/agent"]).unwrap();
@@ -161,7 +162,8 @@ fn a_command_goes_with_its_user_with_the_leader_and_with_the_agent() {
         child
     };
     fn count_of(lab: &Lab, seconds: &str) -> anyhow::Result<usize> {
-        let found = lab.ctl(&["exec", "box.1", "sh", "-c", &format!("ps -o args | grep -c '^sh -c trap.*sleep {seconds}; tru[e]'; true")])?;
+        let found =
+            lab.ctl(&["exec", "box.1", "sh", "-c", &format!("ps -o args | grep -c '^sh -c trap.*sleep {seconds}; tru[e]'; true")])?;
         Ok(found.trim().parse()?)
     }
     let gone = |seconds: &str| wait_for("the command has gone", SOON, || Ok((count_of(lab, seconds)? == 0).then_some(()))).unwrap();
@@ -279,7 +281,8 @@ fn stats_and_top_show_what_a_busy_container_does() {
     let number = |row: &serde_json::Value, key: &str| row[key].as_f64().unwrap_or(-1.0);
     let rows = wait_for("the busy container shows", Duration::from_secs(60), || {
         let rows: Vec<serde_json::Value> = lab.json(&["stats", "box", "--no-stream"])?;
-        let busy = rows.iter().any(|row| row["container"] == "main" && number(row, "cpu_percent") > 20.0 && number(row, "memory_bytes") > 3e7);
+        let busy =
+            rows.iter().any(|row| row["container"] == "main" && number(row, "cpu_percent") > 20.0 && number(row, "memory_bytes") > 3e7);
         Ok(busy.then_some(rows))
     })
     .unwrap();
@@ -338,5 +341,127 @@ fn a_paused_task_stands_still_and_can_be_removed() {
     wait_for("it writes again", SOON, || Ok((lines()? > before).then_some(()))).unwrap();
     lab.ctl(&["pause", "box"]).unwrap();
     lab.ctl(&["rm", "service", "box"]).unwrap();
+    turn.finish();
+}
+
+#[test]
+fn files_are_copied_both_ways_as_docker_does() {
+    let (turn, _) = pod("cp", 1);
+    let lab = turn.lab();
+    let dir = tempfile::tempdir().unwrap();
+    let local = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let big = noise(5 << 20);
+    std::fs::create_dir_all(dir.path().join("tree/deep/er")).unwrap();
+    std::fs::write(dir.path().join("tree/big"), &big).unwrap();
+    std::fs::write(dir.path().join("tree/deep/er/run.sh"), "#!/bin/sh\necho ran\n").unwrap();
+    std::fs::set_permissions(dir.path().join("tree/deep/er/run.sh"), std::os::unix::fs::PermissionsExt::from_mode(0o751)).unwrap();
+    std::os::unix::fs::symlink("deep/er", dir.path().join("tree/link")).unwrap();
+    let copy = |from: &str, to: &str| lab.ctl(&["cp", from, to]);
+    let inside = |script: &str| lab.ctl(&["exec", "box.1", "sh", "-c", script]).unwrap();
+
+    copy(&local("tree"), "box.1:/tmp").unwrap();
+    assert_eq!(
+        inside("cd /tmp/tree; find . | sort; readlink link; stat -c '%a %u %g' deep/er/run.sh; ./link/run.sh"),
+        ".\n./big\n./deep\n./deep/er\n./deep/er/run.sh\n./link\ndeep/er\n751 0 0\nran\n"
+    );
+    copy(&local("tree"), "box.1:/tmp/named").unwrap();
+    copy(&local("tree/."), "box.1:/tmp/named").unwrap();
+    assert_eq!(inside("cd /tmp/named; find . | wc -l"), "6\n", "a second copy of the contents changes nothing");
+    copy(&local("tree/deep/er/run.sh"), "box.1:/tmp/other.sh").unwrap();
+    copy(&local("tree/deep/er/run.sh"), "box.1:tmp/").unwrap();
+    assert_eq!(inside("/tmp/other.sh; /tmp/run.sh"), "ran\nran\n");
+
+    copy("box.1:/tmp/tree", &local("back")).unwrap();
+    assert!(std::fs::read(local("back/big")).unwrap() == big);
+    assert_eq!(std::fs::read_link(local("back/link")).unwrap().to_string_lossy(), "deep/er");
+    assert_eq!(std::fs::read_to_string(local("back/link/run.sh")).unwrap(), "#!/bin/sh\necho ran\n");
+    std::fs::create_dir(local("into")).unwrap();
+    copy("box.1:/tmp/tree", &local("into")).unwrap();
+    copy("box.1:/tmp/tree/.", &local("into")).unwrap();
+    copy("box.1:/tmp/tree/deep/er/run.sh", &local("into")).unwrap();
+    let mut names: Vec<_> =
+        std::fs::read_dir(local("into")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["big", "deep", "link", "run.sh", "tree"]);
+
+    let archive = run(lab, &["cp", "box.1:/tmp/tree", "-"], b"");
+    assert!(archive.status.success() && archive.stdout.len() > 5 << 20);
+    inside("mkdir /tmp/piped");
+    let output = run(lab, &["cp", "-", "box.1:/tmp/piped"], &archive.stdout);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+    assert_eq!(inside("cmp /tmp/piped/tree/big /tmp/tree/big && echo same"), "same\n");
+    for (from, to, expected) in [
+        ("box.1:/nowhere", local("x"), "/nowhere in container main: there is no such file"),
+        ("box.1:/tmp/tree/big", local("no/"), "there is no directory"),
+        ("box.1:/tmp/tree", local("tree/big"), "is a file, and a directory cannot be copied onto it"),
+        ("box.1:/tmp/tree", local("no/way"), "there is no directory"),
+        ("a", "b".to_owned(), "neither end is in a container"),
+        ("box.1:/a", "box.1:/b".to_owned(), "both ends are in containers"),
+        (&local("nothing"), "box.1:/tmp".to_owned(), "No such file"),
+        (&local("tree/big"), "box.1:/tmp/no/".to_owned(), "there is no directory /tmp/no/"),
+        (&local("tree/big"), "box.1:/no/way".to_owned(), "there is no directory /no"),
+        (&local("tree"), "box.1:/etc/passwd".to_owned(), "/etc/passwd is a file, and a directory cannot be copied onto it"),
+        (&local("tree/big"), "box.1:/proc/version".to_owned(), "copy to container main"),
+    ] {
+        let refused = copy(from, &to).unwrap_err().to_string();
+        assert!(refused.contains(expected), "{from} to {to}: {refused}");
+    }
+    turn.finish();
+}
+
+#[test]
+fn no_link_of_a_container_leads_a_copy_out_of_it() {
+    let (turn, _) = pod("cp-escape", 1);
+    let lab = turn.lab();
+    let dir = tempfile::tempdir().unwrap();
+    let local = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    std::fs::write(dir.path().join("mine"), "from outside\n").unwrap();
+    // The host has this file and the container has not; no copy may find it, and none may change it.
+    let witness = dir.path().join("witness");
+    std::fs::write(&witness, "the host's\n").unwrap();
+    let host_dir = dir.path().to_string_lossy().into_owned();
+    let inside = |script: &str| lab.ctl(&["exec", "box.1", "sh", "-c", script]).unwrap();
+    let escapes = [
+        host_dir.clone(),
+        format!("../../../../../../../../../..{host_dir}"),
+        format!("/proc/1/root{host_dir}"),
+        format!("/proc/self/root{host_dir}"),
+    ];
+    for (number, escape) in escapes.iter().enumerate() {
+        inside(&format!("ln -s {escape} /tmp/out{number}; ln -s {escape}/witness /tmp/file{number}"));
+        for from in [format!("box.1:/tmp/out{number}/witness"), format!("box.1:{escape}/witness")] {
+            lab.ctl(&["cp", &from, &local("stolen")]).unwrap_err();
+        }
+        lab.ctl(&["cp", "-L", &format!("box.1:/tmp/file{number}"), &local("stolen")]).unwrap_err();
+        for to in [format!("box.1:/tmp/out{number}/witness"), format!("box.1:/tmp/file{number}"), format!("box.1:/tmp/out{number}/new")] {
+            // It may be refused, or land on a path of the container itself; the host's files tell.
+            drop(lab.ctl(&["cp", &local("mine"), &to]));
+        }
+    }
+    // An archive that goes through a link it brings along, one that goes upwards, and one with a hard link to the host's file.
+    for (name, kind, link, then) in [
+        ("l", tar::EntryType::Symlink, host_dir.as_str(), "l/witness"),
+        ("l2", tar::EntryType::Symlink, "../../../../../../../..", "l2/witness"),
+        ("h", tar::EntryType::Link, "../../witness", "h"),
+        ("up", tar::EntryType::Symlink, "x", "../../witness"),
+    ] {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(0);
+        header.set_mode(0o777);
+        archive.append_link(&mut header, name, link).unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_size(5);
+        header.set_mode(0o644);
+        header.as_gnu_mut().unwrap().name[..then.len()].copy_from_slice(then.as_bytes());
+        header.set_cksum();
+        archive.append(&header, &b"evil\n"[..]).unwrap();
+        drop(run(lab, &["cp", "-", "box.1:/tmp"], &archive.into_inner().unwrap()));
+    }
+    assert_eq!(std::fs::read_to_string(&witness).unwrap(), "the host's\n");
+    let mut names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["mine", "witness"], "nothing came out, and nothing was made outside");
     turn.finish();
 }

@@ -199,7 +199,8 @@ mod tests {
 
     #[test]
     fn the_image_leads_from_its_name_to_the_binary() {
-        let files = entries(&image(b"elf", &BTreeMap::from([("bin/tool".to_owned(), b"tool".to_vec())]), "rcluster/probe:demo", "amd64").unwrap());
+        let files =
+            entries(&image(b"elf", &BTreeMap::from([("bin/tool".to_owned(), b"tool".to_vec())]), "rcluster/probe:demo", "amd64").unwrap());
         let read = |path: &str| -> Value { serde_json::from_slice(&files[path].1).unwrap() };
         let blob = |descriptor: &Value| {
             let name = descriptor["digest"].as_str().unwrap();
