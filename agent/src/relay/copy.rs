@@ -399,7 +399,7 @@ fn unpack_one<R: Read>(root: &Root, landing: &Landing, entry: &mut Entry<'_, R>,
     let mode = Mode::from_raw_mode(entry.header().mode().map_err(|error| said(&error))? & 0o7777);
     let seconds = i64::try_from(entry.header().mtime().map_err(|error| said(&error))?).map_err(|error| said(&error))?;
     let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
-    let times = Timestamps { last_access: time.clone(), last_modification: time };
+    let times = Timestamps { last_access: time, last_modification: time };
     let base = Path::new(&landing.directory);
     let Some(name) = path.file_name() else {
         // The directory that is filled stays as it is.
