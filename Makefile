@@ -35,8 +35,14 @@ build:
 demo: build
 	$(BIN)/rcluster-demo
 
-test: tools build
+test: tools build test-image
 	cargo test --profile $(PROFILE) --workspace
+
+.PHONY: test-image
+# The demo's image with a shell beside the demo's program, for what the tests run in containers.
+test-image: tools build
+	$(OUT)/rcluster-probe-image --binary $(OUT)/rcluster-probe --program "$$(command -v busybox):bin/busybox" \
+	  --ref rcluster/busybox:test --out $(BIN)/busybox.tar
 
 # What the tests compare with; the product itself needs none of it.
 tools:

@@ -159,6 +159,11 @@ impl ContainerPlaces {
         self.bundle.join("exit.json")
     }
 
+    /// There while the container is paused.
+    pub fn pause_file(&self) -> PathBuf {
+        self.bundle.join("paused")
+    }
+
     pub fn monitor_errors(&self) -> PathBuf {
         self.bundle.join("monitor.err")
     }

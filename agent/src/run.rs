@@ -17,6 +17,7 @@ use crate::exec::netd_client::Netd;
 use crate::host;
 use crate::image::Store;
 use crate::place::Places;
+use crate::relay;
 use crate::session::{self, Session};
 
 /// Runs the agent until it is told to end. Containers stay: the next agent adopts them.
@@ -59,6 +60,7 @@ pub async fn run(config: Config) -> Result<()> {
         statuses: statuses.subscribe(),
         assignments,
     };
+    relay::leftover::end(&tools.places);
     let agent = Agent::restore(Arc::clone(&tools), events.clone(), statuses).context("take up what is on the node")?;
 
     let mut scope = Scope::new();

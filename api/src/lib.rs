@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod container;
+pub mod copy;
 pub mod error;
 pub mod health;
 pub mod id;

@@ -6,6 +6,8 @@
 //! * [`status`]: which report replaces which.
 //! * [`seek`]: which manager to turn to next.
 //! * [`bundle`]: the OCI configuration of a container.
+//! * [`exec`]: the process of a command that is run in a container.
+//! * [`usage`]: numbers from the kernel's texts on what containers use.
 //! * [`user`]: who a container's process is, from the image's own `/etc/passwd` and `/etc/group`.
 //! * [`reference`]: when two names of an image are the same name.
 
@@ -18,6 +20,8 @@ pub mod status;
 pub mod seek;
 
 pub mod bundle;
+pub mod exec;
+pub mod usage;
 pub mod user;
 
 pub mod reference;

@@ -387,6 +387,10 @@ async fn remove_unstarted(tools: &Tools, task: &Task, container: &ContainerRecor
 }
 
 async fn stop_one(tools: &Tools, task: &Task, container: &ContainerRecord, grace: Duration) -> Exit {
+    let is_paused = tools.places.of_task(&task.id).of_container(&container.name).pause_file().exists();
+    if is_paused && let Err(error) = tools.runtime.resume(&container.id).await {
+        warn!(container = container.id, %error, "cannot let a paused container go on");
+    }
     let mut exit = std::pin::pin!(ended(tools, task, container));
     let signal = if grace.is_zero() { "SIGKILL" } else { &container.stop_signal };
     if let Err(error) = tools.runtime(task).kill(&container.id, signal).await {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::core::task::Exit;
@@ -51,6 +52,28 @@ pub struct MonitorCall<'a> {
     pub exit_file: &'a Path,
     /// Takes what the monitor says on stderr: a pipe would tie it to this process.
     pub errors: &'a Path,
+}
+
+/// A command to run in a container.
+#[derive(Debug)]
+pub struct ExecCall<'a> {
+    pub id: &'a str,
+    /// The process as runtime-spec describes it.
+    pub process: &'a Path,
+    /// Where the runtime says the command's number.
+    pub pid_file: &'a Path,
+    pub streams: Streams,
+}
+
+/// A command's standard streams.
+#[derive(Debug)]
+pub enum Streams {
+    /// Pipes.
+    Pipes,
+    /// Pipes, and an empty input.
+    OutputOnly,
+    /// The runtime's own are this terminal, which it passes on; what it says itself goes to a pipe.
+    Terminal(OwnedFd),
 }
 
 #[derive(Debug, Deserialize)]
@@ -111,6 +134,20 @@ impl Runtime {
         self.call("start", id, &["start", id]).await.map(drop)
     }
 
+    /// Begins a command in a running container. The runtime stays in the foreground and ends with the command's exit code; its own
+    /// standard streams are the command's.
+    pub fn begin_exec(&self, call: ExecCall<'_>) -> Result<Child, RuntimeError> {
+        let mut command = self.command();
+        command.arg("exec").arg("--process").arg(call.process).arg("--pid-file").arg(call.pid_file);
+        let failed = |source| RuntimeError::Spawn { program: self.program.clone(), source };
+        let (stdin, stdout) = match call.streams {
+            Streams::Pipes => (Stdio::piped(), Stdio::piped()),
+            Streams::OutputOnly => (Stdio::null(), Stdio::piped()),
+            Streams::Terminal(terminal) => (terminal.try_clone().map_err(failed)?.into(), terminal.into()),
+        };
+        command.arg(call.id).stdin(stdin).stdout(stdout).stderr(Stdio::piped()).kill_on_drop(true).spawn().map_err(failed)
+    }
+
     /// Sends a signal, by name or number, to the container's first process.
     pub async fn kill(&self, id: &str, signal: &str) -> Result<(), RuntimeError> {
         self.call("kill", id, &["kill", id, signal]).await.map(drop)
@@ -126,6 +163,16 @@ impl Runtime {
         }
         let text = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
         Err(said(text, &output.status.to_string()))
+    }
+
+    /// Freezes all processes of the container.
+    pub async fn pause(&self, id: &str) -> Result<(), RuntimeError> {
+        self.call("pause", id, &["pause", id]).await.map(drop)
+    }
+
+    /// Lets them go on.
+    pub async fn resume(&self, id: &str) -> Result<(), RuntimeError> {
+        self.call("resume", id, &["resume", id]).await.map(drop)
     }
 
     /// Removes the container with whatever still runs in it; with `--force`, one that is not there is no error.
