@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http_body_util::Empty;
@@ -34,6 +35,8 @@ pub struct Place {
     pub pid: u32,
     /// The pod's first address, if it is on a network.
     pub ip: Option<Ipv4Addr>,
+    /// There while a user has the container paused: what stands still is not asked how it is.
+    pub pause_file: PathBuf,
 }
 
 /// A health that differs from the one before, and what the check said that brought it about.
@@ -49,6 +52,10 @@ pub async fn change(runtime: &Runtime, place: &Place, checks: &mut Checks) -> Ch
         let left = checks.due_ms().saturating_sub(unix_ms());
         if left > 0 {
             sleep(Duration::from_millis(left).min(WAIT_MAX)).await;
+            continue;
+        }
+        if place.pause_file.exists() {
+            sleep(WAIT_MAX).await;
             continue;
         }
         let before = checks.health();

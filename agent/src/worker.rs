@@ -176,7 +176,8 @@ impl Worker {
                 let pid = container.process.filter(|_| container.phase == Phase::Started)?.pid;
                 let ip = self.task.networks.first().map(|network| network.ip);
                 let (tools, task) = (&self.tools, &self.task);
-                let place = Place { container: container.id.clone(), pid, ip };
+                let pause_file = tools.places.of_task(&task.id).of_container(&container.name).pause_file();
+                let place = Place { container: container.id.clone(), pid, ip, pause_file };
                 Some(async move { (*index, health::change(tools.runtime(task), &place, checks).await) })
             })
             .collect();

@@ -388,7 +388,7 @@ async fn remove_unstarted(tools: &Tools, task: &Task, container: &ContainerRecor
 
 async fn stop_one(tools: &Tools, task: &Task, container: &ContainerRecord, grace: Duration) -> Exit {
     let is_paused = tools.places.of_task(&task.id).of_container(&container.name).pause_file().exists();
-    if is_paused && let Err(error) = tools.runtime.resume(&container.id).await {
+    if is_paused && let Err(error) = tools.runtime(task).resume(&container.id).await {
         warn!(container = container.id, %error, "cannot let a paused container go on");
     }
     let mut exit = std::pin::pin!(ended(tools, task, container));

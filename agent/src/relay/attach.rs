@@ -32,7 +32,7 @@ pub async fn attach(tools: &Tools, target: &Target, line: &mut Line) -> Result<(
 async fn follow(tools: &Tools, target: &Target, speaker: &Speaker) -> Result<(), ApiError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let since_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-    let mut reader = Reader::new(tools.places.of_task(&target.task).logs, Selection { tail: 0, since_ms });
+    let mut reader = Reader::new(tools.places.of_task(&target.task.id).logs, Selection { tail: 0, since_ms });
     let mut monitor_ended = std::pin::pin!(async {
         match target.container.monitor {
             Some(monitor) => process::ended(monitor).await,

@@ -159,7 +159,7 @@ impl Running {
             (None, if asked.stdin { Streams::Pipes } else { Streams::OutputOnly })
         };
         let call = ExecCall { id: &target.container.id, process: &files.process, pid_file: &files.pid, streams };
-        let child = tools.runtime.begin_exec(call).map_err(|error| internal("begin the command", &error))?;
+        let child = tools.runtime(&target.task).begin_exec(call).map_err(|error| internal("begin the command", &error))?;
         Ok(Self { child, terminal, files, ended: false })
     }
 

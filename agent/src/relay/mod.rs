@@ -19,6 +19,7 @@ use std::time::Duration;
 use rcluster_api::client::endpoint;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{TaskId, is_id};
+use rcluster_api::object::Task;
 use rcluster_api::wire::v1::dispatcher_client::DispatcherClient;
 use rcluster_api::wire::v1::{self, relay_open, relay_output};
 use rcluster_base::ledger;
@@ -32,7 +33,7 @@ use tracing::{debug, info};
 use crate::core::task::{ContainerRecord, Phase, Process, Record};
 use crate::exec::{Tools, process};
 use crate::image::root::Root;
-use crate::place::ContainerPlaces;
+use crate::place::{ContainerPlaces, read_message};
 
 /// So many are served at once; one more is refused.
 const RELAYS_MAX: usize = 64;
@@ -163,7 +164,7 @@ impl Speaker {
 /// The container that is talked to.
 #[derive(Debug, Clone)]
 pub struct Target {
-    pub task: TaskId,
+    pub task: Arc<Task>,
     pub record: Record,
     pub container: ContainerRecord,
     pub process: Process,
@@ -207,8 +208,7 @@ fn find(tools: &Tools, task_id: &str, called: &str, wanted: &str) -> Result<Targ
     if !is_id(task_id) {
         return Err(invalid(&format!("{task_id:?} is not the id of a task")));
     }
-    let task = TaskId::from(task_id);
-    let places = tools.places.of_task(&task);
+    let places = tools.places.of_task(&TaskId::from(task_id));
     let record: Option<Record> = ledger::read(&places.record_file()).map_err(|error| internal("read the task's record", &error))?;
     let record = record.ok_or_else(|| {
         ApiError::new(ErrorCode::NotFound, format!("node {} has no task {called}", tools.node)).hint("rclusterctl ps -a shows where it is")
@@ -224,6 +224,9 @@ fn find(tools: &Tools, task_id: &str, called: &str, wanted: &str) -> Result<Targ
             .hint("rclusterctl ps -a shows what became of it")
     })?;
     let place = places.of_container(&container.name);
+    let broken = |error: anyhow::Error| internal("read the task", error.as_ref());
+    let task = read_message::<v1::Task>(&places.task_file()).map_err(broken)?.ok_or_else(|| invalid("the task has just been removed"))?;
+    let task = Arc::new(Task::try_from(task).map_err(|error| internal("read the task", &error))?);
     Ok(Target { task, record, container, process, place })
 }
 

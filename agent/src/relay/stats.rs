@@ -65,7 +65,7 @@ fn mounts() -> Result<Vec<CgroupMount>, ApiError> {
 
 /// The container's directory in each hierarchy that has one.
 fn dirs(mounts: &[CgroupMount], parent: &str, target: &Target, container: &str) -> Vec<PathBuf> {
-    let path = format!("{}/{}/{container}", parent.trim_start_matches('/'), target.task);
+    let path = format!("{}/{}/{container}", parent.trim_start_matches('/'), target.task.id);
     mounts.iter().map(|mount| mount.path.join(&path)).filter(|dir| dir.is_dir()).collect()
 }
 

@@ -339,8 +339,24 @@ fn a_paused_task_stands_still_and_can_be_removed() {
     assert_eq!(lines().unwrap(), before, "five lines would have come");
     lab.ctl(&["unpause", "box"]).unwrap();
     wait_for("it writes again", SOON, || Ok((lines()? > before).then_some(()))).unwrap();
-    lab.ctl(&["pause", "box"]).unwrap();
+    // Checks of health that would fail do not end a task that a person has paused.
+    lab.deploy(
+        "kind: Service\nname: well\nspec:\n  stop_grace: 0s\n  containers:\n    - image: rcluster/busybox:test\n      command: [/bin/busybox, \
+         sleep, \"100000\"]\n      healthcheck: {command: [/bin/busybox, \"true\"], interval: 100ms, retries: 1}\n",
+    )
+    .unwrap();
+    let well = lab.wait_running("well", 1, SOON).unwrap();
+    lab.ctl(&["pause", "box", "well"]).unwrap();
+    thread::sleep(Duration::from_secs(2));
+    lab.ctl(&["unpause", "well"]).unwrap();
+    let after = lab.wait_running("well", 1, SOON).unwrap();
+    assert_eq!((&after[0].id, after[0].health), (&well[0].id, rcluster_api::health::Health::Healthy));
+    lab.ctl(&["rm", "service", "well"]).unwrap();
+    // It goes while it is paused, and so does the host with it in a power cut.
     lab.ctl(&["rm", "service", "box"]).unwrap();
+    lab.deploy(&crate::web("lab", "web", 1)).unwrap();
+    lab.wait_running("web", 1, SOON).unwrap();
+    lab.ctl(&["pause", "web"]).unwrap();
     turn.finish();
 }
 
