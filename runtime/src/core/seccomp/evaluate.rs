@@ -82,14 +82,6 @@ fn meant(profile: &Profile, call: Call) -> Action {
     }
     let numbered = |name: &str| syscalls::find(name).and_then(|row| row.number(architecture));
     let named = || profile.rules.iter().flat_map(|rule| rule.names.iter().map(move |name| (name.as_str(), rule)));
-    let mut known: Vec<u32> = named().filter_map(|(name, _)| numbered(name)).filter(|number| *number < 0xf_0000).collect();
-    known.extend(named().filter_map(|(name, _)| syscalls::packed(name, architecture)).map(|packed| packed.number));
-    let gap = if architecture == Architecture::Arm { 0..0xf_0000 } else { 0..u32::MAX };
-    let unknown =
-        known.iter().max().is_some_and(|last| number > *last) && (gap.contains(&number) || number == u32::MAX && gap.end == number);
-    if unknown && !matches!(profile.default, Action::Allow | Action::Log | Action::Trace(_)) {
-        return Action::Errno(38);
-    }
     let telling = || named().filter(|(_, rule)| rule.action != profile.default);
     let mine = || telling().filter(|(name, _)| numbered(name) == Some(number)).map(|(_, rule)| rule);
     let packed_here = |name: &str| {
@@ -107,7 +99,21 @@ fn meant(profile: &Profile, call: Call) -> Action {
         let direct = numbered(name) == Some(number) && holds(rule, architecture, call);
         direct || packed_here(name) && !matches!(rule.action, Action::Allow | Action::Log)
     });
-    answers.next().map_or(profile.default, |(_, rule)| rule.action)
+    if let Some((_, rule)) = answers.next() {
+        return rule.action;
+    }
+    // A call that is told of is known, whatever its arguments.
+    let told = telling().any(|(name, rule)| {
+        let packable = syscalls::packed(name, architecture).is_some_and(|packed| packed.number == number);
+        numbered(name) == Some(number) || packable && (rule.conditions.is_empty() || !matches!(rule.action, Action::Allow | Action::Log))
+    });
+    let unpacked = named().filter(|(name, _)| syscalls::packed(name, architecture).is_none());
+    let last = unpacked.filter_map(|(name, _)| numbered(name)).filter(|number| *number < 0xf_0000).max();
+    let new = last.is_some_and(|last| number > last) && !(architecture == Architecture::Arm && number >= 0xf_0000);
+    if new && !told && !matches!(profile.default, Action::Allow | Action::Log | Action::Trace(_)) {
+        return Action::Errno(38);
+    }
+    profile.default
 }
 
 fn holds(rule: &Rule, architecture: Architecture, call: Call) -> bool {

@@ -8,9 +8,9 @@
 //!   (libseccomp). Else the first rule whose conditions all hold decides (libseccomp refuses or reorders such rules, by the shape of its
 //!   tree), and with none the default does.
 //! * All conditions of a rule must hold; but when two of them test one argument, any of them will do (runc and crun, for old profiles).
-//! * A number above every one the profile names, on an architecture on which it names one, is answered ENOSYS and not by the default, so
-//!   that programs fall back from calls that the profile's author could not know (runc; clone3 under an old profile). Not so where the
-//!   default lets the call pass or leaves it to a tracer.
+//! * A number without a rule above every one the profile names, on an architecture on which it names one, is answered ENOSYS and not by
+//!   the default, so that programs fall back from calls that the profile's author could not know (runc; clone3 under an old profile). Not
+//!   so where the default lets the call pass or leaves it to a tracer.
 //! * On 32-bit x86 a call can also be made packed into `socketcall` or `ipc`, whose arguments a filter cannot follow. A rule without
 //!   conditions holds there too. One with conditions does if it forbids; if it allows, what cannot be checked is left to the default.
 
@@ -148,31 +148,27 @@ fn spans(profile: &Profile, names: &[Named<'_>], architecture: Architecture) -> 
     for Named { name, row, rule } in names {
         let number = row.number(architecture);
         let packed = syscalls::packed(name, architecture);
-        last = last.max(number.filter(|number| *number < ARM_PRIVATE)).max(packed.map(|packed| packed.number));
+        // One that can be packed got its number late: who names it need not know those before.
+        last = last.max(number.filter(|number| *number < ARM_PRIVATE && packed.is_none()));
         if rule.action != profile.default {
             claims.extend(number.into_iter().flat_map(|number| direct(number, rule)));
             claims.extend(packed.and_then(|packed| through(packed, rule)));
         }
     }
     claims.sort_by_key(|claim| (claim.number, claim.rank));
-    let (common, private) = claims.split_at(claims.partition_point(|claim| claim.number < ARM_PRIVATE));
-    let mut spans = vec![always(0, profile.default)];
-    let append = |spans: &mut Vec<Span>, claims: &[Claim]| {
-        for group in claims.chunk_by(|one, other| one.number == other.number) {
-            let number = group[0].number;
-            spans.push(Span { from: number, meaning: meaning(group, width(architecture)) });
-            spans.push(always(number + 1, profile.default));
-        }
-    };
-    append(&mut spans, common);
     let passes = matches!(profile.default, Action::Allow | Action::Log | Action::Trace(_));
-    if let Some(last) = last.filter(|_| !passes) {
-        spans.push(always(last + 1, ENOSYS));
-        if architecture == Architecture::Arm {
-            spans.push(always(ARM_PRIVATE, profile.default));
-        }
-    }
-    append(&mut spans, private);
+    let unknown_from = last.filter(|_| !passes).map(|last| last + 1);
+    let private_from = Some(ARM_PRIVATE).filter(|_| architecture == Architecture::Arm);
+    let unclaimed = |from: u32| {
+        let unknown = unknown_from.is_some_and(|unknown| from >= unknown) && private_from.is_none_or(|private| from < private);
+        always(from, if unknown { ENOSYS } else { profile.default })
+    };
+    let groups = || claims.chunk_by(|one, other| one.number == other.number);
+    let after = groups().map(|group| group[0].number + 1);
+    let mut spans: Vec<Span> = [0].into_iter().chain(unknown_from).chain(private_from).chain(after).map(unclaimed).collect();
+    spans.extend(groups().map(|group| Span { from: group[0].number, meaning: meaning(group, width(architecture)) }));
+    // A stable sort: where one number begins both kinds, what is claimed comes last and is kept.
+    spans.sort_by_key(|span| span.from);
     spans
 }
 
