@@ -482,3 +482,66 @@ fn a_process_of_exec_notifies_on_its_own() {
     drop((notifications, stream));
     assert_eq!(results(&finish(&mut executed)), [ENOSYS]);
 }
+
+/// The agent's profile for a container with the default capabilities.
+const DEFAULT: &str = include_str!("../../agent/src/core/golden/seccomp.json");
+
+#[test]
+fn the_default_profile_holds_what_it_should() {
+    let new_user = libc::CLONE_NEWUSER as u64;
+    let domain = |domain: i32| domain as u64;
+    let number = |call: libc::c_long| u32::try_from(call).unwrap();
+    let forbidden: [(libc::c_long, &[u64]); 20] = [
+        (libc::SYS_unshare, &[new_user]),
+        (libc::SYS_unshare, &[libc::CLONE_NEWNS as u64]),
+        (libc::SYS_clone, &[new_user | libc::SIGCHLD as u64, 0]),
+        (libc::SYS_setns, &[0, 0]),
+        (libc::SYS_mount, &[0, 0, 0, 0, 0]),
+        (libc::SYS_umount2, &[0, 0]),
+        (libc::SYS_pivot_root, &[0, 0]),
+        (libc::SYS_fsopen, &[0, 0]),
+        (libc::SYS_keyctl, &[0, 0]),
+        (libc::SYS_add_key, &[0, 0, 0, 0, 0]),
+        (libc::SYS_bpf, &[0, 0, 0]),
+        (libc::SYS_perf_event_open, &[0, 0, 0, 0, 0]),
+        (libc::SYS_userfaultfd, &[0]),
+        (libc::SYS_io_uring_setup, &[0, 0]),
+        (libc::SYS_init_module, &[0, 0, 0]),
+        (libc::SYS_kexec_load, &[0, 0, 0, 0]),
+        (libc::SYS_personality, &[0x4_0000]),
+        (libc::SYS_socket, &[domain(libc::AF_ALG), libc::SOCK_SEQPACKET as u64, 0]),
+        (libc::SYS_socket, &[domain(libc::AF_VSOCK), libc::SOCK_STREAM as u64, 0]),
+        // The kernel looks at the lower half alone, and so at AF_VSOCK.
+        (libc::SYS_socket, &[1 << 32 | domain(libc::AF_VSOCK), libc::SOCK_STREAM as u64, 0]),
+    ];
+    let mut probes = [Probe::default(), Probe::default()];
+    for probe in &mut probes {
+        for (call, args) in forbidden {
+            probe.call(number(call), args);
+        }
+        let (mount_x86, getpid_x86) = (21, 20);
+        probe.call_x86(mount_x86, &[0, 0, 0, 0, 0]).call(number::CLONE3, &[0, 0]).call(999, &[]);
+        // Allowed; the kernel makes nothing of the first two.
+        probe.call(number::OPENAT2, &[0, 0, 0, 0]).call(number(libc::SYS_process_vm_readv), &[0, 0, 0, 0, 0, 1]);
+        probe.call(number(libc::SYS_personality), &[0xffff_ffff]).call_x86(getpid_x86, &[]);
+        probe.call(number(libc::SYS_socket), &[domain(libc::AF_INET), libc::SOCK_STREAM as u64, 0]);
+        probe.call(number(libc::SYS_ptrace), &[libc::PTRACE_TRACEME as u64, 0, 0, 0]);
+    }
+    let einval = -i64::from(libc::EINVAL);
+    let mut expected = vec![EPERM; forbidden.len() + 1];
+    expected.extend([ENOSYS, ENOSYS, einval, einval, 0, 1, 3, 0]);
+    for (no_new_privileges, probe) in [false, true].into_iter().zip(probes) {
+        let mut container = bundle(probe, &serde_json::from_str(DEFAULT).unwrap());
+        container.set("/process/noNewPrivileges", json!(no_new_privileges));
+        assert_eq!(agreed(&container), (expected.clone(), 0));
+    }
+}
+
+#[test]
+fn a_shell_runs_under_the_default_profile() {
+    let mut bundle =
+        Bundle::new("mkdir /tmp/x; echo y > /tmp/x/y; cat /tmp/x/y | head -1; (sleep 0.01; echo child) & wait; hostname; ls / | wc -l");
+    bundle.set("/root/readonly", json!(false)).set("/linux/seccomp", serde_json::from_str(DEFAULT).unwrap());
+    std::fs::create_dir(bundle.rootfs("tmp")).unwrap();
+    assert!(bundle.prints().starts_with("y\nchild\n"));
+}

@@ -151,7 +151,9 @@ fn spans(profile: &Profile, names: &[Named<'_>], architecture: Architecture) -> 
         // One that can be packed got its number late: who names it need not know those before.
         last = last.max(number.filter(|number| *number < ARM_PRIVATE && packed.is_none()));
         if rule.action != profile.default {
-            claims.extend(number.into_iter().flat_map(|number| direct(number, rule)));
+            if let Some(number) = number {
+                claim(number, rule, &mut claims);
+            }
             claims.extend(packed.and_then(|packed| through(packed, rule)));
         }
     }
@@ -179,16 +181,16 @@ fn width(architecture: Architecture) -> Width {
     }
 }
 
-/// What a rule says of a call of its own number.
-fn direct(number: u32, rule: &Rule) -> Vec<Claim> {
+/// Adds what a rule says of a call of its own number.
+fn claim(number: u32, rule: &Rule, claims: &mut Vec<Claim>) {
     let Rule { names: _, action, conditions } = rule;
     let rank = if conditions.is_empty() { Rank::Call } else { Rank::Arguments };
     let claim = |conditions| Claim { number, rank, alternative: Alternative { conditions, action: *action } };
     let twice = |(place, condition): (usize, &Condition)| conditions[..place].iter().any(|other| other.index == condition.index);
     if conditions.iter().enumerate().any(twice) {
-        conditions.iter().map(|condition| claim(vec![*condition])).collect()
+        claims.extend(conditions.iter().map(|condition| claim(vec![*condition])));
     } else {
-        vec![claim(conditions.clone())]
+        claims.push(claim(conditions.clone()));
     }
 }
 
