@@ -8,6 +8,7 @@
 //!   │                                    │ step 0, step 1, …
 //!   │ ◄──────────────── Note{step, text} │ weaker than asked for, going on
 //!   │ ◄──────── Terminal + its descriptor │ the caller relays it or hands it on
+//!   │ ◄──────── Listener{number} + descriptor │ of its seccomp notifications: to whom they concern
 //!   │ ◄───────── Failed{step, errno, text} │ and the child is gone: create undoes all it did
 //!   │ ◄──────────────────────────── Ready │ every step is done
 //!   │ state.json := created              │ reads exec.fifo … blocks
@@ -48,6 +49,8 @@ pub enum Message {
     Terminal,
     /// A step failed; `errno` is 0 when no system call did.
     Failed { step: u16, errno: i32, text: String },
+    /// The child's number of the descriptor of its seccomp notifications.
+    Listener { number: i32 },
 }
 
 /// The size of every message; below `PIPE_BUF`, so that a FIFO carries one whole.
@@ -58,6 +61,7 @@ const READY: u8 = 1;
 const NOTE: u8 = 2;
 const FAILED: u8 = 3;
 const TERMINAL: u8 = 4;
+const LISTENER: u8 = 5;
 
 impl Message {
     /// The message as bytes; a text too long is cut.
@@ -67,6 +71,7 @@ impl Message {
             Self::Terminal => (TERMINAL, 0, 0, ""),
             Self::Note { step, text } => (NOTE, *step, 0, text.as_str()),
             Self::Failed { step, errno, text } => (FAILED, *step, *errno, text.as_str()),
+            Self::Listener { number } => (LISTENER, 0, *number, ""),
         };
         let mut length = text.len().min(SIZE - HEADER);
         while !text.is_char_boundary(length) {
@@ -93,6 +98,7 @@ impl Message {
             TERMINAL => Some(Self::Terminal),
             NOTE => Some(Self::Note { step, text }),
             FAILED => Some(Self::Failed { step, errno, text }),
+            LISTENER => Some(Self::Listener { number: errno }),
             _ => None,
         }
     }
@@ -109,9 +115,10 @@ impl Channel {
         Ok((Self(parent), Self(child)))
     }
 
-    /// Sends a message whole.
+    /// Sends a message whole. By write(2), which a container's filter allows even where it allows no sockets; when the other end is gone,
+    /// the signal that it then brings is as good an end as an error.
     pub fn send(&self, message: &Message) -> io::Result<()> {
-        rustix::net::send(&self.0, &message.encode(), SendFlags::NOSIGNAL)?;
+        rustix::io::write(&self.0, &message.encode())?;
         Ok(())
     }
 
@@ -175,6 +182,7 @@ mod tests {
             Message::Ready,
             Message::Note { step: 3, text: "ä".into() },
             Message::Failed { step: u16::MAX, errno: libc::EPERM, text: "mounts[1]".into() },
+            Message::Listener { number: 5 },
         ];
         let (parent, child) = Channel::pair().unwrap();
         for message in &messages {

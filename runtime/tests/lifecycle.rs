@@ -136,9 +136,9 @@ fn a_failed_create_leaves_nothing() {
     assert!(error.contains("linux.resources.cpu.cpus: write \"9999\""), "{error}");
 
     let mut bundle = Bundle::new("true");
-    bundle.set("/linux/seccomp", json!({"defaultAction":"SCMP_ACT_ALLOW"}));
+    bundle.set("/linux/seccomp", json!({"defaultAction":"ALLOW"}));
     let error = bundle.create_fails();
-    assert!(error.contains("linux.seccomp: not built yet"), "{error}");
+    assert!(error.contains("linux.seccomp.defaultAction: \"ALLOW\" is no action"), "{error}");
 }
 
 #[test]

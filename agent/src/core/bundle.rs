@@ -2,7 +2,7 @@
 //!
 //! In: the task and the container's spec, the image's configuration, the identity found in the image, what netd answered, the pod's
 //! first process if there is one, places on this node. Out: the text of `config.json`, the same for the same input. Never loosens
-//! what Docker holds closed by default: its capabilities, its masked and read-only paths.
+//! what Docker holds closed by default: its capabilities, its system calls, its masked and read-only paths.
 
 mod options;
 
@@ -249,6 +249,7 @@ fn linux(input: &Input<'_>) -> Result<Linux, String> {
         .set_namespaces(Some(namespaces(input)))
         .set_devices(devices)
         .set_sysctl((!input.spec.sysctls.is_empty()).then(|| input.spec.sysctls.clone().into_iter().collect()))
+        .set_seccomp(options::seccomp(input.spec)?)
         .set_masked_paths(hidden(&MASKED))
         .set_readonly_paths(hidden(&READ_ONLY));
     Ok(linux)

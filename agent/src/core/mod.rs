@@ -8,6 +8,7 @@
 //! * [`bundle`]: the OCI configuration of a container.
 //! * [`exec`]: the process of a command that is run in a container.
 //! * [`usage`]: numbers from the kernel's texts on what containers use.
+//! * [`seccomp_profile`]: the system calls a container may make.
 //! * [`user`]: who a container's process is, from the image's own `/etc/passwd` and `/etc/group`.
 //! * [`reference`]: when two names of an image are the same name.
 
@@ -21,6 +22,7 @@ pub mod seek;
 
 pub mod bundle;
 pub mod exec;
+pub mod seccomp_profile;
 pub mod usage;
 pub mod user;
 

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::capability::CapabilitySet;
 use super::mount_options::{self, MountOptions, Propagation};
+use super::seccomp::{self, Seccomp};
 use super::spec::{self, ConsoleSize, Spec, Unbuilt};
 
 /// The newest specification this runtime was written against.
@@ -49,6 +50,7 @@ pub struct Container {
     pub process: Process,
     pub cgroups_path: Option<PathBuf>,
     pub resources: Resources,
+    pub seccomp: Option<Seccomp>,
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -252,6 +254,7 @@ pub fn check(bundle: &Path, spec: &Spec) -> Result<Container, Vec<Refusal>> {
         process: refusals.process(spec.process.as_ref()),
         cgroups_path: refusals.cgroups_path(linux.cgroups_path.as_deref()),
         resources: refusals.resources(&linux.resources.unwrap_or_default()),
+        seccomp: refusals.seccomp(bundle, linux.seccomp.as_ref()),
         annotations: spec.annotations.clone(),
         namespaces,
     };
@@ -319,7 +322,6 @@ impl Refusals {
             ("linux.gidMappings", &linux.gid_mappings),
             ("linux.timeOffsets", &linux.time_offsets),
             ("linux.netDevices", &linux.net_devices),
-            ("linux.seccomp", &linux.seccomp),
             ("linux.mountLabel", &linux.mount_label),
             ("linux.personality", &linux.personality),
             ("linux.intelRdt", &linux.intel_rdt),
@@ -615,6 +617,13 @@ impl Refusals {
             self.refuse("linux.cgroupsPath", "is the root of all cgroups: name one of the container's own");
         }
         Some(path.to_owned())
+    }
+
+    fn seccomp(&mut self, bundle: &Path, given: Option<&seccomp::Written>) -> Option<Seccomp> {
+        seccomp::check(bundle, seccomp::Architecture::native(), given?).unwrap_or_else(|refusals| {
+            self.found.extend(refusals);
+            None
+        })
     }
 
     fn resources(&mut self, given: &spec::Resources) -> Resources {

@@ -16,6 +16,7 @@ pub mod check;
 
 pub mod cgroup;
 pub mod device_filter;
+pub mod seccomp;
 pub mod update;
 
 pub mod plan;

@@ -14,6 +14,7 @@ use super::capability::CapabilitySet;
 use super::cgroup::{CgroupPlan, Version};
 use super::check::{Capabilities, Container, Device, DeviceKind, Mount, MountWhat, NamespaceKind, Process, Rlimit};
 use super::mount_options::{MountOptions, Propagation};
+use super::seccomp::Seccomp;
 use super::spec::ConsoleSize;
 
 /// What the parent clones with and what the child then does.
@@ -99,6 +100,7 @@ pub enum Step {
     },
     AmbientSet(CapabilitySet),
     NoNewPrivileges,
+    Seccomp(Seccomp),
     ChangeDirectory(PathBuf),
     FindProgram(String),
     Umask(u32),
@@ -160,7 +162,7 @@ pub fn plan(container: &Container, cgroups: &CgroupPlan, held: CapabilitySet, he
         steps.push(Step::RootReadonly);
     }
     let granted = grant(&container.process.capabilities, held, held_bounding, &mut notes);
-    process(&container.process, &granted, &mut steps);
+    process(&container.process, container.seccomp.as_ref(), &granted, &mut steps);
     let is_cloned = |kind: &NamespaceKind| *kind != NamespaceKind::Cgroup && container.has_new(*kind);
     let kinds = [NamespaceKind::Mount, NamespaceKind::Pid, NamespaceKind::Network, NamespaceKind::Ipc, NamespaceKind::Uts];
     Plan { clone_namespaces: kinds.into_iter().filter(is_cloned).collect(), steps, notes }
@@ -270,12 +272,19 @@ pub(super) fn grant(asked: &Capabilities, held: CapabilitySet, held_bounding: Ca
     }
 }
 
-pub(super) fn process(process: &Process, granted: &Capabilities, steps: &mut Vec<Step>) {
+/// The filter comes as late as it can, so that it need not allow what the runtime does: last where it may be installed without privileges,
+/// else before they are given up, as by runc (seccomp(2): CAP_SYS_ADMIN or no_new_privs). What old profiles know nothing of, as of
+/// close_range, comes before it in either case.
+pub(super) fn process(process: &Process, seccomp: Option<&Seccomp>, granted: &Capabilities, steps: &mut Vec<Step>) {
+    let (early, late) = if process.no_new_privileges { (None, seccomp) } else { (seccomp, None) };
     steps.extend(process.rlimits.iter().cloned().map(Step::Rlimit));
     steps.push(Step::OwnStdio { uid: process.uid });
     steps.push(Step::BoundingSet(granted.bounding));
     // As root: the user need not be able to enter it alone, as under runc.
     steps.push(Step::ChangeDirectory(process.cwd.clone()));
+    steps.push(Step::Umask(process.umask));
+    steps.push(Step::CloseDescriptorsOnExec { preserved: 0 });
+    steps.extend(early.cloned().map(Step::Seccomp));
     steps.push(Step::User { uid: process.uid, gid: process.gid, additional_gids: process.additional_gids.clone() });
     let Capabilities { effective, permitted, inheritable, .. } = *granted;
     steps.push(Step::CapabilitySets { effective, permitted, inheritable });
@@ -286,8 +295,7 @@ pub(super) fn process(process: &Process, granted: &Capabilities, steps: &mut Vec
         steps.push(Step::NoNewPrivileges);
     }
     steps.push(Step::FindProgram(process.args[0].clone()));
-    steps.push(Step::Umask(process.umask));
-    steps.push(Step::CloseDescriptorsOnExec { preserved: 0 });
+    steps.extend(late.cloned().map(Step::Seccomp));
 }
 
 impl fmt::Display for Step {
@@ -330,6 +338,7 @@ impl fmt::Display for Step {
             }
             Self::AmbientSet(set) => write!(f, "process.capabilities.ambient: raise {set}"),
             Self::NoNewPrivileges => write!(f, "process.noNewPrivileges: set it"),
+            Self::Seccomp(filter) => filter.fmt(f),
             Self::ChangeDirectory(path) => write!(f, "process.cwd: change to {}", path.display()),
             Self::FindProgram(name) => write!(f, "process.args[0]: find {name:?}"),
             Self::Umask(mask) => write!(f, "process.user.umask: set {mask:03o}"),
@@ -431,11 +440,13 @@ mod tests {
               {"destination":"/data","source":"/srv/data","options":["rbind","rro","rprivate"]}],
             "linux":{"namespaces":[{"type":"mount"},{"type":"pid"},{"type":"uts"},{"type":"network"},{"type":"cgroup"},
                 {"type":"ipc","path":"/proc/7/ns/ipc"}],
-              "sysctl":{"net.ipv4.ip_forward":"1"},"maskedPaths":["/proc/kcore"],"readonlyPaths":["/proc/sys"]}}"#,
+              "sysctl":{"net.ipv4.ip_forward":"1"},"seccomp":{"defaultAction":"SCMP_ACT_ALLOW"},"maskedPaths":["/proc/kcore"],"readonlyPaths":["/proc/sys"]}}"#,
         );
         let held = CapabilitySet(EVERYTHING.0 & !(1 << 24));
         let plan = plan(&container, &groups(Version::V1, &["memory", "pids"]), held, held);
-        let expected = "\
+        let filter = container.seccomp.as_ref().unwrap().program.len();
+        let expected = format!(
+            "\
 linux.cgroupsPath: join /sys/fs/cgroup/memory/x
 linux.cgroupsPath: join /sys/fs/cgroup/pids/x
 linux.namespaces: join the ipc namespace /proc/7/ns/ipc
@@ -473,19 +484,34 @@ process.rlimits: set RLIMIT_NOFILE to 10 of at most 20
 process.user.uid: give standard input and outputs to user 7
 process.capabilities.bounding: keep CAP_KILL
 process.cwd: change to /srv
+process.user.umask: set 077
+close all but the standard descriptors at exec
 process.user: become user 7, group 8, additional groups [9]
 process.capabilities: set effective CAP_KILL; permitted CAP_KILL; inheritable CAP_KILL
 process.capabilities.ambient: raise CAP_KILL
 process.noNewPrivileges: set it
 process.args[0]: find \"sh\"
-process.user.umask: set 077
-close all but the standard descriptors at exec
+linux.seccomp: install a filter of {filter} instructions
 note: process.capabilities: CAP_SYS_RESOURCE not granted: this runtime does not hold it itself
 note: process.capabilities.ambient: CAP_CHOWN not raised: it must be permitted and inheritable as well
-";
+"
+        );
         assert_eq!(text(&plan), expected);
         use NamespaceKind::{Mount, Network, Pid, Uts};
         assert_eq!(plan.clone_namespaces, [Mount, Pid, Network, Uts]);
+    }
+
+    #[test]
+    fn with_privileges_to_gain_the_filter_comes_before_they_are_given_up() {
+        let container = container(
+            r#"{"ociVersion":"1.2.0","root":{"path":"/r"},"process":{"cwd":"/","args":["sh"]},"linux":{"namespaces":[{"type":"mount"}],
+            "seccomp":{"defaultAction":"SCMP_ACT_ALLOW","flags":["SECCOMP_FILTER_FLAG_LOG"],"listenerPath":"/run/agent.sock",
+              "syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_NOTIFY"}]}}}"#,
+        );
+        let text = text(&plan(&container, &CgroupPlan::default(), EVERYTHING, EVERYTHING));
+        let (_, after) = text.split_once("close all but the standard descriptors at exec\nlinux.seccomp: install a filter of ").unwrap();
+        let (_, after) = after.split_once(" instructions with flags LOG NEW_LISTENER, notifying /run/agent.sock\n").unwrap();
+        assert!(after.starts_with("process.user: become user 0"), "{text}");
     }
 
     #[test]

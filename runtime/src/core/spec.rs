@@ -154,7 +154,7 @@ pub struct Linux {
     pub gid_mappings: Unbuilt,
     pub time_offsets: Unbuilt,
     pub net_devices: Unbuilt,
-    pub seccomp: Unbuilt,
+    pub seccomp: Option<super::seccomp::Written>,
     pub mount_label: Unbuilt,
     pub personality: Unbuilt,
     pub intel_rdt: Unbuilt,
@@ -272,7 +272,7 @@ fn parse_as<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 }
 
 /// Go's encoder writes an empty list as `null`.
-fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(super) fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
     T: Deserialize<'de> + Default,

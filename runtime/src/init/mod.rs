@@ -11,6 +11,7 @@ mod mounts;
 mod perform;
 mod program;
 mod root;
+mod seccomp;
 
 use std::ffi::CString;
 use std::io::{self, Read, Write};
@@ -113,9 +114,9 @@ pub fn run(plan: &Plan, work: Work) -> ! {
             sys::exit(GONE);
         }
     }
-    let perform::Ready { program, env } = performer.finish();
+    let perform::Ready { program, env, outlives_parent } = performer.finish();
     // From here on the container outlives the process that created it.
-    if rustix::process::set_parent_process_death_signal(None).is_err() || work.channel.send(&Message::Ready).is_err() {
+    if !outlives_parent && outlive_parent().is_err() || work.channel.send(&Message::Ready).is_err() {
         sys::exit(GONE);
     }
     drop(work.handles);
@@ -144,6 +145,10 @@ pub fn run(plan: &Plan, work: Work) -> ! {
 enum Listener {
     File(std::fs::File),
     Channel(Channel),
+}
+
+fn outlive_parent() -> Result<(), Failure> {
+    Ok(rustix::process::set_parent_process_death_signal(None)?)
 }
 
 /// Dies with the parent as long as the container is not created.

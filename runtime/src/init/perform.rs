@@ -11,7 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::root::Root;
-use super::{Doing, Failure, Work, caps, console, devices, mounts, program};
+use super::{Doing, Failure, Work, caps, console, devices, mounts, program, seccomp};
 use crate::core::check::{NamespaceKind, Rlimit};
 use crate::core::mount_options::attr;
 use crate::core::plan::Step;
@@ -29,13 +29,15 @@ pub struct Performer<'a> {
 pub struct Ready {
     pub program: CString,
     pub env: Vec<CString>,
+    /// It no longer dies with its parent.
+    pub outlives_parent: bool,
 }
 
 type Performed = Result<Option<String>, Failure>;
 
 impl<'a> Performer<'a> {
     pub fn new(work: &'a Work) -> Self {
-        Self { work, root: None, ready: Ready { program: CString::default(), env: work.env.clone() } }
+        Self { work, root: None, ready: Ready { program: CString::default(), env: work.env.clone(), outlives_parent: false } }
     }
 
     /// The program and its environment, after every step.
@@ -93,6 +95,12 @@ impl<'a> Performer<'a> {
             Step::CapabilitySets { effective, permitted, inheritable } => caps::set(*effective, *permitted, *inheritable)?,
             Step::AmbientSet(set) => caps::raise_ambient(*set)?,
             Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true)?,
+            Step::Seccomp(filter) => {
+                // The filter may allow no more prctl(2). Should the parent die now, the end of the channel tells.
+                super::outlive_parent()?;
+                self.ready.outlives_parent = true;
+                seccomp::install(filter, &self.work.channel)?;
+            }
             Step::ChangeDirectory(path) => change_directory(path)?,
             Step::FindProgram(name) => {
                 program::add_home(&mut self.ready.env, self.work.uid);

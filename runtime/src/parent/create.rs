@@ -11,16 +11,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{CWD, Mode};
-use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions};
+use rustix::process::{DumpableBehavior, PidfdGetfdFlags, WaitId, WaitIdOptions};
 use rustix::thread::LinkNameSpaceType;
 
 use super::bundle::{self, Bundle, CONFIG};
 use super::console::{self, Console};
-use super::{cgroups, now, passed};
+use super::{cgroups, listener, now, passed};
 use crate::core::caller::{Caller, adapt};
 use crate::core::check::NamespaceKind;
 use crate::core::plan::{Plan, joined_inside};
-use crate::core::status::Identity;
+use crate::core::status::{Identity, Status};
 use crate::init::{self, Start, Work};
 use crate::state::{Record, StateDir, boot_id, observe, replace};
 use crate::sync::{Channel, GATE, Message, RESULT};
@@ -146,7 +146,11 @@ fn prepare_and_clone(
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
     let (pid, pidfd) = clone_child(&bundle.plan, work, joins.unified)?;
     let mut notes = bundle.plan.notes.clone();
-    let listened = listen(&channel, &bundle.plan, &mut notes).and_then(|terminal| {
+    let introduce = |notifications: &OwnedFd| match bundle.container.seccomp.as_ref().and_then(|seccomp| seccomp.listener.as_ref()) {
+        Some(to) => listener::introduce(to, record, Status::Creating, pid, notifications),
+        None => bail!("the container's process has notifications for nobody"),
+    };
+    let listened = listen(&channel, &pidfd, &bundle.plan, &mut notes, introduce).and_then(|terminal| {
         let terminal = console.take(terminal)?;
         let seen = observe(pid).with_context(|| format!("read /proc/{pid}/stat"))?;
         record.init = Some(Identity { pid, start_time: seen.start_time, boot_id: boot_id()? });
@@ -181,14 +185,26 @@ fn clone_child(plan: &Plan, mut work: Work, unified: Option<(usize, OwnedFd)>) -
     }
 }
 
-/// Hears the child out until it is ready; the master side of its terminal comes on the way.
-pub(super) fn listen(channel: &Channel, plan: &Plan, notes: &mut Vec<String>) -> Result<Option<OwnedFd>> {
+/// Hears the child out until it is ready; the master side of its terminal comes on the way, and `introduce` is given the descriptor of its
+/// seccomp notifications.
+pub(super) fn listen(
+    channel: &Channel,
+    child: &OwnedFd,
+    plan: &Plan,
+    notes: &mut Vec<String>,
+    introduce: impl Fn(&OwnedFd) -> Result<()>,
+) -> Result<Option<OwnedFd>> {
     let mut terminal = None;
     let step = |place: u16| plan.steps.get(usize::from(place)).map_or_else(String::new, ToString::to_string);
     loop {
         match channel.receive().context("listen to the container's process")? {
             Some((Message::Ready, _)) => return Ok(terminal),
             Some((Message::Terminal, master)) => terminal = master,
+            Some((Message::Listener { .. }, Some(descriptor))) => introduce(&descriptor)?,
+            Some((Message::Listener { number }, None)) => {
+                let copy = rustix::process::pidfd_getfd(child, number, PidfdGetfdFlags::empty());
+                introduce(&copy.context("linux.seccomp: take a copy of the notifications' descriptor")?)?;
+            }
             Some((Message::Note { step: place, text }, _)) => notes.push(format!("{}: {text}", step(place))),
             Some((Message::Failed { step: place, errno, text }, _)) => {
                 let cause = if errno == 0 { String::new() } else { std::io::Error::from_raw_os_error(errno).to_string() };

@@ -14,7 +14,7 @@ use rustix::thread::ThreadNameSpaceType;
 
 use super::console::{self, Console};
 use super::foreground::Foreground;
-use super::{bundle, cgroups, existing, open_process, passed};
+use super::{bundle, cgroups, existing, listener, open_process, passed};
 use crate::core::caller::{Caller, adapt};
 use crate::core::cgroup::{Version, hierarchies};
 use crate::core::check::Container;
@@ -53,7 +53,8 @@ pub enum ProcessSource {
 /// Runs a process in a container; returns its exit code, 128 and the signal for one that was killed, or 0 at once with `detach`.
 pub fn exec(root: &Path, id: &str, options: &ExecOptions, notes: impl FnOnce(&[String])) -> Result<i32> {
     let (dir, record) = existing(root, id)?;
-    match dir.status(&record)? {
+    let status = dir.status(&record)?;
+    match status {
         Status::Created | Status::Running => {}
         Status::Paused if options.ignore_paused => {}
         Status::Paused => bail!("container {id} is paused: `resume {id}` it first, or use --ignore-paused"),
@@ -78,7 +79,11 @@ pub fn exec(root: &Path, id: &str, options: &ExecOptions, notes: impl FnOnce(&[S
     let foreground = if options.detach { None } else { Some(Foreground::begin()?) };
     let child = clone_child(&container, &plan, &groups, container_process)?;
     let mut said = plan.notes.clone();
-    let started = listen(&child.channel, &plan, &mut said).and_then(|terminal| {
+    let introduce = |notifications: &OwnedFd| match container.seccomp.as_ref().and_then(|seccomp| seccomp.listener.as_ref()) {
+        Some(to) => listener::introduce(to, &record, status, child.pid, notifications),
+        None => bail!("the process has notifications for nobody"),
+    };
+    let started = listen(&child, &plan, &mut said, introduce).and_then(|terminal| {
         let terminal = console.take(terminal)?;
         let write = |path: &PathBuf| replace(path, child.pid.to_string().as_bytes());
         options.pid_file.as_ref().map_or(Ok(()), write)?;
@@ -174,9 +179,9 @@ fn clone_child(container: &Container, plan: &Plan, groups: &[PathBuf], container
 }
 
 /// Hears the child out until its program runs.
-fn listen(channel: &Channel, plan: &Plan, notes: &mut Vec<String>) -> Result<Option<OwnedFd>> {
-    let terminal = super::create::listen(channel, plan, notes)?;
-    match channel.receive().context("listen to the process")? {
+fn listen(child: &Child, plan: &Plan, notes: &mut Vec<String>, introduce: impl Fn(&OwnedFd) -> Result<()>) -> Result<Option<OwnedFd>> {
+    let terminal = super::create::listen(&child.channel, &child.pidfd, plan, notes, introduce)?;
+    match child.channel.receive().context("listen to the process")? {
         // It closed at exec.
         None => Ok(terminal),
         Some((Message::Failed { errno, text, .. }, _)) => {

@@ -9,6 +9,7 @@ mod events;
 mod exec;
 mod foreground;
 mod kill;
+mod listener;
 mod own_binary;
 mod passed;
 mod pause;
