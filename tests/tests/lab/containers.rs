@@ -101,3 +101,45 @@ fn followed_logs_go_on_over_new_tasks_and_a_restarted_agent_and_no_reader_waits_
     follower.wait().unwrap();
     turn.finish();
 }
+
+#[test]
+fn a_container_has_the_mounts_limits_and_capabilities_it_asks_for() {
+    let turn = Turn::with("options", 1, 1, &["--image", &bin_dir().unwrap().join("busybox.tar").to_string_lossy()]);
+    let lab = turn.lab();
+    let manifest = "kind: Service
+name: box
+spec:
+  stop_grace: 0s
+  containers:
+    - image: rcluster/busybox:test
+      command: [/bin/busybox, sleep, \"100000\"]
+      healthcheck: {command: [/bin/busybox, test, -d, /data], interval: 1s}
+      mounts:
+        - {type: volume, source: data, target: /data}
+        - {type: tmpfs, target: /scratch, size: 1MiB, mode: \"0700\"}
+      ulimits: {nofile: {soft: 100, hard: 200}}
+      cap_drop: [ALL]
+      cap_add: [CHOWN]
+      no_new_privileges: true
+      sysctls: {net.ipv4.ip_unprivileged_port_start: \"80\"}
+      shm_size: 2MiB
+      env: {ROUND: one}
+";
+    lab.deploy(manifest).unwrap();
+    let inside = |script: &str| lab.ctl(&["exec", "box.1", "--", "/bin/busybox", "sh", "-c", script]).unwrap().trim().to_owned();
+    assert_eq!(inside("ulimit -Sn; ulimit -Hn"), "100\n200");
+    assert_eq!(inside("/bin/busybox grep CapBnd /proc/1/status"), "CapBnd:\t0000000000000001");
+    assert_eq!(inside("/bin/busybox grep NoNewPrivs /proc/1/status"), "NoNewPrivs:\t1");
+    assert_eq!(
+        inside("/bin/busybox stat -c '%a %F' /scratch; /bin/busybox cat /proc/sys/net/ipv4/ip_unprivileged_port_start"),
+        "700 directory\n80"
+    );
+    let size = |path: &str| inside(&format!("/bin/busybox df -k {path} | /bin/busybox tail -1 | /bin/busybox awk '{{print $2}}'"));
+    assert_eq!((size("/scratch"), size("/dev/shm")), ("1024".to_owned(), "2048".to_owned()));
+    assert_eq!(lab.running("box").unwrap()[0].health, Health::Healthy);
+
+    inside("echo kept > /data/file; echo gone > /scratch/file");
+    lab.deploy(&manifest.replace("ROUND: one", "ROUND: two")).unwrap();
+    assert_eq!(inside("/bin/busybox cat /data/file; /bin/busybox ls /scratch"), "kept");
+    turn.finish();
+}
