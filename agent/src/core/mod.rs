@@ -9,7 +9,7 @@
 //! * [`exec`]: the process of a command that is run in a container.
 //! * [`usage`]: numbers from the kernel's texts on what containers use.
 //! * [`user`]: who a container's process is, from the image's own `/etc/passwd` and `/etc/group`.
-//! * [`reference`]: when two names of an image are the same name.
+//! * [`reference`]: what the name of an image means, and when two names are the same name.
 
 pub mod reconcile;
 pub mod task;

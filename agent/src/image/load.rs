@@ -13,8 +13,7 @@ use sha2::{Digest as _, Sha256};
 use tar::Archive;
 
 use super::unpack::{Allowance, Limited, hex, open};
-use super::{DOCUMENT_BYTES_MAX, ImageError, Index, Store, for_this_host, io_error, lock, remove_tree, sha256};
-use crate::core::reference::normalise;
+use super::{DOCUMENT_BYTES_MAX, ImageError, Index, Store, for_this_host, io_error, lock, normalise, remove_tree, sha256};
 
 /// One image that was taken in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +83,7 @@ impl Store {
         found: &mut Vec<(Option<String>, Descriptor)>,
     ) -> Result<(), ImageError> {
         for descriptor in for_this_host(index) {
-            let own = name_of(descriptor);
+            let own = name_of(descriptor)?;
             let name = own.as_deref().or(name);
             if !descriptor.media_type().as_ref().ends_with("index.v1+json") && !descriptor.media_type().as_ref().contains("manifest.list") {
                 let known = found.iter().any(|(known, other)| known.as_deref() == name && name.is_some() && other == descriptor);
@@ -214,9 +213,10 @@ fn explain(error: ImageError, name: &str) -> ImageError {
     }
 }
 
-fn name_of(descriptor: &Descriptor) -> Option<String> {
-    let annotations = descriptor.annotations().as_ref()?;
-    annotations.get(NAME).or_else(|| annotations.get(REF_NAME)).map(|name| normalise(name))
+fn name_of(descriptor: &Descriptor) -> Result<Option<String>, ImageError> {
+    let annotations = descriptor.annotations().as_ref();
+    let name = annotations.and_then(|annotations| annotations.get(NAME).or_else(|| annotations.get(REF_NAME)));
+    name.map(|name| normalise(name)).transpose()
 }
 
 fn is_hex_digest(text: &str) -> bool {

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::core::bundle::ImageConfig;
-use crate::core::reference::normalise;
+use crate::core::reference::Reference;
 use unpack::Limits;
 
 /// Why an image cannot be had.
@@ -32,6 +32,8 @@ use unpack::Limits;
 pub enum ImageError {
     #[error("image {name:?} is not on this node; images there: {there}")]
     Absent { name: String, there: String },
+    #[error("{0}")]
+    Name(String),
     #[error("{what} {path}", path = path.display())]
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{what}: {why}")]
@@ -47,7 +49,7 @@ impl ImageError {
 
     /// Whether trying again cannot help.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Absent { .. } | Self::Refused { .. })
+        matches!(self, Self::Absent { .. } | Self::Name(_) | Self::Refused { .. })
     }
 }
 
@@ -125,7 +127,7 @@ impl Store {
 
     /// The image of that name.
     pub fn find(&self, name: &str) -> Result<Image, ImageError> {
-        let wanted = normalise(name);
+        let wanted = normalise(name)?;
         let index = self.index()?;
         let Some(digest) = index.images.get(&wanted) else {
             let names: Vec<&str> = index.images.keys().map(String::as_str).collect();
@@ -193,6 +195,12 @@ impl Store {
     fn index(&self) -> Result<Index, ImageError> {
         Ok(ledger::read(&self.dir.join("index.json"))?.unwrap_or_default())
     }
+}
+
+/// The name under which the store keeps the image.
+fn normalise(name: &str) -> Result<String, ImageError> {
+    let reference = Reference::parse(name).map_err(ImageError::Name)?;
+    Ok(reference.to_string())
 }
 
 /// Waits for, and then holds, the lock until dropped. Locks of two opens exclude one another, also within one process.
