@@ -10,6 +10,8 @@
 //! * [`usage`]: numbers from the kernel's texts on what containers use.
 //! * [`user`]: who a container's process is, from the image's own `/etc/passwd` and `/etc/group`.
 //! * [`reference`]: what the name of an image means, and when two names are the same name.
+//! * [`platform`]: which of an index's images is for this host.
+//! * [`challenge`]: how to answer a registry that asks who we are.
 
 pub mod reconcile;
 pub mod task;
@@ -24,4 +26,7 @@ pub mod exec;
 pub mod usage;
 pub mod user;
 
+pub mod platform;
 pub mod reference;
+
+pub mod challenge;
