@@ -9,6 +9,7 @@
 
 pub mod load;
 pub mod mount;
+pub mod registry;
 pub mod root;
 pub mod unpack;
 
@@ -25,6 +26,7 @@ use thiserror::Error;
 
 use crate::core::bundle::ImageConfig;
 use crate::core::reference::Reference;
+use registry::error::RegistryError;
 use unpack::Limits;
 
 /// Why an image cannot be had.
@@ -38,6 +40,8 @@ pub enum ImageError {
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{what}: {why}")]
     Refused { what: String, why: String },
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     #[error("keep the index of images")]
     Index(#[from] LedgerError),
 }
@@ -49,7 +53,11 @@ impl ImageError {
 
     /// Whether trying again cannot help.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Absent { .. } | Self::Name(_) | Self::Refused { .. })
+        match self {
+            Self::Absent { .. } | Self::Name(_) | Self::Refused { .. } => true,
+            Self::Registry(error) => error.is_final(),
+            Self::Io { .. } | Self::Index(_) => false,
+        }
     }
 }
 
