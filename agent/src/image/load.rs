@@ -12,7 +12,8 @@ use rcluster_base::ledger;
 use sha2::{Digest as _, Sha256};
 use tar::Archive;
 
-use super::unpack::{Allowance, Limited, hex, open};
+use super::compress;
+use super::unpack::{Allowance, Limited, hex};
 use super::{DOCUMENT_BYTES_MAX, ImageError, Index, Store, for_this_host, io_error, lock, normalise, remove_tree, sha256};
 
 /// One image that was taken in.
@@ -121,7 +122,7 @@ impl Store {
         let what = || path.display().to_string();
         let refused = |error: io::Error| ImageError::refused(what(), format!("it is not a readable tar archive: {error}"));
         let file = File::open(path).map_err(io_error("open image", path))?;
-        let reader = open(file).map_err(|why| ImageError::refused(what(), why))?;
+        let reader = compress::open(file).map_err(io_error("read image", path))?;
         let allowance = Allowance::default();
         let mut archive = Archive::new(Limited { inner: reader, left: ARCHIVE_BYTES_MAX, allowance: allowance.clone() });
         let mut entries = archive.entries().map_err(refused)?;

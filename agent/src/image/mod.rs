@@ -7,10 +7,12 @@
 //! images/lock                  held while an archive is loaded
 //! ```
 
+pub mod compress;
 pub mod load;
 pub mod mount;
 pub mod registry;
 pub mod root;
+pub mod sparse;
 pub mod unpack;
 
 use std::collections::BTreeMap;
