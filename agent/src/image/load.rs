@@ -8,13 +8,12 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use oci_spec::image::{Descriptor, ImageIndex};
-use rcluster_base::ledger;
 use sha2::{Digest as _, Sha256};
 use tar::Archive;
 
 use super::compress;
 use super::unpack::{Allowance, Limited, hex};
-use super::{DOCUMENT_BYTES_MAX, ImageError, Index, Store, for_this_host, io_error, lock, normalise, remove_tree, sha256};
+use super::{DOCUMENT_BYTES_MAX, ImageError, Store, for_this_host, io_error, lock, normalise, remove_tree, sha256};
 
 /// One image that was taken in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +24,6 @@ pub struct Loaded {
 
 const NAME: &str = "io.containerd.image.name";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
-const INDEX_FORMAT: u32 = 1;
 const ENTRIES_MAX: u64 = 100_000;
 const ARCHIVE_BYTES_MAX: u64 = 256 << 30;
 /// An index may name an index; nobody nests deeper.
@@ -34,14 +32,16 @@ const NESTING_MAX: u32 = 3;
 impl Store {
     /// Takes in every image of the layout or archive at `path`. Safe while an agent uses the store.
     pub fn load(&self, path: &Path) -> Result<Vec<Loaded>, ImageError> {
-        let lock = lock(&self.dir.join("lock"))?;
+        // What the archive holds is known only when it was read: no collection runs meanwhile.
+        let gate = self.gate_shared()?;
+        let lock = lock(&self.dir.join("load.lock"))?;
         let aside = self.dir.join("incoming");
         // The lock is held: what is there is of a process that was killed.
         remove_tree(&aside)?;
         fs::create_dir(&aside).map_err(io_error("make directory", &aside))?;
         let loaded = self.load_locked(path, &aside);
         remove_tree(&aside)?;
-        drop(lock);
+        drop((lock, gate));
         loaded
     }
 
@@ -68,10 +68,8 @@ impl Store {
             self.layers(&image).map_err(|error| explain(error, &name))?;
             kept.push(Loaded { name, digest: digest.to_string() });
         }
-        let mut index = self.index()?;
-        index.format = INDEX_FORMAT;
-        index.images.extend(kept.iter().map(|image| (image.name.clone(), image.digest.clone())));
-        ledger::write::<Index>(&self.dir.join("index.json"), &index)?;
+        let names: Vec<_> = kept.iter().map(|image| (image.name.clone(), image.digest.clone())).collect();
+        self.name(&names)?;
         Ok(kept)
     }
 

@@ -3,22 +3,33 @@
 //! ```text
 //! images/blobs/sha256/HEX      verified when written, never changed
 //! images/layers/HEX/           one unpacked layer by its diff id, whole or absent
-//! images/index.json            name → manifest digest, replaced by rename
-//! images/lock                  held while an archive is loaded
+//! images/layers/HEX.lock       held while the layer is unpacked
+//! images/partial/HEX           what has come of a blob; HEX.lock is held while more comes
+//! images/incoming/             blobs of an archive that is being loaded; load.lock is held meanwhile
+//! images/index.json            name → manifest digest, replaced by rename; lock is held meanwhile
+//! images/leases/               what may not be collected though nothing names it, see `lease`
+//! images/gate.lock             held shared to begin to use content, alone to collect
 //! ```
 
-pub mod compress;
 pub mod load;
-pub mod mount;
+pub mod pull;
 pub mod registry;
+
+pub mod compress;
 pub mod root;
 pub mod sparse;
+pub mod take;
 pub mod unpack;
+
+pub mod flight;
+pub mod lease;
+pub mod mount;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oci_spec::image::{Arch, Descriptor, Digest, DigestAlgorithm, ImageConfiguration, ImageIndex, ImageManifest, Os};
 use rcluster_base::ledger::{self, LedgerError};
@@ -42,6 +53,11 @@ pub enum ImageError {
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{what}: {why}")]
     Refused { what: String, why: String },
+    /// Of work that others waited for, too.
+    #[error(transparent)]
+    Shared(Arc<ImageError>),
+    #[error("{what} was not finished")]
+    Interrupted { what: String },
     #[error(transparent)]
     Registry(#[from] RegistryError),
     #[error("keep the index of images")]
@@ -58,7 +74,8 @@ impl ImageError {
         match self {
             Self::Absent { .. } | Self::Name(_) | Self::Refused { .. } => true,
             Self::Registry(error) => error.is_final(),
-            Self::Io { .. } | Self::Index(_) => false,
+            Self::Shared(error) => error.is_final(),
+            Self::Io { .. } | Self::Index(_) | Self::Interrupted { .. } => false,
         }
     }
 }
@@ -69,6 +86,7 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageE
     move |source| ImageError::Io { what, path, source }
 }
 
+const INDEX_FORMAT: u32 = 1;
 /// A document of an image may not be larger.
 const DOCUMENT_BYTES_MAX: u64 = 4 << 20;
 
@@ -118,7 +136,7 @@ impl Store {
     /// The same with other limits for layers.
     pub fn with_limits(state_dir: &Path, limits: Limits) -> Result<Self, ImageError> {
         let store = Self { dir: state_dir.join("images"), limits };
-        for dir in [store.dir.join("blobs/sha256"), store.dir.join("layers")] {
+        for dir in ["blobs/sha256", "layers", "partial", "leases"].map(|dir| store.dir.join(dir)) {
             fs::create_dir_all(&dir).map_err(io_error("make directory", &dir))?;
         }
         Ok(store)
@@ -160,14 +178,10 @@ impl Store {
         }
         let lock = lock(&self.dir.join("layers").join(format!("{hex}.lock")))?;
         if !dir.exists() {
-            // The lock is held: a partial directory is of a process that was killed.
-            let partial = self.dir.join("layers").join(format!("{hex}.partial"));
-            remove_tree(&partial)?;
-            fs::create_dir(&partial).map_err(io_error("make directory", &partial))?;
             let blob = self.blob(&layer.blob);
             let file = File::open(&blob).map_err(io_error("open layer", &blob))?;
-            unpack::unpack(file, &layer.diff_id, &partial, &self.limits).inspect_err(|_| drop(remove_tree(&partial)))?;
-            fs::rename(&partial, &dir).map_err(io_error("put in place", &dir))?;
+            self.unpack_aside(file, &layer.diff_id)?;
+            fs::rename(self.aside(&layer.diff_id), &dir).map_err(io_error("put in place", &dir))?;
         }
         drop(lock);
         Ok(dir)
@@ -188,6 +202,29 @@ impl Store {
             .map(|(layer, diff_id)| Ok(Layer { blob: sha256(layer.digest().clone())?, diff_id: parse_digest(diff_id)? }));
         let layers = layers.collect::<Result<_, ImageError>>()?;
         Ok(Image { name: name.to_owned(), digest: digest.clone(), config: image_config(&configuration), layers })
+    }
+
+    /// Digests, in hexadecimal, of all that the image is made of.
+    fn content_of(&self, image: &Image) -> Result<Vec<String>, ImageError> {
+        let config = sha256(self.manifest(&image.digest)?.config().digest().clone())?;
+        let layers = image.layers.iter().flat_map(|layer| [&layer.blob, &layer.diff_id]);
+        Ok([&image.digest, &config].into_iter().chain(layers).map(|digest| digest.digest().to_owned()).collect())
+    }
+
+    /// Keeps a document, whose digest was checked.
+    fn put_document(&self, digest: &Digest, bytes: &[u8]) -> Result<(), ImageError> {
+        Ok(ledger::write_bytes(&self.blob(digest), bytes)?)
+    }
+
+    /// Gives names to manifests that are there with all they need.
+    fn name(&self, names: &[(String, String)]) -> Result<(), ImageError> {
+        let lock = lock(&self.dir.join("lock"))?;
+        let mut index = self.index()?;
+        index.format = INDEX_FORMAT;
+        index.images.extend(names.iter().cloned());
+        ledger::write::<Index>(&self.dir.join("index.json"), &index)?;
+        drop(lock);
+        Ok(())
     }
 
     fn manifest(&self, digest: &Digest) -> Result<ImageManifest, ImageError> {

@@ -16,7 +16,7 @@ pub enum RegistryError {
     Tls { registry: String, why: String },
     #[error("registry {registry}: the connection broke while {what}")]
     Broken { registry: String, what: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("registry {registry}: nothing came for {seconds} s while {what}", seconds = after.as_secs())]
+    #[error("registry {registry} stalled for {after:?} while {what}")]
     Stalled { registry: String, what: &'static str, after: Duration },
     #[error("registry {registry} does not let this node pull {repository} ({status}): {hint}", status = status.as_u16())]
     Denied { registry: String, repository: String, status: StatusCode, hint: &'static str },

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
-use oci_spec::image::{Arch, Descriptor, ImageIndex, ImageManifest};
+use oci_spec::image::{Arch, Descriptor, Digest, ImageIndex, ImageManifest};
 use rcluster_base::backoff::Backoff;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -166,24 +166,37 @@ impl Repository {
             }
             bytes
         };
-        let stream = async move { self.stream(blob, 0, &sender).await };
+        let stream = async move { self.stream(blob.digest(), blob.size(), 0, &sender, 0).await };
         let (streamed, bytes) = tokio::join!(stream, collect);
         streamed?;
         let got = format!("sha256:{}", hex(&Sha256::digest(&bytes)));
         if got != blob.digest().to_string() { Err(wrong(format!("its content has digest {got}"))) } else { Ok(bytes) }
     }
 
-    /// Sends a blob from byte `from` on, and no byte twice. Ends early, without an error, when nobody takes the bytes any more.
-    pub async fn stream(&self, blob: &Descriptor, from: u64, out: &mpsc::Sender<Bytes>) -> Result<(), RegistryError> {
+    /// What to say of a blob whose bytes are wrong wherever they come from.
+    pub fn mismatch(&self, blob: &Digest) -> RegistryError {
+        self.wrong(&format!("blob {blob}"), "its content has another digest; the registry or something on the way is damaged".into())
+    }
+
+    /// Sends a blob of `bytes` bytes from byte `from` on, and no byte twice. The first `mistrusted` servers are not asked, but the
+    /// last always is. Ends early, without an error, when nobody takes the bytes any more.
+    pub async fn stream(
+        &self,
+        blob: &Digest,
+        bytes: u64,
+        from: u64,
+        out: &mpsc::Sender<Bytes>,
+        mistrusted: usize,
+    ) -> Result<(), RegistryError> {
         let patience = &self.client.0.transport.patience;
         let mut offset = from;
         let mut failure = None;
-        for source in &self.sources {
+        for source in &self.sources[mistrusted.min(self.sources.len() - 1)..] {
             let mut backoff = Backoff::new(patience.backoff_first, patience.backoff_max);
             let mut tries = 0;
-            while offset < blob.size() {
+            while offset < bytes {
                 let before = offset;
-                let Err(error) = self.stream_once(source, blob, &mut offset, out).await else { return Ok(()) };
+                let Err(error) = self.stream_once(source, (blob, bytes), &mut offset, out).await else { return Ok(()) };
                 // One byte a try would be a way to try for ever.
                 if offset >= before + STALL_BYTES_MIN {
                     tries = 0;
@@ -191,7 +204,7 @@ impl Repository {
                 }
                 tries += 1;
                 let again = error.is_passing() && tries < patience.tries_max;
-                debug!(blob = %blob.digest(), offset, tries, again, error = %words(&error), "a download broke off");
+                debug!(%blob, offset, tries, again, error = %words(&error), "a download broke off");
                 let pause = error.retry_after();
                 failure = Some(error);
                 if !again {
@@ -201,7 +214,7 @@ impl Repository {
             }
         }
         match failure {
-            Some(failure) if offset < blob.size() => Err(failure),
+            Some(failure) if offset < bytes => Err(failure),
             _ => Ok(()),
         }
     }
@@ -258,7 +271,7 @@ impl Repository {
     async fn stream_once(
         &self,
         source: &Source,
-        blob: &Descriptor,
+        (blob, bytes): (&Digest, u64),
         offset: &mut u64,
         out: &mpsc::Sender<Bytes>,
     ) -> Result<(), RegistryError> {
@@ -268,8 +281,8 @@ impl Repository {
             let range = HeaderValue::from_str(&format!("bytes={offset}-"));
             headers.insert(RANGE, range.expect("digits and signs are a header's value"));
         }
-        let answer = self.ask(source, &format!("blobs/{}", blob.digest()), &headers, "asking for a layer").await?;
-        let wrong = |why| self.wrong_at(source, &format!("blob {}", blob.digest()), why);
+        let answer = self.ask(source, &format!("blobs/{}", blob), &headers, "asking for a layer").await?;
+        let wrong = |why| self.wrong_at(source, &format!("blob {}", blob), why);
         // A server that knows no ranges sends all of it again.
         let mut skip = *offset;
         if answer.status() == StatusCode::PARTIAL_CONTENT {
@@ -280,27 +293,27 @@ impl Repository {
             skip = 0;
         }
         let announced = text_of(&answer, &CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
-        let expected = blob.size() - (*offset - skip);
+        let expected = bytes - (*offset - skip);
         if announced.is_some_and(|length| length != expected) {
-            return Err(wrong(format!("it has {} bytes and its manifest says {}", announced.unwrap_or_default(), blob.size())));
+            return Err(wrong(format!("it has {} bytes and its manifest says {}", announced.unwrap_or_default(), bytes)));
         }
         let mut body = Paced::new(source, &self.client.0.transport.patience, answer.into_body(), WHAT);
         while let Some(mut chunk) = body.next().await? {
             let skipped = skip.min(chunk.len() as u64);
             skip -= skipped;
             let chunk = chunk.split_off(usize::try_from(skipped).expect("no more than the chunk has"));
-            if *offset + chunk.len() as u64 > blob.size() {
-                return Err(wrong(format!("it has more than the {} bytes that its manifest says", blob.size())));
+            if *offset + chunk.len() as u64 > bytes {
+                return Err(wrong(format!("it has more than the {} bytes that its manifest says", bytes)));
             }
             *offset += chunk.len() as u64;
             if !chunk.is_empty() && out.send(chunk).await.is_err() {
                 return Ok(());
             }
         }
-        if *offset == blob.size() {
+        if *offset == bytes {
             return Ok(());
         }
-        let why = format!("it ends after {offset} of {} bytes", blob.size());
+        let why = format!("it ends after {offset} of {} bytes", bytes);
         Err(RegistryError::Broken { registry: source.host.clone(), what: WHAT, source: why.into() })
     }
 
@@ -317,7 +330,7 @@ impl Repository {
                 return self.checked(source, answer, path, identified.unwrap_or_default(), what).await;
             }
             // What was granted before has run out, or nothing was.
-            identified = Some(self.identify(source, &answer).await?);
+            identified = Some(self.identify(source, wanted(&answer)).await?);
         }
     }
 
@@ -357,9 +370,7 @@ impl Repository {
     }
 
     /// Gets what the source wants to see; says whether credentials of ours went into it.
-    async fn identify(&self, source: &Source, answer: &Response<Body>) -> Result<bool, RegistryError> {
-        let wanted: Vec<Challenge> =
-            answer.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()).flat_map(challenges).collect();
+    async fn identify(&self, source: &Source, wanted: Vec<Challenge>) -> Result<bool, RegistryError> {
         let known = self.credentials(source)?;
         let mut with_credentials = known.is_some();
         let grant = match (wanted.first(), known) {
@@ -572,6 +583,11 @@ fn with_query(address: &str, query: &str) -> String {
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     serde_json::from_slice(bytes).map_err(|error| error.to_string())
+}
+
+/// What the source wants to see.
+fn wanted(answer: &Response<Body>) -> Vec<Challenge> {
+    answer.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()).flat_map(challenges).collect()
 }
 
 fn text_of<'a>(answer: &'a Response<Body>, name: &http::HeaderName) -> Option<&'a str> {
