@@ -303,7 +303,8 @@ fn tries_of_layer(fake: &Fake) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_that_never_get_better_are_given_up_with_their_words() {
-    let cases: [(&str, fn(Reply) -> Reply); 7] = [
+    type Spoil = fn(Reply) -> Reply;
+    let cases: [(&str, Spoil); 7] = [
         ("answered 503 Service Unavailable while asking for a layer (BUSY later)", |_| {
             reply(503, r#"{"errors":[{"code":"BUSY","message":"later"}]}"#)
         }),
