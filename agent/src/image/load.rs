@@ -22,8 +22,8 @@ pub struct Loaded {
     pub digest: String,
 }
 
-const NAME: &str = "io.containerd.image.name";
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(super) const NAME: &str = "io.containerd.image.name";
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const ENTRIES_MAX: u64 = 100_000;
 const ARCHIVE_BYTES_MAX: u64 = 256 << 30;
 /// An index may name an index; nobody nests deeper.

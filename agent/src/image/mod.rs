@@ -8,6 +8,7 @@
 //! images/incoming/             blobs of an archive that is being loaded; load.lock is held meanwhile
 //! images/index.json            name → manifest digest, replaced by rename; lock is held meanwhile
 //! images/leases/               what may not be collected though nothing names it, see `lease`
+//! images/trash/                collected, being removed; trash.lock is held meanwhile
 //! images/gate.lock             held shared to begin to use content, alone to collect
 //! ```
 
@@ -21,11 +22,15 @@ pub mod sparse;
 pub mod take;
 pub mod unpack;
 
+pub mod gc;
+pub mod inspect;
+pub mod save;
+
 pub mod flight;
 pub mod lease;
 pub mod mount;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -53,6 +58,8 @@ pub enum ImageError {
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{what}: {why}")]
     Refused { what: String, why: String },
+    #[error("write the {what}")]
+    Write { what: &'static str, source: io::Error },
     /// Of work that others waited for, too.
     #[error(transparent)]
     Shared(Arc<ImageError>),
@@ -75,7 +82,7 @@ impl ImageError {
             Self::Absent { .. } | Self::Name(_) | Self::Refused { .. } => true,
             Self::Registry(error) => error.is_final(),
             Self::Shared(error) => error.is_final(),
-            Self::Io { .. } | Self::Index(_) | Self::Interrupted { .. } => false,
+            Self::Io { .. } | Self::Write { .. } | Self::Index(_) | Self::Interrupted { .. } => false,
         }
     }
 }
@@ -127,6 +134,13 @@ struct Index {
     images: BTreeMap<String, String>,
 }
 
+impl Index {
+    fn absent(&self, name: &str) -> ImageError {
+        let names: Vec<&str> = self.images.keys().map(String::as_str).collect();
+        ImageError::Absent { name: name.to_owned(), there: if names.is_empty() { "none".to_owned() } else { names.join(", ") } }
+    }
+}
+
 impl Store {
     /// The store under `state_dir`; makes its directories.
     pub fn open(state_dir: &Path) -> Result<Self, ImageError> {
@@ -158,9 +172,7 @@ impl Store {
         let wanted = normalise(name)?;
         let index = self.index()?;
         let Some(digest) = index.images.get(&wanted) else {
-            let names: Vec<&str> = index.images.keys().map(String::as_str).collect();
-            let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-            return Err(ImageError::Absent { name: name.to_owned(), there });
+            return Err(index.absent(name));
         };
         self.read(&wanted, &parse_digest(digest)?)
     }
@@ -218,10 +230,18 @@ impl Store {
 
     /// Gives names to manifests that are there with all they need.
     fn name(&self, names: &[(String, String)]) -> Result<(), ImageError> {
+        self.edit(|_, index| {
+            index.images.extend(names.iter().cloned());
+            Ok(())
+        })
+    }
+
+    /// Changes the index; nothing changes when `change` refuses.
+    fn edit(&self, change: impl FnOnce(&Self, &mut Index) -> Result<(), ImageError>) -> Result<(), ImageError> {
         let lock = lock(&self.dir.join("lock"))?;
         let mut index = self.index()?;
         index.format = INDEX_FORMAT;
-        index.images.extend(names.iter().cloned());
+        change(self, &mut index)?;
         ledger::write::<Index>(&self.dir.join("index.json"), &index)?;
         drop(lock);
         Ok(())
@@ -292,6 +312,8 @@ fn image_config(configuration: &ImageConfiguration) -> ImageConfig {
     let Some(config) = configuration.config() else { return ImageConfig::default() };
     let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    // A set in the image, whose order means nothing.
+    let sorted = |set: &Option<Vec<String>>| list(set).into_iter().collect::<BTreeSet<_>>().into_iter().collect();
     ImageConfig {
         entrypoint: list(config.entrypoint()),
         cmd: list(config.cmd()),
@@ -300,6 +322,9 @@ fn image_config(configuration: &ImageConfiguration) -> ImageConfig {
         user: text(config.user()),
         stop_signal: text(config.stop_signal()),
         healthcheck: None,
+        volumes: sorted(config.volumes()),
+        exposed_ports: sorted(config.exposed_ports()),
+        labels: config.labels().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
     }
 }
 

@@ -89,12 +89,25 @@ impl Layout {
         self.image_packed(name, config, layers, &packed)
     }
 
+    /// Adds an image of uncompressed layers, with more in its configuration.
+    pub fn image_more(&mut self, name: &str, config: &Value, more: &Value, layers: &[Vec<u8>]) -> &mut Self {
+        let packed: Vec<(Vec<u8>, &str)> = layers.iter().map(|layer| (layer.clone(), "application/vnd.oci.image.layer.v1.tar")).collect();
+        self.add(name, config, more, layers, &packed)
+    }
+
     /// Adds an image whose blobs are given beside the unpacked layers.
     pub fn image_packed(&mut self, name: &str, config: &Value, layers: &[Vec<u8>], packed: &[(Vec<u8>, &str)]) -> &mut Self {
+        self.add(name, config, &json!({}), layers, packed)
+    }
+
+    fn add(&mut self, name: &str, config: &Value, more: &Value, layers: &[Vec<u8>], packed: &[(Vec<u8>, &str)]) -> &mut Self {
         let diff_ids: Vec<String> = layers.iter().map(|layer| format!("sha256:{}", hex(layer))).collect();
-        let configuration = json!({
+        let mut configuration = json!({
             "architecture": arch(), "os": "linux", "config": config, "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
+        for (key, value) in more.as_object().expect("an object") {
+            configuration[key] = value.clone();
+        }
         let configuration = self.blob(configuration.to_string().as_bytes(), "application/vnd.oci.image.config.v1+json");
         let layers: Vec<Value> = packed.iter().map(|(bytes, kind)| self.blob(bytes, kind)).collect();
         let manifest = json!({
