@@ -33,6 +33,14 @@ pub struct ImageConfig {
     pub stop_signal: String,
     #[serde(default)]
     pub healthcheck: Option<HealthCheck>,
+    /// Directories whose content the image wants kept apart from its layers.
+    #[serde(default)]
+    pub volumes: Vec<String>,
+    /// Such as `80/tcp`.
+    #[serde(default)]
+    pub exposed_ports: Vec<String>,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// All that a container's configuration is made from.

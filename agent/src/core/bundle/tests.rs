@@ -41,7 +41,7 @@ fn image() -> ImageConfig {
         workdir: "/srv".into(),
         user: String::new(),
         stop_signal: "SIGQUIT".into(),
-        healthcheck: None,
+        ..ImageConfig::default()
     }
 }
 
