@@ -43,6 +43,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::core::bundle::ImageConfig;
+use crate::core::health::ImageHealthcheck;
 use crate::core::reference::Reference;
 use registry::error::RegistryError;
 use unpack::Limits;
@@ -202,6 +203,7 @@ impl Store {
     fn read(&self, name: &str, digest: &Digest) -> Result<Image, ImageError> {
         let manifest = self.manifest(digest)?;
         let configuration: ImageConfiguration = self.document(manifest.config())?;
+        let more: DockerConfiguration = self.document(manifest.config())?;
         let diff_ids = configuration.rootfs().diff_ids();
         if diff_ids.len() != manifest.layers().len() {
             let why = format!("its manifest names {} layers and its configuration {}", manifest.layers().len(), diff_ids.len());
@@ -213,7 +215,12 @@ impl Store {
             .zip(diff_ids)
             .map(|(layer, diff_id)| Ok(Layer { blob: sha256(layer.digest().clone())?, diff_id: parse_digest(diff_id)? }));
         let layers = layers.collect::<Result<_, ImageError>>()?;
-        Ok(Image { name: name.to_owned(), digest: digest.clone(), config: image_config(&configuration), layers })
+        Ok(Image {
+            name: name.to_owned(),
+            digest: digest.clone(),
+            config: image_config(&configuration, more.config.and_then(|config| config.healthcheck)),
+            layers,
+        })
     }
 
     /// Digests, in hexadecimal, of all that the image is made of.
@@ -308,7 +315,20 @@ fn sha256(digest: Digest) -> Result<Digest, ImageError> {
     }
 }
 
-fn image_config(configuration: &ImageConfiguration) -> ImageConfig {
+/// What Docker keeps in an image's configuration beyond the OCI image-spec.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct DockerConfiguration {
+    config: Option<DockerConfig>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct DockerConfig {
+    healthcheck: Option<ImageHealthcheck>,
+}
+
+fn image_config(configuration: &ImageConfiguration, healthcheck: Option<ImageHealthcheck>) -> ImageConfig {
     let Some(config) = configuration.config() else { return ImageConfig::default() };
     let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
@@ -321,7 +341,7 @@ fn image_config(configuration: &ImageConfiguration) -> ImageConfig {
         workdir: text(config.working_dir()),
         user: text(config.user()),
         stop_signal: text(config.stop_signal()),
-        healthcheck: None,
+        healthcheck: healthcheck.and_then(ImageHealthcheck::check),
         volumes: sorted(config.volumes()),
         exposed_ports: sorted(config.exposed_ports()),
         labels: config.labels().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
