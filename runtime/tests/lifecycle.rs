@@ -219,3 +219,30 @@ fn the_program_on_the_host_cannot_be_overwritten() {
     let error = fs::OpenOptions::new().write(true).truncate(true).open(&exe).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{error}");
 }
+
+#[test]
+fn a_reaper_passes_signals_on_and_leaves_no_zombies() {
+    let mut bundle = Bundle::new("echo $$; (sleep 0 &); sleep 0.3; grep -l '^State:.Z' /proc/[0-9]*/status; exit 7");
+    bundle.set("/annotations/io.rcluster.init", json!("true"));
+    let (stdout, stderr, code) = bundle.run();
+    assert_eq!((stdout.as_str(), code), ("2", 7), "{stderr}");
+
+    let mut bundle = Bundle::new("trap 'exit 9' USR1; while true; do sleep 0.05; done");
+    bundle.set("/annotations/io.rcluster.init", json!("true"));
+    bundle.create();
+    bundle.ok(&["start", &bundle.id]);
+    let first = bundle.pid();
+    eventually("the program has its handler", || {
+        let children = fs::read_to_string(format!("/proc/{first}/task/{first}/children")).unwrap_or_default();
+        let status = fs::read_to_string(format!("/proc/{}/status", children.split_whitespace().next()?)).ok()?;
+        let caught = u64::from_str_radix(status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?.trim(), 16).ok()?;
+        (caught & (1 << 9) != 0).then_some(())
+    });
+    bundle.ok(&["kill", &bundle.id, "USR1"]);
+    eventually("it ended by its own handler", || (!alive(first)).then_some(()));
+
+    let mut bundle = Bundle::new("true");
+    bundle.set("/annotations/io.rcluster.init", json!("true"));
+    bundle.set("/process/args", json!(["sh", "-c", "kill -9 $$"]));
+    assert_eq!(bundle.run().2, 137);
+}

@@ -70,6 +70,8 @@ pub struct Input<'a> {
 
 const VERSION: &str = "1.2.0";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What asks our runtime for a first process that passes signals on and reaps orphans.
+const INIT: &str = "io.rcluster.init";
 const CPU_PERIOD_US: u64 = 100_000;
 
 /// Docker's (moby, `oci/defaults.go`).
@@ -161,7 +163,7 @@ fn spec(input: &Input<'_>) -> Result<Spec, String> {
     root.set_path(input.rootfs.to_path_buf()).set_readonly(Some(input.spec.read_only));
     let mut spec = Spec::default();
     spec.set_version(VERSION.into())
-        .set_annotations(Some(annotations(input.image).collect()))
+        .set_annotations(Some(annotations(input.image).chain(input.spec.init.then(|| (INIT.to_owned(), "true".to_owned()))).collect()))
         .set_root(Some(root))
         .set_hostname(input.pod_pid.is_none().then(|| hostname(&input.task.name)))
         .set_process(Some(process(input)?))

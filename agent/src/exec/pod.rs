@@ -120,6 +120,9 @@ fn check_host(tools: &Tools, task: &Task) -> Result<(), StepError> {
     }
     for (spec, container) in task.template.containers.iter().zip(bundle_names(task)) {
         let rejected = |what: &str, why: String| StepError::Rejected(format!("container {container}: {what}: {why}"));
+        if spec.init && !task.template.runtime.is_empty() {
+            return Err(rejected("init", format!("the runtime {} has none: leave out init or runtime", task.template.runtime)));
+        }
         for mount in &spec.mounts {
             match mount {
                 MountSpec::Bind { source, .. } => {

@@ -18,6 +18,9 @@ use super::spec::{self, ConsoleSize, Spec, Unbuilt};
 /// The newest specification this runtime was written against.
 pub const OCI_VERSION: &str = "1.2.1";
 
+/// The annotation that asks for a first process which passes signals on and reaps orphans: Docker's `--init`, without a program in the image.
+pub const REAPER: &str = "io.rcluster.init";
+
 /// A field that cannot be honoured, why, and how to mend it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -58,6 +61,11 @@ impl Container {
     /// The entry of a kind, if the container does not share the runtime's.
     pub fn namespace(&self, kind: NamespaceKind) -> Option<&Namespace> {
         self.namespaces.iter().find(|namespace| namespace.kind == kind)
+    }
+
+    /// Whether another process than the program is to be the container's first, as [`REAPER`] asks for.
+    pub fn has_reaper(&self) -> bool {
+        self.annotations.get(REAPER).is_some_and(|value| value == "true")
     }
 
     /// Whether a namespace of this kind is made for the container.

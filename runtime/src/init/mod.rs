@@ -10,6 +10,7 @@ mod devices;
 mod mounts;
 mod perform;
 mod program;
+mod reaper;
 mod root;
 mod seccomp;
 
@@ -40,7 +41,8 @@ pub struct Work {
 #[derive(Debug)]
 pub enum Start {
     /// Once a byte comes through the gate; the failure goes to `result`.
-    Gated { gate: std::fs::File, result: std::fs::File },
+    /// With `reaper` another process is the container's first, and the program its child.
+    Gated { gate: std::fs::File, result: std::fs::File, reaper: bool },
     /// As soon as all steps are done; the failure goes to the channel.
     AtOnce,
 }
@@ -121,12 +123,16 @@ pub fn run(plan: &Plan, work: Work) -> ! {
     }
     drop(work.handles);
     let listener = match work.start {
-        Start::Gated { mut gate, result } => {
+        Start::Gated { mut gate, result, reaper } => {
             drop(work.channel);
             if gate.read_exact(&mut [0]).is_err() {
                 sys::exit(GONE);
             }
-            Listener::File(result)
+            drop(gate);
+            match if reaper { reaper::split(result) } else { Ok(result) } {
+                Ok(result) => Listener::File(result),
+                Err(_) => sys::exit(GONE),
+            }
         }
         Start::AtOnce => Listener::Channel(work.channel),
     };

@@ -136,7 +136,7 @@ fn prepare_and_clone(
         env: c_strings(&process.env)?,
         uid: process.uid,
         channel: child_end,
-        start: Start::Gated { gate: fifo(&dir.file(GATE))?, result: fifo(&dir.file(RESULT))? },
+        start: Start::Gated { gate: fifo(&dir.file(GATE))?, result: fifo(&dir.file(RESULT))?, reaper: bundle.container.has_reaper() },
     };
     if let Some(pid) = namespaces.pid {
         let join = rustix::thread::move_into_link_name_space(pid.as_fd(), Some(LinkNameSpaceType::ProcessID));

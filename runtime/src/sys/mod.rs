@@ -202,6 +202,12 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     zero(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, ptr::null::<libc::siginfo_t>(), 0) })
 }
 
+/// Sends a signal, real-time ones included, to a child of this process that has not been waited for.
+pub fn send_signal_to(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    zero(i64::from(unsafe { libc::kill(pid, signal) }))
+}
+
 /// `struct sigaction` as the kernel has it, with a handler and nothing else.
 #[repr(C)]
 #[derive(Default)]
