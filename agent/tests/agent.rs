@@ -11,7 +11,7 @@ use rcluster_agent::image::take::LayerProgress;
 use rcluster_api::wire::v1::{ContainerSpec, LogsCommand, NetworkAttachment, TaskNetwork, TaskState};
 use serde_json::json;
 use support::agent::{Agent, eventually, is_alive, memory_limit, shell_task, task};
-use support::image::{Layout, file, layer};
+use support::image::{Entry, Layout, dir, file, layer, symlink};
 use support::manager::Manager;
 use support::registry::{Fake, How, Shelf, reply};
 
@@ -407,4 +407,35 @@ async fn an_image_that_no_registry_has_is_rejected_and_one_that_cannot_be_asked_
     assert_eq!(message, format!("pull image {none:?}: registry {} has no image \"1\" in web: check the name and the tag", registry.addr));
     let message = manager.reported(B, TaskState::Failed).await.message;
     assert!(message.starts_with(&format!("pull image {unreachable:?}: registry {closed} cannot be reached")), "{message}");
+}
+
+#[tokio::test]
+async fn what_an_image_says_of_its_container_is_done() {
+    let manager = Manager::leader().await;
+    let agent = Agent::start(&[manager.address]);
+    let script = "set -e; test $(id -u):$(id -g) = 33:34; test $(pwd) = /work/deep; test $A = image; test $(cat /data/seed) = seed; \
+                  echo more >/data/more; echo more >/link/more; ! echo x 2>/dev/null >/x; exit 42";
+    let config = json!({
+        "Entrypoint": ["/bin/sh"], "Cmd": ["-c", script], "Env": ["A=image"], "WorkingDir": "/work/deep", "User": "web:web",
+        "Volumes": {"/data": {}, "/link": {}, "/data/new/dir": {}}, "Labels": {"k": "v"},
+    });
+    let own = |entry: Entry| Entry { owner: 33, ..entry };
+    // A volume behind a link that would lead out of the image, were it followed on the host.
+    let outside = agent.dir.path().join("outside");
+    fs::create_dir(&outside).expect("make");
+    let inside = outside.to_string_lossy().trim_start_matches('/').to_owned();
+    let entries = [
+        file("etc/group", "root:x:0:\nweb:x:34:\n"),
+        own(dir("data")),
+        own(file("data/seed", "seed")),
+        symlink("link", &outside.to_string_lossy()),
+        own(dir(&inside)),
+    ];
+    Layout::new(&agent.dir.path().join("layout-all")).image("all:1", &config, &[support::image::shell_layer(), layer(&entries)]);
+    agent.image_load("layout-all");
+    let container = ContainerSpec { name: "web".into(), image: "all:1".into(), read_only: true, ..ContainerSpec::default() };
+    manager.assign(vec![task(A, vec![container])]);
+    assert_eq!(manager.reported(A, TaskState::Failed).await.message, "container web exited with code 42");
+    assert_eq!(fs::read_dir(&outside).expect("list").count(), 0, "a volume led out of the image");
+    eventually("nothing is left", || agent.leftovers(A).is_empty().then_some(())).await;
 }

@@ -62,6 +62,8 @@ pub struct Input<'a> {
     pub files: &'a Path,
     /// Where this node's volumes are.
     pub volumes: &'a Path,
+    /// The image's volumes and where they are on this node.
+    pub image_volumes: &'a [(String, PathBuf)],
     /// The devices of the host that the spec names, or all for a privileged container.
     pub devices: &'a [HostDevice],
 }
@@ -159,7 +161,7 @@ fn spec(input: &Input<'_>) -> Result<Spec, String> {
     root.set_path(input.rootfs.to_path_buf()).set_readonly(Some(input.spec.read_only));
     let mut spec = Spec::default();
     spec.set_version(VERSION.into())
-        .set_annotations(None)
+        .set_annotations(Some(annotations(input.image).collect()))
         .set_root(Some(root))
         .set_hostname(input.pod_pid.is_none().then(|| hostname(&input.task.name)))
         .set_process(Some(process(input)?))
@@ -209,6 +211,14 @@ fn env(input: &Input<'_>) -> Result<Vec<String>, String> {
     }
 }
 
+/// What of the image's configuration has no other place here (image-spec, conversion.md); its labels win over what is derived.
+fn annotations(image: &ImageConfig) -> impl Iterator<Item = (String, String)> {
+    let derived = [("stopSignal", image.stop_signal.clone()), ("exposedPorts", image.exposed_ports.join(","))];
+    let derived = derived.into_iter().map(|(key, value)| (format!("org.opencontainers.image.{key}"), value));
+    let labels = image.labels.iter().map(|(key, value)| (key.clone(), value.clone()));
+    derived.filter(|(_, value)| !value.is_empty()).chain(labels).filter(|(key, _)| !key.is_empty())
+}
+
 fn mounts(input: &Input<'_>) -> Vec<Mount> {
     let file = |name: &str| {
         let source = input.files.join(name).to_string_lossy().into_owned();
@@ -228,6 +238,9 @@ fn mounts(input: &Input<'_>) -> Vec<Mount> {
         file("hostname"),
         file("resolv.conf"),
     ];
+    // Writable also where the rest is not. Otherwise they are on the container's own file system as they are.
+    let of_image = input.image_volumes.iter().filter(|_| input.spec.read_only);
+    mounts.extend(of_image.map(|(target, source)| mount(target, "bind", &source.to_string_lossy(), &["rbind", "rprivate"])));
     let own = options::mounts(input.spec, input.volumes);
     // What the spec mounts takes the place of ours; the shorter path first, so that none hides another.
     mounts.retain(|ours| !own.iter().any(|theirs| theirs.destination() == ours.destination()));

@@ -12,6 +12,7 @@
 //! * [`user`]: who a container's process is, from the image's own `/etc/passwd` and `/etc/group`.
 //! * [`reference`]: what the name of an image means, and when two names are the same name.
 //! * [`platform`]: which of an index's images is for this host.
+//! * [`image`]: what an image's configuration says of the container it becomes.
 //! * [`mounts`]: which layers are under root file systems that are mounted.
 //! * [`challenge`]: how to answer a registry that asks who we are.
 
@@ -35,3 +36,5 @@ pub mod reference;
 pub mod challenge;
 
 pub mod mounts;
+
+pub mod image;

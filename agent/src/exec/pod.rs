@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -371,6 +372,7 @@ fn write_config(tools: &Tools, task: &Task, record: &Record, index: usize, place
     let rejected = |why| StepError::Rejected(format!("container {}: {why}", container.name));
     let workdir = bundle::workdir(spec, &image).map_err(rejected)?;
     root.make_dir(Path::new(&workdir)).map_err(failed("make the working directory"))?;
+    let image_volumes = image_volumes(&root, &image).map_err(failed("make the image's volumes"))?;
     let first = record.containers.first().filter(|_| index > 0);
     let devices = if spec.privileged { host::devices() } else { named_devices(spec) }.map_err(failed("look at the host's devices"))?;
     let config = bundle::config_json(&bundle::Input {
@@ -386,6 +388,7 @@ fn write_config(tools: &Tools, task: &Task, record: &Record, index: usize, place
         rootfs: &place.rootfs(),
         files: &tools.places.of_task(&task.id).files(),
         volumes: &tools.places.volumes(),
+        image_volumes: &image_volumes,
         devices: &devices,
     });
     fs::write(place.config_file(), config.map_err(rejected)?).map_err(failed("write the configuration"))
@@ -394,6 +397,16 @@ fn write_config(tools: &Tools, task: &Task, record: &Record, index: usize, place
 fn named_devices(spec: &ContainerSpec) -> io::Result<Vec<HostDevice>> {
     let found: Vec<_> = spec.devices.iter().map(|device| host::device(Path::new(&device.source))).collect::<io::Result<_>>()?;
     Ok(found.into_iter().flatten().collect())
+}
+
+/// The image's volumes as directories of the container's own file system, so they hold what the image put there. The paths on the
+/// node are resolved inside the image: a link in it leads nowhere else.
+fn image_volumes(root: &Root, image: &ImageConfig) -> io::Result<Vec<(String, PathBuf)>> {
+    let volumes = image.volumes.iter().map(|volume| {
+        let dir = root.make_dir(Path::new(volume)).map_err(|error| io::Error::new(error.kind(), format!("{volume}: {error}")))?;
+        Ok((volume.clone(), fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))?))
+    });
+    volumes.collect()
 }
 
 fn identity(root: &Root, user: &str) -> Result<Identity, String> {

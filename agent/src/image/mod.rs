@@ -30,7 +30,7 @@ pub mod flight;
 pub mod lease;
 pub mod mount;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::core::bundle::ImageConfig;
-use crate::core::health::ImageHealthcheck;
+use crate::core::image::{Extension, config};
 use crate::core::reference::Reference;
 use registry::error::RegistryError;
 use unpack::Limits;
@@ -203,7 +203,7 @@ impl Store {
     fn read(&self, name: &str, digest: &Digest) -> Result<Image, ImageError> {
         let manifest = self.manifest(digest)?;
         let configuration: ImageConfiguration = self.document(manifest.config())?;
-        let more: DockerConfiguration = self.document(manifest.config())?;
+        let extension: Extension = self.document(manifest.config())?;
         let diff_ids = configuration.rootfs().diff_ids();
         if diff_ids.len() != manifest.layers().len() {
             let why = format!("its manifest names {} layers and its configuration {}", manifest.layers().len(), diff_ids.len());
@@ -215,12 +215,8 @@ impl Store {
             .zip(diff_ids)
             .map(|(layer, diff_id)| Ok(Layer { blob: sha256(layer.digest().clone())?, diff_id: parse_digest(diff_id)? }));
         let layers = layers.collect::<Result<_, ImageError>>()?;
-        Ok(Image {
-            name: name.to_owned(),
-            digest: digest.clone(),
-            config: image_config(&configuration, more.config.and_then(|config| config.healthcheck)),
-            layers,
-        })
+        let config = config(&configuration, extension).map_err(|why| ImageError::refused(format!("image {name:?}"), why))?;
+        Ok(Image { name: name.to_owned(), digest: digest.clone(), config, layers })
     }
 
     /// Digests, in hexadecimal, of all that the image is made of.
@@ -312,39 +308,6 @@ fn sha256(digest: Digest) -> Result<Digest, ImageError> {
     match digest.algorithm() {
         DigestAlgorithm::Sha256 => Ok(digest),
         _ => Err(ImageError::refused(format!("digest {digest}"), "only sha256 is kept")),
-    }
-}
-
-/// What Docker keeps in an image's configuration beyond the OCI image-spec.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct DockerConfiguration {
-    config: Option<DockerConfig>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct DockerConfig {
-    healthcheck: Option<ImageHealthcheck>,
-}
-
-fn image_config(configuration: &ImageConfiguration, healthcheck: Option<ImageHealthcheck>) -> ImageConfig {
-    let Some(config) = configuration.config() else { return ImageConfig::default() };
-    let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    // A set in the image, whose order means nothing.
-    let sorted = |set: &Option<Vec<String>>| list(set).into_iter().collect::<BTreeSet<_>>().into_iter().collect();
-    ImageConfig {
-        entrypoint: list(config.entrypoint()),
-        cmd: list(config.cmd()),
-        env: list(config.env()),
-        workdir: text(config.working_dir()),
-        user: text(config.user()),
-        stop_signal: text(config.stop_signal()),
-        healthcheck: healthcheck.and_then(ImageHealthcheck::check),
-        volumes: sorted(config.volumes()),
-        exposed_ports: sorted(config.exposed_ports()),
-        labels: config.labels().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
     }
 }
 

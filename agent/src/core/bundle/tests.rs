@@ -41,6 +41,9 @@ fn image() -> ImageConfig {
         workdir: "/srv".into(),
         user: String::new(),
         stop_signal: "SIGQUIT".into(),
+        volumes: vec!["/data".into()],
+        exposed_ports: vec!["443/tcp".into(), "80/tcp".into()],
+        labels: [("maintainer".to_owned(), "somebody".to_owned())].into(),
         ..ImageConfig::default()
     }
 }
@@ -59,6 +62,7 @@ fn golden(spec: &ContainerSpec, identity: &Identity, network: &Network, pod_pid:
         rootfs: Path::new("/run/x/rootfs"),
         files: Path::new("/run/x/etc"),
         volumes: Path::new("/var/x/volumes"),
+        image_volumes: &[("/data".into(), "/run/x/rootfs/data".into())],
         devices: &[],
     };
     let mut config: serde_json::Value = serde_json::from_slice(&config_json(&input).expect("a configuration")).expect("JSON");
