@@ -40,6 +40,15 @@ pub enum ImageVerb {
         #[arg(long)]
         state_dir: PathBuf,
     },
+    /// Pull an image from its registry, whether the node has it or not
+    Pull {
+        name: String,
+        /// The agent's state directory
+        #[arg(long)]
+        state_dir: PathBuf,
+        #[command(flatten)]
+        registries: RegistryArgs,
+    },
     /// List the images
     Ls {
         /// The agent's state directory

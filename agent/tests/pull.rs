@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -162,6 +163,25 @@ async fn images_of_every_kind_come_from_a_real_registry_by_tag_and_by_digest() {
         pull(&puller, &by_digest).await.unwrap_or_else(|why| panic!("{repository}: {why}"));
         assert_eq!(bench.store.find(&by_digest).expect("it is there").digest, image.digest, "{repository}");
     }
+}
+
+#[test]
+fn the_command_line_pulls_with_the_agents_own_threads() {
+    let (bench, real) = (Bench::new(), Real::start(&Setup::default()));
+    let layers: Vec<Vec<u8>> = (0..6).map(|number| big(300_000, number)).collect();
+    let name = real.push(&bench.layout(&layers), "1", "web", &["--dest-compress-format", "zstd", "--format", "oci"]);
+    let pull = |name: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rcluster-agent"));
+        command.args(["image", "pull", name, "--registry-plain-http", "127.0.0.1", "--state-dir"]).arg(bench.path("state"));
+        command.output().expect("run the agent's binary")
+    };
+    let output = pull(&name);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{name}\t{}\n", bench.store.find(&name).expect("there").digest));
+    assert_eq!(bench.layers(&name).len(), 6);
+    let output = pull(&format!("{}/none:1", real.addr));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("has no image \"1\" in none"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

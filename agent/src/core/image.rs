@@ -4,14 +4,12 @@
 //! nothing. What is not known here is left out; what is known and cannot be meant is refused.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use oci_spec::image::ImageConfiguration;
-use rcluster_api::health::HealthCheck;
-use rcluster_api::resource::Millis;
 use serde::Deserialize;
 
 use super::bundle::ImageConfig;
+use super::health::ImageHealthcheck;
 
 /// What the image-spec leaves to Docker.
 #[derive(Debug, Default, Deserialize)]
@@ -23,19 +21,7 @@ pub struct Extension {
 #[derive(Debug, Default, Deserialize)]
 struct ExtensionConfig {
     #[serde(default, rename = "Healthcheck")]
-    healthcheck: Option<Check>,
-}
-
-/// moby, `api/types/container.HealthConfig`; times in nanoseconds, zero means the default.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct Check {
-    test: Option<Vec<String>>,
-    interval: u64,
-    timeout: u64,
-    start_period: u64,
-    start_interval: u64,
-    retries: u32,
+    healthcheck: Option<ImageHealthcheck>,
 }
 
 /// What the configuration says; the error names the part.
@@ -48,7 +34,7 @@ pub fn config(configuration: &ImageConfiguration, extension: Extension) -> Resul
     if let Some(volume) = volumes.iter().find(|volume| !is_below_root(volume)) {
         return Err(format!("volume {volume:?}: an absolute path below the root, without '..'"));
     }
-    let healthcheck = extension.config.and_then(|config| config.healthcheck).map(healthcheck).transpose()?.flatten();
+    let healthcheck = extension.config.and_then(|config| config.healthcheck).and_then(ImageHealthcheck::check);
     Ok(ImageConfig {
         entrypoint: list(config.entrypoint()),
         cmd: list(config.cmd()),
@@ -68,34 +54,9 @@ fn is_below_root(path: &str) -> bool {
     path.starts_with('/') && !path.contains('\0') && parts.clone().next().is_some() && parts.all(|part| part != "..")
 }
 
-fn healthcheck(check: Check) -> Result<Option<HealthCheck>, String> {
-    let test = check.test.unwrap_or_default();
-    let command = match test.split_first() {
-        // Only times: they would be those of a check that the image does not have.
-        None => return Ok(None),
-        Some((form, [])) if form == "NONE" => return Ok(Some(HealthCheck { disable: true, ..HealthCheck::default() })),
-        Some((form, [line])) if form == "CMD-SHELL" => vec!["/bin/sh".to_owned(), "-c".to_owned(), line.clone()],
-        Some((form, command @ [_, ..])) if form == "CMD" => command.to_vec(),
-        Some(_) => return Err(format!("Healthcheck.Test {test:?}: NONE, CMD with a command, or CMD-SHELL with one line")),
-    };
-    let or = |nanoseconds: u64, default: Millis| match Duration::from_nanos(nanoseconds) {
-        Duration::ZERO => default,
-        time => Millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)),
-    };
-    let default = HealthCheck::default();
-    Ok(Some(HealthCheck {
-        command,
-        interval: or(check.interval, default.interval),
-        timeout: or(check.timeout, default.timeout),
-        start_period: or(check.start_period, default.start_period),
-        start_interval: or(check.start_interval, default.start_interval),
-        retries: if check.retries == 0 { default.retries } else { check.retries },
-        ..default
-    }))
-}
-
 #[cfg(test)]
 mod tests {
+    use rcluster_api::health::HealthCheck;
     use serde_json::{Value, json};
 
     use super::*;
@@ -110,7 +71,7 @@ mod tests {
     fn everything_an_image_says_is_taken_and_sets_are_in_order() {
         let config = read(&json!({
             "Entrypoint": ["/e"], "Cmd": ["c"], "Env": ["A=b"], "WorkingDir": "/w", "User": "u:g", "StopSignal": "SIGINT",
-            "Volumes": {"/b": {}, "/a": {}}, "ExposedPorts": {"80/tcp": {}, "443/tcp": {}}, "Labels": {"k": "v"}, "ArgsEscaped": true,
+            "Healthcheck": {"Test": ["CMD", "/ok"]}, "Volumes": {"/b": {}, "/a": {}}, "ExposedPorts": {"80/tcp": {}, "443/tcp": {}}, "Labels": {"k": "v"}, "ArgsEscaped": true,
         }));
         let words = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
         let expected = ImageConfig {
@@ -120,7 +81,7 @@ mod tests {
             workdir: "/w".into(),
             user: "u:g".into(),
             stop_signal: "SIGINT".into(),
-            healthcheck: None,
+            healthcheck: Some(HealthCheck { command: words(&["/ok"]), ..HealthCheck::default() }),
             volumes: words(&["/a", "/b"]),
             exposed_ports: words(&["443/tcp", "80/tcp"]),
             labels: [("k".to_owned(), "v".to_owned())].into(),
@@ -136,30 +97,5 @@ mod tests {
             assert!(error.starts_with(&format!("volume {volume:?}")), "{error}");
         }
         assert_eq!(read(&json!({"Volumes": {"/a..b/": {}}})).map(|config| config.volumes), Ok(vec!["/a..b/".to_owned()]));
-    }
-
-    #[test]
-    fn an_images_check_is_understood_as_docker_does() {
-        let check = |check: Value| read(&json!({"Healthcheck": check})).map(|config| config.healthcheck);
-        let shell = check(json!({"Test": ["CMD-SHELL", "id || exit 1"], "Interval": 2_000_000_000_u64, "Timeout": 1, "Retries": 5}));
-        let expected = HealthCheck {
-            command: ["/bin/sh", "-c", "id || exit 1"].map(str::to_owned).to_vec(),
-            interval: Millis(2000),
-            timeout: Millis(1),
-            retries: 5,
-            ..HealthCheck::default()
-        };
-        assert_eq!(shell, Ok(Some(expected)));
-        let plain = check(json!({"Test": ["CMD", "/probe", "-q"], "StartPeriod": 3_000_000, "StartInterval": 0}));
-        let expected =
-            HealthCheck { command: ["/probe", "-q"].map(str::to_owned).to_vec(), start_period: Millis(3), ..HealthCheck::default() };
-        assert_eq!(plain, Ok(Some(expected)));
-        assert_eq!(check(json!({"Test": ["NONE"]})), Ok(Some(HealthCheck { disable: true, ..HealthCheck::default() })));
-        assert_eq!(check(json!({"Interval": 5})), Ok(None));
-        assert_eq!(check(Value::Null), Ok(None));
-        for wrong in [json!(["CMD"]), json!(["CMD-SHELL", "a", "b"]), json!(["RUN", "x"])] {
-            let error = check(json!({"Test": wrong})).expect_err("refused");
-            assert!(error.contains("NONE, CMD with a command"), "{error}");
-        }
     }
 }
