@@ -1,4 +1,7 @@
+use serde_json::Value;
+
 use super::*;
+use crate::core::spec;
 
 const LEAST: &str = r#"{"ociVersion":"1.0.2","root":{"path":"rootfs"},"process":{"cwd":"/","args":["sh"]},
     "linux":{"namespaces":[{"type":"mount"},{"type":"pid"},{"type":"uts"}]}}"#;
