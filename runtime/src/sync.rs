@@ -1,14 +1,18 @@
 //! The protocol between the process that creates a container and the container's first process.
 //!
-//! One `SOCK_SEQPACKET` pair carries messages of a fixed size from child to parent; two FIFOs in the state directory carry the start.
+//! One `SOCK_SEQPACKET` pair carries messages of a fixed size, from child to parent but for `Go`; two FIFOs in the state directory carry the start.
 //!
 //! ```text
 //! parent (create)                       child (init)                        parent (start)
 //!   │ clone3 ──────────────────────────► │
 //!   │                                    │ step 0, step 1, …
+//!   │ ◄────────────────────────────── Map │ its user namespace is new: ids are wanted
+//!   │ Go ──────────────────────────────► │ they are mapped
+//!   │ ◄───────────────────────── Born{pid} │ it gave birth to the container's process, which goes on in its place
 //!   │ ◄──────────────── Note{step, text} │ weaker than asked for, going on
 //!   │ ◄───────── Failed{step, errno, text} │ and the child is gone: create undoes all it did
 //!   │ ◄──────────────────────────── Ready │ every step is done
+//!   │ Go ──────────────────────────────► │ only where an usher bore it: the parent knows it
 //!   │ state.json := created              │ reads exec.fifo … blocks
 //!   └ exits                              │                                    │
 //!                                        │ ◄────────────── one byte: exec.fifo │
@@ -40,6 +44,12 @@ pub enum Message {
     Note { step: u16, text: String },
     /// A step failed; `errno` is 0 when no system call did.
     Failed { step: u16, errno: i32, text: String },
+    /// The ids of a new user namespace are to be mapped; waits for `Go`.
+    Map,
+    /// The container's process was born; the sender is done.
+    Born { pid: i32 },
+    /// From the parent: what was asked for is done.
+    Go,
 }
 
 /// The size of every message; below `PIPE_BUF`, so that a FIFO carries one whole.
@@ -49,6 +59,9 @@ const HEADER: usize = 9;
 const READY: u8 = 1;
 const NOTE: u8 = 2;
 const FAILED: u8 = 3;
+const MAP: u8 = 10;
+const BORN: u8 = 11;
+const GO: u8 = 12;
 
 impl Message {
     /// The message as bytes; a text too long is cut.
@@ -57,6 +70,9 @@ impl Message {
             Self::Ready => (READY, 0, 0, ""),
             Self::Note { step, text } => (NOTE, *step, 0, text.as_str()),
             Self::Failed { step, errno, text } => (FAILED, *step, *errno, text.as_str()),
+            Self::Map => (MAP, 0, 0, ""),
+            Self::Born { pid } => (BORN, 0, *pid, ""),
+            Self::Go => (GO, 0, 0, ""),
         };
         let mut length = text.len().min(SIZE - HEADER);
         while !text.is_char_boundary(length) {
@@ -82,6 +98,9 @@ impl Message {
             READY => Some(Self::Ready),
             NOTE => Some(Self::Note { step, text }),
             FAILED => Some(Self::Failed { step, errno, text }),
+            MAP => Some(Self::Map),
+            BORN => Some(Self::Born { pid: errno }),
+            GO => Some(Self::Go),
             _ => None,
         }
     }
@@ -102,6 +121,12 @@ impl Channel {
     pub fn send(&self, message: &Message) -> io::Result<()> {
         rustix::net::send(&self.0, &message.encode(), SendFlags::NOSIGNAL)?;
         Ok(())
+    }
+
+    /// Says no more: who waits for a message hears that none comes.
+    pub fn fall_silent(&self) {
+        // An error means that the other end is gone.
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Write);
     }
 
     /// Takes the next message; `None` when the other end is gone.
@@ -140,6 +165,9 @@ mod tests {
             Message::Ready,
             Message::Note { step: 3, text: "ä".into() },
             Message::Failed { step: u16::MAX, errno: libc::EPERM, text: "mounts[1]".into() },
+            Message::Map,
+            Message::Born { pid: 77 },
+            Message::Go,
         ];
         let (parent, child) = Channel::pair().unwrap();
         for message in &messages {

@@ -11,7 +11,7 @@ mod process;
 mod resources;
 
 pub use mounts::{Device, DeviceKind, Mount, MountWhat};
-pub use namespaces::{Namespace, NamespaceKind};
+pub use namespaces::{IdMapping, IdMappings, Namespace, NamespaceKind, TimeOffset};
 pub use process::{Capabilities, Process, Rlimit};
 pub use resources::{DeviceRule, Resources};
 
@@ -51,6 +51,9 @@ pub struct Container {
     pub hostname: Option<String>,
     pub domainname: Option<String>,
     pub namespaces: Vec<Namespace>,
+    /// Of a new user namespace, or what a joined one must have; empty without one.
+    pub ids: IdMappings,
+    pub time_offsets: Vec<TimeOffset>,
     pub mounts: Vec<Mount>,
     pub devices: Vec<Device>,
     pub masked_paths: Vec<PathBuf>,
@@ -82,6 +85,9 @@ pub fn check(bundle: &Path, spec: &Spec) -> Result<Container, Vec<Refusal>> {
     let linux = spec.linux.clone().unwrap_or_default();
     let root = refusals.root(bundle, spec.root.as_ref());
     let namespaces = refusals.namespaces(&linux.namespaces);
+    let ids = refusals.id_mappings(&linux, &namespaces);
+    let process = refusals.process(spec.process.as_ref());
+    refusals.mapped_user(&process, &ids);
     let container = Container {
         oci_version: spec.oci_version.clone(),
         root,
@@ -94,10 +100,12 @@ pub fn check(bundle: &Path, spec: &Spec) -> Result<Container, Vec<Refusal>> {
         masked_paths: refusals.paths("linux.maskedPaths", &linux.masked_paths),
         readonly_paths: refusals.paths("linux.readonlyPaths", &linux.readonly_paths),
         sysctl: refusals.sysctl(&linux.sysctl, &namespaces),
-        process: refusals.process(spec.process.as_ref()),
+        process,
         cgroups_path: refusals.cgroups_path(linux.cgroups_path.as_deref()),
         resources: refusals.resources(&linux.resources.unwrap_or_default()),
         annotations: spec.annotations.clone(),
+        time_offsets: refusals.time_offsets(&linux.time_offsets, &namespaces),
+        ids,
         namespaces,
     };
     if refusals.found.is_empty() { Ok(container) } else { Err(refusals.found) }
@@ -163,9 +171,6 @@ impl Refusals {
         }
         let Some(linux) = &spec.linux else { return };
         let fields = [
-            ("linux.uidMappings", &linux.uid_mappings),
-            ("linux.gidMappings", &linux.gid_mappings),
-            ("linux.timeOffsets", &linux.time_offsets),
             ("linux.netDevices", &linux.net_devices),
             ("linux.seccomp", &linux.seccomp),
             ("linux.mountLabel", &linux.mount_label),

@@ -12,17 +12,41 @@ use std::path::{Path, PathBuf};
 
 use super::capability::CapabilitySet;
 use super::cgroup::{CgroupPlan, Version};
-use super::check::{Capabilities, Container, Device, DeviceKind, Mount, MountWhat, NamespaceKind, Process, Rlimit};
+use super::check::{
+    Capabilities, Container, Device, DeviceKind, IdMapping, IdMappings, Mount, MountWhat, NamespaceKind, Process, Rlimit, TimeOffset,
+};
 use super::mount_options::{MountOptions, Propagation};
 
 /// What the parent clones with and what the child then does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// Made by clone3(2) itself. The cgroup namespace is not among them: it must come after the cgroups are joined.
+    /// Made by clone3(2) itself. The cgroup namespace is not among them: it must come after the cgroups are joined. With a user namespace
+    /// there are none: the namespaces must belong to it, so they are made by [`Step::Bear`].
     pub clone_namespaces: Vec<NamespaceKind>,
+    /// What the parent opens for steps that name a handle; their handles follow those of the cgroups and the joined namespaces.
+    pub trees: Vec<Tree>,
     pub steps: Vec<Step>,
     /// What is asked for and cannot be had, and why going on is right.
     pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// Whether another process bears the container's.
+    pub fn has_usher(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Bear(_)))
+    }
+}
+
+/// A copy of mounts that the parent makes, for a child that may not: in its user namespace it could neither reach the path nor copy a
+/// mount of the host's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tree {
+    /// For errors.
+    pub field: String,
+    pub source: PathBuf,
+    pub recursive: bool,
+    /// Mounts made below it by the container are not seen by the host.
+    pub cut_off: bool,
 }
 
 /// One deed of the child.
@@ -38,15 +62,34 @@ pub enum Step {
         path: PathBuf,
         handle: usize,
     },
+    /// Steps of a process that stands between the parent and the child: what needs the host's privileges, the user namespace, and last the
+    /// birth of the child in namespaces that belong to it.
+    RaiseLimit(Rlimit),
+    NewUserNamespace(IdMappings),
+    JoinUserNamespace {
+        path: PathBuf,
+        handle: usize,
+        expected: IdMappings,
+    },
+    /// Root of the user namespace.
+    BecomeRoot,
+    Bear(Vec<NamespaceKind>),
     NewCgroupNamespace,
+    NewTimeNamespace(Vec<TimeOffset>),
     NewSession,
     LoopbackUp,
     Hostname(String),
     Domainname(String),
     IsolateMounts(Propagation),
-    AttachRoot(PathBuf),
+    /// `handle`: its tree, if the parent copied it.
+    AttachRoot {
+        path: PathBuf,
+        handle: Option<usize>,
+    },
     Mount(MountStep),
     Device(Device),
+    /// The host's node bound, where a user namespace may make none.
+    BindDevice(Device),
     Link {
         path: PathBuf,
         target: PathBuf,
@@ -102,9 +145,20 @@ pub struct MountStep {
 /// Where a mount comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MountSource {
-    Bind { source: PathBuf, recursive: bool },
-    FileSystem { kind: String, source: String },
-    Cgroups { views: Vec<CgroupView>, layout: CgroupLayout },
+    /// `handle`: its tree, if the parent copied it.
+    Bind {
+        source: PathBuf,
+        recursive: bool,
+        handle: Option<usize>,
+    },
+    FileSystem {
+        kind: String,
+        source: String,
+    },
+    Cgroups {
+        views: Vec<CgroupView>,
+        layout: CgroupLayout,
+    },
 }
 
 /// How the cgroup hierarchies stand below one mount point.
@@ -127,42 +181,128 @@ pub struct CgroupView {
     pub bind: Option<PathBuf>,
 }
 
-/// Decides the plan. `held`: the runtime's permitted set; `held_bounding`: its bounding set.
-pub fn plan(container: &Container, cgroups: &CgroupPlan, held: CapabilitySet, held_bounding: CapabilitySet) -> Plan {
+/// What this process may do, as the kernel tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Privileges {
+    /// The permitted capabilities.
+    pub held: CapabilitySet,
+    pub bounding: CapabilitySet,
+}
+
+impl Privileges {
+    /// Whether the mounts of the host can be copied and its namespaces joined.
+    fn over_mounts(self) -> bool {
+        self.held.holds("CAP_SYS_ADMIN")
+    }
+}
+
+/// Decides the plan.
+pub fn plan(container: &Container, cgroups: &CgroupPlan, privileges: Privileges) -> Plan {
     let mut steps = Vec::new();
     let mut notes = Vec::new();
+    let mut trees = Trees::new(container, cgroups, privileges);
+    let user = container.namespace(NamespaceKind::User).is_some();
+    if user {
+        usher(container, cgroups.groups.len(), privileges, &mut steps);
+    }
     join(container, cgroups, &mut steps);
     identity(container, &mut steps);
-    file_system(container, cgroups, &mut steps);
-    if let Some(adjustment) = container.process.oom_score_adj {
+    file_system(container, cgroups, &mut trees, &mut steps);
+    if let (Some(adjustment), false) = (container.process.oom_score_adj, user) {
         steps.push(Step::OomScoreAdj(adjustment));
     }
     steps.push(Step::PivotRoot);
     if container.root_readonly {
         steps.push(Step::RootReadonly);
     }
-    let granted = grant(&container.process.capabilities, held, held_bounding, &mut notes);
+    // The first process of a user namespace has all capabilities in it (user_namespaces(7)).
+    let available = if user { Privileges { held: CapabilitySet::ALL, bounding: CapabilitySet::ALL } } else { privileges };
+    let granted = grant(&container.process.capabilities, available, &mut notes);
     process(&container.process, &granted, &mut steps);
-    let is_cloned = |kind: &NamespaceKind| *kind != NamespaceKind::Cgroup && container.has_new(*kind);
-    let kinds = [NamespaceKind::Mount, NamespaceKind::Pid, NamespaceKind::Network, NamespaceKind::Ipc, NamespaceKind::Uts];
-    Plan { clone_namespaces: kinds.into_iter().filter(is_cloned).collect(), steps, notes }
+    Plan { clone_namespaces: if user { Vec::new() } else { cloned(container) }, trees: trees.found, steps, notes }
 }
 
-/// The namespaces to join from inside the child; a process joins a pid namespace only by being born there.
-pub fn joined_inside(container: &Container) -> impl Iterator<Item = (NamespaceKind, &PathBuf)> {
-    container
-        .namespaces
-        .iter()
-        .filter(|namespace| namespace.kind != NamespaceKind::Pid)
-        .filter_map(|namespace| namespace.path.as_ref().map(|path| (namespace.kind, path)))
+/// The namespaces to join, in the order of the handles.
+pub fn joined(container: &Container) -> impl Iterator<Item = (NamespaceKind, &PathBuf)> {
+    let paths = container.namespaces.iter();
+    paths.filter_map(|namespace| namespace.path.as_ref().map(|path| (namespace.kind, path)))
+}
+
+/// The namespaces a process is born in.
+fn cloned(container: &Container) -> Vec<NamespaceKind> {
+    let kinds = [NamespaceKind::Mount, NamespaceKind::Pid, NamespaceKind::Network, NamespaceKind::Ipc, NamespaceKind::Uts];
+    kinds.into_iter().filter(|kind| container.has_new(*kind)).collect()
+}
+
+fn joins(container: &Container, first: usize) -> impl Iterator<Item = Step> {
+    let numbered = joined(container).enumerate().filter(|(_, (kind, _))| *kind != NamespaceKind::User);
+    numbered.map(move |(place, (kind, path))| Step::JoinNamespace { kind, path: path.clone(), handle: first + place })
+}
+
+/// With a user namespace, what comes before the child is born. As root the host's namespaces are joined, and the limits raised, as long as
+/// that is allowed, so before the user namespace; without privileges they are had in the user namespace only, so after it.
+fn usher(container: &Container, first: usize, privileges: Privileges, steps: &mut Vec<Step>) {
+    let mut of_others: Vec<Step> = joins(container, first).collect();
+    if container.has_new(NamespaceKind::Time) {
+        of_others.push(Step::NewTimeNamespace(container.time_offsets.clone()));
+    }
+    let mut user: Vec<Step> = match joined(container).enumerate().find(|(_, (kind, _))| *kind == NamespaceKind::User) {
+        Some((place, (_, path))) => {
+            vec![Step::JoinUserNamespace { path: path.clone(), handle: first + place, expected: container.ids.clone() }]
+        }
+        None => vec![Step::NewUserNamespace(container.ids.clone())],
+    };
+    user.push(Step::BecomeRoot);
+    steps.extend(container.process.rlimits.iter().cloned().map(Step::RaiseLimit));
+    steps.extend(container.process.oom_score_adj.map(Step::OomScoreAdj));
+    let (before, after) = if privileges.over_mounts() { (of_others, user) } else { (user, of_others) };
+    steps.extend(before.into_iter().chain(after));
+    steps.push(Step::Bear(cloned(container)));
+}
+
+/// Collects what the parent is to open.
+struct Trees {
+    /// The handle of the first.
+    first: usize,
+    /// In a user namespace, with the parent able to help.
+    helped: bool,
+    found: Vec<Tree>,
+}
+
+impl Trees {
+    fn new(container: &Container, cgroups: &CgroupPlan, privileges: Privileges) -> Self {
+        let helped = container.namespace(NamespaceKind::User).is_some() && privileges.over_mounts();
+        Self { first: cgroups.groups.len() + joined(container).count(), helped, found: Vec::new() }
+    }
+
+    /// The handle of a tree.
+    fn take(&mut self, tree: Tree) -> usize {
+        self.found.push(tree);
+        self.first + self.found.len() - 1
+    }
+
+    fn root(&mut self, path: &Path) -> Option<usize> {
+        let tree = || Tree { field: "root.path".to_owned(), source: path.to_owned(), recursive: true, cut_off: true };
+        self.helped.then(|| self.take(tree()))
+    }
+
+    fn bind(&mut self, index: usize, source: &Path, recursive: bool) -> Option<usize> {
+        let tree = || Tree { field: format!("mounts[{index}].source"), source: source.to_owned(), recursive, cut_off: true };
+        self.helped.then(|| self.take(tree()))
+    }
 }
 
 fn join(container: &Container, cgroups: &CgroupPlan, steps: &mut Vec<Step>) {
     for (handle, group) in cgroups.groups.iter().enumerate() {
         steps.push(Step::JoinCgroup { directory: group.directory.clone(), handle });
     }
-    for (place, (kind, path)) in joined_inside(container).enumerate() {
-        steps.push(Step::JoinNamespace { kind, path: path.clone(), handle: cgroups.groups.len() + place });
+    if container.namespace(NamespaceKind::User).is_none() {
+        // A process joins a pid namespace only by being born there.
+        let is_pid = |step: &Step| matches!(step, Step::JoinNamespace { kind: NamespaceKind::Pid, .. });
+        steps.extend(joins(container, cgroups.groups.len()).filter(|step| !is_pid(step)));
+        if container.has_new(NamespaceKind::Time) {
+            steps.push(Step::NewTimeNamespace(container.time_offsets.clone()));
+        }
     }
     if container.has_new(NamespaceKind::Cgroup) {
         steps.push(Step::NewCgroupNamespace);
@@ -178,15 +318,17 @@ fn identity(container: &Container, steps: &mut Vec<Step>) {
     steps.extend(container.domainname.clone().map(Step::Domainname));
 }
 
-fn file_system(container: &Container, cgroups: &CgroupPlan, steps: &mut Vec<Step>) {
+fn file_system(container: &Container, cgroups: &CgroupPlan, trees: &mut Trees, steps: &mut Vec<Step>) {
     steps.push(Step::IsolateMounts(container.root_propagation));
-    steps.push(Step::AttachRoot(container.root.clone()));
+    steps.push(Step::AttachRoot { path: container.root.clone(), handle: trees.root(&container.root) });
     let private_cgroups = container.namespace(NamespaceKind::Cgroup).is_some();
-    steps.extend(container.mounts.iter().map(|mount| Step::Mount(mount_step(mount, cgroups, private_cgroups))));
+    steps.extend(container.mounts.iter().map(|mount| Step::Mount(mount_step(mount, cgroups, private_cgroups, trees))));
     // A /dev bound from the host is the host's own: nothing is made in it.
     let dev_is_bound = |mount: &Mount| mount.destination == Path::new("/dev") && matches!(mount.what, MountWhat::Bind { .. });
     if !container.mounts.iter().any(dev_is_bound) {
-        steps.extend(container.devices.iter().cloned().map(Step::Device));
+        let user = container.namespace(NamespaceKind::User).is_some();
+        let step = |device: Device| if user && device.kind != DeviceKind::Fifo { Step::BindDevice(device) } else { Step::Device(device) };
+        steps.extend(container.devices.iter().cloned().map(step));
         let links = [
             ("/dev/fd", "/proc/self/fd"),
             ("/dev/stdin", "/proc/self/fd/0"),
@@ -205,9 +347,12 @@ fn file_system(container: &Container, cgroups: &CgroupPlan, steps: &mut Vec<Step
     steps.extend(numbered(&container.masked_paths).into_iter().map(|(index, path)| Step::MaskedPath { index, path }));
 }
 
-fn mount_step(mount: &Mount, cgroups: &CgroupPlan, private_cgroups: bool) -> MountStep {
+fn mount_step(mount: &Mount, cgroups: &CgroupPlan, private_cgroups: bool, trees: &mut Trees) -> MountStep {
     let what = match &mount.what {
-        MountWhat::Bind { source, recursive } => MountSource::Bind { source: source.clone(), recursive: *recursive },
+        MountWhat::Bind { source, recursive } => {
+            let handle = trees.bind(mount.index, source, *recursive);
+            MountSource::Bind { source: source.clone(), recursive: *recursive, handle }
+        }
         MountWhat::FileSystem { kind, source } => MountSource::FileSystem { kind: kind.clone(), source: source.clone() },
         MountWhat::Cgroup => {
             let unified = matches!(cgroups.groups.as_slice(), [only] if only.hierarchy.version == Version::V2);
@@ -227,7 +372,8 @@ fn mount_step(mount: &Mount, cgroups: &CgroupPlan, private_cgroups: bool) -> Mou
 /// The sets that can be had. runc fails when a set holds more than it has itself; a container that asks for Docker's default, or for
 /// everything, then could not start under a supervisor that lacks one capability, so what is not held is left out, with a note.
 /// The kernel raises an ambient capability only when it is permitted and inheritable (capabilities(7)); the rest is left out as well.
-fn grant(asked: &Capabilities, held: CapabilitySet, held_bounding: CapabilitySet, notes: &mut Vec<String>) -> Capabilities {
+fn grant(asked: &Capabilities, available: Privileges, notes: &mut Vec<String>) -> Capabilities {
+    let Privileges { held, bounding: held_bounding } = available;
     let everything = [asked.effective, asked.permitted, asked.inheritable].into_iter().fold(asked.bounding, CapabilitySet::union);
     let missing = everything.difference(held.intersection(held_bounding));
     if !missing.is_empty() {
@@ -274,15 +420,32 @@ impl fmt::Display for Step {
         match self {
             Self::JoinCgroup { directory, .. } => write!(f, "linux.cgroupsPath: join {}", directory.display()),
             Self::JoinNamespace { kind, path, .. } => write!(f, "linux.namespaces: join the {kind} namespace {}", path.display()),
+            Self::RaiseLimit(limit) => write!(f, "process.rlimits: raise {} to at most {}", limit.name, limit.hard),
+            Self::NewUserNamespace(ids) => {
+                let lines = |ranges: &[IdMapping]| ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                let (users, groups) = (lines(&ids.users), lines(&ids.groups));
+                write!(f, "linux.uidMappings, linux.gidMappings: make a user namespace of users {users} and groups {groups}")
+            }
+            Self::JoinUserNamespace { path, .. } => write!(f, "linux.namespaces: join the user namespace {}", path.display()),
+            Self::BecomeRoot => write!(f, "linux.uidMappings: become root of the user namespace"),
+            Self::Bear(kinds) => {
+                let kinds: Vec<String> = kinds.iter().map(ToString::to_string).collect();
+                write!(f, "linux.namespaces: begin a process in new namespaces {}", kinds.join(" "))
+            }
+            Self::NewTimeNamespace(offsets) => {
+                write!(f, "linux.timeOffsets: make a time namespace")?;
+                offsets.iter().try_for_each(|TimeOffset { clock, seconds, nanoseconds }| write!(f, " {clock}={seconds}.{nanoseconds:09}"))
+            }
             Self::NewCgroupNamespace => write!(f, "linux.namespaces: make a cgroup namespace"),
             Self::NewSession => write!(f, "begin a session"),
             Self::LoopbackUp => write!(f, "linux.namespaces: bring the loopback interface up"),
             Self::Hostname(name) => write!(f, "hostname: set {name:?}"),
             Self::Domainname(name) => write!(f, "domainname: set {name:?}"),
             Self::IsolateMounts(propagation) => write!(f, "linux.rootfsPropagation: make all mounts {propagation}"),
-            Self::AttachRoot(path) => write!(f, "root.path: attach {}", path.display()),
+            Self::AttachRoot { path, .. } => write!(f, "root.path: attach {}", path.display()),
             Self::Mount(mount) => mount.fmt(f),
             Self::Device(device) => device.fmt(f),
+            Self::BindDevice(device) => write!(f, "linux.devices: bind the host's {}", device.path.display()),
             Self::Link { path, target } => write!(f, "default devices: link {} to {}", path.display(), target.display()),
             Self::WorkDirectory(path) => write!(f, "process.cwd: make {}", path.display()),
             Self::Sysctl { name, value } => write!(f, "linux.sysctl[{name}]: write {value:?}"),
@@ -315,8 +478,8 @@ impl fmt::Display for MountStep {
         let at = self.destination.display();
         write!(f, "mounts[{}]: ", self.index)?;
         match &self.what {
-            MountSource::Bind { source, recursive: false } => write!(f, "bind {} at {at}", source.display())?,
-            MountSource::Bind { source, recursive: true } => write!(f, "bind {} and what is below at {at}", source.display())?,
+            MountSource::Bind { source, recursive: false, .. } => write!(f, "bind {} at {at}", source.display())?,
+            MountSource::Bind { source, recursive: true, .. } => write!(f, "bind {} and what is below at {at}", source.display())?,
             MountSource::FileSystem { kind, .. } => write!(f, "mount {kind} at {at}")?,
             MountSource::Cgroups { views, layout: CgroupLayout::Unified } => write!(f, "mount {} cgroup2 hierarchy at {at}", views.len())?,
             MountSource::Cgroups { views, layout: CgroupLayout::PerHierarchy } => {
@@ -361,7 +524,7 @@ mod tests {
     use super::super::{check, spec};
     use super::*;
 
-    const EVERYTHING: CapabilitySet = CapabilitySet(u64::MAX);
+    const EVERYTHING: Privileges = Privileges { held: CapabilitySet::ALL, bounding: CapabilitySet::ALL };
 
     fn container(text: &str) -> Container {
         check::check(Path::new("/b"), &spec::parse(text.as_bytes()).unwrap()).unwrap()
@@ -404,8 +567,8 @@ mod tests {
                 {"type":"ipc","path":"/proc/7/ns/ipc"}],
               "sysctl":{"net.ipv4.ip_forward":"1"},"maskedPaths":["/proc/kcore"],"readonlyPaths":["/proc/sys"]}}"#,
         );
-        let held = CapabilitySet(EVERYTHING.0 & !(1 << 24));
-        let plan = plan(&container, &groups(Version::V1, &["memory", "pids"]), held, held);
+        let held = CapabilitySet(!(1 << 24));
+        let plan = plan(&container, &groups(Version::V1, &["memory", "pids"]), Privileges { held, bounding: held });
         let expected = "\
 linux.cgroupsPath: join /sys/fs/cgroup/memory/x
 linux.cgroupsPath: join /sys/fs/cgroup/pids/x
@@ -459,13 +622,65 @@ note: process.capabilities.ambient: CAP_CHOWN not raised: it must be permitted a
         assert_eq!(plan.clone_namespaces, [Mount, Pid, Network, Uts]);
     }
 
+    const MAPPED: &str = r#"{"ociVersion":"1.2.0","root":{"path":"/r"},
+        "process":{"cwd":"/","args":["sh"],"oomScoreAdj":5,"rlimits":[{"type":"RLIMIT_NOFILE","soft":10,"hard":20}]},
+        "mounts":[{"destination":"/b","source":"/b","options":["bind"]}],
+        "linux":{"namespaces":[{"type":"mount"},{"type":"pid"},{"type":"user"},{"type":"time"},{"type":"network","path":"/n"}],
+          "timeOffsets":{"boottime":{"secs":1}},"uidMappings":[{"containerID":0,"hostID":9,"size":2}],
+          "gidMappings":[{"containerID":0,"hostID":8,"size":2}]}}"#;
+
+    /// The first steps, up to the birth of the child.
+    fn usher_of(privileges: Privileges) -> (String, Plan) {
+        let plan = plan(&container(MAPPED), &groups(Version::V1, &["pids"]), privileges);
+        let text = text(&plan);
+        let (before, _) = text.split_once("linux.cgroupsPath: join").unwrap();
+        (before.to_owned(), plan)
+    }
+
+    #[test]
+    fn a_user_namespace_comes_after_what_the_host_owns() {
+        let (before, plan) = usher_of(EVERYTHING);
+        let expected = "\
+process.rlimits: raise RLIMIT_NOFILE to at most 20
+process.oomScoreAdj: set 5
+linux.namespaces: join the network namespace /n
+linux.timeOffsets: make a time namespace boottime=1.000000000
+linux.uidMappings, linux.gidMappings: make a user namespace of users 0 9 2 and groups 0 8 2
+linux.uidMappings: become root of the user namespace
+linux.namespaces: begin a process in new namespaces mount pid
+";
+        assert_eq!(before, expected);
+        assert!(plan.clone_namespaces.is_empty() && plan.has_usher());
+        let trees: Vec<_> = plan.trees.iter().map(|tree| tree.field.as_str()).collect();
+        assert_eq!(trees, ["root.path", "mounts[0].source"]);
+        assert!(plan.steps.contains(&Step::AttachRoot { path: "/r".into(), handle: Some(2) }));
+        assert!(text(&plan).contains("linux.devices: bind the host's /dev/null\n"));
+    }
+
+    #[test]
+    fn without_privileges_a_user_namespace_comes_first() {
+        let none = CapabilitySet::default();
+        let (before, plan) = usher_of(Privileges { held: none, bounding: none });
+        let expected = "\
+process.rlimits: raise RLIMIT_NOFILE to at most 20
+process.oomScoreAdj: set 5
+linux.uidMappings, linux.gidMappings: make a user namespace of users 0 9 2 and groups 0 8 2
+linux.uidMappings: become root of the user namespace
+linux.namespaces: join the network namespace /n
+linux.timeOffsets: make a time namespace boottime=1.000000000
+linux.namespaces: begin a process in new namespaces mount pid
+";
+        assert_eq!(before, expected);
+        assert!(plan.trees.is_empty());
+    }
+
     #[test]
     fn nothing_is_made_in_a_bound_dev() {
         let container = container(
             r#"{"ociVersion":"1.2.0","root":{"path":"/r"},"process":{"cwd":"/","args":["sh"]},
             "mounts":[{"destination":"/dev","source":"/dev","options":["rbind"]}],"linux":{"namespaces":[{"type":"mount"}]}}"#,
         );
-        let text = text(&plan(&container, &CgroupPlan::default(), EVERYTHING, EVERYTHING));
+        let text = text(&plan(&container, &CgroupPlan::default(), EVERYTHING));
         assert!(!text.contains("default devices") && !text.contains("linux.devices"), "{text}");
     }
 
@@ -475,7 +690,7 @@ note: process.capabilities.ambient: CAP_CHOWN not raised: it must be permitted a
             r#"{"ociVersion":"1.2.0","root":{"path":"/r"},"process":{"cwd":"/","args":["sh"]},
             "mounts":[{"destination":"/sys/fs/cgroup","type":"cgroup"}],"linux":{"namespaces":[{"type":"mount"}]}}"#,
         );
-        let plan = plan(&container, &groups(Version::V2, &["unified"]), EVERYTHING, EVERYTHING);
+        let plan = plan(&container, &groups(Version::V2, &["unified"]), EVERYTHING);
         let Some(Step::Mount(mount)) = plan.steps.iter().find(|step| matches!(step, Step::Mount(_))) else { panic!("no mount") };
         let MountSource::Cgroups { views, layout } = &mount.what else { panic!("no cgroup mount") };
         assert_eq!(*layout, CgroupLayout::Unified);

@@ -141,9 +141,12 @@ pub struct Linux {
     pub masked_paths: Vec<PathBuf>,
     #[serde(default, deserialize_with = "nullable")]
     pub readonly_paths: Vec<PathBuf>,
-    pub uid_mappings: Unbuilt,
-    pub gid_mappings: Unbuilt,
-    pub time_offsets: Unbuilt,
+    #[serde(default, deserialize_with = "nullable")]
+    pub uid_mappings: Vec<IdMapping>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub gid_mappings: Vec<IdMapping>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub time_offsets: BTreeMap<String, TimeOffset>,
     pub net_devices: Unbuilt,
     pub seccomp: Unbuilt,
     pub mount_label: Unbuilt,
@@ -158,6 +161,25 @@ pub struct Namespace {
     #[serde(rename = "type")]
     pub kind: String,
     pub path: Option<PathBuf>,
+}
+
+/// An entry of `linux.uidMappings` and the like (user_namespaces(7)).
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct IdMapping {
+    #[serde(rename = "containerID")]
+    pub container_id: u32,
+    #[serde(rename = "hostID")]
+    pub host_id: u32,
+    pub size: u32,
+}
+
+/// A value of `linux.timeOffsets`, by the name of its clock (time_namespaces(7)).
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct TimeOffset {
+    #[serde(default)]
+    pub secs: i64,
+    #[serde(default)]
+    pub nanosecs: u32,
 }
 
 /// `linux.devices[]`.

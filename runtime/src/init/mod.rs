@@ -10,6 +10,9 @@ mod mounts;
 mod perform;
 mod program;
 mod root;
+mod userns;
+
+pub use mounts::clone_tree;
 
 use std::ffi::CString;
 use std::io::{self, Read, Write};
@@ -106,7 +109,12 @@ pub fn run(plan: &Plan, mut work: Work) -> ! {
     }
     let perform::Ready { program, env } = performer.finish();
     // From here on the container outlives the process that created it.
-    if rustix::process::set_parent_process_death_signal(None).is_err() || work.channel.send(&Message::Ready).is_err() {
+    let said = || match plan.has_usher() {
+        // The parent may not know this process yet, should the usher have been killed: then it must not stay.
+        true => userns::ask(&work.channel, &Message::Ready),
+        false => Ok(work.channel.send(&Message::Ready)?),
+    };
+    if rustix::process::set_parent_process_death_signal(None).is_err() || said().is_err() {
         sys::exit(GONE);
     }
     drop((work.channel, work.handles));

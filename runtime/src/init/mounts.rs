@@ -22,8 +22,14 @@ pub fn isolate(propagation: Propagation) -> Result<(), Failure> {
     Ok(sys::mount_setattr(root.as_fd(), true, 0, 0, propagation_bit(propagation))?)
 }
 
-/// Makes the root file system a mount of its own, which pivot_root(2) asks for.
-pub fn attach_root(path: &Path) -> Result<Root, Failure> {
+/// Makes the root file system a mount of its own, which pivot_root(2) asks for. One that the parent copied is put over `/`, as a user
+/// namespace may not reach the directory it comes from; nothing sees it there, as nothing goes from a root up to what covers it.
+pub fn attach_root(path: &Path, tree: Option<OwnedFd>) -> Result<Root, Failure> {
+    if let Some(tree) = tree {
+        let target = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())?;
+        attach(tree.as_fd(), target.as_fd())?;
+        return Ok(Root::new(tree));
+    }
     let target = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())?;
     let tree = clone_tree(target.as_fd(), true)?;
     attach(tree.as_fd(), target.as_fd())?;
@@ -38,10 +44,15 @@ pub fn pivot(root: &Root) -> Result<(), Failure> {
     Ok(rustix::process::chdir("/")?)
 }
 
-/// Makes one of `mounts[]`.
-pub fn mount(root: &Root, step: &MountStep) -> Result<(), Failure> {
+/// Covers a file with another.
+pub fn cover(target: BorrowedFd<'_>, with: BorrowedFd<'_>) -> Result<(), Failure> {
+    attach(clone_tree(with, false)?.as_fd(), target)
+}
+
+/// Makes one of `mounts[]`; `tree` is what it binds, if the parent copied it.
+pub fn mount(root: &Root, step: &MountStep, tree: Option<OwnedFd>) -> Result<(), Failure> {
     match &step.what {
-        MountSource::Bind { source, recursive } => bind(root, step, source, *recursive),
+        MountSource::Bind { source, recursive, .. } => bind(root, step, source, *recursive, tree),
         MountSource::FileSystem { kind, source } => file_system(root, step, kind, source),
         MountSource::Cgroups { views, layout } => cgroups(root, step, views, *layout),
     }
@@ -88,11 +99,14 @@ fn existing(root: &Root, path: &Path) -> Result<Option<OwnedFd>, Failure> {
     }
 }
 
-fn bind(root: &Root, step: &MountStep, source: &Path, recursive: bool) -> Result<(), Failure> {
-    let source_fd = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .doing(|| format!("mounts[{}].source: open {}", step.index, source.display()))?;
-    let directory = is_directory(source_fd.as_fd())?;
-    let tree = clone_tree(source_fd.as_fd(), recursive).doing(|| "clone the source".to_owned())?;
+fn bind(root: &Root, step: &MountStep, source: &Path, recursive: bool, tree: Option<OwnedFd>) -> Result<(), Failure> {
+    let copy = || {
+        let source_fd = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .doing(|| format!("mounts[{}].source: open {}", step.index, source.display()))?;
+        clone_tree(source_fd.as_fd(), recursive).doing(|| "clone the source".to_owned())
+    };
+    let tree = tree.map_or_else(copy, Ok)?;
+    let directory = is_directory(tree.as_fd())?;
     let target = if directory { root.make_directory(&step.destination) } else { root.make_file(&step.destination) };
     let target = target.doing(|| format!("mounts[{}].destination", step.index))?;
     finish(tree.as_fd(), target.as_fd(), &step.options)
@@ -139,7 +153,7 @@ fn cgroups(root: &Root, step: &MountStep, views: &[CgroupView], layout: CgroupLa
 fn cgroup_view(view: &CgroupView) -> Result<OwnedFd, Failure> {
     if let Some(path) = &view.bind {
         let directory = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())?;
-        return clone_tree(directory.as_fd(), false);
+        return Ok(clone_tree(directory.as_fd(), false)?);
     }
     match view.version {
         Version::V2 => new_mount("cgroup2", "cgroup", &[]),
@@ -180,12 +194,13 @@ fn said(context: &OwnedFd, what: &str) -> String {
     }
 }
 
-fn clone_tree(of: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Failure> {
+/// A copy of the mount at a descriptor, attached nowhere.
+pub fn clone_tree(of: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    Ok(rustix::mount::open_tree(of, "", flags)?)
+    rustix::mount::open_tree(of, "", flags)
 }
 
 fn finish(mount: BorrowedFd<'_>, target: BorrowedFd<'_>, options: &MountOptions) -> Result<(), Failure> {

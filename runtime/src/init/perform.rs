@@ -11,16 +11,18 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::LinkNameSpaceType;
 
 use super::root::Root;
-use super::{Doing, Failure, Work, caps, devices, mounts, program};
+use super::{Doing, Failure, Work, caps, devices, mounts, program, userns};
 use crate::core::check::{NamespaceKind, Rlimit};
 use crate::core::mount_options::attr;
-use crate::core::plan::Step;
+use crate::core::plan::{MountSource, Step};
 use crate::sys;
 
 /// The child's state between steps.
 pub struct Performer<'a> {
     work: &'a Work,
     root: Option<Root>,
+    /// The user namespace lets nobody change groups (user_namespaces(7), "/proc/PID/setgroups").
+    groups_denied: bool,
     ready: Ready,
 }
 
@@ -34,7 +36,7 @@ type Performed = Result<Option<String>, Failure>;
 
 impl<'a> Performer<'a> {
     pub fn new(work: &'a Work) -> Self {
-        Self { work, root: None, ready: Ready { program: CString::default(), env: work.env.clone() } }
+        Self { work, root: None, groups_denied: false, ready: Ready { program: CString::default(), env: work.env.clone() } }
     }
 
     /// The program and its environment, after every step.
@@ -46,7 +48,16 @@ impl<'a> Performer<'a> {
         match step {
             Step::JoinCgroup { handle, .. } => self.join_cgroup(*handle)?,
             Step::JoinNamespace { kind, handle, .. } => self.join_namespace(*kind, *handle)?,
-            Step::NewCgroupNamespace => sys::unshare_cgroup()?,
+            Step::RaiseLimit(limit) => raise_limit(limit)?,
+            Step::NewUserNamespace(_) => userns::make(&self.work.channel)?,
+            Step::JoinUserNamespace { handle, expected, .. } => {
+                self.join_namespace(NamespaceKind::User, *handle)?;
+                userns::compare(expected)?;
+            }
+            Step::BecomeRoot => self.groups_denied = userns::become_root()?,
+            Step::Bear(kinds) => userns::bear(&self.work.channel, kinds)?,
+            Step::NewCgroupNamespace => sys::unshare(sys::namespace::CGROUP)?,
+            Step::NewTimeNamespace(offsets) => userns::shift_time(offsets)?,
             Step::NewSession => {
                 super::die_with_parent()?;
                 rustix::process::setsid()?;
@@ -58,9 +69,19 @@ impl<'a> Performer<'a> {
             Step::Hostname(name) => rustix::system::sethostname(name.as_bytes())?,
             Step::Domainname(name) => rustix::system::setdomainname(name.as_bytes())?,
             Step::IsolateMounts(propagation) => mounts::isolate(*propagation)?,
-            Step::AttachRoot(path) => self.root = Some(mounts::attach_root(path)?),
-            Step::Mount(mount) => mounts::mount(self.root(), mount)?,
+            Step::AttachRoot { path, handle } => {
+                let tree = handle.map(|handle| self.tree(handle)).transpose()?;
+                self.root = Some(mounts::attach_root(path, tree)?);
+            }
+            Step::Mount(mount) => {
+                let tree = match mount.what {
+                    MountSource::Bind { handle: Some(handle), .. } => Some(self.tree(handle)?),
+                    _ => None,
+                };
+                mounts::mount(self.root(), mount, tree)?;
+            }
             Step::Device(device) => devices::make(self.root(), device)?,
+            Step::BindDevice(device) => devices::bind(self.root(), device)?,
             Step::Link { path, target } => devices::link(self.root(), path, target)?,
             Step::WorkDirectory(path) => drop(self.root().make_directory(path)?),
             Step::Sysctl { name, value } => sysctl(name, value)?,
@@ -72,7 +93,7 @@ impl<'a> Performer<'a> {
             Step::Rlimit(limit) => rlimit(limit)?,
             Step::OwnStdio { uid } => devices::own_stdio(*uid)?,
             Step::BoundingSet(keep) => caps::keep_in_bounding_set(*keep)?,
-            Step::User { uid, gid, additional_gids } => caps::become_user(*uid, *gid, additional_gids)?,
+            Step::User { uid, gid, additional_gids } => caps::become_user(*uid, *gid, additional_gids, self.groups_denied)?,
             Step::CapabilitySets { effective, permitted, inheritable } => caps::set(*effective, *permitted, *inheritable)?,
             Step::AmbientSet(set) => caps::raise_ambient(*set)?,
             Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true)?,
@@ -95,6 +116,11 @@ impl<'a> Performer<'a> {
         self.work.handles.get(handle).and_then(Option::as_ref)
     }
 
+    fn tree(&self, handle: usize) -> Result<OwnedFd, Failure> {
+        let tree = self.handle(handle).ok_or_else(|| Failure::refused("the parent opened no such mount"))?;
+        Ok(tree.try_clone()?)
+    }
+
     /// Writing 0 moves the writer. Version 1's `tasks` moves a single thread, for which the kernel skips the lock over all of the
     /// system's forks and exits that `cgroup.procs` takes (`kernel/cgroup/cgroup.c`, `cgroup_procs_write_start`).
     fn join_cgroup(&self, handle: usize) -> Result<(), Failure> {
@@ -112,6 +138,8 @@ impl<'a> Performer<'a> {
             NamespaceKind::Pid => LinkNameSpaceType::ProcessID,
             NamespaceKind::Cgroup => LinkNameSpaceType::ControlGroup,
             NamespaceKind::Mount => LinkNameSpaceType::Mount,
+            NamespaceKind::User => LinkNameSpaceType::User,
+            NamespaceKind::Time => LinkNameSpaceType::Time,
         };
         let file = self.handle(handle).ok_or_else(|| Failure::refused("the parent opened no such namespace"))?;
         Ok(rustix::thread::move_into_link_name_space(file.as_fd(), Some(kind))?)
@@ -153,11 +181,17 @@ fn oom_score_adj(value: i32) -> Performed {
 fn rlimit(limit: &Rlimit) -> Result<(), Failure> {
     sys::set_rlimit(limit.resource, limit.soft, limit.hard).map_err(|error| match error.raw_os_error() {
         Some(libc::EPERM) => {
-            let now = sys::hard_limit(limit.resource).map_or_else(|error| error.to_string(), |now| now.to_string());
+            let now = sys::limits(limit.resource).map_or_else(|error| error.to_string(), |(_, hard)| hard.to_string());
             Failure { errno: libc::EPERM, detail: format!("the hard limit is {now}, and raising it needs CAP_SYS_RESOURCE") }
         }
         _ => error.into(),
     })
+}
+
+/// Raises a hard limit while that is allowed; the soft one stays until the last, lest it stop the steps between.
+fn raise_limit(limit: &Rlimit) -> Result<(), Failure> {
+    let (soft, hard) = sys::limits(limit.resource)?;
+    if limit.hard <= hard { Ok(()) } else { rlimit(&Rlimit { soft, ..limit.clone() }) }
 }
 
 /// Changes the directory and makes sure that it lies in the container: through a leaked descriptor it need not (CVE-2024-21626), and then

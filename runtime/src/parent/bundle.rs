@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::core::capability::CapabilitySet;
 use crate::core::cgroup::{CgroupPlan, Hierarchy, Version, hierarchies};
 use crate::core::check::{Container, Refusal, check};
-use crate::core::plan::Plan;
+use crate::core::plan::{Plan, Privileges};
 use crate::core::{cgroup, plan, spec};
 
 const CONFIG_BYTES_MAX: u64 = 8 << 20;
@@ -41,8 +41,7 @@ pub fn load(path: &Path, id: &str) -> Result<Bundle> {
     let unified = unified_controllers(&hierarchies);
     let cgroups = cgroup::plan(&hierarchies, &unified, container.cgroups_path.as_deref(), id, &container.resources)
         .map_err(|refusals| refused(&config, &refusals))?;
-    let (held, held_bounding) = held_capabilities()?;
-    let plan = plan::plan(&container, &cgroups, held, held_bounding);
+    let plan = plan::plan(&container, &cgroups, privileges()?);
     Ok(Bundle { path, container, cgroups, plan })
 }
 
@@ -66,11 +65,11 @@ fn unified_controllers(hierarchies: &[Hierarchy]) -> Vec<String> {
 }
 
 /// The permitted and the bounding set of this process (proc_pid_status(5)).
-fn held_capabilities() -> Result<(CapabilitySet, CapabilitySet)> {
+fn privileges() -> Result<Privileges> {
     let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
     let set = |name: &str| {
         let text = status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         text.and_then(|text| u64::from_str_radix(text, 16).ok()).map(CapabilitySet).with_context(|| format!("/proc/self/status: no {name}"))
     };
-    Ok((set("CapPrm:")?, set("CapBnd:")?))
+    Ok(Privileges { held: set("CapPrm:")?, bounding: set("CapBnd:")? })
 }

@@ -9,6 +9,7 @@ mod own_binary;
 mod query;
 mod run;
 mod start;
+mod userns;
 
 pub use create::{CreateOptions, Created, create};
 pub use delete::delete;

@@ -21,13 +21,34 @@ pub enum Cloned {
 
 /// `CLONE_NEW*` of clone(2).
 pub mod namespace {
+    use crate::core::check::NamespaceKind;
+
     pub const CGROUP: u64 = 0x0200_0000;
     pub const UTS: u64 = 0x0400_0000;
     pub const IPC: u64 = 0x0800_0000;
     pub const PID: u64 = 0x2000_0000;
     pub const NETWORK: u64 = 0x4000_0000;
     pub const MOUNT: u64 = 0x0002_0000;
+    pub const USER: u64 = 0x1000_0000;
+    pub const TIME: u64 = 0x80;
+
+    /// The flag of a kind.
+    pub fn flag(kind: NamespaceKind) -> u64 {
+        match kind {
+            NamespaceKind::Network => NETWORK,
+            NamespaceKind::Ipc => IPC,
+            NamespaceKind::Uts => UTS,
+            NamespaceKind::Pid => PID,
+            NamespaceKind::Cgroup => CGROUP,
+            NamespaceKind::Mount => MOUNT,
+            NamespaceKind::User => USER,
+            NamespaceKind::Time => TIME,
+        }
+    }
 }
+
+/// `CLONE_PARENT` of clone(2): the new process is a child of the caller's parent, and not of the caller.
+pub const SIBLING: u64 = 0x8000;
 
 const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -49,7 +70,7 @@ struct CloneArgs {
     cgroup: u64,
 }
 
-/// Makes a process like fork(2) does, in new namespaces and, if given, in a cgroup of version 2. Where clone3(2) is filtered away
+/// Makes a process like fork(2) does, in new namespaces, with [`SIBLING`] as a sibling, and, if given, in a cgroup of version 2. Where clone3(2) is filtered away
 /// (`ENOSYS` from an old seccomp profile) clone(2) makes it, and the process is in its parent's cgroup: the second value says whether
 /// the cgroup was taken.
 pub fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<(Cloned, bool)> {
@@ -57,7 +78,8 @@ pub fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Res
     let mut args = CloneArgs {
         flags: namespaces | CLONE_PIDFD,
         pidfd: ptr::from_mut(&mut pidfd) as u64,
-        exit_signal: libc::SIGCHLD as u64,
+        // A sibling ends as its maker does, and the kernel lets nothing else be said.
+        exit_signal: if namespaces & SIBLING == 0 { libc::SIGCHLD as u64 } else { 0 },
         ..CloneArgs::default()
     };
     if let Some(cgroup) = cgroup {
@@ -140,10 +162,10 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, set: u64, clear: u6
     zero(done)
 }
 
-/// Puts this process into a new cgroup namespace.
-pub fn unshare_cgroup() -> io::Result<()> {
-    // SAFETY: this changes how paths of cgroups are shown, and nothing this program's memory depends on.
-    zero(i64::from(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }))
+/// Makes new namespaces, of [`namespace`]; that of processes and of time is the next child's.
+pub fn unshare(namespaces: u64) -> io::Result<()> {
+    // SAFETY: namespaces change what this process sees and may do, and nothing its memory depends on; descriptors stay.
+    zero(i64::from(unsafe { libc::unshare(libc::c_int::try_from(namespaces).unwrap_or(-1)) }))
 }
 
 /// Marks every descriptor from `first` on as closed at exec (Linux 5.11).
@@ -166,12 +188,12 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     zero(i64::from(unsafe { libc::prlimit64(0, resource, &raw const limit, ptr::null_mut()) }))
 }
 
-/// The hard limit of a resource by its number.
-pub fn hard_limit(resource: u32) -> io::Result<u64> {
+/// The soft and the hard limit of a resource by its number.
+pub fn limits(resource: u32) -> io::Result<(u64, u64)> {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` takes the old value and lives across the call; no new one is set.
     zero(i64::from(unsafe { libc::prlimit64(0, resource, ptr::null(), &raw mut limit) }))?;
-    Ok(limit.rlim_max)
+    Ok((limit.rlim_cur, limit.rlim_max))
 }
 
 /// Sends any signal, real-time ones included, to a process by descriptor.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use super::Refusals;
+use super::{Process, Refusals};
 use crate::core::spec;
 
 /// The kinds of `linux.namespaces[].type` that are built.
@@ -15,6 +15,8 @@ pub enum NamespaceKind {
     Uts,
     Pid,
     Cgroup,
+    Time,
+    User,
     Mount,
 }
 
@@ -26,6 +28,8 @@ impl fmt::Display for NamespaceKind {
             Self::Uts => "uts",
             Self::Pid => "pid",
             Self::Cgroup => "cgroup",
+            Self::Time => "time",
+            Self::User => "user",
             Self::Mount => "mount",
         })
     }
@@ -38,7 +42,42 @@ pub struct Namespace {
     pub path: Option<PathBuf>,
 }
 
+/// A range of ids of the container and the host's ids they stand for (user_namespaces(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdMapping {
+    pub container: u32,
+    pub host: u32,
+    pub size: u32,
+}
+
+impl fmt::Display for IdMapping {
+    /// A line of `/proc/PID/uid_map`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.container, self.host, self.size)
+    }
+}
+
+/// `uidMappings` and `gidMappings` of one user namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IdMappings {
+    pub users: Vec<IdMapping>,
+    pub groups: Vec<IdMapping>,
+}
+
+/// An offset of one clock of a new time namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimeOffset {
+    /// As `/proc/PID/timens_offsets` names it.
+    pub clock: String,
+    pub seconds: i64,
+    pub nanoseconds: u32,
+}
+
 const HOST_TEXT_BYTES_MAX: usize = 64;
+
+/// The kernel's limit on the lines of a mapping (user_namespaces(7)).
+const MAPPINGS_MAX: usize = 340;
+const NANOSECONDS_PER_SECOND: u32 = 1_000_000_000;
 
 impl Refusals {
     pub(super) fn namespaces(&mut self, given: &[spec::Namespace]) -> Vec<Namespace> {
@@ -52,10 +91,8 @@ impl Refusals {
                 "pid" => NamespaceKind::Pid,
                 "cgroup" => NamespaceKind::Cgroup,
                 "mount" => NamespaceKind::Mount,
-                "user" | "time" => {
-                    self.refuse(field, format!("{} namespaces are not built yet: leave it out", namespace.kind));
-                    continue;
-                }
+                "time" => NamespaceKind::Time,
+                "user" => NamespaceKind::User,
                 other => {
                     self.refuse(field, format!("{other:?} is no kind of namespace"));
                     continue;
@@ -69,7 +106,7 @@ impl Refusals {
                 self.refuse(format!("{field}.path"), "not an absolute path");
             }
             if kind == NamespaceKind::Mount && path.is_some() {
-                self.refuse(format!("{field}.path"), "joining a mount namespace is not built yet: leave the path out");
+                self.refuse(format!("{field}.path"), "the root would change for all who live in that mount namespace: leave the path out");
             }
             namespaces.push(Namespace { kind, path });
         }
@@ -118,4 +155,111 @@ impl Refusals {
         }
         given.clone()
     }
+
+    /// `linux.uidMappings` and `linux.gidMappings`.
+    pub(super) fn id_mappings(&mut self, linux: &spec::Linux, namespaces: &[Namespace]) -> IdMappings {
+        let ids = IdMappings {
+            users: self.id_ranges("linux.uidMappings", &linux.uid_mappings),
+            groups: self.id_ranges("linux.gidMappings", &linux.gid_mappings),
+        };
+        let user = namespaces.iter().find(|namespace| namespace.kind == NamespaceKind::User);
+        for (field, ranges) in [("linux.uidMappings", &ids.users), ("linux.gidMappings", &ids.groups)] {
+            match user {
+                None if !ranges.is_empty() => {
+                    self.refuse(field, "maps the ids of no namespace: add {\"type\":\"user\"} to linux.namespaces");
+                }
+                Some(Namespace { path: None, .. }) if ranges.is_empty() => {
+                    self.refuse(field, "missing: a new user namespace holds no id without one");
+                }
+                Some(Namespace { path: None, .. }) if !is_mapped(ranges, 0) => {
+                    self.refuse(field, "maps no containerID 0, as which the container is set up");
+                }
+                _ => {}
+            }
+        }
+        ids
+    }
+
+    /// Reads ranges of ids; the kernel would refuse what is refused here, without saying which.
+    pub(super) fn id_ranges(&mut self, field: &str, given: &[spec::IdMapping]) -> Vec<IdMapping> {
+        if given.len() > MAPPINGS_MAX {
+            self.refuse(field, format!("{} entries are more than the kernel's {MAPPINGS_MAX}", given.len()));
+            return Vec::new();
+        }
+        let mut ranges: Vec<IdMapping> = Vec::new();
+        for (index, range) in given.iter().enumerate() {
+            let place = format!("{field}[{index}]");
+            if range.size == 0 {
+                self.refuse(format!("{place}.size"), "is 0: a range holds at least one id");
+                continue;
+            }
+            for (name, first) in [("containerID", range.container_id), ("hostID", range.host_id)] {
+                if first.checked_add(range.size).is_none() {
+                    self.refuse(format!("{place}.{name}"), format!("{first} and {} more lie beyond the last id 4294967294", range.size));
+                }
+            }
+            let overlaps = |a: u32, a_size: u32, b: u32, b_size: u32| {
+                u64::from(a) < u64::from(b) + u64::from(b_size) && u64::from(b) < u64::from(a) + u64::from(a_size)
+            };
+            for (other, earlier) in ranges.iter().enumerate() {
+                if overlaps(earlier.container, earlier.size, range.container_id, range.size) {
+                    self.refuse(format!("{place}.containerID"), format!("overlaps {field}[{other}]"));
+                }
+                if overlaps(earlier.host, earlier.size, range.host_id, range.size) {
+                    self.refuse(format!("{place}.hostID"), format!("overlaps {field}[{other}]"));
+                }
+            }
+            ranges.push(IdMapping { container: range.container_id, host: range.host_id, size: range.size });
+        }
+        ranges
+    }
+
+    /// `process.user`: an id without a mapping cannot be taken on.
+    pub(super) fn mapped_user(&mut self, process: &Process, ids: &IdMappings) {
+        if !ids.users.is_empty() && !is_mapped(&ids.users, process.uid) {
+            self.refuse("process.user.uid", format!("{} is not mapped by linux.uidMappings", process.uid));
+        }
+        let groups = [("process.user.gid".to_owned(), process.gid)];
+        let additional = process.additional_gids.iter().enumerate();
+        let additional = additional.map(|(index, gid)| (format!("process.user.additionalGids[{index}]"), *gid));
+        for (field, gid) in groups.into_iter().chain(additional) {
+            if !ids.groups.is_empty() && !is_mapped(&ids.groups, gid) {
+                self.refuse(field, format!("{gid} is not mapped by linux.gidMappings"));
+            }
+        }
+    }
+
+    /// `linux.timeOffsets`.
+    pub(super) fn time_offsets(&mut self, given: &BTreeMap<String, spec::TimeOffset>, namespaces: &[Namespace]) -> Vec<TimeOffset> {
+        let time = namespaces.iter().find(|namespace| namespace.kind == NamespaceKind::Time);
+        match time {
+            _ if given.is_empty() => {}
+            None => self.refuse("linux.timeOffsets", "shift the clocks of no namespace: add {\"type\":\"time\"} to linux.namespaces"),
+            Some(Namespace { path: Some(_), .. }) => {
+                self.refuse(
+                    "linux.timeOffsets",
+                    "the clocks of a namespace that exists cannot be shifted: leave its path or the offsets out",
+                );
+            }
+            Some(_) => {}
+        }
+        for (clock, offset) in given {
+            if clock != "monotonic" && clock != "boottime" {
+                self.refuse(format!("linux.timeOffsets[{clock}]"), "is no clock of a time namespace: use monotonic or boottime");
+            }
+            if offset.nanosecs >= NANOSECONDS_PER_SECOND {
+                self.refuse(format!("linux.timeOffsets[{clock}].nanosecs"), format!("{} is a second or more", offset.nanosecs));
+            }
+        }
+        let offset = |(clock, offset): (&String, &spec::TimeOffset)| TimeOffset {
+            clock: clock.clone(),
+            seconds: offset.secs,
+            nanoseconds: offset.nanosecs,
+        };
+        given.iter().map(offset).collect()
+    }
+}
+
+fn is_mapped(ranges: &[IdMapping], id: u32) -> bool {
+    ranges.iter().any(|range| id.checked_sub(range.container).is_some_and(|distance| distance < range.size))
 }

@@ -38,8 +38,6 @@ fn what_is_not_built_is_refused_by_name() {
         ("/linux/seccomp", r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#, "linux.seccomp: not built yet"),
         ("/linux/personality", r#"{"domain":"LINUX32"}"#, "linux.personality: not built yet"),
         ("/linux/intelRdt", r#"{"closID":"x"}"#, "linux.intelRdt: not built yet"),
-        ("/linux/uidMappings", r#"[{"containerID":0,"hostID":0,"size":1}]"#, "linux.uidMappings: not built yet"),
-        ("/linux/timeOffsets", r#"{"boottime":{"secs":1}}"#, "linux.timeOffsets: not built yet"),
         ("/linux/mountLabel", r#""l""#, "linux.mountLabel: not built yet"),
         ("/linux/resources/unified", r#"{"memory.high":"1"}"#, "linux.resources.unified: not built yet"),
         ("/linux/resources/blockIO", r#"{"weight":10}"#, "linux.resources.blockIO: not built yet"),
@@ -50,7 +48,6 @@ fn what_is_not_built_is_refused_by_name() {
         ("/process/selinuxLabel", r#""l""#, "process.selinuxLabel: not built yet"),
         ("/process/ioPriority", r#"{"class":"IOPRIO_CLASS_IDLE"}"#, "process.ioPriority: not built yet"),
         ("/process/terminal", "true", "process.terminal: terminals are not built yet"),
-        ("/linux/namespaces", r#"[{"type":"mount"},{"type":"user"}]"#, "linux.namespaces[1]: user namespaces are not built yet"),
         ("/linux/rootfsPropagation", r#""shared""#, "linux.rootfsPropagation: \"shared\" is not built yet"),
         ("/linux/cgroupsPath", r#""system.slice:a:b""#, "linux.cgroupsPath: slice:prefix:name asks for the systemd driver"),
         ("/windows", "{}", "windows: this runtime runs Linux containers only"),
@@ -113,4 +110,67 @@ fn every_refusal_is_told_at_once() {
     let refusals = check(Path::new("/b"), &spec::parse(spec.as_bytes()).unwrap()).unwrap_err();
     let fields: Vec<_> = refusals.iter().map(|refusal| refusal.field.as_str()).collect();
     assert_eq!(fields, ["ociVersion", "hooks", "root.path", "linux.namespaces", "process"]);
+}
+
+/// The least configuration with a user namespace of the first hundred ids, and values at JSON pointers.
+fn in_user_namespace(values: &[(&str, &str)]) -> String {
+    let mut config: Value = serde_json::from_str(LEAST).unwrap();
+    config["linux"]["namespaces"] = serde_json::json!([{"type":"mount"},{"type":"user"}]);
+    let ids = serde_json::json!([{"containerID":0,"hostID":1000,"size":100}]);
+    config["linux"]["uidMappings"] = ids.clone();
+    config["linux"]["gidMappings"] = ids;
+    for (pointer, value) in values {
+        let (parent, last) = pointer.rsplit_once('/').unwrap();
+        config.pointer_mut(parent).unwrap()[last] = serde_json::from_str(value).unwrap();
+    }
+    match check(Path::new("/bundle"), &spec::parse(config.to_string().as_bytes()).unwrap()) {
+        Ok(_) => String::new(),
+        Err(refusals) => refusals.iter().map(Refusal::to_string).collect::<Vec<_>>().join("\n"),
+    }
+}
+
+#[test]
+fn mappings_are_checked() {
+    assert_eq!(in_user_namespace(&[]), "");
+    let uid = "/linux/uidMappings";
+    let cases = [
+        (uid, "[]", "linux.uidMappings: missing: a new user namespace"),
+        (uid, r#"[{"containerID":1,"hostID":1,"size":1}]"#, "linux.uidMappings: maps no containerID 0"),
+        (uid, r#"[{"containerID":0,"hostID":1,"size":0}]"#, "linux.uidMappings[0].size: is 0"),
+        (uid, r#"[{"containerID":0,"hostID":4294967295,"size":2}]"#, "linux.uidMappings[0].hostID: 4294967295 and 2 more"),
+        (
+            uid,
+            r#"[{"containerID":0,"hostID":1,"size":9},{"containerID":8,"hostID":20,"size":1}]"#,
+            "linux.uidMappings[1].containerID: overlaps",
+        ),
+        (uid, r#"[{"containerID":0,"hostID":1,"size":9},{"containerID":9,"hostID":9,"size":1}]"#, "linux.uidMappings[1].hostID: overlaps"),
+        ("/process/user", r#"{"uid":100}"#, "process.user.uid: 100 is not mapped by linux.uidMappings"),
+        ("/process/user", r#"{"additionalGids":[7,200]}"#, "process.user.additionalGids[1]: 200 is not mapped by linux.gidMappings"),
+        ("/linux/namespaces", r#"[{"type":"mount"}]"#, "linux.uidMappings: maps the ids of no namespace"),
+        (
+            "/linux/namespaces",
+            r#"[{"type":"mount","path":"/proc/1/ns/mnt"},{"type":"user"}]"#,
+            "linux.namespaces[0].path: the root would change",
+        ),
+    ];
+    for (pointer, value, expected) in cases {
+        let text = in_user_namespace(&[(pointer, value)]);
+        assert!(text.starts_with(expected), "{pointer} {value}: {text}");
+    }
+    let many: Vec<String> = (0..341).map(|id| format!(r#"{{"containerID":{id},"hostID":{id},"size":1}}"#)).collect();
+    assert!(in_user_namespace(&[(uid, &format!("[{}]", many.join(",")))]).starts_with("linux.uidMappings: 341 entries"));
+}
+
+#[test]
+fn time_offsets_are_checked() {
+    let time = ("/linux/namespaces", r#"[{"type":"mount"},{"type":"user"},{"type":"time"}]"#);
+    let offsets = "/linux/timeOffsets";
+    assert_eq!(in_user_namespace(&[time, (offsets, r#"{"monotonic":{"secs":-5},"boottime":{"nanosecs":1}}"#)]), "");
+    assert!(
+        in_user_namespace(&[(offsets, r#"{"boottime":{"secs":1}}"#)]).starts_with("linux.timeOffsets: shift the clocks of no namespace")
+    );
+    let text = in_user_namespace(&[time, (offsets, r#"{"realtime":{"secs":1}}"#)]);
+    assert!(text.starts_with("linux.timeOffsets[realtime]: is no clock"), "{text}");
+    let text = in_user_namespace(&[time, (offsets, r#"{"boottime":{"nanosecs":1000000000}}"#)]);
+    assert!(text.starts_with("linux.timeOffsets[boottime].nanosecs: 1000000000 is a second"), "{text}");
 }
