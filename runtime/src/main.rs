@@ -1,7 +1,7 @@
 //! An OCI runtime (runtime-spec 1.2): one small single-threaded program, started once per verb, that knows nothing of services.
 //!
 //! `core` decides and has no effects; `parent` prepares, starts, kills and deletes from outside; `init` is the container's first process until
-//! it executes the user's program; `sync` is what the two say to each other; `monitor` stays with a container and keeps its output and its
+//! it executes the user's program; `sync` is what the two say to each other; `hook_process` runs hooks for both; `monitor` stays with a container and keeps its output and its
 //! exit; `state` is what is remembered between calls; `sys` holds the system calls that have no safe form.
 
 mod args;
@@ -11,6 +11,8 @@ mod core;
 
 mod parent;
 mod sync;
+
+mod hook_process;
 
 mod init;
 
@@ -58,7 +60,7 @@ fn perform(call: Call) -> Result<ExitCode> {
         Verb::Start { id } => parent::start(&root, &id)?,
         Verb::State { id } => output::data(&serde_json::to_string_pretty(&parent::state(&root, &id)?)?),
         Verb::Kill { id, signal, all } => parent::kill(&root, &id, signal, all)?,
-        Verb::Delete { id, force } => parent::delete(&root, &id, force)?,
+        Verb::Delete { id, force } => warn(&parent::delete(&root, &id, force)?),
         Verb::Run { id, options, detach } => {
             let code = parent::run(&root, &id, &options, detach, warn)?;
             return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));

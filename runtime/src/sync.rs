@@ -11,14 +11,17 @@
 //!   │ ◄───────────────────────── Born{pid} │ it gave birth to the container's process, which goes on in its place
 //!   │ ◄──────────────── Note{step, text} │ weaker than asked for, going on
 //!   │ ◄───────── Failed{step, errno, text} │ and the child is gone: create undoes all it did
+//!   │ ◄──────────────────────────── Hooks │ the mounts are made: prestart and createRuntime are wanted
+//!   │ Go ──────────────────────────────► │ they ran
 //!   │ ◄──────────────────────────── Ready │ every step is done
 //!   │ Go ──────────────────────────────► │ only where an usher bore it: the parent knows it
 //!   │ state.json := created              │ reads exec.fifo … blocks
 //!   └ exits                              │                                    │
 //!                                        │ ◄────────────── one byte: exec.fifo │
+//!                                        │ runs the startContainer hooks
 //!                                        │ execve                             │
 //!                                        │ ── end of file: exec.result ─────► │ it closed at exec: running
-//!                                        │ ── Failed{errno}: exec.result ───► │ and the child is gone
+//!                                        │ ── Failed{…}: exec.result ───────► │ and the child is gone
 //! ```
 //!
 //! A closed socket before `Ready` means that the child died. Both FIFOs are held open for both directions by the child, so that neither
@@ -35,6 +38,12 @@ pub const GATE: &str = "exec.fifo";
 /// Where a start hears whether the program was executed, in the state directory.
 pub const RESULT: &str = "exec.result";
 
+/// The step of a failure to execute the program.
+pub const EXECUTE: u16 = u16::MAX;
+
+/// The step of a hook that failed after the gate; the text says all.
+pub const HOOK: u16 = u16::MAX - 1;
+
 /// What the child says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
@@ -48,6 +57,8 @@ pub enum Message {
     Map,
     /// The container's process was born; the sender is done.
     Born { pid: i32 },
+    /// The hooks of the host are to be run; waits for `Go`.
+    Hooks,
     /// From the parent: what was asked for is done.
     Go,
 }
@@ -62,6 +73,7 @@ const FAILED: u8 = 3;
 const MAP: u8 = 10;
 const BORN: u8 = 11;
 const GO: u8 = 12;
+const HOOKS: u8 = 13;
 
 impl Message {
     /// The message as bytes; a text too long is cut.
@@ -72,6 +84,7 @@ impl Message {
             Self::Failed { step, errno, text } => (FAILED, *step, *errno, text.as_str()),
             Self::Map => (MAP, 0, 0, ""),
             Self::Born { pid } => (BORN, 0, *pid, ""),
+            Self::Hooks => (HOOKS, 0, 0, ""),
             Self::Go => (GO, 0, 0, ""),
         };
         let mut length = text.len().min(SIZE - HEADER);
@@ -100,6 +113,7 @@ impl Message {
             FAILED => Some(Self::Failed { step, errno, text }),
             MAP => Some(Self::Map),
             BORN => Some(Self::Born { pid: errno }),
+            HOOKS => Some(Self::Hooks),
             GO => Some(Self::Go),
             _ => None,
         }
@@ -167,6 +181,7 @@ mod tests {
             Message::Failed { step: u16::MAX, errno: libc::EPERM, text: "mounts[1]".into() },
             Message::Map,
             Message::Born { pid: 77 },
+            Message::Hooks,
             Message::Go,
         ];
         let (parent, child) = Channel::pair().unwrap();

@@ -6,6 +6,7 @@
 
 mod namespaces;
 
+mod hooks;
 mod mounts;
 mod process;
 mod resources;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::hooks::Hooks;
 use super::mount_options::Propagation;
 use super::spec::{Spec, Unbuilt};
 
@@ -63,6 +65,7 @@ pub struct Container {
     pub cgroups_path: Option<PathBuf>,
     pub resources: Resources,
     pub annotations: BTreeMap<String, String>,
+    pub hooks: Hooks,
 }
 
 impl Container {
@@ -104,6 +107,7 @@ pub fn check(bundle: &Path, spec: &Spec) -> Result<Container, Vec<Refusal>> {
         cgroups_path: refusals.cgroups_path(linux.cgroups_path.as_deref()),
         resources: refusals.resources(&linux.resources.unwrap_or_default()),
         annotations: spec.annotations.clone(),
+        hooks: refusals.hooks(&spec.hooks),
         time_offsets: refusals.time_offsets(&linux.time_offsets, &namespaces),
         ids,
         namespaces,
@@ -147,9 +151,8 @@ impl Refusals {
     }
 
     fn unbuilt_fields(&mut self, spec: &Spec) {
-        let top = [("hooks", &spec.hooks), ("vm", &spec.vm)];
-        top.into_iter().for_each(|(field, value)| self.unbuilt(field, value));
-        let foreign = [("windows", &spec.windows), ("solaris", &spec.solaris), ("zos", &spec.zos), ("freebsd", &spec.freebsd)];
+        let foreign =
+            [("vm", &spec.vm), ("windows", &spec.windows), ("solaris", &spec.solaris), ("zos", &spec.zos), ("freebsd", &spec.freebsd)];
         for (field, value) in foreign {
             if value.is_some() {
                 self.refuse(field, "this runtime runs Linux containers only");

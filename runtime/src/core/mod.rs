@@ -12,6 +12,7 @@ pub mod signal;
 pub mod time;
 
 pub mod check;
+pub mod hooks;
 
 pub mod cgroup;
 pub mod device_filter;

@@ -108,6 +108,9 @@ pub enum Step {
         path: PathBuf,
     },
     OomScoreAdj(i32),
+    /// The parent runs those of the host.
+    AwaitHooks,
+    ContainerHooks,
     PivotRoot,
     RootReadonly,
     Rlimit(Rlimit),
@@ -210,6 +213,12 @@ pub fn plan(container: &Container, cgroups: &CgroupPlan, privileges: Privileges)
     file_system(container, cgroups, &mut trees, &mut steps);
     if let (Some(adjustment), false) = (container.process.oom_score_adj, user) {
         steps.push(Step::OomScoreAdj(adjustment));
+    }
+    if !container.hooks.prestart.is_empty() || !container.hooks.create_runtime.is_empty() {
+        steps.push(Step::AwaitHooks);
+    }
+    if !container.hooks.create_container.is_empty() {
+        steps.push(Step::ContainerHooks);
     }
     steps.push(Step::PivotRoot);
     if container.root_readonly {
@@ -452,6 +461,8 @@ impl fmt::Display for Step {
             Self::ReadonlyPath { index, path } => write!(f, "linux.readonlyPaths[{index}]: make {} read-only", path.display()),
             Self::MaskedPath { index, path } => write!(f, "linux.maskedPaths[{index}]: mask {}", path.display()),
             Self::OomScoreAdj(value) => write!(f, "process.oomScoreAdj: set {value}"),
+            Self::AwaitHooks => write!(f, "hooks: wait for prestart and createRuntime"),
+            Self::ContainerHooks => write!(f, "hooks: run createContainer"),
             Self::PivotRoot => write!(f, "root.path: make it the root"),
             Self::RootReadonly => write!(f, "root.readonly: make the root read-only"),
             Self::Rlimit(limit) => write!(f, "process.rlimits: set {} to {} of at most {}", limit.name, limit.soft, limit.hard),

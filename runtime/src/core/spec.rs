@@ -29,12 +29,42 @@ pub struct Spec {
     #[serde(default, deserialize_with = "nullable")]
     pub annotations: BTreeMap<String, String>,
     pub linux: Option<Linux>,
-    pub hooks: Unbuilt,
+    #[serde(default, deserialize_with = "nullable")]
+    pub hooks: Hooks,
     pub solaris: Unbuilt,
     pub windows: Unbuilt,
     pub vm: Unbuilt,
     pub zos: Unbuilt,
     pub freebsd: Unbuilt,
+}
+
+/// `hooks`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hooks {
+    #[serde(default, deserialize_with = "nullable")]
+    pub prestart: Vec<Hook>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub create_runtime: Vec<Hook>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub create_container: Vec<Hook>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub start_container: Vec<Hook>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub poststart: Vec<Hook>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub poststop: Vec<Hook>,
+}
+
+/// A hook; `timeout` in seconds.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Hook {
+    pub path: PathBuf,
+    #[serde(default, deserialize_with = "nullable")]
+    pub args: Vec<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub env: Vec<String>,
+    pub timeout: Option<i64>,
 }
 
 /// `root`: where the container's file system is.

@@ -20,8 +20,10 @@ use std::os::fd::OwnedFd;
 
 use rustix::process::Signal;
 
+use crate::core::hooks::{HookKind, HookState, Hooks};
 use crate::core::plan::Plan;
-use crate::sync::{Channel, Message};
+use crate::hook_process;
+use crate::sync::{Channel, EXECUTE, HOOK, Message};
 use crate::sys;
 
 /// What the child takes from the parent besides the plan.
@@ -36,6 +38,9 @@ pub struct Work {
     pub channel: Channel,
     pub gate: std::fs::File,
     pub result: std::fs::File,
+    /// Those that run in the container, and what they are told.
+    pub hooks: Hooks,
+    pub hook_state: HookState,
 }
 
 /// Why a step failed.
@@ -121,12 +126,22 @@ pub fn run(plan: &Plan, mut work: Work) -> ! {
     if work.gate.read_exact(&mut [0]).is_err() {
         sys::exit(GONE);
     }
+    if let Err(text) = run_hooks(&work.hooks, HookKind::StartContainer, &work.hook_state) {
+        let _ = work.result.write_all(&Message::Failed { step: HOOK, errno: 0, text }.encode());
+        sys::exit(GONE);
+    }
     let error = sys::execve(&program, &work.args, &env);
     let errno = error.raw_os_error().unwrap_or(0);
-    let message = Message::Failed { step: u16::MAX, errno, text: program.to_string_lossy().into_owned() };
+    let message = Message::Failed { step: EXECUTE, errno, text: program.to_string_lossy().into_owned() };
     // The waiting start hears it; the exit code tells anyone else.
     let _ = work.result.write_all(&message.encode());
     sys::exit(if errno == libc::ENOENT { NOT_FOUND } else { CANNOT_EXECUTE })
+}
+
+/// Runs hooks here, where the container's process has another id than on the host.
+fn run_hooks(hooks: &Hooks, kind: HookKind, state: &HookState) -> Result<(), String> {
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    hook_process::run(hooks, kind, &HookState { pid: Some(pid), ..state.clone() }, None)
 }
 
 /// Dies with the parent as long as the container is not created.

@@ -13,8 +13,10 @@ use rustix::thread::LinkNameSpaceType;
 use super::root::Root;
 use super::{Doing, Failure, Work, caps, devices, mounts, program, userns};
 use crate::core::check::{NamespaceKind, Rlimit};
+use crate::core::hooks::HookKind;
 use crate::core::mount_options::attr;
 use crate::core::plan::{MountSource, Step};
+use crate::sync::Message;
 use crate::sys;
 
 /// The child's state between steps.
@@ -88,6 +90,12 @@ impl<'a> Performer<'a> {
             Step::ReadonlyPath { path, .. } => mounts::read_only(self.root(), path)?,
             Step::MaskedPath { path, .. } => mounts::mask(self.root(), path)?,
             Step::OomScoreAdj(value) => return oom_score_adj(*value),
+            Step::AwaitHooks => userns::ask(&self.work.channel, &Message::Hooks)?,
+            Step::ContainerHooks => {
+                rustix::process::fchdir(self.root())?;
+                let ran = super::run_hooks(&self.work.hooks, HookKind::CreateContainer, &self.work.hook_state);
+                ran.map_err(Failure::refused)?;
+            }
             Step::PivotRoot => mounts::pivot(self.root())?,
             Step::RootReadonly => sys::mount_setattr(self.root().as_fd(), false, attr::RDONLY, 0, sys::propagation::NONE)?,
             Step::Rlimit(limit) => rlimit(limit)?,

@@ -15,8 +15,9 @@ use rustix::process::{DumpableBehavior, Pid, PidfdFlags, WaitId, WaitIdOptions};
 use rustix::thread::LinkNameSpaceType;
 
 use super::bundle::{self, Bundle};
-use super::{cgroups, now, userns};
+use super::{cgroups, hooks, now, userns};
 use crate::core::check::NamespaceKind;
+use crate::core::hooks::{HookKind, Hooks};
 use crate::core::plan::{Plan, joined};
 use crate::core::status::Identity;
 use crate::init::{self, Work};
@@ -53,12 +54,24 @@ pub fn create(root: &Path, id: &str, options: &CreateOptions) -> Result<Created>
         own_pid_namespace: bundle.container.has_new(NamespaceKind::Pid),
         cgroups: bundle.cgroups.groups.iter().map(|group| group.directory.clone()).collect(),
         cgroup_parents: cgroups::missing_parents(&bundle.cgroups),
+        hooks: Hooks {
+            poststart: bundle.container.hooks.poststart.clone(),
+            poststop: bundle.container.hooks.poststop.clone(),
+            ..Hooks::default()
+        },
         ..Record::new(id, &bundle.container.oci_version, &bundle.path, now()?)
     };
-    let created = prepare_and_clone(&dir, &mut record, bundle, opened, options);
-    created.map_err(|error| match undo(&dir, &record) {
-        Ok(()) => error,
-        Err(left) => error.context(format!("and not all could be undone: {left:#}")),
+    let mut begun = false;
+    let created = prepare_and_clone(&dir, &mut record, bundle, opened, options, &mut begun);
+    created.map_err(|error| {
+        let undone = undo(&dir, &record);
+        // Where no process was, poststop hooks have nothing to clean up (runtime.md "Lifecycle").
+        let failed = if begun { hooks::after(&record) } else { Vec::new() };
+        let error = if failed.is_empty() { error } else { anyhow!("{error:#}; and then {}", failed.join("; ")) };
+        match undone {
+            Ok(()) => error,
+            Err(left) => error.context(format!("and not all could be undone: {left:#}")),
+        }
     })
 }
 
@@ -81,7 +94,15 @@ impl Opened {
     }
 }
 
-fn prepare_and_clone(dir: &StateDir, record: &mut Record, bundle: Bundle, opened: Opened, options: &CreateOptions) -> Result<Created> {
+/// `begun` tells whether the container had a process.
+fn prepare_and_clone(
+    dir: &StateDir,
+    record: &mut Record,
+    bundle: Bundle,
+    opened: Opened,
+    options: &CreateOptions,
+    begun: &mut bool,
+) -> Result<Created> {
     dir.write(record)?;
     let joins = cgroups::make(&bundle.cgroups)?;
     let process = &bundle.container.process;
@@ -99,6 +120,12 @@ fn prepare_and_clone(dir: &StateDir, record: &mut Record, bundle: Bundle, opened
         channel: child_end,
         gate: fifo(&dir.file(GATE))?,
         result: fifo(&dir.file(RESULT))?,
+        hooks: Hooks {
+            create_container: bundle.container.hooks.create_container.clone(),
+            start_container: bundle.container.hooks.start_container.clone(),
+            ..Hooks::default()
+        },
+        hook_state: hooks::told(record, HookKind::CreateContainer, None),
     };
     // In a joined pid namespace others could otherwise look into the process before its exec (CVE-2016-9962).
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
@@ -107,8 +134,9 @@ fn prepare_and_clone(dir: &StateDir, record: &mut Record, bundle: Bundle, opened
         Some(namespace) => born_in(&namespace, clone)?,
         None => clone()?,
     };
+    *begun = true;
     let mut talk = Talk { channel, bundle: &bundle, first, born: None, notes: bundle.plan.notes.clone() };
-    let listened = talk.listen().and_then(|()| {
+    let listened = talk.listen(record).and_then(|()| {
         let pid = talk.child().pid;
         let seen = observe(pid).with_context(|| format!("read /proc/{pid}/stat"))?;
         record.init = Some(Identity { pid, start_time: seen.start_time, boot_id: boot_id()? });
@@ -164,10 +192,11 @@ impl Talk<'_> {
     }
 
     /// Hears the child out until it is ready.
-    fn listen(&mut self) -> Result<()> {
+    fn listen(&mut self, record: &Record) -> Result<()> {
         let plan = &self.bundle.plan;
         let step = |place: u16| plan.steps.get(usize::from(place)).map_or_else(String::new, ToString::to_string);
         let mut ready = false;
+        let mut hooks_wanted = false;
         while !ready || plan.has_usher() && self.born.is_none() {
             match self.channel.receive().context("listen to the container's process")? {
                 // The usher's last word may come after the child's.
@@ -176,6 +205,7 @@ impl Talk<'_> {
                     userns::map(self.first.pid, &self.bundle.container.ids)?;
                     self.channel.send(&Message::Go).context("answer the container's process")?;
                 }
+                Some(Message::Hooks) => hooks_wanted = true,
                 Some(Message::Born { pid }) => self.born = Some(open_child(pid)?),
                 Some(Message::Note { step: place, text }) => self.notes.push(format!("{}: {text}", step(place))),
                 Some(Message::Failed { step: place, errno, text }) => {
@@ -188,6 +218,14 @@ impl Talk<'_> {
                     return Err(anyhow!("the container's process was killed while it was set up")
                         .context("linux.resources.memory.limit may be too small, or someone killed it"));
                 }
+            }
+            // The child may be heard before the usher tells of it.
+            if hooks_wanted && (!plan.has_usher() || self.born.is_some()) {
+                hooks_wanted = false;
+                for kind in [HookKind::Prestart, HookKind::CreateRuntime] {
+                    hooks::run(&self.bundle.container.hooks, kind, record, self.child().pid)?;
+                }
+                self.channel.send(&Message::Go).context("answer the container's process")?;
             }
         }
         if plan.has_usher() {

@@ -4,6 +4,7 @@ mod bundle;
 mod cgroups;
 mod create;
 mod delete;
+mod hooks;
 mod kill;
 mod own_binary;
 mod query;

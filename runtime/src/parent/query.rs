@@ -10,6 +10,7 @@ use serde_json::json;
 use super::existing;
 use crate::core::capability;
 use crate::core::check::OCI_VERSION;
+use crate::core::hooks::HookKind;
 use crate::core::status::Status;
 use crate::state::{StateDir, ids};
 
@@ -61,7 +62,7 @@ pub fn features() -> serde_json::Value {
     json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": OCI_VERSION,
-        "hooks": [],
+        "hooks": HookKind::ALL.map(|kind| kind.to_string()),
         "mountOptions": [
             "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "lazytime", "mand", "noatime", "nodev", "nodiratime",
             "noexec", "nolazytime", "nomand", "norelatime", "nostrictatime", "nosuid", "nosymfollow", "private", "ratime", "rbind", "rdev",
@@ -70,7 +71,7 @@ pub fn features() -> serde_json::Value {
             "runbindable", "rw", "shared", "slave", "strictatime", "suid", "symfollow", "sync", "unbindable"
         ],
         "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": capability::names(),
             "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false },
             "seccomp": { "enabled": false },

@@ -13,7 +13,7 @@ use crate::sys;
 const EXIT_BY_SIGNAL: i32 = 128;
 
 /// Runs a container; returns its exit code, 128 and the signal for one that was killed, or 0 at once with `detach`.
-pub fn run(root: &Path, id: &str, options: &CreateOptions, detach: bool, notes: impl FnOnce(&[String])) -> Result<i32> {
+pub fn run(root: &Path, id: &str, options: &CreateOptions, detach: bool, notes: impl Fn(&[String])) -> Result<i32> {
     // Stop, kill and faults cannot or must not be held back.
     let kept = [libc::SIGKILL, libc::SIGSTOP, libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGABRT, libc::SIGTRAP];
     let signals: Vec<i32> = (1..=signal::LAST).filter(|signal| !kept.contains(signal) && !matches!(signal, 32 | 33)).collect();
@@ -27,8 +27,15 @@ pub fn run(root: &Path, id: &str, options: &CreateOptions, detach: bool, notes: 
         return ended;
     }
     let deleted = delete(root, id, true);
-    let code = ended?;
-    deleted.map(|()| code)
+    let code = match ended {
+        Ok(code) => code,
+        Err(error) => {
+            notes(&deleted.unwrap_or_default());
+            return Err(error);
+        }
+    };
+    notes(&deleted?);
+    Ok(code)
 }
 
 fn wait(created: &Created, signals: &[i32]) -> Result<i32> {

@@ -34,7 +34,6 @@ fn the_least_configuration_passes() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     let cases = [
-        ("/hooks", r#"{"poststop":[{"path":"/bin/true"}]}"#, "hooks: not built yet"),
         ("/linux/seccomp", r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#, "linux.seccomp: not built yet"),
         ("/linux/personality", r#"{"domain":"LINUX32"}"#, "linux.personality: not built yet"),
         ("/linux/intelRdt", r#"{"closID":"x"}"#, "linux.intelRdt: not built yet"),
@@ -96,6 +95,10 @@ fn bad_values_are_refused_by_name() {
         ("/mounts", r#"[{"destination":"/","type":"tmpfs"}]"#, "mounts[0].destination: is the root itself"),
         ("/mounts", r#"[{"destination":"/a","type":"bind"}]"#, "mounts[0].source: missing"),
         ("/mounts", r#"[{"destination":"/a","source":"/b","options":["bind","size=1"]}]"#, "mounts[0].options: \"size\" is no option"),
+        ("/hooks", r#"{"prestart":[{"path":"bin/x"}]}"#, "hooks.prestart[0].path: \"bin/x\" is not an absolute path"),
+        ("/hooks", r#"{"createRuntime":[{"path":"/x"},{"path":"/x","timeout":0}]}"#, "hooks.createRuntime[1].timeout: 0 s"),
+        ("/hooks", r#"{"poststart":[{"path":"/x","env":["A"]}]}"#, "hooks.poststart[0].env[0]: \"A\" is not of the form"),
+        ("/hooks", r#"{"poststop":[{"path":"/x","args":["a","\u0000"]}]}"#, "hooks.poststop[0].args[1]: holds a NUL byte"),
         ("/linux/devices", r#"[{"path":"/dev/x","type":"q"}]"#, "linux.devices[0].type: \"q\""),
     ];
     for (pointer, value, expected) in cases {
@@ -106,10 +109,10 @@ fn bad_values_are_refused_by_name() {
 
 #[test]
 fn every_refusal_is_told_at_once() {
-    let spec = r#"{"ociVersion":"3.0.0","hooks":{"poststop":[{"path":"/x"}]}}"#;
+    let spec = r#"{"ociVersion":"3.0.0","hooks":{"poststop":[{"path":"x"}]}}"#;
     let refusals = check(Path::new("/b"), &spec::parse(spec.as_bytes()).unwrap()).unwrap_err();
     let fields: Vec<_> = refusals.iter().map(|refusal| refusal.field.as_str()).collect();
-    assert_eq!(fields, ["ociVersion", "hooks", "root.path", "linux.namespaces", "process"]);
+    assert_eq!(fields, ["ociVersion", "root.path", "linux.namespaces", "process", "hooks.poststop[0].path"]);
 }
 
 /// The least configuration with a user namespace of the first hundred ids, and values at JSON pointers.
