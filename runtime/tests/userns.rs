@@ -4,7 +4,6 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::path::Path;
 
 use common::{Bundle, eventually, namespace};
 use serde_json::json;
@@ -18,15 +17,8 @@ fn mapped(script: &str) -> Bundle {
     bundle.push("/linux/namespaces", json!({"type":"user"}));
     let ids = json!([{"containerID":0,"hostID":HOST,"size":65536}]);
     bundle.set("/linux/uidMappings", ids.clone()).set("/linux/gidMappings", ids);
-    give(&bundle.rootfs(""));
+    bundle.give_rootfs(HOST);
     bundle
-}
-
-fn give(path: &Path) {
-    std::os::unix::fs::lchown(path, Some(HOST), Some(HOST)).unwrap();
-    if path.is_dir() && !path.is_symlink() {
-        fs::read_dir(path).unwrap().for_each(|entry| give(&entry.unwrap().path()));
-    }
 }
 
 #[test]

@@ -49,7 +49,8 @@ pub struct Container {
     /// Absolute, on the host.
     pub root: PathBuf,
     pub root_readonly: bool,
-    pub root_propagation: Propagation,
+    /// With whether it is recursive.
+    pub root_propagation: Option<(Propagation, bool)>,
     pub hostname: Option<String>,
     pub domainname: Option<String>,
     pub namespaces: Vec<Namespace>,
@@ -98,7 +99,7 @@ pub fn check(bundle: &Path, spec: &Spec) -> Result<Container, Vec<Refusal>> {
         root_propagation: refusals.root_propagation(linux.rootfs_propagation.as_deref()),
         hostname: refusals.host_text("hostname", spec.hostname.as_deref(), &namespaces),
         domainname: refusals.host_text("domainname", spec.domainname.as_deref(), &namespaces),
-        mounts: refusals.mounts(bundle, &spec.mounts),
+        mounts: refusals.mounts(bundle, &spec.mounts, &namespaces),
         devices: refusals.devices(&linux.devices),
         masked_paths: refusals.paths("linux.maskedPaths", &linux.masked_paths),
         readonly_paths: refusals.paths("linux.readonlyPaths", &linux.readonly_paths),

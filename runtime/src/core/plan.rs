@@ -47,6 +47,23 @@ pub struct Tree {
     pub recursive: bool,
     /// Mounts made below it by the container are not seen by the host.
     pub cut_off: bool,
+    pub idmap: Option<TreeIdmap>,
+}
+
+/// How the files of a tree seem to be owned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TreeIdmap {
+    pub by: IdmapBy,
+    pub recursive: bool,
+}
+
+/// The user namespace that maps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdmapBy {
+    /// One made for it.
+    Ids(IdMappings),
+    /// The one the container joins.
+    Joined(PathBuf),
 }
 
 /// One deed of the child.
@@ -81,10 +98,11 @@ pub enum Step {
     Hostname(String),
     Domainname(String),
     IsolateMounts(Propagation),
-    /// `handle`: its tree, if the parent copied it.
+    /// `handle`: its tree, if the parent copied it; `below`: how the mounts below it pass mounts on.
     AttachRoot {
         path: PathBuf,
         handle: Option<usize>,
+        below: Option<Propagation>,
     },
     Mount(MountStep),
     Device(Device),
@@ -112,6 +130,11 @@ pub enum Step {
     AwaitHooks,
     ContainerHooks,
     PivotRoot,
+    /// `recursive`: also of `mounts[]` that do not say it themselves.
+    RootPropagation {
+        propagation: Propagation,
+        recursive: bool,
+    },
     RootReadonly,
     Rlimit(Rlimit),
     OwnStdio {
@@ -161,6 +184,10 @@ pub enum MountSource {
     Cgroups {
         views: Vec<CgroupView>,
         layout: CgroupLayout,
+    },
+    /// What is mounted there gets other options; with `bind` only the mount, else the file system too.
+    Remount {
+        bind: bool,
     },
 }
 
@@ -221,6 +248,9 @@ pub fn plan(container: &Container, cgroups: &CgroupPlan, privileges: Privileges)
         steps.push(Step::ContainerHooks);
     }
     steps.push(Step::PivotRoot);
+    // Not before: a root that is shared cannot be changed (pivot_root(2)).
+    let propagation = |(propagation, recursive)| Step::RootPropagation { propagation, recursive };
+    steps.extend(container.root_propagation.map(propagation));
     if container.root_readonly {
         steps.push(Step::RootReadonly);
     }
@@ -273,15 +303,26 @@ fn usher(container: &Container, first: usize, privileges: Privileges, steps: &mu
 struct Trees {
     /// The handle of the first.
     first: usize,
-    /// In a user namespace, with the parent able to help.
-    helped: bool,
+    /// The parent may copy mounts.
+    can: bool,
+    /// The container has a user namespace, and may not.
+    user: bool,
+    /// The user namespace that maps ids where a mount does not say how.
+    idmap: Option<IdmapBy>,
     found: Vec<Tree>,
 }
 
 impl Trees {
     fn new(container: &Container, cgroups: &CgroupPlan, privileges: Privileges) -> Self {
-        let helped = container.namespace(NamespaceKind::User).is_some() && privileges.over_mounts();
-        Self { first: cgroups.groups.len() + joined(container).count(), helped, found: Vec::new() }
+        let user = container.namespace(NamespaceKind::User);
+        let idmap = user.map(|user| user.path.clone().map_or_else(|| IdmapBy::Ids(container.ids.clone()), IdmapBy::Joined));
+        Self {
+            first: cgroups.groups.len() + joined(container).count(),
+            can: privileges.over_mounts(),
+            user: user.is_some(),
+            idmap,
+            found: Vec::new(),
+        }
     }
 
     /// The handle of a tree.
@@ -291,13 +332,24 @@ impl Trees {
     }
 
     fn root(&mut self, path: &Path) -> Option<usize> {
-        let tree = || Tree { field: "root.path".to_owned(), source: path.to_owned(), recursive: true, cut_off: true };
-        self.helped.then(|| self.take(tree()))
+        let tree = || Tree { field: "root.path".to_owned(), source: path.to_owned(), recursive: true, cut_off: true, idmap: None };
+        (self.user && self.can).then(|| self.take(tree()))
     }
 
-    fn bind(&mut self, index: usize, source: &Path, recursive: bool) -> Option<usize> {
-        let tree = || Tree { field: format!("mounts[{index}].source"), source: source.to_owned(), recursive, cut_off: true };
-        self.helped.then(|| self.take(tree()))
+    /// What passes mounts on to the host or from it must be copied where the host's own mount is; what maps ids, where it may be said.
+    fn bind(&mut self, mount: &Mount, source: &Path, recursive: bool) -> Option<usize> {
+        let passes = |(propagation, _): &(Propagation, bool)| matches!(propagation, Propagation::Shared | Propagation::Slave);
+        let needed = self.user || mount.options.propagation.iter().any(passes);
+        let idmap = mount.idmap.as_ref().and_then(|idmap| {
+            let by = idmap.ids.clone().map(IdmapBy::Ids).or_else(|| self.idmap.clone())?;
+            Some(TreeIdmap { by, recursive: idmap.recursive })
+        });
+        // Without the privilege the kernel refuses a mapping, and the error says so.
+        if idmap.is_none() && !(needed && self.can) {
+            return None;
+        }
+        let field = format!("mounts[{}].source", mount.index);
+        Some(self.take(Tree { field, source: source.to_owned(), recursive, cut_off: self.user, idmap }))
     }
 }
 
@@ -328,8 +380,14 @@ fn identity(container: &Container, steps: &mut Vec<Step>) {
 }
 
 fn file_system(container: &Container, cgroups: &CgroupPlan, trees: &mut Trees, steps: &mut Vec<Step>) {
-    steps.push(Step::IsolateMounts(container.root_propagation));
-    steps.push(Step::AttachRoot { path: container.root.clone(), handle: trees.root(&container.root) });
+    let isolation = match container.root_propagation {
+        Some((Propagation::Private, _)) => Propagation::Private,
+        // What is shared with the host would show it all of the container's mounts.
+        _ => Propagation::Slave,
+    };
+    steps.push(Step::IsolateMounts(isolation));
+    let below = container.root_propagation.and_then(|(propagation, recursive)| recursive.then_some(propagation));
+    steps.push(Step::AttachRoot { path: container.root.clone(), handle: trees.root(&container.root), below });
     let private_cgroups = container.namespace(NamespaceKind::Cgroup).is_some();
     steps.extend(container.mounts.iter().map(|mount| Step::Mount(mount_step(mount, cgroups, private_cgroups, trees))));
     // A /dev bound from the host is the host's own: nothing is made in it.
@@ -359,9 +417,10 @@ fn file_system(container: &Container, cgroups: &CgroupPlan, trees: &mut Trees, s
 fn mount_step(mount: &Mount, cgroups: &CgroupPlan, private_cgroups: bool, trees: &mut Trees) -> MountStep {
     let what = match &mount.what {
         MountWhat::Bind { source, recursive } => {
-            let handle = trees.bind(mount.index, source, *recursive);
+            let handle = trees.bind(mount, source, *recursive);
             MountSource::Bind { source: source.clone(), recursive: *recursive, handle }
         }
+        MountWhat::Remount { bind } => MountSource::Remount { bind: *bind },
         MountWhat::FileSystem { kind, source } => MountSource::FileSystem { kind: kind.clone(), source: source.clone() },
         MountWhat::Cgroup => {
             let unified = matches!(cgroups.groups.as_slice(), [only] if only.hierarchy.version == Version::V2);
@@ -450,7 +509,7 @@ impl fmt::Display for Step {
             Self::LoopbackUp => write!(f, "linux.namespaces: bring the loopback interface up"),
             Self::Hostname(name) => write!(f, "hostname: set {name:?}"),
             Self::Domainname(name) => write!(f, "domainname: set {name:?}"),
-            Self::IsolateMounts(propagation) => write!(f, "linux.rootfsPropagation: make all mounts {propagation}"),
+            Self::IsolateMounts(propagation) => write!(f, "linux.rootfsPropagation: make the host's mounts {propagation}"),
             Self::AttachRoot { path, .. } => write!(f, "root.path: attach {}", path.display()),
             Self::Mount(mount) => mount.fmt(f),
             Self::Device(device) => device.fmt(f),
@@ -464,6 +523,9 @@ impl fmt::Display for Step {
             Self::AwaitHooks => write!(f, "hooks: wait for prestart and createRuntime"),
             Self::ContainerHooks => write!(f, "hooks: run createContainer"),
             Self::PivotRoot => write!(f, "root.path: make it the root"),
+            Self::RootPropagation { propagation, recursive } => {
+                write!(f, "linux.rootfsPropagation: make the root {}{propagation}", if *recursive { "r" } else { "" })
+            }
             Self::RootReadonly => write!(f, "root.readonly: make the root read-only"),
             Self::Rlimit(limit) => write!(f, "process.rlimits: set {} to {} of at most {}", limit.name, limit.soft, limit.hard),
             Self::OwnStdio { uid } => write!(f, "process.user.uid: give standard input and outputs to user {uid}"),
@@ -491,6 +553,8 @@ impl fmt::Display for MountStep {
         match &self.what {
             MountSource::Bind { source, recursive: false, .. } => write!(f, "bind {} at {at}", source.display())?,
             MountSource::Bind { source, recursive: true, .. } => write!(f, "bind {} and what is below at {at}", source.display())?,
+            MountSource::Remount { bind: true } => write!(f, "change the mount at {at}")?,
+            MountSource::Remount { bind: false } => write!(f, "change the file system at {at}")?,
             MountSource::FileSystem { kind, .. } => write!(f, "mount {kind} at {at}")?,
             MountSource::Cgroups { views, layout: CgroupLayout::Unified } => write!(f, "mount {} cgroup2 hierarchy at {at}", views.len())?,
             MountSource::Cgroups { views, layout: CgroupLayout::PerHierarchy } => {
@@ -498,7 +562,7 @@ impl fmt::Display for MountStep {
                 write!(f, "mount cgroups {} at {at}", names.join(" "))?;
             }
         }
-        let MountOptions { bind: _, attributes, recursive, propagation, data } = &self.options;
+        let MountOptions { bind: _, attributes, recursive, propagation, idmap, copy_up, remount: _, data, hints } = &self.options;
         if attributes.set != 0 {
             write!(f, " {attributes}")?;
         }
@@ -508,6 +572,9 @@ impl fmt::Display for MountStep {
         for (propagation, recursive) in propagation {
             write!(f, " {}{propagation}", if *recursive { "r" } else { "" })?;
         }
+        let named = [(idmap == &Some(false), "idmap"), (idmap == &Some(true), "ridmap"), (*copy_up, "tmpcopyup")];
+        named.into_iter().filter(|(given, _)| *given).try_for_each(|(_, name)| write!(f, " {name}"))?;
+        hints.iter().try_for_each(|hint| write!(f, " {hint}"))?;
         for (key, value) in data {
             match value {
                 Some(value) => write!(f, " {key}={value}")?,
@@ -589,7 +656,7 @@ begin a session
 linux.namespaces: bring the loopback interface up
 hostname: set \"web\"
 domainname: set \"lan\"
-linux.rootfsPropagation: make all mounts slave
+linux.rootfsPropagation: make the host's mounts slave
 root.path: attach /b/rootfs
 mounts[0]: mount proc at /proc nosuid
 mounts[1]: mount tmpfs at /dev nosuid mode=755
@@ -664,7 +731,7 @@ linux.namespaces: begin a process in new namespaces mount pid
         assert!(plan.clone_namespaces.is_empty() && plan.has_usher());
         let trees: Vec<_> = plan.trees.iter().map(|tree| tree.field.as_str()).collect();
         assert_eq!(trees, ["root.path", "mounts[0].source"]);
-        assert!(plan.steps.contains(&Step::AttachRoot { path: "/r".into(), handle: Some(2) }));
+        assert!(plan.steps.contains(&Step::AttachRoot { path: "/r".into(), handle: Some(2), below: None }));
         assert!(text(&plan).contains("linux.devices: bind the host's /dev/null\n"));
     }
 

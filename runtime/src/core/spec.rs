@@ -150,8 +150,10 @@ pub struct Mount {
     pub source: Option<PathBuf>,
     #[serde(default, deserialize_with = "nullable")]
     pub options: Vec<String>,
-    pub uid_mappings: Unbuilt,
-    pub gid_mappings: Unbuilt,
+    #[serde(default, deserialize_with = "nullable")]
+    pub uid_mappings: Vec<IdMapping>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub gid_mappings: Vec<IdMapping>,
 }
 
 /// `linux`.

@@ -5,6 +5,7 @@
 //! death, but for what lies in the cgroups and the state directory, which are the parent's.
 
 mod caps;
+mod copy_up;
 mod devices;
 mod mounts;
 mod perform;

@@ -23,6 +23,8 @@ use crate::sys;
 pub struct Performer<'a> {
     work: &'a Work,
     root: Option<Root>,
+    /// Mounts that pass mounts on as the root does.
+    plain: Vec<OwnedFd>,
     /// The user namespace lets nobody change groups (user_namespaces(7), "/proc/PID/setgroups").
     groups_denied: bool,
     ready: Ready,
@@ -38,7 +40,13 @@ type Performed = Result<Option<String>, Failure>;
 
 impl<'a> Performer<'a> {
     pub fn new(work: &'a Work) -> Self {
-        Self { work, root: None, groups_denied: false, ready: Ready { program: CString::default(), env: work.env.clone() } }
+        Self {
+            work,
+            root: None,
+            plain: Vec::new(),
+            groups_denied: false,
+            ready: Ready { program: CString::default(), env: work.env.clone() },
+        }
     }
 
     /// The program and its environment, after every step.
@@ -71,16 +79,20 @@ impl<'a> Performer<'a> {
             Step::Hostname(name) => rustix::system::sethostname(name.as_bytes())?,
             Step::Domainname(name) => rustix::system::setdomainname(name.as_bytes())?,
             Step::IsolateMounts(propagation) => mounts::isolate(*propagation)?,
-            Step::AttachRoot { path, handle } => {
+            Step::AttachRoot { path, handle, below } => {
                 let tree = handle.map(|handle| self.tree(handle)).transpose()?;
-                self.root = Some(mounts::attach_root(path, tree)?);
+                self.root = Some(mounts::attach_root(path, tree, *below)?);
             }
             Step::Mount(mount) => {
                 let tree = match mount.what {
                     MountSource::Bind { handle: Some(handle), .. } => Some(self.tree(handle)?),
                     _ => None,
                 };
-                mounts::mount(self.root(), mount, tree)?;
+                let mounts::Mounted { mount: made, note } = mounts::mount(self.root(), mount, tree)?;
+                if mount.options.propagation.is_empty() {
+                    self.plain.push(made);
+                }
+                return Ok(note);
             }
             Step::Device(device) => devices::make(self.root(), device)?,
             Step::BindDevice(device) => devices::bind(self.root(), device)?,
@@ -97,6 +109,12 @@ impl<'a> Performer<'a> {
                 ran.map_err(Failure::refused)?;
             }
             Step::PivotRoot => mounts::pivot(self.root())?,
+            Step::RootPropagation { propagation, recursive } => {
+                mounts::pass_on(self.root().as_fd(), *propagation, false)?;
+                for mount in self.plain.iter().filter(|_| *recursive) {
+                    mounts::pass_on(mount.as_fd(), *propagation, true)?;
+                }
+            }
             Step::RootReadonly => sys::mount_setattr(self.root().as_fd(), false, attr::RDONLY, 0, sys::propagation::NONE)?,
             Step::Rlimit(limit) => rlimit(limit)?,
             Step::OwnStdio { uid } => devices::own_stdio(*uid)?,

@@ -202,7 +202,7 @@ impl Talk<'_> {
                 // The usher's last word may come after the child's.
                 Some(Message::Ready) => ready = true,
                 Some(Message::Map) => {
-                    userns::map(self.first.pid, &self.bundle.container.ids)?;
+                    userns::map(self.first.pid, &self.bundle.container.ids).context("linux")?;
                     self.channel.send(&Message::Go).context("answer the container's process")?;
                 }
                 Some(Message::Hooks) => hooks_wanted = true,

@@ -11,6 +11,7 @@ use super::existing;
 use crate::core::capability;
 use crate::core::check::OCI_VERSION;
 use crate::core::hooks::HookKind;
+use crate::core::mount_options::KNOWN;
 use crate::core::status::Status;
 use crate::state::{StateDir, ids};
 
@@ -63,13 +64,7 @@ pub fn features() -> serde_json::Value {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": OCI_VERSION,
         "hooks": HookKind::ALL.map(|kind| kind.to_string()),
-        "mountOptions": [
-            "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "lazytime", "mand", "noatime", "nodev", "nodiratime",
-            "noexec", "nolazytime", "nomand", "norelatime", "nostrictatime", "nosuid", "nosymfollow", "private", "ratime", "rbind", "rdev",
-            "rdiratime", "relatime", "rexec", "rnoatime", "rnodev", "rnodiratime", "rnoexec", "rnorelatime", "rnostrictatime", "rnosuid",
-            "rnosymfollow", "ro", "rprivate", "rrelatime", "rro", "rrw", "rshared", "rslave", "rstrictatime", "rsuid", "rsymfollow",
-            "runbindable", "rw", "shared", "slave", "strictatime", "suid", "symfollow", "sync", "unbindable"
-        ],
+        "mountOptions": KNOWN.as_slice(),
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": capability::names(),
@@ -78,7 +73,7 @@ pub fn features() -> serde_json::Value {
             "apparmor": { "enabled": false },
             "selinux": { "enabled": false },
             "intelRdt": { "enabled": false },
-            "mountExtensions": { "idmap": { "enabled": false } }
+            "mountExtensions": { "idmap": { "enabled": true } }
         }
     })
 }

@@ -151,14 +151,25 @@ pub mod propagation {
     pub const SHARED: u64 = 1 << 20;
 }
 
+/// Has the files of the mount at a descriptor, and with `recursive` of all below it, owned as a user namespace maps them
+/// (mount_setattr(2), "ID-mapped mounts").
+pub fn mount_idmap(mount: BorrowedFd<'_>, recursive: bool, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
+    const IDMAP: u64 = 0x10_0000;
+    change_mount(mount, recursive, &MountAttr { set: IDMAP, clear: 0, propagation: 0, user_namespace: user_namespace.as_raw_fd() as u64 })
+}
+
 /// Changes the mount at a descriptor, and with `recursive` all below it (Linux 5.12).
 pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, set: u64, clear: u64, propagation: u64) -> io::Result<()> {
+    change_mount(mount, recursive, &MountAttr { set, clear, propagation, user_namespace: 0 })
+}
+
+fn change_mount(mount: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> io::Result<()> {
     const AT_RECURSIVE: libc::c_int = 0x8000;
-    let attr = MountAttr { set, clear, propagation, user_namespace: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a C string and `attr` is as large as is said; both live across the call.
-    let done =
-        unsafe { libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), c"".as_ptr(), flags, &raw const attr, size_of::<MountAttr>()) };
+    let done = unsafe {
+        libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), c"".as_ptr(), flags, ptr::from_ref(attr), size_of::<MountAttr>())
+    };
     zero(done)
 }
 

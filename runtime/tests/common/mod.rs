@@ -75,6 +75,17 @@ impl Bundle {
         self.path("rootfs").join(name)
     }
 
+    /// Gives the image to a user of the host.
+    pub fn give_rootfs(&self, uid: u32) {
+        fn give(path: &Path, uid: u32) {
+            std::os::unix::fs::lchown(path, Some(uid), Some(uid)).unwrap();
+            if path.is_dir() && !path.is_symlink() {
+                fs::read_dir(path).unwrap().for_each(|entry| give(&entry.unwrap().path(), uid));
+            }
+        }
+        give(&self.path("rootfs"), uid);
+    }
+
     /// Any call, without the configuration being written.
     pub fn call(&self, args: &[&str]) -> Output {
         self.command(args).stdin(Stdio::null()).output().unwrap()

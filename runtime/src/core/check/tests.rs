@@ -47,7 +47,6 @@ fn what_is_not_built_is_refused_by_name() {
         ("/process/selinuxLabel", r#""l""#, "process.selinuxLabel: not built yet"),
         ("/process/ioPriority", r#"{"class":"IOPRIO_CLASS_IDLE"}"#, "process.ioPriority: not built yet"),
         ("/process/terminal", "true", "process.terminal: terminals are not built yet"),
-        ("/linux/rootfsPropagation", r#""shared""#, "linux.rootfsPropagation: \"shared\" is not built yet"),
         ("/linux/cgroupsPath", r#""system.slice:a:b""#, "linux.cgroupsPath: slice:prefix:name asks for the systemd driver"),
         ("/windows", "{}", "windows: this runtime runs Linux containers only"),
     ];
@@ -99,6 +98,21 @@ fn bad_values_are_refused_by_name() {
         ("/hooks", r#"{"createRuntime":[{"path":"/x"},{"path":"/x","timeout":0}]}"#, "hooks.createRuntime[1].timeout: 0 s"),
         ("/hooks", r#"{"poststart":[{"path":"/x","env":["A"]}]}"#, "hooks.poststart[0].env[0]: \"A\" is not of the form"),
         ("/hooks", r#"{"poststop":[{"path":"/x","args":["a","\u0000"]}]}"#, "hooks.poststop[0].args[1]: holds a NUL byte"),
+        ("/linux/rootfsPropagation", r#""rshare""#, "linux.rootfsPropagation: \"rshare\" is none of"),
+        ("/mounts", r#"[{"destination":"/a","source":"/b","options":["bind","idmap"]}]"#, "mounts[0].uidMappings: missing: without a user"),
+        (
+            "/mounts",
+            r#"[{"destination":"/a","source":"/b","type":"bind","uidMappings":[{"containerID":0,"hostID":1,"size":1}]}]"#,
+            "mounts[0].gidMappings: missing: uidMappings needs it",
+        ),
+        (
+            "/mounts",
+            r#"[{"destination":"/a","type":"tmpfs","uidMappings":[{"containerID":0,"hostID":1,"size":1}],
+            "gidMappings":[{"containerID":0,"hostID":1,"size":1}]}]"#,
+            "mounts[0].options: idmap: only a bind mount",
+        ),
+        ("/mounts", r#"[{"destination":"/a","source":"/b","options":["bind","tmpcopyup"]}]"#, "mounts[0].options: tmpcopyup: only a tmpfs"),
+        ("/mounts", r#"[{"destination":"./","type":"tmpfs"}]"#, "mounts[0].destination: is the root itself"),
         ("/linux/devices", r#"[{"path":"/dev/x","type":"q"}]"#, "linux.devices[0].type: \"q\""),
     ];
     for (pointer, value, expected) in cases {
