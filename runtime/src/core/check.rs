@@ -12,8 +12,8 @@ mod process;
 mod resources;
 
 pub use mounts::{Device, DeviceKind, Mount, MountWhat};
-pub use namespaces::{IdMapping, IdMappings, Namespace, NamespaceKind, TimeOffset};
-pub use process::{Capabilities, Process, Rlimit};
+pub use namespaces::{IdMapping, IdMappings, Namespace, NamespaceKind, TimeOffset, check_not_the_hosts};
+pub use process::{Capabilities, MemoryPolicy, Process, Rlimit, Scheduler};
 pub use resources::{DeviceRule, Resources};
 
 use std::collections::BTreeMap;
@@ -59,6 +59,10 @@ pub struct Container {
     pub time_offsets: Vec<TimeOffset>,
     pub mounts: Vec<Mount>,
     pub devices: Vec<Device>,
+    /// SELinux's, for the mounts that are made.
+    pub mount_label: Option<String>,
+    /// Whether `linux.intelRdt` asks for anything.
+    pub wants_rdt: bool,
     pub masked_paths: Vec<PathBuf>,
     pub readonly_paths: Vec<PathBuf>,
     pub sysctl: BTreeMap<String, String>,
@@ -90,7 +94,11 @@ pub fn check(bundle: &Path, spec: &Spec) -> Result<Container, Vec<Refusal>> {
     let root = refusals.root(bundle, spec.root.as_ref());
     let namespaces = refusals.namespaces(&linux.namespaces);
     let ids = refusals.id_mappings(&linux, &namespaces);
-    let process = refusals.process(spec.process.as_ref());
+    let process = Process {
+        personality: refusals.personality(linux.personality.as_ref()),
+        memory_policy: refusals.memory_policy(linux.memory_policy.as_ref()),
+        ..refusals.process(spec.process.as_ref())
+    };
     refusals.mapped_user(&process, &ids);
     let container = Container {
         oci_version: spec.oci_version.clone(),
@@ -101,6 +109,8 @@ pub fn check(bundle: &Path, spec: &Spec) -> Result<Container, Vec<Refusal>> {
         domainname: refusals.host_text("domainname", spec.domainname.as_deref(), &namespaces),
         mounts: refusals.mounts(bundle, &spec.mounts, &namespaces),
         devices: refusals.devices(&linux.devices),
+        mount_label: refusals.text("linux.mountLabel", linux.mount_label.as_deref()),
+        wants_rdt: linux.intel_rdt.as_ref().is_some_and(|value| !value.is_null()),
         masked_paths: refusals.paths("linux.maskedPaths", &linux.masked_paths),
         readonly_paths: refusals.paths("linux.readonlyPaths", &linux.readonly_paths),
         sysctl: refusals.sysctl(&linux.sysctl, &namespaces),
@@ -114,6 +124,36 @@ pub fn check(bundle: &Path, spec: &Spec) -> Result<Container, Vec<Refusal>> {
         namespaces,
     };
     if refusals.found.is_empty() { Ok(container) } else { Err(refusals.found) }
+}
+
+/// What of this machine decides whether a field can be honoured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Machine {
+    pub apparmor: bool,
+    pub selinux: bool,
+    pub resctrl: bool,
+}
+
+/// Refuses what this machine lacks, as runc does: a container that is to be confined must not run unconfined.
+pub fn check_machine(container: &Container, machine: Machine) -> Result<(), Vec<Refusal>> {
+    let mut refusals = Refusals::default();
+    let process = &container.process;
+    if process.apparmor_profile.is_some() && !machine.apparmor {
+        refusals.refuse("process.apparmorProfile", "AppArmor is not enabled in this kernel: leave it out, or enable it");
+    }
+    let selinux = [("process.selinuxLabel", &process.selinux_label), ("linux.mountLabel", &container.mount_label)];
+    for (field, _) in selinux.into_iter().filter(|(_, label)| label.is_some() && !machine.selinux) {
+        refusals.refuse(field, "SELinux is not enabled in this kernel: leave it out, or enable it");
+    }
+    if container.wants_rdt {
+        let why = if machine.resctrl {
+            "not built yet: leave it out, or run this container with another OCI runtime"
+        } else {
+            "this machine has no resctrl file system mounted (CPU support and kernel configuration are needed): leave it out"
+        };
+        refusals.refuse("linux.intelRdt", why);
+    }
+    if refusals.found.is_empty() { Ok(()) } else { Err(refusals.found) }
 }
 
 /// Whether a JSON value asks for anything.
@@ -144,6 +184,15 @@ impl Refusals {
         }
     }
 
+    /// A text that is handed to the kernel; an empty one is none.
+    fn text(&mut self, field: &str, text: Option<&str>) -> Option<String> {
+        let text = text.filter(|text| !text.is_empty())?;
+        if text.contains('\0') {
+            self.refuse(field, "holds a NUL byte");
+        }
+        Some(text.to_owned())
+    }
+
     /// Semantic Versioning: within a major version a runtime takes any minor one.
     fn version(&mut self, version: &str) {
         if version.split('.').next() != Some("1") || version.split('.').count() < 3 {
@@ -163,25 +212,12 @@ impl Refusals {
             if process.terminal {
                 self.refuse("process.terminal", "terminals are not built yet: set it to false");
             }
-            let fields = [
-                ("process.commandLine", &process.command_line),
-                ("process.apparmorProfile", &process.apparmor_profile),
-                ("process.selinuxLabel", &process.selinux_label),
-                ("process.scheduler", &process.scheduler),
-                ("process.ioPriority", &process.io_priority),
-                ("process.execCPUAffinity", &process.exec_cpu_affinity),
-            ];
-            fields.into_iter().for_each(|(field, value)| self.unbuilt(field, value));
+            if process.command_line.as_ref().is_some_and(|value| !is_empty(value)) {
+                self.refuse("process.commandLine", "is of Windows: use process.args");
+            }
         }
         let Some(linux) = &spec.linux else { return };
-        let fields = [
-            ("linux.netDevices", &linux.net_devices),
-            ("linux.seccomp", &linux.seccomp),
-            ("linux.mountLabel", &linux.mount_label),
-            ("linux.personality", &linux.personality),
-            ("linux.intelRdt", &linux.intel_rdt),
-            ("linux.memoryPolicy", &linux.memory_policy),
-        ];
+        let fields = [("linux.netDevices", &linux.net_devices), ("linux.seccomp", &linux.seccomp)];
         fields.into_iter().for_each(|(field, value)| self.unbuilt(field, value));
     }
 }

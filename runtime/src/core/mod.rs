@@ -7,6 +7,7 @@
 pub mod spec;
 
 pub mod capability;
+pub mod cpu_list;
 pub mod mount_options;
 pub mod signal;
 pub mod time;

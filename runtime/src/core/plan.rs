@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use super::capability::CapabilitySet;
 use super::cgroup::{CgroupPlan, Version};
 use super::check::{
-    Capabilities, Container, Device, DeviceKind, IdMapping, IdMappings, Mount, MountWhat, NamespaceKind, Process, Rlimit, TimeOffset,
+    Capabilities, Container, Device, DeviceKind, IdMapping, IdMappings, MemoryPolicy, Mount, MountWhat, NamespaceKind, Process, Rlimit,
+    Scheduler, TimeOffset,
 };
 use super::mount_options::{MountOptions, Propagation};
 
@@ -137,6 +138,16 @@ pub enum Step {
     },
     RootReadonly,
     Rlimit(Rlimit),
+    Scheduler(Scheduler),
+    IoPriority(u16),
+    Personality(u32),
+    MemoryPolicy(MemoryPolicy),
+    /// Of a security module, for the next execve(2); `file` is below `/proc`.
+    Label {
+        field: &'static str,
+        file: &'static str,
+        label: String,
+    },
     OwnStdio {
         uid: u32,
     },
@@ -389,7 +400,12 @@ fn file_system(container: &Container, cgroups: &CgroupPlan, trees: &mut Trees, s
     let below = container.root_propagation.and_then(|(propagation, recursive)| recursive.then_some(propagation));
     steps.push(Step::AttachRoot { path: container.root.clone(), handle: trees.root(&container.root), below });
     let private_cgroups = container.namespace(NamespaceKind::Cgroup).is_some();
-    steps.extend(container.mounts.iter().map(|mount| Step::Mount(mount_step(mount, cgroups, private_cgroups, trees))));
+    steps.extend(
+        container
+            .mounts
+            .iter()
+            .map(|mount| Step::Mount(mount_step(mount, cgroups, private_cgroups, container.mount_label.as_deref(), trees))),
+    );
     // A /dev bound from the host is the host's own: nothing is made in it.
     let dev_is_bound = |mount: &Mount| mount.destination == Path::new("/dev") && matches!(mount.what, MountWhat::Bind { .. });
     if !container.mounts.iter().any(dev_is_bound) {
@@ -409,12 +425,17 @@ fn file_system(container: &Container, cgroups: &CgroupPlan, trees: &mut Trees, s
     steps.push(Step::WorkDirectory(container.process.cwd.clone()));
     let sysctl = container.sysctl.iter();
     steps.extend(sysctl.map(|(name, value)| Step::Sysctl { name: name.clone(), value: value.clone() }));
+    // While a procfs of the host's can be had: the container's own could be anything.
+    let label = |field, file, label: &Option<String>| label.clone().map(|label| Step::Label { field, file, label });
+    let apparmor = container.process.apparmor_profile.as_ref().map(|profile| format!("exec {profile}"));
+    steps.extend(label("process.apparmorProfile", "self/attr/apparmor/exec", &apparmor));
+    steps.extend(label("process.selinuxLabel", "self/attr/exec", &container.process.selinux_label));
     let numbered = |paths: &[PathBuf]| paths.iter().cloned().enumerate().collect::<Vec<_>>();
     steps.extend(numbered(&container.readonly_paths).into_iter().map(|(index, path)| Step::ReadonlyPath { index, path }));
     steps.extend(numbered(&container.masked_paths).into_iter().map(|(index, path)| Step::MaskedPath { index, path }));
 }
 
-fn mount_step(mount: &Mount, cgroups: &CgroupPlan, private_cgroups: bool, trees: &mut Trees) -> MountStep {
+fn mount_step(mount: &Mount, cgroups: &CgroupPlan, private_cgroups: bool, label: Option<&str>, trees: &mut Trees) -> MountStep {
     let what = match &mount.what {
         MountWhat::Bind { source, recursive } => {
             let handle = trees.bind(mount, source, *recursive);
@@ -434,7 +455,14 @@ fn mount_step(mount: &Mount, cgroups: &CgroupPlan, private_cgroups: bool, trees:
             MountSource::Cgroups { views: views.collect(), layout }
         }
     };
-    MountStep { index: mount.index, destination: mount.destination.clone(), what, options: mount.options.clone() }
+    let mut options = mount.options.clone();
+    // Of the file systems of the kernel's own only some can be labelled whole (selinux "context mount").
+    if let (MountSource::FileSystem { kind, .. }, Some(label)) = (&what, label)
+        && !matches!(kind.as_str(), "proc" | "sysfs")
+    {
+        options.data.push(("context".to_owned(), Some(label.to_owned())));
+    }
+    MountStep { index: mount.index, destination: mount.destination.clone(), what, options }
 }
 
 /// The sets that can be had. runc fails when a set holds more than it has itself; a container that asks for Docker's default, or for
@@ -465,6 +493,10 @@ fn grant(asked: &Capabilities, available: Privileges, notes: &mut Vec<String>) -
 
 fn process(process: &Process, granted: &Capabilities, steps: &mut Vec<Step>) {
     steps.extend(process.rlimits.iter().cloned().map(Step::Rlimit));
+    steps.extend(process.scheduler.clone().map(Step::Scheduler));
+    steps.extend(process.io_priority.map(Step::IoPriority));
+    steps.extend(process.memory_policy.clone().map(Step::MemoryPolicy));
+    steps.extend(process.personality.map(Step::Personality));
     steps.push(Step::OwnStdio { uid: process.uid });
     steps.push(Step::BoundingSet(granted.bounding));
     // As root: the user need not be able to enter it alone, as under runc.
@@ -528,6 +560,15 @@ impl fmt::Display for Step {
             }
             Self::RootReadonly => write!(f, "root.readonly: make the root read-only"),
             Self::Rlimit(limit) => write!(f, "process.rlimits: set {} to {} of at most {}", limit.name, limit.soft, limit.hard),
+            Self::Scheduler(scheduler) => {
+                let Scheduler { name, policy: _, flags, nice, priority, runtime_ns, deadline_ns, period_ns } = scheduler;
+                write!(f, "process.scheduler: set {name} flags {flags:#x} nice {nice} priority {priority}")?;
+                write!(f, " runtime {runtime_ns} deadline {deadline_ns} period {period_ns}")
+            }
+            Self::IoPriority(value) => write!(f, "process.ioPriority: set class {} priority {}", value >> 13, value & 7),
+            Self::Personality(value) => write!(f, "linux.personality: set {value:#x}"),
+            Self::MemoryPolicy(MemoryPolicy { name, nodes, .. }) => write!(f, "linux.memoryPolicy: set {name} of nodes {nodes:?}"),
+            Self::Label { field, label, .. } => write!(f, "{field}: take on {label:?}"),
             Self::OwnStdio { uid } => write!(f, "process.user.uid: give standard input and outputs to user {uid}"),
             Self::BoundingSet(set) => write!(f, "process.capabilities.bounding: keep {set}"),
             Self::User { uid, gid, additional_gids } => {

@@ -95,12 +95,41 @@ pub struct Process {
     pub no_new_privileges: bool,
     pub oom_score_adj: Option<i32>,
     pub command_line: Unbuilt,
-    pub apparmor_profile: Unbuilt,
-    pub selinux_label: Unbuilt,
-    pub scheduler: Unbuilt,
-    pub io_priority: Unbuilt,
+    pub apparmor_profile: Option<String>,
+    pub selinux_label: Option<String>,
+    pub scheduler: Option<Scheduler>,
+    pub io_priority: Option<IoPriority>,
     #[serde(rename = "execCPUAffinity")]
-    pub exec_cpu_affinity: Unbuilt,
+    pub exec_cpu_affinity: Option<ExecCpuAffinity>,
+}
+
+/// `process.scheduler` (sched_setattr(2)); times in nanoseconds.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Scheduler {
+    pub policy: String,
+    pub nice: Option<i32>,
+    pub priority: Option<i32>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub flags: Vec<String>,
+    pub runtime: Option<u64>,
+    pub deadline: Option<u64>,
+    pub period: Option<u64>,
+}
+
+/// `process.ioPriority` (ioprio_set(2)).
+#[derive(Debug, Clone, Deserialize)]
+pub struct IoPriority {
+    pub class: String,
+    #[serde(default)]
+    pub priority: i64,
+}
+
+/// `process.execCPUAffinity`, in the list format of cpuset(7).
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct ExecCpuAffinity {
+    pub initial: Option<String>,
+    #[serde(rename = "final")]
+    pub last: Option<String>,
 }
 
 /// `process.user`.
@@ -181,10 +210,27 @@ pub struct Linux {
     pub time_offsets: BTreeMap<String, TimeOffset>,
     pub net_devices: Unbuilt,
     pub seccomp: Unbuilt,
-    pub mount_label: Unbuilt,
-    pub personality: Unbuilt,
+    pub mount_label: Option<String>,
+    pub personality: Option<Personality>,
     pub intel_rdt: Unbuilt,
-    pub memory_policy: Unbuilt,
+    pub memory_policy: Option<MemoryPolicy>,
+}
+
+/// `linux.personality` (personality(2)).
+#[derive(Debug, Clone, Deserialize)]
+pub struct Personality {
+    pub domain: String,
+    #[serde(default, deserialize_with = "nullable")]
+    pub flags: Vec<String>,
+}
+
+/// `linux.memoryPolicy` (set_mempolicy(2)).
+#[derive(Debug, Clone, Deserialize)]
+pub struct MemoryPolicy {
+    pub mode: String,
+    pub nodes: Option<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub flags: Vec<String>,
 }
 
 /// `linux.namespaces[]`.

@@ -117,6 +117,11 @@ impl<'a> Performer<'a> {
             }
             Step::RootReadonly => sys::mount_setattr(self.root().as_fd(), false, attr::RDONLY, 0, sys::propagation::NONE)?,
             Step::Rlimit(limit) => rlimit(limit)?,
+            Step::Scheduler(scheduler) => sys::set_scheduler(scheduler)?,
+            Step::IoPriority(value) => sys::set_io_priority(*value)?,
+            Step::Personality(value) => sys::set_personality(*value)?,
+            Step::MemoryPolicy(policy) => sys::set_memory_policy(policy.mode, &policy.nodes)?,
+            Step::Label { file, label, .. } => write_proc(Path::new(file), label, ResolveFlags::BENEATH)?,
             Step::OwnStdio { uid } => devices::own_stdio(*uid)?,
             Step::BoundingSet(keep) => caps::keep_in_bounding_set(*keep)?,
             Step::User { uid, gid, additional_gids } => caps::become_user(*uid, *gid, additional_gids, self.groups_denied)?,
@@ -172,9 +177,8 @@ impl<'a> Performer<'a> {
     }
 }
 
-/// Writes a kernel setting through a private procfs: the container's own `/proc` could be anything by now (CVE-2025-52881).
+/// Writes a kernel setting.
 fn sysctl(name: &str, value: &str) -> Result<(), Failure> {
-    let proc = mounts::private_proc()?;
     // sysctl(8): the first separator tells which of the two separates, and the other is then part of a name.
     let dotted = name.find(['.', '/']).is_some_and(|place| name.as_bytes()[place] == b'.');
     let swap = |c: char| match c {
@@ -183,9 +187,14 @@ fn sysctl(name: &str, value: &str) -> Result<(), Failure> {
         other => other,
     };
     let path: String = if dotted { name.chars().map(swap).collect() } else { name.to_owned() };
-    let path = Path::new("sys").join(path);
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    let file = rustix::fs::openat2(&proc, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)
+    write_proc(&Path::new("sys").join(path), value, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+}
+
+/// Writes a file of a private procfs: the container's own `/proc` could be anything by now (CVE-2025-52881).
+fn write_proc(path: &Path, value: &str, resolve: ResolveFlags) -> Result<(), Failure> {
+    let proc = mounts::private_proc()?;
+    let resolve = resolve | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
+    let file = rustix::fs::openat2(&proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)
         .doing(|| "this kernel has no such setting".to_owned())?;
     Ok(File::from(file).write_all(value.as_bytes())?)
 }

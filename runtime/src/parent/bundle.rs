@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::core::capability::CapabilitySet;
 use crate::core::cgroup::{CgroupPlan, Hierarchy, Version, hierarchies};
-use crate::core::check::{Container, Refusal, check};
+use crate::core::check::{Container, Machine, Refusal, check, check_machine};
 use crate::core::plan::{Plan, Privileges};
 use crate::core::{cgroup, plan, spec};
 
@@ -37,12 +37,23 @@ pub fn load(path: &Path, id: &str) -> Result<Bundle> {
     if !container.root.is_dir() {
         bail!("root.path: {} is no directory: unpack the container's file system there", container.root.display());
     }
+    check_machine(&container, machine()).map_err(|refusals| refused(&config, &refusals))?;
     let hierarchies = observed_hierarchies()?;
     let unified = unified_controllers(&hierarchies);
     let cgroups = cgroup::plan(&hierarchies, &unified, container.cgroups_path.as_deref(), id, &container.resources)
         .map_err(|refusals| refused(&config, &refusals))?;
     let plan = plan::plan(&container, &cgroups, privileges()?);
     Ok(Bundle { path, container, cgroups, plan })
+}
+
+/// What of this machine decides whether a field can be honoured.
+fn machine() -> Machine {
+    let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
+    Machine {
+        apparmor: enabled.trim() == "Y",
+        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+        resctrl: Path::new("/sys/fs/resctrl/schemata").exists(),
+    }
 }
 
 /// The cgroup hierarchies mounted here.

@@ -6,6 +6,7 @@
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use rustix::thread::LinkNameSpaceType;
 
 use super::bundle::{self, Bundle};
 use super::{cgroups, hooks, now, userns};
-use crate::core::check::NamespaceKind;
+use crate::core::check::{NamespaceKind, check_not_the_hosts};
 use crate::core::hooks::{HookKind, Hooks};
 use crate::core::plan::{Plan, joined};
 use crate::core::status::Identity;
@@ -84,7 +85,13 @@ struct Opened {
 impl Opened {
     fn new(bundle: &Bundle) -> Result<Self> {
         let open = |(kind, path): (NamespaceKind, &PathBuf)| {
-            let file = File::open(path).with_context(|| format!("linux.namespaces: open the {kind} namespace {}", path.display()))?;
+            let said = || format!("linux.namespaces: open the {kind} namespace {}", path.display());
+            let file = File::open(path).with_context(said)?;
+            let joined = file.metadata().with_context(said)?;
+            let is_own = |own: std::fs::Metadata| (own.dev(), own.ino()) == (joined.dev(), joined.ino());
+            if own_namespace(kind).is_some_and(|own| std::fs::metadata(own).is_ok_and(is_own)) {
+                check_not_the_hosts(&bundle.container, kind).map_err(|refusal| anyhow!("{refusal}"))?;
+            }
             Ok((kind, file.into()))
         };
         Ok(Self {
@@ -149,6 +156,16 @@ fn prepare_and_clone(
             talk.end();
             Err(error)
         }
+    }
+}
+
+/// Where this process's own namespace is, of a kind that holds settings.
+fn own_namespace(kind: NamespaceKind) -> Option<&'static str> {
+    match kind {
+        NamespaceKind::Network => Some("/proc/self/ns/net"),
+        NamespaceKind::Ipc => Some("/proc/self/ns/ipc"),
+        NamespaceKind::Uts => Some("/proc/self/ns/uts"),
+        NamespaceKind::Pid | NamespaceKind::Cgroup | NamespaceKind::Time | NamespaceKind::User | NamespaceKind::Mount => None,
     }
 }
 

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
+use crate::core::check::Scheduler;
 use crate::core::device_filter::Instruction;
 
 /// The two sides of a clone.
@@ -205,6 +206,62 @@ pub fn limits(resource: u32) -> io::Result<(u64, u64)> {
     // SAFETY: `limit` takes the old value and lives across the call; no new one is set.
     zero(i64::from(unsafe { libc::prlimit64(0, resource, ptr::null(), &raw mut limit) }))?;
     Ok((limit.rlim_cur, limit.rlim_max))
+}
+
+/// `struct sched_attr` of sched_setattr(2), in its first form.
+#[repr(C)]
+struct SchedAttr {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+/// Sets this process's scheduling.
+pub fn set_scheduler(scheduler: &Scheduler) -> io::Result<()> {
+    let attr = SchedAttr {
+        size: u32::try_from(size_of::<SchedAttr>()).unwrap_or(0),
+        policy: scheduler.policy,
+        flags: scheduler.flags,
+        nice: scheduler.nice,
+        priority: scheduler.priority,
+        runtime: scheduler.runtime_ns,
+        deadline: scheduler.deadline_ns,
+        period: scheduler.period_ns,
+    };
+    // SAFETY: `attr` says its own size and lives across the call.
+    zero(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) })
+}
+
+/// Sets the class and priority of this process's input and output.
+pub fn set_io_priority(value: u16) -> io::Result<()> {
+    const WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: no memory is passed.
+    zero(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, libc::c_int::from(value)) })
+}
+
+/// Sets this process's execution domain.
+pub fn set_personality(value: u32) -> io::Result<()> {
+    // SAFETY: no memory is passed, and what changes is how later programs are loaded and what uname(2) says.
+    if unsafe { libc::personality(libc::c_ulong::from(value)) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sets where this process's memory comes from (set_mempolicy(2)).
+pub fn set_memory_policy(mode: i32, nodes: &[u32]) -> io::Result<()> {
+    const BITS: usize = libc::c_ulong::BITS as usize;
+    let count = nodes.iter().max().map_or(0, |last| *last as usize + 1);
+    let mut mask: Vec<libc::c_ulong> = vec![0; count.div_ceil(BITS)];
+    for node in nodes {
+        mask[*node as usize / BITS] |= 1 << (*node as usize % BITS);
+    }
+    // The kernel reads one bit less than it is told of.
+    let (pointer, bits) = if mask.is_empty() { (ptr::null(), 0) } else { (mask.as_ptr(), mask.len() * BITS + 1) };
+    // SAFETY: the mask holds as many bits as the kernel reads and lives across the call.
+    zero(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, pointer, bits) })
 }
 
 /// Sends any signal, real-time ones included, to a process by descriptor.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use super::{Process, Refusals};
+use super::{Container, Process, Refusal, Refusals};
 use crate::core::spec;
 
 /// The kinds of `linux.namespaces[].type` that are built.
@@ -131,17 +131,8 @@ impl Refusals {
 
     /// Only what a namespace of the container holds: any other would change the host's.
     pub(super) fn sysctl(&mut self, given: &BTreeMap<String, String>, namespaces: &[Namespace]) -> BTreeMap<String, String> {
-        const IPC: [&str; 7] =
-            ["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni"];
         for name in given.keys() {
-            let dotted = name.replace('/', ".");
-            let needed = if dotted.starts_with("net.") {
-                NamespaceKind::Network
-            } else if IPC.contains(&dotted.as_str()) || dotted == "kernel.shm_rmid_forced" || dotted.starts_with("fs.mqueue.") {
-                NamespaceKind::Ipc
-            } else if dotted == "kernel.domainname" || dotted == "kernel.hostname" {
-                NamespaceKind::Uts
-            } else {
+            let Some(needed) = namespace_of(name) else {
                 self.refuse(format!("linux.sysctl[{name}]"), "belongs to the whole host, not to a namespace of the container");
                 continue;
             };
@@ -258,6 +249,40 @@ impl Refusals {
         };
         given.iter().map(offset).collect()
     }
+}
+
+/// The namespace a kernel setting belongs to.
+fn namespace_of(setting: &str) -> Option<NamespaceKind> {
+    const IPC: [&str; 8] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shm_rmid_forced",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+    ];
+    let dotted = setting.replace('/', ".");
+    if dotted.starts_with("net.") {
+        Some(NamespaceKind::Network)
+    } else if IPC.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
+        Some(NamespaceKind::Ipc)
+    } else if dotted == "kernel.domainname" || dotted == "kernel.hostname" {
+        Some(NamespaceKind::Uts)
+    } else {
+        None
+    }
+}
+
+/// Refuses settings of a namespace that, joined by path, turns out to be the host's own.
+pub fn check_not_the_hosts(container: &Container, kind: NamespaceKind) -> Result<(), Refusal> {
+    let why = || format!("would change the host's: the {kind} namespace to be joined is the host's own");
+    let of_uts = [("hostname", &container.hostname), ("domainname", &container.domainname)];
+    let text = of_uts.into_iter().find(|(_, text)| kind == NamespaceKind::Uts && text.is_some());
+    let setting = container.sysctl.keys().find(|name| namespace_of(name) == Some(kind));
+    let field = text.map(|(field, _)| field.to_owned()).or_else(|| setting.map(|name| format!("linux.sysctl[{name}]")));
+    field.map_or(Ok(()), |field| Err(Refusal { field, why: why() }))
 }
 
 fn is_mapped(ranges: &[IdMapping], id: u32) -> bool {

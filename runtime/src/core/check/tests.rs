@@ -35,19 +35,15 @@ fn the_least_configuration_passes() {
 fn what_is_not_built_is_refused_by_name() {
     let cases = [
         ("/linux/seccomp", r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#, "linux.seccomp: not built yet"),
-        ("/linux/personality", r#"{"domain":"LINUX32"}"#, "linux.personality: not built yet"),
-        ("/linux/intelRdt", r#"{"closID":"x"}"#, "linux.intelRdt: not built yet"),
-        ("/linux/mountLabel", r#""l""#, "linux.mountLabel: not built yet"),
         ("/linux/resources/unified", r#"{"memory.high":"1"}"#, "linux.resources.unified: not built yet"),
         ("/linux/resources/blockIO", r#"{"weight":10}"#, "linux.resources.blockIO: not built yet"),
         ("/linux/resources/memory/swappiness", "10", "linux.resources.memory.swappiness: not built yet"),
         ("/linux/resources/memory/disableOOMKiller", "true", "linux.resources.memory.disableOOMKiller: not built yet"),
         ("/linux/resources/cpu/idle", "1", "linux.resources.cpu.idle: not built yet"),
-        ("/process/apparmorProfile", r#""p""#, "process.apparmorProfile: not built yet"),
-        ("/process/selinuxLabel", r#""l""#, "process.selinuxLabel: not built yet"),
-        ("/process/ioPriority", r#"{"class":"IOPRIO_CLASS_IDLE"}"#, "process.ioPriority: not built yet"),
         ("/process/terminal", "true", "process.terminal: terminals are not built yet"),
         ("/linux/cgroupsPath", r#""system.slice:a:b""#, "linux.cgroupsPath: slice:prefix:name asks for the systemd driver"),
+        ("/process/commandLine", r#""cmd""#, "process.commandLine: is of Windows"),
+        ("/vm", "{}", "vm: this runtime runs Linux containers only"),
         ("/windows", "{}", "windows: this runtime runs Linux containers only"),
     ];
     for (pointer, value, expected) in cases {
@@ -98,6 +94,26 @@ fn bad_values_are_refused_by_name() {
         ("/hooks", r#"{"createRuntime":[{"path":"/x"},{"path":"/x","timeout":0}]}"#, "hooks.createRuntime[1].timeout: 0 s"),
         ("/hooks", r#"{"poststart":[{"path":"/x","env":["A"]}]}"#, "hooks.poststart[0].env[0]: \"A\" is not of the form"),
         ("/hooks", r#"{"poststop":[{"path":"/x","args":["a","\u0000"]}]}"#, "hooks.poststop[0].args[1]: holds a NUL byte"),
+        ("/process/scheduler", r#"{"policy":"SCHED_X"}"#, "process.scheduler.policy: \"SCHED_X\""),
+        ("/process/scheduler", r#"{"policy":"SCHED_ISO"}"#, "process.scheduler.policy: SCHED_ISO is reserved"),
+        ("/process/scheduler", r#"{"policy":"SCHED_OTHER","nice":20}"#, "process.scheduler.nice: 20 is not between"),
+        ("/process/scheduler", r#"{"policy":"SCHED_IDLE","nice":1}"#, "process.scheduler.nice: SCHED_IDLE knows none"),
+        ("/process/scheduler", r#"{"policy":"SCHED_FIFO"}"#, "process.scheduler.priority: 0 is not between 1 and 99"),
+        ("/process/scheduler", r#"{"policy":"SCHED_OTHER","priority":3}"#, "process.scheduler.priority: SCHED_OTHER knows none"),
+        ("/process/scheduler", r#"{"policy":"SCHED_OTHER","period":3}"#, "process.scheduler.period: SCHED_OTHER knows none"),
+        ("/process/scheduler", r#"{"policy":"SCHED_DEADLINE","runtime":3,"deadline":2}"#, "process.scheduler.runtime: 0 < runtime"),
+        ("/process/scheduler", r#"{"policy":"SCHED_OTHER","flags":["X"]}"#, "process.scheduler.flags[0]: \"X\""),
+        ("/process/ioPriority", r#"{"class":"X"}"#, "process.ioPriority.class: \"X\""),
+        ("/process/ioPriority", r#"{"class":"IOPRIO_CLASS_BE","priority":8}"#, "process.ioPriority.priority: 8 is not between 0 and 7"),
+        ("/process/execCPUAffinity", r#"{"initial":"0","final":"x"}"#, "process.execCPUAffinity.final: \"x\""),
+        ("/linux/personality", r#"{"domain":"BSD"}"#, "linux.personality.domain: \"BSD\""),
+        ("/linux/personality", r#"{"domain":"LINUX","flags":["F"]}"#, "linux.personality.flags[0]: \"F\""),
+        ("/linux/memoryPolicy", r#"{"mode":"X"}"#, "linux.memoryPolicy.mode: \"X\""),
+        ("/linux/memoryPolicy", r#"{"mode":"MPOL_BIND"}"#, "linux.memoryPolicy.nodes: missing: MPOL_BIND needs one"),
+        ("/linux/memoryPolicy", r#"{"mode":"MPOL_LOCAL","nodes":"0"}"#, "linux.memoryPolicy.nodes: MPOL_LOCAL takes none"),
+        ("/linux/memoryPolicy", r#"{"mode":"MPOL_BIND","nodes":"0-99999999"}"#, "linux.memoryPolicy.nodes: \"0-99999999\""),
+        ("/linux/memoryPolicy", r#"{"mode":"MPOL_BIND","nodes":"0","flags":["F"]}"#, "linux.memoryPolicy.flags[0]: \"F\""),
+        ("/process/apparmorProfile", r#""a\u0000""#, "process.apparmorProfile: holds a NUL byte"),
         ("/linux/rootfsPropagation", r#""rshare""#, "linux.rootfsPropagation: \"rshare\" is none of"),
         ("/mounts", r#"[{"destination":"/a","source":"/b","options":["bind","idmap"]}]"#, "mounts[0].uidMappings: missing: without a user"),
         (
@@ -118,6 +134,23 @@ fn bad_values_are_refused_by_name() {
     for (pointer, value, expected) in cases {
         let text = refused(pointer, value);
         assert!(text.starts_with(expected), "{pointer} {value}: {text}");
+    }
+}
+
+#[test]
+fn what_the_machine_lacks_is_refused_by_name() {
+    let cases = [
+        ("/process/apparmorProfile", r#""p""#, "process.apparmorProfile: AppArmor is not enabled"),
+        ("/process/selinuxLabel", r#""l""#, "process.selinuxLabel: SELinux is not enabled"),
+        ("/linux/mountLabel", r#""l""#, "linux.mountLabel: SELinux is not enabled"),
+        ("/linux/intelRdt", r#"{"closID":"x"}"#, "linux.intelRdt: this machine has no resctrl"),
+    ];
+    for (pointer, value, expected) in cases {
+        let container = with(pointer, value).unwrap();
+        let text = check_machine(&container, Machine::default()).unwrap_err()[0].to_string();
+        assert!(text.starts_with(expected), "{pointer}: {text}");
+        let all = Machine { apparmor: true, selinux: true, resctrl: true };
+        assert_eq!(check_machine(&container, all).is_ok(), pointer != "/linux/intelRdt");
     }
 }
 
