@@ -11,6 +11,7 @@ OUT := $(TARGET)/$(DIR)
 BIN := $(abspath $(TARGET))/bin-$(DIR)
 STATIC := -C target-feature=+crt-static
 export RCLUSTER_BIN_DIR := $(BIN)
+export RCLUSTER_VM_KERNEL := $(abspath $(TARGET))/vm/vmlinuz
 
 .PHONY: help build demo test bench lint codegen tools
 
@@ -34,19 +35,35 @@ build:
 demo: build
 	$(BIN)/rcluster-demo
 
-test: tools build
+test: tools build test-image
 	cargo test --profile $(PROFILE) --workspace
+
+.PHONY: test-image
+# The demo's image with a shell beside the demo's program, for what the tests run in containers.
+test-image: tools build
+	$(OUT)/rcluster-probe-image --binary $(OUT)/rcluster-probe --program "$$(command -v busybox):bin/busybox" \
+	  --ref rcluster/busybox:test --out $(BIN)/busybox.tar
 
 # What the tests compare with; the product itself needs none of it.
 tools:
 	@missing=""
-	for tool in busybox:busybox-static runc:runc crun:crun; do
+	for tool in busybox:busybox-static runc:runc crun:crun qemu-system-x86_64:qemu-system-x86; do
 	  command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool##*:}"
 	done
 	if [ -n "$$missing" ]; then
 	  echo "make: installing what the tests compare with:$$missing"
 	  apt-get update -qq
 	  apt-get install -y -qq --no-install-recommends $$missing >/dev/null
+	fi
+	if [ ! -e $(RCLUSTER_VM_KERNEL) ]; then
+	  echo "make: fetching the kernel of the virtual machine: linux-image-cloud-amd64"
+	  unpacked=$$(mktemp -d)
+	  trap 'rm -rf "$$unpacked"' EXIT
+	  apt-get update -qq
+	  cd "$$unpacked"
+	  apt-get download -qq -o APT::Sandbox::User=root "$$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-.*\)/\1/p' | head -1)"
+	  dpkg-deb -x linux-image-*.deb .
+	  install -D boot/vmlinuz-* $(RCLUSTER_VM_KERNEL)
 	fi
 
 bench:

@@ -196,7 +196,8 @@ impl Agent {
         let (sender, wish) = watch::channel(Wish::Run);
         let (id, task) = (task.id.clone(), Arc::new(task));
         let handle = Handle { task: Arc::clone(&task), wish: sender, ended: false };
-        let worker = Worker { tools: Arc::clone(&self.tools), task, record, adopted, wish, events: self.events.clone() };
+        let worker =
+            Worker { tools: Arc::clone(&self.tools), task, record, adopted, wish, events: self.events.clone(), checks: BTreeMap::new() };
         self.workers.insert(id, handle);
         self.scope.spawn(worker.run());
     }

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand};
+use rcluster_api::policy::NodePolicy;
+use rcluster_api::validate::check_name;
 use rcluster_base::telemetry::LogFormat;
 
 #[derive(Debug, Parser)]
@@ -67,6 +69,18 @@ pub struct RunArgs {
     /// The OCI runtime; rcluster-runtime beside this program when not given
     #[arg(long)]
     runtime: Option<PathBuf>,
+    /// Another OCI runtime that services may ask for by name, NAME=PATH; may be given several times
+    #[arg(long = "add-runtime", value_name = "NAME=PATH")]
+    runtimes: Vec<String>,
+    /// Let services run privileged containers here
+    #[arg(long)]
+    allow_privileged: bool,
+    /// A directory of this host that services may mount, with all below; may be given several times
+    #[arg(long = "allow-bind", value_name = "DIR")]
+    binds: Vec<PathBuf>,
+    /// A device of this host that services may use, or a directory of them; may be given several times
+    #[arg(long = "allow-device", value_name = "PATH")]
+    devices: Vec<PathBuf>,
     /// Speak with the managers in plain text
     #[arg(long)]
     insecure: bool,
@@ -85,12 +99,30 @@ pub struct Config {
     pub cgroup_parent: String,
     pub labels: BTreeMap<String, String>,
     pub runtime: PathBuf,
+    /// Others, by the names that services give.
+    pub runtimes: BTreeMap<String, PathBuf>,
+    pub policy: NodePolicy,
 }
 
 impl RunArgs {
     /// The configuration, if it can be worked with.
     pub fn check(self) -> Result<Config> {
-        let Self { name, state_dir, run_dir, addr, managers, cgroup_parent, labels, runtime, insecure, log_format: _ } = self;
+        let Self {
+            name,
+            state_dir,
+            run_dir,
+            addr,
+            managers,
+            cgroup_parent,
+            labels,
+            runtime,
+            runtimes,
+            allow_privileged,
+            binds,
+            devices,
+            insecure,
+            log_format: _,
+        } = self;
         if !insecure {
             bail!("mutual TLS is not built yet: give --insecure to speak with the managers in plain text, on networks you trust");
         }
@@ -123,6 +155,14 @@ impl RunArgs {
         if !runtime.is_file() {
             bail!("the OCI runtime {} is not there: give --runtime PATH", runtime.display());
         }
+        let runtimes = runtimes.iter().map(|entry| other_runtime(entry)).collect::<Result<BTreeMap<_, _>>>()?;
+        let paths = |flag: &str, paths: Vec<PathBuf>| paths.iter().map(|path| allowed(flag, path)).collect::<Result<Vec<_>>>();
+        let policy = NodePolicy {
+            runtimes: runtimes.keys().cloned().collect(),
+            privileged: allow_privileged,
+            binds: paths("--allow-bind", binds)?,
+            devices: paths("--allow-device", devices)?,
+        };
         // Paths end up in mounts and in the runtime's hands: they must not depend on the working directory.
         let absolute = |path: PathBuf| std::path::absolute(&path).with_context(|| format!("find {}", path.display()));
         Ok(Config {
@@ -134,6 +174,27 @@ impl RunArgs {
             cgroup_parent,
             labels,
             runtime: absolute(runtime)?,
+            runtimes,
+            policy,
         })
+    }
+}
+
+fn other_runtime(entry: &str) -> Result<(String, PathBuf)> {
+    let (name, path) = entry.split_once('=').with_context(|| format!("--add-runtime {entry:?}: NAME=PATH"))?;
+    let path = PathBuf::from(path);
+    check_name("runtime", name).map_err(|error| anyhow!("--add-runtime {entry:?}: {error}"))?;
+    if !path.is_absolute() || !path.is_file() {
+        bail!("--add-runtime {entry:?}: {} is no program: give its absolute path", path.display());
+    }
+    Ok((name.to_owned(), path))
+}
+
+/// A path that a policy allows; it is compared with what services ask for, part by part.
+fn allowed(flag: &str, path: &Path) -> Result<String> {
+    let plain = path.is_absolute() && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    match path.to_str() {
+        Some(text) if plain => Ok(text.to_owned()),
+        _ => bail!("{flag} {}: give an absolute path without . and ..", path.display()),
     }
 }

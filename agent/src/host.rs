@@ -8,10 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rcluster_api::id::NodeId;
 use rcluster_api::object::{Capacity, NodeDescription};
+use rcluster_api::policy::NodePolicy;
 use rcluster_api::resource::{Bytes, Cpus};
 use rcluster_base::ledger;
+use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
+use crate::core::bundle::HostDevice;
 use crate::place::Places;
 
 /// The node's identity, kept on its disk, and its boots.
@@ -41,7 +44,7 @@ pub fn identify(places: &Places) -> Result<Identity> {
 }
 
 /// What the managers are told of the host.
-pub fn describe(name: &str, addr: &str, labels: BTreeMap<String, String>) -> Result<NodeDescription> {
+pub fn describe(name: &str, addr: &str, labels: BTreeMap<String, String>, policy: NodePolicy) -> Result<NodeDescription> {
     let uname = rustix::system::uname();
     let cpus = std::thread::available_parallelism().context("count the processors")?.get();
     Ok(NodeDescription {
@@ -54,7 +57,44 @@ pub fn describe(name: &str, addr: &str, labels: BTreeMap<String, String>) -> Res
         cgroup: cgroup_layout(&cgroup_mounts()?).to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         labels,
+        policy,
     })
+}
+
+/// The device node at a path; `None` when there is something else.
+pub fn device(path: &Path) -> io::Result<Option<HostDevice>> {
+    let stat = rustix::fs::stat(path)?;
+    let block = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::BlockDevice => true,
+        FileType::CharacterDevice => false,
+        _ => return Ok(None),
+    };
+    let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    Ok(Some(HostDevice { path: path.to_path_buf(), block, major, minor }))
+}
+
+/// Every device node in `/dev` and below, but for those that belong to a mount of a container's own.
+pub fn devices() -> io::Result<Vec<HostDevice>> {
+    const OWN: [&str; 4] = ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/console"];
+    let mut found = Vec::new();
+    let mut rest = vec![PathBuf::from("/dev")];
+    while let Some(dir) = rest.pop() {
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            let path = entry.path();
+            let kind = entry.file_type()?;
+            if OWN.iter().any(|own| path == Path::new(own)) || kind.is_symlink() {
+                continue;
+            }
+            if kind.is_dir() {
+                rest.push(path);
+            } else {
+                found.extend(device(&path)?);
+            }
+        }
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(found)
 }
 
 /// A mounted cgroup hierarchy.

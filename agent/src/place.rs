@@ -4,13 +4,14 @@
 //! STATE/node.json                    the node's id and its boots
 //! STATE/images/                      see `image`
 //! STATE/tasks/ID/CONTAINER/          what a container wrote: upper and work directory of its overlay
+//! STATE/volumes/NAME/                what tasks on this node keep together
 //! STATE/logs/ID/CONTAINER.log[.1]    written by its monitor
 //! RUN/boot.json                      which boot this is; gone with the host
 //! RUN/assignments.pb, RUN/view.pb    the last that the managers sent
 //! RUN/tasks/ID/task.pb, record.json  a task and how far it has come
 //! RUN/tasks/ID/etc/                  the pod's hosts, hostname and resolv.conf
 //! RUN/tasks/ID/c-CONTAINER/          the bundle: config.json, rootfs, exit.json, image.json, monitor.err
-//! RUN/runtime/                       the OCI runtime's own
+//! RUN/runtime/, RUN/runtimes/NAME/   the OCI runtimes' own
 //! RUN/netd.sock                      where netd listens
 //! ```
 
@@ -51,6 +52,11 @@ impl Places {
         self.run.join("runtime")
     }
 
+    /// The state of another runtime, apart from ours: runtimes do not read one another's.
+    pub fn foreign_runtime_root(&self, name: &str) -> PathBuf {
+        self.run.join("runtimes").join(name)
+    }
+
     pub fn netd_socket(&self) -> PathBuf {
         self.run.join("netd.sock")
     }
@@ -67,6 +73,11 @@ impl Places {
 
     pub fn logs(&self) -> PathBuf {
         self.state.join("logs")
+    }
+
+    /// What tasks keep that stays when they go.
+    pub fn volumes(&self) -> PathBuf {
+        self.state.join("volumes")
     }
 
     pub fn of_task(&self, id: &TaskId) -> TaskPlaces {
@@ -146,6 +157,11 @@ impl ContainerPlaces {
 
     pub fn exit_file(&self) -> PathBuf {
         self.bundle.join("exit.json")
+    }
+
+    /// There while the container is paused.
+    pub fn pause_file(&self) -> PathBuf {
+        self.bundle.join("paused")
     }
 
     pub fn monitor_errors(&self) -> PathBuf {

@@ -14,10 +14,10 @@ use crate::agent::{Agent, EVENTS_MAX, Statuses};
 use crate::config::Config;
 use crate::exec::Tools;
 use crate::exec::netd_client::Netd;
-use crate::exec::runtime_cli::Runtime;
 use crate::host;
 use crate::image::Store;
 use crate::place::Places;
+use crate::relay;
 use crate::session::{self, Session};
 
 /// Runs the agent until it is told to end. Containers stay: the next agent adopts them.
@@ -31,11 +31,11 @@ pub async fn run(config: Config) -> Result<()> {
     }
     let _state_lock = only_one(&places.state, "state")?;
     let _run_lock = only_one(&places.run, "run")?;
-    for dir in [places.tasks(), places.writes(), places.logs(), places.runtime_root()] {
+    for dir in [places.tasks(), places.writes(), places.logs(), places.volumes(), places.runtime_root()] {
         fs::create_dir_all(&dir).with_context(|| format!("make directory {}", dir.display()))?;
     }
     let identity = host::identify(&places).context("read the node's identity")?;
-    let description = host::describe(&config.name, &config.addr.to_string(), config.labels.clone())?;
+    let description = host::describe(&config.name, &config.addr.to_string(), config.labels.clone(), config.policy.clone())?;
     info!(
         node = config.name,
         id = %identity.node_id,
@@ -45,10 +45,9 @@ pub async fn run(config: Config) -> Result<()> {
         "rcluster-agent {}",
         description.version
     );
-    let runtime = Runtime { program: config.runtime.clone(), root: places.runtime_root() };
     let images = Store::open(&places.state)?;
     let netd = Netd::new(&places)?;
-    let tools = Arc::new(Tools::new(config.name.clone(), places, config.cgroup_parent.clone(), images, runtime, netd));
+    let tools = Arc::new(Tools::new(&config, places, images, netd));
 
     let (events, inbox) = mpsc::channel(EVENTS_MAX);
     let statuses = watch::Sender::new(Statuses::new());
@@ -61,6 +60,7 @@ pub async fn run(config: Config) -> Result<()> {
         statuses: statuses.subscribe(),
         assignments,
     };
+    relay::leftover::end(&tools.places);
     let agent = Agent::restore(Arc::clone(&tools), events.clone(), statuses).context("take up what is on the node")?;
 
     let mut scope = Scope::new();

@@ -1,5 +1,6 @@
 //! The owner of one task on this node: asks `core::task` for the next step, does it, keeps the record, reports.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
 use std::future::Future;
@@ -20,10 +21,12 @@ use tokio::time::{sleep, timeout};
 use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::agent::Event;
+use crate::core::health::Checks;
 use crate::core::reconcile::Wish;
 use crate::core::task::{Exit, Network, Outcome, Phase, Record, Step, next};
 use crate::exec::Tools;
 use crate::exec::pod::{self, StepError};
+use crate::health::{self, Change, Place};
 
 /// A task and how far it has come.
 #[derive(Debug)]
@@ -35,6 +38,14 @@ pub struct Worker {
     pub adopted: bool,
     pub wish: watch::Receiver<Wish>,
     pub events: mpsc::Sender<Event>,
+    /// Of the containers that are checked, by their place in the pod.
+    pub checks: BTreeMap<usize, Checks>,
+}
+
+/// What a running task is watched for.
+enum Happened {
+    Ended(Exit),
+    Health(Change),
 }
 
 /// The clock may be set while a task waits for its time: it is looked at again this often.
@@ -72,7 +83,7 @@ impl Worker {
                     self.check(created);
                 }
                 Step::Start(index) => {
-                    let started = pod::start(&self.tools, &mut self.record, index, self.adopted).await;
+                    let started = pod::start(&self.tools, &self.task, &mut self.record, index, self.adopted).await;
                     self.check(started);
                 }
                 Step::Watch => self.watch().await,
@@ -103,11 +114,17 @@ impl Worker {
 
     async fn report(&mut self, state: TaskState, message: String) {
         (self.record.state, self.record.message, self.record.since_ms) = (state, message, unix_ms());
-        self.save();
+        self.look_after_health();
         match state {
             TaskState::Failed | TaskState::Rejected => warn!(%state, message = self.record.message, "task"),
             _ => info!(%state, "task"),
         }
+        self.tell().await;
+    }
+
+    /// Keeps and reports how things stand.
+    async fn tell(&self) {
+        self.save();
         let event = Event::Status(self.task.id.clone(), self.record.status());
         // As above: without an owner nobody wants to know.
         drop(self.events.send(event).await);
@@ -141,8 +158,9 @@ impl Worker {
         }
     }
 
-    /// Waits for the end of a container or another wish.
+    /// Waits for the end of a container, another health, or another wish.
     async fn watch(&mut self) {
+        self.look_after_health();
         let started = self.record.containers.iter().enumerate().filter(|(_, container)| container.phase == Phase::Started);
         let mut exits: FuturesUnordered<_> = started
             .map(|(index, container)| {
@@ -150,15 +168,49 @@ impl Worker {
                 async move { (index, pod::ended(tools, task, container).await) }
             })
             .collect();
-        let ended: Option<(usize, Exit)> = tokio::select! {
-            ended = exits.next() => ended,
+        let mut changes: FuturesUnordered<_> = self
+            .checks
+            .iter_mut()
+            .filter_map(|(index, checks)| {
+                let container = &self.record.containers[*index];
+                let pid = container.process.filter(|_| container.phase == Phase::Started)?.pid;
+                let ip = self.task.networks.first().map(|network| network.ip);
+                let (tools, task) = (&self.tools, &self.task);
+                let pause_file = tools.places.of_task(&task.id).of_container(&container.name).pause_file();
+                let place = Place { container: container.id.clone(), pid, ip, pause_file };
+                Some(async move { (*index, health::change(tools.runtime(task), &place, checks).await) })
+            })
+            .collect();
+        let happened = tokio::select! {
+            Some((index, exit)) = exits.next() => Some((index, Happened::Ended(exit))),
+            Some((index, change)) = changes.next() => Some((index, Happened::Health(change))),
             _ = self.wish.changed() => None,
         };
-        drop(exits);
-        if let Some((index, exit)) = ended {
-            let container = &mut self.record.containers[index];
-            (container.phase, container.exit) = (Phase::Ended, Some(exit));
-            self.save();
+        drop((exits, changes));
+        let Some((index, happened)) = happened else { return };
+        let container = &mut self.record.containers[index];
+        match happened {
+            Happened::Ended(exit) => {
+                (container.phase, container.exit) = (Phase::Ended, Some(exit));
+                self.save();
+            }
+            Happened::Health(Change { health, output }) => {
+                info!(container = container.name, ?health, output, "health");
+                (container.health, container.health_output) = (health, output);
+                self.tell().await;
+            }
+        }
+    }
+
+    /// Containers whose image or spec asks for it are checked from their start on.
+    fn look_after_health(&mut self) {
+        let started = self.record.containers.iter_mut().enumerate().filter(|(_, container)| container.phase == Phase::Started);
+        for (index, container) in started {
+            if let (Some(check), None) = (&container.healthcheck, self.checks.get(&index)) {
+                let checks = Checks::new(check.clone(), container.started_at_ms, container.health);
+                container.health = checks.health();
+                self.checks.insert(index, checks);
+            }
         }
     }
 

@@ -14,7 +14,7 @@ pub enum ErrorCode {
     /// The request can never be granted as it is.
     Invalid,
     NotFound,
-    /// The object has changed since it was read.
+    /// The object has changed since it was read, or is not in a state in which this can be done.
     Conflict,
     /// Another manager leads.
     NotLeader,
@@ -38,7 +38,8 @@ impl ErrorCode {
         }
     }
 
-    fn from_name(name: &str) -> Option<Self> {
+    /// The code that stands so on the wire.
+    pub fn from_name(name: &str) -> Option<Self> {
         [Self::Invalid, Self::NotFound, Self::Conflict, Self::NotLeader, Self::Unavailable, Self::TooLarge, Self::Internal]
             .into_iter()
             .find(|code| code.as_str() == name)

@@ -2,9 +2,13 @@
 //! on the wire. Conversion and checking are pure; only `client` talks to anyone.
 
 pub mod client;
+pub mod container;
+pub mod copy;
 pub mod error;
+pub mod health;
 pub mod id;
 pub mod object;
+pub mod policy;
 pub mod resource;
 pub mod rest;
 pub mod spec;

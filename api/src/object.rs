@@ -6,7 +6,9 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::health::Health;
 use crate::id::{NetworkId, NodeId, ServiceId, TaskId};
+use crate::policy::NodePolicy;
 use crate::resource::{Bytes, Cpus};
 use crate::spec::{NetworkSpec, ServiceSpec, TaskTemplate};
 use crate::task::TaskState;
@@ -79,6 +81,11 @@ pub struct ContainerStatus {
     pub oom_killed: bool,
     #[serde(default)]
     pub started_at_ms: u64,
+    #[serde(default, skip_serializing_if = "Health::is_none")]
+    pub health: Health,
+    /// What the last check said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub health_output: String,
 }
 
 /// How far a task has come and why.
@@ -130,6 +137,22 @@ impl Task {
         self.is_wanted() && !self.status.state.is_terminal()
     }
 
+    /// What the checks of its containers have shown: the worst of them.
+    pub fn health(&self) -> Health {
+        let rank = |health: &Health| match health {
+            Health::None => 0,
+            Health::Healthy => 1,
+            Health::Starting => 2,
+            Health::Unhealthy => 3,
+        };
+        self.status.containers.iter().map(|container| container.health).max_by_key(rank).unwrap_or_default()
+    }
+
+    /// Whether requests may be sent to it: it runs, is to go on, and no check says otherwise.
+    pub fn serves(&self) -> bool {
+        self.is_wanted() && self.status.state == TaskState::Running && self.health().serves()
+    }
+
     /// Whether the task may still have processes or addresses on a node.
     pub fn may_run(&self) -> bool {
         let state = self.status.state;
@@ -172,6 +195,7 @@ pub struct NodeDescription {
     pub cgroup: String,
     pub version: String,
     pub labels: BTreeMap<String, String>,
+    pub policy: NodePolicy,
 }
 
 /// Whether a node is given work.

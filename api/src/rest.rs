@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::health::Health;
 use crate::object::{Availability, Capacity, ContainerStatus, Event, Network, Node, NodeState, Service, Task};
 use crate::spec::{Mode, NetworkSpec, ServiceSpec};
 use crate::task::TaskState;
@@ -34,6 +35,9 @@ pub struct TaskJson {
     pub slot: u32,
     pub node: String,
     pub state: TaskState,
+    /// Of a running task whose health is checked: the worst of its containers'.
+    #[serde(default, skip_serializing_if = "Health::is_none")]
+    pub health: Health,
     pub desired_state: TaskState,
     pub message: String,
     pub since: String,
@@ -55,6 +59,7 @@ impl From<&Task> for TaskJson {
             slot: task.slot,
             node: task.node.clone(),
             state: task.status.state,
+            health: if task.status.state == TaskState::Running { task.health() } else { Health::None },
             desired_state: task.desired_state,
             message: task.status.message.clone(),
             since: timestamp(task.status.since_ms),

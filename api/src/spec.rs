@@ -8,7 +8,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::resource::{Amounts, Millis};
+use crate::container::{DeviceSpec, MountSpec, Ulimits};
+use crate::health::HealthCheck;
+use crate::resource::{Amounts, Bytes, Millis};
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
@@ -66,6 +68,9 @@ pub struct ServiceSpec {
     pub reschedule: Reschedule,
     #[serde(default, skip_serializing_if = "is_default")]
     pub update: UpdatePolicy,
+    /// An OCI runtime that the nodes know by this name; rcluster's own when not given.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub runtime: String,
 }
 
 /// Docker's default grace period.
@@ -90,6 +95,7 @@ impl ServiceSpec {
             networks: self.networks.clone(),
             placement: self.placement.clone(),
             stop_grace: self.stop_grace,
+            runtime: self.runtime.clone(),
         }
     }
 }
@@ -101,6 +107,7 @@ pub struct TaskTemplate {
     pub networks: Vec<NetworkAttachment>,
     pub placement: Placement,
     pub stop_grace: Millis,
+    pub runtime: String,
 }
 
 /// One container of a pod.
@@ -130,6 +137,36 @@ pub struct ContainerSpec {
     pub read_only: bool,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub stop_signal: String,
+    /// The image's own when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<HealthCheck>,
+    /// Runs a small init as the first process, which passes signals on and reaps orphans.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub init: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<MountSpec>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ulimits: Ulimits,
+    /// Of the container's namespaces: `net.…` and `kernel.{shm,msg,sem,…}`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctls: BTreeMap<String, String>,
+    /// Beside Docker's default set; names as in capabilities(7), or ALL.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cap_add: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cap_drop: Vec<String>,
+    /// Programs of the image cannot gain privileges by being executed.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub no_new_privileges: bool,
+    /// All capabilities, all devices, nothing masked; the node's policy has to allow it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub privileged: bool,
+    /// Devices of the node; its policy has to allow them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceSpec>,
+    /// Of `/dev/shm`; 64 MiB when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shm_size: Option<Bytes>,
 }
 
 /// A container's share of its node.

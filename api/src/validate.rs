@@ -2,8 +2,11 @@
 //!
 //! In: a parsed spec. Out: the first error with its field path, or nothing. Never changes the spec.
 
+mod container;
+
 use std::collections::BTreeSet;
 
+use self::container::check_container;
 use crate::error::{ApiError, ErrorCode};
 use crate::spec::{ContainerSpec, Mode, NetworkSpec, ServiceSpec, Spec};
 
@@ -14,7 +17,7 @@ pub const CONTAINERS_MAX: usize = 16;
 /// Smallest memory limit: less does not start a process.
 pub const MEMORY_LIMIT_MIN: u64 = 1 << 20;
 /// Most bytes of a spec's text fields in all.
-pub const SPEC_BYTES_MAX: usize = 1 << 20;
+pub const SPEC_BYTES_MAX: usize = 256 << 10;
 
 /// A label of a domain name (RFC 1123 §2.1): what services, networks and containers may be called.
 pub fn check_name(what: &str, name: &str) -> Result<(), ApiError> {
@@ -99,8 +102,14 @@ pub fn check_service(spec: &ServiceSpec) -> Result<(), ApiError> {
     if spec.placement.max_per_node == Some(0) {
         return Err(invalid("placement.max_per_node", "with 0 tasks on each node nothing could run").hint("remove it for no limit"));
     }
+    if spec.restart.max_attempts == Some(0) {
+        return Err(invalid("restart.max_attempts", "0 attempts are not told from no limit").hint("write condition: none for no restarts"));
+    }
     if spec.restart.delay > spec.restart.delay_max {
         return Err(invalid("restart.delay", "is longer than restart.delay_max"));
+    }
+    if !spec.runtime.is_empty() {
+        check_name("runtime", &spec.runtime).map_err(|error| error.field("runtime"))?;
     }
     let size = text_size(spec);
     if size > SPEC_BYTES_MAX {
@@ -121,72 +130,22 @@ pub fn container_name(spec: &ServiceSpec, index: usize) -> String {
     }
 }
 
-fn text_size(spec: &ServiceSpec) -> usize {
+/// Bytes of a service's texts.
+pub fn text_size(spec: &ServiceSpec) -> usize {
+    text_bytes(&spec.containers) + spec.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
+}
+
+/// Bytes of containers' texts: all that can be long in them.
+pub fn text_bytes(containers: &[ContainerSpec]) -> usize {
     let container = |container: &ContainerSpec| {
         container.image.len()
             + container.command.iter().chain(&container.args).map(String::len).sum::<usize>()
-            + container.env.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
+            + container.env.iter().chain(&container.sysctls).map(|(key, value)| key.len() + value.len()).sum::<usize>()
+            + container.healthcheck.iter().flat_map(|check| &check.command).map(String::len).sum::<usize>()
+            + container.mounts.iter().map(|mount| mount.target().len()).sum::<usize>()
     };
-    spec.containers.iter().map(container).sum::<usize>() + spec.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
+    containers.iter().map(container).sum()
 }
-
-fn check_container(container: &ContainerSpec, path: &str) -> Result<(), ApiError> {
-    if !container.name.is_empty() {
-        check_name("container", &container.name).map_err(|error| error.field(format!("{path}.name")))?;
-    }
-    if container.image.trim().is_empty() {
-        return Err(invalid(format!("{path}.image"), "no image is given").hint("write image: NAME:TAG"));
-    }
-    if container.image.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        return Err(invalid(format!("{path}.image"), format!("image {:?} holds a blank", container.image)).hint("write image: NAME:TAG"));
-    }
-    for key in container.env.keys() {
-        if key.is_empty() || key.contains(['=', '\0']) {
-            return Err(invalid(format!("{path}.env"), format!("{key:?} cannot be the name of an environment variable")));
-        }
-    }
-    if container.command.iter().chain(&container.args).chain(container.env.values()).any(|text| text.contains('\0')) {
-        return Err(invalid(path, "holds a NUL byte, which no process can be given"));
-    }
-    if !container.workdir.is_empty() && !container.workdir.starts_with('/') {
-        return Err(invalid(format!("{path}.workdir"), format!("{:?} does not begin with /", container.workdir)));
-    }
-    let limits = container.resources.limits;
-    let reservations = container.resources.reservations;
-    if let Some(memory) = limits.memory
-        && memory.0 < MEMORY_LIMIT_MIN
-    {
-        return Err(invalid(
-            format!("{path}.resources.limits.memory"),
-            format!("{memory} is too little to start a process: at least 1MiB"),
-        ));
-    }
-    if limits.cpus.is_some_and(|cpus| cpus.0 < 10) {
-        return Err(invalid(format!("{path}.resources.limits.cpus"), "less than 0.01 CPU cannot be enforced by the kernel"));
-    }
-    if limits.pids == Some(0) {
-        return Err(invalid(format!("{path}.resources.limits.pids"), "with 0 processes nothing could run"));
-    }
-    if reservations.pids.is_some() {
-        return Err(invalid(format!("{path}.resources.reservations.pids"), "processes can be limited, not reserved")
-            .hint("move it to resources.limits.pids"));
-    }
-    if let (Some(limit), Some(reservation)) = (limits.memory, reservations.memory)
-        && reservation > limit
-    {
-        return Err(invalid(
-            format!("{path}.resources.reservations.memory"),
-            format!("{reservation} reserved is more than the limit of {limit}"),
-        ));
-    }
-    if !container.stop_signal.is_empty() && !SIGNALS.contains(&container.stop_signal.as_str()) {
-        return Err(invalid(format!("{path}.stop_signal"), format!("unknown signal {:?}", container.stop_signal))
-            .hint("write it like SIGTERM, SIGINT, SIGQUIT or SIGUSR1"));
-    }
-    Ok(())
-}
-
-const SIGNALS: [&str; 10] = ["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGABRT", "SIGCONT"];
 
 /// Checks a network's spec.
 pub fn check_network(spec: &NetworkSpec) -> Result<(), ApiError> {
@@ -227,6 +186,28 @@ mod tests {
             (
                 serde_json::json!({"containers": [{"image": "a", "resources": {"limits": {"memory": "1KiB"}}}]}),
                 "containers[0].resources.limits.memory: 1KiB is too little to start a process: at least 1MiB",
+            ),
+            (
+                serde_json::json!({"containers": [{"image": "a", "healthcheck": {"tcp": {"port": 1}, "command": "true"}}]}),
+                "containers[0].healthcheck: more than one of command, http and tcp is given (keep one)",
+            ),
+            (
+                serde_json::json!({"containers": [{"image": "a", "mounts": [{"type": "tmpfs", "target": "/a/../proc"}]}]}),
+                "containers[0].mounts[0].target: \"/a/../proc\" is not a plain absolute path (write it like /data, without . and ..)",
+            ),
+            (
+                serde_json::json!({"containers": [{"image": "a", "cap_add": ["NET_ADMN"]}]}),
+                "containers[0].cap_add: there is no capability \"NET_ADMN\" (names are those of capabilities(7), such as NET_ADMIN, or ALL)",
+            ),
+            (
+                serde_json::json!({"containers": [{"image": "a", "sysctls": {"vm.swappiness": "1"}}]}),
+                "containers[0].sysctls: vm.swappiness belongs to the whole node, not to a container's namespaces (there are net.*, fs.mqueue.*, \
+                 kernel.msg*, kernel.sem, kernel.shm* and kernel.domainname)",
+            ),
+            (
+                serde_json::json!({"containers": [{"image": "a", "ulimits": {"files": 1}}]}),
+                "containers[0].ulimits: there is no limit \"files\" (there are as, core, cpu, data, fsize, locks, memlock, msgqueue, nice, nofile, \
+                 nproc, rss, rtprio, rttime, sigpending, stack)",
             ),
             (serde_json::json!({"containers": [{"image": "a"}], "networks": ["a", "a"]}), "networks[1]: network a is named twice"),
         ] {

@@ -3,12 +3,13 @@
 //! In: a [`Picture`] kept up to date by its owner, and the time. Out: converged, failed with the task to blame, or what is still awaited and
 //! when to look again. Never reads a clock and never talks to anyone.
 //!
-//! Converged means: for each service exactly the wanted tasks are live, all made from its current template, and all run; a task that
+//! Converged means: for each service exactly the wanted tasks are live, all made from its current template, and all run and are healthy; a task that
 //! started since the deploy has run for [`SETTLE_MS`], and one whose slot has failed for [`SETTLE_AFTER_FAILURE_MS`].
 //! Failed means: a slot's tasks ended [`FAILURES_MAX`] times, or as often as the restart policy allows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rcluster_api::health::Health;
 use rcluster_api::object::{Availability, Kind, Node, NodeState, Object, Service, Task};
 use rcluster_api::spec::{ConstraintKey, Mode, RestartCondition};
 use rcluster_api::task::TaskState;
@@ -96,6 +97,8 @@ pub struct TaskLine {
     pub node: String,
     pub state: TaskState,
     pub message: String,
+    /// Runs, and no check of its health says otherwise.
+    pub serves: bool,
     /// Made from an older template, and still to be replaced.
     pub old: bool,
 }
@@ -185,7 +188,7 @@ impl Rollout {
     /// When the last of the service's running tasks has run long enough.
     fn settled_at(&mut self, picture: &Picture, service: &Service, now_ms: u64) -> u64 {
         let mut settled = 0;
-        for task in picture.tasks_of(service).filter(|task| task.is_wanted() && task.status.state == TaskState::Running) {
+        for task in picture.tasks_of(service).filter(|task| task.serves()) {
             let since = *self.running_since.entry(task.id.to_string()).or_insert(now_ms);
             let settle = match self.ends.get(&Slot::of(task)) {
                 Some(_) => SETTLE_AFTER_FAILURE_MS,
@@ -208,7 +211,11 @@ impl Rollout {
                 name: task.name.clone(),
                 node: task.node.clone(),
                 state: task.status.state,
-                message: task.status.message.clone(),
+                message: match task.health() {
+                    Health::Starting if task.status.state == TaskState::Running => "no check of its health has succeeded yet".to_owned(),
+                    _ => task.status.message.clone(),
+                },
+                serves: task.serves(),
                 old: task.spec_version != service.spec_version,
             }));
         }
@@ -290,7 +297,7 @@ impl Standing {
 fn standing(picture: &Picture, service: &Service) -> Standing {
     let live: Vec<&Task> = picture.tasks_of(service).filter(|task| task.is_live()).collect();
     let is_current = |task: &&&Task| task.spec_version == service.spec_version;
-    let running = live.iter().filter(|task| task.status.state == TaskState::Running).count();
+    let running = live.iter().filter(|task| task.serves()).count();
     let (wanted, covered) = match service.spec.mode {
         Mode::Replicated => (service.spec.replicas() as usize, true),
         Mode::Global => {

@@ -171,7 +171,7 @@ impl Cgroups {
     }
 
     /// Thaws a cgroup and each one below.
-    fn thaw_all(&self, path: &str) -> Result<(), LabError> {
+    pub fn thaw_all(&self, path: &str) -> Result<(), LabError> {
         let freezer = self.freezer(false)?;
         walk(&freezer.hierarchy.mount.join(path), &mut |dir| {
             let file = dir.join(freezer.file);

@@ -344,7 +344,7 @@ impl Supervisor {
                 let line = self.hosts.get(&host).map(|running| &running.line);
                 return failure(&host, line.map_or(Ok(()), |line| line.tell(&command)));
             }
-            Deed::CutPower { host, frozen } => self.cut_power(&host, frozen),
+            Deed::CutPower(host) => self.cut_power(&host),
             Deed::Clear(host) => {
                 info!(host, "off");
                 self.clear(&host).unwrap_or_else(|error| error!(host, error = error.with_causes(), "something is left of the host"));
@@ -435,17 +435,17 @@ impl Supervisor {
     }
 
     /// Each step is tried whatever became of the one before: in the end the host is off.
-    fn cut_power(&mut self, name: &str, frozen: bool) {
+    fn cut_power(&mut self, name: &str) {
         let warn = |error: LabError| warn!(host = name, error = error.with_causes(), "while its power was cut");
         self.wire.silence(name).unwrap_or_else(warn);
         if let Some(running) = self.hosts.get_mut(name) {
             running.init.kill().map_err(LabError::io("kill its init")).unwrap_or_else(warn);
         }
-        if frozen && let Ok(host) = self.machine.plan().host(name) {
+        if let Ok(host) = self.machine.plan().host(name) {
             let cgroup = self.machine.plan().cgroup(host);
-            // What is frozen ends when it is thawed, before it does anything else.
+            // What is frozen, the host or a paused container on it, ends when it is thawed, before it does anything else.
             self.cgroups.signal(&cgroup).map(|_| ()).unwrap_or_else(warn);
-            self.cgroups.freeze(&cgroup, false).unwrap_or_else(warn);
+            self.cgroups.thaw_all(&cgroup).unwrap_or_else(warn);
         }
     }
 

@@ -243,6 +243,7 @@ mod tests {
                 slot: words[1].parse().unwrap(),
                 node: "n1".to_owned(),
                 state: words[2].parse().unwrap(),
+                health: rcluster_api::health::Health::None,
                 desired_state: words[3].parse().unwrap(),
                 message: String::new(),
                 since: String::new(),

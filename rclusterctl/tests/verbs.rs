@@ -185,3 +185,19 @@ fn a_watch_goes_on_with_each_change() {
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+#[test]
+fn exec_prints_what_comes_and_ends_as_the_command_does() {
+    let (user, _) = user(WEB);
+    let ended = user.run("exec -e A=1 -w /srv -u app -c web web.1 -- ls -la");
+    assert_eq!(ended.code, 7);
+    for said in ["args: [\"ls\", \"-la\"]", "env: [\"A=1\"]", "workdir: \"/srv\"", "user: \"app\"", "tty: false", "stdin: false"] {
+        assert!(ended.stdout.contains(said), "{said} in {}", ended.stdout);
+    }
+    assert_eq!(ended.stderr, "");
+    let refused = user.run("exec web.2 ls");
+    assert_eq!(refused.code, 1);
+    assert_eq!(refused.stderr, "error: task web.2 is failed, not running\nhint: rclusterctl ps -a shows all tasks\n");
+    let wrong = user.run("exec -e =1 web.1 ls");
+    assert!(wrong.code == 2 && wrong.stderr.contains("is not KEY=VALUE"), "{}", wrong.stderr);
+}

@@ -1,14 +1,20 @@
 //! The command line, with the grammar callers of runc rely on.
 //!
-//! In: the arguments. Out: [`Call`], or why they are refused. Options of a verb stand on either side of the container's id, values follow
-//! `=` or a space. Never drops an option: those of runc that are not built are refused by name.
+//! In: the arguments. Out: [`Call`], or why they are refused. Options stand on either side of the container's id, those of all verbs also
+//! before the verb; values follow `=` or a space; one dash is as good as two. Only behind the id of `exec` everything is the command.
+//! Never drops an option: those of runc that are not built are refused by name.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
-use crate::core::signal;
+use serde_json::Value;
+
+use crate::core::exec::{self, Asked};
+use crate::core::{signal, time, update};
 use crate::output::{Log, LogFormat};
-use crate::parent::CreateOptions;
+use crate::parent::{CreateOptions, ExecOptions, ProcessSource, UpdateSource};
 
 /// One call of the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,14 +27,59 @@ pub struct Call {
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verb {
-    Create { id: String, options: CreateOptions },
-    Start { id: String },
-    State { id: String },
-    Kill { id: String, signal: i32, all: bool },
-    Delete { id: String, force: bool },
-    Run { id: String, options: CreateOptions, detach: bool },
-    List { format: ListFormat },
-    Spec { bundle: PathBuf },
+    Create {
+        id: String,
+        options: CreateOptions,
+    },
+    Start {
+        id: String,
+    },
+    State {
+        id: String,
+    },
+    Kill {
+        id: String,
+        signal: i32,
+        all: bool,
+    },
+    Delete {
+        id: String,
+        force: bool,
+    },
+    Run {
+        id: String,
+        options: CreateOptions,
+        keep: bool,
+    },
+    Exec {
+        id: String,
+        options: ExecOptions,
+    },
+    Pause {
+        id: String,
+    },
+    Resume {
+        id: String,
+    },
+    Ps {
+        id: String,
+        output: PsOutput,
+    },
+    /// Without an interval: once.
+    Events {
+        id: String,
+        interval: Option<Duration>,
+    },
+    Update {
+        id: String,
+        source: UpdateSource,
+    },
+    List {
+        format: ListFormat,
+    },
+    Spec {
+        bundle: PathBuf,
+    },
     Features,
     Monitor(MonitorOptions),
     Version,
@@ -42,6 +93,14 @@ pub enum ListFormat {
     Table,
     Json,
     Ids,
+}
+
+/// How `ps` answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PsOutput {
+    /// With options of ps(1).
+    Table(Vec<String>),
+    Json,
 }
 
 /// What `monitor` is told.
@@ -60,6 +119,7 @@ pub struct MonitorOptions {
 /// Where state is kept unless `--root` says otherwise.
 pub const ROOT_DEFAULT: &str = "/run/rcluster/runtime";
 
+const EVENTS_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
 const LOG_BYTES_MAX_DEFAULT: u64 = 10 << 20;
 const LOG_BYTES_MAX_LEAST: u64 = 64 << 10;
 
@@ -67,11 +127,26 @@ const LOG_BYTES_MAX_LEAST: u64 = 64 << 10;
 pub const HELP: &str = "\
 rcluster-runtime: an OCI runtime (runtime-spec 1.2)
 
-usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--debug] VERB
+usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--debug] [--systemd-cgroup] [--rootless BOOL] VERB
 
-  create  [--bundle DIR] [--pid-file FILE] ID   make a container from a bundle; its process waits
+  create  [--bundle DIR] [--pid-file FILE] [--console-socket FILE] [--preserve-fds N] [--no-pivot] [--no-new-keyring] ID
+                                                make a container from a bundle; its process waits
   start   ID                                    let it run
-  run     [--bundle DIR] [--pid-file FILE] [--detach] ID   create, start, wait, delete
+  run     [options of create] [--detach] [--keep] ID
+                                                create, start, wait, delete
+  exec    [--process FILE] [--cwd DIR] [--env NAME=VALUE] [--user UID[:GID]] [--additional-gids GID] [--cap NAME]
+          [--no-new-privs] [--tty] [--console-socket FILE] [--apparmor PROFILE] [--process-label LABEL] [--detach]
+          [--pid-file FILE] [--preserve-fds N] [--ignore-paused] [--cgroup [CONTROLLER:]PATH] ID [PROGRAM ARGUMENT…]
+                                                run one more process in a container
+  pause   ID                                    stop all processes of a container
+  resume  ID                                    let them go on
+  update  [--resources FILE|-] [--memory SIZE] [--memory-reservation SIZE] [--memory-swap SIZE] [--cpu-share N] [--cpu-quota US]
+          [--cpu-period US] [--cpu-burst US] [--cpu-idle N] [--cpu-rt-period US] [--cpu-rt-runtime US] [--cpuset-cpus LIST]
+          [--cpuset-mems LIST] [--pids-limit N] [--blkio-weight N] ID
+                                                change its limits
+  ps      [--format table|json] ID [OPTION OF PS…]
+                                                show its processes
+  events  [--stats] [--interval DURATION] ID    print what it uses, and when its memory runs out
   state   ID                                    print its state as JSON
   kill    [--all] ID [SIGNAL]                   send a signal, TERM if none is named
   delete  [--force] ID                          remove a stopped container, or any
@@ -85,42 +160,43 @@ usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--de
 
 /// Reads the arguments after the program's name.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Call, String> {
-    let mut args = Args { rest: args.into_iter().collect::<Vec<_>>().into_iter() };
-    let mut call = Call { root: ROOT_DEFAULT.into(), log: Log::default(), verb: Verb::Help };
-    loop {
+    let mut args = Args {
+        rest: args.into_iter().collect::<Vec<_>>().into_iter(),
+        root: ROOT_DEFAULT.into(),
+        log: Log::default(),
+        systemd_cgroup: false,
+    };
+    let mut verb = loop {
         let Some(argument) = args.rest.next() else { return Err(format!("name a verb\n\n{HELP}")) };
-        let Some(option) = Given::parse(&argument)? else {
-            let name = text(argument)?;
-            call.verb = verb(&name, &mut args)?;
-            return Ok(call);
-        };
+        let Some(option) = Given::parse(&argument)? else { break verb(&text(argument)?, &mut args)? };
         match option.name.as_str() {
-            "--root" => call.root = args.value(option)?.into(),
-            "--log" => call.log.file = Some(args.value(option)?.into()),
-            "--log-format" => {
-                call.log.format = match text(args.value(option)?)?.as_str() {
-                    "text" => LogFormat::Text,
-                    "json" => LogFormat::Json,
-                    other => return Err(format!("--log-format {other:?}: use text or json")),
+            "--version" | "-v" => break Verb::Version,
+            "--help" | "-h" => break Verb::Help,
+            _ => {
+                let name = option.name.clone();
+                if !args.global(option)? {
+                    return Err(format!("unknown option {name}: see --help"));
                 }
             }
-            "--debug" => call.log.debug = option.flag()?,
-            "--version" | "-v" => return Ok(Call { verb: Verb::Version, ..call }),
-            "--help" | "-h" => return Ok(Call { verb: Verb::Help, ..call }),
-            "--systemd-cgroup" => return Err("--systemd-cgroup: the systemd cgroup driver is not built yet: leave it out".into()),
-            "--rootless" => match option.value.as_ref().and_then(|value| value.to_str()) {
-                Some("false" | "auto") => {}
-                _ => return Err("--rootless: rootless containers are not built yet: run as root".into()),
-            },
-            other => return Err(format!("unknown option {other}: see --help")),
         }
+    };
+    // It may stand behind the verb.
+    if let Verb::Create { options, .. } | Verb::Run { options, .. } = &mut verb {
+        options.systemd_cgroup = args.systemd_cgroup;
     }
+    Ok(Call { root: args.root, log: args.log, verb })
 }
 
 fn verb(name: &str, args: &mut Args) -> Result<Verb, String> {
     match name {
         "create" | "run" => create_or_run(name, args),
+        "exec" => exec(args),
         "start" => Ok(Verb::Start { id: args.only_id(name, &[])?.0 }),
+        "pause" => Ok(Verb::Pause { id: args.only_id(name, &[])?.0 }),
+        "resume" => Ok(Verb::Resume { id: args.only_id(name, &[])?.0 }),
+        "update" => update(args),
+        "ps" => ps(args),
+        "events" => events(args),
         "state" => Ok(Verb::State { id: args.only_id(name, &[])?.0 }),
         "delete" => {
             let (id, options) = args.only_id(name, &[("--force", "-f", false)])?;
@@ -149,7 +225,7 @@ fn verb(name: &str, args: &mut Args) -> Result<Verb, String> {
         "features" => args.collect(name, &[])?.no_words(name).map(|()| Verb::Features),
         "monitor" => monitor(args),
         "help" => Ok(Verb::Help),
-        "exec" | "pause" | "resume" | "ps" | "events" | "update" | "checkpoint" | "restore" => {
+        "checkpoint" | "restore" => {
             Err(format!("{name}: not built yet in this runtime: use another OCI runtime for a container that needs it"))
         }
         other => Err(format!("unknown verb {other:?}: see --help")),
@@ -157,10 +233,12 @@ fn verb(name: &str, args: &mut Args) -> Result<Verb, String> {
 }
 
 fn create_or_run(name: &str, args: &mut Args) -> Result<Verb, String> {
-    const KNOWN: [Known; 8] = [
+    const KNOWN: [Known; 9] = [
         ("--bundle", "-b", true),
         ("--pid-file", "", true),
         ("--detach", "-d", false),
+        // Without effect in runc as well; old callers give it.
+        ("--no-subreaper", "", false),
         ("--console-socket", "", true),
         ("--no-pivot", "", false),
         ("--no-new-keyring", "", false),
@@ -168,25 +246,187 @@ fn create_or_run(name: &str, args: &mut Args) -> Result<Verb, String> {
         ("--keep", "", false),
     ];
     let (id, options) = args.only_id(name, &KNOWN)?;
-    if options.given("--console-socket") {
-        return Err(format!("{name} --console-socket: terminals are not built yet: set process.terminal to false"));
-    }
-    for option in ["--no-pivot", "--no-new-keyring", "--keep"] {
-        if options.has(option)? {
-            return Err(format!("{name} {option}: not built yet: leave it out"));
-        }
-    }
-    if options.text("--preserve-fds")?.is_some_and(|count| count != "0") {
-        return Err(format!("{name} --preserve-fds: not built yet: leave it out"));
-    }
-    let bundle = options.path("--bundle").unwrap_or_else(|| ".".into());
-    let create = CreateOptions { bundle, pid_file: options.path("--pid-file") };
     let detach = options.has("--detach")?;
+    let create = CreateOptions {
+        bundle: options.path("--bundle").unwrap_or_else(|| ".".into()),
+        pid_file: options.path("--pid-file"),
+        console_socket: options.path("--console-socket"),
+        foreground: name == "run" && !detach,
+        preserve_fds: options.number(name, "--preserve-fds")?.unwrap_or(0),
+        no_pivot: options.has("--no-pivot")?,
+        no_new_keyring: options.has("--no-new-keyring")?,
+        systemd_cgroup: false,
+    };
     match name {
         "create" if detach => Err("create --detach: create always returns at once; the option belongs to run".into()),
+        "create" if options.has("--keep")? => Err("create --keep: only run deletes; the option belongs to it".into()),
         "create" => Ok(Verb::Create { id, options: create }),
-        _ => Ok(Verb::Run { id, options: create, detach }),
+        _ => Ok(Verb::Run { id, options: create, keep: options.has("--keep")? }),
     }
+}
+
+fn exec(args: &mut Args) -> Result<Verb, String> {
+    const KNOWN: [Known; 17] = [
+        ("--process", "-p", true),
+        ("--cwd", "", true),
+        ("--env", "-e", true),
+        ("--user", "-u", true),
+        ("--additional-gids", "-g", true),
+        ("--cap", "-c", true),
+        ("--no-new-privs", "", false),
+        ("--tty", "-t", false),
+        ("--console-socket", "", true),
+        ("--apparmor", "", true),
+        ("--process-label", "", true),
+        ("--detach", "-d", false),
+        ("--pid-file", "", true),
+        ("--preserve-fds", "", true),
+        ("--ignore-paused", "", false),
+        ("--cgroup", "", true),
+        // Without effect in runc as well; old callers give it.
+        ("--no-subreaper", "", false),
+    ];
+    let mut options = args.collect_before_word("exec", &KNOWN)?;
+    let mut words = std::mem::take(&mut options.words).into_iter();
+    let id = words.next().ok_or("exec: give a container id")?;
+    let args: Vec<String> = words.collect();
+    let terminal = options.has("--tty")?;
+    let process = if let Some(path) = options.path("--process") {
+        let own = ["--cwd", "--env", "--user", "--additional-gids", "--cap", "--no-new-privs", "--apparmor", "--process-label"];
+        if let Some(other) = own.iter().find(|name| options.given(name)) {
+            return Err(format!("exec {other}: belongs into the file of --process, which tells all of the process"));
+        }
+        ProcessSource::File { path, terminal }
+    } else {
+        if args.is_empty() {
+            return Err("exec: give a program behind the container id, or --process".into());
+        }
+        ProcessSource::Options(Asked {
+            args,
+            cwd: options.text("--cwd")?,
+            env: options.texts("--env")?,
+            user: options
+                .text("--user")?
+                .map(|text| exec::parse_user(&text).ok_or_else(|| format!("exec --user {text:?}: give UID or UID:GID as numbers")))
+                .transpose()?,
+            additional_gids: options
+                .texts("--additional-gids")?
+                .iter()
+                .map(|text| exec::parse_id(text).ok_or_else(|| format!("exec --additional-gids {text:?}: give a number")))
+                .collect::<Result<_, _>>()?,
+            capabilities: options.texts("--cap")?,
+            no_new_privileges: options.has("--no-new-privs")?,
+            terminal,
+            apparmor_profile: options.text("--apparmor")?,
+            selinux_label: options.text("--process-label")?,
+        })
+    };
+    let cgroups = options
+        .texts("--cgroup")?
+        .iter()
+        .map(|text| {
+            exec::parse_sub_cgroup(text).ok_or_else(|| {
+                format!("exec --cgroup {text:?}: give [CONTROLLER:]PATH, a path below the container's cgroup without \"..\"")
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Verb::Exec {
+        id,
+        options: ExecOptions {
+            process,
+            detach: options.has("--detach")?,
+            pid_file: options.path("--pid-file"),
+            console_socket: options.path("--console-socket"),
+            preserve_fds: options.number("exec", "--preserve-fds")?.unwrap_or(0),
+            ignore_paused: options.has("--ignore-paused")?,
+            cgroups,
+        },
+    })
+}
+
+fn ps(args: &mut Args) -> Result<Verb, String> {
+    let mut options = args.collect_before_word("ps", &[("--format", "-f", true)])?;
+    let mut words = std::mem::take(&mut options.words).into_iter();
+    let id = words.next().ok_or("ps: give a container id")?;
+    let output = match options.text("--format")?.as_deref() {
+        None | Some("table") => PsOutput::Table(words.collect()),
+        Some("json") => PsOutput::Json,
+        Some(other) => return Err(format!("ps --format {other:?}: use table or json")),
+    };
+    Ok(Verb::Ps { id, output })
+}
+
+fn events(args: &mut Args) -> Result<Verb, String> {
+    let (id, options) = args.only_id("events", &[("--stats", "", false), ("--interval", "", true)])?;
+    let interval = match options.text("--interval")? {
+        None => EVENTS_INTERVAL_DEFAULT,
+        Some(text) => time::parse_duration(&text)
+            .filter(|interval| !interval.is_zero())
+            .ok_or_else(|| format!("events --interval {text:?}: give a duration above zero such as 5s or 100ms"))?,
+    };
+    Ok(Verb::Events { id, interval: if options.has("--stats")? { None } else { Some(interval) } })
+}
+
+/// How the value of an option of `update` is written.
+#[derive(Clone, Copy)]
+enum Limit {
+    Bytes,
+    Number,
+    Positive,
+    Text,
+}
+
+/// Options of `update` and the fields below `linux.resources` they set.
+const LIMITS: [(&str, &str, &str, Limit); 14] = [
+    ("--memory", "memory", "limit", Limit::Bytes),
+    ("--memory-reservation", "memory", "reservation", Limit::Bytes),
+    ("--memory-swap", "memory", "swap", Limit::Bytes),
+    ("--cpu-share", "cpu", "shares", Limit::Positive),
+    ("--cpu-quota", "cpu", "quota", Limit::Number),
+    ("--cpu-period", "cpu", "period", Limit::Positive),
+    ("--cpu-burst", "cpu", "burst", Limit::Positive),
+    ("--cpu-idle", "cpu", "idle", Limit::Number),
+    ("--cpu-rt-period", "cpu", "realtimePeriod", Limit::Positive),
+    ("--cpu-rt-runtime", "cpu", "realtimeRuntime", Limit::Number),
+    ("--cpuset-cpus", "cpu", "cpus", Limit::Text),
+    ("--cpuset-mems", "cpu", "mems", Limit::Text),
+    ("--pids-limit", "pids", "limit", Limit::Number),
+    ("--blkio-weight", "blockIO", "weight", Limit::Positive),
+];
+
+fn update(args: &mut Args) -> Result<Verb, String> {
+    let mut known: Vec<Known> = LIMITS.iter().map(|(name, ..)| (*name, "", true)).collect();
+    known.push(("--resources", "-r", true));
+    let unbuilt = ["--l3-cache-schema", "--mem-bw-schema"];
+    known.extend(unbuilt.map(|name| (name, "", true)));
+    // The kernel has no such limit any more, and runc takes no notice of them either.
+    known.extend(["--kernel-memory", "--kernel-memory-tcp"].map(|name| (name, "", true)));
+    let (id, options) = args.only_id("update", &known)?;
+    if let Some(name) = unbuilt.iter().find(|name| options.given(name)) {
+        return Err(format!("update {name}: not built yet: leave it out"));
+    }
+    if let Some(path) = options.path("--resources") {
+        if let Some((name, ..)) = LIMITS.iter().find(|(name, ..)| options.given(name)) {
+            return Err(format!("update {name}: belongs into the file of --resources, which tells all that changes"));
+        }
+        return Ok(Verb::Update { id, source: UpdateSource::File(path) });
+    }
+    let mut asked = serde_json::Map::new();
+    for (name, group, field, limit) in LIMITS {
+        let Some(text) = options.text(name)? else { continue };
+        let value = match limit {
+            Limit::Bytes => update::parse_bytes(&text).map(Value::from).ok_or("a size such as 512m"),
+            Limit::Number => text.parse::<i64>().map(Value::from).map_err(|_| "a number"),
+            Limit::Positive => text.parse::<u64>().map(Value::from).map_err(|_| "a number"),
+            Limit::Text => Ok(Value::from(text.clone())),
+        };
+        let value = value.map_err(|what| format!("update {name} {text:?}: give {what}"))?;
+        asked.entry(group).or_insert_with(|| serde_json::json!({}))[field] = value;
+    }
+    if asked.is_empty() && !options.given("--kernel-memory") && !options.given("--kernel-memory-tcp") {
+        return Err("update: name a limit to change: see --help".into());
+    }
+    Ok(Verb::Update { id, source: UpdateSource::Options(Value::Object(asked)) })
 }
 
 fn kill(args: &mut Args) -> Result<Verb, String> {
@@ -239,8 +479,12 @@ fn monitor(args: &mut Args) -> Result<Verb, String> {
 /// An option's long name, its short one or none, and whether a value follows.
 type Known = (&'static str, &'static str, bool);
 
+/// What is still to be read, and what was read of the options of all verbs.
 struct Args {
     rest: std::vec::IntoIter<OsString>,
+    root: PathBuf,
+    log: Log,
+    systemd_cgroup: bool,
 }
 
 /// An option as written.
@@ -263,10 +507,14 @@ impl Given {
             return Ok(None);
         }
         let whole = argument.to_str().ok_or_else(|| format!("option {argument:?} is not UTF-8"))?;
-        Ok(Some(match whole.split_once('=') {
-            Some((name, value)) => Self { name: name.to_owned(), value: Some(value.into()) },
-            None => Self { name: whole.to_owned(), value: None },
-        }))
+        let (name, value) = match whole.split_once('=') {
+            Some((name, value)) => (name, Some(value.into())),
+            None => (whole, None),
+        };
+        // Go's `flag`, which runc reads its options with, makes no difference between one dash and two.
+        let bare = name.trim_start_matches('-');
+        let dashes = if bare.chars().count() == 1 { "-" } else { "--" };
+        Ok(Some(Self { name: format!("{dashes}{bare}"), value }))
     }
 
     /// A switch, also written `--switch=false`.
@@ -277,8 +525,8 @@ impl Given {
 
 fn switch(name: &str, value: Option<&OsString>) -> Result<bool, String> {
     match value.map(|value| value.to_str()) {
-        None | Some(Some("true")) => Ok(true),
-        Some(Some("false")) => Ok(false),
+        None | Some(Some("true" | "TRUE" | "True" | "t" | "T" | "1")) => Ok(true),
+        Some(Some("false" | "FALSE" | "False" | "f" | "F" | "0")) => Ok(false),
         Some(other) => Err(format!("{name} takes no value {:?}", other.unwrap_or("?"))),
     }
 }
@@ -290,6 +538,15 @@ impl Args {
     }
 
     fn collect(&mut self, verb: &str, known: &[Known]) -> Result<Collected, String> {
+        self.collect_until(verb, known, false)
+    }
+
+    /// Everything from the first word on is words.
+    fn collect_before_word(&mut self, verb: &str, known: &[Known]) -> Result<Collected, String> {
+        self.collect_until(verb, known, true)
+    }
+
+    fn collect_until(&mut self, verb: &str, known: &[Known], first_word_ends: bool) -> Result<Collected, String> {
         let mut collected = Collected { options: Vec::new(), words: Vec::new() };
         let mut only_words = false;
         while let Some(argument) = self.rest.next() {
@@ -300,14 +557,48 @@ impl Args {
             let given = if only_words { None } else { Given::parse(&argument)? };
             let Some(given) = given else {
                 collected.words.push(text(argument)?);
+                if first_word_ends && !only_words {
+                    // `exec ID -- PROGRAM` is as good as `exec ID PROGRAM`.
+                    only_words = self.rest.as_slice().first().is_none_or(|next| next != "--");
+                }
                 continue;
             };
             let known = known.iter().find(|(long, short, _)| given.name == *long || !short.is_empty() && given.name == *short);
-            let (long, _, takes_value) = known.ok_or_else(|| format!("{verb}: unknown option {}: see --help", given.name))?;
+            let Some((long, _, takes_value)) = known else {
+                let name = given.name.clone();
+                if !self.global(given)? {
+                    return Err(format!("{verb}: unknown option {name}: see --help"));
+                }
+                continue;
+            };
             let value = if *takes_value { Some(self.value(given)?) } else { given.value };
             collected.options.push((long, value));
         }
         Ok(collected)
+    }
+
+    /// Reads an option of all verbs; whether it is one.
+    fn global(&mut self, option: Given) -> Result<bool, String> {
+        match option.name.as_str() {
+            "--root" => self.root = self.value(option)?.into(),
+            "--log" => self.log.file = Some(self.value(option)?.into()),
+            "--log-format" => {
+                self.log.format = match text(self.value(option)?)?.as_str() {
+                    "text" => LogFormat::Text,
+                    "json" => LogFormat::Json,
+                    other => return Err(format!("--log-format {other:?}: use text or json")),
+                }
+            }
+            "--debug" => self.log.debug = option.flag()?,
+            "--systemd-cgroup" => self.systemd_cgroup = option.flag()?,
+            // Whether this is so is seen from the user this program runs as.
+            "--rootless" => match text(self.value(option)?)?.as_str() {
+                "true" | "false" | "auto" => {}
+                other => return Err(format!("--rootless {other:?}: use true, false or auto")),
+            },
+            _ => return Ok(false),
+        }
+        Ok(true)
     }
 
     fn only_id(&mut self, verb: &str, known: &[Known]) -> Result<(String, Collected), String> {
@@ -340,6 +631,16 @@ impl Collected {
         self.last(name).cloned().flatten().map(text).transpose()
     }
 
+    /// Every value of an option, in order.
+    fn texts(&self, name: &str) -> Result<Vec<String>, String> {
+        self.options.iter().filter(|(known, _)| *known == name).filter_map(|(_, value)| value.clone()).map(text).collect()
+    }
+
+    fn number<T: FromStr>(&self, verb: &str, name: &str) -> Result<Option<T>, String> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| format!("{verb} {name} {text:?}: give a number"))
+    }
+
     fn no_words(&self, verb: &str) -> Result<(), String> {
         self.words.first().map_or(Ok(()), |word| Err(format!("{verb}: unexpected argument {word:?}")))
     }
@@ -359,7 +660,10 @@ mod tests {
 
     #[test]
     fn options_stand_on_either_side_of_the_id() {
-        let expected = Verb::Create { id: "web".into(), options: CreateOptions { bundle: "/b".into(), pid_file: Some("/p".into()) } };
+        let expected = Verb::Create {
+            id: "web".into(),
+            options: CreateOptions { bundle: "/b".into(), pid_file: Some("/p".into()), ..CreateOptions::default() },
+        };
         for line in ["create --bundle /b --pid-file /p web", "create web -b /b --pid-file=/p", "create --bundle=/b web --pid-file /p"] {
             assert_eq!(read(line).unwrap().verb, expected, "{line}");
         }
@@ -368,7 +672,26 @@ mod tests {
     }
 
     #[test]
-    fn global_options_come_first() {
+    fn behind_the_id_of_exec_everything_is_the_command() {
+        let Verb::Exec { id, options } = read("exec -e A=1 --env=B=x=y -u 1:2 -d web sh -c -e --root").unwrap().verb else { panic!() };
+        let ProcessSource::Options(asked) = options.process else { panic!("{:?}", options.process) };
+        assert_eq!((id.as_str(), options.detach, asked.args.join(" ")), ("web", true, "sh -c -e --root".into()));
+        assert_eq!((asked.env, asked.user), (vec!["A=1".into(), "B=x=y".into()], Some(exec::User { uid: 1, gid: Some(2) })));
+        let Verb::Exec { options, .. } = read("exec web -- id").unwrap().verb else { panic!() };
+        let ProcessSource::Options(asked) = options.process else { panic!("{:?}", options.process) };
+        assert_eq!(asked.args, ["id"]);
+        let Verb::Exec { options, .. } = read("exec -process /p web").unwrap().verb else { panic!() };
+        assert_eq!(options.process, ProcessSource::File { path: "/p".into(), terminal: false });
+    }
+
+    #[test]
+    fn global_options_stand_anywhere() {
+        let call = read("state --root /r web --log /l").unwrap();
+        assert_eq!((call.root, call.log.file), ("/r".into(), Some("/l".into())));
+        for line in ["--systemd-cgroup --rootless=auto create web", "--rootless false create web --systemd-cgroup"] {
+            let Verb::Create { options, .. } = read(line).unwrap().verb else { panic!("{line}") };
+            assert!(options.systemd_cgroup, "{line}");
+        }
         let call = read("--root /r --log=/l --log-format json --debug state web").unwrap();
         assert_eq!(call.root, PathBuf::from("/r"));
         assert_eq!(call.log, Log { file: Some("/l".into()), format: LogFormat::Json, debug: true });
@@ -399,11 +722,19 @@ mod tests {
         let cases = [
             ("", "name a verb"),
             ("fly", "unknown verb \"fly\""),
-            ("exec web sh", "exec: not built yet"),
-            ("pause web", "pause: not built yet"),
-            ("create --console-socket /s web", "create --console-socket: terminals are not built yet"),
-            ("create --no-pivot web", "create --no-pivot: not built yet"),
-            ("create --preserve-fds 3 web", "create --preserve-fds: not built yet"),
+            ("exec web", "exec: give a program"),
+            ("exec --user root web id", "exec --user \"root\": give UID or UID:GID as numbers"),
+            ("exec --cwd / --process /p web", "exec --cwd: belongs into the file of --process"),
+            ("exec --cgroup ../x web id", "exec --cgroup \"../x\""),
+            ("ps -f x web", "ps --format \"x\": use table or json"),
+            ("events --interval 0s web", "events --interval \"0s\": give a duration"),
+            ("update web", "update: name a limit"),
+            ("update --memory x web", "update --memory \"x\": give a size"),
+            ("update --cpu-share -1 web", "update --cpu-share \"-1\": give a number"),
+            ("update -r - --memory 1m web", "update --memory: belongs into the file of --resources"),
+            ("update --l3-cache-schema x web", "update --l3-cache-schema: not built yet"),
+            ("create --preserve-fds x web", "create --preserve-fds \"x\": give a number"),
+            ("create --keep web", "create --keep: only run deletes"),
             ("create --detach web", "create --detach: create always returns"),
             ("create --fly web", "create: unknown option --fly"),
             ("create", "create: give exactly one container id"),
@@ -411,7 +742,7 @@ mod tests {
             ("start", "start: give exactly one container id"),
             ("kill web NOPE", "kill: \"NOPE\" is no signal"),
             ("delete --force=perhaps web", "--force takes no value"),
-            ("--systemd-cgroup state web", "--systemd-cgroup: the systemd cgroup driver is not built yet"),
+            ("--rootless perhaps state web", "--rootless \"perhaps\": use true, false or auto"),
             ("--root", "--root needs a value"),
             ("monitor --id a", "monitor: --bundle is missing"),
             ("monitor --id a --bundle b --log l --exit-file e --log-max-bytes 1", "monitor --log-max-bytes \"1\""),

@@ -26,11 +26,15 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
-use args::{Call, ListFormat, Verb};
+use parent::{CreateOptions, ExecOptions};
+
+use args::{Call, ListFormat, PsOutput, Verb};
 use output::{Level, Log};
 
 const FAILED: u8 = 1;
 const REFUSED: u8 = 2;
+/// runc's.
+const EXEC_FAILED: u8 = 255;
 
 fn main() -> ExitCode {
     let call = match args::parse(std::env::args_os().skip(1)) {
@@ -41,30 +45,53 @@ fn main() -> ExitCode {
         }
     };
     let log = call.log.clone();
+    // A program executed in a container can end with 1 by itself.
+    let (failed, what) = if matches!(call.verb, Verb::Exec { .. }) { (EXEC_FAILED, "exec failed: ") } else { (FAILED, "") };
     perform(call).unwrap_or_else(|error| {
-        log.say(Level::Error, &format!("{error:#}"));
-        ExitCode::from(FAILED)
+        log.say(Level::Error, &format!("{what}{error:#}"));
+        ExitCode::from(failed)
     })
 }
 
 fn perform(call: Call) -> Result<ExitCode> {
     let Call { root, log, verb } = call;
     let warn = |notes: &[String]| notes.iter().for_each(|note| log.say(Level::Warning, note));
+    let tell = |created: &parent::Created| {
+        warn(&created.notes);
+        created.remark.iter().for_each(|remark| log.say(Level::Debug, remark));
+    };
+    if let Verb::Create { options: CreateOptions { preserve_fds, .. }, .. }
+    | Verb::Run { options: CreateOptions { preserve_fds, .. }, .. }
+    | Verb::Exec { options: ExecOptions { preserve_fds, .. }, .. } = &verb
+    {
+        parent::check_passed_fds(*preserve_fds)?;
+    }
     let root = std::path::absolute(&root).with_context(|| format!("--root {}", root.display()))?;
     log.say(Level::Debug, &format!("{verb:?} under {}", root.display()));
-    if matches!(verb, Verb::Create { .. } | Verb::Run { .. } | Verb::Monitor(_)) {
+    if matches!(verb, Verb::Create { .. } | Verb::Run { .. } | Verb::Exec { .. } | Verb::Monitor(_)) {
         parent::protect()?;
     }
     match verb {
-        Verb::Create { id, options } => warn(&parent::create(&root, &id, &options)?.notes),
+        Verb::Create { id, options } => tell(&parent::create(&root, &id, &options)?),
         Verb::Start { id } => parent::start(&root, &id)?,
         Verb::State { id } => output::data(&serde_json::to_string_pretty(&parent::state(&root, &id)?)?),
         Verb::Kill { id, signal, all } => parent::kill(&root, &id, signal, all)?,
         Verb::Delete { id, force } => warn(&parent::delete(&root, &id, force)?),
-        Verb::Run { id, options, detach } => {
-            let code = parent::run(&root, &id, &options, detach, warn)?;
+        Verb::Run { id, options, keep } => {
+            let code = parent::run(&root, &id, &options, keep, tell, warn)?;
             return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
         }
+        Verb::Exec { id, options } => {
+            let code = parent::exec(&root, &id, &options, warn)?;
+            return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
+        }
+        Verb::Pause { id } => parent::pause(&root, &id)?,
+        Verb::Resume { id } => parent::resume(&root, &id)?,
+        Verb::Update { id, source } => parent::update(&root, &id, &source)?,
+        Verb::Ps { id, output: PsOutput::Json } => output::data(&serde_json::to_string(&parent::processes(&root, &id)?)?),
+        Verb::Ps { id, output: PsOutput::Table(options) } => output::data(&parent::ps(&root, &id, &options)?),
+        Verb::Events { id, interval: None } => output::data(&parent::stats(&root, &id)?.to_string()),
+        Verb::Events { id, interval: Some(interval) } => parent::events(&root, &id, interval)?,
         Verb::List { format } => output::data(&list(&root, format)?),
         Verb::Spec { bundle } => write_spec(&bundle)?,
         Verb::Features => output::data(&serde_json::to_string_pretty(&parent::features())?),

@@ -65,6 +65,12 @@ impl Log {
     }
 }
 
+/// Writes bytes to standard output as they are.
+pub fn bytes(bytes: &[u8]) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush())
+}
+
 /// Prints data; a reader that has gone away is no error.
 pub fn data(text: &str) {
     let mut out = std::io::stdout().lock();

@@ -49,6 +49,9 @@ pub struct Record {
     /// Those that run after the creation.
     #[serde(default)]
     pub hooks: Hooks,
+    /// The session keyring it began.
+    #[serde(default)]
+    pub keyring: Option<String>,
 }
 
 impl Record {
@@ -66,6 +69,7 @@ impl Record {
             cgroups: Vec::new(),
             cgroup_parents: Vec::new(),
             hooks: Hooks::default(),
+            keyring: None,
         }
     }
 }
@@ -181,7 +185,8 @@ impl StateDir {
     /// The state of the container now.
     pub fn status(&self, record: &Record) -> Result<Status> {
         let seen = record.init.as_ref().and_then(|init| observe(init.pid));
-        Ok(status(record.init.as_ref(), &boot_id()?, seen, self.path.join(sync::GATE).exists()))
+        let frozen = seen.is_some() && record.cgroups.iter().any(|group| is_frozen(group) == Some(true));
+        Ok(status(record.init.as_ref(), &boot_id()?, seen, self.path.join(sync::GATE).exists(), frozen))
     }
 }
 
@@ -208,6 +213,15 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 /// What `/proc` says of the process that has an id now.
 pub fn observe(pid: i32) -> Option<Seen> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Whether a cgroup is frozen, or about to be; `None` when it is of no kind that can be (`freezer-subsystem.rst`; `cgroup-v2.rst`).
+pub fn is_frozen(group: &Path) -> Option<bool> {
+    if let Ok(state) = fs::read_to_string(group.join("freezer.state")) {
+        return Some(state.trim() != "THAWED");
+    }
+    let events = fs::read_to_string(group.join("cgroup.events")).ok()?;
+    events.lines().find_map(|line| line.strip_prefix("frozen ")).map(|value| value.trim() != "0")
 }
 
 /// Names this boot of the kernel.

@@ -10,6 +10,7 @@
 //!   │ Go ──────────────────────────────► │ they are mapped
 //!   │ ◄───────────────────────── Born{pid} │ it gave birth to the container's process, which goes on in its place
 //!   │ ◄──────────────── Note{step, text} │ weaker than asked for, going on
+//!   │ ◄──────── Terminal + its descriptor │ the caller relays it or hands it on
 //!   │ ◄───────── Failed{step, errno, text} │ and the child is gone: create undoes all it did
 //!   │ ◄──────────────────────────── Hooks │ the mounts are made: prestart and createRuntime are wanted
 //!   │ Go ──────────────────────────────► │ they ran
@@ -27,10 +28,15 @@
 //! A closed socket before `Ready` means that the child died. Both FIFOs are held open for both directions by the child, so that neither
 //! side waits for the other to open them, and both are closed by execve(2).
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+    SocketType,
+};
 
 /// The gate a created container waits at, in its state directory.
 pub const GATE: &str = "exec.fifo";
@@ -51,6 +57,8 @@ pub enum Message {
     Ready,
     /// A step is weaker than asked for.
     Note { step: u16, text: String },
+    /// The master side of the terminal comes along.
+    Terminal,
     /// A step failed; `errno` is 0 when no system call did.
     Failed { step: u16, errno: i32, text: String },
     /// The ids of a new user namespace are to be mapped; waits for `Go`.
@@ -74,12 +82,14 @@ const MAP: u8 = 10;
 const BORN: u8 = 11;
 const GO: u8 = 12;
 const HOOKS: u8 = 13;
+const TERMINAL: u8 = 4;
 
 impl Message {
     /// The message as bytes; a text too long is cut.
     pub fn encode(&self) -> [u8; SIZE] {
         let (kind, step, errno, text) = match self {
             Self::Ready => (READY, 0, 0, ""),
+            Self::Terminal => (TERMINAL, 0, 0, ""),
             Self::Note { step, text } => (NOTE, *step, 0, text.as_str()),
             Self::Failed { step, errno, text } => (FAILED, *step, *errno, text.as_str()),
             Self::Map => (MAP, 0, 0, ""),
@@ -109,6 +119,7 @@ impl Message {
         let text = String::from_utf8_lossy(bytes.get(HEADER..HEADER + length)?).into_owned();
         match bytes[0] {
             READY => Some(Self::Ready),
+            TERMINAL => Some(Self::Terminal),
             NOTE => Some(Self::Note { step, text }),
             FAILED => Some(Self::Failed { step, errno, text }),
             MAP => Some(Self::Map),
@@ -143,24 +154,48 @@ impl Channel {
         let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Write);
     }
 
-    /// Takes the next message; `None` when the other end is gone.
-    pub fn receive(&self) -> io::Result<Option<Message>> {
+    /// Sends a message and a descriptor with it (unix(7), SCM_RIGHTS).
+    pub fn send_with_file(&self, message: &Message, file: BorrowedFd<'_>) -> io::Result<()> {
+        send_file(self.0.as_fd(), &message.encode(), file)
+    }
+
+    /// Takes the next message, and the descriptor that came with it; `None` when the other end is gone.
+    pub fn receive(&self) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
         let mut bytes = [0; SIZE];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
         let count = loop {
-            match rustix::net::recv(&self.0, &mut bytes[..], RecvFlags::empty()) {
-                Ok((count, _)) => break count,
-                Err(rustix::io::Errno::INTR) => {}
+            let mut parts = [IoSliceMut::new(&mut bytes)];
+            match rustix::net::recvmsg(&self.0, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+                Ok(received) => break received.bytes,
+                Err(Errno::INTR) => {}
                 // The other end died with something of ours unread.
-                Err(rustix::io::Errno::CONNRESET) => break 0,
+                Err(Errno::CONNRESET) => break 0,
                 Err(error) => return Err(error.into()),
             }
         };
+        let file = control.drain().find_map(|part| match part {
+            RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+            _ => None,
+        });
         if count == 0 {
             return Ok(None);
         }
         let garbled = || io::Error::new(io::ErrorKind::InvalidData, "garbled message");
-        Message::decode(&bytes[..count]).map(Some).ok_or_else(garbled)
+        Message::decode(&bytes[..count]).map(|message| Some((message, file))).ok_or_else(garbled)
     }
+}
+
+/// Sends bytes and a descriptor over a socket of this machine.
+pub fn send_file(socket: BorrowedFd<'_>, bytes: &[u8], file: BorrowedFd<'_>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let files = [file];
+    if !control.push(SendAncillaryMessage::ScmRights(&files)) {
+        return Err(io::Error::other("no room for a descriptor"));
+    }
+    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
 }
 
 impl AsFd for Channel {
@@ -187,10 +222,16 @@ mod tests {
         let (parent, child) = Channel::pair().unwrap();
         for message in &messages {
             child.send(message).unwrap();
-            assert_eq!(parent.receive().unwrap().as_ref(), Some(message));
+            assert_eq!(parent.receive().unwrap().unwrap().0, *message);
         }
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        child.send_with_file(&Message::Terminal, writer.as_fd()).unwrap();
+        let (message, file) = parent.receive().unwrap().unwrap();
+        assert_eq!(message, Message::Terminal);
+        rustix::io::write(file.unwrap(), b"x").unwrap();
+        assert_eq!(rustix::io::read(reader, &mut [0; 2]).unwrap(), 1);
         drop(child);
-        assert_eq!(parent.receive().unwrap(), None);
+        assert!(parent.receive().unwrap().is_none());
     }
 
     #[test]

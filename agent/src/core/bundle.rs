@@ -4,19 +4,23 @@
 //! first process if there is one, places on this node. Out: the text of `config.json`, the same for the same input. Never loosens
 //! what Docker holds closed by default: its capabilities, its masked and read-only paths.
 
+mod options;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capabilities, Capability, Linux, LinuxCapabilities, LinuxCpu, LinuxDeviceCgroup, LinuxMemory, LinuxNamespace, LinuxNamespaceType,
-    LinuxPids, LinuxResources, Mount, Process, Root, Spec, User,
+    Linux, LinuxCpu, LinuxDeviceCgroup, LinuxMemory, LinuxNamespace, LinuxNamespaceType, LinuxPids, LinuxResources, Mount, Process, Root,
+    Spec, User,
 };
+use rcluster_api::health::HealthCheck;
 use rcluster_api::object::Task;
 use rcluster_api::spec::ContainerSpec;
 use serde::{Deserialize, Serialize};
 
 use super::task::Network;
 use super::user::Identity;
+pub use options::HostDevice;
 
 /// What an image says of the container it becomes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -27,6 +31,8 @@ pub struct ImageConfig {
     pub workdir: String,
     pub user: String,
     pub stop_signal: String,
+    #[serde(default)]
+    pub healthcheck: Option<HealthCheck>,
 }
 
 /// All that a container's configuration is made from.
@@ -46,29 +52,15 @@ pub struct Input<'a> {
     pub rootfs: &'a Path,
     /// Where the pod's hosts, hostname and resolv.conf are.
     pub files: &'a Path,
+    /// Where this node's volumes are.
+    pub volumes: &'a Path,
+    /// The devices of the host that the spec names, or all for a privileged container.
+    pub devices: &'a [HostDevice],
 }
 
 const VERSION: &str = "1.2.0";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const CPU_PERIOD_US: u64 = 100_000;
-
-/// Docker's default set (moby, `oci/caps/defaults.go`).
-const CAPABILITIES: [Capability; 14] = [
-    Capability::AuditWrite,
-    Capability::Chown,
-    Capability::DacOverride,
-    Capability::Fowner,
-    Capability::Fsetid,
-    Capability::Kill,
-    Capability::Mknod,
-    Capability::NetBindService,
-    Capability::NetRaw,
-    Capability::Setfcap,
-    Capability::Setgid,
-    Capability::Setpcap,
-    Capability::Setuid,
-    Capability::SysChroot,
-];
 
 /// Docker's (moby, `oci/defaults.go`).
 const MASKED: [&str; 12] = [
@@ -122,6 +114,11 @@ pub fn stop_signal(spec: &ContainerSpec, image: &ImageConfig) -> String {
     [&spec.stop_signal, &image.stop_signal].into_iter().find(|signal| !signal.is_empty()).map_or("SIGTERM", String::as_str).to_owned()
 }
 
+/// How the container's health is checked, if it is.
+pub fn healthcheck(spec: &ContainerSpec, image: &ImageConfig) -> Option<HealthCheck> {
+    spec.healthcheck.as_ref().or(image.healthcheck.as_ref()).filter(|check| !check.disable).cloned()
+}
+
 /// The pod's host name: the task's name as one DNS label.
 pub fn hostname(task: &str) -> String {
     let label: String = task.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
@@ -158,7 +155,7 @@ fn spec(input: &Input<'_>) -> Result<Spec, String> {
         .set_root(Some(root))
         .set_hostname(input.pod_pid.is_none().then(|| hostname(&input.task.name)))
         .set_process(Some(process(input)?))
-        .set_mounts(Some(mounts(input.files)))
+        .set_mounts(Some(mounts(input)))
         .set_linux(Some(linux(input)?));
     Ok(spec)
 }
@@ -167,17 +164,6 @@ fn process(input: &Input<'_>) -> Result<Process, String> {
     let Identity { uid, gid, additional_gids, home: _ } = input.identity;
     let mut user = User::default();
     user.set_uid(*uid).set_gid(*gid).set_additional_gids((!additional_gids.is_empty()).then(|| additional_gids.clone()));
-    let set = || Some(CAPABILITIES.into_iter().collect::<Capabilities>());
-    let none = || Some(Capabilities::default());
-    let root = *uid == 0;
-    let mut capabilities = LinuxCapabilities::default();
-    // As execve does for a user without privileges, and as Docker sets it.
-    capabilities
-        .set_bounding(set())
-        .set_effective(if root { set() } else { none() })
-        .set_permitted(if root { set() } else { none() })
-        .set_inheritable(none())
-        .set_ambient(none());
     let mut process = Process::default();
     process
         .set_terminal(Some(false))
@@ -185,9 +171,9 @@ fn process(input: &Input<'_>) -> Result<Process, String> {
         .set_args(Some(args(input.spec, input.image)?))
         .set_env(Some(env(input)?))
         .set_cwd(PathBuf::from(workdir(input.spec, input.image)?))
-        .set_capabilities(Some(capabilities))
-        .set_rlimits(None)
-        .set_no_new_privileges(Some(false));
+        .set_capabilities(Some(options::capabilities(input.spec, *uid == 0)?))
+        .set_rlimits(options::rlimits(input.spec)?)
+        .set_no_new_privileges(Some(input.spec.no_new_privileges));
     Ok(process)
 }
 
@@ -215,23 +201,31 @@ fn env(input: &Input<'_>) -> Result<Vec<String>, String> {
     }
 }
 
-fn mounts(files: &Path) -> Vec<Mount> {
+fn mounts(input: &Input<'_>) -> Vec<Mount> {
     let file = |name: &str| {
-        let source = files.join(name).to_string_lossy().into_owned();
+        let source = input.files.join(name).to_string_lossy().into_owned();
         mount(&format!("/etc/{name}"), "bind", &source, &["bind", "ro", "nosuid", "nodev", "noexec", "private"])
     };
-    vec![
+    // A privileged container may change the kernel's settings, as in Docker.
+    let access = if input.spec.privileged { "rw" } else { "ro" };
+    let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        options::shm(input.spec),
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
         file("hosts"),
         file("hostname"),
         file("resolv.conf"),
-    ]
+    ];
+    let own = options::mounts(input.spec, input.volumes);
+    // What the spec mounts takes the place of ours; the shorter path first, so that none hides another.
+    mounts.retain(|ours| !own.iter().any(|theirs| theirs.destination() == ours.destination()));
+    mounts.extend(own);
+    mounts.sort_by_key(|mount| mount.destination().components().count());
+    mounts
 }
 
 fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
@@ -247,13 +241,16 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
 fn linux(input: &Input<'_>) -> Result<Linux, String> {
     let strings = |list: &[&str]| list.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
     let mut linux = Linux::default();
+    let (devices, rules) = options::devices(input.spec, input.devices);
+    let hidden = |list: &[&str]| Some(if input.spec.privileged { Vec::new() } else { strings(list) });
     linux
-        .set_resources(Some(resources(input.spec)?))
+        .set_resources(Some(resources(input.spec, rules)?))
         .set_cgroups_path(Some(Path::new(input.cgroup_parent).join(input.task.id.as_str()).join(input.name)))
         .set_namespaces(Some(namespaces(input)))
-        .set_devices(None)
-        .set_masked_paths(Some(strings(&MASKED)))
-        .set_readonly_paths(Some(strings(&READ_ONLY)));
+        .set_devices(devices)
+        .set_sysctl((!input.spec.sysctls.is_empty()).then(|| input.spec.sysctls.clone().into_iter().collect()))
+        .set_masked_paths(hidden(&MASKED))
+        .set_readonly_paths(hidden(&READ_ONLY));
     Ok(linux)
 }
 
@@ -278,13 +275,11 @@ fn namespaces(input: &Input<'_>) -> Vec<LinuxNamespace> {
     .collect()
 }
 
-fn resources(spec: &ContainerSpec) -> Result<LinuxResources, String> {
+fn resources(spec: &ContainerSpec, devices: Vec<LinuxDeviceCgroup>) -> Result<LinuxResources, String> {
     let limits = spec.resources.limits;
     let signed = |what: &str, value: u64| i64::try_from(value).map_err(|_| format!("limit of {what} {value} is too large"));
-    let mut all_devices = LinuxDeviceCgroup::default();
-    all_devices.set_allow(false).set_typ(None).set_major(None).set_minor(None).set_access(Some("rwm".into()));
     let mut resources = LinuxResources::default();
-    resources.set_devices(Some(vec![all_devices]));
+    resources.set_devices(Some(devices));
     if let Some(limit) = limits.memory {
         let mut memory = LinuxMemory::default();
         memory.set_limit(Some(signed("memory", limit.0)?));

@@ -9,6 +9,7 @@
 //!     └────────── any failure, any exit, a wish to stop ─┴─► outcome ─► stop ─► detach ─► report ─► clean ─► end
 //! ```
 
+use rcluster_api::health::{Health, HealthCheck};
 use rcluster_api::object::{ContainerStatus, Task, TaskStatus};
 use rcluster_api::resource::Bytes;
 use rcluster_api::task::TaskState;
@@ -54,6 +55,15 @@ pub struct ContainerRecord {
     pub stop_signal: String,
     pub memory_limit: Option<u64>,
     pub exit: Option<Exit>,
+    /// Whether and how its health is checked, by the spec and the image.
+    #[serde(default)]
+    pub healthcheck: Option<HealthCheck>,
+    /// What its checks have shown so far; `None` also before the first.
+    #[serde(default)]
+    pub health: Health,
+    /// What the check said that brought it about.
+    #[serde(default)]
+    pub health_output: String,
 }
 
 /// How far a container has come.
@@ -135,6 +145,9 @@ impl Record {
                 stop_signal: String::new(),
                 memory_limit: spec.resources.limits.memory.map(|bytes| bytes.0),
                 exit: None,
+                healthcheck: None,
+                health: Health::None,
+                health_output: String::new(),
             }
         });
         Self {
@@ -180,6 +193,8 @@ impl ContainerRecord {
             exit_code: self.exit.as_ref().and_then(|exit| exit.exit_code),
             oom_killed: self.exit.as_ref().is_some_and(|exit| exit.oom_killed),
             started_at_ms: self.started_at_ms,
+            health: if self.phase == Phase::Started { self.health } else { Health::None },
+            health_output: self.health_output.clone(),
         }
     }
 }
@@ -244,9 +259,12 @@ fn wind_down(record: &Record, outcome: &Outcome) -> Step {
 
 /// How the pod ends because of this container, if it has ended.
 fn outcome_of(container: &ContainerRecord) -> Option<Outcome> {
-    let exit = container.exit.as_ref()?;
     let name = &container.name;
     let failed = |message| Outcome { state: TaskState::Failed, message };
+    let Some(exit) = &container.exit else {
+        let why = Some(container.health_output.as_str()).filter(|output| !output.is_empty()).unwrap_or("the check failed without a word");
+        return (container.health == Health::Unhealthy).then(|| failed(format!("container {name} is unhealthy: {why}")));
+    };
     Some(if let Some(problem) = &exit.problem {
         failed(format!("container {name}: {problem}"))
     } else if exit.oom_killed {
@@ -288,6 +306,9 @@ mod tests {
             stop_signal: "SIGTERM".into(),
             memory_limit: Some(64 << 20),
             exit: None,
+            healthcheck: None,
+            health: Health::None,
+            health_output: String::new(),
         }
     }
 
@@ -387,6 +408,15 @@ mod tests {
             let steps = walk(&mut record, 0, Wish::Run);
             assert!(steps.starts_with(&format!("conclude {expected}, stop, detach, report")), "{steps}");
         }
+    }
+
+    #[test]
+    fn an_unhealthy_container_ends_the_pod_and_says_why() {
+        let mut record = fresh();
+        walk(&mut record, 0, Wish::Run);
+        (record.containers[0].health, record.containers[0].health_output) = (Health::Unhealthy, "GET /: 500".into());
+        let steps = walk(&mut record, 0, Wish::Run);
+        assert!(steps.starts_with("conclude failed: container web is unhealthy: GET /: 500, stop, detach, report"), "{steps}");
     }
 
     #[test]

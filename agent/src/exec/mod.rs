@@ -5,8 +5,13 @@ pub mod pod;
 pub mod process;
 pub mod runtime_cli;
 
+use std::collections::BTreeMap;
+
+use rcluster_api::object::Task;
+use rcluster_api::policy::NodePolicy;
 use tokio::sync::Semaphore;
 
+use crate::config::Config;
 use crate::image::Store;
 use crate::place::Places;
 use netd_client::Netd;
@@ -23,13 +28,41 @@ pub struct Tools {
     pub places: Places,
     pub cgroup_parent: String,
     pub images: Store,
-    pub runtime: Runtime,
     pub netd: Netd,
+    /// What containers may have of this host.
+    pub policy: NodePolicy,
+    runtimes: Runtimes,
     preparing: Semaphore,
 }
 
+/// rcluster's own OCI runtime, and others by the names that services give.
+#[derive(Debug)]
+pub struct Runtimes {
+    pub own: Runtime,
+    pub others: BTreeMap<String, Runtime>,
+}
+
 impl Tools {
-    pub fn new(node: String, places: Places, cgroup_parent: String, images: Store, runtime: Runtime, netd: Netd) -> Self {
-        Self { node, places, cgroup_parent, images, runtime, netd, preparing: Semaphore::new(PREPARING_MAX) }
+    pub fn new(config: &Config, places: Places, images: Store, netd: Netd) -> Self {
+        let own = Runtime { program: config.runtime.clone(), root: places.runtime_root(), foreign: None };
+        let others = config.runtimes.iter().map(|(name, program)| {
+            let root = places.foreign_runtime_root(name);
+            (name.clone(), Runtime { program: config.runtime.clone(), root, foreign: Some(program.clone()) })
+        });
+        Self {
+            node: config.name.clone(),
+            cgroup_parent: config.cgroup_parent.clone(),
+            images,
+            netd,
+            policy: config.policy.clone(),
+            runtimes: Runtimes { others: others.collect(), own },
+            preparing: Semaphore::new(PREPARING_MAX),
+            places,
+        }
+    }
+
+    /// The runtime of a task. One that is not known here, and so made no container, is as good as our own.
+    pub fn runtime(&self, task: &Task) -> &Runtime {
+        self.runtimes.others.get(&task.template.runtime).unwrap_or(&self.runtimes.own)
     }
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
+use rcluster_api::container::MountSpec;
 use rcluster_api::object::Task;
+use rcluster_api::spec::ContainerSpec;
 use rcluster_api::wire::v1::{AttachNetwork, AttachRequest};
 use rcluster_base::clock::unix_ms;
 use rcluster_base::ledger::{self, LedgerError};
@@ -19,7 +21,7 @@ use tracing::{debug, warn};
 use super::netd_client::NetdError;
 use super::runtime_cli::{MonitorCall, RuntimeError, read_exit};
 use super::{Tools, process};
-use crate::core::bundle::{self, ImageConfig};
+use crate::core::bundle::{self, HostDevice, ImageConfig};
 use crate::core::task::{ContainerRecord, Exit, Network, Phase, Record};
 use crate::core::user::{Identity, identify};
 use crate::host;
@@ -63,6 +65,7 @@ const KILLED: Duration = Duration::from_secs(5);
 /// Images and root file systems, network, the pod's files.
 pub async fn prepare(tools: &Arc<Tools>, task: &Arc<Task>, record: &mut Record) -> Result<(), StepError> {
     check_names(record)?;
+    check_host(tools, task)?;
     let in_turn = async {
         let _turn = tools.preparing.acquire().await.expect("it is never closed");
         roots(tools, task).await
@@ -74,9 +77,49 @@ pub async fn prepare(tools: &Arc<Tools>, task: &Arc<Task>, record: &mut Record) 
     write_files(tools, task, &record.network)?;
     for ((container, image), spec) in record.containers.iter_mut().zip(&images).zip(&task.template.containers) {
         container.stop_signal = bundle::stop_signal(spec, image);
+        container.healthcheck = bundle::healthcheck(spec, image);
     }
     record.prepared = true;
     Ok(())
+}
+
+/// What the task asks of the host is granted by the node's policy, and there. The scheduler has looked too, but at what it knew then.
+fn check_host(tools: &Tools, task: &Task) -> Result<(), StepError> {
+    if let Some(refusal) = tools.policy.refusal(&task.template) {
+        let node = &tools.node;
+        return Err(StepError::Rejected(format!(
+            "node {node} does not {refusal}: start its agent with the flag that grants it (rcluster-agent run --help)"
+        )));
+    }
+    for (spec, container) in task.template.containers.iter().zip(bundle_names(task)) {
+        let rejected = |what: &str, why: String| StepError::Rejected(format!("container {container}: {what}: {why}"));
+        for mount in &spec.mounts {
+            match mount {
+                MountSpec::Bind { source, .. } => {
+                    let found = fs::metadata(source);
+                    found.map_err(|error| rejected(source, format!("it cannot be mounted from node {}: {error}", tools.node)))?;
+                }
+                MountSpec::Volume { source, .. } => {
+                    let dir = tools.places.volumes().join(source);
+                    let made = fs::create_dir_all(&dir);
+                    made.map_err(|source| StepError::Io { what: "make a volume", container: container.clone(), source })?;
+                }
+                MountSpec::Tmpfs { .. } => {}
+            }
+        }
+        for device in &spec.devices {
+            match host::device(Path::new(&device.source)) {
+                Ok(Some(_)) => {}
+                Ok(None) => return Err(rejected(&device.source, "it is no device".to_owned())),
+                Err(error) => return Err(rejected(&device.source, format!("node {} has no such device: {error}", tools.node))),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn bundle_names(task: &Task) -> impl Iterator<Item = String> {
+    task.template.containers.iter().map(|spec| crate::core::task::container_name(&spec.name, &task.service))
 }
 
 /// Creates one container; `save` keeps the record on disk. What an agent that was killed here may have left is removed first.
@@ -91,7 +134,7 @@ pub async fn create(
     let container = &record.containers[index];
     let place = places.of_container(&container.name);
     if container.phase == Phase::Creating {
-        tools.runtime.delete(&container.id).await?;
+        tools.runtime(task).delete(&container.id).await?;
     }
     write_config(tools, task, record, index, &place)?;
     let failed = |what| io_error(what, &record.containers[index]);
@@ -101,7 +144,7 @@ pub async fn create(
     save(record)?;
     let container = &record.containers[index];
     let created = tools
-        .runtime
+        .runtime(task)
         .monitor(&MonitorCall {
             id: &container.id,
             bundle: &place.bundle,
@@ -120,10 +163,10 @@ pub async fn create(
 }
 
 /// Starts one created container; `adopted` when an agent before this one may have started it already.
-pub async fn start(tools: &Tools, record: &mut Record, index: usize, adopted: bool) -> Result<(), StepError> {
+pub async fn start(tools: &Tools, task: &Task, record: &mut Record, index: usize, adopted: bool) -> Result<(), StepError> {
     let container = &mut record.containers[index];
-    if !(adopted && tools.runtime.is_running(&container.id).await?) {
-        tools.runtime.start(&container.id).await?;
+    if !(adopted && tools.runtime(task).is_running(&container.id).await?) {
+        tools.runtime(task).start(&container.id).await?;
     }
     container.phase = Phase::Started;
     container.started_at_ms = unix_ms();
@@ -143,7 +186,7 @@ pub async fn ended(tools: &Tools, task: &Task, container: &ContainerRecord) -> E
         Err(error) => format!("its end cannot be read: {error}"),
     };
     // Nobody holds the container any more: what is left of it must not run on unseen.
-    if let Err(error) = tools.runtime.delete(&container.id).await {
+    if let Err(error) = tools.runtime(task).delete(&container.id).await {
         warn!(container = container.id, %error, "cannot remove what is left of a container without a monitor");
     }
     Exit { problem: Some(problem), ..Exit::default() }
@@ -155,7 +198,7 @@ pub async fn stop(tools: &Tools, task: &Task, record: &mut Record) {
     let stopping = record.containers.iter().map(|container| async {
         match container.phase {
             Phase::Absent | Phase::Ended => None,
-            Phase::Creating | Phase::Created => Some(remove_unstarted(tools, container).await),
+            Phase::Creating | Phase::Created => Some(remove_unstarted(tools, task, container).await),
             Phase::Started => Some(stop_one(tools, task, container, grace).await),
         }
     });
@@ -177,7 +220,7 @@ pub async fn detach(tools: &Tools, task: &Task) -> Result<(), NetdError> {
 pub async fn clean(tools: &Arc<Tools>, task: &Arc<Task>, record: &Record) -> Result<(), String> {
     let mut problems = Vec::new();
     for container in record.containers.iter().filter(|container| container.phase != Phase::Absent) {
-        if let Err(error) = tools.runtime.delete(&container.id).await {
+        if let Err(error) = tools.runtime(task).delete(&container.id).await {
             problems.push(error.to_string());
         }
     }
@@ -304,6 +347,7 @@ fn write_config(tools: &Tools, task: &Task, record: &Record, index: usize, place
     let workdir = bundle::workdir(spec, &image).map_err(rejected)?;
     root.make_dir(Path::new(&workdir)).map_err(failed("make the working directory"))?;
     let first = record.containers.first().filter(|_| index > 0);
+    let devices = if spec.privileged { host::devices() } else { named_devices(spec) }.map_err(failed("look at the host's devices"))?;
     let config = bundle::config_json(&bundle::Input {
         task,
         spec,
@@ -316,8 +360,15 @@ fn write_config(tools: &Tools, task: &Task, record: &Record, index: usize, place
         cgroup_parent: &tools.cgroup_parent,
         rootfs: &place.rootfs(),
         files: &tools.places.of_task(&task.id).files(),
+        volumes: &tools.places.volumes(),
+        devices: &devices,
     });
     fs::write(place.config_file(), config.map_err(rejected)?).map_err(failed("write the configuration"))
+}
+
+fn named_devices(spec: &ContainerSpec) -> io::Result<Vec<HostDevice>> {
+    let found: Vec<_> = spec.devices.iter().map(|device| host::device(Path::new(&device.source))).collect::<io::Result<_>>()?;
+    Ok(found.into_iter().flatten().collect())
 }
 
 fn identity(root: &Root, user: &str) -> Result<Identity, String> {
@@ -328,24 +379,28 @@ fn identity(root: &Root, user: &str) -> Result<Identity, String> {
     identify(user, &read("etc/passwd")?, &read("etc/group")?)
 }
 
-async fn remove_unstarted(tools: &Tools, container: &ContainerRecord) -> Exit {
-    if let Err(error) = tools.runtime.delete(&container.id).await {
+async fn remove_unstarted(tools: &Tools, task: &Task, container: &ContainerRecord) -> Exit {
+    if let Err(error) = tools.runtime(task).delete(&container.id).await {
         warn!(container = container.id, %error, "cannot remove a container that was not started");
     }
     Exit { problem: Some("it was not started".into()), ..Exit::default() }
 }
 
 async fn stop_one(tools: &Tools, task: &Task, container: &ContainerRecord, grace: Duration) -> Exit {
+    let is_paused = tools.places.of_task(&task.id).of_container(&container.name).pause_file().exists();
+    if is_paused && let Err(error) = tools.runtime(task).resume(&container.id).await {
+        warn!(container = container.id, %error, "cannot let a paused container go on");
+    }
     let mut exit = std::pin::pin!(ended(tools, task, container));
     let signal = if grace.is_zero() { "SIGKILL" } else { &container.stop_signal };
-    if let Err(error) = tools.runtime.kill(&container.id, signal).await {
+    if let Err(error) = tools.runtime(task).kill(&container.id, signal).await {
         // It may have ended meanwhile; the wait below tells.
         debug!(container = container.id, %error, "cannot send the stop signal");
     }
     if let Ok(exit) = timeout(grace, &mut exit).await {
         return exit;
     }
-    if let Err(error) = tools.runtime.kill(&container.id, "SIGKILL").await {
+    if let Err(error) = tools.runtime(task).kill(&container.id, "SIGKILL").await {
         debug!(container = container.id, %error, "cannot send SIGKILL");
     }
     if let Ok(exit) = timeout(KILLED, &mut exit).await {
@@ -358,7 +413,7 @@ async fn stop_one(tools: &Tools, task: &Task, container: &ContainerRecord, grace
                 warn!(container = container.id, pid = process.pid, %error, "cannot kill");
             }
         }
-        if let Err(error) = tools.runtime.delete(&container.id).await {
+        if let Err(error) = tools.runtime(task).delete(&container.id).await {
             warn!(container = container.id, %error, "cannot remove");
         }
         tokio::select! {

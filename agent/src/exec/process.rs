@@ -28,8 +28,13 @@ pub async fn ended(process: Process) -> io::Result<()> {
 
 /// Kills the process if it is still there.
 pub fn kill(process: Process) -> io::Result<()> {
+    signal(process, Signal::KILL)
+}
+
+/// Sends a signal to the process if it is still there.
+pub fn signal(process: Process, signal: Signal) -> io::Result<()> {
     let Some(handle) = open(process)? else { return Ok(()) };
-    match pidfd_send_signal(&handle, Signal::KILL) {
+    match pidfd_send_signal(&handle, signal) {
         Ok(()) | Err(Errno::SRCH) => Ok(()),
         Err(error) => Err(error.into()),
     }

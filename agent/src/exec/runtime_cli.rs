@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::core::task::Exit;
@@ -35,8 +36,11 @@ pub struct Created {
 /// The runtime's binary and where it keeps its state.
 #[derive(Debug, Clone)]
 pub struct Runtime {
+    /// Our own, which also is the monitor of others.
     pub program: PathBuf,
     pub root: PathBuf,
+    /// Another runtime, which then has the root.
+    pub foreign: Option<PathBuf>,
 }
 
 /// What a monitor is told.
@@ -48,6 +52,28 @@ pub struct MonitorCall<'a> {
     pub exit_file: &'a Path,
     /// Takes what the monitor says on stderr: a pipe would tie it to this process.
     pub errors: &'a Path,
+}
+
+/// A command to run in a container.
+#[derive(Debug)]
+pub struct ExecCall<'a> {
+    pub id: &'a str,
+    /// The process as runtime-spec describes it.
+    pub process: &'a Path,
+    /// Where the runtime says the command's number.
+    pub pid_file: &'a Path,
+    pub streams: Streams,
+}
+
+/// A command's standard streams.
+#[derive(Debug)]
+pub enum Streams {
+    /// Pipes.
+    Pipes,
+    /// Pipes, and an empty input.
+    OutputOnly,
+    /// The runtime's own are this terminal, which it passes on; what it says itself goes to a pipe.
+    Terminal(OwnedFd),
 }
 
 #[derive(Debug, Deserialize)]
@@ -80,8 +106,12 @@ impl Runtime {
     pub async fn monitor(&self, call: &MonitorCall<'_>) -> Result<Created, RuntimeError> {
         let refused = |why: String| RuntimeError::Refused { verb: "create", id: call.id.to_owned(), why };
         let spawn = |source| RuntimeError::Spawn { program: self.program.clone(), source };
-        let mut command = self.command();
-        command.args(["monitor", "--id", call.id, "--log-max-bytes", &LOG_BYTES_MAX.to_string()]);
+        let mut command = Command::new(&self.program);
+        match &self.foreign {
+            None => command.arg("--root").arg(&self.root).arg("monitor"),
+            Some(foreign) => command.args(["monitor", "--runtime"]).arg(foreign).arg("--runtime-root").arg(&self.root),
+        };
+        command.stdin(Stdio::null()).args(["--id", call.id, "--log-max-bytes", &LOG_BYTES_MAX.to_string()]);
         command.arg("--bundle").arg(call.bundle).arg("--log").arg(call.log).arg("--exit-file").arg(call.exit_file);
         let errors = File::create(call.errors).map_err(|error| refused(format!("write {}: {error}", call.errors.display())))?;
         let mut child = command.stdout(Stdio::piped()).stderr(errors).spawn().map_err(spawn)?;
@@ -104,9 +134,45 @@ impl Runtime {
         self.call("start", id, &["start", id]).await.map(drop)
     }
 
+    /// Begins a command in a running container. The runtime stays in the foreground and ends with the command's exit code; its own
+    /// standard streams are the command's.
+    pub fn begin_exec(&self, call: ExecCall<'_>) -> Result<Child, RuntimeError> {
+        let mut command = self.command();
+        command.arg("exec").arg("--process").arg(call.process).arg("--pid-file").arg(call.pid_file);
+        let failed = |source| RuntimeError::Spawn { program: self.program.clone(), source };
+        let (stdin, stdout) = match call.streams {
+            Streams::Pipes => (Stdio::piped(), Stdio::piped()),
+            Streams::OutputOnly => (Stdio::null(), Stdio::piped()),
+            Streams::Terminal(terminal) => (terminal.try_clone().map_err(failed)?.into(), terminal.into()),
+        };
+        command.arg(call.id).stdin(stdin).stdout(stdout).stderr(Stdio::piped()).kill_on_drop(true).spawn().map_err(failed)
+    }
+
     /// Sends a signal, by name or number, to the container's first process.
     pub async fn kill(&self, id: &str, signal: &str) -> Result<(), RuntimeError> {
         self.call("kill", id, &["kill", id, signal]).await.map(drop)
+    }
+
+    /// Runs a program in the container until it ends or the caller no longer waits; the error is what it said, or how it ended.
+    pub async fn exec(&self, id: &str, args: &[String]) -> Result<(), String> {
+        let mut command = self.command();
+        command.args(["exec", id]).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let output = command.output().await.map_err(|error| format!("run {}: {error}", self.program.display()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let text = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
+        Err(said(text, &output.status.to_string()))
+    }
+
+    /// Freezes all processes of the container.
+    pub async fn pause(&self, id: &str) -> Result<(), RuntimeError> {
+        self.call("pause", id, &["pause", id]).await.map(drop)
+    }
+
+    /// Lets them go on.
+    pub async fn resume(&self, id: &str) -> Result<(), RuntimeError> {
+        self.call("resume", id, &["resume", id]).await.map(drop)
     }
 
     /// Removes the container with whatever still runs in it; with `--force`, one that is not there is no error.
@@ -126,7 +192,7 @@ impl Runtime {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(self.foreign.as_ref().unwrap_or(&self.program));
         command.arg("--root").arg(&self.root).stdin(Stdio::null());
         command
     }

@@ -244,6 +244,7 @@ fn image_config(configuration: &ImageConfiguration) -> ImageConfig {
         workdir: text(config.working_dir()),
         user: text(config.user()),
         stop_signal: text(config.stop_signal()),
+        healthcheck: None,
     }
 }
 

@@ -33,6 +33,22 @@ impl Root {
         self.resolve(path, OFlags::RDONLY | OFlags::DIRECTORY)
     }
 
+    /// Whatever is at `path`, as a mere path handle, links followed inside the root.
+    pub fn find(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.resolve(path, OFlags::PATH)
+    }
+
+    /// The regular file `path`, emptied for writing, links followed inside the root.
+    pub fn writable(&self, path: &Path) -> io::Result<File> {
+        let file = self.resolve(path, OFlags::WRONLY | OFlags::NONBLOCK)?;
+        if FileType::from_raw_mode(fstat(&file)?.st_mode) != FileType::RegularFile {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
+        }
+        let file = File::from(file);
+        file.set_len(0)?;
+        Ok(file)
+    }
+
     /// The directory `path`; what is missing on the way is made, owned by root, mode 0755.
     pub fn make_dir(&self, path: &Path) -> io::Result<OwnedFd> {
         match self.dir(path) {

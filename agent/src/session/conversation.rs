@@ -11,6 +11,7 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rcluster_api::id::TaskId;
@@ -27,6 +28,7 @@ use tracing::{debug, info, warn};
 use super::Session;
 use crate::agent::Statuses;
 use crate::logs::Readers;
+use crate::relay::Relays;
 
 /// How a session, or the attempt at one, went.
 pub struct Talk {
@@ -64,6 +66,7 @@ struct Conversation {
     outbound: mpsc::Sender<AgentMessage>,
     inbound: Streaming<ManagerMessage>,
     readers: Readers,
+    relays: Relays,
     /// What the manager has been told.
     told: Statuses,
     welcome: Option<Vec<String>>,
@@ -102,6 +105,7 @@ async fn begin(session: &mut Session, address: &str) -> Result<Conversation, End
         outbound,
         inbound: inbound.into_inner(),
         readers: Readers::new(client, session.tools.places.clone(), session.tools.node.clone(), session.statuses.clone()),
+        relays: Relays::new(address.to_owned(), Arc::clone(&session.tools)),
         told,
         welcome: None,
         heartbeat: beats(HEARTBEAT),
@@ -164,6 +168,7 @@ impl Conversation {
             Some(manager_message::Kind::Assignments(assignments)) => drop(session.assignments.send_replace(Some(assignments))),
             Some(manager_message::Kind::Logs(command)) => self.readers.begin(command),
             Some(manager_message::Kind::LogsCancel(cancel)) => self.readers.cancel(&cancel.request_id),
+            Some(manager_message::Kind::Relay(command)) => self.relays.begin(command),
             None => debug!("a message of a kind this agent does not know"),
         }
     }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use futures::Stream;
 use rcluster_api::wire::v1::dispatcher_server::{Dispatcher, DispatcherServer};
 use rcluster_api::wire::v1::{
-    AgentMessage, Assignments, HeartbeatAck, LogChunk, LogsCommand, ManagerMessage, PublishLogsResponse, Register, Task, TaskReport,
-    TaskState, TaskStatus, Welcome, agent_message, manager_message,
+    AgentMessage, Assignments, HeartbeatAck, LogChunk, LogsCommand, ManagerMessage, PublishLogsResponse, Register, RelayInput, RelayOutput,
+    Task, TaskReport, TaskState, TaskStatus, Welcome, agent_message, manager_message,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -214,6 +214,12 @@ impl Dispatcher for Service {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    type RelayStream = Pin<Box<dyn Stream<Item = Result<RelayInput, Status>> + Send>>;
+
+    async fn relay(&self, _: Request<Streaming<RelayOutput>>) -> Result<Response<Self::RelayStream>, Status> {
+        Err(Status::not_found("nobody waits for a relay here"))
     }
 
     async fn publish_logs(&self, request: Request<Streaming<LogChunk>>) -> Result<Response<PublishLogsResponse>, Status> {

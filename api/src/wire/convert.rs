@@ -3,19 +3,21 @@
 //! Out of the wire: `TryFrom`, naming the field that does not fit. Onto it: `From`, which destructures without `..` so that a new field
 //! does not compile until it is handled.
 
+mod container;
+
 use std::net::Ipv4Addr;
 
 use thiserror::Error;
 
 use super::v1;
 use crate::object::{
-    Availability, Capacity, ContainerStatus, Event, Kind, Network, Node, NodeDescription, NodeState, Object, Service, Stamp, Task,
-    TaskNetwork, TaskStatus,
+    Availability, Capacity, Event, Kind, Network, Node, NodeDescription, NodeState, Object, Service, Stamp, Task, TaskNetwork, TaskStatus,
 };
-use crate::resource::{Amounts, Bytes, Cpus, Millis};
+use crate::policy::NodePolicy;
+use crate::resource::{Bytes, Cpus, Millis};
 use crate::spec::{
-    Constraint, ContainerResources, ContainerSpec, Mode, NetworkAttachment, NetworkSpec, Placement, Reschedule, RestartCondition,
-    RestartPolicy, ServiceSpec, Spec, TaskTemplate, UpdateOrder, UpdatePolicy,
+    Constraint, Mode, NetworkAttachment, NetworkSpec, Placement, Reschedule, RestartCondition, RestartPolicy, ServiceSpec, Spec,
+    TaskTemplate, UpdateOrder, UpdatePolicy,
 };
 use crate::task::TaskState;
 
@@ -85,45 +87,6 @@ pub fn availability(number: i32) -> Result<Option<Availability>, WireError> {
     if number == 0 { Ok(None) } else { read_enum::<v1::Availability, _>(number, "availability").map(Some) }
 }
 
-fn wire_amounts(amounts: Amounts) -> v1::Resources {
-    let Amounts { cpus, memory, pids } = amounts;
-    v1::Resources { cpu_millis: cpus.unwrap_or_default().0, memory_bytes: memory.unwrap_or_default().0, pids: pids.unwrap_or_default() }
-}
-
-fn amounts(wire: Option<v1::Resources>) -> Amounts {
-    let v1::Resources { cpu_millis, memory_bytes, pids } = wire.unwrap_or_default();
-    let given = |number: u64| (number != 0).then_some(number);
-    Amounts { cpus: given(cpu_millis).map(Cpus), memory: given(memory_bytes).map(Bytes), pids: given(pids) }
-}
-
-impl From<ContainerSpec> for v1::ContainerSpec {
-    fn from(spec: ContainerSpec) -> Self {
-        let ContainerSpec { name, image, command, args, env, workdir, user, resources, read_only, stop_signal } = spec;
-        let ContainerResources { limits, reservations } = resources;
-        Self {
-            name,
-            image,
-            command,
-            args,
-            env,
-            workdir,
-            user,
-            limits: Some(wire_amounts(limits)),
-            reservations: Some(wire_amounts(reservations)),
-            read_only,
-            stop_signal,
-        }
-    }
-}
-
-impl From<v1::ContainerSpec> for ContainerSpec {
-    fn from(wire: v1::ContainerSpec) -> Self {
-        let v1::ContainerSpec { name, image, command, args, env, workdir, user, limits, reservations, read_only, stop_signal } = wire;
-        let resources = ContainerResources { limits: amounts(limits), reservations: amounts(reservations) };
-        Self { name, image, command, args, env, workdir, user, resources, read_only, stop_signal }
-    }
-}
-
 impl From<Placement> for v1::Placement {
     fn from(placement: Placement) -> Self {
         let Placement { constraints, max_per_node } = placement;
@@ -154,7 +117,7 @@ impl TryFrom<v1::Placement> for Placement {
 
 impl From<TaskTemplate> for v1::TaskTemplate {
     fn from(template: TaskTemplate) -> Self {
-        let TaskTemplate { containers, networks, placement, stop_grace } = template;
+        let TaskTemplate { containers, networks, placement, stop_grace, runtime } = template;
         Self {
             containers: containers.into_iter().map(Into::into).collect(),
             networks: networks
@@ -163,6 +126,7 @@ impl From<TaskTemplate> for v1::TaskTemplate {
                 .collect(),
             placement: Some(placement.into()),
             stop_grace_ms: stop_grace.0,
+            runtime,
         }
     }
 }
@@ -171,15 +135,16 @@ impl TryFrom<v1::TaskTemplate> for TaskTemplate {
     type Error = WireError;
 
     fn try_from(wire: v1::TaskTemplate) -> Result<Self, WireError> {
-        let v1::TaskTemplate { containers, networks, placement, stop_grace_ms } = wire;
+        let v1::TaskTemplate { containers, networks, placement, stop_grace_ms, runtime } = wire;
         Ok(Self {
-            containers: containers.into_iter().map(Into::into).collect(),
+            containers: containers.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             networks: networks
                 .into_iter()
                 .map(|v1::NetworkAttachment { network, aliases }| NetworkAttachment { network, aliases })
                 .collect(),
             placement: placement.unwrap_or_default().try_into()?,
             stop_grace: Millis(stop_grace_ms),
+            runtime,
         })
     }
 }
@@ -199,6 +164,7 @@ impl From<ServiceSpec> for v1::ServiceSpec {
             restart: RestartPolicy { condition, delay, delay_max, max_attempts, window },
             reschedule,
             update: UpdatePolicy { parallelism, order },
+            runtime,
         } = spec;
         Self {
             name,
@@ -209,7 +175,7 @@ impl From<ServiceSpec> for v1::ServiceSpec {
                 Mode::Replicated => replicas.unwrap_or(1),
                 Mode::Global => 0,
             },
-            template: Some(TaskTemplate { containers, networks, placement, stop_grace }.into()),
+            template: Some(TaskTemplate { containers, networks, placement, stop_grace, runtime }.into()),
             restart: Some(v1::RestartPolicy {
                 condition: v1::RestartCondition::from(condition).into(),
                 delay_ms: delay.0,
@@ -229,7 +195,7 @@ impl TryFrom<v1::ServiceSpec> for ServiceSpec {
     fn try_from(wire: v1::ServiceSpec) -> Result<Self, WireError> {
         let v1::ServiceSpec { name, stack, labels, mode, replicas, template, restart, reschedule, update } = wire;
         let mode = read_enum::<v1::ServiceMode, Mode>(mode, "mode")?;
-        let TaskTemplate { containers, networks, placement, stop_grace } = template.ok_or(missing("template"))?.try_into()?;
+        let TaskTemplate { containers, networks, placement, stop_grace, runtime } = template.ok_or(missing("template"))?.try_into()?;
         let v1::RestartPolicy { condition, delay_ms, delay_ms_max, attempts_max, window_ms } = restart.ok_or(missing("restart"))?;
         let v1::UpdatePolicy { parallelism, order } = update.ok_or(missing("update"))?;
         Ok(Self {
@@ -254,6 +220,7 @@ impl TryFrom<v1::ServiceSpec> for ServiceSpec {
             },
             reschedule: read_enum::<v1::ReschedulePolicy, _>(reschedule, "reschedule")?,
             update: UpdatePolicy { parallelism, order: read_enum::<v1::UpdateOrder, _>(order, "update.order")? },
+            runtime,
         })
     }
 }
@@ -325,28 +292,6 @@ impl TryFrom<v1::Service> for Service {
     }
 }
 
-impl From<ContainerStatus> for v1::ContainerStatus {
-    fn from(status: ContainerStatus) -> Self {
-        let ContainerStatus { name, id, pid, exit_code, oom_killed, started_at_ms } = status;
-        Self {
-            name,
-            id,
-            pid: pid.unwrap_or_default(),
-            exited: exit_code.is_some(),
-            exit_code: exit_code.unwrap_or_default(),
-            oom_killed,
-            started_at_ms,
-        }
-    }
-}
-
-impl From<v1::ContainerStatus> for ContainerStatus {
-    fn from(wire: v1::ContainerStatus) -> Self {
-        let v1::ContainerStatus { name, id, pid, exited, exit_code, oom_killed, started_at_ms } = wire;
-        Self { name, id, pid: (pid != 0).then_some(pid), exit_code: exited.then_some(exit_code), oom_killed, started_at_ms }
-    }
-}
-
 impl From<TaskStatus> for v1::TaskStatus {
     fn from(status: TaskStatus) -> Self {
         let TaskStatus { state, message, since_ms, containers } = status;
@@ -359,7 +304,12 @@ impl TryFrom<v1::TaskStatus> for TaskStatus {
 
     fn try_from(wire: v1::TaskStatus) -> Result<Self, WireError> {
         let v1::TaskStatus { state, message, since_ms, containers } = wire;
-        Ok(Self { state: task_state(state)?, message, since_ms, containers: containers.into_iter().map(Into::into).collect() })
+        Ok(Self {
+            state: task_state(state)?,
+            message,
+            since_ms,
+            containers: containers.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+        })
     }
 }
 
@@ -471,18 +421,23 @@ impl TryFrom<v1::Task> for Task {
 
 impl From<NodeDescription> for v1::NodeDescription {
     fn from(description: NodeDescription) -> Self {
-        let NodeDescription { name, addr, capacity: Capacity { cpus, memory }, os, arch, kernel, cgroup, version, labels } = description;
+        let NodeDescription { name, addr, capacity: Capacity { cpus, memory }, os, arch, kernel, cgroup, version, labels, policy } =
+            description;
+        let NodePolicy { runtimes, privileged, binds, devices } = policy;
+        let policy = Some(v1::NodePolicy { runtimes, privileged, binds, devices });
         let capacity = Some(v1::NodeResources { cpu_millis: cpus.0, memory_bytes: memory.0 });
-        Self { name, addr, capacity, os, arch, kernel, cgroup, version, labels }
+        Self { name, addr, capacity, os, arch, kernel, cgroup, version, labels, policy }
     }
 }
 
 impl From<v1::NodeDescription> for NodeDescription {
     fn from(wire: v1::NodeDescription) -> Self {
-        let v1::NodeDescription { name, addr, capacity, os, arch, kernel, cgroup, version, labels } = wire;
+        let v1::NodeDescription { name, addr, capacity, os, arch, kernel, cgroup, version, labels, policy } = wire;
+        let v1::NodePolicy { runtimes, privileged, binds, devices } = policy.unwrap_or_default();
+        let policy = NodePolicy { runtimes, privileged, binds, devices };
         let v1::NodeResources { cpu_millis, memory_bytes } = capacity.unwrap_or_default();
         let capacity = Capacity { cpus: Cpus(cpu_millis), memory: Bytes(memory_bytes) };
-        Self { name, addr, capacity, os, arch, kernel, cgroup, version, labels }
+        Self { name, addr, capacity, os, arch, kernel, cgroup, version, labels, policy }
     }
 }
 
@@ -616,7 +571,15 @@ mod tests {
             "placement": {"constraints": ["node.labels.zone!=b", "node.name==n1"], "max_per_node": 2},
             "restart": {"condition": "on-failure", "max_attempts": 3}, "reschedule": "never", "update": {"order": "start-first"},
             "containers": [{"image": "web:1", "name": "web", "command": ["/web"], "env": {"A": "b"},
-                "resources": {"limits": {"memory": "64MiB", "cpus": 0.5, "pids": 10}, "reservations": {"memory": "16MiB"}}}],
+                "resources": {"limits": {"memory": "64MiB", "cpus": 0.5, "pids": 10}, "reservations": {"memory": "16MiB"}},
+                "healthcheck": {"http": {"port": 80}, "interval": "5s"}, "init": true, "ulimits": {"nofile": {"soft": 1, "hard": -1}},
+                "mounts": [{"type": "bind", "source": "/a", "target": "/b", "read_only": true}, {"type": "tmpfs", "target": "/t"},
+                    {"type": "volume", "source": "data", "target": "/d"}, {"type": "tmpfs", "target": "/u", "size": "1MiB", "mode": "0700"}],
+                "sysctls": {"net.core.somaxconn": "1"}, "cap_add": ["NET_ADMIN"], "cap_drop": ["ALL"], "no_new_privileges": true,
+                "privileged": true, "devices": ["/dev/fuse:/dev/fuse:rw"], "shm_size": "1MiB"}, {"image": "b", "name": "b",
+                "healthcheck": {"tcp": {"port": 5}}}, {"image": "c", "name": "c", "healthcheck": {"command": "true", "retries": 1}},
+                {"image": "d", "name": "d", "healthcheck": {"disable": true}}],
+            "runtime": "crun",
         }))
         .unwrap();
         let wire = v1::ServiceSpec::from(spec.clone());

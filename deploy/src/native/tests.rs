@@ -75,7 +75,7 @@ fn unknown_keys_name_the_nearest() {
     refuse(
         &format!("{WEB}  zebra: 1\n"),
         "web.yaml:7:3: unknown key \"zebra\" in spec of service web; there are stack, labels, mode, replicas, containers, networks, placement, \
-         stop_grace, restart, reschedule, update",
+         stop_grace, restart, reschedule, update, runtime",
     );
     refuse(&format!("{WEB}sepc: 1\n"), "web.yaml:7:1: unknown key \"sepc\" at the top of service web; did you mean \"spec\"?");
     refuse(&format!("{WEB}replicas: 4\n"), "web.yaml:7:1: key \"replicas\" does not belong at the top of service web; move it under spec:");

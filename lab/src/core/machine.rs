@@ -65,11 +65,8 @@ pub enum Deed {
     /// Plug in the host's link.
     Plug(String),
     Tell(String, HostCommand),
-    /// Cut the link, then SIGKILL the init; a frozen host has to be thawed to die.
-    CutPower {
-        host: String,
-        frozen: bool,
-    },
+    /// Cut the link, then SIGKILL the init; what is frozen has to be thawed to die.
+    CutPower(String),
     /// Remove the link and the cgroups of a host that has died.
     Clear(String),
     /// Freeze, or thaw, all processes; then answer.
@@ -400,7 +397,7 @@ impl Machine {
         if let Some(host) = self.hosts.get_mut(name)
             && !matches!(host.power, Power::Off | Power::Dying)
         {
-            deeds.push(Deed::CutPower { host: name.to_owned(), frozen: host.power == Power::Paused });
+            deeds.push(Deed::CutPower(name.to_owned()));
             host.power = Power::Dying;
         }
     }

@@ -16,7 +16,7 @@ fn words(deeds: &[Deed]) -> String {
         Deed::Tell(host, HostCommand::Furnish) => format!("furnish {host}"),
         Deed::Tell(host, HostCommand::Spawn { daemon, .. }) => format!("spawn {host}/{daemon}"),
         Deed::Tell(host, HostCommand::Kill { daemon }) => format!("kill {host}/{daemon}"),
-        Deed::CutPower { host, frozen } => format!("cut {host}{}", if *frozen { " frozen" } else { "" }),
+        Deed::CutPower(host) => format!("cut {host}"),
         Deed::Clear(host) => format!("clear {host}"),
         Deed::Freeze { hosts, on, .. } => format!("freeze {} {on}", hosts.join(" ")),
         Deed::Reply(by, Reply::Refused(why)) => format!("refuse {by}: {why}"),
@@ -153,7 +153,7 @@ fn a_paused_host_takes_no_orders_but_its_power_can_be_cut() {
     assert_eq!(machine.status(1).hosts[1].state, HostState::Paused);
     let told = ask(&mut machine, 1, Request::Kill { targets: vec!["n1/agent".to_owned()] });
     assert_eq!(told, "refuse 1: n1 is paused; its daemons can be killed and started only while it is up");
-    assert_eq!(ask(&mut machine, 1, Request::Kill { targets: n1() }), "cut n1 frozen");
+    assert_eq!(ask(&mut machine, 1, Request::Kill { targets: n1() }), "cut n1");
 }
 
 #[test]

@@ -200,6 +200,14 @@ fn apply_network(
                     .field("subnet")
                     .hint("choose another subnet, or leave it out and one is chosen"));
             }
+            if spec.subnet.is_none() && super::allocate::subnet(state.networks().values().map(AsRef::as_ref), None).is_none() {
+                return Err(ApiError::new(
+                    ErrorCode::Conflict,
+                    format!("no subnet is free for network {name}: the pool 10.128.0.0/9 is used up"),
+                )
+                .field("subnet")
+                .hint("remove a network, or give this one a subnet of its own outside of the pool"));
+            }
             let id = NetworkId::random(&mut ctx.rng);
             let network = Network { id, stamp: Stamp::default(), spec, vni: None, subnet: None, ip_cursor: 0, removing: false };
             (network, Outcome::Created)

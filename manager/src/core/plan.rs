@@ -10,12 +10,16 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rcluster_api::id::{EventId, ServiceId};
 use rcluster_api::object::{Event, Kind, Object, Stamp};
+use rcluster_api::validate;
 
 use super::state::{Draft, State, Transaction};
 use super::{allocate, orchestrate, schedule};
 
-/// Most tasks that one plan writes, so that a transaction stays well below the store's limit; the rest follows in the next.
-pub const TASKS_PER_PLAN_MAX: usize = 1000;
+/// Most objects that one part of a plan writes; the rest follows in the next plan.
+pub const OBJECTS_PER_PART_MAX: usize = 1000;
+/// Most bytes of them, roughly: a plan has five parts (reports, requests and three passes), and all of them stay well below the
+/// store's limit for one transaction, each having written one thing too many.
+pub const BYTES_PER_PART_MAX: usize = 1 << 20;
 /// Most events that are kept.
 pub const EVENTS_MAX: usize = 1000;
 
@@ -113,15 +117,22 @@ pub struct ChangeSet {
     pub notes: Vec<Note>,
     /// When to run the pass again although nothing changed, Unix time in milliseconds.
     pub wake_at_ms: Option<u64>,
+    /// It was full before it was done: the next plan goes on at once.
+    pub goes_on: bool,
+    /// Services that were not looked at to the end.
+    pub unfinished: BTreeSet<ServiceId>,
+    /// How many of `puts` have been weighed, and what they weigh.
+    pub weighed: (usize, usize),
 }
 
 impl ChangeSet {
-    /// Whether a plan has written enough; if so it asks to be run again at once.
-    pub fn is_full(&mut self, now_ms: u64) -> bool {
-        let full = self.puts.len() >= TASKS_PER_PLAN_MAX;
-        if full {
-            self.wake_at(now_ms);
-        }
+    /// Whether a pass has written enough; if so it goes on with the next plan.
+    pub fn is_full(&mut self) -> bool {
+        let (count, bytes) = self.weighed;
+        let bytes = bytes + self.puts.iter().skip(count).map(weight).sum::<usize>();
+        self.weighed = (self.puts.len(), bytes);
+        let full = self.puts.len() >= OBJECTS_PER_PART_MAX || bytes >= BYTES_PER_PART_MAX;
+        self.goes_on |= full;
         full
     }
 
@@ -131,11 +142,30 @@ impl ChangeSet {
     }
 }
 
+/// Roughly the bytes of an object in the log: its texts, and something for the rest.
+pub fn weight(object: &Object) -> usize {
+    const REST: usize = 512;
+    REST + match object {
+        Object::Task(task) => {
+            let template = &task.template;
+            validate::text_bytes(&template.containers)
+                + task.status.message.len()
+                + 64 * (task.status.containers.len() + task.networks.len())
+        }
+        Object::Service(service) => validate::text_size(&service.spec),
+        Object::Node(_) | Object::Network(_) | Object::Event(_) => 0,
+    }
+}
+
 /// One transaction to propose, and when to plan again.
 #[derive(Debug)]
 pub struct Plan {
     pub transaction: Transaction,
     pub wake_at_ms: Option<u64>,
+    /// There is more to do than went into the transaction.
+    pub goes_on: bool,
+    /// What is dirty still when the transaction is committed.
+    pub left: Dirty,
 }
 
 type Pass = fn(&Draft, &Dirty, &mut Ctx) -> ChangeSet;
@@ -145,12 +175,16 @@ const PASSES: [Pass; 4] = [orchestrate::pass, allocate::pass, schedule::pass, tr
 /// Plans what should change; `draft` may already hold what came in from users and agents, so that cause and effect are one commit.
 pub fn plan(mut draft: Draft, dirty: &Dirty, ctx: &mut Ctx) -> Plan {
     let mut wake_at_ms: Option<u64> = None;
+    let mut left = Dirty::default();
+    let mut goes_on = false;
     for pass in PASSES {
-        let changes = pass(&draft, dirty, ctx);
+        let mut changes = pass(&draft, dirty, ctx);
         wake_at_ms = [wake_at_ms, changes.wake_at_ms].into_iter().flatten().min();
+        left.services.append(&mut changes.unfinished);
+        goes_on |= changes.goes_on;
         stage(&mut draft, changes, ctx);
     }
-    Plan { transaction: draft.into_transaction(), wake_at_ms }
+    Plan { transaction: draft.into_transaction(), wake_at_ms, goes_on, left }
 }
 
 /// Puts a pass's changes on the draft; its notes become events.

@@ -25,7 +25,7 @@ use crate::core::control::{self, Answer, Request};
 use crate::core::node::liveness::{Liveness, Timing};
 use crate::core::node::register::{Registration, register};
 use crate::core::node::report;
-use crate::core::plan::{ChangeSet, Ctx, Dirty, Note, TASKS_PER_PLAN_MAX, plan, stage};
+use crate::core::plan::{BYTES_PER_PART_MAX, ChangeSet, Ctx, Dirty, Note, OBJECTS_PER_PART_MAX, plan, stage, weight};
 use crate::core::state::{Draft, State, Transaction};
 use crate::store::{ProposeError, Store};
 
@@ -55,7 +55,7 @@ pub enum Event {
 #[derive(Debug, Default)]
 struct Pending {
     controls: Vec<(Request, oneshot::Sender<Outcome>)>,
-    registrations: Vec<(Box<Registration>, Reply<()>)>,
+    registrations: Vec<(Box<Registration>, Instant, Reply<()>)>,
     reports: BTreeMap<(NodeId, TaskId), TaskStatus>,
 }
 
@@ -78,7 +78,12 @@ pub struct Brain {
     pending: Pending,
     dirty: Dirty,
     seen: State,
-    wake_at: Option<tokio::time::Instant>,
+    /// When nodes are to be judged again, or what is pending goes on.
+    wake_at: tokio::time::Instant,
+    /// When a wait that a plan met with is over; everything is dirty then.
+    plan_at: Option<tokio::time::Instant>,
+    /// The time of the last plan: the wall clock of this manager or an earlier leader's may step back, time here does not.
+    now_ms: u64,
     announcement: Option<Note>,
     /// How many of the pending reports the plan at hand has taken in.
     reports_staged: usize,
@@ -98,6 +103,7 @@ impl Brain {
         };
         Self {
             revisions: store.revisions(),
+            now_ms: latest_ms(&store.state()),
             seen: store.state(),
             store,
             inbox,
@@ -105,7 +111,8 @@ impl Brain {
             liveness: Liveness::new(timing, 0),
             pending: Pending::default(),
             dirty: Dirty::everything(),
-            wake_at: None,
+            wake_at: tokio::time::Instant::now(),
+            plan_at: None,
             announcement: Some(announcement),
             reports_staged: 0,
         }
@@ -120,7 +127,7 @@ impl Brain {
 
     /// Waits for something to do, then takes in all that is there.
     async fn wait(&mut self) {
-        let wake_at = self.wake_at.unwrap_or_else(|| tokio::time::Instant::now() + Duration::from_secs(60));
+        let wake_at = self.plan_at.map_or(self.wake_at, |plan_at| plan_at.min(self.wake_at));
         tokio::select! {
             event = self.inbox.recv() => {
                 if let Some(event) = event {
@@ -144,9 +151,8 @@ impl Brain {
         match event {
             Event::Control { request, reply } => self.pending.controls.push((request, reply)),
             Event::Register { registration, reports, reply } => {
-                self.liveness.heard(&registration.id, self.monotonic_ms(Instant::now()));
                 self.take_reports(&registration.id, reports);
-                self.pending.registrations.push((registration, reply));
+                self.pending.registrations.push((registration, Instant::now(), reply));
             }
             Event::Heard { node, at } => self.liveness.heard(&node, self.monotonic_ms(at)),
             Event::Reports { node, reports } => self.take_reports(&node, reports),
@@ -168,19 +174,27 @@ impl Brain {
         let state = self.store.state();
         self.dirty.add_difference(&self.seen, &state);
         self.seen = state.clone();
-        let mut ctx = Ctx::new(unix_ms(), rand::random());
+        self.now_ms = unix_ms().max(self.now_ms + 1);
+        if self.plan_at.is_some_and(|plan_at| plan_at <= tokio::time::Instant::now()) {
+            self.plan_at = None;
+            self.dirty = Dirty::everything();
+        }
+        let mut ctx = Ctx::new(self.now_ms, rand::random());
         let mut draft = Draft::new(state, ctx.now_ms);
         let replies = self.stage_pending(&mut draft, &mut ctx);
         self.dirty.add_difference(&self.seen, draft.state());
         let planned = tokio::task::block_in_place(|| plan(draft, &self.dirty, &mut ctx));
         let plan_wake = planned.wake_at_ms.map(|at| tokio::time::Instant::now() + Duration::from_millis(at.saturating_sub(ctx.now_ms)));
-        self.wake_at = [self.wake_at, plan_wake].into_iter().flatten().min();
+        self.plan_at = [self.plan_at, plan_wake].into_iter().flatten().min();
+        if planned.goes_on {
+            self.wake_at = tokio::time::Instant::now();
+        }
         if planned.transaction.changes.is_empty() {
-            self.dirty = Dirty::default();
+            self.dirty = planned.left;
             self.answer(replies, self.seen.revision());
             return true;
         }
-        self.propose(planned.transaction, replies).await
+        self.propose(planned.transaction, planned.left, replies).await
     }
 
     /// Puts on the draft all that came in; refusals are answered at once.
@@ -191,9 +205,11 @@ impl Brain {
             "manager".clone_into(&mut event.kind);
             draft.put(Object::Event(event));
         }
-        for (registration, reply) in std::mem::take(&mut self.pending.registrations) {
+        for (registration, at, reply) in std::mem::take(&mut self.pending.registrations) {
             match register(draft.state(), &registration, ctx.now_ms) {
                 Ok(changes) => {
+                    // One that is refused is not heard: it takes no part.
+                    self.liveness.heard(&registration.id, self.monotonic_ms(at));
                     stage(draft, changes, ctx);
                     replies.registrations.push(reply);
                 }
@@ -205,22 +221,37 @@ impl Brain {
         }
         self.stage_judgements(draft, ctx);
         self.stage_reports(draft, ctx);
-        for (request, reply) in std::mem::take(&mut self.pending.controls) {
+        self.stage_requests(draft, ctx, &mut replies);
+        replies
+    }
+
+    /// As many requests as one transaction takes; the others are next.
+    fn stage_requests(&mut self, draft: &mut Draft, ctx: &mut Ctx, replies: &mut Replies) {
+        let mut bytes = 0;
+        let mut requests = std::mem::take(&mut self.pending.controls).into_iter();
+        for (request, reply) in requests.by_ref() {
             match control::decide(draft.state(), request, ctx) {
                 Ok((changes, answer)) => {
+                    bytes += changes.puts.iter().map(weight).sum::<usize>();
                     stage(draft, changes, ctx);
                     replies.controls.push((answer, reply));
                 }
                 Err(refusal) => drop(reply.send(Err(refusal))),
             }
+            if bytes >= BYTES_PER_PART_MAX {
+                break;
+            }
         }
-        replies
+        self.pending.controls.extend(requests);
+        if !self.pending.controls.is_empty() {
+            self.wake_at = tokio::time::Instant::now();
+        }
     }
 
     fn stage_judgements(&mut self, draft: &mut Draft, ctx: &mut Ctx) {
         let now_ms = self.monotonic_ms(Instant::now());
         let (judgements, ask_again_ms) = self.liveness.judge(draft.state(), now_ms);
-        self.wake_at = Some(tokio::time::Instant::now() + Duration::from_millis(ask_again_ms.saturating_sub(now_ms)));
+        self.wake_at = tokio::time::Instant::now() + Duration::from_millis(ask_again_ms.saturating_sub(now_ms));
         for judgement in judgements {
             let Some(node) = draft.state().nodes().get(&judgement.node) else { continue };
             info!(node = node.name(), from = node.state.as_str(), to = judgement.state.as_str(), why = judgement.message, "node");
@@ -243,32 +274,34 @@ impl Brain {
 
     /// Reports stay pending until they are committed: a conflict must not lose them.
     fn stage_reports(&mut self, draft: &mut Draft, ctx: &mut Ctx) {
-        let mut staged = 0;
+        let (mut staged, mut bytes) = (0, 0);
         self.pending.reports.retain(|(node, task), status| {
-            if staged >= TASKS_PER_PLAN_MAX {
+            if staged >= OBJECTS_PER_PART_MAX || bytes >= BYTES_PER_PART_MAX {
                 return true;
             }
             let Some(before) = draft.state().tasks().get(task).cloned() else { return false };
             let Some(after) = report::merge(&before, node, status) else { return false };
             debug!(task = %task, name = after.name, from = %before.status.state, to = %after.status.state, "step");
             let notes = report::note(&before, &after).into_iter().collect();
-            stage(draft, ChangeSet { puts: vec![Object::Task(Box::new(after))], notes, ..ChangeSet::default() }, ctx);
+            let after = Object::Task(Box::new(after));
+            bytes += weight(&after);
+            stage(draft, ChangeSet { puts: vec![after], notes, ..ChangeSet::default() }, ctx);
             staged += 1;
             true
         });
         self.reports_staged = staged;
         if self.pending.reports.len() > staged {
-            self.wake_at = Some(tokio::time::Instant::now());
+            self.wake_at = tokio::time::Instant::now();
         }
     }
 
-    async fn propose(&mut self, transaction: Transaction, replies: Replies) -> bool {
+    async fn propose(&mut self, transaction: Transaction, left: Dirty, replies: Replies) -> bool {
         let changes = transaction.changes.len();
         match self.store.propose(transaction).await {
             Ok(revision) => {
                 debug!(revision, changes, "committed");
                 self.forget_staged_reports();
-                self.dirty = Dirty::default();
+                self.dirty = left;
                 self.answer(replies, revision);
                 true
             }
@@ -284,8 +317,9 @@ impl Brain {
                 let refusal =
                     ApiError::new(ErrorCode::TooLarge, format!("the change needs {bytes} bytes in the log, the limit is {limit}"))
                         .hint("deploy or scale in smaller steps");
+                // All parts of a plan but a single request are bounded: without it the next plan fits. Nothing else is lost.
                 self.refuse(replies, &refusal);
-                self.forget_staged_reports();
+                self.dirty = Dirty::everything();
                 true
             }
             Err(lost @ (ProposeError::NotLeader { .. } | ProposeError::Unavailable | ProposeError::ShuttingDown)) => {
@@ -325,4 +359,13 @@ impl Brain {
             drop(reply.send(Err(refusal.clone())));
         }
     }
+}
+
+/// The latest time that stands in a state.
+fn latest_ms(state: &State) -> u64 {
+    let stamps = state.services().values().map(|object| object.stamp);
+    let stamps = stamps.chain(state.tasks().values().map(|object| object.stamp)).chain(state.nodes().values().map(|object| object.stamp));
+    let stamps =
+        stamps.chain(state.networks().values().map(|object| object.stamp)).chain(state.events().values().map(|object| object.stamp));
+    stamps.map(|stamp| stamp.updated_at_ms).max().unwrap_or_default()
 }

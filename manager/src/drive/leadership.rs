@@ -11,6 +11,7 @@ use tracing::info;
 
 use super::brain::{Brain, Event, Outcome};
 use super::logs::LogBroker;
+use super::relays::RelayBroker;
 use super::sessions::Sessions;
 use crate::core::control::Request;
 use crate::core::node::liveness::Timing;
@@ -30,6 +31,7 @@ pub struct Term {
     pub events: mpsc::Sender<Event>,
     pub sessions: Sessions,
     pub logs: LogBroker,
+    pub relays: RelayBroker,
     /// Cancelled when the term ends.
     pub ended: CancellationToken,
 }
@@ -113,6 +115,7 @@ fn begin(store: &Store, timing: Timing, number: u64) -> (Arc<Term>, Scope) {
         events,
         sessions: Sessions::default(),
         logs: LogBroker::default(),
+        relays: RelayBroker::default(),
         ended: CancellationToken::new(),
     });
     let mut scope = Scope::new();

@@ -8,11 +8,11 @@ use rcluster_api::spec::Spec;
 use rcluster_api::wire::convert;
 use rcluster_api::wire::v1::control_server::Control;
 use rcluster_api::wire::v1::{self};
-use tokio_stream::Stream;
-use tonic::{Request, Response, Status};
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::route::{Route, Router, forward};
-use super::{logs, watch};
+use super::{logs, relay, watch};
 use crate::core::control::{Answer, Outcome, Request as Asked};
 use crate::core::state::State;
 
@@ -178,6 +178,19 @@ impl Control for ControlService {
                 leader.logs(forward(request)).await.map(|answer| Response::new(Box::pin(answer.into_inner()) as Self::LogsStream))
             }
             Route::Here(term) => Ok(Response::new(logs::stream(self.router.store.clone(), term, request.into_inner())?)),
+        }
+    }
+
+    type RelayStream = Answers<v1::RelayOutput>;
+
+    async fn relay(&self, request: Request<Streaming<v1::RelayInput>>) -> Result<Response<Self::RelayStream>, Status> {
+        match self.router.route(&request).await? {
+            Route::There(mut leader) => {
+                // A user's connection that breaks ends the answer too, and with it this call: the error itself need not be passed on.
+                let request = request.map(|inputs| inputs.map_while(Result::ok));
+                leader.relay(forward(request)).await.map(|answer| Response::new(Box::pin(answer.into_inner()) as Self::RelayStream))
+            }
+            Route::Here(term) => Ok(Response::new(relay::stream(self.router.store.clone(), term, request.into_inner()).await?)),
         }
     }
 

@@ -11,7 +11,7 @@ use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{NodeId, TaskId};
 use rcluster_api::object::TaskStatus;
 use rcluster_api::wire::v1::dispatcher_server::Dispatcher;
-use rcluster_api::wire::v1::{self, agent_message, manager_message};
+use rcluster_api::wire::v1::{self, agent_message, manager_message, relay_output};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -23,7 +23,7 @@ use crate::core::dispatch::assignments::assignments;
 use crate::core::dispatch::netview::Networks;
 use crate::core::node::register::Registration;
 use crate::core::state::State;
-use crate::drive::{Event, Term};
+use crate::drive::{AgentEnd, Event, Term};
 
 /// Metadata key of the leader's address in a refusal.
 const LEADER_KEY: &str = "x-rcluster-leader";
@@ -31,6 +31,8 @@ const LEADER_KEY: &str = "x-rcluster-leader";
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages that wait for a slow agent.
 const OUTBOX_MAX: usize = 32;
+/// Frames of a relay that wait for a slow agent.
+const RELAY_FRAMES_MAX: usize = 8;
 /// Silence of a manager after which an agent looks for another, in heartbeats.
 const SESSION_TIMEOUT_BEATS: u64 = 2;
 
@@ -158,6 +160,23 @@ impl Dispatcher for DispatcherService {
             }
         }
         Ok(Response::new(v1::PublishLogsResponse {}))
+    }
+
+    type RelayStream = Answers<v1::RelayInput>;
+
+    async fn relay(&self, request: Request<Streaming<v1::RelayOutput>>) -> Result<Response<Self::RelayStream>, Status> {
+        let term = self.term()?;
+        let mut outputs = request.into_inner();
+        let refused = |message: &str| Status::from(ApiError::new(ErrorCode::Invalid, message));
+        let first = tokio::time::timeout(REGISTER_TIMEOUT, outputs.message()).await;
+        let first = first.map_err(|_| refused("the relay's id was not said in time"))??.and_then(|output| output.kind);
+        let Some(relay_output::Kind::RequestId(id)) = first else {
+            return Err(refused("the first message of an agent's relay is request_id"));
+        };
+        let (inputs, messages) = mpsc::channel(RELAY_FRAMES_MAX);
+        let gone = || Status::from(ApiError::new(ErrorCode::NotFound, "the user of this relay has gone"));
+        term.relays.take(&id).ok_or_else(gone)?.send(AgentEnd { inputs, outputs }).map_err(|_| gone())?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 }
 

@@ -5,6 +5,7 @@ pub mod control;
 pub mod dispatcher;
 mod logs;
 pub mod raft;
+mod relay;
 pub mod rest;
 mod route;
 mod watch;

@@ -93,8 +93,7 @@ async fn tasks(control: &ControlService) -> Result<Vec<Task>, Refusal> {
 }
 
 /// Objects as JSON; services, nodes and networks with what their tasks tell.
-async fn views(control: &ControlService, request: v1::ListRequest) -> Result<Vec<Value>, Refusal> {
-    let found = objects(control, request).await?;
+async fn views(control: &ControlService, found: Vec<Object>) -> Result<Vec<Value>, Refusal> {
     let needs_tasks = found.iter().any(|object| matches!(object, Object::Service(_) | Object::Node(_) | Object::Network(_)));
     let tasks = if needs_tasks { tasks(control).await? } else { Vec::new() };
     let view = |object: &Object| match object {
@@ -112,12 +111,21 @@ async fn views(control: &ControlService, request: v1::ListRequest) -> Result<Vec
 
 async fn list(State(control): State<ControlService>, kind: Kind, Query(filter): Query<Filter>) -> Answer {
     let request = v1::ListRequest { kind: v1::Kind::from(kind).into(), name: String::new(), service: filter.service, stack: filter.stack };
-    Ok(Json(Value::Array(views(&control, request).await?)))
+    let found = objects(&control, request).await?;
+    Ok(Json(Value::Array(views(&control, found).await?)))
 }
 
 async fn one(State(control): State<ControlService>, kind: Kind, Path(name): Path<String>) -> Answer {
     let request = v1::ListRequest { kind: v1::Kind::from(kind).into(), name, ..v1::ListRequest::default() };
-    Ok(Json(views(&control, request).await?.pop().unwrap_or_default()))
+    let mut found = objects(&control, request).await?;
+    // A task's name is that of all tasks its slot has had: the one that lives is meant, else the last.
+    let newest = |object: &Object| match object {
+        Object::Task(task) => (task.is_live(), task.stamp.created_at_ms),
+        Object::Service(_) | Object::Node(_) | Object::Network(_) | Object::Event(_) => (true, 0),
+    };
+    found.sort_by_key(newest);
+    let one = found.pop().into_iter().collect();
+    Ok(Json(views(&control, one).await?.pop().unwrap_or_default()))
 }
 
 async fn cluster(State(control): State<ControlService>) -> Answer {

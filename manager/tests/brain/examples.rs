@@ -281,3 +281,110 @@ fn a_very_large_service_is_made_in_several_transactions() {
     assert_eq!(world.state.revision(), revision + 4);
     assert_eq!(world.state.tasks().len(), 3500);
 }
+
+#[test]
+fn a_successor_that_fails_beside_the_old_task_is_tried_again_by_the_restart_policy() {
+    let mut world = three_nodes();
+    let spec = |image: &str| json!({"containers": [{"image": image}], "update": {"order": "start-first"}, "restart": {"max_attempts": 2, "delay": "1s"}});
+    world.service("web", spec("web:1"));
+    world.settle();
+    world.service("web", spec("typo:2"));
+    let mut tries = Vec::new();
+    while let Some(next) = world.state.tasks().values().find(|task| task.is_live() && task.spec_version == 2).cloned() {
+        tries.push(next.start_after_ms.saturating_sub(next.stamp.created_at_ms) > 0);
+        world.now_ms = world.now_ms.max(next.start_after_ms);
+        world.wake();
+        world.report(&next.id, TaskState::Rejected, "no such image");
+        assert!(tries.len() < 10, "{}", world.picture());
+    }
+    assert_eq!(tries, [false, true, true], "the first at once, the others after a delay, and then no more");
+    assert_eq!(world.running("web"), 1, "the old task goes on");
+}
+
+#[test]
+fn an_update_passes_by_a_slot_that_has_no_place_and_a_node_that_is_down() {
+    let mut world = three_nodes();
+    let spec = |memory: &str| json!({"replicas": 4, "containers": [{"image": "web:1", "resources": {"reservations": {"memory": memory}}}]});
+    world.service("web", spec("3GiB"));
+    world.service("agent", json!({"mode": "global", "containers": [{"image": "agent:1"}]}));
+    world.settle();
+    assert_eq!((world.running("web"), world.running("agent")), (3, 3));
+    world.service("web", spec("2GiB"));
+    world.settle();
+    let updated = |world: &World, service: &str| {
+        world.state.tasks().values().filter(|t| t.service == service && t.is_live() && t.spec_version == 2 && t.serves()).count()
+    };
+    assert_eq!(updated(&world, "web"), 4, "{}", world.picture());
+
+    world.node_state("n2", NodeState::Down);
+    world.service("agent", json!({"mode": "global", "containers": [{"image": "agent:2"}]}));
+    world.settle();
+    assert_eq!(updated(&world, "agent"), 2, "{}", world.picture());
+}
+
+#[test]
+fn an_update_stops_where_the_new_version_has_no_place() {
+    let mut world = three_nodes();
+    let spec = |memory: &str| {
+        json!({"replicas": 3, "placement": {"max_per_node": 1},
+            "containers": [{"image": "web:1", "resources": {"reservations": {"memory": memory}}}]})
+    };
+    world.service("web", spec("1GiB"));
+    world.settle();
+    world.service("web", spec("64GiB"));
+    world.settle();
+    assert_eq!(world.running("web"), 2, "one slot is taken out and no other follows: {}", world.picture());
+}
+
+#[test]
+fn what_one_plan_has_no_room_for_is_not_forgotten() {
+    let mut world = three_nodes();
+    let names = ["a", "b", "c"];
+    for name in names {
+        world.service(name, json!({"replicas": 700, "containers": [{"image": "web:1"}]}));
+    }
+    assert_eq!(world.state.tasks().len(), 2100);
+    world.request(Request::Remove(names.map(|name| (Kind::Service, name.to_owned())).to_vec())).unwrap();
+    assert!(world.state.tasks().values().all(|task| task.desired_state == TaskState::Removed));
+}
+
+#[test]
+fn services_with_long_specs_move_in_steps_that_the_log_takes() {
+    let mut world = three_nodes();
+    let argument = "x".repeat(200 << 10);
+    world.service("long", json!({"replicas": 60, "containers": [{"image": "web:1", "args": [argument]}]}));
+    world.node_state("n1", NodeState::Down);
+    assert_eq!(world.state.tasks().values().filter(|task| task.is_live() && task.node != "n1").count(), 60);
+}
+
+#[test]
+fn a_pool_without_a_subnet_left_is_said_when_the_network_is_asked_for() {
+    let mut world = three_nodes();
+    let all = NetworkSpec { name: "all".to_owned(), subnet: Some("10.128.0.0/10".parse().unwrap()), ..NetworkSpec::default() };
+    let refused = world.request(Request::Apply(vec![(Spec::Network(all), 0)])).unwrap_err();
+    assert!(refused.contains("overlaps 10.128.0.0/24 of network lab"), "{refused}");
+    world.request(Request::Remove(vec![(Kind::Network, "lab".to_owned())])).unwrap();
+    for (name, subnet) in [("lower", "10.128.0.0/10"), ("upper", "10.192.0.0/10")] {
+        let half = NetworkSpec { name: name.to_owned(), subnet: Some(subnet.parse().unwrap()), ..NetworkSpec::default() };
+        world.request(Request::Apply(vec![(Spec::Network(half), 0)])).unwrap();
+    }
+    let more = NetworkSpec { name: "more".to_owned(), ..NetworkSpec::default() };
+    let refused = world.request(Request::Apply(vec![(Spec::Network(more), 0)])).unwrap_err();
+    assert!(refused.contains("no subnet is free for network more"), "{refused}");
+}
+
+#[test]
+fn of_two_requests_for_the_same_version_in_one_batch_the_second_is_refused() {
+    let mut world = three_nodes();
+    world.service("web", web(1));
+    let version = world.state.find_service("web").unwrap().stamp.version;
+    let mut outcomes = Vec::new();
+    world.turn(|draft, ctx| {
+        for replicas in [2, 3] {
+            let spec = ServiceSpec { name: "web".to_owned(), ..serde_json::from_value(web(replicas)).unwrap() };
+            let decided = rcluster_manager::core::control::decide(draft.state(), Request::Apply(vec![(Spec::Service(spec), version)]), ctx);
+            outcomes.push(decided.map(|(changes, _)| rcluster_manager::core::plan::stage(draft, changes, ctx)).is_ok());
+        }
+    });
+    assert_eq!(outcomes, [true, false]);
+}

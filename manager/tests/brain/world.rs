@@ -11,7 +11,7 @@ use rcluster_manager::core::control::{self, Answer, Request};
 use rcluster_manager::core::node::register::{Registration, register};
 use rcluster_manager::core::node::report;
 use rcluster_manager::core::plan::{ChangeSet, Ctx, Dirty, plan, stage};
-use rcluster_manager::core::state::{Draft, State};
+use rcluster_manager::core::state::{Draft, State, encode_transaction};
 
 /// The cluster and the time in it.
 pub struct World {
@@ -19,12 +19,17 @@ pub struct World {
     pub now_ms: u64,
     seen: State,
     seed: u64,
+    /// What the last plan left for the next.
+    left: Dirty,
 }
+
+/// The store's limit for one transaction.
+const TRANSACTION_BYTES_MAX: usize = 8 << 20;
 
 impl World {
     pub fn new(seed: u64) -> Self {
         let state = State::new("world".to_owned());
-        Self { seen: state.clone(), state, now_ms: 1_000_000, seed: seed * 1_000_000 }
+        Self { seen: state.clone(), state, now_ms: 1_000_000, seed: seed * 1_000_000, left: Dirty::default() }
     }
 
     /// Plans with what `stage_first` puts on the draft, applies, and goes on until nothing changes.
@@ -38,13 +43,19 @@ impl World {
             if let Some(stage_first) = stage_first.take() {
                 stage_first(&mut draft, &mut ctx);
             }
-            let mut dirty = Dirty::default();
+            let mut dirty = std::mem::take(&mut self.left);
             dirty.add_difference(&self.seen, draft.state());
             self.seen = self.state.clone();
-            let transaction = plan(draft, &dirty, &mut ctx).transaction;
+            let planned = plan(draft, &dirty, &mut ctx);
+            let transaction = planned.transaction;
+            self.left = planned.left;
             if transaction.changes.is_empty() {
+                assert!(!planned.goes_on, "a plan that did nothing wants to go on");
                 return commits;
             }
+            let bytes = prost::Message::encoded_len(&encode_transaction(&transaction));
+            assert!(bytes <= TRANSACTION_BYTES_MAX, "{bytes} bytes in one transaction");
+            self.now_ms += 1;
             self.state.apply(self.state.revision() + 1, &transaction).expect("nobody else writes");
             self.check();
             commits += 1;

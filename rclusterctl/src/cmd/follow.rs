@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use rcluster_api::object::Kind;
 use rcluster_api::resource::Millis;
-use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1;
 use rcluster_base::scope::Scope;
 use rcluster_deploy::watch::{Blame, Picture, Rollout, Tally, TaskLine, Verdict};
@@ -143,7 +142,7 @@ pub async fn rollout(session: Session, services: &BTreeSet<String>, revision: u6
 fn late(ending: Ending, lines: &[TaskLine], tallies: &[Tally]) -> CliError {
     let standing: Vec<String> = tallies.iter().map(|tally| format!("{} {}/{}", tally.service, tally.running, tally.wanted)).collect();
     let mut message = format!("the {} has not converged within {}: {}", ending.verb, ending.timeout, standing.join(", "));
-    for line in lines.iter().filter(|line| line.state != TaskState::Running).take(REASONS_MAX) {
+    for line in lines.iter().filter(|line| !line.serves).take(REASONS_MAX) {
         let reason = if line.message.is_empty() { String::new() } else { format!(": {}", line.message) };
         message.push_str(&format!("\n  {} is {}{reason}", line.name, line.state));
     }

@@ -1,7 +1,7 @@
 //! `logs`: what containers have written, line by line, with who wrote it.
 
 use rcluster_api::error::ApiError;
-use rcluster_api::object::Kind;
+use rcluster_api::object::{Kind, Object};
 use rcluster_api::wire::v1;
 use rcluster_base::clock::unix_ms;
 use serde::Serialize;
@@ -25,8 +25,19 @@ struct LineJson<'a> {
 
 /// `logs SERVICE|TASK`.
 pub async fn logs(mut session: Session, out: Out, args: Logs) -> Result<(), CliError> {
-    let since_ms = args.since.as_deref().map(|since| views::since(since, unix_ms())).transpose()?.unwrap_or(0);
-    let of_service = !session.list(Kind::Service, &args.target, "").await?.is_empty();
+    let now_ms = unix_ms();
+    let since_ms = match (args.since.as_deref(), args.tail) {
+        // None of the lines that are there: what comes from now on.
+        (_, Some(0)) => now_ms,
+        (Some(since), _) => views::since(since, now_ms)?,
+        (None, _) => 0,
+    };
+    // All of them: a name that is a task's is no error here.
+    let services = session.list(Kind::Service, "", "").await?;
+    let of_service = services.iter().any(|object| match object {
+        Object::Service(service) => service.spec.name == args.target || service.id.as_str() == args.target,
+        _ => false,
+    });
     let request = v1::LogsRequest { target: args.target.clone(), follow: args.follow, tail: args.tail.unwrap_or(0), since_ms };
     let mut stream = session
         .call(|mut client| {

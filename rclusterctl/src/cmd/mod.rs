@@ -1,12 +1,17 @@
 //! What each verb does: calls in, views out. Printing is `output`'s, reading files `config`'s.
 
+pub mod attach;
 pub mod change;
 pub mod context;
+pub mod copy;
 pub mod deploy;
+pub mod exec;
 pub mod follow;
 pub mod lab;
 pub mod logs;
+pub mod relay;
 pub mod show;
+pub mod stats;
 
 use rcluster_api::object::Kind;
 
@@ -26,6 +31,13 @@ pub async fn run(command: Command, session: Session, out: Out) -> Result<(), Cli
         Command::Rm { kind, names, wait } => change::rm(session, kind.into(), &names, wait).await,
         Command::Scale { targets, wait } => change::scale(session, out, &targets, wait).await,
         Command::Logs(args) => logs::logs(session, out, args).await,
+        Command::Exec(args) => exec::exec(session, args).await,
+        Command::Copy(args) => copy::copy(session, args).await,
+        Command::Attach(args) => attach::attach(session, args).await,
+        Command::Stats(args) => stats::stats(session, out, args).await,
+        Command::Top(args) => stats::top(session, out, args).await,
+        Command::Pause(args) => attach::pause(session, args, false).await,
+        Command::Unpause(args) => attach::pause(session, args, true).await,
         Command::Events { since, watch } => show::events(session, out, since.as_deref(), watch).await,
         Command::Node(command) => node(session, out, command).await,
         Command::Network(command) => network(session, out, command).await,

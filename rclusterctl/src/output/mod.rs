@@ -101,6 +101,11 @@ fn gone_or(error: &io::Error) -> CliError {
     if error.kind() == io::ErrorKind::BrokenPipe { CliError::ReaderGone } else { CliError::refused(format!("write output: {error}"), "") }
 }
 
+/// Whether a person looks at stdout.
+pub fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
 /// Whether a person looks at stderr.
 pub fn talks_to_terminal() -> bool {
     io::stderr().is_terminal()

@@ -60,7 +60,7 @@ impl Progress {
 }
 
 fn is_awaited(line: &TaskLine) -> bool {
-    line.old || line.state != TaskState::Running
+    line.old || !line.serves
 }
 
 fn plain_line(line: &TaskLine) -> String {
@@ -68,7 +68,7 @@ fn plain_line(line: &TaskLine) -> String {
     if !line.node.is_empty() {
         text.push_str(&format!(" on {}", line.node));
     }
-    if !line.message.is_empty() && line.state != TaskState::Running {
+    if !line.message.is_empty() && !line.serves {
         text.push_str(&format!(": {}", one_line(&line.message)));
     }
     text
@@ -78,7 +78,7 @@ fn bar_line(line: &TaskLine) -> String {
     let full = TaskState::ALL.iter().position(|state| *state == line.state).map_or(0, |step| (step + 1).min(BAR_CELLS));
     let bar = format!("{}{}", "=".repeat(full), " ".repeat(BAR_CELLS - full));
     let state = if line.old { "to be replaced".to_owned() } else { line.state.to_string() };
-    let message = if line.state == TaskState::Running { String::new() } else { one_line(&line.message) };
+    let message = if line.serves { String::new() } else { one_line(&line.message) };
     format!("{:<20} [{bar}] {state:<14} {:<6} {message}", line.name, line.node).trim_end().to_owned()
 }
 
@@ -99,6 +99,7 @@ mod tests {
             node: if state > TaskState::Pending { "n1".to_owned() } else { String::new() },
             state,
             message: message.to_owned(),
+            serves: state == TaskState::Running,
             old: false,
         }
     }

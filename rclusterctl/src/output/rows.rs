@@ -92,7 +92,7 @@ fn task_row(task: &TaskJson, wide: bool, now_ms: u64) -> Vec<String> {
         task.id.clone(),
         task.name.clone(),
         or_dash(&task.node),
-        task.state.to_string(),
+        state(task),
         task.desired_state.to_string(),
         or_dash(addresses.join(",")),
         age(&task.since, now_ms),
@@ -102,6 +102,14 @@ fn task_row(task: &TaskJson, wide: bool, now_ms: u64) -> Vec<String> {
     }
     row.push(task.message.clone());
     row
+}
+
+/// The state, with the health of what is checked: `running (healthy)`, as docker has it.
+fn state(task: &TaskJson) -> String {
+    match task.health.as_str() {
+        "" => task.state.to_string(),
+        health => format!("{} ({health})", task.state),
+    }
 }
 
 fn labels(labels: &std::collections::BTreeMap<String, String>) -> String {

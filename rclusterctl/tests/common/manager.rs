@@ -273,6 +273,30 @@ impl Control for Manager {
         Ok(Response::new(Box::pin(tokio_stream::once(Ok(line)))))
     }
 
+    type RelayStream = Answer<v1::RelayOutput>;
+
+    /// A container that answers with what it was asked, and ends with code 7.
+    async fn relay(&self, request: Request<tonic::Streaming<v1::RelayInput>>) -> Result<Response<Self::RelayStream>, Status> {
+        use v1::{relay_input, relay_open, relay_output};
+        let Some(relay_input::Kind::Open(open)) = request.into_inner().message().await?.and_then(|input| input.kind) else {
+            return Err(ApiError::new(ErrorCode::Invalid, "open first").into());
+        };
+        if open.target != "web.1" {
+            let error = ApiError::new(ErrorCode::Conflict, format!("task {} is failed, not running", open.target));
+            return Err(error.hint("rclusterctl ps -a shows all tasks").into());
+        }
+        let opened =
+            v1::RelayOpened { task: open.target, node: "n1".to_owned(), container: "web".to_owned(), containers: vec!["web".to_owned()] };
+        let Some(relay_open::Kind::Exec(exec)) = open.kind else { return Err(ApiError::new(ErrorCode::Invalid, "exec only").into()) };
+        let kinds = [
+            relay_output::Kind::Opened(opened),
+            relay_output::Kind::Stdout(format!("{exec:?}\n").into_bytes()),
+            relay_output::Kind::Exit(v1::RelayExit { code: 7 }),
+        ];
+        let outputs = kinds.map(|kind| Ok(v1::RelayOutput { kind: Some(kind) }));
+        Ok(Response::new(Box::pin(tokio_stream::iter(outputs))))
+    }
+
     async fn cluster(&self, _: Request<v1::ClusterRequest>) -> Result<Response<v1::ClusterResponse>, Status> {
         let manager = v1::ManagerStatus {
             id: 1,

@@ -115,6 +115,29 @@ fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
+/// The cgroup that systemd would make for `SLICE:PREFIX:NAME`: `a-b.slice:p:n` is `/a.slice/a-b.slice/p-n.scope` (systemd.slice(5); runc's
+/// default is `system.slice`, and a name that ends in `.slice` is one itself). `None` when it is not of that form.
+pub fn path_of_unit(text: &str) -> Option<PathBuf> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let &[slice, prefix, name] = parts.as_slice() else { return None };
+    let slice = if slice.is_empty() { "system.slice" } else { slice };
+    let stem = slice.strip_suffix(".slice")?;
+    if name.is_empty() || text.contains('/') || stem != "-" && stem.split('-').any(str::is_empty) {
+        return None;
+    }
+    let mut path = PathBuf::from("/");
+    if stem != "-" {
+        let ends = stem.match_indices('-').map(|(place, _)| place).chain([stem.len()]);
+        path.extend(ends.map(|end| format!("{}.slice", &stem[..end])));
+    }
+    path.push(match prefix {
+        _ if name.ends_with(".slice") => name.to_owned(),
+        "" => format!("{name}.scope"),
+        _ => format!("{prefix}-{name}.scope"),
+    });
+    Some(path)
+}
+
 /// Decides the container's cgroups. An absolute `cgroups_path` counts from each hierarchy's mount point, a relative one from the
 /// runtime's own cgroup; without one it is `/rcluster/<id>`.
 pub fn plan(
@@ -415,6 +438,18 @@ mod tests {
         let refusals = plan(&found, &[], None, "web", &resources).unwrap_err();
         assert_eq!(refusals.len(), 1);
         assert!(refusals[0].to_string().starts_with("linux.resources.memory.limit: this host has no memory cgroup controller"));
+    }
+
+    #[test]
+    fn units_of_systemd_as_paths() {
+        let path = |text: &str| path_of_unit(text).map(|path| path.display().to_string());
+        assert_eq!(path("a-b-c.slice:cri:x1").as_deref(), Some("/a.slice/a-b.slice/a-b-c.slice/cri-x1.scope"));
+        assert_eq!(path(":docker:x1").as_deref(), Some("/system.slice/docker-x1.scope"));
+        assert_eq!(path("-.slice::x1").as_deref(), Some("/x1.scope"));
+        assert_eq!(path("user.slice::pod.slice").as_deref(), Some("/user.slice/pod.slice"));
+        for text in ["/a/b", "a:b", "a.slice:b:", "a--b.slice:c:d", "a:b:c", "a.slice:../..:x", "a.slice:b/c:d"] {
+            assert_eq!(path(text), None, "{text}");
+        }
     }
 
     #[test]

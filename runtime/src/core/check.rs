@@ -209,9 +209,6 @@ impl Refusals {
             }
         }
         if let Some(process) = &spec.process {
-            if process.terminal {
-                self.refuse("process.terminal", "terminals are not built yet: set it to false");
-            }
             if process.command_line.as_ref().is_some_and(|value| !is_empty(value)) {
                 self.refuse("process.commandLine", "is of Windows: use process.args");
             }

@@ -1,8 +1,9 @@
 //! Decisions without effects: no system call, clock, file or environment is reached from here.
 //!
-//! Decides what a bundle asks for (`spec` → `check`), which cgroups hold the container (`cgroup`), the ordered steps that turn a fresh
-//! process into the container's (`plan`), and what to call a container's state (`status`). In: texts and facts that the caller read.
-//! Out: values that print. Never touches the kernel: `parent` and `init` do.
+//! Decides what a bundle asks for (`spec` → `check`), which cgroups hold the container (`cgroup`) and how their limits change (`update`),
+//! the ordered steps that turn a fresh process into the container's (`plan`, `exec`, `caller`), and what to call a container's state and
+//! use (`status`, `stats`). In: texts and facts that the caller read. Out: values that print. Never touches the kernel: `parent` and
+//! `init` do.
 
 pub mod spec;
 
@@ -17,5 +18,12 @@ pub mod hooks;
 
 pub mod cgroup;
 pub mod device_filter;
+pub mod update;
+
 pub mod plan;
+
+pub mod caller;
+pub mod exec;
+
+pub mod stats;
 pub mod status;

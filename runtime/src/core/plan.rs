@@ -17,6 +17,7 @@ use super::check::{
     Scheduler, TimeOffset,
 };
 use super::mount_options::{MountOptions, Propagation};
+use super::spec::ConsoleSize;
 
 /// What the parent clones with and what the child then does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,9 +93,15 @@ pub enum Step {
     /// Root of the user namespace.
     BecomeRoot,
     Bear(Vec<NamespaceKind>),
+    /// All at once, those of the process at a descriptor (setns(2)).
+    JoinProcess {
+        kinds: Vec<NamespaceKind>,
+        handle: usize,
+    },
     NewCgroupNamespace,
     NewTimeNamespace(Vec<TimeOffset>),
     NewSession,
+    SessionKeyring(String),
     LoopbackUp,
     Hostname(String),
     Domainname(String),
@@ -136,6 +143,14 @@ pub enum Step {
         propagation: Propagation,
         recursive: bool,
     },
+    /// Where pivot_root(2) cannot be had.
+    MoveRoot,
+    /// `bind`: also as `/dev/console`. `relayed`: lines end in the caller's terminal, not in this one.
+    Terminal {
+        size: Option<ConsoleSize>,
+        bind: bool,
+        relayed: bool,
+    },
     RootReadonly,
     Rlimit(Rlimit),
     Scheduler(Scheduler),
@@ -167,7 +182,10 @@ pub enum Step {
     ChangeDirectory(PathBuf),
     FindProgram(String),
     Umask(u32),
-    CloseDescriptorsOnExec,
+    /// All but the standard ones and those the caller passes on, which follow them.
+    CloseDescriptorsOnExec {
+        preserved: u32,
+    },
 }
 
 /// One of `mounts[]`, ready to be made.
@@ -265,11 +283,15 @@ pub fn plan(container: &Container, cgroups: &CgroupPlan, privileges: Privileges)
     if container.root_readonly {
         steps.push(Step::RootReadonly);
     }
-    // The first process of a user namespace has all capabilities in it (user_namespaces(7)).
-    let available = if user { Privileges { held: CapabilitySet::ALL, bounding: CapabilitySet::ALL } } else { privileges };
-    let granted = grant(&container.process.capabilities, available, &mut notes);
+    let granted = grant(&container.process.capabilities, available(container, privileges), &mut notes);
     process(&container.process, &granted, &mut steps);
     Plan { clone_namespaces: if user { Vec::new() } else { cloned(container) }, trees: trees.found, steps, notes }
+}
+
+/// What a process has to give when its program's rights are set: all capabilities where it entered a user namespace (user_namespaces(7)).
+pub(super) fn available(container: &Container, privileges: Privileges) -> Privileges {
+    let all = Privileges { held: CapabilitySet::ALL, bounding: CapabilitySet::ALL };
+    container.namespace(NamespaceKind::User).map_or(privileges, |_| all)
 }
 
 /// The namespaces to join, in the order of the handles.
@@ -422,6 +444,9 @@ fn file_system(container: &Container, cgroups: &CgroupPlan, trees: &mut Trees, s
         ];
         steps.extend(links.map(|(path, target)| Step::Link { path: path.into(), target: target.into() }));
     }
+    if container.process.terminal {
+        steps.push(Step::Terminal { size: container.process.console_size, bind: true, relayed: false });
+    }
     steps.push(Step::WorkDirectory(container.process.cwd.clone()));
     let sysctl = container.sysctl.iter();
     steps.extend(sysctl.map(|(name, value)| Step::Sysctl { name: name.clone(), value: value.clone() }));
@@ -468,7 +493,7 @@ fn mount_step(mount: &Mount, cgroups: &CgroupPlan, private_cgroups: bool, label:
 /// The sets that can be had. runc fails when a set holds more than it has itself; a container that asks for Docker's default, or for
 /// everything, then could not start under a supervisor that lacks one capability, so what is not held is left out, with a note.
 /// The kernel raises an ambient capability only when it is permitted and inheritable (capabilities(7)); the rest is left out as well.
-fn grant(asked: &Capabilities, available: Privileges, notes: &mut Vec<String>) -> Capabilities {
+pub(super) fn grant(asked: &Capabilities, available: Privileges, notes: &mut Vec<String>) -> Capabilities {
     let Privileges { held, bounding: held_bounding } = available;
     let everything = [asked.effective, asked.permitted, asked.inheritable].into_iter().fold(asked.bounding, CapabilitySet::union);
     let missing = everything.difference(held.intersection(held_bounding));
@@ -491,7 +516,7 @@ fn grant(asked: &Capabilities, available: Privileges, notes: &mut Vec<String>) -
     }
 }
 
-fn process(process: &Process, granted: &Capabilities, steps: &mut Vec<Step>) {
+pub(super) fn process(process: &Process, granted: &Capabilities, steps: &mut Vec<Step>) {
     steps.extend(process.rlimits.iter().cloned().map(Step::Rlimit));
     steps.extend(process.scheduler.clone().map(Step::Scheduler));
     steps.extend(process.io_priority.map(Step::IoPriority));
@@ -512,7 +537,7 @@ fn process(process: &Process, granted: &Capabilities, steps: &mut Vec<Step>) {
     }
     steps.push(Step::FindProgram(process.args[0].clone()));
     steps.push(Step::Umask(process.umask));
-    steps.push(Step::CloseDescriptorsOnExec);
+    steps.push(Step::CloseDescriptorsOnExec { preserved: 0 });
 }
 
 impl fmt::Display for Step {
@@ -536,8 +561,13 @@ impl fmt::Display for Step {
                 write!(f, "linux.timeOffsets: make a time namespace")?;
                 offsets.iter().try_for_each(|TimeOffset { clock, seconds, nanoseconds }| write!(f, " {clock}={seconds}.{nanoseconds:09}"))
             }
+            Self::JoinProcess { kinds, .. } => {
+                let kinds: Vec<String> = kinds.iter().map(ToString::to_string).collect();
+                write!(f, "join the container's {} namespaces", kinds.join(" "))
+            }
             Self::NewCgroupNamespace => write!(f, "linux.namespaces: make a cgroup namespace"),
             Self::NewSession => write!(f, "begin a session"),
+            Self::SessionKeyring(name) => write!(f, "begin or join the session keyring {name:?}"),
             Self::LoopbackUp => write!(f, "linux.namespaces: bring the loopback interface up"),
             Self::Hostname(name) => write!(f, "hostname: set {name:?}"),
             Self::Domainname(name) => write!(f, "domainname: set {name:?}"),
@@ -558,6 +588,8 @@ impl fmt::Display for Step {
             Self::RootPropagation { propagation, recursive } => {
                 write!(f, "linux.rootfsPropagation: make the root {}{propagation}", if *recursive { "r" } else { "" })
             }
+            Self::MoveRoot => write!(f, "root.path: move it over the root"),
+            Self::Terminal { .. } => write!(f, "process.terminal: open it"),
             Self::RootReadonly => write!(f, "root.readonly: make the root read-only"),
             Self::Rlimit(limit) => write!(f, "process.rlimits: set {} to {} of at most {}", limit.name, limit.soft, limit.hard),
             Self::Scheduler(scheduler) => {
@@ -582,7 +614,8 @@ impl fmt::Display for Step {
             Self::ChangeDirectory(path) => write!(f, "process.cwd: change to {}", path.display()),
             Self::FindProgram(name) => write!(f, "process.args[0]: find {name:?}"),
             Self::Umask(mask) => write!(f, "process.user.umask: set {mask:03o}"),
-            Self::CloseDescriptorsOnExec => write!(f, "close all but the standard descriptors at exec"),
+            Self::CloseDescriptorsOnExec { preserved: 0 } => write!(f, "close all but the standard descriptors at exec"),
+            Self::CloseDescriptorsOnExec { preserved } => write!(f, "close all but the standard descriptors and {preserved} more at exec"),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// A field this runtime knows of and does not honour yet.
@@ -81,6 +82,7 @@ pub struct Root {
 pub struct Process {
     #[serde(default)]
     pub terminal: bool,
+    pub console_size: Option<ConsoleSize>,
     pub cwd: String,
     #[serde(default, deserialize_with = "nullable")]
     pub env: Vec<String>,
@@ -130,6 +132,13 @@ pub struct ExecCpuAffinity {
     pub initial: Option<String>,
     #[serde(rename = "final")]
     pub last: Option<String>,
+}
+
+/// `process.consoleSize`, in characters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub struct ConsoleSize {
+    pub height: u16,
+    pub width: u16,
 }
 
 /// `process.user`.
@@ -343,14 +352,23 @@ pub struct Pids {
 
 /// Reads `config.json`; an error begins with the path of the field.
 pub fn parse(bytes: &[u8]) -> Result<Spec, String> {
+    parse_as(bytes)
+}
+
+/// Reads a file that is a `process` alone, as `exec --process` takes one.
+pub fn parse_process(bytes: &[u8]) -> Result<Process, String> {
+    parse_as(bytes)
+}
+
+fn parse_as<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let spec: Spec = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let read: T = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let cause = error.into_inner();
         if path == "." { cause.to_string() } else { format!("{path}: {cause}") }
     })?;
     deserializer.end().map_err(|error| error.to_string())?;
-    Ok(spec)
+    Ok(read)
 }
 
 /// Go's encoder writes an empty list as `null`.

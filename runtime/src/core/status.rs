@@ -32,6 +32,8 @@ pub enum Status {
     Creating,
     Created,
     Running,
+    /// Its processes are frozen (not of the specification, but what runc and crun say).
+    Paused,
     Stopped,
 }
 
@@ -41,6 +43,7 @@ impl fmt::Display for Status {
             Self::Creating => "creating",
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         })
     }
@@ -52,11 +55,12 @@ pub fn is_alive(recorded: &Identity, boot_id: &str, seen: Option<Seen>) -> bool 
     recorded.boot_id == boot_id && seen.is_some_and(same)
 }
 
-/// Names the state. `gated`: the start gate is still in place, so the user's program has not been executed.
-pub fn status(recorded: Option<&Identity>, boot_id: &str, seen: Option<Seen>, gated: bool) -> Status {
+/// Names the state. `gated`: the start gate is still in place, so the user's program has not been executed. `frozen`: its cgroup is.
+pub fn status(recorded: Option<&Identity>, boot_id: &str, seen: Option<Seen>, gated: bool, frozen: bool) -> Status {
     match recorded {
         None => Status::Creating,
         Some(recorded) if !is_alive(recorded, boot_id, seen) => Status::Stopped,
+        Some(_) if frozen => Status::Paused,
         Some(_) if gated => Status::Created,
         Some(_) => Status::Running,
     }
@@ -85,16 +89,17 @@ mod tests {
         let recorded = Identity { pid: 7, start_time: 4242, boot_id: "b".into() };
         let alive = Some(Seen { state: 'S', start_time: 4242 });
         let cases = [
-            (None, "b", None, true, Status::Creating),
-            (Some(&recorded), "b", alive, true, Status::Created),
-            (Some(&recorded), "b", alive, false, Status::Running),
-            (Some(&recorded), "b", None, false, Status::Stopped),
-            (Some(&recorded), "b", Some(Seen { state: 'Z', start_time: 4242 }), false, Status::Stopped),
-            (Some(&recorded), "b", Some(Seen { state: 'S', start_time: 4243 }), false, Status::Stopped),
-            (Some(&recorded), "another boot", alive, true, Status::Stopped),
+            (None, "b", None, true, false, Status::Creating),
+            (Some(&recorded), "b", alive, true, false, Status::Created),
+            (Some(&recorded), "b", alive, false, false, Status::Running),
+            (Some(&recorded), "b", alive, false, true, Status::Paused),
+            (Some(&recorded), "b", None, false, true, Status::Stopped),
+            (Some(&recorded), "b", Some(Seen { state: 'Z', start_time: 4242 }), false, false, Status::Stopped),
+            (Some(&recorded), "b", Some(Seen { state: 'S', start_time: 4243 }), false, false, Status::Stopped),
+            (Some(&recorded), "another boot", alive, true, false, Status::Stopped),
         ];
-        for (recorded, boot_id, seen, gated, expected) in cases {
-            assert_eq!(status(recorded, boot_id, seen, gated), expected, "{recorded:?} {boot_id} {seen:?} {gated}");
+        for (recorded, boot_id, seen, gated, frozen, expected) in cases {
+            assert_eq!(status(recorded, boot_id, seen, gated, frozen), expected, "{recorded:?} {boot_id} {seen:?} {gated} {frozen}");
         }
     }
 }

@@ -1,6 +1,8 @@
-//! Instants as text (RFC 3339, UTC, nanoseconds).
+//! Instants as text (RFC 3339, UTC, nanoseconds), and durations as Go writes them.
 //!
-//! In: seconds and nanoseconds since 1970. Out: `2026-01-31T12:00:00.000000001Z`. Never reads a clock.
+//! In: seconds and nanoseconds since 1970; `1m30s`. Out: `2026-01-31T12:00:00.000000001Z`; a duration. Never reads a clock.
+
+use std::time::Duration;
 
 /// The text of an instant; years past 9999 are written with more digits.
 pub fn rfc3339(seconds: u64, nanoseconds: u32) -> String {
@@ -22,9 +24,42 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
+/// Reads a duration as Go's `time.ParseDuration` does, but none below zero: numbers, each with its unit, in a row.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let unit_at = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, after) = rest.split_at(unit_at);
+        let unit_end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, next) = after.split_at(unit_end);
+        let unit = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        seconds += number.parse::<f64>().ok()? * unit;
+        rest = next;
+    }
+    Duration::try_from_secs_f64(seconds).ok().filter(|_| !text.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_as_go_writes_them() {
+        let read = ["5s", "100ms", "1m30s", "1.5h", "2us"].map(|text| parse_duration(text).unwrap().as_micros());
+        assert_eq!(read, [5_000_000, 100_000, 90_000_000, 5_400_000_000, 2]);
+        for text in ["", "5", "s", "-5s", "5x", "1.2.3s", "99999999999999999999h"] {
+            assert_eq!(parse_duration(text), None, "{text:?}");
+        }
+    }
 
     #[test]
     fn known_instants() {

@@ -5,6 +5,7 @@
 //! death, but for what lies in the cgroups and the state directory, which are the parent's.
 
 mod caps;
+mod console;
 mod copy_up;
 mod devices;
 mod mounts;
@@ -37,11 +38,18 @@ pub struct Work {
     pub env: Vec<CString>,
     pub uid: u32,
     pub channel: Channel,
-    pub gate: std::fs::File,
-    pub result: std::fs::File,
+    pub start: Start,
     /// Those that run in the container, and what they are told.
-    pub hooks: Hooks,
-    pub hook_state: HookState,
+    pub hooks: Option<(Hooks, HookState)>,
+}
+
+/// When the program is executed, and who hears that it could not be.
+#[derive(Debug)]
+pub enum Start {
+    /// Once a byte comes through the gate; the failure goes to `result`.
+    Gated { gate: std::fs::File, result: std::fs::File },
+    /// As soon as all steps are done; the failure goes to the channel.
+    AtOnce,
 }
 
 /// Why a step failed.
@@ -94,7 +102,7 @@ const CANNOT_EXECUTE: i32 = 126;
 const NOT_FOUND: i32 = 127;
 
 /// Becomes the container's process.
-pub fn run(plan: &Plan, mut work: Work) -> ! {
+pub fn run(plan: &Plan, work: Work) -> ! {
     sys::reset_signals();
     rustix::process::umask(rustix::fs::Mode::empty());
     let mut performer = perform::Performer::new(&work);
@@ -123,26 +131,44 @@ pub fn run(plan: &Plan, mut work: Work) -> ! {
     if rustix::process::set_parent_process_death_signal(None).is_err() || said().is_err() {
         sys::exit(GONE);
     }
-    drop((work.channel, work.handles));
-    if work.gate.read_exact(&mut [0]).is_err() {
-        sys::exit(GONE);
-    }
-    if let Err(text) = run_hooks(&work.hooks, HookKind::StartContainer, &work.hook_state) {
-        let _ = work.result.write_all(&Message::Failed { step: HOOK, errno: 0, text }.encode());
-        sys::exit(GONE);
-    }
+    drop(work.handles);
+    let listener = match work.start {
+        Start::Gated { mut gate, mut result } => {
+            drop(work.channel);
+            if gate.read_exact(&mut [0]).is_err() {
+                sys::exit(GONE);
+            }
+            if let Err(text) = run_hooks(work.hooks.as_ref(), HookKind::StartContainer) {
+                // Whoever waits for the start hears it; the exit code tells anyone else.
+                let _ = result.write_all(&Message::Failed { step: HOOK, errno: 0, text }.encode());
+                sys::exit(GONE);
+            }
+            Listener::File(result)
+        }
+        Start::AtOnce => Listener::Channel(work.channel),
+    };
     let error = sys::execve(&program, &work.args, &env);
     let errno = error.raw_os_error().unwrap_or(0);
     let message = Message::Failed { step: EXECUTE, errno, text: program.to_string_lossy().into_owned() };
-    // The waiting start hears it; the exit code tells anyone else.
-    let _ = work.result.write_all(&message.encode());
+    // Whoever waits for the start hears it; the exit code tells anyone else.
+    let _ = match listener {
+        Listener::File(mut result) => result.write_all(&message.encode()),
+        Listener::Channel(channel) => channel.send(&message),
+    };
     sys::exit(if errno == libc::ENOENT { NOT_FOUND } else { CANNOT_EXECUTE })
 }
 
 /// Runs hooks here, where the container's process has another id than on the host.
-fn run_hooks(hooks: &Hooks, kind: HookKind, state: &HookState) -> Result<(), String> {
+fn run_hooks(hooks: Option<&(Hooks, HookState)>, kind: HookKind) -> Result<(), String> {
+    let Some((hooks, state)) = hooks else { return Ok(()) };
     let pid = rustix::process::getpid().as_raw_nonzero().get();
     hook_process::run(hooks, kind, &HookState { pid: Some(pid), ..state.clone() }, None)
+}
+
+/// Who hears that the program could not be executed.
+enum Listener {
+    File(std::fs::File),
+    Channel(Channel),
 }
 
 /// Dies with the parent as long as the container is not created.

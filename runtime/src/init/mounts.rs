@@ -72,6 +72,22 @@ pub fn cover(target: BorrowedFd<'_>, with: BorrowedFd<'_>) -> Result<(), Failure
     attach(clone_tree(with, false)?.as_fd(), target)
 }
 
+/// Leaves the host's file systems behind where the root is a ramfs, which is nobody's to pivot from (pivot_root(2), "Notes"): what the
+/// container has is put on top of everything, and below it nothing but the ramfs is left to be seen.
+pub fn move_root(root: &Root) -> Result<(), Failure> {
+    rustix::process::fchdir(root).doing(|| "enter it".to_owned())?;
+    let slash = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    attach(root.as_fd(), slash.as_fd())?;
+    rustix::process::chroot(".").doing(|| "chroot".to_owned())?;
+    Ok(rustix::process::chdir("/")?)
+}
+
+/// Covers `/dev/console` with a terminal.
+pub fn cover_console(root: &Root, terminal: BorrowedFd<'_>) -> Result<(), Failure> {
+    let target = root.make_plain_file(Path::new("/dev/console"))?;
+    attach(clone_tree(terminal, false)?.as_fd(), target.as_fd())
+}
+
 /// Makes one of `mounts[]`; `tree` is what it binds, if the parent copied it.
 pub fn mount(root: &Root, step: &MountStep, tree: Option<OwnedFd>) -> Result<Mounted, Failure> {
     match &step.what {

@@ -8,10 +8,10 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::thread::LinkNameSpaceType;
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::root::Root;
-use super::{Doing, Failure, Work, caps, devices, mounts, program, userns};
+use super::{Doing, Failure, Work, caps, console, devices, mounts, program, userns};
 use crate::core::check::{NamespaceKind, Rlimit};
 use crate::core::hooks::HookKind;
 use crate::core::mount_options::attr;
@@ -66,12 +66,14 @@ impl<'a> Performer<'a> {
             }
             Step::BecomeRoot => self.groups_denied = userns::become_root()?,
             Step::Bear(kinds) => userns::bear(&self.work.channel, kinds)?,
+            Step::JoinProcess { kinds, handle } => self.join_process(kinds, *handle)?,
             Step::NewCgroupNamespace => sys::unshare(sys::namespace::CGROUP)?,
             Step::NewTimeNamespace(offsets) => userns::shift_time(offsets)?,
             Step::NewSession => {
                 super::die_with_parent()?;
                 rustix::process::setsid()?;
             }
+            Step::SessionKeyring(name) => return session_keyring(name),
             Step::LoopbackUp => {
                 let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
                 sys::loopback_up(socket.as_fd())?;
@@ -105,8 +107,21 @@ impl<'a> Performer<'a> {
             Step::AwaitHooks => userns::ask(&self.work.channel, &Message::Hooks)?,
             Step::ContainerHooks => {
                 rustix::process::fchdir(self.root())?;
-                let ran = super::run_hooks(&self.work.hooks, HookKind::CreateContainer, &self.work.hook_state);
-                ran.map_err(Failure::refused)?;
+                super::run_hooks(self.work.hooks.as_ref(), HookKind::CreateContainer).map_err(Failure::refused)?;
+            }
+            Step::MoveRoot => mounts::move_root(self.root())?,
+            Step::Terminal { size, bind, relayed } => {
+                let outside;
+                let root = match &self.root {
+                    Some(root) => root,
+                    // Already in the container.
+                    None => {
+                        outside = Root::new(rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?);
+                        &outside
+                    }
+                };
+                let master = console::open(root, *size, *bind, *relayed)?;
+                self.work.channel.send_with_file(&Message::Terminal, master.as_fd())?;
             }
             Step::PivotRoot => mounts::pivot(self.root())?,
             Step::RootPropagation { propagation, recursive } => {
@@ -134,7 +149,7 @@ impl<'a> Performer<'a> {
                 self.ready.program = program::find(name, &self.ready.env)?;
             }
             Step::Umask(mask) => drop(rustix::process::umask(Mode::from_raw_mode(*mask))),
-            Step::CloseDescriptorsOnExec => sys::close_on_exec_from(3)?,
+            Step::CloseDescriptorsOnExec { preserved } => sys::close_on_exec_from(3 + preserved)?,
         }
         Ok(None)
     }
@@ -175,6 +190,13 @@ impl<'a> Performer<'a> {
         let file = self.handle(handle).ok_or_else(|| Failure::refused("the parent opened no such namespace"))?;
         Ok(rustix::thread::move_into_link_name_space(file.as_fd(), Some(kind))?)
     }
+
+    fn join_process(&self, kinds: &[NamespaceKind], handle: usize) -> Result<(), Failure> {
+        let flags = kinds.iter().fold(0, |flags, kind| flags | sys::namespace::flag(*kind));
+        let process = self.handle(handle).ok_or_else(|| Failure::refused("the parent opened no such process"))?;
+        let kinds = ThreadNameSpaceType::from_bits_retain(u32::try_from(flags).unwrap_or(0));
+        Ok(rustix::thread::move_into_thread_name_spaces(process.as_fd(), kinds)?)
+    }
 }
 
 /// Writes a kernel setting.
@@ -197,6 +219,20 @@ fn write_proc(path: &Path, value: &str, resolve: ResolveFlags) -> Result<(), Fai
     let file = rustix::fs::openat2(&proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)
         .doing(|| "this kernel has no such setting".to_owned())?;
     Ok(File::from(file).write_all(value.as_bytes())?)
+}
+
+/// A kernel without keyrings, and a sandbox that forbids them, have none to hide.
+fn session_keyring(name: &str) -> Performed {
+    let name = CString::new(name).map_err(|_| Failure::refused("holds a NUL byte"))?;
+    match sys::join_session_keyring(&name) {
+        Ok(()) => Ok(None),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(None),
+        // The caller's quota is used up (keyctl_join_session_keyring(3)).
+        Err(error) if error.raw_os_error() == Some(libc::EDQUOT) => {
+            Err(error).doing(|| "raise kernel.keys.maxkeys, or use --no-new-keyring".to_owned())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Lowering below what the runtime was given needs CAP_SYS_RESOURCE; without it the process keeps what it has, as conmon's and

@@ -33,6 +33,25 @@ impl Root {
         self.open(path, ResolveFlags::empty())
     }
 
+    /// Finds a path no part of which is a link.
+    pub fn find_plain(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        self.open(path, ResolveFlags::NO_SYMLINKS)
+    }
+
+    /// Finds something to mount a file on at a path no part of which is a link, or makes an empty file.
+    pub fn make_plain_file(&self, path: &Path) -> Result<OwnedFd, Failure> {
+        match self.find_plain(path) {
+            Ok(found) if is_directory(found.as_fd())? => Err(Failure { errno: libc::EISDIR, detail: String::new() }),
+            Ok(found) => Ok(found),
+            Err(Errno::NOENT) => {
+                let (parent, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
+                Kind::File.make_in(self.make_plain_directory(parent)?.as_fd(), name, true)?;
+                Ok(self.find_plain(path)?)
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     /// Finds or makes a directory.
     pub fn make_directory(&self, path: &Path) -> Result<OwnedFd, Failure> {
         match self.find(path) {

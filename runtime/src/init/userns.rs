@@ -20,6 +20,7 @@ use std::io::Write as _;
 use std::os::fd::AsFd;
 
 use rustix::fs::{Gid, Uid};
+use rustix::io::Errno;
 use rustix::thread::LinkNameSpaceType;
 
 use super::{Doing, Failure};
@@ -40,7 +41,7 @@ pub fn make(channel: &Channel) -> Result<(), Failure> {
 pub fn ask(channel: &Channel, message: &Message) -> Result<(), Failure> {
     channel.send(message)?;
     match channel.receive()? {
-        Some(Message::Go) => Ok(()),
+        Some((Message::Go, _)) => Ok(()),
         _ => Err(Failure::refused("the parent is gone")),
     }
 }
@@ -62,10 +63,11 @@ pub fn compare(expected: &IdMappings) -> Result<(), Failure> {
 
 /// Becomes root of the user namespace; says whether it denies a change of groups.
 pub fn become_root() -> Result<bool, Failure> {
-    let denied = fs::read_to_string("/proc/self/setgroups").doing(|| "/proc/self/setgroups".to_owned())?.trim() == "deny";
-    if !denied {
-        rustix::thread::set_thread_groups(&[]).doing(|| "leave the groups of the host".to_owned())?;
-    }
+    let denied = match rustix::thread::set_thread_groups(&[]) {
+        Ok(()) => false,
+        Err(Errno::PERM) => true,
+        Err(errno) => return Err(errno).doing(|| "leave the groups of the host".to_owned()),
+    };
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).doing(|| "set the group".to_owned())?;
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).doing(|| "set the user".to_owned())?;
     Ok(denied)

@@ -140,7 +140,7 @@ fn create(root: &Path, options: &MonitorOptions, log: &Log) -> Result<Container>
             rustix::stdio::dup2_stdout(&container_stdout).context("set standard output")?;
             let caller_stderr = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3).context("keep standard error")?;
             rustix::stdio::dup2_stderr(&container_stderr).context("set standard error")?;
-            let create = CreateOptions { bundle: options.bundle.clone(), pid_file: options.pid_file.clone() };
+            let create = CreateOptions { bundle: options.bundle.clone(), pid_file: options.pid_file.clone(), ..CreateOptions::default() };
             let created = parent::create(root, &options.id, &create);
             rustix::stdio::dup2_stderr(&caller_stderr).context("restore standard error")?;
             let created = created?;

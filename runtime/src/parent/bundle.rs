@@ -4,12 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
 
 use crate::core::capability::CapabilitySet;
 use crate::core::cgroup::{CgroupPlan, Hierarchy, Version, hierarchies};
 use crate::core::check::{Container, Machine, Refusal, check, check_machine};
 use crate::core::plan::{Plan, Privileges};
+use crate::core::spec::Spec;
 use crate::core::{cgroup, plan, spec};
+use crate::state::{Record, StateDir};
+
+/// The configuration's name, in a bundle and in a state directory.
+pub const CONFIG: &str = "config.json";
 
 const CONFIG_BYTES_MAX: u64 = 8 << 20;
 
@@ -18,32 +24,71 @@ const CONFIG_BYTES_MAX: u64 = 8 << 20;
 pub struct Bundle {
     /// Absolute.
     pub path: PathBuf,
+    /// As it was read.
+    pub config: Vec<u8>,
+    /// What is done in another way than the caller may think.
+    pub remark: Option<String>,
     pub container: Container,
     pub cgroups: CgroupPlan,
     pub plan: Plan,
 }
 
 /// Reads, checks and plans; nothing is changed.
-pub fn load(path: &Path, id: &str) -> Result<Bundle> {
+pub fn load(path: &Path, id: &str, systemd_cgroup: bool) -> Result<Bundle> {
     let path = fs::canonicalize(path).with_context(|| format!("open bundle {}", path.display()))?;
-    let config = path.join("config.json");
+    let config = path.join(CONFIG);
     let size = fs::metadata(&config).with_context(|| format!("open {}", config.display()))?.len();
     if size > CONFIG_BYTES_MAX {
         bail!("{}: {size} bytes are more than the limit of {CONFIG_BYTES_MAX}", config.display());
     }
     let bytes = fs::read(&config).with_context(|| format!("read {}", config.display()))?;
-    let spec = spec::parse(&bytes).map_err(|error| anyhow!("{}: {error}", config.display()))?;
-    let container = check(&path, &spec).map_err(|refusals| refused(&config, &refusals))?;
+    let mut spec = spec::parse(&bytes).map_err(|error| anyhow!("{}: {error}", config.display()))?;
+    let remark = if systemd_cgroup { map_unit(&mut spec) } else { None };
+    let container = checked(&path, &spec)?;
     if !container.root.is_dir() {
         bail!("root.path: {} is no directory: unpack the container's file system there", container.root.display());
     }
-    check_machine(&container, machine()).map_err(|refusals| refused(&config, &refusals))?;
+    check_machine(&container, machine()).map_err(|refusals| refused(&path, &refusals))?;
     let hierarchies = observed_hierarchies()?;
     let unified = unified_controllers(&hierarchies);
     let cgroups = cgroup::plan(&hierarchies, &unified, container.cgroups_path.as_deref(), id, &container.resources)
-        .map_err(|refusals| refused(&config, &refusals))?;
+        .map_err(|refusals| refused(&path, &refusals))?;
     let plan = plan::plan(&container, &cgroups, privileges()?);
-    Ok(Bundle { path, container, cgroups, plan })
+    Ok(Bundle { path, config: bytes, remark, container, cgroups, plan })
+}
+
+/// The configuration a container was created with, whatever became of its bundle since.
+pub fn recorded(dir: &StateDir, record: &Record) -> Result<Spec> {
+    let (path, bytes) = recorded_bytes(dir, record)?;
+    let mut spec = spec::parse(&bytes).map_err(|error| anyhow!("{}: {error}", path.display()))?;
+    // What is recorded was not refused, so it was mapped.
+    map_unit(&mut spec);
+    Ok(spec)
+}
+
+/// Takes a unit of systemd's for the cgroup it would have; what was done, in words, if it was.
+pub fn map_unit(spec: &mut Spec) -> Option<String> {
+    let path = spec.linux.as_mut()?.cgroups_path.as_mut()?;
+    let unit = std::mem::replace(path, cgroup::path_of_unit(path.to_str()?)?);
+    Some(format!("--systemd-cgroup: {} is made as the cgroup {}, not as a unit of systemd", unit.display(), path.display()))
+}
+
+/// The same as plain JSON, with what this runtime knows nothing of.
+pub fn recorded_json(dir: &StateDir, record: &Record) -> Result<Value> {
+    let (path, bytes) = recorded_bytes(dir, record)?;
+    serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))
+}
+
+fn recorded_bytes(dir: &StateDir, record: &Record) -> Result<(PathBuf, Vec<u8>)> {
+    let copy = dir.file(CONFIG);
+    let path = if copy.exists() { copy } else { record.bundle.join(CONFIG) };
+    let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    Ok((path, bytes))
+}
+
+/// Checks a configuration; every refusal is told.
+pub fn checked(bundle: &Path, spec: &Spec) -> Result<Container> {
+    check(bundle, spec).map_err(|refusals| refused(bundle, &refusals))
 }
 
 /// What of this machine decides whether a field can be honoured.
@@ -63,20 +108,20 @@ pub fn observed_hierarchies() -> Result<Vec<Hierarchy>> {
 }
 
 /// Each refusal on a line of its own.
-fn refused(config: &Path, refusals: &[Refusal]) -> anyhow::Error {
+pub fn refused(bundle: &Path, refusals: &[Refusal]) -> anyhow::Error {
     let lines: Vec<String> = refusals.iter().map(Refusal::to_string).collect();
-    anyhow!("{}: {}", config.display(), lines.join("\n  "))
+    anyhow!("{}: {}", bundle.join(CONFIG).display(), lines.join("\n  "))
 }
 
 /// The controllers that version 2 has here; with all of version 1 mounted, none.
-fn unified_controllers(hierarchies: &[Hierarchy]) -> Vec<String> {
+pub fn unified_controllers(hierarchies: &[Hierarchy]) -> Vec<String> {
     let unified = hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2);
     let text = unified.and_then(|hierarchy| fs::read_to_string(hierarchy.mount_point.join("cgroup.controllers")).ok());
     text.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
 }
 
 /// The permitted and the bounding set of this process (proc_pid_status(5)).
-fn privileges() -> Result<Privileges> {
+pub fn privileges() -> Result<Privileges> {
     let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
     let set = |name: &str| {
         let text = status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);

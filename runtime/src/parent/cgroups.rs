@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::core::cgroup::{CgroupPlan, Group, Version, Write};
 use crate::core::signal;
+use crate::core::update::Change;
 use crate::sys;
 
 const RACES_MAX: usize = 16;
@@ -44,7 +45,7 @@ pub fn make(plan: &CgroupPlan) -> Result<Joins> {
         if group.hierarchy.controllers.iter().any(|name| name == "cpuset") {
             inherit_cpuset(group)?;
         }
-        group.writes.iter().try_for_each(|write| set(group, write))?;
+        group.writes.iter().try_for_each(|write| set(&group.directory, write))?;
         let file = match group.hierarchy.version {
             Version::V1 => "tasks",
             Version::V2 => {
@@ -62,6 +63,39 @@ pub fn make(plan: &CgroupPlan) -> Result<Joins> {
         joins.files.push(file.into());
     }
     Ok(joins)
+}
+
+/// Opens groups that exist, to be joined.
+pub fn open(groups: &[PathBuf]) -> Result<Joins> {
+    let mut joins = Joins { files: Vec::new(), unified: None };
+    for (place, group) in groups.iter().enumerate() {
+        let open = |file: &str| OpenOptions::new().write(true).open(group.join(file));
+        let opened = match open("tasks") {
+            // Version 2 has no such file.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let directory = File::open(group).with_context(|| format!("open cgroup {}", group.display()))?;
+                joins.unified = Some((place, directory.into()));
+                open("cgroup.procs")
+            }
+            opened => opened,
+        };
+        joins.files.push(opened.with_context(|| format!("open cgroup {}", group.display()))?.into());
+    }
+    Ok(joins)
+}
+
+/// Changes the limits of groups that exist.
+pub fn change(changes: &[Change]) -> Result<()> {
+    for change in changes {
+        let mount_point = &change.hierarchy.mount_point;
+        let mut above: Vec<&Path> = change.directory.ancestors().skip(1).take_while(|above| above.starts_with(mount_point)).collect();
+        above.reverse();
+        for directory in above {
+            enable(directory, &change.enable).with_context(|| format!("enable controllers in {}", directory.display()))?;
+        }
+        change.writes.iter().try_for_each(|write| set(&change.directory, write))?;
+    }
+    Ok(())
 }
 
 /// Removes groups that are empty or about to be, and then those parents that nobody else uses. Goes on after an error.
@@ -192,8 +226,8 @@ fn inherit_cpuset(group: &Group) -> Result<()> {
     Ok(())
 }
 
-fn set(group: &Group, write: &Write) -> Result<()> {
-    let path = group.directory.join(write.file);
+fn set(directory: &Path, write: &Write) -> Result<()> {
+    let path = directory.join(write.file);
     let written = OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(write.value.as_bytes()));
     written.map_err(|error| {
         let why = match error.kind() {

@@ -4,33 +4,46 @@
 //! and the state directory.
 
 use std::ffi::CString;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use rustix::fs::{CWD, Mode};
-use rustix::process::{DumpableBehavior, Pid, PidfdFlags, WaitId, WaitIdOptions};
+use rustix::process::DumpableBehavior;
 use rustix::thread::LinkNameSpaceType;
 
-use super::bundle::{self, Bundle};
-use super::{cgroups, hooks, now, userns};
+use super::bundle::{self, Bundle, CONFIG};
+use super::console::{self, Console};
+use super::talk::{Process, Talk};
+use super::{cgroups, hooks, now, passed, userns};
+use crate::core::caller::{Caller, adapt};
 use crate::core::check::{NamespaceKind, check_not_the_hosts};
 use crate::core::hooks::{HookKind, Hooks};
 use crate::core::plan::{Plan, joined};
 use crate::core::status::Identity;
-use crate::init::{self, Work};
+use crate::init::{self, Start, Work};
 use crate::state::{Record, StateDir, boot_id, observe, replace};
-use crate::sync::{Channel, GATE, Message, RESULT};
+use crate::sync::{Channel, GATE, RESULT};
 use crate::sys::{self, Cloned, namespace};
 
 /// What `create` is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CreateOptions {
     pub bundle: PathBuf,
     pub pid_file: Option<PathBuf>,
+    /// Where the terminal goes.
+    pub console_socket: Option<PathBuf>,
+    /// Whether the caller stays and relays the terminal itself.
+    pub foreground: bool,
+    /// Descriptors after the standard ones that are passed on.
+    pub preserve_fds: u32,
+    pub no_pivot: bool,
+    pub no_new_keyring: bool,
+    /// `linux.cgroupsPath` is in systemd's form.
+    pub systemd_cgroup: bool,
 }
 
 /// A container that waits for its start.
@@ -38,8 +51,12 @@ pub struct CreateOptions {
 pub struct Created {
     pub pid: i32,
     pub pidfd: OwnedFd,
+    /// The master side of a terminal that the caller is to relay.
+    pub terminal: Option<OwnedFd>,
     /// What is weaker than asked for.
     pub notes: Vec<String>,
+    /// What is done in another way than the caller may think, and no weaker.
+    pub remark: Option<String>,
 }
 
 const UNDO_WAIT: Duration = Duration::from_secs(10);
@@ -47,7 +64,11 @@ const UNDO_WAIT: Duration = Duration::from_secs(10);
 /// Creates a container; its first process is a child of this one.
 pub fn create(root: &Path, id: &str, options: &CreateOptions) -> Result<Created> {
     crate::state::check_id(id)?;
-    let bundle = bundle::load(&options.bundle, id)?;
+    let caller = caller(id, options);
+    let mut bundle = bundle::load(&options.bundle, id, options.systemd_cgroup)?;
+    bundle.plan = adapt(bundle.plan, &caller);
+    bundle.container.process.env.extend(passed::environment());
+    let console = Console::open(bundle.container.process.terminal, options.foreground, options.console_socket.as_deref())?;
     let opened = Opened::new(&bundle)?;
     let (dir, _lock) = StateDir::create(root, id)?;
     let mut record = Record {
@@ -60,10 +81,11 @@ pub fn create(root: &Path, id: &str, options: &CreateOptions) -> Result<Created>
             poststop: bundle.container.hooks.poststop.clone(),
             ..Hooks::default()
         },
+        keyring: caller.keyring,
         ..Record::new(id, &bundle.container.oci_version, &bundle.path, now()?)
     };
     let mut begun = false;
-    let created = prepare_and_clone(&dir, &mut record, bundle, opened, options, &mut begun);
+    let created = prepare_and_clone(&dir, &mut record, bundle, opened, options, &console, &mut begun);
     created.map_err(|error| {
         let undone = undo(&dir, &record);
         // Where no process was, poststop hooks have nothing to clean up (runtime.md "Lifecycle").
@@ -74,6 +96,21 @@ pub fn create(root: &Path, id: &str, options: &CreateOptions) -> Result<Created>
             Err(left) => error.context(format!("and not all could be undone: {left:#}")),
         }
     })
+}
+
+fn caller(id: &str, options: &CreateOptions) -> Caller {
+    Caller {
+        foreground: options.foreground,
+        size: console::outer_size(options.foreground),
+        preserved_fds: passed::count(options.preserve_fds),
+        pivot: !options.no_pivot,
+        keyring: (!options.no_new_keyring).then(|| keyring(id)),
+    }
+}
+
+/// The name runc gives to a container's session keyring.
+fn keyring(id: &str) -> String {
+    format!("_ses.{id}")
 }
 
 /// What is opened before anything is made, in the order of the plan's handles: namespaces to join, then mounts.
@@ -108,9 +145,12 @@ fn prepare_and_clone(
     bundle: Bundle,
     opened: Opened,
     options: &CreateOptions,
+    console: &Console,
     begun: &mut bool,
 ) -> Result<Created> {
     dir.write(record)?;
+    // What joins later is to be configured as the container was, whatever becomes of the bundle.
+    fs::write(dir.file(CONFIG), &bundle.config).with_context(|| format!("write {}", dir.file(CONFIG).display()))?;
     let joins = cgroups::make(&bundle.cgroups)?;
     let process = &bundle.container.process;
     let c_strings = |list: &[String]| list.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>();
@@ -125,14 +165,8 @@ fn prepare_and_clone(
         env: c_strings(&process.env)?,
         uid: process.uid,
         channel: child_end,
-        gate: fifo(&dir.file(GATE))?,
-        result: fifo(&dir.file(RESULT))?,
-        hooks: Hooks {
-            create_container: bundle.container.hooks.create_container.clone(),
-            start_container: bundle.container.hooks.start_container.clone(),
-            ..Hooks::default()
-        },
-        hook_state: hooks::told(record, HookKind::CreateContainer, None),
+        start: Start::Gated { gate: fifo(&dir.file(GATE))?, result: fifo(&dir.file(RESULT))? },
+        hooks: Some((bundle.container.hooks.clone(), hooks::told(record, HookKind::CreateContainer, None))),
     };
     // In a joined pid namespace others could otherwise look into the process before its exec (CVE-2016-9962).
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
@@ -142,16 +176,21 @@ fn prepare_and_clone(
         None => clone()?,
     };
     *begun = true;
-    let mut talk = Talk { channel, bundle: &bundle, first, born: None, notes: bundle.plan.notes.clone() };
-    let listened = talk.listen(record).and_then(|()| {
+    let mut talk = Talk::new(channel, &bundle, first);
+    let listened = talk.listen(record).and_then(|terminal| {
+        let terminal = console.take(terminal)?;
         let pid = talk.child().pid;
         let seen = observe(pid).with_context(|| format!("read /proc/{pid}/stat"))?;
         record.init = Some(Identity { pid, start_time: seen.start_time, boot_id: boot_id()? });
         dir.write(record)?;
-        options.pid_file.as_ref().map_or(Ok(()), |path| replace(path, pid.to_string().as_bytes()))
+        options.pid_file.as_ref().map_or(Ok(()), |path| replace(path, pid.to_string().as_bytes()))?;
+        Ok(terminal)
     });
     match listened {
-        Ok(()) => Ok(talk.finish()),
+        Ok(terminal) => {
+            let (Process { pid, pidfd }, notes) = talk.finish();
+            Ok(Created { pid, pidfd, terminal, notes, remark: bundle.remark })
+        }
         Err(error) => {
             talk.end();
             Err(error)
@@ -177,120 +216,6 @@ fn born_in(namespace: &OwnedFd, clone: impl FnOnce() -> Result<Process>) -> Resu
     let made = clone();
     enter(own.as_fd()).context("linux.namespaces: leave the pid namespace")?;
     made
-}
-
-/// A process this one made.
-struct Process {
-    pid: i32,
-    pidfd: OwnedFd,
-}
-
-impl Process {
-    fn reap(&self) {
-        // An error means that someone else has, as where SIGCHLD is ignored.
-        let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
-    }
-}
-
-/// The talk with the child, from its clone until it is ready.
-struct Talk<'a> {
-    channel: Channel,
-    bundle: &'a Bundle,
-    /// The container's process, or the usher that bears it.
-    first: Process,
-    /// The container's process, if an usher bore it.
-    born: Option<Process>,
-    notes: Vec<String>,
-}
-
-impl Talk<'_> {
-    fn child(&self) -> &Process {
-        self.born.as_ref().unwrap_or(&self.first)
-    }
-
-    /// Hears the child out until it is ready.
-    fn listen(&mut self, record: &Record) -> Result<()> {
-        let plan = &self.bundle.plan;
-        let step = |place: u16| plan.steps.get(usize::from(place)).map_or_else(String::new, ToString::to_string);
-        let mut ready = false;
-        let mut hooks_wanted = false;
-        while !ready || plan.has_usher() && self.born.is_none() {
-            match self.channel.receive().context("listen to the container's process")? {
-                // The usher's last word may come after the child's.
-                Some(Message::Ready) => ready = true,
-                Some(Message::Map) => {
-                    userns::map(self.first.pid, &self.bundle.container.ids).context("linux")?;
-                    self.channel.send(&Message::Go).context("answer the container's process")?;
-                }
-                Some(Message::Hooks) => hooks_wanted = true,
-                Some(Message::Born { pid }) => self.born = Some(open_child(pid)?),
-                Some(Message::Note { step: place, text }) => self.notes.push(format!("{}: {text}", step(place))),
-                Some(Message::Failed { step: place, errno, text }) => {
-                    let cause = if errno == 0 { String::new() } else { std::io::Error::from_raw_os_error(errno).to_string() };
-                    let parts: Vec<String> = [step(place), text, cause].into_iter().filter(|part| !part.is_empty()).collect();
-                    bail!("{}", parts.join(": "));
-                }
-                Some(Message::Go) => bail!("the container's process answered nonsense"),
-                None => {
-                    return Err(anyhow!("the container's process was killed while it was set up")
-                        .context("linux.resources.memory.limit may be too small, or someone killed it"));
-                }
-            }
-            // The child may be heard before the usher tells of it.
-            if hooks_wanted && (!plan.has_usher() || self.born.is_some()) {
-                hooks_wanted = false;
-                for kind in [HookKind::Prestart, HookKind::CreateRuntime] {
-                    hooks::run(&self.bundle.container.hooks, kind, record, self.child().pid)?;
-                }
-                self.channel.send(&Message::Go).context("answer the container's process")?;
-            }
-        }
-        if plan.has_usher() {
-            self.channel.send(&Message::Go).context("answer the container's process")?;
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Created {
-        let child = match self.born {
-            Some(born) => {
-                self.first.reap();
-                born
-            }
-            None => self.first,
-        };
-        Created { pid: child.pid, pidfd: child.pidfd, notes: self.notes }
-    }
-
-    /// Ends all that was made; the death of the last takes its mounts along.
-    fn end(mut self) {
-        let kill = |process: &Process| {
-            // An error means that it is dead already.
-            let _ = sys::send_signal(process.pidfd.as_fd(), crate::core::signal::KILL);
-        };
-        self.born.iter().for_each(kill);
-        if self.bundle.plan.has_usher() {
-            // Killed it could not tell what it bore; it ends by itself when it hears no more.
-            self.channel.fall_silent();
-        } else {
-            kill(&self.first);
-        }
-        while let Ok(Some(message)) = self.channel.receive() {
-            if let Message::Born { pid } = message {
-                self.born = open_child(pid).ok();
-                self.born.iter().for_each(kill);
-            }
-        }
-        self.first.reap();
-        self.born.iter().for_each(Process::reap);
-    }
-}
-
-/// Opens a child by its id, which is its own as long as it is not reaped.
-fn open_child(pid: i32) -> Result<Process> {
-    let raw = Pid::from_raw(pid).context("the container's process has no id")?;
-    let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::empty()).context("open the container's process")?;
-    Ok(Process { pid, pidfd })
 }
 
 /// Returns in the parent only. An usher stays out of the container's cgroups.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use super::pause::thaw;
 use super::{cgroups, existing, open_process};
 use crate::core::status::Status;
 use crate::sys;
@@ -18,8 +19,10 @@ pub fn kill(root: &Path, id: &str, signal: i32, all: bool) -> Result<()> {
     }
     let pidfd = record.init.as_ref().map(open_process).transpose()?.flatten();
     match (pidfd, dir.status(&record)?) {
-        (Some(pidfd), Status::Created | Status::Running) => {
-            sys::send_signal(pidfd.as_fd(), signal).with_context(|| format!("send signal {signal} to container {id}"))
+        (Some(pidfd), Status::Created | Status::Running | Status::Paused) => {
+            sys::send_signal(pidfd.as_fd(), signal).with_context(|| format!("send signal {signal} to container {id}"))?;
+            // What is frozen by version 1 dies only when it is thawed.
+            if signal == crate::core::signal::KILL { thaw(&record.cgroups) } else { Ok(()) }
         }
         (_, status) => bail!("container {id} is {status}, not running: nothing to send signal {signal} to"),
     }

@@ -2,23 +2,38 @@
 
 mod bundle;
 mod cgroups;
+mod console;
 mod create;
 mod delete;
+mod events;
+mod exec;
+mod foreground;
 mod hooks;
 mod kill;
 mod own_binary;
+mod passed;
+mod pause;
+mod ps;
 mod query;
 mod run;
 mod start;
+mod talk;
+mod update;
 mod userns;
 
 pub use create::{CreateOptions, Created, create};
 pub use delete::delete;
+pub use events::{events, stats};
+pub use exec::{ExecOptions, ProcessSource, exec};
 pub use kill::kill;
 pub use own_binary::protect;
+pub use passed::check as check_passed_fds;
+pub use pause::{pause, resume};
+pub use ps::{processes, ps};
 pub use query::{State, features, list, state};
 pub use run::run;
 pub use start::start;
+pub use update::{UpdateSource, update};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, PidfdFlags};

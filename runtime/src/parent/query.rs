@@ -39,7 +39,7 @@ pub fn state(root: &Path, id: &str) -> Result<State> {
         oci_version: OCI_VERSION.to_owned(),
         id: record.id,
         status,
-        pid: record.init.filter(|_| matches!(status, Status::Created | Status::Running)).map(|init| init.pid),
+        pid: record.init.filter(|_| matches!(status, Status::Created | Status::Running | Status::Paused)).map(|init| init.pid),
         bundle: record.bundle,
         annotations: record.annotations,
         created: record.created_at,

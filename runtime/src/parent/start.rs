@@ -19,6 +19,9 @@ use crate::sys;
 
 const STOP_WAIT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
+/// A process that has said its last word and does not end is stuck in the kernel.
+const EXIT_WAIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+
 /// Starts a created container; returns once its program runs.
 pub fn start(root: &Path, id: &str) -> Result<()> {
     let (dir, _) = existing(root, id)?;
@@ -51,6 +54,11 @@ pub fn start(root: &Path, id: &str) -> Result<()> {
     match Message::decode(&answer) {
         Some(Message::Failed { step: HOOK, text, .. }) => bail!("{text}"),
         Some(Message::Failed { errno, text, .. }) => {
+            // So that whoever asks for the state next hears that it is stopped.
+            if let Some(process) = record.init.as_ref().map(open_process).transpose()?.flatten() {
+                let mut fds = [PollFd::new(&process, PollFlags::IN)];
+                rustix::event::poll(&mut fds, Some(&EXIT_WAIT)).context("wait for the end of the process")?;
+            }
             bail!("process.args[0]: execute {text}: {}", std::io::Error::from_raw_os_error(errno))
         }
         _ => bail!("the container's process answered nonsense"),

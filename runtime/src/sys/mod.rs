@@ -180,6 +180,13 @@ pub fn unshare(namespaces: u64) -> io::Result<()> {
     zero(i64::from(unsafe { libc::unshare(libc::c_int::try_from(namespaces).unwrap_or(-1)) }))
 }
 
+/// Begins or joins the session keyring of a name (keyctl(2), KEYCTL_JOIN_SESSION_KEYRING).
+pub fn join_session_keyring(name: &CStr) -> io::Result<()> {
+    // SAFETY: the name is a C string that lives across the call.
+    let keyring = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+    if keyring < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Marks every descriptor from `first` on as closed at exec (Linux 5.11).
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     const CLOSE_RANGE_CLOEXEC: u32 = 4;
@@ -294,27 +301,11 @@ pub fn reset_signals() {
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw mut set, ptr::null_mut()) };
 }
 
-/// Blocks signals, so that [`wait_signal`] or a descriptor of [`signal_descriptor`] takes them one by one.
+/// Blocks signals, so that a descriptor of [`signal_descriptor`] takes them one by one.
 pub fn block_signals(signals: &[i32]) -> io::Result<()> {
     let set = set_of(signals);
     // SAFETY: as in `reset_signals`.
     zero(i64::from(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) }))
-}
-
-/// Waits for one of blocked signals.
-pub fn wait_signal(signals: &[i32]) -> io::Result<i32> {
-    let set = set_of(signals);
-    loop {
-        // SAFETY: `set` lives across the call; no details are asked for.
-        let signal = unsafe { libc::sigwaitinfo(&raw const set, ptr::null_mut()) };
-        if signal > 0 {
-            return Ok(signal);
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
 }
 
 /// A non-blocking descriptor that is readable while one of blocked signals is pending.

@@ -102,6 +102,15 @@ fn logs_are_read_through_the_managers() {
     })
     .unwrap();
     assert!(logs.lines().count() >= 2, "{logs}");
+    let of_one = lab.ctl(&["logs", &tasks[0].name]).unwrap();
+    assert!(!of_one.is_empty() && of_one.lines().all(|line| logs.contains(line)), "{of_one}");
+    assert_eq!(lab.ctl(&["logs", &tasks[0].id]).unwrap(), of_one);
+    let last = lab.ctl(&["logs", "-n", "1", "-t", &tasks[0].name]).unwrap();
+    let (time, line) = last.trim_end().split_once(' ').unwrap();
+    assert_eq!(Some(line), of_one.lines().last());
+    assert_eq!(lab.ctl(&["logs", "--since", time, &tasks[0].name]).unwrap().lines().last(), Some(line));
+    assert_eq!(lab.ctl(&["logs", "--since", "2999-01-01T00:00:00Z", &tasks[0].name]).unwrap(), "");
+    assert_eq!(lab.ctl(&["logs", "-n", "0", &tasks[0].name]).unwrap(), "");
     turn.finish();
 }
 

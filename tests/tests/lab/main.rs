@@ -3,8 +3,10 @@
 //! Labs take turns: two at once would measure each other.
 
 mod claims;
+mod containers;
 mod faults;
 mod lifecycle;
+mod relay;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -23,9 +25,14 @@ pub struct Turn {
 impl Turn {
     /// A lab called `name`.
     pub fn new(name: &str, managers: usize, agents: usize) -> Self {
+        Self::with(name, managers, agents, &[])
+    }
+
+    /// The same with more flags of `lab up`.
+    pub fn with(name: &str, managers: usize, agents: usize, flags: &[&str]) -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let before = Inventory::take().unwrap();
-        let lab = Lab::up(&format!("t-{name}"), managers, agents).unwrap();
+        let lab = Lab::up_with(&format!("t-{name}"), managers, agents, flags).unwrap();
         Self { lab: Some(lab), before, _turn: turn }
     }
 

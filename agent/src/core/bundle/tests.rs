@@ -41,6 +41,7 @@ fn image() -> ImageConfig {
         workdir: "/srv".into(),
         user: String::new(),
         stop_signal: "SIGQUIT".into(),
+        healthcheck: None,
     }
 }
 
@@ -57,6 +58,8 @@ fn golden(spec: &ContainerSpec, identity: &Identity, network: &Network, pod_pid:
         cgroup_parent: "/rcluster/n1",
         rootfs: Path::new("/run/x/rootfs"),
         files: Path::new("/run/x/etc"),
+        volumes: Path::new("/var/x/volumes"),
+        devices: &[],
     };
     let text = String::from_utf8(config_json(&input).expect("a configuration")).expect("text");
     if text.trim() != expected.trim() {

@@ -121,6 +121,9 @@ pub struct TaskTemplate {
     pub placement: ::core::option::Option<Placement>,
     #[prost(uint64, tag = "4")]
     pub stop_grace_ms: u64,
+    /// an OCI runtime the nodes know by this name; empty: rcluster-runtime
+    #[prost(string, tag = "5")]
+    pub runtime: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ContainerSpec {
@@ -155,6 +158,90 @@ pub struct ContainerSpec {
     /// empty: the image's, else SIGTERM
     #[prost(string, tag = "11")]
     pub stop_signal: ::prost::alloc::string::String,
+    /// absent: the image's
+    #[prost(message, optional, tag = "12")]
+    pub healthcheck: ::core::option::Option<HealthCheck>,
+    #[prost(bool, tag = "13")]
+    pub init: bool,
+    #[prost(message, repeated, tag = "14")]
+    pub mounts: ::prost::alloc::vec::Vec<Mount>,
+    #[prost(btree_map = "string, message", tag = "15")]
+    pub ulimits: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        Ulimit,
+    >,
+    #[prost(btree_map = "string, string", tag = "16")]
+    pub sysctls: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(string, repeated, tag = "17")]
+    pub cap_add: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "18")]
+    pub cap_drop: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "19")]
+    pub no_new_privileges: bool,
+    #[prost(bool, tag = "20")]
+    pub privileged: bool,
+    /// /dev/NAME\[:/dev/IN-CONTAINER[:rwm]\]
+    #[prost(string, repeated, tag = "21")]
+    pub devices: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// 0: 64 MiB
+    #[prost(uint64, tag = "22")]
+    pub shm_bytes: u64,
+}
+/// One of command, http_port and tcp_port, or none of them with disable.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HealthCheck {
+    #[prost(string, repeated, tag = "1")]
+    pub command: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// 0: no HTTP check
+    #[prost(uint32, tag = "2")]
+    pub http_port: u32,
+    #[prost(string, tag = "3")]
+    pub http_path: ::prost::alloc::string::String,
+    /// 0: no TCP check
+    #[prost(uint32, tag = "4")]
+    pub tcp_port: u32,
+    #[prost(uint64, tag = "5")]
+    pub interval_ms: u64,
+    #[prost(uint64, tag = "6")]
+    pub timeout_ms: u64,
+    #[prost(uint64, tag = "7")]
+    pub start_period_ms: u64,
+    #[prost(uint64, tag = "8")]
+    pub start_interval_ms: u64,
+    #[prost(uint32, tag = "9")]
+    pub retries: u32,
+    #[prost(bool, tag = "10")]
+    pub disable: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Mount {
+    #[prost(enumeration = "MountKind", tag = "1")]
+    pub kind: i32,
+    /// bind: a path on the node; volume: its name
+    #[prost(string, tag = "2")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub target: ::prost::alloc::string::String,
+    /// bind and volume
+    #[prost(bool, tag = "4")]
+    pub read_only: bool,
+    /// 0: the kernel's default
+    #[prost(uint64, tag = "5")]
+    pub tmpfs_bytes: u64,
+    /// permission bits; 0: 01777
+    #[prost(uint32, tag = "6")]
+    pub tmpfs_mode: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ulimit {
+    /// -1: no limit
+    #[prost(sint64, tag = "1")]
+    pub soft: i64,
+    #[prost(sint64, tag = "2")]
+    pub hard: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NetworkAttachment {
@@ -346,6 +433,38 @@ impl UpdateOrder {
         }
     }
 }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MountKind {
+    Unspecified = 0,
+    Bind = 1,
+    Volume = 2,
+    Tmpfs = 3,
+}
+impl MountKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MOUNT_KIND_UNSPECIFIED",
+            Self::Bind => "MOUNT_KIND_BIND",
+            Self::Volume => "MOUNT_KIND_VOLUME",
+            Self::Tmpfs => "MOUNT_KIND_TMPFS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MOUNT_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "MOUNT_KIND_BIND" => Some(Self::Bind),
+            "MOUNT_KIND_VOLUME" => Some(Self::Volume),
+            "MOUNT_KIND_TMPFS" => Some(Self::Tmpfs),
+            _ => None,
+        }
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Meta {
     /// store, at creation
@@ -468,6 +587,11 @@ pub struct ContainerStatus {
     pub oom_killed: bool,
     #[prost(uint64, tag = "7")]
     pub started_at_ms: u64,
+    #[prost(enumeration = "Health", tag = "8")]
+    pub health: i32,
+    /// what the last check said, cut
+    #[prost(string, tag = "9")]
+    pub health_output: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeDescription {
@@ -496,6 +620,23 @@ pub struct NodeDescription {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    #[prost(message, optional, tag = "10")]
+    pub policy: ::core::option::Option<NodePolicy>,
+}
+/// What containers may have of the host, from the agent's own configuration.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodePolicy {
+    /// OCI runtimes by name, beside rcluster-runtime
+    #[prost(string, repeated, tag = "1")]
+    pub runtimes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "2")]
+    pub privileged: bool,
+    /// directories that may be mounted, with all below
+    #[prost(string, repeated, tag = "3")]
+    pub binds: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// devices, or directories of them
+    #[prost(string, repeated, tag = "4")]
+    pub devices: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Node {
@@ -583,6 +724,39 @@ pub mod object {
         Network(super::Network),
         #[prost(message, tag = "5")]
         Event(super::Event),
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Health {
+    /// nothing is checked
+    Unspecified = 0,
+    Starting = 1,
+    Healthy = 2,
+    Unhealthy = 3,
+}
+impl Health {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "HEALTH_UNSPECIFIED",
+            Self::Starting => "HEALTH_STARTING",
+            Self::Healthy => "HEALTH_HEALTHY",
+            Self::Unhealthy => "HEALTH_UNHEALTHY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HEALTH_UNSPECIFIED" => Some(Self::Unspecified),
+            "HEALTH_STARTING" => Some(Self::Starting),
+            "HEALTH_HEALTHY" => Some(Self::Healthy),
+            "HEALTH_UNHEALTHY" => Some(Self::Unhealthy),
+            _ => None,
+        }
     }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -686,6 +860,290 @@ impl Kind {
             _ => None,
         }
     }
+}
+/// User to container.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayInput {
+    #[prost(oneof = "relay_input::Kind", tags = "1, 2, 3, 4, 5")]
+    pub kind: ::core::option::Option<relay_input::Kind>,
+}
+/// Nested message and enum types in `RelayInput`.
+pub mod relay_input {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// the first, and only the first
+        #[prost(message, tag = "1")]
+        Open(super::RelayOpen),
+        /// standard input of a command, or a tar archive
+        #[prost(bytes, tag = "2")]
+        Data(::prost::alloc::vec::Vec<u8>),
+        /// there will be no more data
+        #[prost(message, tag = "3")]
+        CloseInput(super::RelayCloseInput),
+        /// of the terminal
+        #[prost(message, tag = "4")]
+        Resize(super::RelayResize),
+        /// by name, such as SIGINT; to the command or the container's first process
+        #[prost(string, tag = "5")]
+        Signal(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayOpen {
+    /// a task's name or id; a service's name stands for one of its running tasks
+    #[prost(string, tag = "1")]
+    pub target: ::prost::alloc::string::String,
+    /// empty: the task's first
+    #[prost(string, tag = "2")]
+    pub container: ::prost::alloc::string::String,
+    #[prost(oneof = "relay_open::Kind", tags = "3, 4, 5, 6, 7, 8, 9")]
+    pub kind: ::core::option::Option<relay_open::Kind>,
+}
+/// Nested message and enum types in `RelayOpen`.
+pub mod relay_open {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "3")]
+        Exec(super::RelayExec),
+        #[prost(message, tag = "4")]
+        Attach(super::RelayAttach),
+        #[prost(message, tag = "5")]
+        CopyFrom(super::RelayCopyFrom),
+        #[prost(message, tag = "6")]
+        CopyTo(super::RelayCopyTo),
+        #[prost(message, tag = "7")]
+        Stats(super::RelayStats),
+        #[prost(message, tag = "8")]
+        Top(super::RelayTop),
+        #[prost(message, tag = "9")]
+        Pause(super::RelayPause),
+    }
+}
+/// Runs a command in the container. Answered with stdout, stderr and exit.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayExec {
+    #[prost(string, repeated, tag = "1")]
+    pub args: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// KEY=VALUE, over the container's own
+    #[prost(string, repeated, tag = "2")]
+    pub env: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// empty: the container's
+    #[prost(string, tag = "3")]
+    pub workdir: ::prost::alloc::string::String,
+    /// as in a spec; empty: the container's
+    #[prost(string, tag = "4")]
+    pub user: ::prost::alloc::string::String,
+    /// a terminal; stdout then carries both streams
+    #[prost(bool, tag = "5")]
+    pub tty: bool,
+    /// data is wanted; else the command's input is empty
+    #[prost(bool, tag = "6")]
+    pub stdin: bool,
+    /// of the terminal at its beginning
+    #[prost(message, optional, tag = "7")]
+    pub size: ::core::option::Option<RelayResize>,
+}
+/// What the container's first process writes from now on. Answered with stdout and stderr, and exit when it ends.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayAttach {}
+/// Answered with stdout: a tar archive whose entries are below `root_name`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayCopyFrom {
+    /// inside the container
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    /// "." for a directory's contents without the directory
+    #[prost(string, tag = "2")]
+    pub root_name: ::prost::alloc::string::String,
+    /// a symbolic link at the path stands for what it names
+    #[prost(bool, tag = "3")]
+    pub follow_link: bool,
+}
+/// Answered with landing; then data is a tar archive, up to close_input, unpacked with the container's root as its outermost directory.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayCopyTo {
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    /// the last part of the source's name
+    #[prost(string, tag = "2")]
+    pub source_name: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub source_is_dir: bool,
+    /// the directory's contents without the directory
+    #[prost(bool, tag = "4")]
+    pub contents_only: bool,
+    /// the user's own archive: unpacked into the directory `path` as it is
+    #[prost(bool, tag = "5")]
+    pub archive: bool,
+}
+/// Answered with stats, every second.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayStats {
+    /// else two of them, enough for a rate
+    #[prost(bool, tag = "1")]
+    pub follow: bool,
+}
+/// Answered with processes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayTop {}
+/// Freezes all processes of all containers of the task, or lets them go on. Answered with exit 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayPause {
+    #[prost(bool, tag = "1")]
+    pub resume: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayCloseInput {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayResize {
+    #[prost(uint32, tag = "1")]
+    pub rows: u32,
+    #[prost(uint32, tag = "2")]
+    pub columns: u32,
+}
+/// Container to user.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RelayOutput {
+    #[prost(oneof = "relay_output::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    pub kind: ::core::option::Option<relay_output::Kind>,
+}
+/// Nested message and enum types in `RelayOutput`.
+pub mod relay_output {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Kind {
+        /// from the agent to the leader, as the first; never sent on
+        #[prost(string, tag = "1")]
+        RequestId(::prost::alloc::string::String),
+        #[prost(message, tag = "2")]
+        Opened(super::RelayOpened),
+        #[prost(bytes, tag = "3")]
+        Stdout(::prost::alloc::vec::Vec<u8>),
+        #[prost(bytes, tag = "4")]
+        Stderr(::prost::alloc::vec::Vec<u8>),
+        /// the last of a command
+        #[prost(message, tag = "5")]
+        Exit(super::RelayExit),
+        #[prost(message, tag = "6")]
+        Stats(super::RelayStatsSample),
+        #[prost(message, tag = "7")]
+        Processes(super::RelayProcesses),
+        #[prost(message, tag = "8")]
+        Landing(super::RelayLanding),
+        /// from the agent to the leader, which ends the user's call with it
+        #[prost(message, tag = "9")]
+        Problem(super::RelayProblem),
+    }
+}
+/// Sent once the container was found and what was asked for has begun.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayOpened {
+    /// name
+    #[prost(string, tag = "1")]
+    pub task: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub container: ::prost::alloc::string::String,
+    /// all of the task
+    #[prost(string, repeated, tag = "4")]
+    pub containers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayExit {
+    /// 128 + N after signal N
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+}
+/// Where a copy goes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayLanding {
+    /// the archive's outermost name must be this
+    #[prost(string, tag = "1")]
+    pub root_name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RelayStatsSample {
+    /// Unix time
+    #[prost(uint64, tag = "1")]
+    pub at_ns: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub containers: ::prost::alloc::vec::Vec<ContainerStats>,
+    /// of the pod; without loopback
+    #[prost(message, repeated, tag = "3")]
+    pub interfaces: ::prost::alloc::vec::Vec<InterfaceStats>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContainerStats {
+    #[prost(string, tag = "1")]
+    pub container: ::prost::alloc::string::String,
+    /// used since the start
+    #[prost(uint64, tag = "2")]
+    pub cpu_ns: u64,
+    /// without the page cache that can go at once
+    #[prost(uint64, tag = "3")]
+    pub memory_bytes: u64,
+    /// 0: none
+    #[prost(uint64, tag = "4")]
+    pub memory_limit: u64,
+    #[prost(uint64, tag = "5")]
+    pub pids: u64,
+    /// 0: none
+    #[prost(uint64, tag = "6")]
+    pub pids_limit: u64,
+    /// from block devices since the start
+    #[prost(uint64, tag = "7")]
+    pub read_bytes: u64,
+    #[prost(uint64, tag = "8")]
+    pub written_bytes: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InterfaceStats {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub received_bytes: u64,
+    #[prost(uint64, tag = "3")]
+    pub sent_bytes: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RelayProcesses {
+    #[prost(message, repeated, tag = "1")]
+    pub processes: ::prost::alloc::vec::Vec<RelayProcess>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayProcess {
+    #[prost(string, tag = "1")]
+    pub container: ::prost::alloc::string::String,
+    /// on the node
+    #[prost(uint32, tag = "2")]
+    pub pid: u32,
+    #[prost(uint32, tag = "3")]
+    pub pid_in_container: u32,
+    /// on the node
+    #[prost(uint32, tag = "4")]
+    pub parent_pid: u32,
+    #[prost(uint32, tag = "5")]
+    pub uid: u32,
+    #[prost(uint64, tag = "6")]
+    pub cpu_ms: u64,
+    /// resident
+    #[prost(uint64, tag = "7")]
+    pub memory_bytes: u64,
+    /// the letter of proc_pid_stat(5)
+    #[prost(string, tag = "8")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(string, tag = "9")]
+    pub command: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayProblem {
+    /// as in ErrorDetail
+    #[prost(string, tag = "1")]
+    pub code: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub hint: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ErrorDetail {
@@ -1205,6 +1663,29 @@ pub mod control_client {
                 .insert(GrpcMethod::new("rcluster.v1.Control", "Cluster"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn relay(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::RelayInput>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::RelayOutput>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rcluster.v1.Control/Relay",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("rcluster.v1.Control", "Relay"));
+            self.inner.streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1267,6 +1748,16 @@ pub mod control_server {
             &self,
             request: tonic::Request<super::ClusterRequest>,
         ) -> std::result::Result<tonic::Response<super::ClusterResponse>, tonic::Status>;
+        /// Server streaming response type for the Relay method.
+        type RelayStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::RelayOutput, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn relay(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::RelayInput>>,
+        ) -> std::result::Result<tonic::Response<Self::RelayStream>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct ControlServer<T> {
@@ -1696,6 +2187,50 @@ pub mod control_server {
                     };
                     Box::pin(fut)
                 }
+                "/rcluster.v1.Control/Relay" => {
+                    #[allow(non_camel_case_types)]
+                    struct RelaySvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::StreamingService<super::RelayInput>
+                    for RelaySvc<T> {
+                        type Response = super::RelayOutput;
+                        type ResponseStream = T::RelayStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::RelayInput>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::relay(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RelaySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -1852,7 +2387,7 @@ pub struct TaskReport {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ManagerMessage {
-    #[prost(oneof = "manager_message::Kind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "manager_message::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub kind: ::core::option::Option<manager_message::Kind>,
 }
 /// Nested message and enum types in `ManagerMessage`.
@@ -1872,6 +2407,8 @@ pub mod manager_message {
         Logs(super::LogsCommand),
         #[prost(message, tag = "6")]
         LogsCancel(super::LogsCancel),
+        #[prost(message, tag = "7")]
+        Relay(super::RelayCommand),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1924,6 +2461,16 @@ pub struct LogsCommand {
 pub struct LogsCancel {
     #[prost(string, tag = "1")]
     pub request_id: ::prost::alloc::string::String,
+}
+/// Asks for a Relay; the agent opens it on a connection of its own, so that a slow reader does not hold up the session.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayCommand {
+    #[prost(string, tag = "1")]
+    pub request_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub task_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub open: ::core::option::Option<RelayOpen>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LogChunk {
@@ -2090,6 +2637,31 @@ pub mod dispatcher_client {
                 .insert(GrpcMethod::new("rcluster.v1.Dispatcher", "PublishLogs"));
             self.inner.client_streaming(req, path, codec).await
         }
+        /// The agent's end of a relay: its first message carries the request's id, what comes back is what the user sends.
+        pub async fn relay(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::RelayOutput>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::RelayInput>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rcluster.v1.Dispatcher/Relay",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rcluster.v1.Dispatcher", "Relay"));
+            self.inner.streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2123,6 +2695,17 @@ pub mod dispatcher_server {
             tonic::Response<super::PublishLogsResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the Relay method.
+        type RelayStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::RelayInput, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The agent's end of a relay: its first message carries the request's id, what comes back is what the user sends.
+        async fn relay(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::RelayOutput>>,
+        ) -> std::result::Result<tonic::Response<Self::RelayStream>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct DispatcherServer<T> {
@@ -2289,6 +2872,52 @@ pub mod dispatcher_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rcluster.v1.Dispatcher/Relay" => {
+                    #[allow(non_camel_case_types)]
+                    struct RelaySvc<T: Dispatcher>(pub Arc<T>);
+                    impl<
+                        T: Dispatcher,
+                    > tonic::server::StreamingService<super::RelayOutput>
+                    for RelaySvc<T> {
+                        type Response = super::RelayInput;
+                        type ResponseStream = T::RelayStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::RelayOutput>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatcher>::relay(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RelaySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -4,6 +4,7 @@
 //! The same binary and name give the same bytes: no times, no owners but root, entries in a fixed order.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool whose output is its purpose")]
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,9 @@ struct Config {
     /// The statically linked probe.
     #[arg(long)]
     binary: PathBuf,
+    /// One more program for the image, and its path there; may be given several times.
+    #[arg(long = "program", value_name = "FILE:PATH", value_parser = parse_program)]
+    programs: Vec<(PathBuf, String)>,
     /// The image's name.
     #[arg(long = "ref", default_value = "rcluster/probe:demo")]
     reference: String,
@@ -35,10 +39,22 @@ struct Config {
 fn main() -> Result<()> {
     let config = Config::parse();
     let binary = std::fs::read(&config.binary).with_context(|| format!("read the probe {}", config.binary.display()))?;
-    let image = image(&binary, &config.reference, architecture()?)?;
+    let read = |(file, path): &(PathBuf, String)| {
+        let content = std::fs::read(file).with_context(|| format!("read the program {}", file.display()))?;
+        Ok((path.clone(), content))
+    };
+    let programs = config.programs.iter().map(read).collect::<Result<_>>()?;
+    let image = image(&binary, &programs, &config.reference, architecture()?)?;
     replace(&config.out, &image)?;
     println!("{}\t{}\t{} bytes", config.reference, config.out.display(), image.len());
     Ok(())
+}
+
+fn parse_program(text: &str) -> Result<(PathBuf, String), String> {
+    match text.split_once(':') {
+        Some((file, path)) if !file.is_empty() && !path.is_empty() && !path.starts_with('/') => Ok((file.into(), path.to_owned())),
+        _ => Err(format!("{text:?} is not FILE:PATH, such as /bin/busybox:bin/busybox")),
+    }
 }
 
 /// This build's processor in the words of the image-spec (Go's GOARCH).
@@ -66,8 +82,8 @@ fn replace(out: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// The whole image layout as a tar.
-fn image(binary: &[u8], reference: &str, architecture: &str) -> Result<Vec<u8>> {
-    let layer = layer(binary).context("pack the layer")?;
+fn image(binary: &[u8], programs: &BTreeMap<String, Vec<u8>>, reference: &str, architecture: &str) -> Result<Vec<u8>> {
+    let layer = layer(binary, programs).context("pack the layer")?;
     let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
     let packed = gzip.write_all(&layer).and_then(|()| gzip.finish()).context("compress the layer")?;
     let config = json!({
@@ -109,7 +125,7 @@ fn layout(index: &Value, blobs: &[Vec<u8>]) -> std::io::Result<Vec<u8>> {
     tar.into_inner()
 }
 
-fn layer(binary: &[u8]) -> std::io::Result<Vec<u8>> {
+fn layer(binary: &[u8], programs: &BTreeMap<String, Vec<u8>>) -> std::io::Result<Vec<u8>> {
     let mut tar = Builder::new(Vec::new());
     directory(&mut tar, "dev/", 0o755)?;
     directory(&mut tar, "etc/", 0o755)?;
@@ -119,6 +135,9 @@ fn layer(binary: &[u8]) -> std::io::Result<Vec<u8>> {
     directory(&mut tar, "proc/", 0o755)?;
     directory(&mut tar, "sys/", 0o755)?;
     directory(&mut tar, "tmp/", 0o1777)?;
+    for (path, content) in programs {
+        file(&mut tar, path, 0o755, content)?;
+    }
     tar.into_inner()
 }
 
@@ -175,12 +194,13 @@ mod tests {
 
     #[test]
     fn the_same_binary_gives_the_same_image() {
-        assert_eq!(image(b"elf", "a:b", "amd64").unwrap(), image(b"elf", "a:b", "amd64").unwrap());
+        assert_eq!(image(b"elf", &BTreeMap::new(), "a:b", "amd64").unwrap(), image(b"elf", &BTreeMap::new(), "a:b", "amd64").unwrap());
     }
 
     #[test]
     fn the_image_leads_from_its_name_to_the_binary() {
-        let files = entries(&image(b"elf", "rcluster/probe:demo", "amd64").unwrap());
+        let files =
+            entries(&image(b"elf", &BTreeMap::from([("bin/tool".to_owned(), b"tool".to_vec())]), "rcluster/probe:demo", "amd64").unwrap());
         let read = |path: &str| -> Value { serde_json::from_slice(&files[path].1).unwrap() };
         let blob = |descriptor: &Value| {
             let name = descriptor["digest"].as_str().unwrap();
@@ -200,6 +220,7 @@ mod tests {
         assert_eq!(config["rootfs"]["diff_ids"][0], digest(&layer));
         let root = entries(&layer);
         assert_eq!(root["probe"], (0o755, b"elf".to_vec()));
+        assert_eq!(root["bin/tool"], (0o755, b"tool".to_vec()));
         assert_eq!(root["tmp/"].0, 0o1777);
         for directory in ["dev/", "etc/", "proc/", "sys/"] {
             assert_eq!(root[directory].0, 0o755, "{directory}");

@@ -14,7 +14,7 @@ const POOL_SUBNETS: u32 = 1 << 15;
 const SUBNET_PREFIX: u8 = 24;
 
 /// The subnet that was asked for, or the next of the pool that overlaps no other network's.
-pub fn subnet<'a>(networks: impl Iterator<Item = &'a Network> + Clone, asked: Option<Ipv4Net>) -> Option<Ipv4Net> {
+pub fn subnet<'a>(networks: impl Iterator<Item = &'a Network>, asked: Option<Ipv4Net>) -> Option<Ipv4Net> {
     if asked.is_some() {
         return asked;
     }

@@ -7,7 +7,7 @@
 mod ipam;
 mod vni;
 
-pub use ipam::overlap;
+pub use ipam::{overlap, subnet};
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,12 +21,15 @@ use super::state::{Draft, State};
 /// Looks at every network without numbers and every task without addresses.
 pub fn pass(draft: &Draft, _dirty: &Dirty, _ctx: &mut Ctx) -> ChangeSet {
     let mut changes = ChangeSet::default();
-    let mut networks = numbered(draft.state(), &mut changes);
+    let mut networks = numbered(draft.state());
     let mut pools = Pools { state: draft.state(), used: BTreeMap::new() };
     let mut waiting: Vec<&Task> =
         draft.state().unassigned().filter(|task| task.status.state == TaskState::New || is_waiting(task)).collect();
     waiting.sort_by(|a, b| (a.stamp.created_at_ms, &a.service, a.slot, &a.id).cmp(&(b.stamp.created_at_ms, &b.service, b.slot, &b.id)));
     for task in waiting {
+        if changes.is_full() {
+            break;
+        }
         let allocated = match addresses(task, &mut networks, &mut pools) {
             Ok(addresses) => Task { networks: addresses, ..with_status(task, TaskState::Pending, String::new()) },
             Err(why) => with_status(task, TaskState::Pending, why),
@@ -53,27 +56,17 @@ fn with_status(task: &Task, state: TaskState, message: String) -> Task {
     task
 }
 
-/// Every network, numbered; what could not be numbered is told in its events.
-fn numbered(state: &State, changes: &mut ChangeSet) -> BTreeMap<NetworkId, Network> {
+/// Every network, numbered where numbers are free; the tasks of one without them say so, and it is tried again with every plan.
+fn numbered(state: &State) -> BTreeMap<NetworkId, Network> {
     let mut networks: BTreeMap<NetworkId, Network> =
         state.networks().iter().map(|(id, network)| (id.clone(), (**network).clone())).collect();
     let unnumbered: Vec<NetworkId> = networks.values().filter(|network| network.vni.is_none()).map(|network| network.id.clone()).collect();
     for id in unnumbered {
         let vni = vni::next(networks.values());
         let subnet = ipam::subnet(networks.values(), networks.get(&id).and_then(|network| network.spec.subnet));
-        let Some(network) = networks.get_mut(&id) else { continue };
-        match (vni, subnet) {
-            (Some(vni), Some(subnet)) => {
-                network.vni = Some(vni);
-                network.subnet = Some(subnet);
-            }
-            _ => changes.notes.push(super::plan::Note {
-                kind: rcluster_api::object::Kind::Network,
-                object_id: id.to_string(),
-                object: network.spec.name.clone(),
-                reason: "NotAllocated",
-                message: "no VNI or subnet is free".to_owned(),
-            }),
+        if let (Some(network), Some(vni), Some(subnet)) = (networks.get_mut(&id), vni, subnet) {
+            network.vni = Some(vni);
+            network.subnet = Some(subnet);
         }
     }
     networks

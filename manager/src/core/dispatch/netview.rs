@@ -113,7 +113,7 @@ fn endpoint(task: &Task, node: &NodeId, attached: &TaskNetwork, node_is_up: bool
         task_id: task.id.to_string(),
         node_id: node.to_string(),
         ip: attached.ip.to_string(),
-        serving: node_is_up && task.is_wanted() && task.status.state == TaskState::Running,
+        serving: node_is_up && task.serves(),
         names,
         task: task.name.clone(),
     }

@@ -20,9 +20,16 @@ pub const ORPHAN_KEPT_MS: u64 = 24 * 3600 * 1000;
 pub fn pass(draft: &Draft, dirty: &Dirty, ctx: &mut Ctx) -> ChangeSet {
     let mut changes = ChangeSet::default();
     for id in dirty.services(draft.state()) {
+        if changes.is_full() {
+            changes.unfinished.insert(id.clone());
+            continue;
+        }
         match draft.state().services().get(id) {
             Some(service) => service::reconcile(draft.state(), service, ctx, &mut changes),
             None => reap_without_service(draft.state().tasks_of_service(id).map(AsRef::as_ref), ctx.now_ms, &mut changes),
+        }
+        if changes.is_full() {
+            changes.unfinished.insert(id.clone());
         }
     }
     if dirty.all {
@@ -56,7 +63,9 @@ fn remove_networks(state: &State, changes: &mut ChangeSet) {
 /// Tasks whose service has gone stay only while a lost node may still run them.
 fn reap_without_service<'a>(tasks: impl Iterator<Item = &'a Task>, now_ms: u64, changes: &mut ChangeSet) {
     for task in tasks {
-        if slot::is_forgettable(task, now_ms) {
+        if changes.is_full() {
+            changes.unfinished.insert(task.service_id.clone());
+        } else if slot::is_forgettable(task, now_ms) {
             changes.deletes.push((Kind::Task, task.id.to_string()));
         } else if task.is_wanted() {
             changes.puts.push(Object::Task(Box::new(slot::leaving(task, rcluster_api::task::TaskState::Removed))));

@@ -32,9 +32,9 @@ pub fn reconcile(state: &State, service: &Service, ctx: &mut Ctx, changes: &mut 
     }
     let wanted = wanted_slots(state, service);
     let empty = Slot::default();
-    let mut budget = update_budget(service, &slots, &wanted);
+    let mut budget = update_budget(state, service, &slots, &wanted);
     for key in &wanted {
-        if changes.is_full(ctx.now_ms) {
+        if changes.is_full() {
             return;
         }
         let slot = slots.get(key).unwrap_or(&empty);
@@ -44,7 +44,7 @@ pub fn reconcile(state: &State, service: &Service, ctx: &mut Ctx, changes: &mut 
         step.replace_outdated(&mut budget, ctx, changes);
     }
     for (key, slot) in &slots {
-        if changes.is_full(ctx.now_ms) {
+        if changes.is_full() {
             return;
         }
         if !wanted.contains(key) {
@@ -62,7 +62,7 @@ fn orphan_lost(state: &State, service: &Service, tasks: &[&Task], now_ms: u64, c
         return lost;
     }
     for task in tasks {
-        if changes.is_full(now_ms) {
+        if changes.is_full() {
             break;
         }
         let Some(node) = node_of(state, task) else { continue };
@@ -113,17 +113,37 @@ fn wanted_slots(state: &State, service: &Service) -> Vec<SlotKey> {
 }
 
 /// How many slots more may be taken out of service for an update.
-fn update_budget(service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, wanted: &[SlotKey]) -> usize {
+fn update_budget(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, wanted: &[SlotKey]) -> usize {
     if service.spec.update.parallelism == 0 {
         return usize::MAX;
     }
-    let in_transition = wanted.iter().filter(|key| slots.get(key).is_none_or(|slot| !runs(slot))).count();
+    let in_transition = wanted.iter().filter_map(|key| slots.get(key)).filter(|slot| is_in_transition(state, service, slot)).count();
     (service.spec.update.parallelism as usize).saturating_sub(in_transition)
+}
+
+/// Whether an update has taken a slot out of service and not put it back. A slot that had nothing running before the update does not
+/// hold it up, nor does one whose node is down: it would for ever.
+fn is_in_transition(state: &State, service: &Service, slot: &Slot<'_>) -> bool {
+    let on_live_node = |task: &Task| node_of(state, task).is_none_or(|node| node.state != NodeState::Down);
+    // The old version ran here until it was stopped, or the new one has failed.
+    let was_taken_out = |task: &Task| if task.spec_version == service.spec_version { task.status.state.is_failure() } else { ran(task) };
+    match slot.live.first() {
+        Some(task) if task.spec_version != service.spec_version || task.serves() => false,
+        Some(task) if task.status.state >= TaskState::Assigned => on_live_node(task),
+        None if slot.leaving.iter().any(|task| on_live_node(task)) => true,
+        // It waits for its time or for a place, or is about to be made.
+        Some(_) | None => slot.ended.first().is_some_and(|task| was_taken_out(task)),
+    }
+}
+
+/// Whether a task's containers were started.
+fn ran(task: &Task) -> bool {
+    task.status.containers.iter().any(|container| container.started_at_ms > 0)
 }
 
 /// Whether a slot has what it should: its newest live task runs.
 fn runs(slot: &Slot<'_>) -> bool {
-    slot.live.first().is_some_and(|task| task.status.state == TaskState::Running)
+    slot.live.first().is_some_and(|task| task.serves())
 }
 
 /// One slot under one service.
@@ -181,18 +201,29 @@ impl Step<'_> {
             return;
         }
         let running = task.status.state == TaskState::Running;
+        let start_first = running && (drained || self.starts_before_the_old_has_gone());
+        let restart = if start_first { self.next_try(task, ctx) } else { None };
+        if restart == Some(Verdict::Stay) {
+            return;
+        }
         if outdated && running {
             if *budget == 0 {
                 return;
             }
             *budget -= 1;
         }
-        let start_first = drained || self.starts_before_the_old_has_gone();
-        if running && start_first {
-            changes.puts.push(self.new_task(None, ctx));
+        if start_first {
+            changes.puts.push(self.new_task(restart, ctx));
         } else {
             changes.puts.push(Object::Task(Box::new(leaving(task, TaskState::Shutdown))));
         }
+    }
+
+    /// What the restart policy says when a successor of `task`, which goes on meanwhile, has been tried and has ended.
+    fn next_try(&self, task: &Task, ctx: &mut Ctx) -> Option<Verdict> {
+        let tried = self.slot.ended.first()?;
+        let is_successor = tried.spec_version == self.service.spec_version && tried.stamp.created_at_ms > task.stamp.created_at_ms;
+        is_successor.then(|| verdict(tried, &self.service.spec.restart, ctx.now_ms, &mut ctx.rng))
     }
 
     /// A new task for the slot.
@@ -236,7 +267,7 @@ impl Step<'_> {
 fn remove(service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, now_ms: u64, changes: &mut ChangeSet) {
     let mut waits = false;
     for slot in slots.values() {
-        if changes.is_full(now_ms) {
+        if changes.is_full() {
             return;
         }
         for task in slot.live.iter().chain(&slot.leaving) {

@@ -14,6 +14,8 @@ pub enum Refusal {
     Paused,
     Drained,
     Constraint(String),
+    /// The node's policy does not grant what the task asks of the host.
+    Policy(String),
     Memory,
     Cpus,
     MaxPerNode(u32),
@@ -55,6 +57,9 @@ pub fn check(task: &Task, room: &Room<'_>) -> Result<(), Refusal> {
     if let Some(constraint) = failed_constraint(&task.template.placement, node) {
         return Err(Refusal::Constraint(constraint));
     }
+    if let Some(refusal) = node.description.policy.refusal(&task.template) {
+        return Err(Refusal::Policy(refusal));
+    }
     if let Some(most) = task.template.placement.max_per_node
         && room.tasks_of(&task.service_id) >= most as usize
     {
@@ -90,6 +95,7 @@ pub fn explain(task: &Task, refused: &[(Refusal, &Room<'_>)]) -> String {
             Refusal::Paused => format!("{count} paused"),
             Refusal::Drained => format!("{count} drained"),
             Refusal::Constraint(constraint) => format!("{count} {} {constraint}", if count == 1 { "fails" } else { "fail" }),
+            Refusal::Policy(refusal) => format!("{count} {} not {refusal}", if count == 1 { "does" } else { "do" }),
             Refusal::Memory => {
                 let best = rooms.iter().map(|room| room.free.memory).max().unwrap_or(Bytes(0));
                 format!("{count} {} memory (need {}, best has {} free)", lack(count), needed.memory.human(), best.human())

@@ -24,6 +24,9 @@ pub fn pass(draft: &Draft, _dirty: &Dirty, ctx: &mut Ctx) -> ChangeSet {
     waiting.sort_by(|a, b| (a.stamp.created_at_ms, &a.service, a.slot, &a.id).cmp(&(b.stamp.created_at_ms, &b.service, b.slot, &b.id)));
     let mut rooms = Rooms::new(draft.state());
     for task in waiting {
+        if changes.is_full() {
+            break;
+        }
         if task.start_after_ms > ctx.now_ms {
             changes.wake_at(task.start_after_ms);
             if task.status.message.is_empty() {

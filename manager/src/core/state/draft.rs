@@ -31,7 +31,8 @@ impl Draft {
         let kind = object.kind();
         let id = object.id().to_owned();
         let expected = self.base.version(kind, &id);
-        self.staged.write(self.base.revision(), self.at_ms, object.clone());
+        // A version that no reader has seen: what was staged is not what a later request of the same batch was made for.
+        self.staged.write(self.base.revision() + 1, self.at_ms, object.clone());
         self.changes.insert((kind, id), Change::Put { expected, object });
     }
 

@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use super::Refusals;
 use crate::core::capability::CapabilitySet;
 use crate::core::cpu_list;
-use crate::core::spec;
+use crate::core::spec::{self, ConsoleSize};
 
 /// `process`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
+    /// Whether a pseudo-terminal of its own is its standard input and outputs, and how large it is at first.
+    pub terminal: bool,
+    pub console_size: Option<ConsoleSize>,
     pub args: Vec<String>,
     pub env: Vec<String>,
     /// Absolute, in the container.
@@ -124,6 +127,8 @@ impl Refusals {
         }
         self.exec_cpu_affinity(given.exec_cpu_affinity.as_ref());
         Process {
+            terminal: given.terminal,
+            console_size: given.console_size,
             args: given.args.clone(),
             env: given.env.clone(),
             cwd: PathBuf::from(&given.cwd),

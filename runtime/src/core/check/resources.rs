@@ -45,7 +45,7 @@ impl Refusals {
         let path = path.filter(|path| !path.as_os_str().is_empty())?;
         let text = path.to_string_lossy();
         if text.split(':').count() == 3 && !text.contains('/') {
-            self.refuse("linux.cgroupsPath", "slice:prefix:name asks for the systemd driver, which is not built yet: give a path");
+            self.refuse("linux.cgroupsPath", "slice:prefix:name is systemd's form: give a path, or use --systemd-cgroup");
         }
         if path.components().any(|component| component == Component::ParentDir) {
             self.refuse("linux.cgroupsPath", "must not hold \"..\"");

@@ -1,0 +1,109 @@
+//! What a container's first process writes from now on, as its monitor keeps it, until it ends.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcluster_api::error::{ApiError, ErrorCode};
+use rcluster_api::wire::v1::{self, LogEntry, relay_input, relay_output};
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+use tracing::warn;
+
+use super::{Gone, Line, Speaker, Target, internal, opened};
+use crate::exec::runtime_cli::read_exit;
+use crate::exec::{Tools, process};
+use crate::logs::read::{Reader, Selection};
+
+/// How soon a new line is seen.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Sends lines until the container ends, and then how it ended.
+pub async fn attach(tools: &Tools, target: &Target, line: &mut Line) -> Result<(), ApiError> {
+    if line.say(opened(tools, target)).await.is_err() {
+        return Ok(());
+    }
+    let (speaker, line) = line.split();
+    tokio::select! {
+        followed = follow(tools, target, &speaker) => followed,
+        Gone = hear(line, target) => Ok(()),
+        () = speaker.closed() => Ok(()),
+    }
+}
+
+async fn follow(tools: &Tools, target: &Target, speaker: &Speaker) -> Result<(), ApiError> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    let mut reader = Reader::new(tools.places.of_task(&target.task.id).logs, Selection { tail: 0, since_ms });
+    let mut monitor_ended = std::pin::pin!(async {
+        match target.container.monitor {
+            Some(monitor) => process::ended(monitor).await,
+            None => Ok(()),
+        }
+    });
+    let mut over = false;
+    loop {
+        let read = spawn_blocking(move || {
+            let lines = reader.read();
+            (reader, lines)
+        });
+        let lines;
+        (reader, lines) = read.await.map_err(|error| internal("read the log", &error))?;
+        let lines = lines.map_err(|error| internal("read the log", &error))?;
+        if lines.is_empty() && over {
+            return finish(target, speaker).await;
+        }
+        let pause = lines.is_empty();
+        for kind in lines.into_iter().filter(|entry| entry.container == target.container.name).map(frame) {
+            if speaker.say(kind).await.is_err() {
+                return Ok(());
+            }
+        }
+        if pause {
+            tokio::select! {
+                () = sleep(LOOK) => {}
+                // What it wrote before its end is read once more.
+                ended = &mut monitor_ended, if !over => {
+                    ended.map_err(|error| internal("wait for the container's end", &error))?;
+                    over = true;
+                }
+            }
+        }
+    }
+}
+
+async fn finish(target: &Target, speaker: &Speaker) -> Result<(), ApiError> {
+    match read_exit(&target.place.exit_file()) {
+        Ok(Some(exit)) => {
+            let code = exit.exit_code.or_else(|| exit.signal.map(|signal| 128 + signal)).unwrap_or(i32::from(u8::MAX));
+            // A user who has gone misses nothing.
+            let _ = speaker.say(relay_output::Kind::Exit(v1::RelayExit { code })).await;
+            Ok(())
+        }
+        Ok(None) | Err(_) => {
+            let message = format!("container {} has ended, and how is not known any more", target.container.name);
+            Err(ApiError::new(ErrorCode::Conflict, message).hint("rclusterctl ps -a says what became of its task"))
+        }
+    }
+}
+
+fn frame(entry: LogEntry) -> relay_output::Kind {
+    let mut data = entry.text.into_bytes();
+    data.push(b'\n');
+    if entry.stream == "stderr" { relay_output::Kind::Stderr(data) } else { relay_output::Kind::Stdout(data) }
+}
+
+/// Passes signals on to the container's first process; returns when the user has gone.
+async fn hear(line: &mut Line, target: &Target) -> Gone {
+    loop {
+        match line.hear().await {
+            Err(Gone) => return Gone,
+            Ok(relay_input::Kind::Signal(name)) => {
+                let sent = super::exec::signal(&name).map(|signal| process::signal(target.process, signal));
+                if let Some(Err(error)) = sent {
+                    warn!(container = target.container.id, %error, "cannot pass a signal on");
+                }
+            }
+            // The container's input is empty from its beginning.
+            Ok(_) => {}
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Runs a command in a container for a user.
+//!
+//! ```text
+//! user ──data──► queue ──► standard input ─┐
+//!                                          ├ the runtime's `exec`, in the foreground: its exit code is the command's
+//! user ◄──frames── stdout, stderr ◄────────┘
+//! ```
+//!
+//! When the user goes, the command gets SIGHUP and soon SIGKILL; a terminal hangs up as well.
+
+use std::fs;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use rcluster_api::error::ApiError;
+use rcluster_api::wire::v1::{self, relay_input, relay_output};
+use rustix::fs::{FileType, fstat};
+use rustix::process::Signal;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::process::Child;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::terminal::{self, Control};
+use super::{DATA_BYTES_MAX, Gone, Line, Speaker, Target, internal, invalid, opened};
+use crate::core::exec::{Asked, Command, candidates, command};
+use crate::core::task::Process;
+use crate::core::user::{Identity, identify};
+use crate::exec::runtime_cli::{ExecCall, Streams};
+use crate::exec::{Tools, process};
+
+/// Pieces of input that wait for a command that does not read.
+const PIECES_MAX: usize = 4;
+/// How long a command may take to end after SIGHUP.
+const HANGUP: Duration = Duration::from_secs(1);
+/// How long the output may pause after the command's end before no more is expected: what it left running in the container may hold
+/// the pipes for ever.
+const REST: Duration = Duration::from_millis(200);
+/// What a shell answers for a program that is not there, and for one that cannot be executed (POSIX, "Exit Status for Commands").
+const NOT_FOUND: i32 = 127;
+const NOT_EXECUTABLE: i32 = 126;
+
+/// Runs the command and says how it ended.
+pub async fn run(tools: &Tools, target: &Target, asked: v1::RelayExec, line: &mut Line) -> Result<(), ApiError> {
+    let command = plan(target, &asked)?;
+    let not_found = missing(target, &asked.args[0], &command)?;
+    // From here on a user who has gone is no error: nobody is left to hear of it.
+    if line.say(opened(tools, target)).await.is_err() {
+        return Ok(());
+    }
+    if let Some((code, why)) = not_found {
+        let said = line.say(relay_output::Kind::Stderr(format!("{why}\n").into_bytes())).await;
+        if said.is_ok() {
+            let _ = line.say(exit(code)).await;
+        }
+        return Ok(());
+    }
+    let mut running = Running::begin(tools, target, &asked, &command, &line.id)?;
+    let ended = running.converse(&asked, line).await;
+    match ended {
+        Ok(code) => drop(line.say(exit(code)).await),
+        Err(Gone) => running.hang_up().await,
+    }
+    Ok(())
+}
+
+fn exit(code: i32) -> relay_output::Kind {
+    relay_output::Kind::Exit(v1::RelayExit { code })
+}
+
+fn plan(target: &Target, asked: &v1::RelayExec) -> Result<Command, ApiError> {
+    let path = target.place.config_file();
+    let bytes = fs::read(&path).map_err(|error| internal("read the container's configuration", &error))?;
+    let config: serde_json::Value =
+        serde_json::from_slice(&bytes).map_err(|error| internal("read the container's configuration", &error))?;
+    let user = if asked.user.is_empty() { None } else { Some(identity(target, &asked.user)?) };
+    let asked = Asked { args: &asked.args, env: &asked.env, workdir: &asked.workdir, user: user.as_ref(), tty: asked.tty };
+    command(&config["process"], &asked).map_err(|why| invalid(&why))
+}
+
+fn identity(target: &Target, user: &str) -> Result<Identity, ApiError> {
+    let root = target.root()?;
+    let read = |path: &str| {
+        let text = root.read_text(Path::new(path)).map_err(|error| internal(&format!("read /{path} in the container"), &error))?;
+        Ok::<_, ApiError>(text.unwrap_or_default())
+    };
+    identify(user, &read("etc/passwd")?, &read("etc/group")?).map_err(|why| invalid(&why))
+}
+
+/// What a shell would say of a command that cannot be run, and its exit code; `None` when it can, as far as can be seen from here.
+fn missing(target: &Target, program: &str, command: &Command) -> Result<Option<(i32, String)>, ApiError> {
+    let root = target.root()?;
+    if let Err(error) = root.dir(Path::new(&command.cwd)) {
+        return Err(invalid(&format!("working directory {}: {error}", command.cwd)).hint("choose another with -w DIR"));
+    }
+    let name = &target.container.name;
+    let mut found = None;
+    for path in candidates(program, &command.cwd, &command.path) {
+        match root.find(Path::new(&path)).and_then(|file| Ok(fstat(&file)?)) {
+            Ok(stat) => {
+                let is_program = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_mode & 0o111 != 0;
+                if is_program {
+                    return Ok(None);
+                }
+                found.get_or_insert(path);
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            // A link into /proc, say: the kernel has the last word when the command is run.
+            Err(_) => return Ok(None),
+        }
+    }
+    Ok(Some(match found {
+        Some(path) => (NOT_EXECUTABLE, format!("exec: {path} in container {name} is not an executable file")),
+        None if program.contains('/') => (NOT_FOUND, format!("exec: {program}: there is no such file in container {name}")),
+        None => (NOT_FOUND, format!("exec: {program}: not found in container {name} (its PATH: {})", command.path)),
+    }))
+}
+
+/// A command that runs. Killed when dropped, as far as it has begun.
+struct Running {
+    child: Child,
+    terminal: Option<terminal::Terminal>,
+    files: Files,
+    ended: bool,
+}
+
+/// Files that go with the command.
+struct Files {
+    process: PathBuf,
+    pid: PathBuf,
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        for path in [&self.process, &self.pid] {
+            // Not there, or swept with the task's bundle.
+            drop(fs::remove_file(path));
+        }
+    }
+}
+
+impl Running {
+    fn begin(tools: &Tools, target: &Target, asked: &v1::RelayExec, command: &Command, id: &str) -> Result<Self, ApiError> {
+        let file = |end: &str| target.place.bundle.join(format!("exec-{id}.{end}"));
+        let files = Files { process: file("json"), pid: file("pid") };
+        let text = serde_json::to_vec(&command.process).map_err(|error| internal("encode the command", &error))?;
+        fs::write(&files.process, text).map_err(|error| internal("write the command for the runtime", &error))?;
+        let (terminal, streams) = if asked.tty {
+            let (terminal, runtimes) = terminal::open().map_err(|error| internal("make a terminal", &error))?;
+            if let Some(size) = &asked.size {
+                adjust(&terminal.control, size);
+            }
+            (Some(terminal), Streams::Terminal(runtimes))
+        } else {
+            (None, if asked.stdin { Streams::Pipes } else { Streams::OutputOnly })
+        };
+        let call = ExecCall { id: &target.container.id, process: &files.process, pid_file: &files.pid, streams };
+        let child = tools.runtime(&target.task).begin_exec(call).map_err(|error| internal("begin the command", &error))?;
+        Ok(Self { child, terminal, files, ended: false })
+    }
+
+    /// Passes data on both ways until the command ends; the answer is its exit code.
+    async fn converse(&mut self, asked: &v1::RelayExec, line: &mut Line) -> Result<i32, Gone> {
+        let (speaker, line) = line.split();
+        let (pieces, queue) = mpsc::channel(PIECES_MAX);
+        let mut streams: Vec<(Stream, Box<dyn AsyncRead + Send + Unpin>)> = Vec::new();
+        let mut control = None;
+        let stdin: Option<Box<dyn AsyncWrite + Send + Unpin>> = match self.terminal.take() {
+            Some(terminal) => {
+                control = Some((terminal.control, self.child.id()));
+                streams.push((Stream::Stdout, Box::new(terminal.reader)));
+                asked.stdin.then(|| Box::new(terminal.writer) as _)
+            }
+            None => {
+                streams.extend(self.child.stdout.take().map(|stdout| (Stream::Stdout, Box::new(stdout) as _)));
+                self.child.stdin.take().map(|stdin| Box::new(stdin) as _)
+            }
+        };
+        streams.extend(self.child.stderr.take().map(|stderr| (Stream::Stderr, Box::new(stderr) as _)));
+        let tty = control.is_some();
+        let files = &self.files;
+        let hear = hear(line, pieces, control, files);
+        let feed = async {
+            if let Some(stdin) = stdin {
+                feed(stdin, queue, tty).await;
+            } else {
+                discard(queue).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let code = tokio::select! {
+            Gone = hear => Err(Gone),
+            () = speaker.closed() => Err(Gone),
+            () = feed => Err(Gone),
+            code = pass_out(&mut self.child, streams, &speaker) => code,
+        };
+        self.ended = code.is_ok();
+        code
+    }
+
+    /// The user has gone: the command is asked to end, and then killed.
+    async fn hang_up(&mut self) {
+        self.send(Signal::HUP);
+        if timeout(HANGUP, self.child.wait()).await.is_ok() {
+            self.ended = true;
+            return;
+        }
+        self.send(Signal::KILL);
+        match timeout(HANGUP, self.child.wait()).await {
+            Ok(_) => self.ended = true,
+            Err(_) => warn!("the runtime's exec does not end after its command was killed: it is killed too"),
+        }
+    }
+
+    fn send(&self, signal: Signal) {
+        send(&self.files, signal);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.send(Signal::KILL);
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// The command's own process, as far as the runtime has said.
+fn command_process(files: &Files) -> Option<Process> {
+    let pid = fs::read_to_string(&files.pid).ok()?.trim().parse().ok()?;
+    process::look(pid).ok().flatten()
+}
+
+fn send(files: &Files, signal: Signal) {
+    let Some(process) = command_process(files) else { return };
+    if let Err(error) = process::signal(process, signal) {
+        warn!(pid = process.pid, %error, "cannot signal a command");
+    }
+}
+
+fn adjust(control: &Control, size: &v1::RelayResize) {
+    if let Err(error) = control.resize(size.rows, size.columns) {
+        debug!(%error, "a terminal keeps its size");
+    }
+}
+
+/// Takes the user's frames; returns when the user has gone.
+async fn hear(line: &mut Line, pieces: mpsc::Sender<Vec<u8>>, control: Option<(Control, Option<u32>)>, files: &Files) -> Gone {
+    let mut pieces = Some(pieces);
+    loop {
+        match line.hear().await {
+            Err(Gone) => return Gone,
+            Ok(relay_input::Kind::Data(data)) => {
+                if let Some(queue) = &pieces
+                    && queue.send(data).await.is_err()
+                {
+                    pieces = None;
+                }
+            }
+            Ok(relay_input::Kind::CloseInput(_)) => pieces = None,
+            Ok(relay_input::Kind::Resize(size)) => {
+                if let Some((control, runtime)) = &control {
+                    adjust(control, &size);
+                    // It is in no session of the terminal's, to which the kernel would tell it.
+                    let runtime = runtime.and_then(|pid| process::look(pid).ok().flatten());
+                    if let Some(Err(error)) = runtime.map(|runtime| process::signal(runtime, Signal::WINCH)) {
+                        debug!(%error, "the runtime does not learn of the terminal's size");
+                    }
+                }
+            }
+            Ok(relay_input::Kind::Signal(name)) => match signal(&name) {
+                Some(signal) => send(files, signal),
+                None => debug!(name, "not a signal that is passed on"),
+            },
+            Ok(relay_input::Kind::Open(_)) => debug!("a relay is opened once"),
+        }
+    }
+}
+
+/// The signals that a terminal's user can give.
+pub fn signal(name: &str) -> Option<Signal> {
+    Some(match name {
+        "SIGHUP" => Signal::HUP,
+        "SIGINT" => Signal::INT,
+        "SIGQUIT" => Signal::QUIT,
+        "SIGTERM" => Signal::TERM,
+        "SIGUSR1" => Signal::USR1,
+        "SIGUSR2" => Signal::USR2,
+        _ => return None,
+    })
+}
+
+/// Writes what the user sends; a command that no longer reads is no reason to end.
+async fn feed(mut stdin: Box<dyn AsyncWrite + Send + Unpin>, mut queue: mpsc::Receiver<Vec<u8>>, tty: bool) {
+    while let Some(piece) = queue.recv().await {
+        if stdin.write_all(&piece).await.is_err() {
+            return discard(queue).await;
+        }
+    }
+    if tty {
+        // A terminal has no end of input of its own: its end-of-file character is sent (termios(3), VEOF).
+        let _ = stdin.write_all(&[4]).await;
+    }
+    let _ = stdin.shutdown().await;
+}
+
+async fn discard(mut queue: mpsc::Receiver<Vec<u8>>) {
+    while queue.recv().await.is_some() {}
+}
+
+/// Sends what the command writes; returns its exit code after its end, when all it wrote is sent.
+async fn pass_out(child: &mut Child, streams: Vec<(Stream, Box<dyn AsyncRead + Send + Unpin>)>, speaker: &Speaker) -> Result<i32, Gone> {
+    let (over, is_over) = tokio::sync::watch::channel(false);
+    let reading =
+        futures::future::try_join_all(streams.into_iter().map(|(stream, reader)| pass_stream(stream, reader, speaker, is_over.clone())));
+    let waiting = async {
+        let status = child.wait().await;
+        over.send_replace(true);
+        Ok::<_, Gone>(status)
+    };
+    let (_, status) = tokio::try_join!(reading, waiting)?;
+    Ok(status.map_or(i32::from(u8::MAX), code))
+}
+
+async fn pass_stream(
+    stream: Stream,
+    mut reader: Box<dyn AsyncRead + Send + Unpin>,
+    speaker: &Speaker,
+    mut over: tokio::sync::watch::Receiver<bool>,
+) -> Result<(), Gone> {
+    let mut buffer = vec![0; DATA_BYTES_MAX];
+    loop {
+        let count = tokio::select! {
+            biased;
+            read = reader.read(&mut buffer) => read,
+            () = pause(&mut over) => return Ok(()),
+        };
+        match count {
+            // EIO is how a terminal says that nobody has it open any more.
+            Ok(0) | Err(_) => return Ok(()),
+            Ok(count) => {
+                let data = buffer[..count].to_vec();
+                let kind = match stream {
+                    Stream::Stdout => relay_output::Kind::Stdout(data),
+                    Stream::Stderr => relay_output::Kind::Stderr(data),
+                };
+                speaker.say(kind).await?;
+            }
+        }
+    }
+}
+
+/// Returns when the command has ended and a while has passed.
+async fn pause(over: &mut tokio::sync::watch::Receiver<bool>) {
+    // The sender lives as long as the wait for the end.
+    let _ = over.wait_for(|over| *over).await;
+    tokio::time::sleep(REST).await;
+}
+
+/// As a shell counts.
+fn code(status: ExitStatus) -> i32 {
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(i32::from(u8::MAX))
+}

@@ -1,0 +1,223 @@
+//! Checks one container of a pod.
+
+use std::collections::BTreeSet;
+
+use super::{MEMORY_LIMIT_MIN, check_name, invalid};
+use crate::container::{MountSpec, ULIMITS, Ulimit};
+use crate::error::ApiError;
+use crate::health::HealthCheck;
+use crate::resource::Millis;
+use crate::spec::ContainerSpec;
+
+/// Least time between two checks of health.
+const INTERVAL_MIN: Millis = Millis(100);
+
+/// Checks that a container's spec means something; `path` leads to it.
+pub fn check_container(container: &ContainerSpec, path: &str) -> Result<(), ApiError> {
+    check_program(container, path)?;
+    check_resources(container, path)?;
+    if let Some(check) = &container.healthcheck {
+        check_health(check, &format!("{path}.healthcheck"))?;
+    }
+    check_mounts(&container.mounts, path)?;
+    for (field, names) in [("cap_add", &container.cap_add), ("cap_drop", &container.cap_drop)] {
+        if let Some(unknown) = names.iter().find(|name| !is_capability(name)) {
+            return Err(invalid(format!("{path}.{field}"), format!("there is no capability {unknown:?}"))
+                .hint("names are those of capabilities(7), such as NET_ADMIN, or ALL"));
+        }
+    }
+    for (name, Ulimit { soft, hard }) in &container.ulimits {
+        let field = format!("{path}.ulimits");
+        if !ULIMITS.contains(&name.as_str()) {
+            return Err(invalid(field, format!("there is no limit {name:?}")).hint(format!("there are {}", ULIMITS.join(", "))));
+        }
+        if *soft < -1 || *hard < -1 || (*hard != -1 && (*soft == -1 || soft > hard)) {
+            return Err(invalid(format!("{field}.{name}"), format!("soft {soft} and hard {hard} do not go together"))
+                .hint("soft is at most hard; -1 is no limit"));
+        }
+    }
+    if let Some(name) = container.sysctls.keys().find(|name| !is_namespaced(name)) {
+        return Err(invalid(format!("{path}.sysctls"), format!("{name} belongs to the whole node, not to a container's namespaces"))
+            .hint("there are net.*, fs.mqueue.*, kernel.msg*, kernel.sem, kernel.shm* and kernel.domainname"));
+    }
+    Ok(())
+}
+
+fn check_program(container: &ContainerSpec, path: &str) -> Result<(), ApiError> {
+    if !container.name.is_empty() {
+        check_name("container", &container.name).map_err(|error| error.field(format!("{path}.name")))?;
+    }
+    if container.image.trim().is_empty() {
+        return Err(invalid(format!("{path}.image"), "no image is given").hint("write image: NAME:TAG"));
+    }
+    if container.image.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(invalid(format!("{path}.image"), format!("image {:?} holds a blank", container.image)).hint("write image: NAME:TAG"));
+    }
+    for key in container.env.keys() {
+        if key.is_empty() || key.contains(['=', '\0']) {
+            return Err(invalid(format!("{path}.env"), format!("{key:?} cannot be the name of an environment variable")));
+        }
+    }
+    if container.command.iter().chain(&container.args).chain(container.env.values()).any(|text| text.contains('\0')) {
+        return Err(invalid(path, "holds a NUL byte, which no process can be given"));
+    }
+    if !container.workdir.is_empty() && !container.workdir.starts_with('/') {
+        return Err(invalid(format!("{path}.workdir"), format!("{:?} does not begin with /", container.workdir)));
+    }
+    if !container.stop_signal.is_empty() && !SIGNALS.contains(&container.stop_signal.as_str()) {
+        return Err(invalid(format!("{path}.stop_signal"), format!("unknown signal {:?}", container.stop_signal))
+            .hint("write it like SIGTERM, SIGINT, SIGQUIT or SIGUSR1"));
+    }
+    Ok(())
+}
+
+fn check_resources(container: &ContainerSpec, path: &str) -> Result<(), ApiError> {
+    let limits = container.resources.limits;
+    let reservations = container.resources.reservations;
+    if let Some(memory) = limits.memory
+        && memory.0 < MEMORY_LIMIT_MIN
+    {
+        return Err(invalid(
+            format!("{path}.resources.limits.memory"),
+            format!("{memory} is too little to start a process: at least 1MiB"),
+        ));
+    }
+    if limits.cpus.is_some_and(|cpus| cpus.0 < 10) {
+        return Err(invalid(format!("{path}.resources.limits.cpus"), "less than 0.01 CPU cannot be enforced by the kernel"));
+    }
+    if limits.pids == Some(0) {
+        return Err(invalid(format!("{path}.resources.limits.pids"), "with 0 processes nothing could run"));
+    }
+    if reservations.pids.is_some() {
+        return Err(invalid(format!("{path}.resources.reservations.pids"), "processes can be limited, not reserved")
+            .hint("move it to resources.limits.pids"));
+    }
+    if let (Some(limit), Some(reservation)) = (limits.memory, reservations.memory)
+        && reservation > limit
+    {
+        return Err(invalid(
+            format!("{path}.resources.reservations.memory"),
+            format!("{reservation} reserved is more than the limit of {limit}"),
+        ));
+    }
+    Ok(())
+}
+
+fn check_health(check: &HealthCheck, path: &str) -> Result<(), ApiError> {
+    let kinds = [!check.command.is_empty(), check.http.is_some(), check.tcp.is_some()].into_iter().filter(|given| *given).count();
+    match (kinds, check.disable) {
+        (0, false) => return Err(invalid(path, "says nothing to check").hint("give command, http or tcp, or disable: true")),
+        (1, false) | (0, true) => {}
+        (_, true) => return Err(invalid(path, "is disabled and yet says what to check").hint("remove disable, or the check")),
+        (_, false) => return Err(invalid(path, "more than one of command, http and tcp is given").hint("keep one")),
+    }
+    if check.http.as_ref().map(|http| http.port).or(check.tcp.as_ref().map(|tcp| tcp.port)) == Some(0) {
+        return Err(invalid(format!("{path}.port"), "there is no port 0"));
+    }
+    if let Some(http) = &check.http
+        && (!http.path.starts_with('/') || http.path.bytes().any(|byte| byte <= b' ' || byte == 0x7f))
+    {
+        return Err(invalid(format!("{path}.http.path"), format!("{:?} cannot be asked for", http.path))
+            .hint("it begins with / and has no blanks, such as /healthz?full=1"));
+    }
+    if check.command.iter().any(|word| word.contains('\0')) {
+        return Err(invalid(format!("{path}.command"), "holds a NUL byte, which no process can be given"));
+    }
+    for (field, span) in [("interval", check.interval), ("timeout", check.timeout), ("start_interval", check.start_interval)] {
+        if span < INTERVAL_MIN {
+            return Err(invalid(format!("{path}.{field}"), format!("{span} is too short")).hint(format!("at least {INTERVAL_MIN}")));
+        }
+    }
+    if check.retries == 0 {
+        return Err(invalid(format!("{path}.retries"), "with 0 failures it would be unhealthy from the start"));
+    }
+    Ok(())
+}
+
+fn check_mounts(mounts: &[MountSpec], path: &str) -> Result<(), ApiError> {
+    let mut targets = BTreeSet::new();
+    for (index, mount) in mounts.iter().enumerate() {
+        let path = format!("{path}.mounts[{index}]");
+        let target = mount.target();
+        if !is_plain(target) || target == "/" {
+            return Err(invalid(format!("{path}.target"), format!("{target:?} is not a plain absolute path"))
+                .hint("write it like /data, without . and .."));
+        }
+        if !targets.insert(target.trim_end_matches('/')) {
+            return Err(invalid(format!("{path}.target"), format!("two mounts have the target {target}")));
+        }
+        match mount {
+            MountSpec::Bind { source, .. } if !is_plain(source) => {
+                return Err(invalid(format!("{path}.source"), format!("{source:?} is not a plain absolute path of the node"))
+                    .hint("write it like /srv/data, without . and .."));
+            }
+            MountSpec::Volume { source, .. } => check_name("volume", source).map_err(|error| error.field(format!("{path}.source")))?,
+            MountSpec::Bind { .. } | MountSpec::Tmpfs { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+/// Absolute, and without parts that lead elsewhere.
+fn is_plain(path: &str) -> bool {
+    path.starts_with('/') && !path.contains('\0') && !path.split('/').any(|part| part == "." || part == "..")
+}
+
+fn is_capability(name: &str) -> bool {
+    let name = name.strip_prefix("CAP_").unwrap_or(name);
+    name == "ALL" || CAPABILITIES.contains(&name)
+}
+
+/// Settings that a network or IPC namespace has of its own (namespaces(7), and what Docker lets through).
+fn is_namespaced(name: &str) -> bool {
+    let name = name.replace('/', ".");
+    ["net.", "fs.mqueue.", "kernel.msg", "kernel.shm"].iter().any(|prefix| name.starts_with(prefix))
+        || ["kernel.sem", "kernel.domainname"].contains(&name.as_str())
+}
+
+/// capabilities(7), as of Linux 5.9.
+const CAPABILITIES: [&str; 41] = [
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "AUDIT_WRITE",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "KILL",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "PERFMON",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_CHROOT",
+    "SYS_MODULE",
+    "SYS_NICE",
+    "SYS_PACCT",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "WAKE_ALARM",
+];
+
+const SIGNALS: [&str; 10] = ["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGABRT", "SIGCONT"];

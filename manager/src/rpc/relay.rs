@@ -1,0 +1,201 @@
+//! Conversations of users with containers: finds the task, has its agent answer, passes the frames of both sides on.
+//!
+//! ```text
+//! user ──inputs──► leader ──► agent        a few frames are held each way: who does not read makes the other wait
+//! user ◄────────── leader ◄──outputs── agent
+//! ```
+//!
+//! The conversation ends with the first of: the agent has said all, the user has gone, the agent has gone, the task no longer runs, this
+//! manager no longer leads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcluster_api::error::{ApiError, ErrorCode};
+use rcluster_api::id::TaskId;
+use rcluster_api::object::Task;
+use rcluster_api::task::TaskState;
+use rcluster_api::wire::v1::{self, manager_message, relay_input, relay_output};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::control::Answers;
+use crate::core::state::State;
+use crate::drive::{AgentEnd, RelayRequest, Term};
+use crate::store::Store;
+
+/// Frames held each way. A frame is at most a message, and both sides send small ones.
+const FRAMES_MAX: usize = 8;
+/// How long a user may take to say what is wanted.
+const OPEN: Duration = Duration::from_secs(5);
+/// How long an agent may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How long after its task's end an agent may go on to pass on the rest.
+const REST: Duration = Duration::from_secs(5);
+
+/// Passes on what the user sends and what the agent answers.
+pub async fn stream(store: Store, term: Arc<Term>, mut inputs: Streaming<v1::RelayInput>) -> Result<Answers<v1::RelayOutput>, Status> {
+    let open = opening(&mut inputs).await?;
+    let task = find(&store.state(), &open.target)?;
+    let node = task.node_id.clone().ok_or_else(|| not_running(&task))?;
+    let outbox = term.sessions.outbox(&node).ok_or_else(|| {
+        ApiError::new(ErrorCode::Conflict, format!("node {}, on which {} runs, is not connected to the leader", task.node, task.name))
+            .hint(format!("wait until it is back, or look at it: rclusterctl node inspect {}", task.node))
+    })?;
+    let request = term.relays.open();
+    let command = v1::RelayCommand { request_id: request.id.clone(), task_id: task.id.to_string(), open: Some(open) };
+    let message = v1::ManagerMessage { kind: Some(manager_message::Kind::Relay(command)) };
+    let sent = timeout(ANSWER, outbox.send(Ok(message))).await;
+    if !matches!(sent, Ok(Ok(()))) {
+        return Err(silent(&task).into());
+    }
+    // A clone that is kept would keep the agent's session open.
+    drop(outbox);
+    let (sender, outputs) = mpsc::channel(FRAMES_MAX);
+    tokio::spawn(Relay { store, term, task, sender }.run(request, inputs));
+    Ok(Box::pin(ReceiverStream::new(outputs)))
+}
+
+async fn opening(inputs: &mut Streaming<v1::RelayInput>) -> Result<v1::RelayOpen, Status> {
+    let refused = |why: &str| Status::from(ApiError::new(ErrorCode::Invalid, why));
+    match timeout(OPEN, inputs.message()).await {
+        Err(_) => Err(refused("the relay was not opened in time")),
+        Ok(message) => match message?.and_then(|input| input.kind) {
+            Some(relay_input::Kind::Open(open)) => Ok(open),
+            _ => Err(refused("the first message of a relay is open")),
+        },
+    }
+}
+
+/// The task that `target` names and that runs; one of a service's when it names a service.
+fn find(state: &State, target: &str) -> Result<Task, ApiError> {
+    let runs = |task: &Task| task.status.state == TaskState::Running && task.is_wanted();
+    if let Some(service) = state.find_service(target) {
+        let tasks = state.tasks_of_service(&service.id);
+        return tasks.filter(|task| runs(task)).min_by_key(|task| task.slot).map(|task| Task::clone(task)).ok_or_else(|| {
+            ApiError::new(ErrorCode::Conflict, format!("no task of service {target} runs"))
+                .hint(format!("rclusterctl ps {target} shows its tasks and what they wait for"))
+        });
+    }
+    let named = state.tasks().values().filter(|task| task.name == target || task.id.as_str() == target);
+    let task = named.max_by_key(|task| (runs(task), task.is_live(), task.stamp.created_at_ms)).ok_or_else(|| {
+        ApiError::new(ErrorCode::NotFound, format!("there is no service or task {target}")).hint("rclusterctl ps lists the tasks")
+    })?;
+    if task.status.state == TaskState::Running { Ok(Task::clone(task)) } else { Err(not_running(task)) }
+}
+
+fn not_running(task: &Task) -> ApiError {
+    let message = format!("task {} is {}, not running", task.name, task.status.state);
+    ApiError::new(ErrorCode::Conflict, message).hint("rclusterctl ps -a shows all tasks; rclusterctl logs what they wrote")
+}
+
+fn silent(task: &Task) -> ApiError {
+    ApiError::new(ErrorCode::Conflict, format!("node {} does not answer: the agent there has not opened the relay in time", task.node))
+        .hint("rclusterctl get nodes shows which nodes are heard")
+}
+
+struct Relay {
+    store: Store,
+    term: Arc<Term>,
+    task: Task,
+    sender: mpsc::Sender<Result<v1::RelayOutput, Status>>,
+}
+
+impl Relay {
+    async fn run(self, request: RelayRequest, inputs: Streaming<v1::RelayInput>) {
+        let ended = self.term.ended.clone();
+        let problem = tokio::select! {
+            () = ended.cancelled() => {
+                let why = "this manager stopped leading, which ended the relay";
+                Err(ApiError::new(ErrorCode::Unavailable, why).hint("what ran for it in the container has been ended; try again"))
+            }
+            () = self.sender.closed() => Ok(()),
+            why = self.task_over() => Err(why),
+            done = self.converse(request, inputs) => done,
+        };
+        if let Err(problem) = problem {
+            // A user who has gone misses nothing.
+            drop(self.sender.send(Err(problem.into())).await);
+        }
+    }
+
+    async fn converse(&self, mut request: RelayRequest, inputs: Streaming<v1::RelayInput>) -> Result<(), ApiError> {
+        let AgentEnd { inputs: to_agent, outputs } = match timeout(ANSWER, &mut request.agent).await {
+            Ok(Ok(agent)) => agent,
+            Ok(Err(_)) | Err(_) => return Err(silent(&self.task)),
+        };
+        tokio::select! {
+            () = pass_on(inputs, &to_agent) => Ok(()),
+            done = self.pass_back(outputs) => done,
+        }
+    }
+
+    /// Ends when the agent has said all.
+    async fn pass_back(&self, mut outputs: Streaming<v1::RelayOutput>) -> Result<(), ApiError> {
+        loop {
+            let output = outputs.message().await.map_err(|status| self.broken(&status))?;
+            match output.map(|output| output.kind) {
+                None => return Ok(()),
+                Some(Some(relay_output::Kind::Problem(v1::RelayProblem { code, message, hint }))) => {
+                    let code = ErrorCode::from_name(&code).unwrap_or(ErrorCode::Internal);
+                    return Err(ApiError::new(code, message).hint(hint));
+                }
+                Some(Some(relay_output::Kind::RequestId(_)) | None) => {}
+                Some(Some(kind)) => {
+                    let kind = match kind {
+                        // An agent need not know by what name a task was asked for.
+                        relay_output::Kind::Opened(opened) => {
+                            relay_output::Kind::Opened(v1::RelayOpened { task: self.task.name.clone(), ..opened })
+                        }
+                        other => other,
+                    };
+                    if self.sender.send(Ok(v1::RelayOutput { kind: Some(kind) })).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn broken(&self, status: &Status) -> ApiError {
+        ApiError::new(ErrorCode::Conflict, format!("the connection to node {} broke: {}", self.task.node, status.message()))
+            .hint(format!("rclusterctl ps {} shows whether the task still runs; then try again", self.task.service))
+    }
+
+    /// Returns when the task has not been running for a while, with the reason to end.
+    async fn task_over(&self) -> ApiError {
+        let mut revisions = self.store.revisions();
+        loop {
+            revisions.borrow_and_update();
+            let state = self.state();
+            if state != Some(TaskState::Running) {
+                sleep(REST).await;
+                let state = state.map_or("gone", TaskState::as_str);
+                return ApiError::new(ErrorCode::Conflict, format!("task {} is {state}, which ended the relay", self.task.name))
+                    .hint("rclusterctl ps -a says why");
+            }
+            if revisions.changed().await.is_err() {
+                return ApiError::new(ErrorCode::Unavailable, "this manager ends").hint("try again");
+            }
+        }
+    }
+
+    fn state(&self) -> Option<TaskState> {
+        let id: &TaskId = &self.task.id;
+        self.store.state().tasks().get(id).map(|task| task.status.state)
+    }
+}
+
+/// Sends the user's frames to the agent; returns when the user has gone.
+async fn pass_on(mut inputs: Streaming<v1::RelayInput>, to_agent: &mpsc::Sender<Result<v1::RelayInput, Status>>) {
+    while let Ok(input) = inputs.message().await {
+        let half_closed = input.is_none();
+        let input = input.unwrap_or(v1::RelayInput { kind: Some(relay_input::Kind::CloseInput(v1::RelayCloseInput {})) });
+        if to_agent.send(Ok(input)).await.is_err() || half_closed {
+            // The answers say how it ends.
+            return std::future::pending().await;
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! `exec`: one more process in a container (no verb of the specification; the options and the exit codes are runc's).
+//!
+//! The process is made here, in the container's pid namespace, and goes in by itself: its cgroups first, then all other namespaces at once
+//! by the descriptor of the container's first process, then the same steps down to its user's rights as that one took.
+
+use std::ffi::CString;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions};
+use rustix::thread::ThreadNameSpaceType;
+
+use super::console::{self, Console};
+use super::foreground::Foreground;
+use super::talk::hear;
+use super::{bundle, cgroups, existing, open_process, passed};
+use crate::core::caller::{Caller, adapt};
+use crate::core::cgroup::{Version, hierarchies};
+use crate::core::check::Container;
+use crate::core::exec::{Asked, SubCgroup};
+use crate::core::plan::Plan;
+use crate::core::status::Status;
+use crate::core::{exec, signal, spec};
+use crate::init::{self, Start, Work};
+use crate::state::{Record, replace};
+use crate::sync::{Channel, Message};
+use crate::sys::{self, Cloned};
+
+/// What `exec` is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOptions {
+    pub process: ProcessSource,
+    pub detach: bool,
+    pub pid_file: Option<PathBuf>,
+    /// Where the terminal goes.
+    pub console_socket: Option<PathBuf>,
+    /// Descriptors after the standard ones that are passed on.
+    pub preserve_fds: u32,
+    pub ignore_paused: bool,
+    pub cgroups: Vec<SubCgroup>,
+}
+
+/// Where the process to run is described.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProcessSource {
+    /// On the command line, on top of the container's own.
+    Options(Asked),
+    /// In a file of its own; the switch asks for a terminal in any case.
+    File { path: PathBuf, terminal: bool },
+}
+
+/// Runs a process in a container; returns its exit code, 128 and the signal for one that was killed, or 0 at once with `detach`.
+pub fn exec(root: &Path, id: &str, options: &ExecOptions, notes: impl FnOnce(&[String])) -> Result<i32> {
+    let (dir, record) = existing(root, id)?;
+    match dir.status(&record)? {
+        Status::Created | Status::Running => {}
+        Status::Paused if options.ignore_paused => {}
+        Status::Paused => bail!("container {id} is paused: `resume {id}` it first, or use --ignore-paused"),
+        other => bail!("container {id} is {other}: a process can be executed in a created or running one only"),
+    }
+    let gone = || anyhow!("container {id} has just ended");
+    let container_process = record.init.as_ref().map(open_process).transpose()?.flatten().ok_or_else(gone)?;
+    let spec = bundle::recorded(&dir, &record)?;
+    let mut container = container(&record.bundle, spec, &options.process)?;
+    container.process.env.extend(passed::environment());
+    let console = Console::open(container.process.terminal, !options.detach, options.console_socket.as_deref())?;
+    let groups = joined_cgroups(&record, &options.cgroups)?;
+    let caller = Caller {
+        foreground: !options.detach,
+        size: console::outer_size(!options.detach),
+        preserved_fds: passed::count(options.preserve_fds),
+        pivot: true,
+        keyring: record.keyring.clone(),
+    };
+    let plan = adapt(exec::plan(&container, &groups, bundle::privileges()?), &caller);
+    let foreground = if options.detach { None } else { Some(Foreground::begin()?) };
+    let child = clone_child(&container, &plan, &groups, container_process)?;
+    let mut said = plan.notes.clone();
+    let started = listen(&child.channel, &plan, &mut said).and_then(|terminal| {
+        let terminal = console.take(terminal)?;
+        let write = |path: &PathBuf| replace(path, child.pid.to_string().as_bytes());
+        options.pid_file.as_ref().map_or(Ok(()), write)?;
+        Ok(terminal)
+    });
+    let terminal = started.inspect_err(|_| {
+        // An error means that it is dead already.
+        let _ = sys::send_signal(child.pidfd.as_fd(), signal::KILL);
+        let _ = rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
+    })?;
+    notes(&said);
+    foreground.map_or(Ok(0), |mut foreground| foreground.wait(child.pidfd.as_fd(), terminal))
+}
+
+/// The container with the process to run instead of its own, checked as a whole.
+fn container(bundle: &Path, mut spec: spec::Spec, source: &ProcessSource) -> Result<Container> {
+    let own = spec.process.take().unwrap_or_default();
+    let process = match source {
+        ProcessSource::Options(asked) => exec::with_options(&own, asked),
+        ProcessSource::File { path, terminal } => {
+            let bytes = fs::read(path).with_context(|| format!("--process: read {}", path.display()))?;
+            let given = spec::parse_process(&bytes).map_err(|error| anyhow!("--process {}: {error}", path.display()))?;
+            spec::Process { terminal: given.terminal || *terminal, ..exec::completed(&own, given) }
+        }
+    };
+    spec.process = Some(process);
+    bundle::checked(bundle, &spec)
+}
+
+fn joined_cgroups(record: &Record, asked: &[SubCgroup]) -> Result<Vec<PathBuf>> {
+    if asked.is_empty() {
+        return record.cgroups.iter().map(|group| Ok(inhabitable(group, record)?.unwrap_or_else(|| group.clone()))).collect();
+    }
+    let mounted = bundle::observed_hierarchies()?;
+    let held = |group: &PathBuf| {
+        let above = mounted.iter().filter(|hierarchy| group.starts_with(&hierarchy.mount_point));
+        let nearest = above.max_by_key(|hierarchy| hierarchy.mount_point.components().count());
+        nearest.map(|hierarchy| hierarchy.controllers.clone()).unwrap_or_default()
+    };
+    let groups: Vec<_> = record.cgroups.iter().map(|group| (group.clone(), held(group))).collect();
+    exec::cgroups(&groups, asked).map_err(|why| anyhow!("--cgroup: {why}"))
+}
+
+/// A container that manages cgroups of its own has moved its processes below: with controllers enabled for those below, version 2 takes
+/// none in the cgroup itself (cgroup-v2.rst, "No Internal Process Constraint"). Then the one its first process is in.
+fn inhabitable(group: &Path, record: &Record) -> Result<Option<PathBuf>> {
+    let enabled = fs::read_to_string(group.join("cgroup.subtree_control")).unwrap_or_default();
+    let Some(init) = record.init.as_ref().filter(|_| !enabled.trim().is_empty()) else { return Ok(None) };
+    let read = |path: String| fs::read_to_string(&path).with_context(|| format!("read {path}"));
+    let hierarchies = hierarchies(&read("/proc/self/mountinfo".to_owned())?, &read(format!("/proc/{}/cgroup", init.pid))?);
+    let unified = hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2);
+    Ok(unified.map(|hierarchy| hierarchy.mount_point.join(&hierarchy.own)).filter(|own| own.starts_with(group)))
+}
+
+/// A process on its way into the container.
+struct Child {
+    pid: i32,
+    pidfd: OwnedFd,
+    channel: Channel,
+}
+
+/// Returns in the parent only.
+fn clone_child(container: &Container, plan: &Plan, groups: &[PathBuf], container_process: OwnedFd) -> Result<Child> {
+    let process = &container.process;
+    let c_strings = |list: &[String]| list.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>();
+    let joins = cgroups::open(groups)?;
+    let (channel, child_end) = Channel::pair().context("make a socket pair")?;
+    // Only children of this process are born there, itself it stays.
+    rustix::thread::move_into_thread_name_spaces(container_process.as_fd(), ThreadNameSpaceType::PROCESS_ID)
+        .context("join the container's pid namespace")?;
+    let handles = joins.files.into_iter().chain([container_process]).map(Some).collect();
+    let mut work = Work {
+        handles,
+        args: c_strings(&process.args)?,
+        env: c_strings(&process.env)?,
+        uid: process.uid,
+        channel: child_end,
+        start: Start::AtOnce,
+        hooks: None,
+    };
+    // The container could otherwise look into the process before its exec (CVE-2016-9962).
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
+    let cgroup = joins.unified.as_ref().map(|(_, directory)| directory.as_fd());
+    let (side, took_cgroup) = sys::clone_process(0, cgroup).context("clone the process")?;
+    match side {
+        Cloned::Parent { pid, pidfd } => Ok(Child { pid, pidfd, channel }),
+        Cloned::Child => {
+            if let Some((place, _)) = joins.unified.filter(|_| took_cgroup) {
+                work.handles[place] = None;
+            }
+            init::run(plan, work)
+        }
+    }
+}
+
+/// Hears the child out until its program runs.
+fn listen(channel: &Channel, plan: &Plan, notes: &mut Vec<String>) -> Result<Option<OwnedFd>> {
+    let mut terminal = None;
+    loop {
+        match hear(channel, plan, notes)? {
+            (Message::Ready, _) => break,
+            (Message::Terminal, master) => terminal = master,
+            _ => bail!("the process answered nonsense"),
+        }
+    }
+    match channel.receive().context("listen to the process")? {
+        // It closed at exec.
+        None => Ok(terminal),
+        Some((Message::Failed { errno, text, .. }, _)) => {
+            bail!("process.args[0]: execute {text}: {}", std::io::Error::from_raw_os_error(errno))
+        }
+        Some(_) => bail!("the process answered nonsense"),
+    }
+}

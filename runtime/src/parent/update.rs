@@ -1,0 +1,78 @@
+//! `update`: changes the limits of a container that exists (no verb of the specification; the options and the file's form are runc's).
+//!
+//! What is refused by the kernel half-way is put back as it was. The configuration kept beside the state has the new values from then on.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+
+use super::{bundle, cgroups, existing};
+use crate::core::cgroup::{self, CgroupPlan, Hierarchy};
+use crate::core::status::Status;
+use crate::core::{spec, update};
+use crate::state::replace;
+
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Where the new values are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UpdateSource {
+    /// In the form of `linux.resources`.
+    Options(Value),
+    /// A file of that form; `-` is standard input.
+    File(PathBuf),
+}
+
+/// Changes limits.
+pub fn update(root: &Path, id: &str, source: &UpdateSource) -> Result<()> {
+    let asked = match source {
+        UpdateSource::Options(asked) => asked.clone(),
+        UpdateSource::File(path) => read(path)?,
+    };
+    if asked.get("devices").and_then(Value::as_array).is_some_and(|rules| !rules.is_empty()) {
+        bail!("devices: the device rules of a container stay as they are: leave them out");
+    }
+    let (dir, _) = existing(root, id)?;
+    let _lock = dir.lock()?;
+    let (dir, record) = existing(root, id)?;
+    match dir.status(&record)? {
+        Status::Created | Status::Running | Status::Paused => {}
+        other => bail!("container {id} is {other}: it has no limits to change"),
+    }
+    let before = bundle::recorded_json(&dir, &record)?;
+    let after = update::merged(before.clone(), &asked);
+    let hierarchies = bundle::observed_hierarchies()?;
+    let unified = bundle::unified_controllers(&hierarchies);
+    let plan = |config: &Value| plan(config, &record.bundle, id, &hierarchies, &unified);
+    let (before, planned) = (plan(&before)?, plan(&after)?);
+    let changes = update::changes(&before, &planned, &asked, &record.cgroups);
+    if let Err(error) = cgroups::change(&changes) {
+        let undo = update::changes(&planned, &before, &Value::Null, &record.cgroups);
+        // Best effort: what the kernel took before it takes again, unless the container has outgrown it.
+        let left = cgroups::change(&undo).err();
+        return Err(match left {
+            None => error,
+            Some(left) => error.context(format!("and not all could be put back: {left:#}")),
+        });
+    }
+    replace(&dir.file(bundle::CONFIG), after.to_string().as_bytes())
+}
+
+fn read(path: &Path) -> Result<Value> {
+    let text = if path == Path::new("-") {
+        std::io::read_to_string(std::io::Read::take(std::io::stdin().lock(), FILE_BYTES_MAX)).context("read standard input")?
+    } else {
+        std::fs::read_to_string(path).with_context(|| format!("--resources: read {}", path.display()))?
+    };
+    let value: Value = serde_json::from_str(&text).with_context(|| format!("--resources {}", path.display()))?;
+    if value.is_object() { Ok(value) } else { bail!("--resources {}: is no object of the form of linux.resources", path.display()) }
+}
+
+fn plan(config: &Value, bundle_path: &Path, id: &str, hierarchies: &[Hierarchy], unified: &[String]) -> Result<CgroupPlan> {
+    let mut spec = spec::parse(config.to_string().as_bytes()).map_err(|error| anyhow!("{error}"))?;
+    bundle::map_unit(&mut spec);
+    let container = bundle::checked(bundle_path, &spec)?;
+    cgroup::plan(hierarchies, unified, container.cgroups_path.as_deref(), id, &container.resources)
+        .map_err(|refusals| bundle::refused(bundle_path, &refusals))
+}
