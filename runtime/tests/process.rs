@@ -57,6 +57,38 @@ fn io_priorities() {
 }
 
 #[test]
+fn processors_of_what_is_executed_later() {
+    let mut bundle = Bundle::new("sleep 1000");
+    bundle.set("/process/execCPUAffinity", json!({"initial":"0","final":"1"})).set("/root/readonly", json!(false));
+    bundle.create();
+    bundle.ok(&["start", &bundle.id]);
+    let allowed = |args: &[&str]| {
+        let grep = ["grep", "Cpus_allowed_list", "/proc/self/status"];
+        let call: Vec<&str> = ["exec"].iter().chain(args).chain([&bundle.id.as_str()]).chain(&grep).copied().collect();
+        bundle.ok(&call).split_whitespace().last().unwrap().to_owned()
+    };
+    assert_eq!(allowed(&[]), "1");
+    // Not the container's own process.
+    let own = std::fs::read_to_string(format!("/proc/{}/status", bundle.pid())).unwrap();
+    assert!(!own.contains("Cpus_allowed_list:\t1\n"), "{own}");
+    let process = bundle.path("process.json");
+    let write = |affinity: Value| {
+        let process =
+            json!({"cwd":"/","args":["grep","Cpus_allowed_list","/proc/self/status"],"env":["PATH=/bin"],"execCPUAffinity":affinity});
+        std::fs::write(bundle.path("process.json"), process.to_string()).unwrap();
+    };
+    let exec = ["exec", "--process", process.to_str().unwrap(), &bundle.id];
+    write(json!({"initial":"0"}));
+    assert!(bundle.ok(&exec).ends_with("\t0\n"));
+    write(json!({"final":"0-1"}));
+    assert!(bundle.ok(&exec).ends_with("\t0-1\n"));
+    write(json!({"final":"4000"}));
+    assert!(bundle.fails(&exec).contains("process.execCPUAffinity.final: run on [4000]"));
+    write(json!({"final":"1-0"}));
+    assert!(bundle.fails(&exec).contains("process.execCPUAffinity.final: \"1-0\""));
+}
+
+#[test]
 fn personalities() {
     let mut bundle = Bundle::new("busybox uname -m; cat /proc/self/personality");
     bundle.set("/linux/personality", json!({"domain":"LINUX"}));

@@ -183,3 +183,29 @@ fn what_fails_on_the_way_leaves_nothing() {
     chown(bundle.rootfs("bin"), Some(0), Some(0)).unwrap();
     assert!(bundle.create_fails().contains("process.args[0]: find \"sh\""));
 }
+
+#[test]
+fn a_process_is_executed_in_it() {
+    let mut bundle = mapped("sleep 1000");
+    bundle.push("/linux/namespaces", json!({"type":"time"})).set("/linux/timeOffsets", json!({"boottime":{"secs":100_000_000}}));
+    bundle.create();
+    bundle.ok(&["start", &bundle.id]);
+    let script = "id -u; id -g; cat /proc/self/uid_map; readlink /proc/self/ns/user; readlink /proc/self/ns/time; cut -c1-3 /proc/uptime";
+    let printed = bundle.ok(&["exec", &bundle.id, "sh", "-c", &script.replace("cut", "busybox cut")]);
+    let words: Vec<&str> = printed.split_whitespace().collect();
+    let pid = bundle.pid().to_string();
+    assert_eq!(words, ["0", "0", "0", "200000", "65536", &namespace(&pid, "user"), &namespace(&pid, "time"), "100"]);
+    let printed = bundle.ok(&["exec", "--user", "7:8", "--additional-gids", "9", &bundle.id, "id"]);
+    assert_eq!(printed.trim(), "uid=7 gid=8 groups=9");
+}
+
+#[test]
+fn a_terminal_in_it() {
+    let mut bundle = mapped("tty; stat -c %u $(tty); stat -c %t /dev/console; stty size");
+    for applet in ["tty", "stty"] {
+        std::os::unix::fs::symlink("busybox", bundle.rootfs("bin").join(applet)).unwrap();
+    }
+    bundle.give_rootfs(HOST);
+    bundle.set("/process/terminal", json!(true)).set("/process/consoleSize", json!({"height":40,"width":100}));
+    assert_eq!(bundle.prints().replace('\r', ""), "/dev/pts/0\n0\n88\n40 100");
+}

@@ -208,10 +208,9 @@ impl Refusals {
                 self.refuse(field, "this runtime runs Linux containers only");
             }
         }
-        if let Some(process) = &spec.process {
-            if process.command_line.as_ref().is_some_and(|value| !is_empty(value)) {
-                self.refuse("process.commandLine", "is of Windows: use process.args");
-            }
+        let command_line = spec.process.as_ref().and_then(|process| process.command_line.as_ref());
+        if command_line.is_some_and(|value| !is_empty(value)) {
+            self.refuse("process.commandLine", "is of Windows: use process.args");
         }
         let Some(linux) = &spec.linux else { return };
         let fields = [("linux.netDevices", &linux.net_devices), ("linux.seccomp", &linux.seccomp)];

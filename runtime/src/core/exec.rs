@@ -99,9 +99,15 @@ pub fn completed(own: &Process, given: Process) -> Process {
 pub fn plan(container: &Container, cgroups: &[PathBuf], privileges: Privileges) -> Plan {
     let mut steps = Vec::new();
     let mut notes = Vec::new();
+    let affinity = |field, processors: &[u32]| {
+        let step = Step::Affinity { field, processors: processors.to_vec() };
+        (!processors.is_empty()).then_some(step)
+    };
+    steps.extend(affinity("initial", &container.process.exec_cpu_affinity.initial));
     for (handle, directory) in cgroups.iter().enumerate() {
         steps.push(Step::JoinCgroup { directory: directory.clone(), handle });
     }
+    steps.extend(affinity("final", &container.process.exec_cpu_affinity.last));
     if let Some(adjustment) = container.process.oom_score_adj {
         steps.push(Step::OomScoreAdj(adjustment));
     }

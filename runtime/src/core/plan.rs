@@ -155,6 +155,11 @@ pub enum Step {
     Rlimit(Rlimit),
     Scheduler(Scheduler),
     IoPriority(u16),
+    /// `field`: of `process.execCPUAffinity`.
+    Affinity {
+        field: &'static str,
+        processors: Vec<u32>,
+    },
     Personality(u32),
     MemoryPolicy(MemoryPolicy),
     /// Of a security module, for the next execve(2); `file` is below `/proc`.
@@ -598,6 +603,7 @@ impl fmt::Display for Step {
                 write!(f, " runtime {runtime_ns} deadline {deadline_ns} period {period_ns}")
             }
             Self::IoPriority(value) => write!(f, "process.ioPriority: set class {} priority {}", value >> 13, value & 7),
+            Self::Affinity { field, processors } => write!(f, "process.execCPUAffinity.{field}: run on {processors:?}"),
             Self::Personality(value) => write!(f, "linux.personality: set {value:#x}"),
             Self::MemoryPolicy(MemoryPolicy { name, nodes, .. }) => write!(f, "linux.memoryPolicy: set {name} of nodes {nodes:?}"),
             Self::Label { field, label, .. } => write!(f, "{field}: take on {label:?}"),

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
+use rustix::thread::{CpuSet, LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::root::Root;
 use super::{Doing, Failure, Work, caps, console, devices, mounts, program, userns};
@@ -134,6 +134,7 @@ impl<'a> Performer<'a> {
             Step::Rlimit(limit) => rlimit(limit)?,
             Step::Scheduler(scheduler) => sys::set_scheduler(scheduler)?,
             Step::IoPriority(value) => sys::set_io_priority(*value)?,
+            Step::Affinity { processors, .. } => affinity(processors)?,
             Step::Personality(value) => sys::set_personality(*value)?,
             Step::MemoryPolicy(policy) => sys::set_memory_policy(policy.mode, &policy.nodes)?,
             Step::Label { file, label, .. } => write_proc(Path::new(file), label, ResolveFlags::BENEATH)?,
@@ -263,6 +264,18 @@ fn rlimit(limit: &Rlimit) -> Result<(), Failure> {
 fn raise_limit(limit: &Rlimit) -> Result<(), Failure> {
     let (soft, hard) = sys::limits(limit.resource)?;
     if limit.hard <= hard { Ok(()) } else { rlimit(&Rlimit { soft, ..limit.clone() }) }
+}
+
+fn affinity(processors: &[u32]) -> Result<(), Failure> {
+    let mut set = CpuSet::new();
+    for processor in processors {
+        let number = *processor as usize;
+        if number >= CpuSet::MAX_CPU {
+            return Err(Failure::refused(format!("{number} is beyond the {} processors that can be named", CpuSet::MAX_CPU)));
+        }
+        set.set(number);
+    }
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
 /// Changes the directory and makes sure that it lies in the container: through a leaked descriptor it need not (CVE-2024-21626), and then

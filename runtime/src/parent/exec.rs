@@ -161,7 +161,9 @@ fn clone_child(container: &Container, plan: &Plan, groups: &[PathBuf], container
     };
     // The container could otherwise look into the process before its exec (CVE-2016-9962).
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
-    let cgroup = joins.unified.as_ref().map(|(_, directory)| directory.as_fd());
+    // A process on given processors until it is in the cgroups cannot be born there.
+    let cgroup =
+        joins.unified.as_ref().filter(|_| container.process.exec_cpu_affinity.initial.is_empty()).map(|(_, directory)| directory.as_fd());
     let (side, took_cgroup) = sys::clone_process(0, cgroup).context("clone the process")?;
     match side {
         Cloned::Parent { pid, pidfd } => Ok(Child { pid, pidfd, channel }),

@@ -34,6 +34,14 @@ pub struct Process {
     pub memory_policy: Option<MemoryPolicy>,
     pub apparmor_profile: Option<String>,
     pub selinux_label: Option<String>,
+    pub exec_cpu_affinity: CpuAffinity,
+}
+
+/// `process.execCPUAffinity`: processors for what is executed later, before it joins the container's cgroups and after; empty: any.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CpuAffinity {
+    pub initial: Vec<u32>,
+    pub last: Vec<u32>,
 }
 
 /// `process.scheduler`, by the kernel's numbers (sched_setattr(2)).
@@ -125,7 +133,6 @@ impl Refusals {
         if let Some(adjustment) = given.oom_score_adj.filter(|value| !(-1000..=1000).contains(value)) {
             self.refuse("process.oomScoreAdj", format!("{adjustment} is not between -1000 and 1000"));
         }
-        self.exec_cpu_affinity(given.exec_cpu_affinity.as_ref());
         Process {
             terminal: given.terminal,
             console_size: given.console_size,
@@ -145,6 +152,7 @@ impl Refusals {
             personality: None,
             memory_policy: None,
             apparmor_profile: self.text("process.apparmorProfile", given.apparmor_profile.as_deref()),
+            exec_cpu_affinity: self.exec_cpu_affinity(given.exec_cpu_affinity.as_ref()),
             selinux_label: self.text("process.selinuxLabel", given.selinux_label.as_deref()),
         }
     }
@@ -264,14 +272,16 @@ impl Refusals {
         Some(class << CLASS_SHIFT | priority)
     }
 
-    /// Applies to what is executed later, not to the first process; a list that is none is refused all the same.
-    fn exec_cpu_affinity(&mut self, given: Option<&spec::ExecCpuAffinity>) {
+    fn exec_cpu_affinity(&mut self, given: Option<&spec::ExecCpuAffinity>) -> CpuAffinity {
         let given = given.cloned().unwrap_or_default();
-        for (name, list) in [("initial", given.initial), ("final", given.last)] {
-            if let Some(Err(why)) = list.filter(|list| !list.is_empty()).map(|list| cpu_list::parse(&list)) {
+        let mut list = |name: &str, text: Option<String>| {
+            let read = text.filter(|text| !text.is_empty()).map(|text| cpu_list::parse(&text));
+            read.unwrap_or(Ok(Vec::new())).unwrap_or_else(|why| {
                 self.refuse(format!("process.execCPUAffinity.{name}"), why);
-            }
-        }
+                Vec::new()
+            })
+        };
+        CpuAffinity { initial: list("initial", given.initial), last: list("final", given.last) }
     }
 
     pub(super) fn personality(&mut self, given: Option<&spec::Personality>) -> Option<u32> {
