@@ -14,7 +14,7 @@ mod resources;
 pub use mounts::{Device, DeviceKind, Mount, MountWhat};
 pub use namespaces::{IdMapping, IdMappings, Namespace, NamespaceKind, TimeOffset, check_not_the_hosts};
 pub use process::{Capabilities, MemoryPolicy, Process, Rlimit, Scheduler};
-pub use resources::{DeviceRule, Resources};
+pub use resources::{BlockIo, DeviceRule, Resources};
 
 use std::collections::BTreeMap;
 use std::fmt;

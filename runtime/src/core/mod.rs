@@ -18,6 +18,7 @@ pub mod hooks;
 
 pub mod cgroup;
 pub mod device_filter;
+pub mod limits;
 pub mod update;
 
 pub mod plan;

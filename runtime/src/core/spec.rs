@@ -293,11 +293,82 @@ pub struct Resources {
     pub cpu: Option<Cpu>,
     pub pids: Option<Pids>,
     #[serde(rename = "blockIO")]
-    pub block_io: Unbuilt,
-    pub hugepage_limits: Unbuilt,
-    pub network: Unbuilt,
-    pub rdma: Unbuilt,
-    pub unified: Unbuilt,
+    pub block_io: Option<BlockIo>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub hugepage_limits: Vec<HugepageLimit>,
+    pub network: Option<Network>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub rdma: BTreeMap<String, Rdma>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub unified: BTreeMap<String, String>,
+}
+
+/// `linux.resources.blockIO`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockIo {
+    pub weight: Option<u16>,
+    pub leaf_weight: Option<u16>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub weight_device: Vec<WeightDevice>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub throttle_read_bps_device: Vec<ThrottleDevice>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub throttle_write_bps_device: Vec<ThrottleDevice>,
+    #[serde(default, rename = "throttleReadIOPSDevice", deserialize_with = "nullable")]
+    pub throttle_read_iops_device: Vec<ThrottleDevice>,
+    #[serde(default, rename = "throttleWriteIOPSDevice", deserialize_with = "nullable")]
+    pub throttle_write_iops_device: Vec<ThrottleDevice>,
+}
+
+/// `linux.resources.blockIO.weightDevice[]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WeightDevice {
+    pub major: u32,
+    pub minor: u32,
+    pub weight: Option<u16>,
+    pub leaf_weight: Option<u16>,
+}
+
+/// `linux.resources.blockIO.throttle…Device[]`; per second.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ThrottleDevice {
+    pub major: u32,
+    pub minor: u32,
+    pub rate: u64,
+}
+
+/// `linux.resources.hugepageLimits[]`, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HugepageLimit {
+    pub page_size: String,
+    pub limit: u64,
+}
+
+/// `linux.resources.network`.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Network {
+    #[serde(rename = "classID")]
+    pub class_id: Option<u32>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub priorities: Vec<InterfacePriority>,
+}
+
+/// `linux.resources.network.priorities[]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct InterfacePriority {
+    pub name: String,
+    pub priority: u32,
+}
+
+/// A value of `linux.resources.rdma`, by the name of its device.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rdma {
+    pub hca_handles: Option<u32>,
+    pub hca_objects: Option<u32>,
 }
 
 /// `linux.resources.devices[]`: an entry of the device allow list; a later entry overrules an earlier one.
@@ -318,14 +389,14 @@ pub struct Memory {
     pub limit: Option<i64>,
     pub reservation: Option<i64>,
     pub swap: Option<i64>,
-    pub kernel: Unbuilt,
+    pub kernel: Option<i64>,
     #[serde(rename = "kernelTCP")]
-    pub kernel_tcp: Unbuilt,
-    pub swappiness: Unbuilt,
+    pub kernel_tcp: Option<i64>,
+    pub swappiness: Option<u64>,
     #[serde(rename = "disableOOMKiller")]
-    pub disable_oom_killer: Unbuilt,
-    pub use_hierarchy: Unbuilt,
-    pub check_before_update: Unbuilt,
+    pub disable_oom_killer: Option<bool>,
+    pub use_hierarchy: Option<bool>,
+    pub check_before_update: Option<bool>,
 }
 
 /// `linux.resources.cpu`; quota and period in microseconds.
@@ -337,10 +408,10 @@ pub struct Cpu {
     pub period: Option<u64>,
     pub cpus: Option<String>,
     pub mems: Option<String>,
-    pub burst: Unbuilt,
-    pub realtime_runtime: Unbuilt,
-    pub realtime_period: Unbuilt,
-    pub idle: Unbuilt,
+    pub burst: Option<u64>,
+    pub realtime_runtime: Option<i64>,
+    pub realtime_period: Option<u64>,
+    pub idle: Option<i64>,
 }
 
 /// `linux.resources.pids`.

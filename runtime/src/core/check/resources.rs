@@ -1,12 +1,15 @@
 //! Cgroups and what they limit (config-linux.md "Control groups").
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
-
-use serde_json::Value;
 
 use super::Refusals;
 use super::mounts::DeviceKind;
-use crate::core::spec;
+use crate::core::cpu_list;
+use crate::core::spec::{self, HugepageLimit, InterfacePriority, Rdma, ThrottleDevice};
+
+/// The kernel's IFNAMSIZ without the end.
+const INTERFACE_BYTES_MAX: usize = 15;
 
 /// `linux.resources`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,6 +28,54 @@ pub struct Resources {
     pub cpuset_mems: Option<String>,
     /// At most this many tasks; zero or less is no limit.
     pub pids_limit: Option<i64>,
+    pub memory_kernel: Option<i64>,
+    pub memory_kernel_tcp: Option<i64>,
+    pub memory_swappiness: Option<u64>,
+    pub memory_oom_killer_off: bool,
+    pub memory_hierarchy: bool,
+    /// A limit below what is used already is refused, where the kernel would kill.
+    pub memory_check: bool,
+    pub cpu_burst: Option<u64>,
+    pub cpu_realtime_runtime: Option<i64>,
+    pub cpu_realtime_period: Option<u64>,
+    pub cpu_idle: Option<i64>,
+    pub block_io: BlockIo,
+    pub hugepage_limits: Vec<HugepageLimit>,
+    pub network_class: Option<u32>,
+    pub network_priorities: Vec<InterfacePriority>,
+    pub rdma: BTreeMap<String, Rdma>,
+    /// Files of version 2 and what is written there.
+    pub unified: BTreeMap<String, String>,
+}
+
+/// `linux.resources.blockIO`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BlockIo {
+    pub weight: Option<u16>,
+    pub leaf_weight: Option<u16>,
+    /// With their places in the list.
+    pub weights: Vec<(usize, DeviceWeight)>,
+    pub throttles: Vec<Throttle>,
+}
+
+/// One of `linux.resources.blockIO.weightDevice[]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceWeight {
+    pub major: u32,
+    pub minor: u32,
+    pub weight: Option<u16>,
+    pub leaf_weight: Option<u16>,
+}
+
+/// One of the four lists of throttles.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Throttle {
+    /// The field's name in `blockIO`.
+    pub field: &'static str,
+    /// As version 1 names it in its file, and version 2 as a key.
+    pub v1: &'static str,
+    pub v2: &'static str,
+    pub devices: Vec<ThrottleDevice>,
 }
 
 /// One of `linux.resources.devices[]`.
@@ -57,43 +108,15 @@ impl Refusals {
     }
 
     pub(super) fn resources(&mut self, given: &spec::Resources) -> Resources {
-        let fields = [
-            ("linux.resources.blockIO", &given.block_io),
-            ("linux.resources.hugepageLimits", &given.hugepage_limits),
-            ("linux.resources.network", &given.network),
-            ("linux.resources.rdma", &given.rdma),
-            ("linux.resources.unified", &given.unified),
-        ];
-        fields.into_iter().for_each(|(field, value)| self.unbuilt(field, value));
         let memory = given.memory.clone().unwrap_or_default();
-        let fields = [
-            ("linux.resources.memory.kernel", &memory.kernel),
-            ("linux.resources.memory.kernelTCP", &memory.kernel_tcp),
-            ("linux.resources.memory.swappiness", &memory.swappiness),
-            ("linux.resources.memory.disableOOMKiller", &memory.disable_oom_killer),
-            ("linux.resources.memory.useHierarchy", &memory.use_hierarchy),
-            ("linux.resources.memory.checkBeforeUpdate", &memory.check_before_update),
-        ];
-        // `false` is what an unset switch does anyway.
-        for (field, value) in fields {
-            let asked = value.as_ref().filter(|value| **value != Value::Bool(false)).cloned();
-            self.unbuilt(field, &asked);
-        }
         let cpu = given.cpu.clone().unwrap_or_default();
-        let fields = [
-            ("linux.resources.cpu.burst", &cpu.burst),
-            ("linux.resources.cpu.realtimeRuntime", &cpu.realtime_runtime),
-            ("linux.resources.cpu.realtimePeriod", &cpu.realtime_period),
-            ("linux.resources.cpu.idle", &cpu.idle),
-        ];
-        fields.into_iter().for_each(|(field, value)| self.unbuilt(field, value));
+        let network = given.network.clone().unwrap_or_default();
         self.memory(&memory);
-        if let Some(quota) = cpu.quota.filter(|quota| *quota > 0 && *quota < 1000) {
-            self.refuse("linux.resources.cpu.quota", format!("{quota} µs is below the kernel's 1000"));
-        }
-        if let Some(period) = cpu.period.filter(|period| *period != 0 && !(1000..=1_000_000).contains(period)) {
-            self.refuse("linux.resources.cpu.period", format!("{period} µs is not between 1000 and 1000000"));
-        }
+        self.cpu(&cpu);
+        self.hugepages(&given.hugepage_limits);
+        self.network(&network);
+        self.rdma(&given.rdma);
+        self.unified(&given.unified);
         Resources {
             devices: self.device_rules(&given.devices),
             memory_limit: memory.limit.filter(|limit| *limit != 0),
@@ -105,15 +128,40 @@ impl Refusals {
             cpuset_cpus: cpu.cpus.filter(|text| !text.is_empty()),
             cpuset_mems: cpu.mems.filter(|text| !text.is_empty()),
             pids_limit: given.pids.as_ref().map(|pids| pids.limit),
+            memory_kernel: memory.kernel.filter(|limit| *limit != 0),
+            memory_kernel_tcp: memory.kernel_tcp.filter(|limit| *limit != 0),
+            memory_swappiness: memory.swappiness,
+            memory_oom_killer_off: memory.disable_oom_killer == Some(true),
+            memory_hierarchy: memory.use_hierarchy == Some(true),
+            memory_check: memory.check_before_update == Some(true),
+            cpu_burst: cpu.burst,
+            cpu_realtime_runtime: cpu.realtime_runtime.filter(|runtime| *runtime != 0),
+            cpu_realtime_period: cpu.realtime_period.filter(|period| *period != 0),
+            cpu_idle: cpu.idle,
+            block_io: given.block_io.as_ref().map(|block_io| self.block_io(block_io)).unwrap_or_default(),
+            hugepage_limits: given.hugepage_limits.clone(),
+            network_class: network.class_id.filter(|class| *class != 0),
+            network_priorities: network.priorities,
+            rdma: given.rdma.clone(),
+            unified: given.unified.clone(),
         }
     }
 
     pub(super) fn memory(&mut self, memory: &spec::Memory) {
-        let fields = [("limit", memory.limit), ("reservation", memory.reservation), ("swap", memory.swap)];
+        let fields = [
+            ("limit", memory.limit),
+            ("reservation", memory.reservation),
+            ("swap", memory.swap),
+            ("kernel", memory.kernel),
+            ("kernelTCP", memory.kernel_tcp),
+        ];
         for (field, value) in fields {
             if value.is_some_and(|value| value < -1) {
                 self.refuse(format!("linux.resources.memory.{field}"), "is negative; only -1, no limit, may be");
             }
+        }
+        if let Some(swappiness) = memory.swappiness.filter(|swappiness| *swappiness > 100) {
+            self.refuse("linux.resources.memory.swappiness", format!("{swappiness} is not between 0 and 100"));
         }
         match (memory.limit.filter(|limit| *limit > 0), memory.swap.filter(|swap| *swap > 0)) {
             (Some(limit), Some(swap)) if swap < limit => {
@@ -158,5 +206,110 @@ impl Refusals {
             rules.push(DeviceRule { allow: rule.allow, kind, major, minor, access });
         }
         rules
+    }
+
+    fn cpu(&mut self, cpu: &spec::Cpu) {
+        // What the kernel makes of others is not what was asked for (kernel/sched/sched.h, MIN_SHARES and MAX_SHARES).
+        if let Some(shares) = cpu.shares.filter(|shares| *shares != 0 && !(2..=262_144).contains(shares)) {
+            self.refuse("linux.resources.cpu.shares", format!("{shares} is not between 2 and 262144"));
+        }
+        if let Some(quota) = cpu.quota.filter(|quota| *quota > 0 && *quota < 1000) {
+            self.refuse("linux.resources.cpu.quota", format!("{quota} µs is below the kernel's 1000"));
+        }
+        if let Some(period) = cpu.period.filter(|period| *period != 0 && !(1000..=1_000_000).contains(period)) {
+            self.refuse("linux.resources.cpu.period", format!("{period} µs is not between 1000 and 1000000"));
+        }
+        match (cpu.burst.filter(|burst| *burst != 0), cpu.quota.filter(|quota| *quota > 0)) {
+            (Some(_), None) => self.refuse("linux.resources.cpu.burst", "needs linux.resources.cpu.quota, which it may exceed for a while"),
+            (Some(burst), Some(quota)) if burst > quota.unsigned_abs() => {
+                self.refuse("linux.resources.cpu.burst", format!("{burst} µs is above linux.resources.cpu.quota, {quota}"));
+            }
+            _ => {}
+        }
+        if let Some(runtime) = cpu.realtime_runtime.filter(|runtime| *runtime < -1) {
+            self.refuse("linux.resources.cpu.realtimeRuntime", format!("{runtime} µs is negative; only -1, no limit, may be"));
+        }
+        if let Some(idle) = cpu.idle.filter(|idle| !(0..=1).contains(idle)) {
+            self.refuse("linux.resources.cpu.idle", format!("{idle} is neither 0 nor 1"));
+        }
+        for (name, list) in [("cpus", &cpu.cpus), ("mems", &cpu.mems)] {
+            if let Some(Err(why)) = list.as_ref().filter(|list| !list.is_empty()).map(|list| cpu_list::parse(list)) {
+                self.refuse(format!("linux.resources.cpu.{name}"), why);
+            }
+        }
+    }
+
+    fn block_io(&mut self, given: &spec::BlockIo) -> BlockIo {
+        const FIELD: &str = "linux.resources.blockIO";
+        let mut weight = |field: String, weight: Option<u16>| {
+            let weight = weight.filter(|weight| *weight != 0);
+            if let Some(weight) = weight.filter(|weight| !(10..=1000).contains(weight)) {
+                self.refuse(field, format!("{weight} is not between 10 and 1000"));
+            }
+            weight
+        };
+        let list = given.weight_device.iter().enumerate();
+        let weights = list.map(|(index, device)| {
+            let field = |name: &str| format!("{FIELD}.weightDevice[{index}].{name}");
+            let (of_all, of_leaf) = (weight(field("weight"), device.weight), weight(field("leafWeight"), device.leaf_weight));
+            (index, DeviceWeight { major: device.major, minor: device.minor, weight: of_all, leaf_weight: of_leaf })
+        });
+        let weights = weights.collect();
+        let throttles = [
+            ("throttleReadBpsDevice", "read_bps", "rbps", &given.throttle_read_bps_device),
+            ("throttleWriteBpsDevice", "write_bps", "wbps", &given.throttle_write_bps_device),
+            ("throttleReadIOPSDevice", "read_iops", "riops", &given.throttle_read_iops_device),
+            ("throttleWriteIOPSDevice", "write_iops", "wiops", &given.throttle_write_iops_device),
+        ];
+        BlockIo {
+            weight: weight(format!("{FIELD}.weight"), given.weight),
+            leaf_weight: weight(format!("{FIELD}.leafWeight"), given.leaf_weight),
+            weights,
+            throttles: throttles.map(|(field, v1, v2, devices)| Throttle { field, v1, v2, devices: devices.clone() }).into(),
+        }
+    }
+
+    /// `2MB` and the like: the end of a file's name.
+    fn hugepages(&mut self, limits: &[HugepageLimit]) {
+        for (index, limit) in limits.iter().enumerate() {
+            let digits = limit.page_size.trim_end_matches(|c: char| c.is_ascii_uppercase());
+            let plain = digits.starts_with(|c: char| ('1'..='9').contains(&c)) && digits.bytes().all(|byte| byte.is_ascii_digit());
+            if !plain || !["KB", "MB", "GB"].contains(&&limit.page_size[digits.len()..]) {
+                let why = format!("{:?} is no page size such as 64KB, 2MB or 1GB", limit.page_size);
+                self.refuse(format!("linux.resources.hugepageLimits[{index}].pageSize"), why);
+            }
+        }
+    }
+
+    fn network(&mut self, network: &spec::Network) {
+        for (index, InterfacePriority { name, .. }) in network.priorities.iter().enumerate() {
+            if name.is_empty() || name.len() > INTERFACE_BYTES_MAX || name.contains(|c: char| c.is_whitespace() || c == '/' || c == '\0') {
+                self.refuse(format!("linux.resources.network.priorities[{index}].name"), format!("{name:?} is no name of an interface"));
+            }
+        }
+    }
+
+    fn rdma(&mut self, rdma: &BTreeMap<String, Rdma>) {
+        for (device, limits) in rdma {
+            let field = format!("linux.resources.rdma[{device}]");
+            if device.is_empty() || device.contains(|c: char| c.is_whitespace() || c == '\0') {
+                self.refuse(&field, "is no name of a device");
+            }
+            if limits.hca_handles.is_none() && limits.hca_objects.is_none() {
+                self.refuse(field, "sets neither hcaHandles nor hcaObjects");
+            }
+        }
+    }
+
+    fn unified(&mut self, unified: &BTreeMap<String, String>) {
+        for name in unified.keys() {
+            let field = format!("linux.resources.unified[{name}]");
+            let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            if !name.contains('.') || name.starts_with('.') || !name.chars().all(plain) {
+                self.refuse(field, "is no file of a cgroup of version 2");
+            } else if ["cgroup.procs", "cgroup.threads", "cgroup.kill", "cgroup.freeze"].contains(&name.as_str()) {
+                self.refuse(field, "is for this runtime to write");
+            }
+        }
     }
 }
