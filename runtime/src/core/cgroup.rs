@@ -22,6 +22,8 @@ pub struct Hierarchy {
     pub controllers: Vec<String>,
     /// This process's cgroup, below the mount point.
     pub own: PathBuf,
+    /// Whether the container's cgroup can be made here.
+    pub writable: bool,
 }
 
 /// The two generations of cgroups.
@@ -62,6 +64,8 @@ pub struct Write {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CgroupPlan {
     pub groups: Vec<Group>,
+    /// Hierarchies this user may make no cgroup in: the container stays where its creator is.
+    pub others: Vec<Hierarchy>,
 }
 
 /// Finds the hierarchies a process sees, by `/proc/self/mountinfo` and `/proc/self/cgroup` (proc_pid_mountinfo(5), cgroups(7)).
@@ -97,7 +101,13 @@ pub fn hierarchies(mountinfo: &str, own: &str) -> Vec<Hierarchy> {
         }
         let below = Path::new(path).strip_prefix(unescape(root)).unwrap_or(Path::new(""));
         let own = below.components().filter(|part| matches!(part, Component::Normal(_))).collect();
-        found.push(Hierarchy { version, mount_point: PathBuf::from(unescape(mount_point)), controllers: controllers.clone(), own });
+        found.push(Hierarchy {
+            version,
+            mount_point: PathBuf::from(unescape(mount_point)),
+            controllers: controllers.clone(),
+            own,
+            writable: true,
+        });
     }
     found
 }
@@ -130,6 +140,14 @@ pub fn path_of_unit(text: &str) -> Option<PathBuf> {
     Some(path)
 }
 
+/// Where the container's cgroup is in a hierarchy.
+pub fn directory(hierarchy: &Hierarchy, cgroups_path: Option<&Path>, id: &str) -> PathBuf {
+    let fallback = Path::new("/rcluster").join(id);
+    let path = cgroups_path.unwrap_or(&fallback);
+    let base = if path.is_absolute() { hierarchy.mount_point.clone() } else { hierarchy.mount_point.join(&hierarchy.own) };
+    base.join(path.components().filter(|part| matches!(part, Component::Normal(_))).collect::<PathBuf>())
+}
+
 /// Decides the container's cgroups. An absolute `cgroups_path` counts from each hierarchy's mount point, a relative one from the
 /// runtime's own cgroup; without one it is `/rcluster/<id>`.
 pub fn plan(
@@ -139,27 +157,32 @@ pub fn plan(
     id: &str,
     resources: &Resources,
 ) -> Result<CgroupPlan, Vec<Refusal>> {
-    let fallback = Path::new("/rcluster").join(id);
-    let path = cgroups_path.unwrap_or(&fallback);
     let Limits { mut wanted, mut refusals } = limits::of(hierarchies, unified, resources);
-    let groups = hierarchies.iter().map(|hierarchy| group(hierarchy, path, &mut wanted)).collect();
+    let (usable, others): (Vec<_>, Vec<_>) = hierarchies.iter().cloned().partition(|hierarchy| hierarchy.writable);
+    let groups = usable.into_iter().map(|hierarchy| group(directory(&hierarchy, cgroups_path, id), hierarchy, &mut wanted)).collect();
     refusals.extend(wanted.into_iter().map(|wish| Refusal {
         field: wish.write.field,
-        why: format!("this host has no {} cgroup controller mounted to hold it: mount one, or leave the limit out", wish.controller),
+        why: match others.iter().find(|other| holds(other, &wish.controller, wish.version)) {
+            Some(other) => {
+                format!("this user may make no cgroup in {} to hold it: leave the limit out, or run as root", other.mount_point.display())
+            }
+            None => {
+                format!("this host has no {} cgroup controller mounted to hold it: mount one, or leave the limit out", wish.controller)
+            }
+        },
     }));
-    if refusals.is_empty() { Ok(CgroupPlan { groups }) } else { Err(refusals) }
+    if refusals.is_empty() { Ok(CgroupPlan { groups, others }) } else { Err(refusals) }
 }
 
-fn group(hierarchy: &Hierarchy, path: &Path, wanted: &mut Vec<Wish>) -> Group {
-    let base = if path.is_absolute() { hierarchy.mount_point.clone() } else { hierarchy.mount_point.join(&hierarchy.own) };
-    let directory = base.join(path.components().filter(|part| matches!(part, Component::Normal(_))).collect::<PathBuf>());
-    let mut group = Group { hierarchy: hierarchy.clone(), directory, enable: Vec::new(), writes: Vec::new(), device_filter: Vec::new() };
+fn holds(hierarchy: &Hierarchy, controller: &str, version: Version) -> bool {
+    hierarchy.version == version && (version == Version::V2 || hierarchy.controllers.iter().any(|name| name == controller))
+}
+
+fn group(directory: PathBuf, hierarchy: Hierarchy, wanted: &mut Vec<Wish>) -> Group {
+    let mut group = Group { hierarchy, directory, enable: Vec::new(), writes: Vec::new(), device_filter: Vec::new() };
     let mut rest = Vec::new();
     for wish in wanted.drain(..) {
-        let held = match hierarchy.version {
-            Version::V1 => wish.version == Version::V1 && hierarchy.controllers.contains(&wish.controller),
-            Version::V2 => wish.version == Version::V2,
-        };
+        let held = holds(&group.hierarchy, &wish.controller, wish.version);
         if !held {
             rest.push(wish);
         } else if !wish.filter.is_empty() {

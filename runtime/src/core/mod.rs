@@ -22,6 +22,7 @@ pub mod limits;
 pub mod update;
 
 pub mod plan;
+pub mod rootless;
 
 pub mod caller;
 pub mod exec;

@@ -11,7 +11,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::capability::CapabilitySet;
-use super::cgroup::{CgroupPlan, Version};
+use super::cgroup::{CgroupPlan, Hierarchy, Version};
 use super::check::{
     Capabilities, Container, Device, DeviceKind, IdMapping, IdMappings, MemoryPolicy, Mount, MountWhat, NamespaceKind, Process, Rlimit,
     Scheduler, TimeOffset,
@@ -474,12 +474,15 @@ fn mount_step(mount: &Mount, cgroups: &CgroupPlan, private_cgroups: bool, label:
         MountWhat::Remount { bind } => MountSource::Remount { bind: *bind },
         MountWhat::FileSystem { kind, source } => MountSource::FileSystem { kind: kind.clone(), source: source.clone() },
         MountWhat::Cgroup => {
-            let unified = matches!(cgroups.groups.as_slice(), [only] if only.hierarchy.version == Version::V2);
-            let views = cgroups.groups.iter().map(|group| CgroupView {
-                name: group.hierarchy.mount_point.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-                controllers: group.hierarchy.controllers.clone(),
-                version: group.hierarchy.version,
-                bind: (!private_cgroups).then(|| group.directory.clone()),
+            let joined = cgroups.groups.iter().map(|group| (&group.hierarchy, group.directory.clone()));
+            let others = cgroups.others.iter().map(|other| (other, other.mount_point.join(&other.own)));
+            let all: Vec<(&Hierarchy, PathBuf)> = joined.chain(others).collect();
+            let unified = matches!(all.as_slice(), [(only, _)] if only.version == Version::V2);
+            let views = all.into_iter().map(|(hierarchy, directory)| CgroupView {
+                name: hierarchy.mount_point.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                controllers: hierarchy.controllers.clone(),
+                version: hierarchy.version,
+                bind: (!private_cgroups).then_some(directory),
             });
             let layout = if unified { CgroupLayout::Unified } else { CgroupLayout::PerHierarchy };
             MountSource::Cgroups { views: views.collect(), layout }
@@ -678,7 +681,7 @@ impl fmt::Display for Device {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cgroup::{Group, Hierarchy};
+    use super::super::cgroup::Group;
     use super::super::{check, spec};
     use super::*;
 
@@ -695,13 +698,14 @@ mod tests {
                 mount_point: Path::new("/sys/fs/cgroup").join(name),
                 controllers: vec![(*name).to_owned()],
                 own: PathBuf::new(),
+                writable: true,
             },
             directory: Path::new("/sys/fs/cgroup").join(name).join("x"),
             enable: Vec::new(),
             writes: Vec::new(),
             device_filter: Vec::new(),
         };
-        CgroupPlan { groups: names.iter().map(group).collect() }
+        CgroupPlan { groups: names.iter().map(group).collect(), others: Vec::new() }
     }
 
     fn text(plan: &Plan) -> String {

@@ -49,7 +49,10 @@ pub fn load(path: &Path, id: &str, systemd_cgroup: bool) -> Result<Bundle> {
         bail!("root.path: {} is no directory: unpack the container's file system there", container.root.display());
     }
     check_machine(&container, machine()).map_err(|refusals| refused(&path, &refusals))?;
-    let hierarchies = observed_hierarchies()?;
+    let mut hierarchies = observed_hierarchies()?;
+    for hierarchy in &mut hierarchies {
+        hierarchy.writable = may_make(&cgroup::directory(hierarchy, container.cgroups_path.as_deref(), id));
+    }
     let unified = unified_controllers(&hierarchies);
     let cgroups = cgroup::plan(&hierarchies, &unified, container.cgroups_path.as_deref(), id, &container.resources)
         .map_err(|refusals| refused(&path, &refusals))?;
@@ -89,6 +92,12 @@ fn recorded_bytes(dir: &StateDir, record: &Record) -> Result<(PathBuf, Vec<u8>)>
 /// Checks a configuration; every refusal is told.
 pub fn checked(bundle: &Path, spec: &Spec) -> Result<Container> {
     check(bundle, spec).map_err(|refusals| refused(bundle, &refusals))
+}
+
+/// Whether this user may make a directory: root by its privileges, any other where the nearest one above that exists is its own.
+fn may_make(directory: &Path) -> bool {
+    let above = directory.ancestors().skip(1).find(|above| above.exists());
+    rustix::process::geteuid().is_root() || above.is_some_and(|above| rustix::fs::access(above, rustix::fs::Access::WRITE_OK).is_ok())
 }
 
 /// What of this machine decides whether a field can be honoured.

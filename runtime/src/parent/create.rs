@@ -168,8 +168,11 @@ fn prepare_and_clone(
         start: Start::Gated { gate: fifo(&dir.file(GATE))?, result: fifo(&dir.file(RESULT))? },
         hooks: Some((bundle.container.hooks.clone(), hooks::told(record, HookKind::CreateContainer, None))),
     };
-    // In a joined pid namespace others could otherwise look into the process before its exec (CVE-2016-9962).
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
+    // In a joined pid namespace others could otherwise look into the process before its exec (CVE-2016-9962). Of an undumpable process only
+    // root may write the mappings, so one without privileges stays as it is: nobody but its own user could look.
+    if rustix::process::geteuid().is_root() {
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
+    }
     let clone = || clone_child(&bundle.plan, work, joins.unified);
     let first = match pid_namespace.filter(|_| !bundle.plan.has_usher()) {
         Some(namespace) => born_in(&namespace, clone)?,

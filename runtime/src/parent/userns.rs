@@ -4,9 +4,11 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
-use anyhow::{Context, Result};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{WaitId, WaitIdOptions};
+use rustix::process::{WaitId, WaitIdOptions, getegid, geteuid};
 
 use crate::core::check::{IdMapping, IdMappings};
 use crate::core::plan::{IdmapBy, Tree, TreeIdmap};
@@ -16,8 +18,33 @@ use crate::sys::{self, Cloned};
 
 /// Maps the ids of a process that has just made its user namespace.
 pub fn map(pid: i32, ids: &IdMappings) -> Result<()> {
+    if !geteuid().is_root() {
+        return map_as_user(pid, ids);
+    }
     write(pid, "uid_map", &ids.users).context("uidMappings")?;
     write(pid, "gid_map", &ids.groups).context("gidMappings")
+}
+
+/// Without privileges the kernel maps the caller's own ids and nothing else, and with groups denied (user_namespaces(7)); more is mapped
+/// by the programs newuidmap and newgidmap, which hold the privilege and know what `/etc/subuid` grants (newuidmap(1)).
+fn map_as_user(pid: i32, ids: &IdMappings) -> Result<()> {
+    let own = |ranges: &[IdMapping], id: u32| matches!(ranges, [only] if only.host == id && only.size == 1);
+    if own(&ids.users, geteuid().as_raw()) && own(&ids.groups, getegid().as_raw()) {
+        let path = format!("/proc/{pid}/setgroups");
+        std::fs::write(&path, "deny").with_context(|| format!("write {path}"))?;
+        write(pid, "uid_map", &ids.users).context("uidMappings")?;
+        return write(pid, "gid_map", &ids.groups).context("gidMappings");
+    }
+    for (field, program, ranges) in [("uidMappings", "newuidmap", &ids.users), ("gidMappings", "newgidmap", &ids.groups)] {
+        let numbers = ranges.iter().flat_map(|range| [range.container, range.host, range.size]).map(|number| number.to_string());
+        let output = Command::new(program).arg(pid.to_string()).args(numbers).stdin(Stdio::null()).output().with_context(|| {
+            format!("{field}: a user who is not root maps more than its own id by {program}, which is missing: apt-get install uidmap")
+        })?;
+        if !output.status.success() {
+            bail!("{field}: {program}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+    }
+    Ok(())
 }
 
 /// The kernel takes a mapping in one write only.
