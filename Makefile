@@ -47,7 +47,8 @@ test-image: tools build
 # What the tests compare with; the product itself needs none of it.
 tools:
 	@missing=""
-	for tool in busybox:busybox-static runc:runc crun:crun qemu-system-x86_64:qemu-system-x86; do
+	for tool in busybox:busybox-static runc:runc crun:crun qemu-system-x86_64:qemu-system-x86 docker-registry:docker-registry \
+	  skopeo:skopeo zstd:zstd openssl:openssl; do
 	  command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool##*:}"
 	done
 	if [ -n "$$missing" ]; then

@@ -10,6 +10,11 @@ use rcluster_api::policy::NodePolicy;
 use rcluster_api::validate::check_name;
 use rcluster_base::telemetry::LogFormat;
 
+use crate::core::reference::check_host;
+use crate::image::pull::PullPolicy;
+use crate::image::registry::Access;
+use crate::image::registry::transport::Patience;
+
 #[derive(Debug, Parser)]
 #[command(name = "rcluster-agent", version, about = "Runs containers on this host as the managers of an rcluster ask")]
 pub struct Cli {
@@ -34,6 +39,15 @@ pub enum ImageVerb {
         /// The agent's state directory
         #[arg(long)]
         state_dir: PathBuf,
+    },
+    /// Pull an image from its registry, whether the node has it or not
+    Pull {
+        name: String,
+        /// The agent's state directory
+        #[arg(long)]
+        state_dir: PathBuf,
+        #[command(flatten)]
+        registries: RegistryArgs,
     },
     /// List the images
     Ls {
@@ -81,11 +95,64 @@ pub struct RunArgs {
     /// A device of this host that services may use, or a directory of them; may be given several times
     #[arg(long = "allow-device", value_name = "PATH")]
     devices: Vec<PathBuf>,
+    /// When registries are asked for images: missing, always or never
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    pull: PullPolicy,
+    #[command(flatten)]
+    registries: RegistryArgs,
     /// Speak with the managers in plain text
     #[arg(long)]
     insecure: bool,
     #[arg(long, default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// How registries are reached.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Registries")]
+pub struct RegistryArgs {
+    /// Credentials for registries, a file as `docker login` writes it; read anew whenever a registry asks
+    #[arg(long, value_name = "FILE")]
+    registry_auth: Option<PathBuf>,
+    /// Certificates, in PEM form, of authorities that are trusted beside the system's; may be given several times
+    #[arg(long, value_name = "FILE")]
+    registry_ca: Vec<PathBuf>,
+    /// Speak plain HTTP with this host, and with no other that is not listed; may be given several times
+    #[arg(long, value_name = "HOST[:PORT]")]
+    registry_plain_http: Vec<String>,
+    /// Ask a mirror before a registry; may be given several times, and they are asked in this order
+    #[arg(long, value_name = "REGISTRY=HOST[:PORT][/PATH]")]
+    registry_mirror: Vec<String>,
+}
+
+impl RegistryArgs {
+    /// How registries are reached, if that can be worked with.
+    pub fn check(self) -> Result<Access> {
+        let Self { registry_auth, registry_ca, registry_plain_http, registry_mirror } = self;
+        for host in &registry_plain_http {
+            check_host(host).map_err(|why| anyhow!("--registry-plain-http: {why}"))?;
+        }
+        let mut mirrors = BTreeMap::<String, Vec<String>>::new();
+        for pair in registry_mirror {
+            let wrong = |why: &str| anyhow!("--registry-mirror {pair:?}: {why}");
+            let (registry, mirror) = pair.split_once('=').ok_or_else(|| wrong("REGISTRY=HOST[:PORT][/PATH]"))?;
+            check_host(registry).map_err(|why| wrong(&why))?;
+            check_host(mirror.split('/').next().unwrap_or_default()).map_err(|why| wrong(&why))?;
+            mirrors.entry(registry.to_owned()).or_default().push(mirror.trim_end_matches('/').to_owned());
+        }
+        Ok(Access {
+            auth_file: registry_auth.map(absolute).transpose()?,
+            authorities: registry_ca,
+            plain_http: registry_plain_http.into_iter().collect(),
+            mirrors,
+            patience: Patience::default(),
+        })
+    }
+}
+
+/// Paths end up in mounts and in the runtime's hands: they must not depend on the working directory.
+fn absolute(path: PathBuf) -> Result<PathBuf> {
+    std::path::absolute(&path).with_context(|| format!("find {}", path.display()))
 }
 
 /// The checked configuration of a running agent.
@@ -102,6 +169,8 @@ pub struct Config {
     /// Others, by the names that services give.
     pub runtimes: BTreeMap<String, PathBuf>,
     pub policy: NodePolicy,
+    pub pull: PullPolicy,
+    pub registries: Access,
 }
 
 impl RunArgs {
@@ -120,6 +189,8 @@ impl RunArgs {
             allow_privileged,
             binds,
             devices,
+            pull,
+            registries,
             insecure,
             log_format: _,
         } = self;
@@ -163,8 +234,6 @@ impl RunArgs {
             binds: paths("--allow-bind", binds)?,
             devices: paths("--allow-device", devices)?,
         };
-        // Paths end up in mounts and in the runtime's hands: they must not depend on the working directory.
-        let absolute = |path: PathBuf| std::path::absolute(&path).with_context(|| format!("find {}", path.display()));
         Ok(Config {
             name,
             state_dir: absolute(state_dir)?,
@@ -176,6 +245,8 @@ impl RunArgs {
             runtime: absolute(runtime)?,
             runtimes,
             policy,
+            pull,
+            registries: registries.check()?,
         })
     }
 }
@@ -196,5 +267,40 @@ fn allowed(flag: &str, path: &Path) -> Result<String> {
     match path.to_str() {
         Some(text) if plain => Ok(text.to_owned()),
         _ => bail!("{flag} {}: give an absolute path without . and ..", path.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(arguments: &[&str]) -> String {
+        let base = ["rcluster-agent", "run", "--name", "n", "--state-dir", "/s", "--run-dir", "/r", "--addr", "127.0.0.1", "--insecure"];
+        let rest = ["--managers", "h:1", "--runtime", "/proc/self/exe"];
+        let cli = match Cli::try_parse_from(base.iter().chain(&rest).chain(arguments)) {
+            Ok(cli) => cli,
+            Err(error) => return error.to_string().lines().next().unwrap_or_default().to_owned(),
+        };
+        let Verb::Run(args) = cli.verb else { panic!("another verb") };
+        match args.check() {
+            Ok(config) => format!("{} {:?} {:?}", config.pull, config.registries.plain_http, config.registries.mirrors),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    #[test]
+    fn registries_are_configured_by_flags_and_what_is_wrong_is_named() {
+        assert_eq!(check(&[]), "missing {} {}");
+        let flags = ["--pull=always", "--registry-plain-http=a:1", "--registry-mirror=docker.io=m:2/x/", "--registry-mirror=docker.io=n"];
+        assert_eq!(check(&flags), r#"always {"a:1"} {"docker.io": ["m:2/x", "n"]}"#);
+        assert_eq!(
+            check(&["--pull=often"]),
+            "error: invalid value 'often' for '--pull <POLICY>': pull policy \"often\": missing, always or never"
+        );
+        assert_eq!(
+            check(&["--registry-plain-http=http://a"]),
+            "--registry-plain-http: \"http://a\" is not the host of a registry: HOST, HOST:PORT or [IPV6]:PORT"
+        );
+        assert_eq!(check(&["--registry-mirror=a"]), "--registry-mirror \"a\": REGISTRY=HOST[:PORT][/PATH]");
     }
 }

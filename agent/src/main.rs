@@ -5,9 +5,14 @@ use std::io::Write;
 use anyhow::{Context, Result};
 use clap::Parser;
 use rcluster_agent::config::{Cli, ImageVerb, Verb};
+use rcluster_agent::core::reference::Reference;
 use rcluster_agent::image::Store;
+use rcluster_agent::image::pull::{Progress, Puller};
+use rcluster_agent::image::registry::Client;
 use rcluster_agent::run::run;
 use rcluster_base::telemetry;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 /// The agent waits more than it works: two threads do, and blocking work has as many as tasks are prepared at once, twice.
 const WORKERS: usize = 2;
@@ -18,19 +23,32 @@ fn main() -> Result<()> {
         Verb::Run(args) => {
             telemetry::start(args.log_format);
             let config = args.check()?;
-            let mut builder = tokio::runtime::Builder::new_multi_thread();
-            builder.worker_threads(WORKERS).max_blocking_threads(BLOCKING).thread_stack_size(512 << 10).enable_all();
-            builder.build().context("start the async runtime")?.block_on(run(config))
+            runtime()?.block_on(run(config))
         }
         Verb::Image(ImageVerb::Load { file, state_dir }) => {
             let loaded = Store::open(&state_dir)?.load(&file).with_context(|| format!("load {}", file.display()))?;
             write_out(loaded.iter().map(|image| format!("{}\t{}", image.name, image.digest)))
+        }
+        Verb::Image(ImageVerb::Pull { name, state_dir, registries }) => {
+            let store = Store::open(&state_dir)?;
+            let puller = Puller::new(store.clone(), Client::new(registries.check()?)?);
+            let reference = Reference::parse(&name).map_err(anyhow::Error::msg)?;
+            let told = watch::Sender::new(Progress::default());
+            runtime()?.block_on(puller.pull(&reference, &told)).with_context(|| format!("pull {reference}"))?;
+            let image = store.find(&name)?;
+            write_out(std::iter::once(format!("{}\t{}", image.name, image.digest)))
         }
         Verb::Image(ImageVerb::Ls { state_dir }) => {
             let images = Store::open(&state_dir)?.list()?;
             write_out(images.iter().map(|image| format!("{}\t{}\t{}", image.name, image.digest, image.bytes)))
         }
     }
+}
+
+fn runtime() -> Result<Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(WORKERS).max_blocking_threads(BLOCKING).thread_stack_size(512 << 10).enable_all();
+    builder.build().context("start the async runtime")
 }
 
 fn write_out(lines: impl Iterator<Item = String>) -> Result<()> {

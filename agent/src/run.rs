@@ -12,10 +12,12 @@ use tracing::info;
 
 use crate::agent::{Agent, EVENTS_MAX, Statuses};
 use crate::config::Config;
-use crate::exec::Tools;
 use crate::exec::netd_client::Netd;
+use crate::exec::{Images, Tools};
 use crate::host;
 use crate::image::Store;
+use crate::image::pull::Puller;
+use crate::image::registry::Client;
 use crate::place::Places;
 use crate::relay;
 use crate::session::{self, Session};
@@ -45,7 +47,9 @@ pub async fn run(config: Config) -> Result<()> {
         "rcluster-agent {}",
         description.version
     );
-    let images = Store::open(&places.state)?;
+    let store = Store::open(&places.state)?;
+    let client = Client::new(config.registries.clone()).context("prepare to pull images")?;
+    let images = Images { puller: Puller::new(store.clone(), client), store, policy: config.pull };
     let netd = Netd::new(&places)?;
     let tools = Arc::new(Tools::new(&config, places, images, netd));
 

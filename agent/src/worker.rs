@@ -27,6 +27,7 @@ use crate::core::task::{Exit, Network, Outcome, Phase, Record, Step, next};
 use crate::exec::Tools;
 use crate::exec::pod::{self, StepError};
 use crate::health::{self, Change, Place};
+use crate::image::pull::Progress;
 
 /// A task and how far it has come.
 #[derive(Debug)]
@@ -71,6 +72,7 @@ impl Worker {
             match next(&self.record, self.task.start_after_ms, wish, unix_ms()) {
                 Step::Raise(state) => self.report(state, String::new()).await,
                 Step::Conclude(outcome) => self.conclude(outcome),
+                Step::Pull => self.pull().await,
                 Step::Prepare => {
                     let prepared = pod::prepare(&self.tools, &self.task, &mut self.record).await;
                     self.check(prepared);
@@ -126,7 +128,7 @@ impl Worker {
     async fn tell(&self) {
         self.save();
         let event = Event::Status(self.task.id.clone(), self.record.status());
-        // As above: without an owner nobody wants to know.
+        // Without an owner nobody wants to know.
         drop(self.events.send(event).await);
     }
 
@@ -146,6 +148,35 @@ impl Worker {
         let file = self.tools.places.of_task(&self.task.id).record_file();
         if let Err(error) = ledger::write::<Record>(&file, &self.record) {
             keep_going(&error);
+        }
+    }
+
+    /// Brings the images to the node and tells how far that has come; breaks off when the wish changes.
+    async fn pull(&mut self) {
+        let told = watch::Sender::new(Progress::default());
+        let mut progress = told.subscribe();
+        let (tools, task) = (Arc::clone(&self.tools), Arc::clone(&self.task));
+        let mut pulling = std::pin::pin!(pod::pull(&tools, &task, &told));
+        let pulled = loop {
+            tokio::select! {
+                pulled = &mut pulling => break pulled,
+                _ = self.wish.changed() => return,
+                Ok(()) = progress.changed() => {
+                    let message = progress.borrow_and_update().to_string();
+                    self.say(message).await;
+                }
+            }
+        };
+        self.record.pulled = pulled.is_ok();
+        self.say(String::new()).await;
+        self.check(pulled);
+    }
+
+    /// Reports the state as it is with another message.
+    async fn say(&mut self, message: String) {
+        if self.record.message != message {
+            self.record.message = message;
+            self.tell().await;
         }
     }
 

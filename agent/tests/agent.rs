@@ -3,13 +3,17 @@
 mod support;
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rcluster_agent::image::pull::Progress;
+use rcluster_agent::image::take::LayerProgress;
 use rcluster_api::wire::v1::{ContainerSpec, LogsCommand, NetworkAttachment, TaskNetwork, TaskState};
 use serde_json::json;
 use support::agent::{Agent, eventually, is_alive, memory_limit, shell_task, task};
-use support::image::{Layout, file, layer};
+use support::image::{Entry, Layout, dir, file, layer, symlink};
 use support::manager::Manager;
+use support::registry::{Fake, How, Shelf, reply};
 
 const A: &str = "aaaaaaaaaaaaaaaa";
 const B: &str = "bbbbbbbbbbbbbbbb";
@@ -161,7 +165,7 @@ async fn stopping_sends_the_stop_signal_and_after_the_grace_sigkill_and_nothing_
 #[tokio::test]
 async fn what_can_never_run_is_rejected_in_words() {
     let manager = Manager::leader().await;
-    let agent = Agent::start(&[manager.address]);
+    let agent = Agent::start_with(&[manager.address], &["--pull", "never"]);
     let mut absent = shell_task(A, "true");
     let mut nobody = shell_task(B, "true");
     if let (Some(absent), Some(nobody)) = (&mut absent.template, &mut nobody.template) {
@@ -172,8 +176,8 @@ async fn what_can_never_run_is_rejected_in_words() {
     let absent = manager.reported(A, TaskState::Rejected).await;
     assert_eq!(
         absent.message,
-        "image \"web:1\" is not on node n1; images there: shell:1; load it with `rcluster-agent image load FILE`; pulling from registries \
-         is not built yet"
+        "image \"web:1\" is not on node n1; images there: shell:1; pulling is off on this node (--pull never): load it with \
+         `rcluster-agent image load FILE`"
     );
     let nobody = manager.reported(B, TaskState::Rejected).await;
     assert!(nobody.message.contains("user \"nobody-there\" is not in the image's /etc/passwd"), "{}", nobody.message);
@@ -327,4 +331,111 @@ async fn a_second_agent_on_the_same_directories_is_refused() {
     let error = agent.second();
     assert!(error.contains("another agent uses the state directory"), "{error}");
     assert!(is_alive(first));
+}
+
+/// A registry that has the image `shell:1` with another layer on top of the one that the node has already, and whose first answer
+/// to whoever asks for that layer stops in the middle; and what a task says then.
+fn slow_registry(agent: &Agent) -> (Fake, String) {
+    const HALF: usize = 400_000;
+    let layout = agent.dir.path().join("remote");
+    let (shell, more) = (support::image::shell_layer(), layer(&[file("remote", &"x".repeat(2 * HALF))]));
+    Layout::new(&layout).image("1", &json!({"Cmd": ["/bin/sh"]}), &[shell.clone(), more.clone()]);
+    let (shelf, asked_before, length) = (Shelf::of(&layout), AtomicBool::new(false), more.len());
+    let fake = Fake::start(move |asked| match shelf.reply(asked) {
+        reply if reply.body.len() == length && !asked_before.swap(true, Ordering::SeqCst) => reply.how(How::StallAt(HALF)),
+        reply => reply,
+    });
+    let done = LayerProgress { bytes: shell.len() as u64, bytes_total: shell.len() as u64, done: true };
+    let under_way = LayerProgress { bytes: HALF as u64, bytes_total: more.len() as u64, done: false };
+    (fake, Progress { layers: vec![done, under_way] }.to_string())
+}
+
+fn task_of(id: &str, image: &str, script: &str) -> rcluster_api::wire::v1::Task {
+    let mut task = shell_task(id, script);
+    if let Some(template) = &mut task.template {
+        template.containers[0].image = image.into();
+    }
+    task
+}
+
+#[tokio::test]
+async fn a_task_tells_how_far_its_image_has_come_stops_while_it_comes_and_the_next_one_runs_it() {
+    let manager = Manager::leader().await;
+    let agent = Agent::start_with(&[manager.address], &["--registry-plain-http", "127.0.0.1"]);
+    let (registry, half) = slow_registry(&agent);
+    let image = registry.name("shell:1");
+    manager.assign(vec![task_of(A, &image, "exit 0")]);
+    let status = manager.until("a pull under way", |seen| seen.statuses.get(A).filter(|status| status.message == half).cloned()).await;
+    assert_eq!(status.state(), TaskState::Preparing);
+    assert!(half.starts_with("pulling 1/2 layers, "), "{half}");
+    let mut stopped = task_of(A, &image, "exit 0");
+    stopped.desired_state = TaskState::Shutdown.into();
+    let begin = Instant::now();
+    manager.assign(vec![stopped]);
+    manager.reported(A, TaskState::Shutdown).await;
+    assert!(begin.elapsed() < Duration::from_secs(5), "it waited for the registry: {:?}", begin.elapsed());
+    eventually("nothing is left", || agent.leftovers(A).is_empty().then_some(())).await;
+
+    manager.assign(vec![task_of(B, &image, "cat /remote >/dev/null && exit 7")]);
+    let status = manager.reported(B, TaskState::Failed).await;
+    assert_eq!(status.message, "container web exited with code 7");
+    assert!(registry.blobs_asked().iter().any(|asked| asked.range_from() == Some(400_000)), "what had come was not used");
+}
+
+#[tokio::test]
+async fn an_agent_that_is_killed_while_it_pulls_goes_on_with_what_has_come() {
+    let manager = Manager::leader().await;
+    let mut agent = Agent::start_with(&[manager.address], &["--registry-plain-http", "127.0.0.1"]);
+    let (registry, half) = slow_registry(&agent);
+    manager.assign(vec![task_of(A, &registry.name("shell:1"), "exit 7")]);
+    manager.until("a pull under way", |seen| (seen.statuses.get(A)?.message == half).then_some(())).await;
+    agent.kill();
+    agent.spawn();
+    assert_eq!(manager.reported(A, TaskState::Failed).await.message, "container web exited with code 7");
+    assert!(registry.blobs_asked().iter().any(|asked| asked.range_from() == Some(400_000)), "what had come was not used");
+}
+
+#[tokio::test]
+async fn an_image_that_no_registry_has_is_rejected_and_one_that_cannot_be_asked_for_fails() {
+    let manager = Manager::leader().await;
+    let _agent = Agent::start_with(&[manager.address], &["--registry-plain-http", "127.0.0.1"]);
+    let registry = Fake::start(|_| reply(404, ""));
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("an address");
+    let (none, unreachable) = (registry.name("web:1"), format!("{closed}/web:1"));
+    manager.assign(vec![task_of(A, &none, "true"), task_of(B, &unreachable, "true")]);
+    let message = manager.reported(A, TaskState::Rejected).await.message;
+    assert_eq!(message, format!("pull image {none:?}: registry {} has no image \"1\" in web: check the name and the tag", registry.addr));
+    let message = manager.reported(B, TaskState::Failed).await.message;
+    assert!(message.starts_with(&format!("pull image {unreachable:?}: registry {closed} cannot be reached")), "{message}");
+}
+
+#[tokio::test]
+async fn what_an_image_says_of_its_container_is_done() {
+    let manager = Manager::leader().await;
+    let agent = Agent::start(&[manager.address]);
+    let script = "set -e; test $(id -u):$(id -g) = 33:34; test $(pwd) = /work/deep; test $A = image; test $(cat /data/seed) = seed; \
+                  echo more >/data/more; echo more >/link/more; ! echo x 2>/dev/null >/x; exit 42";
+    let config = json!({
+        "Entrypoint": ["/bin/sh"], "Cmd": ["-c", script], "Env": ["A=image"], "WorkingDir": "/work/deep", "User": "web:web",
+        "Volumes": {"/data": {}, "/link": {}, "/data/new/dir": {}}, "Labels": {"k": "v"},
+    });
+    let own = |entry: Entry| Entry { owner: 33, ..entry };
+    // A volume behind a link that would lead out of the image, were it followed on the host.
+    let outside = agent.dir.path().join("outside");
+    fs::create_dir(&outside).expect("make");
+    let inside = outside.to_string_lossy().trim_start_matches('/').to_owned();
+    let entries = [
+        file("etc/group", "root:x:0:\nweb:x:34:\n"),
+        own(dir("data")),
+        own(file("data/seed", "seed")),
+        symlink("link", &outside.to_string_lossy()),
+        own(dir(&inside)),
+    ];
+    Layout::new(&agent.dir.path().join("layout-all")).image("all:1", &config, &[support::image::shell_layer(), layer(&entries)]);
+    agent.image_load("layout-all");
+    let container = ContainerSpec { name: "web".into(), image: "all:1".into(), read_only: true, ..ContainerSpec::default() };
+    manager.assign(vec![task(A, vec![container])]);
+    assert_eq!(manager.reported(A, TaskState::Failed).await.message, "container web exited with code 42");
+    assert_eq!(fs::read_dir(&outside).expect("list").count(), 0, "a volume led out of the image");
+    eventually("nothing is left", || agent.leftovers(A).is_empty().then_some(())).await;
 }

@@ -8,14 +8,15 @@
 //!   │                                    │ step 0, step 1, …
 //!   │ ◄────────────────────────────── Map │ its user namespace is new: ids are wanted
 //!   │ Go ──────────────────────────────► │ they are mapped
-//!   │ ◄───────────────────────── Born{pid} │ it gave birth to the container's process, which goes on in its place
+//!   │ ◄───────────────────────── Born{pid} │ it bore the container's process, which says so and goes on in its place
+//!   │ Go ──────────────────────────────► │ the parent knows it
 //!   │ ◄──────────────── Note{step, text} │ weaker than asked for, going on
 //!   │ ◄──────── Terminal + its descriptor │ the caller relays it or hands it on
+//!   │ ◄──────── Listener{number} + descriptor │ of its seccomp notifications: to whom they concern
 //!   │ ◄───────── Failed{step, errno, text} │ and the child is gone: create undoes all it did
 //!   │ ◄──────────────────────────── Hooks │ the mounts are made: prestart and createRuntime are wanted
 //!   │ Go ──────────────────────────────► │ they ran
 //!   │ ◄──────────────────────────── Ready │ every step is done
-//!   │ Go ──────────────────────────────► │ only where an usher bore it: the parent knows it
 //!   │ state.json := created              │ reads exec.fifo … blocks
 //!   └ exits                              │                                    │
 //!                                        │ ◄────────────── one byte: exec.fifo │
@@ -63,12 +64,14 @@ pub enum Message {
     Failed { step: u16, errno: i32, text: String },
     /// The ids of a new user namespace are to be mapped; waits for `Go`.
     Map,
-    /// The container's process was born; the sender is done.
+    /// The sender is the container's process, which another bore; waits for `Go`.
     Born { pid: i32 },
     /// The hooks of the host are to be run; waits for `Go`.
     Hooks,
     /// From the parent: what was asked for is done.
     Go,
+    /// The child's number of the descriptor of its seccomp notifications.
+    Listener { number: i32 },
 }
 
 /// The size of every message; below `PIPE_BUF`, so that a FIFO carries one whole.
@@ -83,6 +86,7 @@ const BORN: u8 = 11;
 const GO: u8 = 12;
 const HOOKS: u8 = 13;
 const TERMINAL: u8 = 4;
+const LISTENER: u8 = 5;
 
 impl Message {
     /// The message as bytes; a text too long is cut.
@@ -96,6 +100,7 @@ impl Message {
             Self::Born { pid } => (BORN, 0, *pid, ""),
             Self::Hooks => (HOOKS, 0, 0, ""),
             Self::Go => (GO, 0, 0, ""),
+            Self::Listener { number } => (LISTENER, 0, *number, ""),
         };
         let mut length = text.len().min(SIZE - HEADER);
         while !text.is_char_boundary(length) {
@@ -126,6 +131,7 @@ impl Message {
             BORN => Some(Self::Born { pid: errno }),
             HOOKS => Some(Self::Hooks),
             GO => Some(Self::Go),
+            LISTENER => Some(Self::Listener { number: errno }),
             _ => None,
         }
     }
@@ -142,9 +148,10 @@ impl Channel {
         Ok((Self(parent), Self(child)))
     }
 
-    /// Sends a message whole.
+    /// Sends a message whole. By write(2), which a container's filter allows even where it allows no sockets; when the other end is gone,
+    /// the signal that it then brings is as good an end as an error.
     pub fn send(&self, message: &Message) -> io::Result<()> {
-        rustix::net::send(&self.0, &message.encode(), SendFlags::NOSIGNAL)?;
+        rustix::io::write(&self.0, &message.encode())?;
         Ok(())
     }
 
@@ -218,6 +225,7 @@ mod tests {
             Message::Born { pid: 77 },
             Message::Hooks,
             Message::Go,
+            Message::Listener { number: 5 },
         ];
         let (parent, child) = Channel::pair().unwrap();
         for message in &messages {

@@ -136,9 +136,9 @@ fn a_failed_create_leaves_nothing() {
     assert!(error.contains("linux.resources.cpu.cpus: write \"9999\""), "{error}");
 
     let mut bundle = Bundle::new("true");
-    bundle.set("/linux/seccomp", json!({"defaultAction":"SCMP_ACT_ALLOW"}));
+    bundle.set("/linux/seccomp", json!({"defaultAction":"ALLOW"}));
     let error = bundle.create_fails();
-    assert!(error.contains("linux.seccomp: not built yet"), "{error}");
+    assert!(error.contains("linux.seccomp.defaultAction: \"ALLOW\" is no action"), "{error}");
 }
 
 #[test]
@@ -218,4 +218,31 @@ fn the_program_on_the_host_cannot_be_overwritten() {
     // With O_TRUNC the kernel asks whether the mount may be written before it asks whether the file is being executed.
     let error = fs::OpenOptions::new().write(true).truncate(true).open(&exe).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{error}");
+}
+
+#[test]
+fn a_reaper_passes_signals_on_and_leaves_no_zombies() {
+    let mut bundle = Bundle::new("echo $$; (sleep 0 &); sleep 0.3; grep -l '^State:.Z' /proc/[0-9]*/status; exit 7");
+    bundle.set("/annotations/io.rcluster.init", json!("true"));
+    let (stdout, stderr, code) = bundle.run();
+    assert_eq!((stdout.as_str(), code), ("2", 7), "{stderr}");
+
+    let mut bundle = Bundle::new("trap 'exit 9' USR1; while true; do sleep 0.05; done");
+    bundle.set("/annotations/io.rcluster.init", json!("true"));
+    bundle.create();
+    bundle.ok(&["start", &bundle.id]);
+    let first = bundle.pid();
+    eventually("the program has its handler", || {
+        let children = fs::read_to_string(format!("/proc/{first}/task/{first}/children")).unwrap_or_default();
+        let status = fs::read_to_string(format!("/proc/{}/status", children.split_whitespace().next()?)).ok()?;
+        let caught = u64::from_str_radix(status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?.trim(), 16).ok()?;
+        (caught & (1 << 9) != 0).then_some(())
+    });
+    bundle.ok(&["kill", &bundle.id, "USR1"]);
+    eventually("it ended by its own handler", || (!alive(first)).then_some(()));
+
+    let mut bundle = Bundle::new("true");
+    bundle.set("/annotations/io.rcluster.init", json!("true"));
+    bundle.set("/process/args", json!(["sh", "-c", "kill -9 $$"]));
+    assert_eq!(bundle.run().2, 137);
 }

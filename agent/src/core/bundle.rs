@@ -2,7 +2,7 @@
 //!
 //! In: the task and the container's spec, the image's configuration, the identity found in the image, what netd answered, the pod's
 //! first process if there is one, places on this node. Out: the text of `config.json`, the same for the same input. Never loosens
-//! what Docker holds closed by default: its capabilities, its masked and read-only paths.
+//! what Docker holds closed by default: its capabilities, its system calls, its masked and read-only paths.
 
 mod options;
 
@@ -33,6 +33,14 @@ pub struct ImageConfig {
     pub stop_signal: String,
     #[serde(default)]
     pub healthcheck: Option<HealthCheck>,
+    /// Directories whose content the image wants kept apart from its layers.
+    #[serde(default)]
+    pub volumes: Vec<String>,
+    /// Such as `80/tcp`.
+    #[serde(default)]
+    pub exposed_ports: Vec<String>,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// All that a container's configuration is made from.
@@ -54,12 +62,16 @@ pub struct Input<'a> {
     pub files: &'a Path,
     /// Where this node's volumes are.
     pub volumes: &'a Path,
+    /// The image's volumes and where they are on this node.
+    pub image_volumes: &'a [(String, PathBuf)],
     /// The devices of the host that the spec names, or all for a privileged container.
     pub devices: &'a [HostDevice],
 }
 
 const VERSION: &str = "1.2.0";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What asks our runtime for a first process that passes signals on and reaps orphans.
+const INIT: &str = "io.rcluster.init";
 const CPU_PERIOD_US: u64 = 100_000;
 
 /// Docker's (moby, `oci/defaults.go`).
@@ -151,7 +163,7 @@ fn spec(input: &Input<'_>) -> Result<Spec, String> {
     root.set_path(input.rootfs.to_path_buf()).set_readonly(Some(input.spec.read_only));
     let mut spec = Spec::default();
     spec.set_version(VERSION.into())
-        .set_annotations(None)
+        .set_annotations(Some(annotations(input.image).chain(input.spec.init.then(|| (INIT.to_owned(), "true".to_owned()))).collect()))
         .set_root(Some(root))
         .set_hostname(input.pod_pid.is_none().then(|| hostname(&input.task.name)))
         .set_process(Some(process(input)?))
@@ -201,6 +213,14 @@ fn env(input: &Input<'_>) -> Result<Vec<String>, String> {
     }
 }
 
+/// What of the image's configuration has no other place here (image-spec, conversion.md); its labels win over what is derived.
+fn annotations(image: &ImageConfig) -> impl Iterator<Item = (String, String)> {
+    let derived = [("stopSignal", image.stop_signal.clone()), ("exposedPorts", image.exposed_ports.join(","))];
+    let derived = derived.into_iter().map(|(key, value)| (format!("org.opencontainers.image.{key}"), value));
+    let labels = image.labels.iter().map(|(key, value)| (key.clone(), value.clone()));
+    derived.filter(|(_, value)| !value.is_empty()).chain(labels).filter(|(key, _)| !key.is_empty())
+}
+
 fn mounts(input: &Input<'_>) -> Vec<Mount> {
     let file = |name: &str| {
         let source = input.files.join(name).to_string_lossy().into_owned();
@@ -220,6 +240,9 @@ fn mounts(input: &Input<'_>) -> Vec<Mount> {
         file("hostname"),
         file("resolv.conf"),
     ];
+    // Writable also where the rest is not. Otherwise they are on the container's own file system as they are.
+    let of_image = input.image_volumes.iter().filter(|_| input.spec.read_only);
+    mounts.extend(of_image.map(|(target, source)| mount(target, "bind", &source.to_string_lossy(), &["rbind", "rprivate"])));
     let own = options::mounts(input.spec, input.volumes);
     // What the spec mounts takes the place of ours; the shorter path first, so that none hides another.
     mounts.retain(|ours| !own.iter().any(|theirs| theirs.destination() == ours.destination()));
@@ -249,6 +272,7 @@ fn linux(input: &Input<'_>) -> Result<Linux, String> {
         .set_namespaces(Some(namespaces(input)))
         .set_devices(devices)
         .set_sysctl((!input.spec.sysctls.is_empty()).then(|| input.spec.sysctls.clone().into_iter().collect()))
+        .set_seccomp(options::seccomp(input.spec)?)
         .set_masked_paths(hidden(&MASKED))
         .set_readonly_paths(hidden(&READ_ONLY));
     Ok(linux)

@@ -5,6 +5,8 @@
 //! Docker gives; from then on `retries` failures in a row make it unhealthy. Never looks at a clock.
 
 use rcluster_api::health::{Health, HealthCheck};
+use rcluster_api::resource::Millis;
+use serde::Deserialize;
 
 /// The checks of one container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,11 +63,59 @@ impl Checks {
     }
 }
 
+/// `Healthcheck` of an image's configuration, as Docker writes it (moby, `api/types/container`): times in nanoseconds, 0 for the default.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct ImageHealthcheck {
+    test: Vec<String>,
+    interval: i64,
+    timeout: i64,
+    start_period: i64,
+    start_interval: i64,
+    retries: i64,
+}
+
+impl ImageHealthcheck {
+    /// The check that it asks for; `None` for `NONE` and for a form that is not known.
+    pub fn check(self) -> Option<HealthCheck> {
+        let (kind, words) = self.test.split_first()?;
+        let command = match (kind.as_str(), words) {
+            ("CMD", words) if !words.is_empty() => words.to_vec(),
+            ("CMD-SHELL", [line]) => vec!["/bin/sh".to_owned(), "-c".to_owned(), line.clone()],
+            _ => return None,
+        };
+        let default = HealthCheck::default();
+        let or = |nanoseconds: i64, default: Millis| match u64::try_from(nanoseconds) {
+            Ok(nanoseconds @ 1..) => Millis((nanoseconds / 1_000_000).max(1)),
+            _ => default,
+        };
+        Some(HealthCheck {
+            command,
+            interval: or(self.interval, default.interval),
+            timeout: or(self.timeout, default.timeout),
+            start_period: or(self.start_period, default.start_period),
+            start_interval: or(self.start_interval, default.start_interval),
+            retries: u32::try_from(self.retries).ok().filter(|retries| *retries > 0).unwrap_or(default.retries),
+            ..default
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use rcluster_api::resource::Millis;
-
     use super::*;
+
+    #[test]
+    fn an_images_check_is_dockers() {
+        let check = |text: &str| serde_json::from_str::<ImageHealthcheck>(text).expect("JSON").check();
+        let shell = check(r#"{"Test":["CMD-SHELL","curl -f http://localhost/"],"Interval":5000000000,"Retries":2}"#).expect("a check");
+        assert_eq!(
+            (shell.command[2].as_str(), shell.interval, shell.timeout, shell.retries),
+            ("curl -f http://localhost/", Millis(5000), Millis(30_000), 2)
+        );
+        assert_eq!(check(r#"{"Test":["CMD","/ok"]}"#).expect("a check").command, ["/ok"]);
+        assert_eq!((check(r#"{"Test":["NONE"]}"#), check("{}")), (None, None));
+    }
 
     fn checks(health: Health) -> Checks {
         let check = HealthCheck { interval: Millis(10), start_period: Millis(100), start_interval: Millis(2), ..HealthCheck::default() };

@@ -8,8 +8,13 @@
 //! * [`bundle`]: the OCI configuration of a container.
 //! * [`exec`]: the process of a command that is run in a container.
 //! * [`usage`]: numbers from the kernel's texts on what containers use.
+//! * [`seccomp_profile`]: the system calls a container may make.
 //! * [`user`]: who a container's process is, from the image's own `/etc/passwd` and `/etc/group`.
-//! * [`reference`]: when two names of an image are the same name.
+//! * [`reference`]: what the name of an image means, and when two names are the same name.
+//! * [`platform`]: which of an index's images is for this host.
+//! * [`image`]: what an image's configuration says of the container it becomes.
+//! * [`mounts`]: which layers are under root file systems that are mounted.
+//! * [`challenge`]: how to answer a registry that asks who we are.
 
 pub mod reconcile;
 pub mod task;
@@ -21,7 +26,15 @@ pub mod seek;
 
 pub mod bundle;
 pub mod exec;
+pub mod seccomp_profile;
 pub mod usage;
 pub mod user;
 
+pub mod platform;
 pub mod reference;
+
+pub mod challenge;
+
+pub mod mounts;
+
+pub mod image;

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! accepted ─► preparing ─► ready ─► starting ─► running ─┐
-//!     │  prepare: images, rootfs, network    │  create, start each container
+//!     │  pull, prepare: rootfs, network      │  create, start each container
 //!     └────────── any failure, any exit, a wish to stop ─┴─► outcome ─► stop ─► detach ─► report ─► clean ─► end
 //! ```
 
@@ -23,6 +23,9 @@ pub struct Record {
     pub state: TaskState,
     pub message: String,
     pub since_ms: u64,
+    /// The images are on the node. Absent in records of before there was pulling, whose tasks had them.
+    #[serde(default)]
+    pub pulled: bool,
     /// Root file systems are mounted, the network is attached.
     pub prepared: bool,
     pub network: Network,
@@ -110,6 +113,8 @@ pub enum Step {
     Raise(TaskState),
     /// From now on the task ends, so.
     Conclude(Outcome),
+    /// Bring the images to the node; may be broken off when the wish changes.
+    Pull,
     Prepare,
     /// Nothing before this time, unless the wish changes.
     Wait {
@@ -154,6 +159,7 @@ impl Record {
             state: TaskState::Assigned,
             message: String::new(),
             since_ms: task.status.since_ms,
+            pulled: false,
             prepared: false,
             network: Network::default(),
             containers: containers.collect(),
@@ -224,6 +230,8 @@ fn climb(record: &Record, start_after_ms: u64, wish: Wish, now_ms: u64) -> Step 
         Step::Raise(TaskState::Accepted)
     } else if record.state < TaskState::Preparing {
         Step::Raise(TaskState::Preparing)
+    } else if !record.pulled && !record.prepared {
+        Step::Pull
     } else if !record.prepared {
         Step::Prepare
     } else if record.state < TaskState::Ready {
@@ -317,6 +325,7 @@ mod tests {
             state: TaskState::Assigned,
             message: String::new(),
             since_ms: 0,
+            pulled: false,
             prepared: false,
             network: Network::default(),
             containers: vec![container("web", Phase::Absent), container("log", Phase::Absent)],
@@ -340,6 +349,7 @@ mod tests {
                     text.push(format!("conclude {}: {}", outcome.state, outcome.message));
                     record.outcome = Some(outcome.clone());
                 }
+                Step::Pull => record.pulled = true,
                 Step::Prepare => record.prepared = true,
                 Step::Create(index) => record.containers[*index].phase = Phase::Created,
                 Step::Start(index) => record.containers[*index].phase = Phase::Started,
@@ -367,7 +377,7 @@ mod tests {
         let mut record = fresh();
         assert_eq!(
             walk(&mut record, 0, Wish::Run),
-            "raise accepted, raise preparing, prepare, raise ready, raise starting, create(0), create(1), start(0), start(1), \
+            "raise accepted, raise preparing, pull, prepare, raise ready, raise starting, create(0), create(1), start(0), start(1), \
              raise running, watch"
         );
     }
@@ -375,7 +385,10 @@ mod tests {
     #[test]
     fn a_task_that_is_held_back_is_prepared_and_then_waits() {
         let mut record = fresh();
-        assert_eq!(walk(&mut record, 9_000, Wish::Run), "raise accepted, raise preparing, prepare, raise ready, wait { until_ms: 9000 }");
+        assert_eq!(
+            walk(&mut record, 9_000, Wish::Run),
+            "raise accepted, raise preparing, pull, prepare, raise ready, wait { until_ms: 9000 }"
+        );
         assert!(walk(&mut record, 500, Wish::Run).starts_with("raise starting"));
     }
 

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use crate::config::Config;
 use crate::image::Store;
+use crate::image::pull::{PullPolicy, Puller};
 use crate::place::Places;
 use netd_client::Netd;
 use runtime_cli::Runtime;
@@ -27,12 +28,20 @@ pub struct Tools {
     pub node: String,
     pub places: Places,
     pub cgroup_parent: String,
-    pub images: Store,
+    pub images: Images,
     pub netd: Netd,
     /// What containers may have of this host.
     pub policy: NodePolicy,
     runtimes: Runtimes,
     preparing: Semaphore,
+}
+
+/// The node's images and the way to more.
+#[derive(Debug)]
+pub struct Images {
+    pub store: Store,
+    pub puller: Puller,
+    pub policy: PullPolicy,
 }
 
 /// rcluster's own OCI runtime, and others by the names that services give.
@@ -43,7 +52,7 @@ pub struct Runtimes {
 }
 
 impl Tools {
-    pub fn new(config: &Config, places: Places, images: Store, netd: Netd) -> Self {
+    pub fn new(config: &Config, places: Places, images: Images, netd: Netd) -> Self {
         let own = Runtime { program: config.runtime.clone(), root: places.runtime_root(), foreign: None };
         let others = config.runtimes.iter().map(|(name, program)| {
             let root = places.foreign_runtime_root(name);

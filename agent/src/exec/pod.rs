@@ -1,8 +1,10 @@
 //! The steps of one task, as `core::task` asks for them. Each may be repeated, also by an agent that was started anew.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,20 +16,22 @@ use rcluster_api::wire::v1::{AttachNetwork, AttachRequest};
 use rcluster_base::clock::unix_ms;
 use rcluster_base::ledger::{self, LedgerError};
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::netd_client::NetdError;
 use super::runtime_cli::{MonitorCall, RuntimeError, read_exit};
-use super::{Tools, process};
+use super::{Images, Tools, process};
 use crate::core::bundle::{self, HostDevice, ImageConfig};
 use crate::core::task::{ContainerRecord, Exit, Network, Phase, Record};
 use crate::core::user::{Identity, identify};
 use crate::host;
+use crate::image::ImageError;
 use crate::image::mount::{Overlay, remove, unmount_all};
+use crate::image::pull::{Progress, PullPolicy};
 use crate::image::root::Root;
-use crate::image::{ImageError, Store};
 use crate::place::ContainerPlaces;
 
 /// Why a step could not be done.
@@ -38,6 +42,8 @@ pub enum StepError {
     Rejected(String),
     #[error("{0}")]
     Image(#[from] ImageError),
+    #[error("pull image {image:?}")]
+    Pull { image: String, source: ImageError },
     #[error("{what} of container {container}")]
     Io { what: &'static str, container: String, source: io::Error },
     #[error(transparent)]
@@ -53,7 +59,7 @@ impl StepError {
     pub fn is_final(&self) -> bool {
         match self {
             Self::Rejected(_) => true,
-            Self::Image(error) => error.is_final(),
+            Self::Image(error) | Self::Pull { source: error, .. } => error.is_final(),
             Self::Io { .. } | Self::Runtime(_) | Self::Netd(_) | Self::Record(_) => false,
         }
     }
@@ -62,7 +68,28 @@ impl StepError {
 /// How long a container that was sent SIGKILL may take to be gone before its monitor is killed too.
 const KILLED: Duration = Duration::from_secs(5);
 
-/// Images and root file systems, network, the pod's files.
+/// Sees to it that the node has the images, one after the other: their layers come in parallel. May be dropped at any point.
+pub async fn pull(tools: &Tools, task: &Task, told: &watch::Sender<Progress>) -> Result<(), StepError> {
+    let Images { puller, policy, .. } = &tools.images;
+    let images: BTreeSet<&str> = task.template.containers.iter().map(|spec| spec.image.as_str()).collect();
+    for image in images {
+        puller.ensure(image, *policy, told).await.map_err(|error| match error {
+            ImageError::Absent { name, there } => absent(&tools.node, &name, &there, *policy),
+            source => StepError::Pull { image: image.to_owned(), source },
+        })?;
+    }
+    Ok(())
+}
+
+fn absent(node: &str, name: &str, there: &str, policy: PullPolicy) -> StepError {
+    let hint = match policy {
+        PullPolicy::Never => "pulling is off on this node (--pull never): load it with `rcluster-agent image load FILE`",
+        PullPolicy::Missing | PullPolicy::Always => "it was removed after it had been pulled",
+    };
+    StepError::Rejected(format!("image {name:?} is not on node {node}; images there: {there}; {hint}"))
+}
+
+/// Root file systems, network, the pod's files.
 pub async fn prepare(tools: &Arc<Tools>, task: &Arc<Task>, record: &mut Record) -> Result<(), StepError> {
     check_names(record)?;
     check_host(tools, task)?;
@@ -93,6 +120,9 @@ fn check_host(tools: &Tools, task: &Task) -> Result<(), StepError> {
     }
     for (spec, container) in task.template.containers.iter().zip(bundle_names(task)) {
         let rejected = |what: &str, why: String| StepError::Rejected(format!("container {container}: {what}: {why}"));
+        if spec.init && !task.template.runtime.is_empty() {
+            return Err(rejected("init", format!("the runtime {} has none: leave out init or runtime", task.template.runtime)));
+        }
         for mount in &spec.mounts {
             match mount {
                 MountSpec::Bind { source, .. } => {
@@ -263,7 +293,7 @@ fn sweep(tools: &Tools, task: &Task, names: &[String]) -> Vec<String> {
 
 /// Container names become names of files and cgroups.
 fn check_names(record: &Record) -> Result<(), StepError> {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for container in &record.containers {
         let name = &container.name;
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
@@ -285,23 +315,22 @@ async fn roots(tools: &Arc<Tools>, task: &Arc<Task>) -> Result<Vec<ImageConfig>,
         let places = tools.places.of_task(&task.id);
         let roots = task.template.containers.iter().map(|spec| {
             let name = crate::core::task::container_name(&spec.name, &task.service);
-            root(&tools.images, &tools.node, &name, &spec.image, &places.of_container(&name))
+            root(&tools, &name, &spec.image, &places.of_container(&name))
         });
         roots.collect()
     });
     work.await.unwrap_or_else(|error| Err(StepError::Rejected(format!("preparing the image failed: {error}"))))
 }
 
-fn root(images: &Store, node: &str, container: &str, image: &str, place: &ContainerPlaces) -> Result<ImageConfig, StepError> {
-    let found = images.find(image).map_err(|error| match error {
-        ImageError::Absent { name, there } => StepError::Rejected(format!(
-            "image {name:?} is not on node {node}; images there: {there}; load it with `rcluster-agent image load FILE`; pulling from \
-             registries is not built yet"
-        )),
+fn root(tools: &Tools, container: &str, image: &str, place: &ContainerPlaces) -> Result<ImageConfig, StepError> {
+    let Images { store, policy, .. } = &tools.images;
+    // Held until it is mounted; from then on the mount keeps it.
+    let (found, _lease) = store.hold(image).map_err(|error| match error {
+        ImageError::Absent { name, there } => absent(&tools.node, &name, &there, *policy),
         other => other.into(),
     })?;
     let overlay = Overlay {
-        layers: images.layers(&found)?,
+        layers: store.layers(&found)?,
         upper: place.writes.join("upper"),
         work: place.writes.join("work"),
         target: place.rootfs(),
@@ -346,6 +375,7 @@ fn write_config(tools: &Tools, task: &Task, record: &Record, index: usize, place
     let rejected = |why| StepError::Rejected(format!("container {}: {why}", container.name));
     let workdir = bundle::workdir(spec, &image).map_err(rejected)?;
     root.make_dir(Path::new(&workdir)).map_err(failed("make the working directory"))?;
+    let image_volumes = image_volumes(&root, &image).map_err(failed("make the image's volumes"))?;
     let first = record.containers.first().filter(|_| index > 0);
     let devices = if spec.privileged { host::devices() } else { named_devices(spec) }.map_err(failed("look at the host's devices"))?;
     let config = bundle::config_json(&bundle::Input {
@@ -361,6 +391,7 @@ fn write_config(tools: &Tools, task: &Task, record: &Record, index: usize, place
         rootfs: &place.rootfs(),
         files: &tools.places.of_task(&task.id).files(),
         volumes: &tools.places.volumes(),
+        image_volumes: &image_volumes,
         devices: &devices,
     });
     fs::write(place.config_file(), config.map_err(rejected)?).map_err(failed("write the configuration"))
@@ -369,6 +400,16 @@ fn write_config(tools: &Tools, task: &Task, record: &Record, index: usize, place
 fn named_devices(spec: &ContainerSpec) -> io::Result<Vec<HostDevice>> {
     let found: Vec<_> = spec.devices.iter().map(|device| host::device(Path::new(&device.source))).collect::<io::Result<_>>()?;
     Ok(found.into_iter().flatten().collect())
+}
+
+/// The image's volumes as directories of the container's own file system, so they hold what the image put there. The paths on the
+/// node are resolved inside the image: a link in it leads nowhere else.
+fn image_volumes(root: &Root, image: &ImageConfig) -> io::Result<Vec<(String, PathBuf)>> {
+    let volumes = image.volumes.iter().map(|volume| {
+        let dir = root.make_dir(Path::new(volume)).map_err(|error| io::Error::new(error.kind(), format!("{volume}: {error}")))?;
+        Ok((volume.clone(), fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))?))
+    });
+    volumes.collect()
 }
 
 fn identity(root: &Root, user: &str) -> Result<Identity, String> {

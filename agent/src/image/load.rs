@@ -8,13 +8,12 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use oci_spec::image::{Descriptor, ImageIndex};
-use rcluster_base::ledger;
 use sha2::{Digest as _, Sha256};
 use tar::Archive;
 
-use super::unpack::{Allowance, Limited, hex, open};
-use super::{DOCUMENT_BYTES_MAX, ImageError, Index, Store, for_this_host, io_error, lock, remove_tree, sha256};
-use crate::core::reference::normalise;
+use super::compress;
+use super::unpack::{Allowance, Limited, hex};
+use super::{DOCUMENT_BYTES_MAX, ImageError, Store, for_this_host, io_error, lock, normalise, remove_tree, sha256};
 
 /// One image that was taken in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,9 +22,8 @@ pub struct Loaded {
     pub digest: String,
 }
 
-const NAME: &str = "io.containerd.image.name";
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
-const INDEX_FORMAT: u32 = 1;
+pub(super) const NAME: &str = "io.containerd.image.name";
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const ENTRIES_MAX: u64 = 100_000;
 const ARCHIVE_BYTES_MAX: u64 = 256 << 30;
 /// An index may name an index; nobody nests deeper.
@@ -34,14 +32,16 @@ const NESTING_MAX: u32 = 3;
 impl Store {
     /// Takes in every image of the layout or archive at `path`. Safe while an agent uses the store.
     pub fn load(&self, path: &Path) -> Result<Vec<Loaded>, ImageError> {
-        let lock = lock(&self.dir.join("lock"))?;
+        // What the archive holds is known only when it was read: no collection runs meanwhile.
+        let gate = self.gate_shared()?;
+        let lock = lock(&self.dir.join("load.lock"))?;
         let aside = self.dir.join("incoming");
         // The lock is held: what is there is of a process that was killed.
         remove_tree(&aside)?;
         fs::create_dir(&aside).map_err(io_error("make directory", &aside))?;
         let loaded = self.load_locked(path, &aside);
         remove_tree(&aside)?;
-        drop(lock);
+        drop((lock, gate));
         loaded
     }
 
@@ -68,10 +68,8 @@ impl Store {
             self.layers(&image).map_err(|error| explain(error, &name))?;
             kept.push(Loaded { name, digest: digest.to_string() });
         }
-        let mut index = self.index()?;
-        index.format = INDEX_FORMAT;
-        index.images.extend(kept.iter().map(|image| (image.name.clone(), image.digest.clone())));
-        ledger::write::<Index>(&self.dir.join("index.json"), &index)?;
+        let names: Vec<_> = kept.iter().map(|image| (image.name.clone(), image.digest.clone())).collect();
+        self.name(&names)?;
         Ok(kept)
     }
 
@@ -84,7 +82,7 @@ impl Store {
         found: &mut Vec<(Option<String>, Descriptor)>,
     ) -> Result<(), ImageError> {
         for descriptor in for_this_host(index) {
-            let own = name_of(descriptor);
+            let own = name_of(descriptor)?;
             let name = own.as_deref().or(name);
             if !descriptor.media_type().as_ref().ends_with("index.v1+json") && !descriptor.media_type().as_ref().contains("manifest.list") {
                 let known = found.iter().any(|(known, other)| known.as_deref() == name && name.is_some() && other == descriptor);
@@ -122,7 +120,7 @@ impl Store {
         let what = || path.display().to_string();
         let refused = |error: io::Error| ImageError::refused(what(), format!("it is not a readable tar archive: {error}"));
         let file = File::open(path).map_err(io_error("open image", path))?;
-        let reader = open(file).map_err(|why| ImageError::refused(what(), why))?;
+        let reader = compress::open(file).map_err(io_error("read image", path))?;
         let allowance = Allowance::default();
         let mut archive = Archive::new(Limited { inner: reader, left: ARCHIVE_BYTES_MAX, allowance: allowance.clone() });
         let mut entries = archive.entries().map_err(refused)?;
@@ -214,9 +212,10 @@ fn explain(error: ImageError, name: &str) -> ImageError {
     }
 }
 
-fn name_of(descriptor: &Descriptor) -> Option<String> {
-    let annotations = descriptor.annotations().as_ref()?;
-    annotations.get(NAME).or_else(|| annotations.get(REF_NAME)).map(|name| normalise(name))
+fn name_of(descriptor: &Descriptor) -> Result<Option<String>, ImageError> {
+    let annotations = descriptor.annotations().as_ref();
+    let name = annotations.and_then(|annotations| annotations.get(NAME).or_else(|| annotations.get(REF_NAME)));
+    name.map(|name| normalise(name)).transpose()
 }
 
 fn is_hex_digest(text: &str) -> bool {

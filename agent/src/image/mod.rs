@@ -3,19 +3,38 @@
 //! ```text
 //! images/blobs/sha256/HEX      verified when written, never changed
 //! images/layers/HEX/           one unpacked layer by its diff id, whole or absent
-//! images/index.json            name → manifest digest, replaced by rename
-//! images/lock                  held while an archive is loaded
+//! images/layers/HEX.lock       held while the layer is unpacked
+//! images/partial/HEX           what has come of a blob; HEX.lock is held while more comes
+//! images/incoming/             blobs of an archive that is being loaded; load.lock is held meanwhile
+//! images/index.json            name → manifest digest, replaced by rename; lock is held meanwhile
+//! images/leases/               what may not be collected though nothing names it, see `lease`
+//! images/trash/                collected, being removed; trash.lock is held meanwhile
+//! images/gate.lock             held shared to begin to use content, alone to collect
 //! ```
 
 pub mod load;
-pub mod mount;
+pub mod pull;
+pub mod registry;
+
+pub mod compress;
 pub mod root;
+pub mod sparse;
+pub mod take;
 pub mod unpack;
+
+pub mod gc;
+pub mod inspect;
+pub mod save;
+
+pub mod flight;
+pub mod lease;
+pub mod mount;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oci_spec::image::{Arch, Descriptor, Digest, DigestAlgorithm, ImageConfiguration, ImageIndex, ImageManifest, Os};
 use rcluster_base::ledger::{self, LedgerError};
@@ -24,7 +43,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::core::bundle::ImageConfig;
-use crate::core::reference::normalise;
+use crate::core::image::{Extension, config};
+use crate::core::reference::Reference;
+use registry::error::RegistryError;
 use unpack::Limits;
 
 /// Why an image cannot be had.
@@ -32,10 +53,21 @@ use unpack::Limits;
 pub enum ImageError {
     #[error("image {name:?} is not on this node; images there: {there}")]
     Absent { name: String, there: String },
+    #[error("{0}")]
+    Name(String),
     #[error("{what} {path}", path = path.display())]
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{what}: {why}")]
     Refused { what: String, why: String },
+    #[error("write the {what}")]
+    Write { what: &'static str, source: io::Error },
+    /// Of work that others waited for, too.
+    #[error(transparent)]
+    Shared(Arc<ImageError>),
+    #[error("{what} was not finished")]
+    Interrupted { what: String },
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     #[error("keep the index of images")]
     Index(#[from] LedgerError),
 }
@@ -47,7 +79,12 @@ impl ImageError {
 
     /// Whether trying again cannot help.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Absent { .. } | Self::Refused { .. })
+        match self {
+            Self::Absent { .. } | Self::Name(_) | Self::Refused { .. } => true,
+            Self::Registry(error) => error.is_final(),
+            Self::Shared(error) => error.is_final(),
+            Self::Io { .. } | Self::Write { .. } | Self::Index(_) | Self::Interrupted { .. } => false,
+        }
     }
 }
 
@@ -57,6 +94,7 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageE
     move |source| ImageError::Io { what, path, source }
 }
 
+const INDEX_FORMAT: u32 = 1;
 /// A document of an image may not be larger.
 const DOCUMENT_BYTES_MAX: u64 = 4 << 20;
 
@@ -97,6 +135,13 @@ struct Index {
     images: BTreeMap<String, String>,
 }
 
+impl Index {
+    fn absent(&self, name: &str) -> ImageError {
+        let names: Vec<&str> = self.images.keys().map(String::as_str).collect();
+        ImageError::Absent { name: name.to_owned(), there: if names.is_empty() { "none".to_owned() } else { names.join(", ") } }
+    }
+}
+
 impl Store {
     /// The store under `state_dir`; makes its directories.
     pub fn open(state_dir: &Path) -> Result<Self, ImageError> {
@@ -106,7 +151,7 @@ impl Store {
     /// The same with other limits for layers.
     pub fn with_limits(state_dir: &Path, limits: Limits) -> Result<Self, ImageError> {
         let store = Self { dir: state_dir.join("images"), limits };
-        for dir in [store.dir.join("blobs/sha256"), store.dir.join("layers")] {
+        for dir in ["blobs/sha256", "layers", "partial", "leases"].map(|dir| store.dir.join(dir)) {
             fs::create_dir_all(&dir).map_err(io_error("make directory", &dir))?;
         }
         Ok(store)
@@ -125,12 +170,10 @@ impl Store {
 
     /// The image of that name.
     pub fn find(&self, name: &str) -> Result<Image, ImageError> {
-        let wanted = normalise(name);
+        let wanted = normalise(name)?;
         let index = self.index()?;
         let Some(digest) = index.images.get(&wanted) else {
-            let names: Vec<&str> = index.images.keys().map(String::as_str).collect();
-            let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-            return Err(ImageError::Absent { name: name.to_owned(), there });
+            return Err(index.absent(name));
         };
         self.read(&wanted, &parse_digest(digest)?)
     }
@@ -148,14 +191,10 @@ impl Store {
         }
         let lock = lock(&self.dir.join("layers").join(format!("{hex}.lock")))?;
         if !dir.exists() {
-            // The lock is held: a partial directory is of a process that was killed.
-            let partial = self.dir.join("layers").join(format!("{hex}.partial"));
-            remove_tree(&partial)?;
-            fs::create_dir(&partial).map_err(io_error("make directory", &partial))?;
             let blob = self.blob(&layer.blob);
             let file = File::open(&blob).map_err(io_error("open layer", &blob))?;
-            unpack::unpack(file, &layer.diff_id, &partial, &self.limits).inspect_err(|_| drop(remove_tree(&partial)))?;
-            fs::rename(&partial, &dir).map_err(io_error("put in place", &dir))?;
+            self.unpack_aside(file, &layer.diff_id)?;
+            fs::rename(self.aside(&layer.diff_id), &dir).map_err(io_error("put in place", &dir))?;
         }
         drop(lock);
         Ok(dir)
@@ -164,6 +203,7 @@ impl Store {
     fn read(&self, name: &str, digest: &Digest) -> Result<Image, ImageError> {
         let manifest = self.manifest(digest)?;
         let configuration: ImageConfiguration = self.document(manifest.config())?;
+        let extension: Extension = self.document(manifest.config())?;
         let diff_ids = configuration.rootfs().diff_ids();
         if diff_ids.len() != manifest.layers().len() {
             let why = format!("its manifest names {} layers and its configuration {}", manifest.layers().len(), diff_ids.len());
@@ -175,7 +215,39 @@ impl Store {
             .zip(diff_ids)
             .map(|(layer, diff_id)| Ok(Layer { blob: sha256(layer.digest().clone())?, diff_id: parse_digest(diff_id)? }));
         let layers = layers.collect::<Result<_, ImageError>>()?;
-        Ok(Image { name: name.to_owned(), digest: digest.clone(), config: image_config(&configuration), layers })
+        let config = config(&configuration, extension).map_err(|why| ImageError::refused(format!("image {name:?}"), why))?;
+        Ok(Image { name: name.to_owned(), digest: digest.clone(), config, layers })
+    }
+
+    /// Digests, in hexadecimal, of all that the image is made of.
+    fn content_of(&self, image: &Image) -> Result<Vec<String>, ImageError> {
+        let config = sha256(self.manifest(&image.digest)?.config().digest().clone())?;
+        let layers = image.layers.iter().flat_map(|layer| [&layer.blob, &layer.diff_id]);
+        Ok([&image.digest, &config].into_iter().chain(layers).map(|digest| digest.digest().to_owned()).collect())
+    }
+
+    /// Keeps a document, whose digest was checked.
+    fn put_document(&self, digest: &Digest, bytes: &[u8]) -> Result<(), ImageError> {
+        Ok(ledger::write_bytes(&self.blob(digest), bytes)?)
+    }
+
+    /// Gives names to manifests that are there with all they need.
+    fn name(&self, names: &[(String, String)]) -> Result<(), ImageError> {
+        self.edit(|_, index| {
+            index.images.extend(names.iter().cloned());
+            Ok(())
+        })
+    }
+
+    /// Changes the index; nothing changes when `change` refuses.
+    fn edit(&self, change: impl FnOnce(&Self, &mut Index) -> Result<(), ImageError>) -> Result<(), ImageError> {
+        let lock = lock(&self.dir.join("lock"))?;
+        let mut index = self.index()?;
+        index.format = INDEX_FORMAT;
+        change(self, &mut index)?;
+        ledger::write::<Index>(&self.dir.join("index.json"), &index)?;
+        drop(lock);
+        Ok(())
     }
 
     fn manifest(&self, digest: &Digest) -> Result<ImageManifest, ImageError> {
@@ -193,6 +265,12 @@ impl Store {
     fn index(&self) -> Result<Index, ImageError> {
         Ok(ledger::read(&self.dir.join("index.json"))?.unwrap_or_default())
     }
+}
+
+/// The name under which the store keeps the image.
+fn normalise(name: &str) -> Result<String, ImageError> {
+    let reference = Reference::parse(name).map_err(ImageError::Name)?;
+    Ok(reference.to_string())
 }
 
 /// Waits for, and then holds, the lock until dropped. Locks of two opens exclude one another, also within one process.
@@ -230,21 +308,6 @@ fn sha256(digest: Digest) -> Result<Digest, ImageError> {
     match digest.algorithm() {
         DigestAlgorithm::Sha256 => Ok(digest),
         _ => Err(ImageError::refused(format!("digest {digest}"), "only sha256 is kept")),
-    }
-}
-
-fn image_config(configuration: &ImageConfiguration) -> ImageConfig {
-    let Some(config) = configuration.config() else { return ImageConfig::default() };
-    let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    ImageConfig {
-        entrypoint: list(config.entrypoint()),
-        cmd: list(config.cmd()),
-        env: list(config.env()),
-        workdir: text(config.working_dir()),
-        user: text(config.user()),
-        stop_signal: text(config.stop_signal()),
-        healthcheck: None,
     }
 }
 

@@ -7,13 +7,12 @@
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
-use flate2::bufread::MultiGzDecoder;
 use oci_spec::image::Digest;
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr, futimens,
@@ -24,7 +23,8 @@ use sha2::{Digest as _, Sha256};
 use tar::{Archive, Entries, Entry, EntryType};
 
 use super::root::Root;
-use super::{ImageError, io_error};
+use super::sparse::Sparse;
+use super::{ImageError, compress, io_error};
 
 /// What one layer may hold.
 #[derive(Debug, Clone)]
@@ -40,20 +40,18 @@ impl Default for Limits {
     }
 }
 
-const BUFFER_BYTES: usize = 128 << 10;
-const GZIP: [u8; 2] = [0x1f, 0x8b];
-const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const RESERVED: &[u8] = b".wh..wh.";
 
-/// Unpacks the archive in `blob` into the empty directory `target`; syncs the file system it is on.
-pub fn unpack(blob: File, diff_id: &Digest, target: &Path, limits: &Limits) -> Result<(), ImageError> {
+/// Unpacks an archive, packed or not, into the empty directory `target`; syncs the file system it is on.
+pub fn unpack(packed: impl Read, diff_id: &Digest, target: &Path, limits: &Limits) -> Result<(), ImageError> {
     let refused = |why: String| ImageError::refused(format!("layer {diff_id}"), why);
     let allowance = Allowance::default();
-    let hashing = Hashing { inner: open(blob).map_err(&refused)?, hash: Sha256::new() };
+    let hashing = Hashing { inner: compress::open(packed).map_err(|error| refused(error.to_string()))?, hash: Sha256::new() };
     let mut archive = Archive::new(Limited { inner: hashing, left: limits.bytes_max, allowance: allowance.clone() });
-    let mut tree = Tree { root: Root::open(target).map_err(io_error("open", target))?, dirs: Vec::new() };
+    let root = Root::open(target).map_err(io_error("open", target))?;
+    let mut tree = Tree { root, dirs: Vec::new(), content_left: limits.bytes_max };
     let mut entries = archive.entries().map_err(|error| refused(error.to_string()))?;
     let mut count = 0;
     while let Some(entry) = allowance.next(&mut entries) {
@@ -76,27 +74,6 @@ pub fn unpack(blob: File, diff_id: &Digest, target: &Path, limits: &Limits) -> R
     }
     let dir = File::open(target).map_err(io_error("open", target))?;
     syncfs(&dir).map_err(|error| io_error("sync", target)(error.into()))
-}
-
-/// The stream of a tar archive, unzipped when it is zipped.
-pub fn open(mut file: File) -> Result<Box<dyn Read>, String> {
-    let mut head = [0; 4];
-    let mut length = 0;
-    while length < head.len() {
-        match file.read(&mut head[length..]).map_err(|error| error.to_string())? {
-            0 => break,
-            count => length += count,
-        }
-    }
-    file.rewind().map_err(|error| error.to_string())?;
-    let reader = BufReader::with_capacity(BUFFER_BYTES, file);
-    if head == ZSTD {
-        Err("zstd compression is not built yet: save the image with gzip or without compression".into())
-    } else if head.starts_with(&GZIP) {
-        Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(reader))))
-    } else {
-        Ok(Box::new(reader))
-    }
 }
 
 /// Lower-case hexadecimal.
@@ -161,6 +138,8 @@ struct Tree {
     root: Root,
     /// Directories and their times, set last because filling a directory changes them.
     dirs: Vec<(PathBuf, Timestamps)>,
+    /// What the files may still hold, their holes included: a hole costs nothing in the archive.
+    content_left: u64,
 }
 
 /// Where an entry goes: its directory, opened, and its name there.
@@ -179,11 +158,20 @@ struct Meta {
 
 impl Tree {
     fn add<R: Read>(&mut self, entry: &mut Entry<'_, R>, limits: &Limits) -> Result<(), String> {
-        let path = clean(&entry.path_bytes(), limits)?;
         let kind = entry.header().entry_type();
         if matches!(kind, EntryType::XGlobalHeader) {
             return Ok(());
         }
+        let sparse = Sparse::of(entry)?;
+        let path = match &sparse {
+            Some(Sparse { name: Some(name), .. }) => clean(name, limits)?,
+            _ => clean(&entry.path_bytes(), limits)?,
+        };
+        let size = sparse.as_ref().map_or(entry.size(), |sparse| sparse.size);
+        self.content_left = self
+            .content_left
+            .checked_sub(size)
+            .ok_or_else(|| format!("its {size} bytes make the layer larger than it may be, {} bytes", limits.bytes_max))?;
         let meta = meta(entry)?;
         let Some(name) = path.file_name() else {
             return self.add_root(kind, &meta);
@@ -202,7 +190,7 @@ impl Tree {
         }
         match kind {
             EntryType::Directory => self.directory(&place, &path, meta, entry),
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => regular(&place, &meta, entry),
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => regular(&place, &meta, entry, sparse.as_ref()),
             EntryType::Symlink => symlink(&place, &meta, &link_name(entry)?),
             EntryType::Link => self.hard_link(&place, &clean(&link_name(entry)?, limits)?),
             EntryType::Char | EntryType::Block | EntryType::Fifo => node(&place, &meta, kind, entry),
@@ -284,14 +272,20 @@ impl Tree {
     }
 }
 
-fn regular<R: Read>(place: &Place, meta: &Meta, entry: &mut Entry<'_, R>) -> Result<(), String> {
+fn regular<R: Read>(place: &Place, meta: &Meta, entry: &mut Entry<'_, R>, sparse: Option<&Sparse>) -> Result<(), String> {
     remove(place, kind_of(place)?)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(openat(place.dir.as_fd(), &place.name, flags, Mode::from_raw_mode(0o600)).map_err(words)?);
-    let size = entry.size();
-    let written = io::copy(entry, &mut file).map_err(words)?;
-    if written != size {
-        return Err(format!("{written} bytes of {size} are there"));
+    match sparse {
+        Some(sparse) => sparse.write(entry, &mut file)?,
+        None if entry.header().entry_type() == EntryType::GNUSparse => copy_with_holes(entry, &mut file)?,
+        None => {
+            let size = entry.size();
+            let written = io::copy(entry, &mut file).map_err(words)?;
+            if written != size {
+                return Err(format!("{written} bytes of {size} are there"));
+            }
+        }
     }
     file.flush().map_err(words)?;
     fchown(&file, Some(meta.uid), Some(meta.gid)).map_err(words)?;
@@ -299,6 +293,31 @@ fn regular<R: Read>(place: &Place, meta: &Meta, entry: &mut Entry<'_, R>) -> Res
     fchmod(&file, meta.mode).map_err(words)?;
     set_xattrs(&file, entry)?;
     futimens(&file, &meta.times).map_err(words)
+}
+
+/// Copies content whose holes come as zeros, and leaves holes where only zeros are.
+fn copy_with_holes(from: &mut impl Read, to: &mut File) -> Result<(), String> {
+    const BLOCK_BYTES: usize = 64 << 10;
+    let mut block = vec![0; BLOCK_BYTES];
+    let mut length = 0;
+    loop {
+        let mut filled = 0;
+        while filled < block.len() {
+            match from.read(&mut block[filled..]).map_err(words)? {
+                0 => break,
+                count => filled += count,
+            }
+        }
+        if filled == 0 {
+            return to.set_len(length).map_err(words);
+        }
+        length += filled as u64;
+        if block[..filled].iter().all(|byte| *byte == 0) {
+            to.seek(SeekFrom::Start(length)).map_err(words)?;
+        } else {
+            to.write_all(&block[..filled]).map_err(words)?;
+        }
+    }
 }
 
 fn symlink(place: &Place, meta: &Meta, to: &[u8]) -> Result<(), String> {
@@ -423,6 +442,6 @@ fn remove_dir(parent: impl AsFd, name: &OsStr, depth: usize) -> Result<(), Strin
     unlinkat(parent.as_fd(), name, AtFlags::REMOVEDIR).map_err(words)
 }
 
-fn words(error: impl std::fmt::Display) -> String {
+pub(super) fn words(error: impl std::fmt::Display) -> String {
     error.to_string()
 }

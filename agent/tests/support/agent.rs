@@ -18,6 +18,7 @@ pub struct Agent {
     run: tempfile::TempDir,
     managers: String,
     cgroup: String,
+    more: Vec<String>,
     process: Option<Child>,
 }
 
@@ -37,13 +38,19 @@ fn runtime() -> &'static Path {
 impl Agent {
     /// Directories with the image `shell:1`, and an agent that runs on them.
     pub fn start(managers: &[std::net::SocketAddr]) -> Self {
+        Self::start_with(managers, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn start_with(managers: &[std::net::SocketAddr], more: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         // Gone with the host, as /run is; and no disk to wait for.
         let run = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
         Layout::new(&dir.path().join("layout")).image("shell:1", &json!({"Cmd": ["/bin/sh"]}), &[shell_layer()]);
         let tag = dir.path().file_name().expect("a name").to_string_lossy().trim_start_matches('.').to_owned();
         let managers = managers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let mut agent = Self { dir, run, managers, cgroup: format!("/rcluster-test-{tag}/n1"), process: None };
+        let mut agent = Self { dir, run, managers, cgroup: format!("/rcluster-test-{tag}/n1"), more: Vec::new(), process: None };
+        agent.more.extend(more.iter().map(|argument| (*argument).to_owned()));
         agent.image_load("layout");
         agent.spawn();
         agent
@@ -86,7 +93,7 @@ impl Agent {
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rcluster-agent"));
         command.args(["run", "--name", "n1", "--addr", "127.0.0.1", "--insecure", "--managers", &self.managers]);
-        command.arg("--state-dir").arg(self.state()).arg("--run-dir").arg(self.run.path());
+        command.arg("--state-dir").arg(self.state()).arg("--run-dir").arg(self.run.path()).args(&self.more);
         command
             .args(["--cgroup-parent", &self.cgroup])
             .arg("--runtime")

@@ -15,12 +15,15 @@ pub struct Entry {
     pub link: String,
     pub mode: u32,
     pub owner: u64,
+    pub device: (u32, u32),
+    /// Records of an extended header before it.
+    pub pax: Vec<(String, Vec<u8>)>,
     pub data: Vec<u8>,
 }
 
 pub fn entry(kind: EntryType, path: &str, link: &str, data: &[u8]) -> Entry {
     let mode = if kind == EntryType::Directory { 0o755 } else { 0o644 };
-    Entry { path: path.into(), kind, link: link.into(), mode, owner: 0, data: data.to_vec() }
+    Entry { path: path.into(), kind, link: link.into(), mode, owner: 0, device: (0, 0), pax: Vec::new(), data: data.to_vec() }
 }
 
 pub fn file(path: &str, data: &str) -> Entry {
@@ -43,6 +46,10 @@ pub fn hard_link(path: &str, to: &str) -> Entry {
 pub fn layer(entries: &[Entry]) -> Vec<u8> {
     let mut builder = Builder::new(Vec::new());
     for entry in entries {
+        if !entry.pax.is_empty() {
+            let records = entry.pax.iter().map(|(key, value)| (key.as_str(), value.as_slice()));
+            builder.append_pax_extensions(records).expect("append");
+        }
         let mut header = Header::new_gnu();
         header.set_entry_type(entry.kind);
         header.set_mode(entry.mode);
@@ -51,8 +58,8 @@ pub fn layer(entries: &[Entry]) -> Vec<u8> {
         header.set_mtime(1_000_000_000);
         header.set_size(entry.data.len() as u64);
         if matches!(entry.kind, EntryType::Char | EntryType::Block) {
-            header.set_device_major(0).expect("a number");
-            header.set_device_minor(0).expect("a number");
+            header.set_device_major(entry.device.0).expect("a number");
+            header.set_device_minor(entry.device.1).expect("a number");
         }
         let old = header.as_old_mut();
         old.name[..entry.path.len()].copy_from_slice(entry.path.as_bytes());
@@ -82,12 +89,25 @@ impl Layout {
         self.image_packed(name, config, layers, &packed)
     }
 
+    /// Adds an image of uncompressed layers, with more in its configuration.
+    pub fn image_more(&mut self, name: &str, config: &Value, more: &Value, layers: &[Vec<u8>]) -> &mut Self {
+        let packed: Vec<(Vec<u8>, &str)> = layers.iter().map(|layer| (layer.clone(), "application/vnd.oci.image.layer.v1.tar")).collect();
+        self.add(name, config, more, layers, &packed)
+    }
+
     /// Adds an image whose blobs are given beside the unpacked layers.
     pub fn image_packed(&mut self, name: &str, config: &Value, layers: &[Vec<u8>], packed: &[(Vec<u8>, &str)]) -> &mut Self {
+        self.add(name, config, &json!({}), layers, packed)
+    }
+
+    fn add(&mut self, name: &str, config: &Value, more: &Value, layers: &[Vec<u8>], packed: &[(Vec<u8>, &str)]) -> &mut Self {
         let diff_ids: Vec<String> = layers.iter().map(|layer| format!("sha256:{}", hex(layer))).collect();
-        let configuration = json!({
+        let mut configuration = json!({
             "architecture": arch(), "os": "linux", "config": config, "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
+        for (key, value) in more.as_object().expect("an object") {
+            configuration[key] = value.clone();
+        }
         let configuration = self.blob(configuration.to_string().as_bytes(), "application/vnd.oci.image.config.v1+json");
         let layers: Vec<Value> = packed.iter().map(|(bytes, kind)| self.blob(bytes, kind)).collect();
         let manifest = json!({

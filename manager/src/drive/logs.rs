@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rcluster_api::id::random_id;
+use rcluster_api::id::{NodeId, random_id};
 use rcluster_api::wire::v1::LogChunk;
 use tokio::sync::mpsc;
 
@@ -13,7 +13,14 @@ const CHUNKS_MAX: usize = 64;
 /// The open requests of this leader.
 #[derive(Debug, Default)]
 pub struct LogBroker {
-    readers: Mutex<BTreeMap<String, mpsc::Sender<LogChunk>>>,
+    readers: Mutex<BTreeMap<String, Asked>>,
+}
+
+/// A request to an agent, and where its chunks go.
+#[derive(Debug)]
+struct Asked {
+    node: NodeId,
+    reader: mpsc::Sender<LogChunk>,
 }
 
 /// One request: its id, and the chunks that come for it.
@@ -24,25 +31,30 @@ pub struct LogRequest {
 }
 
 impl LogBroker {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, mpsc::Sender<LogChunk>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Asked>> {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a request.
-    pub fn open(&self) -> LogRequest {
-        let (sender, chunks) = mpsc::channel(CHUNKS_MAX);
+    /// Opens a request to a node's agent.
+    pub fn open(&self, node: NodeId) -> LogRequest {
+        let (reader, chunks) = mpsc::channel(CHUNKS_MAX);
         let id = random_id(&mut rand::rng());
-        self.lock().insert(id.clone(), sender);
+        self.lock().insert(id.clone(), Asked { node, reader });
         LogRequest { id, chunks }
     }
 
     /// Where chunks of a request go; `None` when its reader has gone.
     pub fn reader(&self, id: &str) -> Option<mpsc::Sender<LogChunk>> {
-        self.lock().get(id).filter(|reader| !reader.is_closed()).cloned()
+        self.lock().get(id).map(|asked| &asked.reader).filter(|reader| !reader.is_closed()).cloned()
     }
 
-    /// The request is over.
+    /// The request is over: its reader sees the end of the chunks.
     pub fn close(&self, id: &str) {
         self.lock().remove(id);
+    }
+
+    /// All requests to a node are over: its agent answers those of one session only.
+    pub fn close_node(&self, node: &NodeId) {
+        self.lock().retain(|_, asked| asked.node != *node);
     }
 }

@@ -145,6 +145,7 @@ impl Dispatcher for DispatcherService {
                 () = service.tell(&term, &node, &outbox) => {}
             }
             term.sessions.remove(&node, &outbox);
+            term.logs.close_node(&node);
             info!(node = name, "session closed");
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
@@ -153,12 +154,21 @@ impl Dispatcher for DispatcherService {
     async fn publish_logs(&self, request: Request<Streaming<v1::LogChunk>>) -> Result<Response<v1::PublishLogsResponse>, Status> {
         let term = self.term()?;
         let mut chunks = request.into_inner();
-        while let Some(chunk) = chunks.message().await? {
-            let Some(reader) = term.logs.reader(&chunk.request_id) else { break };
+        let mut request_id = String::new();
+        let ended = loop {
+            let chunk = match chunks.message().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break Ok(()),
+                Err(status) => break Err(status),
+            };
+            request_id.clone_from(&chunk.request_id);
+            let Some(reader) = term.logs.reader(&request_id) else { break Ok(()) };
             if reader.send(chunk).await.is_err() {
-                break;
+                break Ok(());
             }
-        }
+        };
+        term.logs.close(&request_id);
+        ended?;
         Ok(Response::new(v1::PublishLogsResponse {}))
     }
 
@@ -180,14 +190,16 @@ impl Dispatcher for DispatcherService {
     }
 }
 
-/// Tells the brain what the agent says, until it has nothing more to say.
+/// Tells the brain what the agent says, until it has nothing more to say or has been silent for so long that its node is down: a host that
+/// lost its power closes no connection.
 async fn listen(
     term: &Term,
     node: &NodeId,
     mut inbox: Streaming<v1::AgentMessage>,
     outbox: &mpsc::Sender<Result<v1::ManagerMessage, Status>>,
 ) {
-    while let Ok(Some(message)) = inbox.message().await {
+    let silence = Duration::from_millis(term.timing.down_ms);
+    while let Ok(Ok(Some(message))) = tokio::time::timeout(silence, inbox.message()).await {
         if term.events.send(Event::Heard { node: node.clone(), at: Instant::now() }).await.is_err() {
             return;
         }

@@ -24,10 +24,14 @@ use serde_json::Value;
 
 use super::hooks::Hooks;
 use super::mount_options::Propagation;
+use super::seccomp::{self, Seccomp};
 use super::spec::{Spec, Unbuilt};
 
 /// The newest specification this runtime was written against.
 pub const OCI_VERSION: &str = "1.2.1";
+
+/// The annotation that asks for a first process which passes signals on and reaps orphans: Docker's `--init`, without a program in the image.
+pub const REAPER: &str = "io.rcluster.init";
 
 /// A field that cannot be honoured, why, and how to mend it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +73,7 @@ pub struct Container {
     pub process: Process,
     pub cgroups_path: Option<PathBuf>,
     pub resources: Resources,
+    pub seccomp: Option<Seccomp>,
     pub annotations: BTreeMap<String, String>,
     pub hooks: Hooks,
 }
@@ -77,6 +82,11 @@ impl Container {
     /// The entry of a kind, if the container does not share the runtime's.
     pub fn namespace(&self, kind: NamespaceKind) -> Option<&Namespace> {
         self.namespaces.iter().find(|namespace| namespace.kind == kind)
+    }
+
+    /// Whether another process than the program is to be the container's first, as [`REAPER`] asks for.
+    pub fn has_reaper(&self) -> bool {
+        self.annotations.get(REAPER).is_some_and(|value| value == "true")
     }
 
     /// Whether a namespace of this kind is made for the container.
@@ -117,6 +127,7 @@ pub fn check(bundle: &Path, spec: &Spec) -> Result<Container, Vec<Refusal>> {
         process,
         cgroups_path: refusals.cgroups_path(linux.cgroups_path.as_deref()),
         resources: refusals.resources(&linux.resources.unwrap_or_default()),
+        seccomp: refusals.seccomp(bundle, linux.seccomp.as_ref()),
         annotations: spec.annotations.clone(),
         hooks: refusals.hooks(&spec.hooks),
         time_offsets: refusals.time_offsets(&linux.time_offsets, &namespaces),
@@ -213,8 +224,14 @@ impl Refusals {
             self.refuse("process.commandLine", "is of Windows: use process.args");
         }
         let Some(linux) = &spec.linux else { return };
-        let fields = [("linux.netDevices", &linux.net_devices), ("linux.seccomp", &linux.seccomp)];
-        fields.into_iter().for_each(|(field, value)| self.unbuilt(field, value));
+        self.unbuilt("linux.netDevices", &linux.net_devices);
+    }
+
+    fn seccomp(&mut self, bundle: &Path, given: Option<&seccomp::Written>) -> Option<Seccomp> {
+        seccomp::check(bundle, seccomp::Architecture::native(), given?).unwrap_or_else(|refusals| {
+            self.found.extend(refusals);
+            None
+        })
     }
 }
 

@@ -125,7 +125,7 @@ pub fn plan(container: &Container, cgroups: &[PathBuf], privileges: Privileges) 
         steps.push(Step::Terminal { size: container.process.console_size, bind: false, relayed: false });
     }
     let granted = plan::grant(&container.process.capabilities, plan::available(container, privileges), &mut notes);
-    plan::process(&container.process, &granted, &mut steps);
+    plan::process(&container.process, container.seccomp.as_ref(), &granted, &mut steps);
     Plan { clone_namespaces: Vec::new(), trees: Vec::new(), steps, notes }
 }
 
@@ -223,12 +223,12 @@ process.rlimits: set RLIMIT_NOFILE to 10 of at most 20
 process.user.uid: give standard input and outputs to user 9
 process.capabilities.bounding: keep CAP_CHOWN CAP_KILL
 process.cwd: change to /tmp
+process.user.umask: set 077
+close all but the standard descriptors at exec
 process.user: become user 9, group 2, additional groups [3, 4]
 process.capabilities: set effective CAP_CHOWN CAP_KILL; permitted CAP_CHOWN CAP_KILL; inheritable none
 process.noNewPrivileges: set it
 process.args[0]: find \"id\"
-process.user.umask: set 077
-close all but the standard descriptors at exec
 ";
         assert_eq!(plan_of(process, &["/sys/fs/cgroup/pids/x".into()]), expected);
     }

@@ -17,6 +17,7 @@ use super::check::{
     Scheduler, TimeOffset,
 };
 use super::mount_options::{MountOptions, Propagation};
+use super::seccomp::Seccomp;
 use super::spec::ConsoleSize;
 
 /// What the parent clones with and what the child then does.
@@ -184,6 +185,7 @@ pub enum Step {
     },
     AmbientSet(CapabilitySet),
     NoNewPrivileges,
+    Seccomp(Seccomp),
     ChangeDirectory(PathBuf),
     FindProgram(String),
     Umask(u32),
@@ -289,7 +291,7 @@ pub fn plan(container: &Container, cgroups: &CgroupPlan, privileges: Privileges)
         steps.push(Step::RootReadonly);
     }
     let granted = grant(&container.process.capabilities, available(container, privileges), &mut notes);
-    process(&container.process, &granted, &mut steps);
+    process(&container.process, container.seccomp.as_ref(), &granted, &mut steps);
     Plan { clone_namespaces: if user { Vec::new() } else { cloned(container) }, trees: trees.found, steps, notes }
 }
 
@@ -524,7 +526,11 @@ pub(super) fn grant(asked: &Capabilities, available: Privileges, notes: &mut Vec
     }
 }
 
-pub(super) fn process(process: &Process, granted: &Capabilities, steps: &mut Vec<Step>) {
+/// The filter comes as late as it can, so that it need not allow what the runtime does: last where it may be installed without privileges,
+/// else before they are given up, as by runc (seccomp(2): CAP_SYS_ADMIN or no_new_privs). What old profiles know nothing of, as of
+/// close_range, comes before it in either case.
+pub(super) fn process(process: &Process, seccomp: Option<&Seccomp>, granted: &Capabilities, steps: &mut Vec<Step>) {
+    let (early, late) = if process.no_new_privileges { (None, seccomp) } else { (seccomp, None) };
     steps.extend(process.rlimits.iter().cloned().map(Step::Rlimit));
     steps.extend(process.scheduler.clone().map(Step::Scheduler));
     steps.extend(process.io_priority.map(Step::IoPriority));
@@ -534,6 +540,9 @@ pub(super) fn process(process: &Process, granted: &Capabilities, steps: &mut Vec
     steps.push(Step::BoundingSet(granted.bounding));
     // As root: the user need not be able to enter it alone, as under runc.
     steps.push(Step::ChangeDirectory(process.cwd.clone()));
+    steps.push(Step::Umask(process.umask));
+    steps.push(Step::CloseDescriptorsOnExec { preserved: 0 });
+    steps.extend(early.cloned().map(Step::Seccomp));
     steps.push(Step::User { uid: process.uid, gid: process.gid, additional_gids: process.additional_gids.clone() });
     let Capabilities { effective, permitted, inheritable, .. } = *granted;
     steps.push(Step::CapabilitySets { effective, permitted, inheritable });
@@ -544,8 +553,7 @@ pub(super) fn process(process: &Process, granted: &Capabilities, steps: &mut Vec
         steps.push(Step::NoNewPrivileges);
     }
     steps.push(Step::FindProgram(process.args[0].clone()));
-    steps.push(Step::Umask(process.umask));
-    steps.push(Step::CloseDescriptorsOnExec { preserved: 0 });
+    steps.extend(late.cloned().map(Step::Seccomp));
 }
 
 impl fmt::Display for Step {
@@ -620,6 +628,7 @@ impl fmt::Display for Step {
             }
             Self::AmbientSet(set) => write!(f, "process.capabilities.ambient: raise {set}"),
             Self::NoNewPrivileges => write!(f, "process.noNewPrivileges: set it"),
+            Self::Seccomp(filter) => filter.fmt(f),
             Self::ChangeDirectory(path) => write!(f, "process.cwd: change to {}", path.display()),
             Self::FindProgram(name) => write!(f, "process.args[0]: find {name:?}"),
             Self::Umask(mask) => write!(f, "process.user.umask: set {mask:03o}"),
@@ -727,11 +736,13 @@ mod tests {
               {"destination":"/data","source":"/srv/data","options":["rbind","rro","rprivate"]}],
             "linux":{"namespaces":[{"type":"mount"},{"type":"pid"},{"type":"uts"},{"type":"network"},{"type":"cgroup"},
                 {"type":"ipc","path":"/proc/7/ns/ipc"}],
-              "sysctl":{"net.ipv4.ip_forward":"1"},"maskedPaths":["/proc/kcore"],"readonlyPaths":["/proc/sys"]}}"#,
+              "sysctl":{"net.ipv4.ip_forward":"1"},"seccomp":{"defaultAction":"SCMP_ACT_ALLOW"},"maskedPaths":["/proc/kcore"],"readonlyPaths":["/proc/sys"]}}"#,
         );
         let held = CapabilitySet(!(1 << 24));
         let plan = plan(&container, &groups(Version::V1, &["memory", "pids"]), Privileges { held, bounding: held });
-        let expected = "\
+        let filter = container.seccomp.as_ref().unwrap().program.len();
+        let expected = format!(
+            "\
 linux.cgroupsPath: join /sys/fs/cgroup/memory/x
 linux.cgroupsPath: join /sys/fs/cgroup/pids/x
 linux.namespaces: join the ipc namespace /proc/7/ns/ipc
@@ -769,16 +780,18 @@ process.rlimits: set RLIMIT_NOFILE to 10 of at most 20
 process.user.uid: give standard input and outputs to user 7
 process.capabilities.bounding: keep CAP_KILL
 process.cwd: change to /srv
+process.user.umask: set 077
+close all but the standard descriptors at exec
 process.user: become user 7, group 8, additional groups [9]
 process.capabilities: set effective CAP_KILL; permitted CAP_KILL; inheritable CAP_KILL
 process.capabilities.ambient: raise CAP_KILL
 process.noNewPrivileges: set it
 process.args[0]: find \"sh\"
-process.user.umask: set 077
-close all but the standard descriptors at exec
+linux.seccomp: install a filter of {filter} instructions
 note: process.capabilities: CAP_SYS_RESOURCE not granted: this runtime does not hold it itself
 note: process.capabilities.ambient: CAP_CHOWN not raised: it must be permitted and inheritable as well
-";
+"
+        );
         assert_eq!(text(&plan), expected);
         use NamespaceKind::{Mount, Network, Pid, Uts};
         assert_eq!(plan.clone_namespaces, [Mount, Pid, Network, Uts]);
@@ -834,6 +847,19 @@ linux.namespaces: begin a process in new namespaces mount pid
 ";
         assert_eq!(before, expected);
         assert!(plan.trees.is_empty());
+    }
+
+    #[test]
+    fn with_privileges_to_gain_the_filter_comes_before_they_are_given_up() {
+        let container = container(
+            r#"{"ociVersion":"1.2.0","root":{"path":"/r"},"process":{"cwd":"/","args":["sh"]},"linux":{"namespaces":[{"type":"mount"}],
+            "seccomp":{"defaultAction":"SCMP_ACT_ALLOW","flags":["SECCOMP_FILTER_FLAG_LOG"],"listenerPath":"/run/agent.sock",
+              "syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_NOTIFY"}]}}}"#,
+        );
+        let text = text(&plan(&container, &CgroupPlan::default(), EVERYTHING));
+        let (_, after) = text.split_once("close all but the standard descriptors at exec\nlinux.seccomp: install a filter of ").unwrap();
+        let (_, after) = after.split_once(" instructions with flags LOG NEW_LISTENER, notifying /run/agent.sock\n").unwrap();
+        assert!(after.starts_with("process.user: become user 0"), "{text}");
     }
 
     #[test]

@@ -218,7 +218,7 @@ pub struct Linux {
     #[serde(default, deserialize_with = "nullable")]
     pub time_offsets: BTreeMap<String, TimeOffset>,
     pub net_devices: Unbuilt,
-    pub seccomp: Unbuilt,
+    pub seccomp: Option<super::seccomp::Written>,
     pub mount_label: Option<String>,
     pub personality: Option<Personality>,
     pub intel_rdt: Unbuilt,
@@ -443,7 +443,7 @@ fn parse_as<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 }
 
 /// Go's encoder writes an empty list as `null`.
-fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(super) fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
     T: Deserialize<'de> + Default,

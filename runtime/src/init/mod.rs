@@ -11,7 +11,9 @@ mod devices;
 mod mounts;
 mod perform;
 mod program;
+mod reaper;
 mod root;
+mod seccomp;
 mod userns;
 
 pub use mounts::clone_tree;
@@ -47,7 +49,8 @@ pub struct Work {
 #[derive(Debug)]
 pub enum Start {
     /// Once a byte comes through the gate; the failure goes to `result`.
-    Gated { gate: std::fs::File, result: std::fs::File },
+    /// With `reaper` another process is the container's first, and the program its child.
+    Gated { gate: std::fs::File, result: std::fs::File, reaper: bool },
     /// As soon as all steps are done; the failure goes to the channel.
     AtOnce,
 }
@@ -121,19 +124,14 @@ pub fn run(plan: &Plan, work: Work) -> ! {
             sys::exit(GONE);
         }
     }
-    let perform::Ready { program, env } = performer.finish();
+    let perform::Ready { program, env, outlives_parent } = performer.finish();
     // From here on the container outlives the process that created it.
-    let said = || match plan.has_usher() {
-        // The parent may not know this process yet, should the usher have been killed: then it must not stay.
-        true => userns::ask(&work.channel, &Message::Ready),
-        false => Ok(work.channel.send(&Message::Ready)?),
-    };
-    if rustix::process::set_parent_process_death_signal(None).is_err() || said().is_err() {
+    if !outlives_parent && outlive_parent().is_err() || work.channel.send(&Message::Ready).is_err() {
         sys::exit(GONE);
     }
     drop(work.handles);
     let listener = match work.start {
-        Start::Gated { mut gate, mut result } => {
+        Start::Gated { mut gate, mut result, reaper } => {
             drop(work.channel);
             if gate.read_exact(&mut [0]).is_err() {
                 sys::exit(GONE);
@@ -143,7 +141,11 @@ pub fn run(plan: &Plan, work: Work) -> ! {
                 let _ = result.write_all(&Message::Failed { step: HOOK, errno: 0, text }.encode());
                 sys::exit(GONE);
             }
-            Listener::File(result)
+            drop(gate);
+            match if reaper { reaper::split(result) } else { Ok(result) } {
+                Ok(result) => Listener::File(result),
+                Err(_) => sys::exit(GONE),
+            }
         }
         Start::AtOnce => Listener::Channel(work.channel),
     };
@@ -160,15 +162,20 @@ pub fn run(plan: &Plan, work: Work) -> ! {
 
 /// Runs hooks here, where the container's process has another id than on the host.
 fn run_hooks(hooks: Option<&(Hooks, HookState)>, kind: HookKind) -> Result<(), String> {
-    let Some((hooks, state)) = hooks else { return Ok(()) };
-    let pid = rustix::process::getpid().as_raw_nonzero().get();
-    hook_process::run(hooks, kind, &HookState { pid: Some(pid), ..state.clone() }, None)
+    let Some((hooks, state)) = hooks.filter(|(hooks, _)| !hooks.of(kind).is_empty()) else { return Ok(()) };
+    // A filter may not allow it any more: then it is not told.
+    let pid = i32::try_from(std::process::id()).ok().filter(|pid| *pid > 0);
+    hook_process::run(hooks, kind, &HookState { pid, ..state.clone() }, None)
 }
 
 /// Who hears that the program could not be executed.
 enum Listener {
     File(std::fs::File),
     Channel(Channel),
+}
+
+fn outlive_parent() -> Result<(), Failure> {
+    Ok(rustix::process::set_parent_process_death_signal(None)?)
 }
 
 /// Dies with the parent as long as the container is not created.

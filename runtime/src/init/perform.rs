@@ -11,7 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{CpuSet, LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::root::Root;
-use super::{Doing, Failure, Work, caps, console, devices, mounts, program, userns};
+use super::{Doing, Failure, Work, caps, console, devices, mounts, program, seccomp, userns};
 use crate::core::check::{NamespaceKind, Rlimit};
 use crate::core::hooks::HookKind;
 use crate::core::mount_options::attr;
@@ -34,6 +34,8 @@ pub struct Performer<'a> {
 pub struct Ready {
     pub program: CString,
     pub env: Vec<CString>,
+    /// It no longer dies with its parent.
+    pub outlives_parent: bool,
 }
 
 type Performed = Result<Option<String>, Failure>;
@@ -45,7 +47,7 @@ impl<'a> Performer<'a> {
             root: None,
             plain: Vec::new(),
             groups_denied: false,
-            ready: Ready { program: CString::default(), env: work.env.clone() },
+            ready: Ready { program: CString::default(), env: work.env.clone(), outlives_parent: false },
         }
     }
 
@@ -144,6 +146,12 @@ impl<'a> Performer<'a> {
             Step::CapabilitySets { effective, permitted, inheritable } => caps::set(*effective, *permitted, *inheritable)?,
             Step::AmbientSet(set) => caps::raise_ambient(*set)?,
             Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true)?,
+            Step::Seccomp(filter) => {
+                // The filter may allow no more prctl(2). Should the parent die now, the end of the channel tells.
+                super::outlive_parent()?;
+                self.ready.outlives_parent = true;
+                seccomp::install(filter, &self.work.channel)?;
+            }
             Step::ChangeDirectory(path) => change_directory(path)?,
             Step::FindProgram(name) => {
                 program::add_home(&mut self.ready.env, self.work.uid);

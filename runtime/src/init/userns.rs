@@ -7,12 +7,14 @@
 //!   │ ◄────────────────── Map │ unshare(CLONE_NEWUSER)
 //!   │ writes uid_map, gid_map
 //!   │ Go ───────────────────► │ becomes root of the user namespace
-//!   │ ◄──────────── Born{pid} │ clone3(CLONE_PARENT, namespaces) ──► │ the rest of the steps
+//!   │                         │ clone3(CLONE_PARENT, namespaces) ──► │
+//!   │ ◄─────────────────────────────────────────────────── Born{pid} │
+//!   │ Go ──────────────────────────────────────────────────────────► │ the rest of the steps
 //!   │ reaps                   └ exits
 //! ```
 //!
 //! The child is born after the user namespace, so that its other namespaces belong to it; it is the parent's child, so that the parent can
-//! wait for it.
+//! wait for it. It waits until the parent knows it, lest it be left behind by a parent that fails meanwhile.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -77,12 +79,13 @@ pub fn become_root() -> Result<bool, Failure> {
 pub fn bear(channel: &Channel, kinds: &[NamespaceKind]) -> Result<(), Failure> {
     let flags = kinds.iter().fold(sys::SIBLING, |flags, kind| flags | namespace::flag(*kind));
     match sys::clone_process(flags, None)?.0 {
-        Cloned::Child => Ok(()),
-        Cloned::Parent { pid, .. } => {
-            // Without a parent to hear it the child ends as well, at its first message.
-            let _ = channel.send(&Message::Born { pid });
-            sys::exit(0)
+        Cloned::Child => {
+            // The procfs of the host knows it by the id that the parent knows it by.
+            let own = fs::read_link("/proc/self").doing(|| "/proc/self".to_owned())?;
+            let pid = own.to_str().and_then(|pid| pid.parse().ok()).ok_or_else(|| Failure::refused("/proc/self names no process"))?;
+            ask(channel, &Message::Born { pid })
         }
+        Cloned::Parent { .. } => sys::exit(0),
     }
 }
 

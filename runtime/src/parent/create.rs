@@ -165,7 +165,7 @@ fn prepare_and_clone(
         env: c_strings(&process.env)?,
         uid: process.uid,
         channel: child_end,
-        start: Start::Gated { gate: fifo(&dir.file(GATE))?, result: fifo(&dir.file(RESULT))? },
+        start: Start::Gated { gate: fifo(&dir.file(GATE))?, result: fifo(&dir.file(RESULT))?, reaper: bundle.container.has_reaper() },
         hooks: Some((bundle.container.hooks.clone(), hooks::told(record, HookKind::CreateContainer, None))),
     };
     // In a joined pid namespace others could otherwise look into the process before its exec (CVE-2016-9962). Of an undumpable process only

@@ -14,8 +14,8 @@ use rustix::thread::ThreadNameSpaceType;
 
 use super::console::{self, Console};
 use super::foreground::Foreground;
-use super::talk::hear;
-use super::{bundle, cgroups, existing, open_process, passed};
+use super::talk::{Heard, hear};
+use super::{bundle, cgroups, existing, listener, open_process, passed};
 use crate::core::caller::{Caller, adapt};
 use crate::core::cgroup::{Version, hierarchies};
 use crate::core::check::Container;
@@ -54,7 +54,8 @@ pub enum ProcessSource {
 /// Runs a process in a container; returns its exit code, 128 and the signal for one that was killed, or 0 at once with `detach`.
 pub fn exec(root: &Path, id: &str, options: &ExecOptions, notes: impl FnOnce(&[String])) -> Result<i32> {
     let (dir, record) = existing(root, id)?;
-    match dir.status(&record)? {
+    let status = dir.status(&record)?;
+    match status {
         Status::Created | Status::Running => {}
         Status::Paused if options.ignore_paused => {}
         Status::Paused => bail!("container {id} is paused: `resume {id}` it first, or use --ignore-paused"),
@@ -78,7 +79,11 @@ pub fn exec(root: &Path, id: &str, options: &ExecOptions, notes: impl FnOnce(&[S
     let foreground = if options.detach { None } else { Some(Foreground::begin()?) };
     let child = clone_child(&container, &plan, &groups, container_process)?;
     let mut said = plan.notes.clone();
-    let started = listen(&child.channel, &plan, &mut said).and_then(|terminal| {
+    let introduce = |notifications: &OwnedFd| match container.seccomp.as_ref().and_then(|seccomp| seccomp.listener.as_ref()) {
+        Some(to) => listener::introduce(to, &record, status, child.pid, notifications),
+        None => bail!("the process has notifications for nobody"),
+    };
+    let started = listen(&child, &plan, &mut said, introduce).and_then(|terminal| {
         let terminal = console.take(terminal)?;
         let write = |path: &PathBuf| replace(path, child.pid.to_string().as_bytes());
         options.pid_file.as_ref().map_or(Ok(()), write)?;
@@ -177,16 +182,17 @@ fn clone_child(container: &Container, plan: &Plan, groups: &[PathBuf], container
 }
 
 /// Hears the child out until its program runs.
-fn listen(channel: &Channel, plan: &Plan, notes: &mut Vec<String>) -> Result<Option<OwnedFd>> {
+fn listen(child: &Child, plan: &Plan, notes: &mut Vec<String>, introduce: impl Fn(&OwnedFd) -> Result<()>) -> Result<Option<OwnedFd>> {
     let mut terminal = None;
     loop {
-        match hear(channel, plan, notes)? {
-            (Message::Ready, _) => break,
-            (Message::Terminal, master) => terminal = master,
-            _ => bail!("the process answered nonsense"),
+        match hear(&child.channel, child.pidfd.as_fd(), plan, notes)? {
+            Heard::Message(Message::Ready, _) => break,
+            Heard::Message(Message::Terminal, master) => terminal = master,
+            Heard::Notifications(notifications) => introduce(&notifications)?,
+            Heard::Message(..) => bail!("the process answered nonsense"),
         }
     }
-    match channel.receive().context("listen to the process")? {
+    match child.channel.receive().context("listen to the process")? {
         // It closed at exec.
         None => Ok(terminal),
         Some((Message::Failed { errno, text, .. }, _)) => {

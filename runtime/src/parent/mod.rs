@@ -10,6 +10,7 @@ mod exec;
 mod foreground;
 mod hooks;
 mod kill;
+mod listener;
 mod own_binary;
 mod passed;
 mod pause;

@@ -12,8 +12,10 @@ use crate::core::capability;
 use crate::core::check::OCI_VERSION;
 use crate::core::hooks::HookKind;
 use crate::core::mount_options::KNOWN;
+use crate::core::seccomp::{self, flag};
 use crate::core::status::Status;
 use crate::state::{StateDir, ids};
+use crate::sys;
 
 /// The state of a container as the specification names its fields; `created` is runc's.
 #[derive(Debug, Serialize)]
@@ -58,6 +60,21 @@ pub fn list(root: &Path) -> Result<Vec<State>> {
     Ok(states)
 }
 
+fn seccomp_features() -> serde_json::Value {
+    let known = seccomp::PROFILE_FLAGS.map(|(name, _)| name);
+    // The kernel knows it only together with a listener.
+    let together = |flag| if flag == flag::WAIT_KILLABLE_RECV { flag | flag::NEW_LISTENER } else { flag };
+    let supported = seccomp::PROFILE_FLAGS.into_iter().filter(|(_, flag)| sys::knows_seccomp_flags(together(*flag)));
+    json!({
+        "enabled": seccomp::Architecture::native().is_some(),
+        "actions": seccomp::ACTIONS,
+        "operators": seccomp::OPERATORS,
+        "archs": seccomp::ARCHITECTURES.map(|(name, _)| name),
+        "knownFlags": known,
+        "supportedFlags": supported.map(|(name, _)| name).collect::<Vec<_>>()
+    })
+}
+
 /// What this runtime knows and honours.
 pub fn features() -> serde_json::Value {
     json!({
@@ -69,7 +86,7 @@ pub fn features() -> serde_json::Value {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": capability::names(),
             "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false },
-            "seccomp": { "enabled": false },
+            "seccomp": seccomp_features(),
             "apparmor": { "enabled": false },
             "selinux": { "enabled": false },
             "intelRdt": { "enabled": false },

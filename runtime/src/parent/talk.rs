@@ -3,22 +3,30 @@
 //! In: the messages of the child, and of the usher that may bear it. Out: the child, its terminal, notes; or what failed, with nothing of
 //! what was made alive.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, WaitId, WaitIdOptions};
 
 use super::bundle::Bundle;
-use super::{hooks, userns};
+use super::{hooks, listener, userns};
 use crate::core::hooks::HookKind;
 use crate::core::plan::Plan;
 use crate::core::signal;
+use crate::core::status::Status;
 use crate::state::Record;
 use crate::sync::{Channel, Message};
 use crate::sys;
 
+/// What a child says.
+pub enum Heard {
+    Message(Message, Option<OwnedFd>),
+    /// The descriptor of its seccomp notifications.
+    Notifications(OwnedFd),
+}
+
 /// Hears the next message that is no note; a failure is the error.
-pub fn hear(channel: &Channel, plan: &Plan, notes: &mut Vec<String>) -> Result<(Message, Option<OwnedFd>)> {
+pub fn hear(channel: &Channel, child: BorrowedFd<'_>, plan: &Plan, notes: &mut Vec<String>) -> Result<Heard> {
     let step = |place: u16| plan.steps.get(usize::from(place)).map_or_else(String::new, ToString::to_string);
     loop {
         match channel.receive().context("listen to the container's process")? {
@@ -28,7 +36,12 @@ pub fn hear(channel: &Channel, plan: &Plan, notes: &mut Vec<String>) -> Result<(
                 let parts: Vec<String> = [step(place), text, cause].into_iter().filter(|part| !part.is_empty()).collect();
                 bail!("{}", parts.join(": "));
             }
-            Some(other) => return Ok(other),
+            Some((Message::Listener { .. }, Some(descriptor))) => return Ok(Heard::Notifications(descriptor)),
+            Some((Message::Listener { number }, None)) => {
+                let copy = rustix::process::pidfd_getfd(child, number, PidfdGetfdFlags::empty());
+                return Ok(Heard::Notifications(copy.context("linux.seccomp: take a copy of the notifications' descriptor")?));
+            }
+            Some((message, descriptor)) => return Ok(Heard::Message(message, descriptor)),
             None => {
                 return Err(anyhow!("the container's process was killed while it was set up")
                     .context("linux.resources.memory.limit may be too small, or someone killed it"));
@@ -72,34 +85,35 @@ impl<'a> Talk<'a> {
 
     /// Hears the child out until it is ready; the master side of its terminal comes on the way.
     pub fn listen(&mut self, record: &Record) -> Result<Option<OwnedFd>> {
-        let plan = &self.bundle.plan;
-        let (mut terminal, mut ready, mut hooks_wanted) = (None, false, false);
-        // The usher's last word may come after the child's.
-        while !ready || plan.has_usher() && self.born.is_none() {
-            match hear(&self.channel, plan, &mut self.notes)? {
-                (Message::Ready, _) => ready = true,
-                (Message::Terminal, master) => terminal = master,
-                (Message::Map, _) => {
-                    userns::map(self.first.pid, &self.bundle.container.ids).context("linux")?;
+        let (plan, container) = (&self.bundle.plan, &self.bundle.container);
+        let mut terminal = None;
+        loop {
+            // An usher speaks before what it bears, and then no more.
+            let child = self.born.as_ref().unwrap_or(&self.first).pidfd.as_fd();
+            match hear(&self.channel, child, plan, &mut self.notes)? {
+                Heard::Message(Message::Ready, _) => return Ok(terminal),
+                Heard::Message(Message::Terminal, master) => terminal = master,
+                Heard::Message(Message::Map, _) => {
+                    userns::map(self.first.pid, &container.ids).context("linux")?;
                     self.answer()?;
                 }
-                (Message::Hooks, _) => hooks_wanted = true,
-                (Message::Born { pid }, _) => self.born = Some(open_child(pid)?),
-                (Message::Go | Message::Note { .. } | Message::Failed { .. }, _) => bail!("the container's process answered nonsense"),
-            }
-            // The child may be heard before the usher tells of it.
-            if hooks_wanted && (!plan.has_usher() || self.born.is_some()) {
-                hooks_wanted = false;
-                for kind in [HookKind::Prestart, HookKind::CreateRuntime] {
-                    hooks::run(&self.bundle.container.hooks, kind, record, self.child().pid)?;
+                Heard::Message(Message::Born { pid }, _) if plan.has_usher() => {
+                    self.born = Some(open_child(pid)?);
+                    self.answer()?;
                 }
-                self.answer()?;
+                Heard::Message(Message::Hooks, _) => {
+                    for kind in [HookKind::Prestart, HookKind::CreateRuntime] {
+                        hooks::run(&container.hooks, kind, record, self.child().pid)?;
+                    }
+                    self.answer()?;
+                }
+                Heard::Notifications(notifications) => match container.seccomp.as_ref().and_then(|seccomp| seccomp.listener.as_ref()) {
+                    Some(to) => listener::introduce(to, record, Status::Creating, self.child().pid, &notifications)?,
+                    None => bail!("the container's process has notifications for nobody"),
+                },
+                Heard::Message(..) => bail!("the container's process answered nonsense"),
             }
         }
-        if plan.has_usher() {
-            self.answer()?;
-        }
-        Ok(terminal)
     }
 
     fn answer(&self) -> Result<()> {
@@ -126,7 +140,7 @@ impl<'a> Talk<'a> {
         };
         self.born.iter().for_each(kill);
         if self.bundle.plan.has_usher() {
-            // Killed it could not tell what it bore; it ends by itself when it hears no more.
+            // It, or what it bore and was not heard of yet, ends by itself when it hears no more.
             self.channel.fall_silent();
         } else {
             kill(&self.first);

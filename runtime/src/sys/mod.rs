@@ -11,6 +11,7 @@ use std::ptr;
 
 use crate::core::check::Scheduler;
 use crate::core::device_filter::Instruction;
+use crate::core::seccomp;
 
 /// The two sides of a clone.
 pub enum Cloned {
@@ -277,6 +278,12 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     zero(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, ptr::null::<libc::siginfo_t>(), 0) })
 }
 
+/// Sends a signal, real-time ones included, to a child of this process that has not been waited for.
+pub fn send_signal_to(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    zero(i64::from(unsafe { libc::kill(pid, signal) }))
+}
+
 /// `struct sigaction` as the kernel has it, with a handler and nothing else.
 #[repr(C)]
 #[derive(Default)]
@@ -427,6 +434,37 @@ pub fn attach_device_filter(cgroup: BorrowedFd<'_>, program: &[Instruction]) -> 
     let attach = BpfAttach { target, program, kind: CGROUP_DEVICE, flags: ALLOW_MULTI };
     // SAFETY: `attach` lives across the call.
     zero(unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attach, size_of::<BpfAttach>()) })
+}
+
+/// `struct sock_fprog` (linux/filter.h).
+#[repr(C)]
+struct SocketFilter {
+    length: u16,
+    instructions: *const seccomp::Instruction,
+}
+
+/// Installs a seccomp filter for this process and its children (seccomp(2)); the descriptor of its notifications, if they were asked for.
+pub fn install_seccomp(program: &[seccomp::Instruction], flags: u32) -> io::Result<Option<OwnedFd>> {
+    let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let filter = SocketFilter { length, instructions: program.as_ptr() };
+    // SAFETY: `seccomp::Instruction` is laid out as `struct sock_filter`, the length is the slice's, and both live across the call. The
+    // filter changes what later calls answer, which they report as errors.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const filter) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if flags & seccomp::flag::NEW_LISTENER == 0 {
+        return Ok(None);
+    }
+    // SAFETY: with this flag the kernel answers a descriptor it has just made for us.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(libc::c_int::try_from(result).unwrap_or(-1)) }))
+}
+
+/// Whether this kernel knows flags of seccomp(2): it looks at them before it looks for a filter, and there is none.
+pub fn knows_seccomp_flags(flags: u32) -> bool {
+    // SAFETY: a null pointer is refused with EFAULT and nothing is installed.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, ptr::null::<SocketFilter>()) };
+    result < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
 }
 
 fn zero(result: i64) -> io::Result<()> {

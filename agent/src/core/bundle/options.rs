@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capabilities, Capability, LinuxCapabilities, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Mount, PosixRlimit, PosixRlimitBuilder,
-    PosixRlimitType,
+    Capabilities, Capability, LinuxCapabilities, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxSeccomp, Mount, PosixRlimit,
+    PosixRlimitBuilder, PosixRlimitType,
 };
 use rcluster_api::container::{DeviceSpec, MountSpec, Ulimit};
 use rcluster_api::spec::ContainerSpec;
 
 use super::mount;
+use crate::core::seccomp_profile::{self, Machine};
 
 /// A device node of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +97,13 @@ pub fn capabilities(spec: &ContainerSpec, root: bool) -> Result<LinuxCapabilitie
         .set_inheritable(none())
         .set_ambient(none());
     Ok(capabilities)
+}
+
+/// The system calls it may make; a privileged one makes any, as in Docker.
+pub fn seccomp(spec: &ContainerSpec) -> Result<Option<LinuxSeccomp>, String> {
+    let granted = granted(spec)?;
+    let machine = Machine::own().filter(|_| !spec.privileged);
+    Ok(machine.map(|machine| seccomp_profile::profile(&granted, machine)))
 }
 
 /// Dropped ones go first, so that `cap_drop: [ALL]` with `cap_add` leaves what was added, as in Docker.
@@ -219,6 +227,33 @@ mod tests {
         assert_eq!(names(serde_json::json!({"image": "a"})).split(' ').count(), 14);
         assert_eq!(names(serde_json::json!({"image": "a", "privileged": true})).split(' ').count(), 41);
         assert_eq!(names(serde_json::json!({"image": "a", "cap_drop": ["MKNOD"]})).split(' ').count(), 13);
+    }
+
+    #[test]
+    fn system_calls_follow_the_capabilities() {
+        let allowed = |spec: serde_json::Value, name: &str| {
+            let profile = seccomp(&serde_json::from_value(spec).expect("a spec")).expect("capabilities");
+            profile.map(|profile| {
+                profile.syscalls().iter().flatten().any(|rule| rule.args().is_none() && rule.names().iter().any(|other| other == name))
+            })
+        };
+        assert_eq!(allowed(serde_json::json!({"image": "a"}), "mount"), Some(false));
+        assert_eq!(allowed(serde_json::json!({"image": "a", "cap_add": ["SYS_ADMIN"]}), "mount"), Some(true));
+        assert_eq!(allowed(serde_json::json!({"image": "a"}), "chroot"), Some(true));
+        assert_eq!(allowed(serde_json::json!({"image": "a", "cap_drop": ["SYS_CHROOT"]}), "chroot"), Some(false));
+        assert_eq!(allowed(serde_json::json!({"image": "a", "privileged": true}), "mount"), None);
+    }
+
+    /// The text that `runtime/tests/seccomp.rs` runs containers under.
+    #[test]
+    fn the_profile_with_the_default_capabilities() {
+        let profile = seccomp_profile::profile(&DEFAULT, Machine::X86_64);
+        let text = serde_json::to_string_pretty(&profile).expect("text");
+        if text.trim() != include_str!("../golden/seccomp.json").trim() {
+            let got = std::env::temp_dir().join("rcluster-seccomp.json");
+            std::fs::write(&got, &text).expect("write what was got");
+            panic!("differs from the golden text; what was made is in {}", got.display());
+        }
     }
 
     #[test]

@@ -41,7 +41,10 @@ fn image() -> ImageConfig {
         workdir: "/srv".into(),
         user: String::new(),
         stop_signal: "SIGQUIT".into(),
-        healthcheck: None,
+        volumes: vec!["/data".into()],
+        exposed_ports: vec!["443/tcp".into(), "80/tcp".into()],
+        labels: [("maintainer".to_owned(), "somebody".to_owned())].into(),
+        ..ImageConfig::default()
     }
 }
 
@@ -59,9 +62,14 @@ fn golden(spec: &ContainerSpec, identity: &Identity, network: &Network, pod_pid:
         rootfs: Path::new("/run/x/rootfs"),
         files: Path::new("/run/x/etc"),
         volumes: Path::new("/var/x/volumes"),
+        image_volumes: &[("/data".into(), "/run/x/rootfs/data".into())],
         devices: &[],
     };
-    let text = String::from_utf8(config_json(&input).expect("a configuration")).expect("text");
+    let mut config: serde_json::Value = serde_json::from_slice(&config_json(&input).expect("a configuration")).expect("JSON");
+    // Its own golden text shows it; every container has it.
+    let seccomp = config["linux"].as_object_mut().expect("an object").remove("seccomp").expect("a profile");
+    assert_eq!(seccomp["defaultAction"], "SCMP_ACT_ERRNO");
+    let text = serde_json::to_string_pretty(&config).expect("text");
     if text.trim() != expected.trim() {
         let got = std::env::temp_dir().join(format!("rcluster-{name}"));
         std::fs::write(&got, &text).expect("write what was got");
