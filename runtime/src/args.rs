@@ -79,6 +79,8 @@ pub enum Verb {
     },
     Spec {
         bundle: PathBuf,
+        /// For the user who calls, without any privilege.
+        rootless: bool,
     },
     Features,
     Monitor(MonitorOptions),
@@ -151,7 +153,7 @@ usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--de
   kill    [--all] ID [SIGNAL]                   send a signal, TERM if none is named
   delete  [--force] ID                          remove a stopped container, or any
   list    [--format table|json] [--quiet]       print all containers
-  spec    [--bundle DIR]                        write a config.json to begin with
+  spec    [--bundle DIR] [--rootless]           write a config.json to begin with
   features                                      print what this runtime honours
   monitor --id ID --bundle DIR --log FILE --exit-file FILE [--pid-file FILE]
           [--runtime FILE [--runtime-root DIR]] [--log-max-bytes N]
@@ -217,10 +219,8 @@ fn verb(name: &str, args: &mut Args) -> Result<Verb, String> {
         "spec" => {
             let options = args.collect(name, &[("--bundle", "-b", true), ("--rootless", "", false)])?;
             options.no_words(name)?;
-            if options.has("--rootless")? {
-                return Err("spec --rootless: rootless containers are not built yet".into());
-            }
-            Ok(Verb::Spec { bundle: options.path("--bundle").unwrap_or_else(|| ".".into()) })
+            let rootless = options.has("--rootless")?;
+            Ok(Verb::Spec { bundle: options.path("--bundle").unwrap_or_else(|| ".".into()), rootless })
         }
         "features" => args.collect(name, &[])?.no_words(name).map(|()| Verb::Features),
         "monitor" => monitor(args),

@@ -1,7 +1,7 @@
 //! An OCI runtime (runtime-spec 1.2): one small single-threaded program, started once per verb, that knows nothing of services.
 //!
 //! `core` decides and has no effects; `parent` prepares, starts, kills and deletes from outside; `init` is the container's first process until
-//! it executes the user's program; `sync` is what the two say to each other; `monitor` stays with a container and keeps its output and its
+//! it executes the user's program; `sync` is what the two say to each other; `hook_process` runs hooks for both; `monitor` stays with a container and keeps its output and its
 //! exit; `state` is what is remembered between calls; `sys` holds the system calls that have no safe form.
 
 mod args;
@@ -11,6 +11,8 @@ mod core;
 
 mod parent;
 mod sync;
+
+mod hook_process;
 
 mod init;
 
@@ -64,6 +66,12 @@ fn perform(call: Call) -> Result<ExitCode> {
     {
         parent::check_passed_fds(*preserve_fds)?;
     }
+    // Where root keeps its state no other user may.
+    let of_user = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !rustix::process::geteuid().is_root());
+    let root = match of_user {
+        Some(directory) if root == Path::new(args::ROOT_DEFAULT) => Path::new(&directory).join("rcluster-runtime"),
+        _ => root,
+    };
     let root = std::path::absolute(&root).with_context(|| format!("--root {}", root.display()))?;
     log.say(Level::Debug, &format!("{verb:?} under {}", root.display()));
     if matches!(verb, Verb::Create { .. } | Verb::Run { .. } | Verb::Exec { .. } | Verb::Monitor(_)) {
@@ -74,9 +82,9 @@ fn perform(call: Call) -> Result<ExitCode> {
         Verb::Start { id } => parent::start(&root, &id)?,
         Verb::State { id } => output::data(&serde_json::to_string_pretty(&parent::state(&root, &id)?)?),
         Verb::Kill { id, signal, all } => parent::kill(&root, &id, signal, all)?,
-        Verb::Delete { id, force } => parent::delete(&root, &id, force)?,
+        Verb::Delete { id, force } => warn(&parent::delete(&root, &id, force)?),
         Verb::Run { id, options, keep } => {
-            let code = parent::run(&root, &id, &options, keep, tell)?;
+            let code = parent::run(&root, &id, &options, keep, tell, warn)?;
             return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
         }
         Verb::Exec { id, options } => {
@@ -91,7 +99,7 @@ fn perform(call: Call) -> Result<ExitCode> {
         Verb::Events { id, interval: None } => output::data(&parent::stats(&root, &id)?.to_string()),
         Verb::Events { id, interval: Some(interval) } => parent::events(&root, &id, interval)?,
         Verb::List { format } => output::data(&list(&root, format)?),
-        Verb::Spec { bundle } => write_spec(&bundle)?,
+        Verb::Spec { bundle, rootless } => write_spec(&bundle, rootless)?,
         Verb::Features => output::data(&serde_json::to_string_pretty(&parent::features())?),
         Verb::Monitor(options) => return monitor::run(&root, &options, &log),
         Verb::Version => {
@@ -119,13 +127,20 @@ fn list(root: &Path, format: ListFormat) -> Result<String> {
 }
 
 /// Writes a configuration to begin with, but over none.
-fn write_spec(bundle: &Path) -> Result<()> {
+fn write_spec(bundle: &Path, rootless: bool) -> Result<()> {
     const SPEC: &str = include_str!("spec.json");
     let path = bundle.join("config.json");
     if path.exists() {
         bail!("{} exists already: remove it first", path.display());
     }
-    std::fs::write(&path, SPEC).with_context(|| format!("write {}", path.display()))
+    let text = if rootless {
+        let spec = serde_json::from_str(SPEC).context("read the built-in configuration")?;
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        serde_json::to_string_pretty(&core::rootless::configuration(spec, uid, gid))?
+    } else {
+        SPEC.to_owned()
+    };
+    std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))
 }
 
 #[cfg(test)]

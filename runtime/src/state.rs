@@ -16,6 +16,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::core::hooks::Hooks;
 use crate::core::status::{Identity, Seen, Status, parse_stat, status};
 use crate::sync;
 
@@ -45,6 +46,9 @@ pub struct Record {
     pub cgroups: Vec<PathBuf>,
     /// Directories above them that were made for it, lowest last.
     pub cgroup_parents: Vec<PathBuf>,
+    /// Those that run after the creation.
+    #[serde(default)]
+    pub hooks: Hooks,
     /// The session keyring it began.
     #[serde(default)]
     pub keyring: Option<String>,
@@ -64,6 +68,7 @@ impl Record {
             own_pid_namespace: false,
             cgroups: Vec::new(),
             cgroup_parents: Vec::new(),
+            hooks: Hooks::default(),
             keyring: None,
         }
     }

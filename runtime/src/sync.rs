@@ -1,22 +1,29 @@
 //! The protocol between the process that creates a container and the container's first process.
 //!
-//! One `SOCK_SEQPACKET` pair carries messages of a fixed size from child to parent; two FIFOs in the state directory carry the start.
+//! One `SOCK_SEQPACKET` pair carries messages of a fixed size, from child to parent but for `Go`; two FIFOs in the state directory carry the start.
 //!
 //! ```text
 //! parent (create)                       child (init)                        parent (start)
 //!   │ clone3 ──────────────────────────► │
 //!   │                                    │ step 0, step 1, …
+//!   │ ◄────────────────────────────── Map │ its user namespace is new: ids are wanted
+//!   │ Go ──────────────────────────────► │ they are mapped
+//!   │ ◄───────────────────────── Born{pid} │ it bore the container's process, which says so and goes on in its place
+//!   │ Go ──────────────────────────────► │ the parent knows it
 //!   │ ◄──────────────── Note{step, text} │ weaker than asked for, going on
 //!   │ ◄──────── Terminal + its descriptor │ the caller relays it or hands it on
 //!   │ ◄──────── Listener{number} + descriptor │ of its seccomp notifications: to whom they concern
 //!   │ ◄───────── Failed{step, errno, text} │ and the child is gone: create undoes all it did
+//!   │ ◄──────────────────────────── Hooks │ the mounts are made: prestart and createRuntime are wanted
+//!   │ Go ──────────────────────────────► │ they ran
 //!   │ ◄──────────────────────────── Ready │ every step is done
 //!   │ state.json := created              │ reads exec.fifo … blocks
 //!   └ exits                              │                                    │
 //!                                        │ ◄────────────── one byte: exec.fifo │
+//!                                        │ runs the startContainer hooks
 //!                                        │ execve                             │
 //!                                        │ ── end of file: exec.result ─────► │ it closed at exec: running
-//!                                        │ ── Failed{errno}: exec.result ───► │ and the child is gone
+//!                                        │ ── Failed{…}: exec.result ───────► │ and the child is gone
 //! ```
 //!
 //! A closed socket before `Ready` means that the child died. Both FIFOs are held open for both directions by the child, so that neither
@@ -38,6 +45,12 @@ pub const GATE: &str = "exec.fifo";
 /// Where a start hears whether the program was executed, in the state directory.
 pub const RESULT: &str = "exec.result";
 
+/// The step of a failure to execute the program.
+pub const EXECUTE: u16 = u16::MAX;
+
+/// The step of a hook that failed after the gate; the text says all.
+pub const HOOK: u16 = u16::MAX - 1;
+
 /// What the child says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
@@ -49,6 +62,14 @@ pub enum Message {
     Terminal,
     /// A step failed; `errno` is 0 when no system call did.
     Failed { step: u16, errno: i32, text: String },
+    /// The ids of a new user namespace are to be mapped; waits for `Go`.
+    Map,
+    /// The sender is the container's process, which another bore; waits for `Go`.
+    Born { pid: i32 },
+    /// The hooks of the host are to be run; waits for `Go`.
+    Hooks,
+    /// From the parent: what was asked for is done.
+    Go,
     /// The child's number of the descriptor of its seccomp notifications.
     Listener { number: i32 },
 }
@@ -60,6 +81,10 @@ const HEADER: usize = 9;
 const READY: u8 = 1;
 const NOTE: u8 = 2;
 const FAILED: u8 = 3;
+const MAP: u8 = 10;
+const BORN: u8 = 11;
+const GO: u8 = 12;
+const HOOKS: u8 = 13;
 const TERMINAL: u8 = 4;
 const LISTENER: u8 = 5;
 
@@ -71,6 +96,10 @@ impl Message {
             Self::Terminal => (TERMINAL, 0, 0, ""),
             Self::Note { step, text } => (NOTE, *step, 0, text.as_str()),
             Self::Failed { step, errno, text } => (FAILED, *step, *errno, text.as_str()),
+            Self::Map => (MAP, 0, 0, ""),
+            Self::Born { pid } => (BORN, 0, *pid, ""),
+            Self::Hooks => (HOOKS, 0, 0, ""),
+            Self::Go => (GO, 0, 0, ""),
             Self::Listener { number } => (LISTENER, 0, *number, ""),
         };
         let mut length = text.len().min(SIZE - HEADER);
@@ -98,6 +127,10 @@ impl Message {
             TERMINAL => Some(Self::Terminal),
             NOTE => Some(Self::Note { step, text }),
             FAILED => Some(Self::Failed { step, errno, text }),
+            MAP => Some(Self::Map),
+            BORN => Some(Self::Born { pid: errno }),
+            HOOKS => Some(Self::Hooks),
+            GO => Some(Self::Go),
             LISTENER => Some(Self::Listener { number: errno }),
             _ => None,
         }
@@ -120,6 +153,12 @@ impl Channel {
     pub fn send(&self, message: &Message) -> io::Result<()> {
         rustix::io::write(&self.0, &message.encode())?;
         Ok(())
+    }
+
+    /// Says no more: who waits for a message hears that none comes.
+    pub fn fall_silent(&self) {
+        // An error means that the other end is gone.
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Write);
     }
 
     /// Sends a message and a descriptor with it (unix(7), SCM_RIGHTS).
@@ -182,6 +221,10 @@ mod tests {
             Message::Ready,
             Message::Note { step: 3, text: "ä".into() },
             Message::Failed { step: u16::MAX, errno: libc::EPERM, text: "mounts[1]".into() },
+            Message::Map,
+            Message::Born { pid: 77 },
+            Message::Hooks,
+            Message::Go,
             Message::Listener { number: 5 },
         ];
         let (parent, child) = Channel::pair().unwrap();

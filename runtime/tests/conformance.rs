@@ -62,3 +62,22 @@ fn exit_by_signal() {
     bundle.config["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
     agree(&bundle);
 }
+
+#[test]
+fn a_user_namespace() {
+    let mut bundle = Bundle::new(
+        "id; cat /proc/self/uid_map /proc/self/gid_map; grep -E '^(Cap|NoNew|Uid|Gid|Groups)' /proc/self/status; cd /dev; \
+         stat -c '%n %F %t:%T' null zero full random urandom tty pts shm mqueue fd ptmx; \
+         grep -v -E ' (/|/proc/.*|/dev/.*|/sys/.*) ' /proc/self/mounts; cat /proc/self/limits | grep -i files",
+    );
+    bundle.push("/linux/namespaces", json!({"type":"user"}));
+    let ids = json!([{"containerID":0,"hostID":100_000,"size":1000}]);
+    bundle.set("/linux/uidMappings", ids.clone()).set("/linux/gidMappings", ids);
+    bundle.set("/process/user", json!({"uid":33,"gid":34,"additionalGids":[5]}));
+    // runc reaches the root as the mapped user.
+    std::fs::set_permissions(bundle.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for dir in ["proc", "dev", "sys"] {
+        std::fs::create_dir_all(bundle.rootfs(dir)).unwrap();
+    }
+    agree(&bundle);
+}

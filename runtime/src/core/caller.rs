@@ -47,7 +47,7 @@ mod tests {
     #[test]
     fn steps_are_changed_in_their_places() {
         let steps = vec![Step::NewSession, Step::PivotRoot, Step::NoNewPrivileges, Step::CloseDescriptorsOnExec { preserved: 0 }];
-        let plan = Plan { clone_namespaces: Vec::new(), steps: steps.clone(), notes: Vec::new() };
+        let plan = Plan { clone_namespaces: Vec::new(), trees: Vec::new(), steps: steps.clone(), notes: Vec::new() };
         let plain = Caller { foreground: false, size: None, preserved_fds: 0, pivot: true, keyring: None };
         assert_eq!(adapt(plan.clone(), &plain), plan);
         let asked = Caller { foreground: true, size: None, preserved_fds: 2, pivot: false, keyring: Some("_ses.web".into()) };

@@ -54,6 +54,14 @@ const NAMES: [&str; 41] = [
 pub struct CapabilitySet(pub u64);
 
 impl CapabilitySet {
+    /// Every capability, also those this program has no name for.
+    pub const ALL: Self = Self(u64::MAX);
+
+    /// Whether it holds a capability by its name.
+    pub fn holds(self, name: &str) -> bool {
+        NAMES.iter().position(|known| *known == name).is_some_and(|bit| self.0 >> bit & 1 == 1)
+    }
+
     /// Reads a list of names; the error is the first name that is none.
     pub fn parse(names: &[String]) -> Result<Self, String> {
         names.iter().try_fold(Self::default(), |set, name| match NAMES.iter().position(|known| known.eq_ignore_ascii_case(name)) {

@@ -9,8 +9,9 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::check::{DeviceKind, DeviceRule, Refusal, Resources};
+use super::check::{Refusal, Resources};
 use super::device_filter;
+use super::limits::{self, Limits, Wish};
 
 /// A mounted cgroup hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Hierarchy {
     pub controllers: Vec<String>,
     /// This process's cgroup, below the mount point.
     pub own: PathBuf,
+    /// Whether the container's cgroup can be made here.
+    pub writable: bool,
 }
 
 /// The two generations of cgroups.
@@ -46,31 +49,24 @@ pub struct Group {
 /// A value for a file of a cgroup, and the field of the configuration that asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
-    pub file: &'static str,
+    pub file: String,
     pub value: String,
-    pub field: &'static str,
+    pub field: String,
+    /// Another file and its value, for kernels that do not have the first.
+    pub instead: Option<(String, String)>,
+    /// The file of what is used already, if the value must not be below.
+    pub at_least: Option<&'static str>,
+    /// The kernel may take it and not keep it.
+    pub read_back: bool,
 }
 
 /// All of a container's cgroups.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CgroupPlan {
     pub groups: Vec<Group>,
+    /// Hierarchies this user may make no cgroup in: the container stays where its creator is.
+    pub others: Vec<Hierarchy>,
 }
-
-/// Device rules that hold whatever the configuration says (runc and crun agree on them): making any node, and using the default ones,
-/// the pseudo-terminals and `/dev/ptmx`.
-const ALWAYS: [(DeviceKind, Option<u32>, Option<u32>, &str); 10] = [
-    (DeviceKind::Character, None, None, "m"),
-    (DeviceKind::Block, None, None, "m"),
-    (DeviceKind::Character, Some(1), Some(3), "rwm"),
-    (DeviceKind::Character, Some(1), Some(5), "rwm"),
-    (DeviceKind::Character, Some(1), Some(7), "rwm"),
-    (DeviceKind::Character, Some(1), Some(8), "rwm"),
-    (DeviceKind::Character, Some(1), Some(9), "rwm"),
-    (DeviceKind::Character, Some(5), Some(0), "rwm"),
-    (DeviceKind::Character, Some(5), Some(2), "rwm"),
-    (DeviceKind::Character, Some(136), None, "rwm"),
-];
 
 /// Finds the hierarchies a process sees, by `/proc/self/mountinfo` and `/proc/self/cgroup` (proc_pid_mountinfo(5), cgroups(7)).
 pub fn hierarchies(mountinfo: &str, own: &str) -> Vec<Hierarchy> {
@@ -105,7 +101,13 @@ pub fn hierarchies(mountinfo: &str, own: &str) -> Vec<Hierarchy> {
         }
         let below = Path::new(path).strip_prefix(unescape(root)).unwrap_or(Path::new(""));
         let own = below.components().filter(|part| matches!(part, Component::Normal(_))).collect();
-        found.push(Hierarchy { version, mount_point: PathBuf::from(unescape(mount_point)), controllers: controllers.clone(), own });
+        found.push(Hierarchy {
+            version,
+            mount_point: PathBuf::from(unescape(mount_point)),
+            controllers: controllers.clone(),
+            own,
+            writable: true,
+        });
     }
     found
 }
@@ -138,6 +140,14 @@ pub fn path_of_unit(text: &str) -> Option<PathBuf> {
     Some(path)
 }
 
+/// Where the container's cgroup is in a hierarchy.
+pub fn directory(hierarchy: &Hierarchy, cgroups_path: Option<&Path>, id: &str) -> PathBuf {
+    let fallback = Path::new("/rcluster").join(id);
+    let path = cgroups_path.unwrap_or(&fallback);
+    let base = if path.is_absolute() { hierarchy.mount_point.clone() } else { hierarchy.mount_point.join(&hierarchy.own) };
+    base.join(path.components().filter(|part| matches!(part, Component::Normal(_))).collect::<PathBuf>())
+}
+
 /// Decides the container's cgroups. An absolute `cgroups_path` counts from each hierarchy's mount point, a relative one from the
 /// runtime's own cgroup; without one it is `/rcluster/<id>`.
 pub fn plan(
@@ -147,45 +157,40 @@ pub fn plan(
     id: &str,
     resources: &Resources,
 ) -> Result<CgroupPlan, Vec<Refusal>> {
-    let fallback = Path::new("/rcluster").join(id);
-    let path = cgroups_path.unwrap_or(&fallback);
-    let mut wanted = wanted(hierarchies, unified, resources);
-    let groups = hierarchies.iter().map(|hierarchy| group(hierarchy, path, &mut wanted)).collect();
-    let refusals: Vec<Refusal> = wanted
-        .into_iter()
-        .map(|wish| Refusal {
-            field: wish.write.field.to_owned(),
-            why: format!("this host has no {} cgroup controller mounted to hold it: mount one, or leave the limit out", wish.controller),
-        })
-        .collect();
-    if refusals.is_empty() { Ok(CgroupPlan { groups }) } else { Err(refusals) }
+    let Limits { mut wanted, mut refusals } = limits::of(hierarchies, unified, resources);
+    let (usable, others): (Vec<_>, Vec<_>) = hierarchies.iter().cloned().partition(|hierarchy| hierarchy.writable);
+    let groups = usable.into_iter().map(|hierarchy| group(directory(&hierarchy, cgroups_path, id), hierarchy, &mut wanted)).collect();
+    refusals.extend(wanted.into_iter().map(|wish| Refusal {
+        field: wish.write.field,
+        why: match others.iter().find(|other| holds(other, &wish.controller, wish.version)) {
+            Some(other) => {
+                format!("this user may make no cgroup in {} to hold it: leave the limit out, or run as root", other.mount_point.display())
+            }
+            None => {
+                format!("this host has no {} cgroup controller mounted to hold it: mount one, or leave the limit out", wish.controller)
+            }
+        },
+    }));
+    if refusals.is_empty() { Ok(CgroupPlan { groups, others }) } else { Err(refusals) }
 }
 
-/// A write and the controller it needs.
-struct Wish {
-    controller: &'static str,
-    version: Version,
-    write: Write,
-    filter: Vec<device_filter::Instruction>,
+fn holds(hierarchy: &Hierarchy, controller: &str, version: Version) -> bool {
+    hierarchy.version == version && (version == Version::V2 || hierarchy.controllers.iter().any(|name| name == controller))
 }
 
-fn group(hierarchy: &Hierarchy, path: &Path, wanted: &mut Vec<Wish>) -> Group {
-    let base = if path.is_absolute() { hierarchy.mount_point.clone() } else { hierarchy.mount_point.join(&hierarchy.own) };
-    let directory = base.join(path.components().filter(|part| matches!(part, Component::Normal(_))).collect::<PathBuf>());
-    let mut group = Group { hierarchy: hierarchy.clone(), directory, enable: Vec::new(), writes: Vec::new(), device_filter: Vec::new() };
+fn group(directory: PathBuf, hierarchy: Hierarchy, wanted: &mut Vec<Wish>) -> Group {
+    let mut group = Group { hierarchy, directory, enable: Vec::new(), writes: Vec::new(), device_filter: Vec::new() };
     let mut rest = Vec::new();
     for wish in wanted.drain(..) {
-        let held = match hierarchy.version {
-            Version::V1 => wish.version == Version::V1 && hierarchy.controllers.iter().any(|name| name == wish.controller),
-            Version::V2 => wish.version == Version::V2,
-        };
+        let held = holds(&group.hierarchy, &wish.controller, wish.version);
         if !held {
             rest.push(wish);
         } else if !wish.filter.is_empty() {
             group.device_filter = wish.filter;
         } else {
-            if wish.version == Version::V2 && !group.enable.iter().any(|name| name == wish.controller) {
-                group.enable.push(wish.controller.to_owned());
+            // The core's own files are there without any controller.
+            if wish.version == Version::V2 && wish.controller != limits::CORE && !group.enable.contains(&wish.controller) {
+                group.enable.push(wish.controller);
             }
             group.writes.push(wish.write);
         }
@@ -194,130 +199,9 @@ fn group(hierarchy: &Hierarchy, path: &Path, wanted: &mut Vec<Wish>) -> Group {
     group
 }
 
-/// Every value to write, in order. Each controller is taken from version 2 where version 2 has it, else from version 1.
-fn wanted(hierarchies: &[Hierarchy], unified: &[String], resources: &Resources) -> Vec<Wish> {
-    let is_v1 = |controller: &str| hierarchies.iter().any(|hierarchy| hierarchy.controllers.iter().any(|name| name == controller));
-    let version = |controller: &str| {
-        if unified.iter().any(|name| name == controller) { Version::V2 } else { Version::V1 }
-    };
-    let mut wishes = Vec::new();
-    let mut wish = |controller: &'static str, file: &'static str, value: String, field: &'static str| {
-        wishes.push(Wish { controller, version: version(controller), write: Write { file, value, field }, filter: Vec::new() });
-    };
-    match version("memory") {
-        Version::V1 => memory_v1(resources, &mut wish),
-        Version::V2 => memory_v2(resources, &mut wish),
-    }
-    match version("cpu") {
-        Version::V1 => cpu_v1(resources, &mut wish),
-        Version::V2 => cpu_v2(resources, &mut wish),
-    }
-    for (value, file, field) in [
-        (&resources.cpuset_cpus, "cpuset.cpus", "linux.resources.cpu.cpus"),
-        (&resources.cpuset_mems, "cpuset.mems", "linux.resources.cpu.mems"),
-    ] {
-        if let Some(value) = value {
-            wish("cpuset", file, value.clone(), field);
-        }
-    }
-    if let Some(limit) = resources.pids_limit {
-        wish("pids", "pids.max", if limit > 0 { limit.to_string() } else { "max".to_owned() }, "linux.resources.pids.limit");
-    }
-    if !resources.devices.is_empty() {
-        let rules = device_rules(&resources.devices);
-        let field = "linux.resources.devices";
-        if is_v1("devices") {
-            for rule in rules {
-                wish("devices", if rule.allow { "devices.allow" } else { "devices.deny" }, device_line(&rule), field);
-            }
-        } else {
-            let write = Write { file: "", value: String::new(), field };
-            wishes.push(Wish { controller: "devices", version: Version::V2, write, filter: device_filter::program(&rules) });
-        }
-    }
-    wishes
-}
-
-fn memory_v1(resources: &Resources, wish: &mut impl FnMut(&'static str, &'static str, String, &'static str)) {
-    if let Some(limit) = resources.memory_limit {
-        wish("memory", "memory.limit_in_bytes", limit.to_string(), "linux.resources.memory.limit");
-    }
-    if let Some(reservation) = resources.memory_reservation {
-        wish("memory", "memory.soft_limit_in_bytes", reservation.to_string(), "linux.resources.memory.reservation");
-    }
-    // After the limit: the kernel keeps memory and swap together at or above memory alone.
-    if let Some(swap) = resources.memory_swap {
-        wish("memory", "memory.memsw.limit_in_bytes", swap.to_string(), "linux.resources.memory.swap");
-    }
-}
-
-fn memory_v2(resources: &Resources, wish: &mut impl FnMut(&'static str, &'static str, String, &'static str)) {
-    let bytes = |value: i64| if value < 0 { "max".to_owned() } else { value.to_string() };
-    if let Some(reservation) = resources.memory_reservation {
-        wish("memory", "memory.low", bytes(reservation), "linux.resources.memory.reservation");
-    }
-    // Version 2 counts swap alone, the configuration counts memory and swap together.
-    if let Some(swap) = resources.memory_swap {
-        let alone = if swap < 0 { swap } else { swap - resources.memory_limit.unwrap_or(0).max(0) };
-        wish("memory", "memory.swap.max", bytes(alone), "linux.resources.memory.swap");
-    }
-    if let Some(limit) = resources.memory_limit {
-        wish("memory", "memory.max", bytes(limit), "linux.resources.memory.limit");
-    }
-}
-
-fn cpu_v1(resources: &Resources, wish: &mut impl FnMut(&'static str, &'static str, String, &'static str)) {
-    if let Some(shares) = resources.cpu_shares {
-        wish("cpu", "cpu.shares", shares.to_string(), "linux.resources.cpu.shares");
-    }
-    if let Some(period) = resources.cpu_period {
-        wish("cpu", "cpu.cfs_period_us", period.to_string(), "linux.resources.cpu.period");
-    }
-    if let Some(quota) = resources.cpu_quota {
-        wish("cpu", "cpu.cfs_quota_us", quota.to_string(), "linux.resources.cpu.quota");
-    }
-}
-
-/// The weight stands for shares as Kubernetes KEP-2254 maps [2, 262144] to [1, 10000].
-fn cpu_v2(resources: &Resources, wish: &mut impl FnMut(&'static str, &'static str, String, &'static str)) {
-    const PERIOD_US_DEFAULT: u64 = 100_000;
-    if let Some(shares) = resources.cpu_shares {
-        let weight = 1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142;
-        wish("cpu", "cpu.weight", weight.to_string(), "linux.resources.cpu.shares");
-    }
-    if resources.cpu_quota.is_some() || resources.cpu_period.is_some() {
-        let quota = resources.cpu_quota.filter(|quota| *quota > 0).map_or("max".to_owned(), |quota| quota.to_string());
-        let period = resources.cpu_period.unwrap_or(PERIOD_US_DEFAULT);
-        wish("cpu", "cpu.max", format!("{quota} {period}"), "linux.resources.cpu.quota");
-    }
-}
-
-/// The configuration's rules, then those that always hold. Before the first rule everything is allowed, as in a new cgroup.
-fn device_rules(given: &[DeviceRule]) -> Vec<DeviceRule> {
-    let always = ALWAYS.iter().map(|(kind, major, minor, access)| DeviceRule {
-        allow: true,
-        kind: Some(*kind),
-        major: *major,
-        minor: *minor,
-        access: (*access).to_owned(),
-    });
-    given.iter().cloned().chain(always).collect()
-}
-
-/// A rule as `admin-guide/cgroup-v1/devices.rst` writes it; `a` stands for everything at once.
-fn device_line(rule: &DeviceRule) -> String {
-    let number = |number: Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
-    match rule.kind {
-        None => "a".to_owned(),
-        Some(kind) => {
-            let kind = if kind == DeviceKind::Block { 'b' } else { 'c' };
-            format!("{kind} {}:{} {}", number(rule.major), number(rule.minor), rule.access)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::check::DeviceRule;
     use super::*;
 
     const V1_MOUNTS: &str = "\
@@ -345,6 +229,7 @@ mod tests {
             cpuset_cpus: Some("0-1".into()),
             cpuset_mems: Some("0".into()),
             pids_limit: Some(100),
+            ..Resources::default()
         }
     }
 

@@ -8,9 +8,8 @@
 
 use std::path::PathBuf;
 
-use super::capability::CapabilitySet;
 use super::check::{Container, NamespaceKind};
-use super::plan::{self, Plan, Step};
+use super::plan::{self, Plan, Privileges, Step};
 use super::spec::{self, Process};
 
 /// What the command line asks for.
@@ -75,10 +74,10 @@ pub fn with_options(own: &Process, asked: &Asked) -> Process {
     }
     process.no_new_privileges |= asked.no_new_privileges;
     if let Some(profile) = &asked.apparmor_profile {
-        process.apparmor_profile = Some(profile.clone().into());
+        process.apparmor_profile = Some(profile.clone());
     }
     if let Some(label) = &asked.selinux_label {
-        process.selinux_label = Some(label.clone().into());
+        process.selinux_label = Some(label.clone());
     }
     process
 }
@@ -97,23 +96,37 @@ pub fn completed(own: &Process, given: Process) -> Process {
 
 /// Decides the plan. The container's `process` is the one to run. Handles are the cgroups in their order, and last the container's first
 /// process; its pid namespace is not joined by a step, as a process joins one only by being born there.
-pub fn plan(container: &Container, cgroups: &[PathBuf], held: CapabilitySet, held_bounding: CapabilitySet) -> Plan {
+pub fn plan(container: &Container, cgroups: &[PathBuf], privileges: Privileges) -> Plan {
     let mut steps = Vec::new();
     let mut notes = Vec::new();
+    let affinity = |field, processors: &[u32]| {
+        let step = Step::Affinity { field, processors: processors.to_vec() };
+        (!processors.is_empty()).then_some(step)
+    };
+    steps.extend(affinity("initial", &container.process.exec_cpu_affinity.initial));
     for (handle, directory) in cgroups.iter().enumerate() {
         steps.push(Step::JoinCgroup { directory: directory.clone(), handle });
     }
+    steps.extend(affinity("final", &container.process.exec_cpu_affinity.last));
     if let Some(adjustment) = container.process.oom_score_adj {
         steps.push(Step::OomScoreAdj(adjustment));
     }
+    let user = container.namespace(NamespaceKind::User).is_some();
+    if user {
+        // As long as it is the host's to allow.
+        steps.extend(container.process.rlimits.iter().cloned().map(Step::RaiseLimit));
+    }
     steps.push(Step::JoinProcess { kinds: joined(container), handle: cgroups.len() });
+    if user {
+        steps.push(Step::BecomeRoot);
+    }
     steps.push(Step::NewSession);
     if container.process.terminal {
         steps.push(Step::Terminal { size: container.process.console_size, bind: false, relayed: false });
     }
-    let granted = plan::grant(&container.process.capabilities, held, held_bounding, &mut notes);
+    let granted = plan::grant(&container.process.capabilities, plan::available(container, privileges), &mut notes);
     plan::process(&container.process, container.seccomp.as_ref(), &granted, &mut steps);
-    Plan { clone_namespaces: Vec::new(), steps, notes }
+    Plan { clone_namespaces: Vec::new(), trees: Vec::new(), steps, notes }
 }
 
 /// Also the kinds the container shares with whoever created it: the caller of `exec` may live in others.
@@ -163,12 +176,13 @@ pub fn cgroups(groups: &[(PathBuf, Vec<String>)], asked: &[SubCgroup]) -> Result
 
 #[cfg(test)]
 mod tests {
+    use super::super::capability::CapabilitySet;
     use std::path::Path;
 
     use super::super::{check, spec};
     use super::*;
 
-    const EVERYTHING: CapabilitySet = CapabilitySet(u64::MAX);
+    const EVERYTHING: Privileges = Privileges { held: CapabilitySet::ALL, bounding: CapabilitySet::ALL };
     const CONFIG: &str = r#"{"ociVersion":"1.2.0","root":{"path":"/r"},
         "process":{"terminal":true,"cwd":"/","args":["sh"],"env":["A=1"],"user":{"uid":1,"gid":2,"additionalGids":[3],"umask":63},
           "oomScoreAdj":5,"rlimits":[{"type":"RLIMIT_NOFILE","soft":10,"hard":20}],
@@ -182,7 +196,7 @@ mod tests {
     fn plan_of(process: Process, cgroups: &[PathBuf]) -> String {
         let spec = spec::Spec { process: Some(process), ..own() };
         let container = check::check(Path::new("/b"), &spec).unwrap();
-        plan(&container, cgroups, EVERYTHING, EVERYTHING).steps.iter().map(|step| format!("{step}\n")).collect()
+        plan(&container, cgroups, EVERYTHING).steps.iter().map(|step| format!("{step}\n")).collect()
     }
 
     #[test]

@@ -8,18 +8,22 @@
 pub mod spec;
 
 pub mod capability;
+pub mod cpu_list;
 pub mod mount_options;
 pub mod signal;
 pub mod time;
 
 pub mod check;
+pub mod hooks;
 
 pub mod cgroup;
 pub mod device_filter;
+pub mod limits;
 pub mod seccomp;
 pub mod update;
 
 pub mod plan;
+pub mod rootless;
 
 pub mod caller;
 pub mod exec;

@@ -93,9 +93,85 @@ pub struct MountOptions {
     pub recursive: Attributes,
     /// With whether it is recursive; later entries come later.
     pub propagation: Vec<(Propagation, bool)>,
+    /// `Some(recursive)` for a mount with mapped ids.
+    pub idmap: Option<bool>,
+    /// What the mount covers is copied into it.
+    pub copy_up: bool,
+    /// Changes a mount that is there already.
+    pub remount: bool,
     /// For the file system: flags and `key=value`.
     pub data: Vec<(String, Option<String>)>,
+    /// For the file system, if it knows them: flags of mount(2) that a file system context has no general form for.
+    pub hints: Vec<String>,
 }
+
+/// Every option that is not the file system's own, sorted.
+pub const KNOWN: [&str; 64] = [
+    "acl",
+    "async",
+    "atime",
+    "bind",
+    "defaults",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "idmap",
+    "iversion",
+    "lazytime",
+    "loud",
+    "mand",
+    "noacl",
+    "noatime",
+    "nodev",
+    "nodiratime",
+    "noexec",
+    "noiversion",
+    "nolazytime",
+    "nomand",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "nosymfollow",
+    "private",
+    "ratime",
+    "rbind",
+    "rdev",
+    "rdiratime",
+    "relatime",
+    "remount",
+    "rexec",
+    "ridmap",
+    "rnoatime",
+    "rnodev",
+    "rnodiratime",
+    "rnoexec",
+    "rnorelatime",
+    "rnostrictatime",
+    "rnosuid",
+    "rnosymfollow",
+    "ro",
+    "rprivate",
+    "rrelatime",
+    "rro",
+    "rrw",
+    "rshared",
+    "rslave",
+    "rstrictatime",
+    "rsuid",
+    "rsymfollow",
+    "runbindable",
+    "rw",
+    "shared",
+    "silent",
+    "slave",
+    "strictatime",
+    "suid",
+    "symfollow",
+    "sync",
+    "tmpcopyup",
+    "unbindable",
+];
 
 #[derive(Clone, Copy)]
 enum Change {
@@ -109,10 +185,17 @@ pub fn parse(options: &[String]) -> Result<MountOptions, String> {
     let mut parsed = MountOptions::default();
     for option in options {
         match option.as_str() {
-            "" | "defaults" => {}
+            // Silence concerns what the kernel writes into its log, which no context of fsopen(2) does.
+            "" | "defaults" | "silent" | "loud" => {}
             "bind" => parsed.bind = Some(parsed.bind.unwrap_or(false)),
             "rbind" => parsed.bind = Some(true),
-            "remount" | "tmpcopyup" | "idmap" | "ridmap" => return Err(format!("option {option:?} is not built yet: leave it out")),
+            "idmap" => parsed.idmap = Some(parsed.idmap.unwrap_or(false)),
+            "ridmap" => parsed.idmap = Some(true),
+            "tmpcopyup" => parsed.copy_up = true,
+            "remount" => parsed.remount = true,
+            "acl" | "noacl" | "iversion" | "noiversion" => parsed.hints.push(option.clone()),
+            // A key and a value reach fsconfig(2) apart, and neither as a C string.
+            _ if option.contains('\0') => return Err(format!("option {option:?} holds a NUL byte")),
             text => {
                 if let Some(propagation) = propagation(text) {
                     parsed.propagation.push(propagation);
@@ -132,7 +215,8 @@ pub fn parse(options: &[String]) -> Result<MountOptions, String> {
     Ok(parsed)
 }
 
-fn propagation(option: &str) -> Option<(Propagation, bool)> {
+/// Reads a propagation and whether it is recursive.
+pub fn propagation(option: &str) -> Option<(Propagation, bool)> {
     Some(match option {
         "private" => (Propagation::Private, false),
         "rprivate" => (Propagation::Private, true),
@@ -207,7 +291,24 @@ mod tests {
     }
 
     #[test]
-    fn unbuilt_options_are_refused_by_name() {
-        assert!(parse(&["idmap".into()]).unwrap_err().contains("\"idmap\""));
+    fn options_that_are_not_the_file_systems() {
+        let options = read("idmap,tmpcopyup,remount,silent,loud,acl,noiversion");
+        assert_eq!((options.idmap, options.copy_up, options.remount), (Some(false), true, true));
+        assert!(options.data.is_empty());
+        assert_eq!(options.hints, ["acl", "noiversion"]);
+        assert_eq!(read("ridmap,idmap").idmap, Some(true));
+        assert!(parse(&["a\0b".into()]).unwrap_err().contains("NUL"));
+    }
+
+    /// The list `features` gives, which is runc's.
+    #[test]
+    fn every_known_option_is_taken_for_what_it_is() {
+        for option in KNOWN {
+            let options = parse(&[option.to_owned()]).unwrap();
+            let data = ["async", "dirsync", "lazytime", "mand", "nolazytime", "nomand", "sync"].contains(&option);
+            assert_eq!(!options.data.is_empty(), data, "{option}");
+            let nothing = ["defaults", "loud", "silent"].contains(&option);
+            assert_eq!(options == MountOptions::default(), nothing, "{option}");
+        }
     }
 }

@@ -11,8 +11,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::capability::CapabilitySet;
-use super::cgroup::{CgroupPlan, Version};
-use super::check::{Capabilities, Container, Device, DeviceKind, Mount, MountWhat, NamespaceKind, Process, Rlimit};
+use super::cgroup::{CgroupPlan, Hierarchy, Version};
+use super::check::{
+    Capabilities, Container, Device, DeviceKind, IdMapping, IdMappings, MemoryPolicy, Mount, MountWhat, NamespaceKind, Process, Rlimit,
+    Scheduler, TimeOffset,
+};
 use super::mount_options::{MountOptions, Propagation};
 use super::seccomp::Seccomp;
 use super::spec::ConsoleSize;
@@ -20,11 +23,50 @@ use super::spec::ConsoleSize;
 /// What the parent clones with and what the child then does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// Made by clone3(2) itself. The cgroup namespace is not among them: it must come after the cgroups are joined.
+    /// Made by clone3(2) itself. The cgroup namespace is not among them: it must come after the cgroups are joined. With a user namespace
+    /// there are none: the namespaces must belong to it, so they are made by [`Step::Bear`].
     pub clone_namespaces: Vec<NamespaceKind>,
+    /// What the parent opens for steps that name a handle; their handles follow those of the cgroups and the joined namespaces.
+    pub trees: Vec<Tree>,
     pub steps: Vec<Step>,
     /// What is asked for and cannot be had, and why going on is right.
     pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// Whether another process bears the container's.
+    pub fn has_usher(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Bear(_)))
+    }
+}
+
+/// A copy of mounts that the parent makes, for a child that may not: in its user namespace it could neither reach the path nor copy a
+/// mount of the host's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tree {
+    /// For errors.
+    pub field: String,
+    pub source: PathBuf,
+    pub recursive: bool,
+    /// Mounts made below it by the container are not seen by the host.
+    pub cut_off: bool,
+    pub idmap: Option<TreeIdmap>,
+}
+
+/// How the files of a tree seem to be owned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TreeIdmap {
+    pub by: IdmapBy,
+    pub recursive: bool,
+}
+
+/// The user namespace that maps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdmapBy {
+    /// One made for it.
+    Ids(IdMappings),
+    /// The one the container joins.
+    Joined(PathBuf),
 }
 
 /// One deed of the child.
@@ -40,21 +82,41 @@ pub enum Step {
         path: PathBuf,
         handle: usize,
     },
+    /// Steps of a process that stands between the parent and the child: what needs the host's privileges, the user namespace, and last the
+    /// birth of the child in namespaces that belong to it.
+    RaiseLimit(Rlimit),
+    NewUserNamespace(IdMappings),
+    JoinUserNamespace {
+        path: PathBuf,
+        handle: usize,
+        expected: IdMappings,
+    },
+    /// Root of the user namespace.
+    BecomeRoot,
+    Bear(Vec<NamespaceKind>),
     /// All at once, those of the process at a descriptor (setns(2)).
     JoinProcess {
         kinds: Vec<NamespaceKind>,
         handle: usize,
     },
     NewCgroupNamespace,
+    NewTimeNamespace(Vec<TimeOffset>),
     NewSession,
     SessionKeyring(String),
     LoopbackUp,
     Hostname(String),
     Domainname(String),
     IsolateMounts(Propagation),
-    AttachRoot(PathBuf),
+    /// `handle`: its tree, if the parent copied it; `below`: how the mounts below it pass mounts on.
+    AttachRoot {
+        path: PathBuf,
+        handle: Option<usize>,
+        below: Option<Propagation>,
+    },
     Mount(MountStep),
     Device(Device),
+    /// The host's node bound, where a user namespace may make none.
+    BindDevice(Device),
     Link {
         path: PathBuf,
         target: PathBuf,
@@ -73,7 +135,15 @@ pub enum Step {
         path: PathBuf,
     },
     OomScoreAdj(i32),
+    /// The parent runs those of the host.
+    AwaitHooks,
+    ContainerHooks,
     PivotRoot,
+    /// `recursive`: also of `mounts[]` that do not say it themselves.
+    RootPropagation {
+        propagation: Propagation,
+        recursive: bool,
+    },
     /// Where pivot_root(2) cannot be had.
     MoveRoot,
     /// `bind`: also as `/dev/console`. `relayed`: lines end in the caller's terminal, not in this one.
@@ -84,6 +154,21 @@ pub enum Step {
     },
     RootReadonly,
     Rlimit(Rlimit),
+    Scheduler(Scheduler),
+    IoPriority(u16),
+    /// `field`: of `process.execCPUAffinity`.
+    Affinity {
+        field: &'static str,
+        processors: Vec<u32>,
+    },
+    Personality(u32),
+    MemoryPolicy(MemoryPolicy),
+    /// Of a security module, for the next execve(2); `file` is below `/proc`.
+    Label {
+        field: &'static str,
+        file: &'static str,
+        label: String,
+    },
     OwnStdio {
         uid: u32,
     },
@@ -122,9 +207,24 @@ pub struct MountStep {
 /// Where a mount comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MountSource {
-    Bind { source: PathBuf, recursive: bool },
-    FileSystem { kind: String, source: String },
-    Cgroups { views: Vec<CgroupView>, layout: CgroupLayout },
+    /// `handle`: its tree, if the parent copied it.
+    Bind {
+        source: PathBuf,
+        recursive: bool,
+        handle: Option<usize>,
+    },
+    FileSystem {
+        kind: String,
+        source: String,
+    },
+    Cgroups {
+        views: Vec<CgroupView>,
+        layout: CgroupLayout,
+    },
+    /// What is mounted there gets other options; with `bind` only the mount, else the file system too.
+    Remount {
+        bind: bool,
+    },
 }
 
 /// How the cgroup hierarchies stand below one mount point.
@@ -147,42 +247,163 @@ pub struct CgroupView {
     pub bind: Option<PathBuf>,
 }
 
-/// Decides the plan. `held`: the runtime's permitted set; `held_bounding`: its bounding set.
-pub fn plan(container: &Container, cgroups: &CgroupPlan, held: CapabilitySet, held_bounding: CapabilitySet) -> Plan {
+/// What this process may do, as the kernel tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Privileges {
+    /// The permitted capabilities.
+    pub held: CapabilitySet,
+    pub bounding: CapabilitySet,
+}
+
+impl Privileges {
+    /// Whether the mounts of the host can be copied and its namespaces joined.
+    fn over_mounts(self) -> bool {
+        self.held.holds("CAP_SYS_ADMIN")
+    }
+}
+
+/// Decides the plan.
+pub fn plan(container: &Container, cgroups: &CgroupPlan, privileges: Privileges) -> Plan {
     let mut steps = Vec::new();
     let mut notes = Vec::new();
+    let mut trees = Trees::new(container, cgroups, privileges);
+    let user = container.namespace(NamespaceKind::User).is_some();
+    if user {
+        usher(container, cgroups.groups.len(), privileges, &mut steps);
+    }
     join(container, cgroups, &mut steps);
     identity(container, &mut steps);
-    file_system(container, cgroups, &mut steps);
-    if let Some(adjustment) = container.process.oom_score_adj {
+    file_system(container, cgroups, &mut trees, &mut steps);
+    if let (Some(adjustment), false) = (container.process.oom_score_adj, user) {
         steps.push(Step::OomScoreAdj(adjustment));
     }
+    if !container.hooks.prestart.is_empty() || !container.hooks.create_runtime.is_empty() {
+        steps.push(Step::AwaitHooks);
+    }
+    if !container.hooks.create_container.is_empty() {
+        steps.push(Step::ContainerHooks);
+    }
     steps.push(Step::PivotRoot);
+    // Not before: a root that is shared cannot be changed (pivot_root(2)).
+    let propagation = |(propagation, recursive)| Step::RootPropagation { propagation, recursive };
+    steps.extend(container.root_propagation.map(propagation));
     if container.root_readonly {
         steps.push(Step::RootReadonly);
     }
-    let granted = grant(&container.process.capabilities, held, held_bounding, &mut notes);
+    let granted = grant(&container.process.capabilities, available(container, privileges), &mut notes);
     process(&container.process, container.seccomp.as_ref(), &granted, &mut steps);
-    let is_cloned = |kind: &NamespaceKind| *kind != NamespaceKind::Cgroup && container.has_new(*kind);
-    let kinds = [NamespaceKind::Mount, NamespaceKind::Pid, NamespaceKind::Network, NamespaceKind::Ipc, NamespaceKind::Uts];
-    Plan { clone_namespaces: kinds.into_iter().filter(is_cloned).collect(), steps, notes }
+    Plan { clone_namespaces: if user { Vec::new() } else { cloned(container) }, trees: trees.found, steps, notes }
 }
 
-/// The namespaces to join from inside the child; a process joins a pid namespace only by being born there.
-pub fn joined_inside(container: &Container) -> impl Iterator<Item = (NamespaceKind, &PathBuf)> {
-    container
-        .namespaces
-        .iter()
-        .filter(|namespace| namespace.kind != NamespaceKind::Pid)
-        .filter_map(|namespace| namespace.path.as_ref().map(|path| (namespace.kind, path)))
+/// What a process has to give when its program's rights are set: all capabilities where it entered a user namespace (user_namespaces(7)).
+pub(super) fn available(container: &Container, privileges: Privileges) -> Privileges {
+    let all = Privileges { held: CapabilitySet::ALL, bounding: CapabilitySet::ALL };
+    container.namespace(NamespaceKind::User).map_or(privileges, |_| all)
+}
+
+/// The namespaces to join, in the order of the handles.
+pub fn joined(container: &Container) -> impl Iterator<Item = (NamespaceKind, &PathBuf)> {
+    let paths = container.namespaces.iter();
+    paths.filter_map(|namespace| namespace.path.as_ref().map(|path| (namespace.kind, path)))
+}
+
+/// The namespaces a process is born in.
+fn cloned(container: &Container) -> Vec<NamespaceKind> {
+    let kinds = [NamespaceKind::Mount, NamespaceKind::Pid, NamespaceKind::Network, NamespaceKind::Ipc, NamespaceKind::Uts];
+    kinds.into_iter().filter(|kind| container.has_new(*kind)).collect()
+}
+
+fn joins(container: &Container, first: usize) -> impl Iterator<Item = Step> {
+    let numbered = joined(container).enumerate().filter(|(_, (kind, _))| *kind != NamespaceKind::User);
+    numbered.map(move |(place, (kind, path))| Step::JoinNamespace { kind, path: path.clone(), handle: first + place })
+}
+
+/// With a user namespace, what comes before the child is born. As root the host's namespaces are joined, and the limits raised, as long as
+/// that is allowed, so before the user namespace; without privileges they are had in the user namespace only, so after it.
+fn usher(container: &Container, first: usize, privileges: Privileges, steps: &mut Vec<Step>) {
+    let mut of_others: Vec<Step> = joins(container, first).collect();
+    if container.has_new(NamespaceKind::Time) {
+        of_others.push(Step::NewTimeNamespace(container.time_offsets.clone()));
+    }
+    let mut user: Vec<Step> = match joined(container).enumerate().find(|(_, (kind, _))| *kind == NamespaceKind::User) {
+        Some((place, (_, path))) => {
+            vec![Step::JoinUserNamespace { path: path.clone(), handle: first + place, expected: container.ids.clone() }]
+        }
+        None => vec![Step::NewUserNamespace(container.ids.clone())],
+    };
+    user.push(Step::BecomeRoot);
+    steps.extend(container.process.rlimits.iter().cloned().map(Step::RaiseLimit));
+    steps.extend(container.process.oom_score_adj.map(Step::OomScoreAdj));
+    let (before, after) = if privileges.over_mounts() { (of_others, user) } else { (user, of_others) };
+    steps.extend(before.into_iter().chain(after));
+    steps.push(Step::Bear(cloned(container)));
+}
+
+/// Collects what the parent is to open.
+struct Trees {
+    /// The handle of the first.
+    first: usize,
+    /// The parent may copy mounts.
+    can: bool,
+    /// The container has a user namespace, and may not.
+    user: bool,
+    /// The user namespace that maps ids where a mount does not say how.
+    idmap: Option<IdmapBy>,
+    found: Vec<Tree>,
+}
+
+impl Trees {
+    fn new(container: &Container, cgroups: &CgroupPlan, privileges: Privileges) -> Self {
+        let user = container.namespace(NamespaceKind::User);
+        let idmap = user.map(|user| user.path.clone().map_or_else(|| IdmapBy::Ids(container.ids.clone()), IdmapBy::Joined));
+        Self {
+            first: cgroups.groups.len() + joined(container).count(),
+            can: privileges.over_mounts(),
+            user: user.is_some(),
+            idmap,
+            found: Vec::new(),
+        }
+    }
+
+    /// The handle of a tree.
+    fn take(&mut self, tree: Tree) -> usize {
+        self.found.push(tree);
+        self.first + self.found.len() - 1
+    }
+
+    fn root(&mut self, path: &Path) -> Option<usize> {
+        let tree = || Tree { field: "root.path".to_owned(), source: path.to_owned(), recursive: true, cut_off: true, idmap: None };
+        (self.user && self.can).then(|| self.take(tree()))
+    }
+
+    /// What passes mounts on to the host or from it must be copied where the host's own mount is; what maps ids, where it may be said.
+    fn bind(&mut self, mount: &Mount, source: &Path, recursive: bool) -> Option<usize> {
+        let passes = |(propagation, _): &(Propagation, bool)| matches!(propagation, Propagation::Shared | Propagation::Slave);
+        let needed = self.user || mount.options.propagation.iter().any(passes);
+        let idmap = mount.idmap.as_ref().and_then(|idmap| {
+            let by = idmap.ids.clone().map(IdmapBy::Ids).or_else(|| self.idmap.clone())?;
+            Some(TreeIdmap { by, recursive: idmap.recursive })
+        });
+        // Without the privilege the kernel refuses a mapping, and the error says so.
+        if idmap.is_none() && !(needed && self.can) {
+            return None;
+        }
+        let field = format!("mounts[{}].source", mount.index);
+        Some(self.take(Tree { field, source: source.to_owned(), recursive, cut_off: self.user, idmap }))
+    }
 }
 
 fn join(container: &Container, cgroups: &CgroupPlan, steps: &mut Vec<Step>) {
     for (handle, group) in cgroups.groups.iter().enumerate() {
         steps.push(Step::JoinCgroup { directory: group.directory.clone(), handle });
     }
-    for (place, (kind, path)) in joined_inside(container).enumerate() {
-        steps.push(Step::JoinNamespace { kind, path: path.clone(), handle: cgroups.groups.len() + place });
+    if container.namespace(NamespaceKind::User).is_none() {
+        // A process joins a pid namespace only by being born there.
+        let is_pid = |step: &Step| matches!(step, Step::JoinNamespace { kind: NamespaceKind::Pid, .. });
+        steps.extend(joins(container, cgroups.groups.len()).filter(|step| !is_pid(step)));
+        if container.has_new(NamespaceKind::Time) {
+            steps.push(Step::NewTimeNamespace(container.time_offsets.clone()));
+        }
     }
     if container.has_new(NamespaceKind::Cgroup) {
         steps.push(Step::NewCgroupNamespace);
@@ -198,15 +419,28 @@ fn identity(container: &Container, steps: &mut Vec<Step>) {
     steps.extend(container.domainname.clone().map(Step::Domainname));
 }
 
-fn file_system(container: &Container, cgroups: &CgroupPlan, steps: &mut Vec<Step>) {
-    steps.push(Step::IsolateMounts(container.root_propagation));
-    steps.push(Step::AttachRoot(container.root.clone()));
+fn file_system(container: &Container, cgroups: &CgroupPlan, trees: &mut Trees, steps: &mut Vec<Step>) {
+    let isolation = match container.root_propagation {
+        Some((Propagation::Private, _)) => Propagation::Private,
+        // What is shared with the host would show it all of the container's mounts.
+        _ => Propagation::Slave,
+    };
+    steps.push(Step::IsolateMounts(isolation));
+    let below = container.root_propagation.and_then(|(propagation, recursive)| recursive.then_some(propagation));
+    steps.push(Step::AttachRoot { path: container.root.clone(), handle: trees.root(&container.root), below });
     let private_cgroups = container.namespace(NamespaceKind::Cgroup).is_some();
-    steps.extend(container.mounts.iter().map(|mount| Step::Mount(mount_step(mount, cgroups, private_cgroups))));
+    steps.extend(
+        container
+            .mounts
+            .iter()
+            .map(|mount| Step::Mount(mount_step(mount, cgroups, private_cgroups, container.mount_label.as_deref(), trees))),
+    );
     // A /dev bound from the host is the host's own: nothing is made in it.
     let dev_is_bound = |mount: &Mount| mount.destination == Path::new("/dev") && matches!(mount.what, MountWhat::Bind { .. });
     if !container.mounts.iter().any(dev_is_bound) {
-        steps.extend(container.devices.iter().cloned().map(Step::Device));
+        let user = container.namespace(NamespaceKind::User).is_some();
+        let step = |device: Device| if user && device.kind != DeviceKind::Fifo { Step::BindDevice(device) } else { Step::Device(device) };
+        steps.extend(container.devices.iter().cloned().map(step));
         let links = [
             ("/dev/fd", "/proc/self/fd"),
             ("/dev/stdin", "/proc/self/fd/0"),
@@ -223,34 +457,54 @@ fn file_system(container: &Container, cgroups: &CgroupPlan, steps: &mut Vec<Step
     steps.push(Step::WorkDirectory(container.process.cwd.clone()));
     let sysctl = container.sysctl.iter();
     steps.extend(sysctl.map(|(name, value)| Step::Sysctl { name: name.clone(), value: value.clone() }));
+    // While a procfs of the host's can be had: the container's own could be anything.
+    let label = |field, file, label: &Option<String>| label.clone().map(|label| Step::Label { field, file, label });
+    let apparmor = container.process.apparmor_profile.as_ref().map(|profile| format!("exec {profile}"));
+    steps.extend(label("process.apparmorProfile", "self/attr/apparmor/exec", &apparmor));
+    steps.extend(label("process.selinuxLabel", "self/attr/exec", &container.process.selinux_label));
     let numbered = |paths: &[PathBuf]| paths.iter().cloned().enumerate().collect::<Vec<_>>();
     steps.extend(numbered(&container.readonly_paths).into_iter().map(|(index, path)| Step::ReadonlyPath { index, path }));
     steps.extend(numbered(&container.masked_paths).into_iter().map(|(index, path)| Step::MaskedPath { index, path }));
 }
 
-fn mount_step(mount: &Mount, cgroups: &CgroupPlan, private_cgroups: bool) -> MountStep {
+fn mount_step(mount: &Mount, cgroups: &CgroupPlan, private_cgroups: bool, label: Option<&str>, trees: &mut Trees) -> MountStep {
     let what = match &mount.what {
-        MountWhat::Bind { source, recursive } => MountSource::Bind { source: source.clone(), recursive: *recursive },
+        MountWhat::Bind { source, recursive } => {
+            let handle = trees.bind(mount, source, *recursive);
+            MountSource::Bind { source: source.clone(), recursive: *recursive, handle }
+        }
+        MountWhat::Remount { bind } => MountSource::Remount { bind: *bind },
         MountWhat::FileSystem { kind, source } => MountSource::FileSystem { kind: kind.clone(), source: source.clone() },
         MountWhat::Cgroup => {
-            let unified = matches!(cgroups.groups.as_slice(), [only] if only.hierarchy.version == Version::V2);
-            let views = cgroups.groups.iter().map(|group| CgroupView {
-                name: group.hierarchy.mount_point.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-                controllers: group.hierarchy.controllers.clone(),
-                version: group.hierarchy.version,
-                bind: (!private_cgroups).then(|| group.directory.clone()),
+            let joined = cgroups.groups.iter().map(|group| (&group.hierarchy, group.directory.clone()));
+            let others = cgroups.others.iter().map(|other| (other, other.mount_point.join(&other.own)));
+            let all: Vec<(&Hierarchy, PathBuf)> = joined.chain(others).collect();
+            let unified = matches!(all.as_slice(), [(only, _)] if only.version == Version::V2);
+            let views = all.into_iter().map(|(hierarchy, directory)| CgroupView {
+                name: hierarchy.mount_point.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                controllers: hierarchy.controllers.clone(),
+                version: hierarchy.version,
+                bind: (!private_cgroups).then_some(directory),
             });
             let layout = if unified { CgroupLayout::Unified } else { CgroupLayout::PerHierarchy };
             MountSource::Cgroups { views: views.collect(), layout }
         }
     };
-    MountStep { index: mount.index, destination: mount.destination.clone(), what, options: mount.options.clone() }
+    let mut options = mount.options.clone();
+    // Of the file systems of the kernel's own only some can be labelled whole (selinux "context mount").
+    if let (MountSource::FileSystem { kind, .. }, Some(label)) = (&what, label)
+        && !matches!(kind.as_str(), "proc" | "sysfs")
+    {
+        options.data.push(("context".to_owned(), Some(label.to_owned())));
+    }
+    MountStep { index: mount.index, destination: mount.destination.clone(), what, options }
 }
 
 /// The sets that can be had. runc fails when a set holds more than it has itself; a container that asks for Docker's default, or for
 /// everything, then could not start under a supervisor that lacks one capability, so what is not held is left out, with a note.
 /// The kernel raises an ambient capability only when it is permitted and inheritable (capabilities(7)); the rest is left out as well.
-pub(super) fn grant(asked: &Capabilities, held: CapabilitySet, held_bounding: CapabilitySet, notes: &mut Vec<String>) -> Capabilities {
+pub(super) fn grant(asked: &Capabilities, available: Privileges, notes: &mut Vec<String>) -> Capabilities {
+    let Privileges { held, bounding: held_bounding } = available;
     let everything = [asked.effective, asked.permitted, asked.inheritable].into_iter().fold(asked.bounding, CapabilitySet::union);
     let missing = everything.difference(held.intersection(held_bounding));
     if !missing.is_empty() {
@@ -278,6 +532,10 @@ pub(super) fn grant(asked: &Capabilities, held: CapabilitySet, held_bounding: Ca
 pub(super) fn process(process: &Process, seccomp: Option<&Seccomp>, granted: &Capabilities, steps: &mut Vec<Step>) {
     let (early, late) = if process.no_new_privileges { (None, seccomp) } else { (seccomp, None) };
     steps.extend(process.rlimits.iter().cloned().map(Step::Rlimit));
+    steps.extend(process.scheduler.clone().map(Step::Scheduler));
+    steps.extend(process.io_priority.map(Step::IoPriority));
+    steps.extend(process.memory_policy.clone().map(Step::MemoryPolicy));
+    steps.extend(process.personality.map(Step::Personality));
     steps.push(Step::OwnStdio { uid: process.uid });
     steps.push(Step::BoundingSet(granted.bounding));
     // As root: the user need not be able to enter it alone, as under runc.
@@ -303,6 +561,22 @@ impl fmt::Display for Step {
         match self {
             Self::JoinCgroup { directory, .. } => write!(f, "linux.cgroupsPath: join {}", directory.display()),
             Self::JoinNamespace { kind, path, .. } => write!(f, "linux.namespaces: join the {kind} namespace {}", path.display()),
+            Self::RaiseLimit(limit) => write!(f, "process.rlimits: raise {} to at most {}", limit.name, limit.hard),
+            Self::NewUserNamespace(ids) => {
+                let lines = |ranges: &[IdMapping]| ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                let (users, groups) = (lines(&ids.users), lines(&ids.groups));
+                write!(f, "linux.uidMappings, linux.gidMappings: make a user namespace of users {users} and groups {groups}")
+            }
+            Self::JoinUserNamespace { path, .. } => write!(f, "linux.namespaces: join the user namespace {}", path.display()),
+            Self::BecomeRoot => write!(f, "linux.uidMappings: become root of the user namespace"),
+            Self::Bear(kinds) => {
+                let kinds: Vec<String> = kinds.iter().map(ToString::to_string).collect();
+                write!(f, "linux.namespaces: begin a process in new namespaces {}", kinds.join(" "))
+            }
+            Self::NewTimeNamespace(offsets) => {
+                write!(f, "linux.timeOffsets: make a time namespace")?;
+                offsets.iter().try_for_each(|TimeOffset { clock, seconds, nanoseconds }| write!(f, " {clock}={seconds}.{nanoseconds:09}"))
+            }
             Self::JoinProcess { kinds, .. } => {
                 let kinds: Vec<String> = kinds.iter().map(ToString::to_string).collect();
                 write!(f, "join the container's {} namespaces", kinds.join(" "))
@@ -313,21 +587,37 @@ impl fmt::Display for Step {
             Self::LoopbackUp => write!(f, "linux.namespaces: bring the loopback interface up"),
             Self::Hostname(name) => write!(f, "hostname: set {name:?}"),
             Self::Domainname(name) => write!(f, "domainname: set {name:?}"),
-            Self::IsolateMounts(propagation) => write!(f, "linux.rootfsPropagation: make all mounts {propagation}"),
-            Self::AttachRoot(path) => write!(f, "root.path: attach {}", path.display()),
+            Self::IsolateMounts(propagation) => write!(f, "linux.rootfsPropagation: make the host's mounts {propagation}"),
+            Self::AttachRoot { path, .. } => write!(f, "root.path: attach {}", path.display()),
             Self::Mount(mount) => mount.fmt(f),
             Self::Device(device) => device.fmt(f),
+            Self::BindDevice(device) => write!(f, "linux.devices: bind the host's {}", device.path.display()),
             Self::Link { path, target } => write!(f, "default devices: link {} to {}", path.display(), target.display()),
             Self::WorkDirectory(path) => write!(f, "process.cwd: make {}", path.display()),
             Self::Sysctl { name, value } => write!(f, "linux.sysctl[{name}]: write {value:?}"),
             Self::ReadonlyPath { index, path } => write!(f, "linux.readonlyPaths[{index}]: make {} read-only", path.display()),
             Self::MaskedPath { index, path } => write!(f, "linux.maskedPaths[{index}]: mask {}", path.display()),
             Self::OomScoreAdj(value) => write!(f, "process.oomScoreAdj: set {value}"),
+            Self::AwaitHooks => write!(f, "hooks: wait for prestart and createRuntime"),
+            Self::ContainerHooks => write!(f, "hooks: run createContainer"),
             Self::PivotRoot => write!(f, "root.path: make it the root"),
+            Self::RootPropagation { propagation, recursive } => {
+                write!(f, "linux.rootfsPropagation: make the root {}{propagation}", if *recursive { "r" } else { "" })
+            }
             Self::MoveRoot => write!(f, "root.path: move it over the root"),
             Self::Terminal { .. } => write!(f, "process.terminal: open it"),
             Self::RootReadonly => write!(f, "root.readonly: make the root read-only"),
             Self::Rlimit(limit) => write!(f, "process.rlimits: set {} to {} of at most {}", limit.name, limit.soft, limit.hard),
+            Self::Scheduler(scheduler) => {
+                let Scheduler { name, policy: _, flags, nice, priority, runtime_ns, deadline_ns, period_ns } = scheduler;
+                write!(f, "process.scheduler: set {name} flags {flags:#x} nice {nice} priority {priority}")?;
+                write!(f, " runtime {runtime_ns} deadline {deadline_ns} period {period_ns}")
+            }
+            Self::IoPriority(value) => write!(f, "process.ioPriority: set class {} priority {}", value >> 13, value & 7),
+            Self::Affinity { field, processors } => write!(f, "process.execCPUAffinity.{field}: run on {processors:?}"),
+            Self::Personality(value) => write!(f, "linux.personality: set {value:#x}"),
+            Self::MemoryPolicy(MemoryPolicy { name, nodes, .. }) => write!(f, "linux.memoryPolicy: set {name} of nodes {nodes:?}"),
+            Self::Label { field, label, .. } => write!(f, "{field}: take on {label:?}"),
             Self::OwnStdio { uid } => write!(f, "process.user.uid: give standard input and outputs to user {uid}"),
             Self::BoundingSet(set) => write!(f, "process.capabilities.bounding: keep {set}"),
             Self::User { uid, gid, additional_gids } => {
@@ -353,8 +643,10 @@ impl fmt::Display for MountStep {
         let at = self.destination.display();
         write!(f, "mounts[{}]: ", self.index)?;
         match &self.what {
-            MountSource::Bind { source, recursive: false } => write!(f, "bind {} at {at}", source.display())?,
-            MountSource::Bind { source, recursive: true } => write!(f, "bind {} and what is below at {at}", source.display())?,
+            MountSource::Bind { source, recursive: false, .. } => write!(f, "bind {} at {at}", source.display())?,
+            MountSource::Bind { source, recursive: true, .. } => write!(f, "bind {} and what is below at {at}", source.display())?,
+            MountSource::Remount { bind: true } => write!(f, "change the mount at {at}")?,
+            MountSource::Remount { bind: false } => write!(f, "change the file system at {at}")?,
             MountSource::FileSystem { kind, .. } => write!(f, "mount {kind} at {at}")?,
             MountSource::Cgroups { views, layout: CgroupLayout::Unified } => write!(f, "mount {} cgroup2 hierarchy at {at}", views.len())?,
             MountSource::Cgroups { views, layout: CgroupLayout::PerHierarchy } => {
@@ -362,7 +654,7 @@ impl fmt::Display for MountStep {
                 write!(f, "mount cgroups {} at {at}", names.join(" "))?;
             }
         }
-        let MountOptions { bind: _, attributes, recursive, propagation, data } = &self.options;
+        let MountOptions { bind: _, attributes, recursive, propagation, idmap, copy_up, remount: _, data, hints } = &self.options;
         if attributes.set != 0 {
             write!(f, " {attributes}")?;
         }
@@ -372,6 +664,9 @@ impl fmt::Display for MountStep {
         for (propagation, recursive) in propagation {
             write!(f, " {}{propagation}", if *recursive { "r" } else { "" })?;
         }
+        let named = [(idmap == &Some(false), "idmap"), (idmap == &Some(true), "ridmap"), (*copy_up, "tmpcopyup")];
+        named.into_iter().filter(|(given, _)| *given).try_for_each(|(_, name)| write!(f, " {name}"))?;
+        hints.iter().try_for_each(|hint| write!(f, " {hint}"))?;
         for (key, value) in data {
             match value {
                 Some(value) => write!(f, " {key}={value}")?,
@@ -395,11 +690,11 @@ impl fmt::Display for Device {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cgroup::{Group, Hierarchy};
+    use super::super::cgroup::Group;
     use super::super::{check, spec};
     use super::*;
 
-    const EVERYTHING: CapabilitySet = CapabilitySet(u64::MAX);
+    const EVERYTHING: Privileges = Privileges { held: CapabilitySet::ALL, bounding: CapabilitySet::ALL };
 
     fn container(text: &str) -> Container {
         check::check(Path::new("/b"), &spec::parse(text.as_bytes()).unwrap()).unwrap()
@@ -412,13 +707,14 @@ mod tests {
                 mount_point: Path::new("/sys/fs/cgroup").join(name),
                 controllers: vec![(*name).to_owned()],
                 own: PathBuf::new(),
+                writable: true,
             },
             directory: Path::new("/sys/fs/cgroup").join(name).join("x"),
             enable: Vec::new(),
             writes: Vec::new(),
             device_filter: Vec::new(),
         };
-        CgroupPlan { groups: names.iter().map(group).collect() }
+        CgroupPlan { groups: names.iter().map(group).collect(), others: Vec::new() }
     }
 
     fn text(plan: &Plan) -> String {
@@ -442,8 +738,8 @@ mod tests {
                 {"type":"ipc","path":"/proc/7/ns/ipc"}],
               "sysctl":{"net.ipv4.ip_forward":"1"},"seccomp":{"defaultAction":"SCMP_ACT_ALLOW"},"maskedPaths":["/proc/kcore"],"readonlyPaths":["/proc/sys"]}}"#,
         );
-        let held = CapabilitySet(EVERYTHING.0 & !(1 << 24));
-        let plan = plan(&container, &groups(Version::V1, &["memory", "pids"]), held, held);
+        let held = CapabilitySet(!(1 << 24));
+        let plan = plan(&container, &groups(Version::V1, &["memory", "pids"]), Privileges { held, bounding: held });
         let filter = container.seccomp.as_ref().unwrap().program.len();
         let expected = format!(
             "\
@@ -455,7 +751,7 @@ begin a session
 linux.namespaces: bring the loopback interface up
 hostname: set \"web\"
 domainname: set \"lan\"
-linux.rootfsPropagation: make all mounts slave
+linux.rootfsPropagation: make the host's mounts slave
 root.path: attach /b/rootfs
 mounts[0]: mount proc at /proc nosuid
 mounts[1]: mount tmpfs at /dev nosuid mode=755
@@ -501,6 +797,58 @@ note: process.capabilities.ambient: CAP_CHOWN not raised: it must be permitted a
         assert_eq!(plan.clone_namespaces, [Mount, Pid, Network, Uts]);
     }
 
+    const MAPPED: &str = r#"{"ociVersion":"1.2.0","root":{"path":"/r"},
+        "process":{"cwd":"/","args":["sh"],"oomScoreAdj":5,"rlimits":[{"type":"RLIMIT_NOFILE","soft":10,"hard":20}]},
+        "mounts":[{"destination":"/b","source":"/b","options":["bind"]}],
+        "linux":{"namespaces":[{"type":"mount"},{"type":"pid"},{"type":"user"},{"type":"time"},{"type":"network","path":"/n"}],
+          "timeOffsets":{"boottime":{"secs":1}},"uidMappings":[{"containerID":0,"hostID":9,"size":2}],
+          "gidMappings":[{"containerID":0,"hostID":8,"size":2}]}}"#;
+
+    /// The first steps, up to the birth of the child.
+    fn usher_of(privileges: Privileges) -> (String, Plan) {
+        let plan = plan(&container(MAPPED), &groups(Version::V1, &["pids"]), privileges);
+        let text = text(&plan);
+        let (before, _) = text.split_once("linux.cgroupsPath: join").unwrap();
+        (before.to_owned(), plan)
+    }
+
+    #[test]
+    fn a_user_namespace_comes_after_what_the_host_owns() {
+        let (before, plan) = usher_of(EVERYTHING);
+        let expected = "\
+process.rlimits: raise RLIMIT_NOFILE to at most 20
+process.oomScoreAdj: set 5
+linux.namespaces: join the network namespace /n
+linux.timeOffsets: make a time namespace boottime=1.000000000
+linux.uidMappings, linux.gidMappings: make a user namespace of users 0 9 2 and groups 0 8 2
+linux.uidMappings: become root of the user namespace
+linux.namespaces: begin a process in new namespaces mount pid
+";
+        assert_eq!(before, expected);
+        assert!(plan.clone_namespaces.is_empty() && plan.has_usher());
+        let trees: Vec<_> = plan.trees.iter().map(|tree| tree.field.as_str()).collect();
+        assert_eq!(trees, ["root.path", "mounts[0].source"]);
+        assert!(plan.steps.contains(&Step::AttachRoot { path: "/r".into(), handle: Some(2), below: None }));
+        assert!(text(&plan).contains("linux.devices: bind the host's /dev/null\n"));
+    }
+
+    #[test]
+    fn without_privileges_a_user_namespace_comes_first() {
+        let none = CapabilitySet::default();
+        let (before, plan) = usher_of(Privileges { held: none, bounding: none });
+        let expected = "\
+process.rlimits: raise RLIMIT_NOFILE to at most 20
+process.oomScoreAdj: set 5
+linux.uidMappings, linux.gidMappings: make a user namespace of users 0 9 2 and groups 0 8 2
+linux.uidMappings: become root of the user namespace
+linux.namespaces: join the network namespace /n
+linux.timeOffsets: make a time namespace boottime=1.000000000
+linux.namespaces: begin a process in new namespaces mount pid
+";
+        assert_eq!(before, expected);
+        assert!(plan.trees.is_empty());
+    }
+
     #[test]
     fn with_privileges_to_gain_the_filter_comes_before_they_are_given_up() {
         let container = container(
@@ -508,7 +856,7 @@ note: process.capabilities.ambient: CAP_CHOWN not raised: it must be permitted a
             "seccomp":{"defaultAction":"SCMP_ACT_ALLOW","flags":["SECCOMP_FILTER_FLAG_LOG"],"listenerPath":"/run/agent.sock",
               "syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_NOTIFY"}]}}}"#,
         );
-        let text = text(&plan(&container, &CgroupPlan::default(), EVERYTHING, EVERYTHING));
+        let text = text(&plan(&container, &CgroupPlan::default(), EVERYTHING));
         let (_, after) = text.split_once("close all but the standard descriptors at exec\nlinux.seccomp: install a filter of ").unwrap();
         let (_, after) = after.split_once(" instructions with flags LOG NEW_LISTENER, notifying /run/agent.sock\n").unwrap();
         assert!(after.starts_with("process.user: become user 0"), "{text}");
@@ -520,7 +868,7 @@ note: process.capabilities.ambient: CAP_CHOWN not raised: it must be permitted a
             r#"{"ociVersion":"1.2.0","root":{"path":"/r"},"process":{"cwd":"/","args":["sh"]},
             "mounts":[{"destination":"/dev","source":"/dev","options":["rbind"]}],"linux":{"namespaces":[{"type":"mount"}]}}"#,
         );
-        let text = text(&plan(&container, &CgroupPlan::default(), EVERYTHING, EVERYTHING));
+        let text = text(&plan(&container, &CgroupPlan::default(), EVERYTHING));
         assert!(!text.contains("default devices") && !text.contains("linux.devices"), "{text}");
     }
 
@@ -530,7 +878,7 @@ note: process.capabilities.ambient: CAP_CHOWN not raised: it must be permitted a
             r#"{"ociVersion":"1.2.0","root":{"path":"/r"},"process":{"cwd":"/","args":["sh"]},
             "mounts":[{"destination":"/sys/fs/cgroup","type":"cgroup"}],"linux":{"namespaces":[{"type":"mount"}]}}"#,
         );
-        let plan = plan(&container, &groups(Version::V2, &["unified"]), EVERYTHING, EVERYTHING);
+        let plan = plan(&container, &groups(Version::V2, &["unified"]), EVERYTHING);
         let Some(Step::Mount(mount)) = plan.steps.iter().find(|step| matches!(step, Step::Mount(_))) else { panic!("no mount") };
         let MountSource::Cgroups { views, layout } = &mount.what else { panic!("no cgroup mount") };
         assert_eq!(*layout, CgroupLayout::Unified);

@@ -30,12 +30,42 @@ pub struct Spec {
     #[serde(default, deserialize_with = "nullable")]
     pub annotations: BTreeMap<String, String>,
     pub linux: Option<Linux>,
-    pub hooks: Unbuilt,
+    #[serde(default, deserialize_with = "nullable")]
+    pub hooks: Hooks,
     pub solaris: Unbuilt,
     pub windows: Unbuilt,
     pub vm: Unbuilt,
     pub zos: Unbuilt,
     pub freebsd: Unbuilt,
+}
+
+/// `hooks`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hooks {
+    #[serde(default, deserialize_with = "nullable")]
+    pub prestart: Vec<Hook>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub create_runtime: Vec<Hook>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub create_container: Vec<Hook>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub start_container: Vec<Hook>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub poststart: Vec<Hook>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub poststop: Vec<Hook>,
+}
+
+/// A hook; `timeout` in seconds.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Hook {
+    pub path: PathBuf,
+    #[serde(default, deserialize_with = "nullable")]
+    pub args: Vec<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub env: Vec<String>,
+    pub timeout: Option<i64>,
 }
 
 /// `root`: where the container's file system is.
@@ -67,12 +97,41 @@ pub struct Process {
     pub no_new_privileges: bool,
     pub oom_score_adj: Option<i32>,
     pub command_line: Unbuilt,
-    pub apparmor_profile: Unbuilt,
-    pub selinux_label: Unbuilt,
-    pub scheduler: Unbuilt,
-    pub io_priority: Unbuilt,
+    pub apparmor_profile: Option<String>,
+    pub selinux_label: Option<String>,
+    pub scheduler: Option<Scheduler>,
+    pub io_priority: Option<IoPriority>,
     #[serde(rename = "execCPUAffinity")]
-    pub exec_cpu_affinity: Unbuilt,
+    pub exec_cpu_affinity: Option<ExecCpuAffinity>,
+}
+
+/// `process.scheduler` (sched_setattr(2)); times in nanoseconds.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Scheduler {
+    pub policy: String,
+    pub nice: Option<i32>,
+    pub priority: Option<i32>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub flags: Vec<String>,
+    pub runtime: Option<u64>,
+    pub deadline: Option<u64>,
+    pub period: Option<u64>,
+}
+
+/// `process.ioPriority` (ioprio_set(2)).
+#[derive(Debug, Clone, Deserialize)]
+pub struct IoPriority {
+    pub class: String,
+    #[serde(default)]
+    pub priority: i64,
+}
+
+/// `process.execCPUAffinity`, in the list format of cpuset(7).
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct ExecCpuAffinity {
+    pub initial: Option<String>,
+    #[serde(rename = "final")]
+    pub last: Option<String>,
 }
 
 /// `process.consoleSize`, in characters.
@@ -129,8 +188,10 @@ pub struct Mount {
     pub source: Option<PathBuf>,
     #[serde(default, deserialize_with = "nullable")]
     pub options: Vec<String>,
-    pub uid_mappings: Unbuilt,
-    pub gid_mappings: Unbuilt,
+    #[serde(default, deserialize_with = "nullable")]
+    pub uid_mappings: Vec<IdMapping>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub gid_mappings: Vec<IdMapping>,
 }
 
 /// `linux`.
@@ -150,15 +211,35 @@ pub struct Linux {
     pub masked_paths: Vec<PathBuf>,
     #[serde(default, deserialize_with = "nullable")]
     pub readonly_paths: Vec<PathBuf>,
-    pub uid_mappings: Unbuilt,
-    pub gid_mappings: Unbuilt,
-    pub time_offsets: Unbuilt,
+    #[serde(default, deserialize_with = "nullable")]
+    pub uid_mappings: Vec<IdMapping>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub gid_mappings: Vec<IdMapping>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub time_offsets: BTreeMap<String, TimeOffset>,
     pub net_devices: Unbuilt,
     pub seccomp: Option<super::seccomp::Written>,
-    pub mount_label: Unbuilt,
-    pub personality: Unbuilt,
+    pub mount_label: Option<String>,
+    pub personality: Option<Personality>,
     pub intel_rdt: Unbuilt,
-    pub memory_policy: Unbuilt,
+    pub memory_policy: Option<MemoryPolicy>,
+}
+
+/// `linux.personality` (personality(2)).
+#[derive(Debug, Clone, Deserialize)]
+pub struct Personality {
+    pub domain: String,
+    #[serde(default, deserialize_with = "nullable")]
+    pub flags: Vec<String>,
+}
+
+/// `linux.memoryPolicy` (set_mempolicy(2)).
+#[derive(Debug, Clone, Deserialize)]
+pub struct MemoryPolicy {
+    pub mode: String,
+    pub nodes: Option<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub flags: Vec<String>,
 }
 
 /// `linux.namespaces[]`.
@@ -167,6 +248,25 @@ pub struct Namespace {
     #[serde(rename = "type")]
     pub kind: String,
     pub path: Option<PathBuf>,
+}
+
+/// An entry of `linux.uidMappings` and the like (user_namespaces(7)).
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct IdMapping {
+    #[serde(rename = "containerID")]
+    pub container_id: u32,
+    #[serde(rename = "hostID")]
+    pub host_id: u32,
+    pub size: u32,
+}
+
+/// A value of `linux.timeOffsets`, by the name of its clock (time_namespaces(7)).
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct TimeOffset {
+    #[serde(default)]
+    pub secs: i64,
+    #[serde(default)]
+    pub nanosecs: u32,
 }
 
 /// `linux.devices[]`.
@@ -193,11 +293,82 @@ pub struct Resources {
     pub cpu: Option<Cpu>,
     pub pids: Option<Pids>,
     #[serde(rename = "blockIO")]
-    pub block_io: Unbuilt,
-    pub hugepage_limits: Unbuilt,
-    pub network: Unbuilt,
-    pub rdma: Unbuilt,
-    pub unified: Unbuilt,
+    pub block_io: Option<BlockIo>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub hugepage_limits: Vec<HugepageLimit>,
+    pub network: Option<Network>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub rdma: BTreeMap<String, Rdma>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub unified: BTreeMap<String, String>,
+}
+
+/// `linux.resources.blockIO`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockIo {
+    pub weight: Option<u16>,
+    pub leaf_weight: Option<u16>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub weight_device: Vec<WeightDevice>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub throttle_read_bps_device: Vec<ThrottleDevice>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub throttle_write_bps_device: Vec<ThrottleDevice>,
+    #[serde(default, rename = "throttleReadIOPSDevice", deserialize_with = "nullable")]
+    pub throttle_read_iops_device: Vec<ThrottleDevice>,
+    #[serde(default, rename = "throttleWriteIOPSDevice", deserialize_with = "nullable")]
+    pub throttle_write_iops_device: Vec<ThrottleDevice>,
+}
+
+/// `linux.resources.blockIO.weightDevice[]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WeightDevice {
+    pub major: u32,
+    pub minor: u32,
+    pub weight: Option<u16>,
+    pub leaf_weight: Option<u16>,
+}
+
+/// `linux.resources.blockIO.throttle…Device[]`; per second.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ThrottleDevice {
+    pub major: u32,
+    pub minor: u32,
+    pub rate: u64,
+}
+
+/// `linux.resources.hugepageLimits[]`, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HugepageLimit {
+    pub page_size: String,
+    pub limit: u64,
+}
+
+/// `linux.resources.network`.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Network {
+    #[serde(rename = "classID")]
+    pub class_id: Option<u32>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub priorities: Vec<InterfacePriority>,
+}
+
+/// `linux.resources.network.priorities[]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct InterfacePriority {
+    pub name: String,
+    pub priority: u32,
+}
+
+/// A value of `linux.resources.rdma`, by the name of its device.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rdma {
+    pub hca_handles: Option<u32>,
+    pub hca_objects: Option<u32>,
 }
 
 /// `linux.resources.devices[]`: an entry of the device allow list; a later entry overrules an earlier one.
@@ -218,14 +389,14 @@ pub struct Memory {
     pub limit: Option<i64>,
     pub reservation: Option<i64>,
     pub swap: Option<i64>,
-    pub kernel: Unbuilt,
+    pub kernel: Option<i64>,
     #[serde(rename = "kernelTCP")]
-    pub kernel_tcp: Unbuilt,
-    pub swappiness: Unbuilt,
+    pub kernel_tcp: Option<i64>,
+    pub swappiness: Option<u64>,
     #[serde(rename = "disableOOMKiller")]
-    pub disable_oom_killer: Unbuilt,
-    pub use_hierarchy: Unbuilt,
-    pub check_before_update: Unbuilt,
+    pub disable_oom_killer: Option<bool>,
+    pub use_hierarchy: Option<bool>,
+    pub check_before_update: Option<bool>,
 }
 
 /// `linux.resources.cpu`; quota and period in microseconds.
@@ -237,10 +408,10 @@ pub struct Cpu {
     pub period: Option<u64>,
     pub cpus: Option<String>,
     pub mems: Option<String>,
-    pub burst: Unbuilt,
-    pub realtime_runtime: Unbuilt,
-    pub realtime_period: Unbuilt,
-    pub idle: Unbuilt,
+    pub burst: Option<u64>,
+    pub realtime_runtime: Option<i64>,
+    pub realtime_period: Option<u64>,
+    pub idle: Option<i64>,
 }
 
 /// `linux.resources.pids`.

@@ -95,7 +95,7 @@ pub struct Change {
 /// the container's cgroups are, whatever the plans say: the caller's own cgroup may be another one than at `create`.
 pub fn changes(before: &CgroupPlan, after: &CgroupPlan, asked: &Value, groups: &[PathBuf]) -> Vec<Change> {
     let is_asked = |write: &Write| {
-        let path = write.field.strip_prefix("linux.resources").unwrap_or(write.field).replace('.', "/");
+        let path = write.field.strip_prefix("linux.resources").unwrap_or(&write.field).replace('.', "/");
         asked.pointer(&path).is_some_and(|value| !is_unset(value))
     };
     let mut changes = Vec::new();

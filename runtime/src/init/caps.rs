@@ -25,10 +25,14 @@ pub fn keep_in_bounding_set(keep: CapabilitySet) -> Result<(), Failure> {
 }
 
 /// Becomes a user and keeps the permitted set until [`set`].
-pub fn become_user(uid: u32, gid: u32, additional_gids: &[u32]) -> Result<(), Failure> {
+pub fn become_user(uid: u32, gid: u32, additional_gids: &[u32], groups_denied: bool) -> Result<(), Failure> {
     rustix::thread::set_keep_capabilities(true)?;
     let groups: Vec<Gid> = additional_gids.iter().copied().map(Gid::from_raw).collect();
-    rustix::thread::set_thread_groups(&groups).doing(|| "set the additional groups".to_owned())?;
+    if !groups_denied {
+        rustix::thread::set_thread_groups(&groups).doing(|| "set the additional groups".to_owned())?;
+    } else if !groups.is_empty() {
+        return Err(Failure::refused("additionalGids: this user namespace was made without the privilege to change groups"));
+    }
     let gid = Gid::from_raw(gid);
     rustix::thread::set_thread_res_gid(gid, gid, gid).doing(|| "set the group".to_owned())?;
     let uid = Uid::from_raw(uid);

@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::root::Root;
-use super::{Doing, Failure};
+use super::{Doing, Failure, mounts};
 use crate::core::check::{Device, DeviceKind};
 
 /// Makes a device node; one that is there already must be the very device.
@@ -34,6 +34,17 @@ pub fn make(root: &Root, device: &Device) -> Result<(), Failure> {
             Ok(rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
         }
     }
+}
+
+/// Binds the host's node where none may be made; it must be the very device.
+pub fn bind(root: &Root, device: &Device) -> Result<(), Failure> {
+    let node = rustix::fs::open(&device.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).doing(|| "open the host's".to_owned())?;
+    let stat = rustix::fs::fstat(&node)?;
+    let kind = if device.kind == DeviceKind::Block { FileType::BlockDevice } else { FileType::CharacterDevice };
+    if FileType::from_raw_mode(stat.st_mode) != kind || stat.st_rdev != rustix::fs::makedev(device.major, device.minor) {
+        return Err(Failure::refused("the host's is another device, and a user namespace may make none"));
+    }
+    mounts::cover(root.make_file(&device.path)?.as_fd(), node.as_fd())
 }
 
 /// Makes a symbolic link, unless something has that name.

@@ -6,6 +6,7 @@
 
 mod caps;
 mod console;
+mod copy_up;
 mod devices;
 mod mounts;
 mod perform;
@@ -13,6 +14,9 @@ mod program;
 mod reaper;
 mod root;
 mod seccomp;
+mod userns;
+
+pub use mounts::clone_tree;
 
 use std::ffi::CString;
 use std::io::{self, Read, Write};
@@ -20,8 +24,10 @@ use std::os::fd::OwnedFd;
 
 use rustix::process::Signal;
 
+use crate::core::hooks::{HookKind, HookState, Hooks};
 use crate::core::plan::Plan;
-use crate::sync::{Channel, Message};
+use crate::hook_process;
+use crate::sync::{Channel, EXECUTE, HOOK, Message};
 use crate::sys;
 
 /// What the child takes from the parent besides the plan.
@@ -35,6 +41,8 @@ pub struct Work {
     pub uid: u32,
     pub channel: Channel,
     pub start: Start,
+    /// Those that run in the container, and what they are told.
+    pub hooks: Option<(Hooks, HookState)>,
 }
 
 /// When the program is executed, and who hears that it could not be.
@@ -123,9 +131,14 @@ pub fn run(plan: &Plan, work: Work) -> ! {
     }
     drop(work.handles);
     let listener = match work.start {
-        Start::Gated { mut gate, result, reaper } => {
+        Start::Gated { mut gate, mut result, reaper } => {
             drop(work.channel);
             if gate.read_exact(&mut [0]).is_err() {
+                sys::exit(GONE);
+            }
+            if let Err(text) = run_hooks(work.hooks.as_ref(), HookKind::StartContainer) {
+                // Whoever waits for the start hears it; the exit code tells anyone else.
+                let _ = result.write_all(&Message::Failed { step: HOOK, errno: 0, text }.encode());
                 sys::exit(GONE);
             }
             drop(gate);
@@ -138,13 +151,21 @@ pub fn run(plan: &Plan, work: Work) -> ! {
     };
     let error = sys::execve(&program, &work.args, &env);
     let errno = error.raw_os_error().unwrap_or(0);
-    let message = Message::Failed { step: u16::MAX, errno, text: program.to_string_lossy().into_owned() };
+    let message = Message::Failed { step: EXECUTE, errno, text: program.to_string_lossy().into_owned() };
     // Whoever waits for the start hears it; the exit code tells anyone else.
     let _ = match listener {
         Listener::File(mut result) => result.write_all(&message.encode()),
         Listener::Channel(channel) => channel.send(&message),
     };
     sys::exit(if errno == libc::ENOENT { NOT_FOUND } else { CANNOT_EXECUTE })
+}
+
+/// Runs hooks here, where the container's process has another id than on the host.
+fn run_hooks(hooks: Option<&(Hooks, HookState)>, kind: HookKind) -> Result<(), String> {
+    let Some((hooks, state)) = hooks.filter(|(hooks, _)| !hooks.of(kind).is_empty()) else { return Ok(()) };
+    // A filter may not allow it any more: then it is not told.
+    let pid = i32::try_from(std::process::id()).ok().filter(|pid| *pid > 0);
+    hook_process::run(hooks, kind, &HookState { pid, ..state.clone() }, None)
 }
 
 /// Who hears that the program could not be executed.

@@ -8,13 +8,14 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
+use rustix::thread::{CpuSet, LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::root::Root;
-use super::{Doing, Failure, Work, caps, console, devices, mounts, program, seccomp};
+use super::{Doing, Failure, Work, caps, console, devices, mounts, program, seccomp, userns};
 use crate::core::check::{NamespaceKind, Rlimit};
+use crate::core::hooks::HookKind;
 use crate::core::mount_options::attr;
-use crate::core::plan::Step;
+use crate::core::plan::{MountSource, Step};
 use crate::sync::Message;
 use crate::sys;
 
@@ -22,6 +23,10 @@ use crate::sys;
 pub struct Performer<'a> {
     work: &'a Work,
     root: Option<Root>,
+    /// Mounts that pass mounts on as the root does.
+    plain: Vec<OwnedFd>,
+    /// The user namespace lets nobody change groups (user_namespaces(7), "/proc/PID/setgroups").
+    groups_denied: bool,
     ready: Ready,
 }
 
@@ -37,7 +42,13 @@ type Performed = Result<Option<String>, Failure>;
 
 impl<'a> Performer<'a> {
     pub fn new(work: &'a Work) -> Self {
-        Self { work, root: None, ready: Ready { program: CString::default(), env: work.env.clone(), outlives_parent: false } }
+        Self {
+            work,
+            root: None,
+            plain: Vec::new(),
+            groups_denied: false,
+            ready: Ready { program: CString::default(), env: work.env.clone(), outlives_parent: false },
+        }
     }
 
     /// The program and its environment, after every step.
@@ -49,8 +60,17 @@ impl<'a> Performer<'a> {
         match step {
             Step::JoinCgroup { handle, .. } => self.join_cgroup(*handle)?,
             Step::JoinNamespace { kind, handle, .. } => self.join_namespace(*kind, *handle)?,
+            Step::RaiseLimit(limit) => raise_limit(limit)?,
+            Step::NewUserNamespace(_) => userns::make(&self.work.channel)?,
+            Step::JoinUserNamespace { handle, expected, .. } => {
+                self.join_namespace(NamespaceKind::User, *handle)?;
+                userns::compare(expected)?;
+            }
+            Step::BecomeRoot => self.groups_denied = userns::become_root()?,
+            Step::Bear(kinds) => userns::bear(&self.work.channel, kinds)?,
             Step::JoinProcess { kinds, handle } => self.join_process(kinds, *handle)?,
-            Step::NewCgroupNamespace => sys::unshare_cgroup()?,
+            Step::NewCgroupNamespace => sys::unshare(sys::namespace::CGROUP)?,
+            Step::NewTimeNamespace(offsets) => userns::shift_time(offsets)?,
             Step::NewSession => {
                 super::die_with_parent()?;
                 rustix::process::setsid()?;
@@ -63,15 +83,34 @@ impl<'a> Performer<'a> {
             Step::Hostname(name) => rustix::system::sethostname(name.as_bytes())?,
             Step::Domainname(name) => rustix::system::setdomainname(name.as_bytes())?,
             Step::IsolateMounts(propagation) => mounts::isolate(*propagation)?,
-            Step::AttachRoot(path) => self.root = Some(mounts::attach_root(path)?),
-            Step::Mount(mount) => mounts::mount(self.root(), mount)?,
+            Step::AttachRoot { path, handle, below } => {
+                let tree = handle.map(|handle| self.tree(handle)).transpose()?;
+                self.root = Some(mounts::attach_root(path, tree, *below)?);
+            }
+            Step::Mount(mount) => {
+                let tree = match mount.what {
+                    MountSource::Bind { handle: Some(handle), .. } => Some(self.tree(handle)?),
+                    _ => None,
+                };
+                let mounts::Mounted { mount: made, note } = mounts::mount(self.root(), mount, tree)?;
+                if mount.options.propagation.is_empty() {
+                    self.plain.push(made);
+                }
+                return Ok(note);
+            }
             Step::Device(device) => devices::make(self.root(), device)?,
+            Step::BindDevice(device) => devices::bind(self.root(), device)?,
             Step::Link { path, target } => devices::link(self.root(), path, target)?,
             Step::WorkDirectory(path) => drop(self.root().make_directory(path)?),
             Step::Sysctl { name, value } => sysctl(name, value)?,
             Step::ReadonlyPath { path, .. } => mounts::read_only(self.root(), path)?,
             Step::MaskedPath { path, .. } => mounts::mask(self.root(), path)?,
             Step::OomScoreAdj(value) => return oom_score_adj(*value),
+            Step::AwaitHooks => userns::ask(&self.work.channel, &Message::Hooks)?,
+            Step::ContainerHooks => {
+                rustix::process::fchdir(self.root())?;
+                super::run_hooks(self.work.hooks.as_ref(), HookKind::CreateContainer).map_err(Failure::refused)?;
+            }
             Step::MoveRoot => mounts::move_root(self.root())?,
             Step::Terminal { size, bind, relayed } => {
                 let outside;
@@ -87,11 +126,23 @@ impl<'a> Performer<'a> {
                 self.work.channel.send_with_file(&Message::Terminal, master.as_fd())?;
             }
             Step::PivotRoot => mounts::pivot(self.root())?,
+            Step::RootPropagation { propagation, recursive } => {
+                mounts::pass_on(self.root().as_fd(), *propagation, false)?;
+                for mount in self.plain.iter().filter(|_| *recursive) {
+                    mounts::pass_on(mount.as_fd(), *propagation, true)?;
+                }
+            }
             Step::RootReadonly => sys::mount_setattr(self.root().as_fd(), false, attr::RDONLY, 0, sys::propagation::NONE)?,
             Step::Rlimit(limit) => rlimit(limit)?,
+            Step::Scheduler(scheduler) => sys::set_scheduler(scheduler)?,
+            Step::IoPriority(value) => sys::set_io_priority(*value)?,
+            Step::Affinity { processors, .. } => affinity(processors)?,
+            Step::Personality(value) => sys::set_personality(*value)?,
+            Step::MemoryPolicy(policy) => sys::set_memory_policy(policy.mode, &policy.nodes)?,
+            Step::Label { file, label, .. } => write_proc(Path::new(file), label, ResolveFlags::BENEATH)?,
             Step::OwnStdio { uid } => devices::own_stdio(*uid)?,
             Step::BoundingSet(keep) => caps::keep_in_bounding_set(*keep)?,
-            Step::User { uid, gid, additional_gids } => caps::become_user(*uid, *gid, additional_gids)?,
+            Step::User { uid, gid, additional_gids } => caps::become_user(*uid, *gid, additional_gids, self.groups_denied)?,
             Step::CapabilitySets { effective, permitted, inheritable } => caps::set(*effective, *permitted, *inheritable)?,
             Step::AmbientSet(set) => caps::raise_ambient(*set)?,
             Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true)?,
@@ -120,6 +171,11 @@ impl<'a> Performer<'a> {
         self.work.handles.get(handle).and_then(Option::as_ref)
     }
 
+    fn tree(&self, handle: usize) -> Result<OwnedFd, Failure> {
+        let tree = self.handle(handle).ok_or_else(|| Failure::refused("the parent opened no such mount"))?;
+        Ok(tree.try_clone()?)
+    }
+
     /// Writing 0 moves the writer. Version 1's `tasks` moves a single thread, for which the kernel skips the lock over all of the
     /// system's forks and exits that `cgroup.procs` takes (`kernel/cgroup/cgroup.c`, `cgroup_procs_write_start`).
     fn join_cgroup(&self, handle: usize) -> Result<(), Failure> {
@@ -137,6 +193,8 @@ impl<'a> Performer<'a> {
             NamespaceKind::Pid => LinkNameSpaceType::ProcessID,
             NamespaceKind::Cgroup => LinkNameSpaceType::ControlGroup,
             NamespaceKind::Mount => LinkNameSpaceType::Mount,
+            NamespaceKind::User => LinkNameSpaceType::User,
+            NamespaceKind::Time => LinkNameSpaceType::Time,
         };
         let file = self.handle(handle).ok_or_else(|| Failure::refused("the parent opened no such namespace"))?;
         Ok(rustix::thread::move_into_link_name_space(file.as_fd(), Some(kind))?)
@@ -150,9 +208,8 @@ impl<'a> Performer<'a> {
     }
 }
 
-/// Writes a kernel setting through a private procfs: the container's own `/proc` could be anything by now (CVE-2025-52881).
+/// Writes a kernel setting.
 fn sysctl(name: &str, value: &str) -> Result<(), Failure> {
-    let proc = mounts::private_proc()?;
     // sysctl(8): the first separator tells which of the two separates, and the other is then part of a name.
     let dotted = name.find(['.', '/']).is_some_and(|place| name.as_bytes()[place] == b'.');
     let swap = |c: char| match c {
@@ -161,9 +218,14 @@ fn sysctl(name: &str, value: &str) -> Result<(), Failure> {
         other => other,
     };
     let path: String = if dotted { name.chars().map(swap).collect() } else { name.to_owned() };
-    let path = Path::new("sys").join(path);
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    let file = rustix::fs::openat2(&proc, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)
+    write_proc(&Path::new("sys").join(path), value, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+}
+
+/// Writes a file of a private procfs: the container's own `/proc` could be anything by now (CVE-2025-52881).
+fn write_proc(path: &Path, value: &str, resolve: ResolveFlags) -> Result<(), Failure> {
+    let proc = mounts::private_proc()?;
+    let resolve = resolve | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
+    let file = rustix::fs::openat2(&proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)
         .doing(|| "this kernel has no such setting".to_owned())?;
     Ok(File::from(file).write_all(value.as_bytes())?)
 }
@@ -199,11 +261,29 @@ fn oom_score_adj(value: i32) -> Performed {
 fn rlimit(limit: &Rlimit) -> Result<(), Failure> {
     sys::set_rlimit(limit.resource, limit.soft, limit.hard).map_err(|error| match error.raw_os_error() {
         Some(libc::EPERM) => {
-            let now = sys::hard_limit(limit.resource).map_or_else(|error| error.to_string(), |now| now.to_string());
+            let now = sys::limits(limit.resource).map_or_else(|error| error.to_string(), |(_, hard)| hard.to_string());
             Failure { errno: libc::EPERM, detail: format!("the hard limit is {now}, and raising it needs CAP_SYS_RESOURCE") }
         }
         _ => error.into(),
     })
+}
+
+/// Raises a hard limit while that is allowed; the soft one stays until the last, lest it stop the steps between.
+fn raise_limit(limit: &Rlimit) -> Result<(), Failure> {
+    let (soft, hard) = sys::limits(limit.resource)?;
+    if limit.hard <= hard { Ok(()) } else { rlimit(&Rlimit { soft, ..limit.clone() }) }
+}
+
+fn affinity(processors: &[u32]) -> Result<(), Failure> {
+    let mut set = CpuSet::new();
+    for processor in processors {
+        let number = *processor as usize;
+        if number >= CpuSet::MAX_CPU {
+            return Err(Failure::refused(format!("{number} is beyond the {} processors that can be named", CpuSet::MAX_CPU)));
+        }
+        set.set(number);
+    }
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
 /// Changes the directory and makes sure that it lies in the container: through a leaked descriptor it need not (CVE-2024-21626), and then

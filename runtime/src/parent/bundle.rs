@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::core::capability::CapabilitySet;
 use crate::core::cgroup::{CgroupPlan, Hierarchy, Version, hierarchies};
-use crate::core::check::{Container, Refusal, check};
-use crate::core::plan::Plan;
+use crate::core::check::{Container, Machine, Refusal, check, check_machine};
+use crate::core::plan::{Plan, Privileges};
 use crate::core::spec::Spec;
 use crate::core::{cgroup, plan, spec};
 use crate::state::{Record, StateDir};
@@ -48,12 +48,15 @@ pub fn load(path: &Path, id: &str, systemd_cgroup: bool) -> Result<Bundle> {
     if !container.root.is_dir() {
         bail!("root.path: {} is no directory: unpack the container's file system there", container.root.display());
     }
-    let hierarchies = observed_hierarchies()?;
+    check_machine(&container, machine()).map_err(|refusals| refused(&path, &refusals))?;
+    let mut hierarchies = observed_hierarchies()?;
+    for hierarchy in &mut hierarchies {
+        hierarchy.writable = may_make(&cgroup::directory(hierarchy, container.cgroups_path.as_deref(), id));
+    }
     let unified = unified_controllers(&hierarchies);
     let cgroups = cgroup::plan(&hierarchies, &unified, container.cgroups_path.as_deref(), id, &container.resources)
         .map_err(|refusals| refused(&path, &refusals))?;
-    let (held, held_bounding) = held_capabilities()?;
-    let plan = plan::plan(&container, &cgroups, held, held_bounding);
+    let plan = plan::plan(&container, &cgroups, privileges()?);
     Ok(Bundle { path, config: bytes, remark, container, cgroups, plan })
 }
 
@@ -91,6 +94,22 @@ pub fn checked(bundle: &Path, spec: &Spec) -> Result<Container> {
     check(bundle, spec).map_err(|refusals| refused(bundle, &refusals))
 }
 
+/// Whether this user may make a directory: root by its privileges, any other where the nearest one above that exists is its own.
+fn may_make(directory: &Path) -> bool {
+    let above = directory.ancestors().skip(1).find(|above| above.exists());
+    rustix::process::geteuid().is_root() || above.is_some_and(|above| rustix::fs::access(above, rustix::fs::Access::WRITE_OK).is_ok())
+}
+
+/// What of this machine decides whether a field can be honoured.
+fn machine() -> Machine {
+    let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
+    Machine {
+        apparmor: enabled.trim() == "Y",
+        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+        resctrl: Path::new("/sys/fs/resctrl/schemata").exists(),
+    }
+}
+
 /// The cgroup hierarchies mounted here.
 pub fn observed_hierarchies() -> Result<Vec<Hierarchy>> {
     let read = |path: &str| fs::read_to_string(path).with_context(|| format!("read {path}"));
@@ -111,11 +130,11 @@ pub fn unified_controllers(hierarchies: &[Hierarchy]) -> Vec<String> {
 }
 
 /// The permitted and the bounding set of this process (proc_pid_status(5)).
-pub fn held_capabilities() -> Result<(CapabilitySet, CapabilitySet)> {
+pub fn privileges() -> Result<Privileges> {
     let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
     let set = |name: &str| {
         let text = status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         text.and_then(|text| u64::from_str_radix(text, 16).ok()).map(CapabilitySet).with_context(|| format!("/proc/self/status: no {name}"))
     };
-    Ok((set("CapPrm:")?, set("CapBnd:")?))
+    Ok(Privileges { held: set("CapPrm:")?, bounding: set("CapBnd:")? })
 }

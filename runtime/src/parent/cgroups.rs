@@ -227,15 +227,35 @@ fn inherit_cpuset(group: &Group) -> Result<()> {
 }
 
 fn set(directory: &Path, write: &Write) -> Result<()> {
-    let path = directory.join(write.file);
-    let written = OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(write.value.as_bytes()));
+    let Write { file, value, field, instead, at_least, read_back } = write;
+    let (file, value) = match instead {
+        Some((other, value)) if !directory.join(file).exists() => (other, value),
+        _ => (file, value),
+    };
+    if let Some(used) = at_least.map(|used| directory.join(used)) {
+        let text = fs::read_to_string(&used).with_context(|| format!("{field}: read {}", used.display()))?;
+        let (used, limit) = (text.trim().parse::<u64>().unwrap_or(0), value.parse::<u64>().unwrap_or(u64::MAX));
+        if limit < used {
+            bail!("{field}: {limit} is below the {used} bytes in use, and linux.resources.memory.checkBeforeUpdate is set");
+        }
+    }
+    let path = directory.join(file);
+    let written = OpenOptions::new().write(true).open(&path).and_then(|mut file| {
+        // The kernel takes one line a write.
+        value.split('\n').filter(|line| !line.is_empty()).try_for_each(|line| file.write_all(line.as_bytes()))
+    });
     written.map_err(|error| {
         let why = match error.kind() {
             ErrorKind::NotFound => " (this kernel does not account it: leave the field out)",
             _ => "",
         };
-        anyhow!("{}: write {:?} to {}: {error}{why}", write.field, write.value, path.display())
-    })
+        anyhow!("{field}: write {value:?} to {}: {error}{why}", path.display())
+    })?;
+    let kept = || fs::read_to_string(&path).with_context(|| format!("{field}: read {}", path.display()));
+    if *read_back && kept()?.trim() != value {
+        bail!("{field}: this kernel takes {value} in {} and does not keep it: leave the field out", path.display());
+    }
+    Ok(())
 }
 
 fn children(group: &Path) -> Vec<PathBuf> {

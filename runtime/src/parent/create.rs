@@ -5,25 +5,28 @@
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use rustix::fs::{CWD, Mode};
-use rustix::process::{DumpableBehavior, PidfdGetfdFlags, WaitId, WaitIdOptions};
+use rustix::process::DumpableBehavior;
 use rustix::thread::LinkNameSpaceType;
 
 use super::bundle::{self, Bundle, CONFIG};
 use super::console::{self, Console};
-use super::{cgroups, listener, now, passed};
+use super::talk::{Process, Talk};
+use super::{cgroups, hooks, now, passed, userns};
 use crate::core::caller::{Caller, adapt};
-use crate::core::check::NamespaceKind;
-use crate::core::plan::{Plan, joined_inside};
-use crate::core::status::{Identity, Status};
+use crate::core::check::{NamespaceKind, check_not_the_hosts};
+use crate::core::hooks::{HookKind, Hooks};
+use crate::core::plan::{Plan, joined};
+use crate::core::status::Identity;
 use crate::init::{self, Start, Work};
 use crate::state::{Record, StateDir, boot_id, observe, replace};
-use crate::sync::{Channel, GATE, Message, RESULT};
+use crate::sync::{Channel, GATE, RESULT};
 use crate::sys::{self, Cloned, namespace};
 
 /// What `create` is told.
@@ -66,20 +69,32 @@ pub fn create(root: &Path, id: &str, options: &CreateOptions) -> Result<Created>
     bundle.plan = adapt(bundle.plan, &caller);
     bundle.container.process.env.extend(passed::environment());
     let console = Console::open(bundle.container.process.terminal, options.foreground, options.console_socket.as_deref())?;
-    let namespaces = open_namespaces(&bundle)?;
+    let opened = Opened::new(&bundle)?;
     let (dir, _lock) = StateDir::create(root, id)?;
     let mut record = Record {
         annotations: bundle.container.annotations.clone(),
         own_pid_namespace: bundle.container.has_new(NamespaceKind::Pid),
         cgroups: bundle.cgroups.groups.iter().map(|group| group.directory.clone()).collect(),
         cgroup_parents: cgroups::missing_parents(&bundle.cgroups),
+        hooks: Hooks {
+            poststart: bundle.container.hooks.poststart.clone(),
+            poststop: bundle.container.hooks.poststop.clone(),
+            ..Hooks::default()
+        },
         keyring: caller.keyring,
         ..Record::new(id, &bundle.container.oci_version, &bundle.path, now()?)
     };
-    let created = prepare_and_clone(&dir, &mut record, bundle, namespaces, options, &console);
-    created.map_err(|error| match undo(&dir, &record) {
-        Ok(()) => error,
-        Err(left) => error.context(format!("and not all could be undone: {left:#}")),
+    let mut begun = false;
+    let created = prepare_and_clone(&dir, &mut record, bundle, opened, options, &console, &mut begun);
+    created.map_err(|error| {
+        let undone = undo(&dir, &record);
+        // Where no process was, poststop hooks have nothing to clean up (runtime.md "Lifecycle").
+        let failed = if begun { hooks::after(&record) } else { Vec::new() };
+        let error = if failed.is_empty() { error } else { anyhow!("{error:#}; and then {}", failed.join("; ")) };
+        match undone {
+            Ok(()) => error,
+            Err(left) => error.context(format!("and not all could be undone: {left:#}")),
+        }
     })
 }
 
@@ -98,29 +113,40 @@ fn keyring(id: &str) -> String {
     format!("_ses.{id}")
 }
 
-/// Namespaces to join, opened before anything is made.
-struct Namespaces {
-    pid: Option<File>,
-    inside: Vec<OwnedFd>,
+/// What is opened before anything is made, in the order of the plan's handles: namespaces to join, then mounts.
+struct Opened {
+    namespaces: Vec<(NamespaceKind, OwnedFd)>,
+    trees: Vec<OwnedFd>,
 }
 
-fn open_namespaces(bundle: &Bundle) -> Result<Namespaces> {
-    let open = |kind: NamespaceKind, path: &Path| {
-        File::open(path).with_context(|| format!("linux.namespaces: open the {kind} namespace {}", path.display()))
-    };
-    let container = &bundle.container;
-    let inside = joined_inside(container).map(|(kind, path)| Ok(open(kind, path)?.into())).collect::<Result<_>>()?;
-    let pid = container.namespace(NamespaceKind::Pid).and_then(|namespace| namespace.path.as_ref());
-    Ok(Namespaces { pid: pid.map(|path| open(NamespaceKind::Pid, path)).transpose()?, inside })
+impl Opened {
+    fn new(bundle: &Bundle) -> Result<Self> {
+        let open = |(kind, path): (NamespaceKind, &PathBuf)| {
+            let said = || format!("linux.namespaces: open the {kind} namespace {}", path.display());
+            let file = File::open(path).with_context(said)?;
+            let joined = file.metadata().with_context(said)?;
+            let is_own = |own: std::fs::Metadata| (own.dev(), own.ino()) == (joined.dev(), joined.ino());
+            if own_namespace(kind).is_some_and(|own| std::fs::metadata(own).is_ok_and(is_own)) {
+                check_not_the_hosts(&bundle.container, kind).map_err(|refusal| anyhow!("{refusal}"))?;
+            }
+            Ok((kind, file.into()))
+        };
+        Ok(Self {
+            namespaces: joined(&bundle.container).map(open).collect::<Result<_>>()?,
+            trees: bundle.plan.trees.iter().map(userns::tree).collect::<Result<_>>()?,
+        })
+    }
 }
 
+/// `begun` tells whether the container had a process.
 fn prepare_and_clone(
     dir: &StateDir,
     record: &mut Record,
     bundle: Bundle,
-    namespaces: Namespaces,
+    opened: Opened,
     options: &CreateOptions,
     console: &Console,
+    begun: &mut bool,
 ) -> Result<Created> {
     dir.write(record)?;
     // What joins later is to be configured as the container was, whatever becomes of the bundle.
@@ -129,7 +155,10 @@ fn prepare_and_clone(
     let process = &bundle.container.process;
     let c_strings = |list: &[String]| list.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>();
     let (channel, child_end) = Channel::pair().context("make a socket pair")?;
-    let handles = joins.files.into_iter().chain(namespaces.inside).map(Some).collect();
+    let pid_namespace = opened.namespaces.iter().find(|(kind, _)| *kind == NamespaceKind::Pid);
+    let pid_namespace = pid_namespace.map(|(_, namespace)| namespace.try_clone()).transpose().context("linux.namespaces")?;
+    let namespaces = opened.namespaces.into_iter().map(|(_, namespace)| namespace);
+    let handles = joins.files.into_iter().chain(namespaces).chain(opened.trees).map(Some).collect();
     let work = Work {
         handles,
         args: c_strings(&process.args)?,
@@ -137,21 +166,23 @@ fn prepare_and_clone(
         uid: process.uid,
         channel: child_end,
         start: Start::Gated { gate: fifo(&dir.file(GATE))?, result: fifo(&dir.file(RESULT))?, reaper: bundle.container.has_reaper() },
+        hooks: Some((bundle.container.hooks.clone(), hooks::told(record, HookKind::CreateContainer, None))),
     };
-    if let Some(pid) = namespaces.pid {
-        let join = rustix::thread::move_into_link_name_space(pid.as_fd(), Some(LinkNameSpaceType::ProcessID));
-        join.context("linux.namespaces: join the pid namespace")?;
+    // In a joined pid namespace others could otherwise look into the process before its exec (CVE-2016-9962). Of an undumpable process only
+    // root may write the mappings, so one without privileges stays as it is: nobody but its own user could look.
+    if rustix::process::geteuid().is_root() {
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
     }
-    // In a joined pid namespace others could otherwise look into the process before its exec (CVE-2016-9962).
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
-    let (pid, pidfd) = clone_child(&bundle.plan, work, joins.unified)?;
-    let mut notes = bundle.plan.notes.clone();
-    let introduce = |notifications: &OwnedFd| match bundle.container.seccomp.as_ref().and_then(|seccomp| seccomp.listener.as_ref()) {
-        Some(to) => listener::introduce(to, record, Status::Creating, pid, notifications),
-        None => bail!("the container's process has notifications for nobody"),
+    let clone = || clone_child(&bundle.plan, work, joins.unified);
+    let first = match pid_namespace.filter(|_| !bundle.plan.has_usher()) {
+        Some(namespace) => born_in(&namespace, clone)?,
+        None => clone()?,
     };
-    let listened = listen(&channel, &pidfd, &bundle.plan, &mut notes, introduce).and_then(|terminal| {
+    *begun = true;
+    let mut talk = Talk::new(channel, &bundle, first);
+    let listened = talk.listen(record).and_then(|terminal| {
         let terminal = console.take(terminal)?;
+        let pid = talk.child().pid;
         let seen = observe(pid).with_context(|| format!("read /proc/{pid}/stat"))?;
         record.init = Some(Identity { pid, start_time: seen.start_time, boot_id: boot_id()? });
         dir.write(record)?;
@@ -159,62 +190,50 @@ fn prepare_and_clone(
         Ok(terminal)
     });
     match listened {
-        Ok(terminal) => Ok(Created { pid, pidfd, terminal, notes, remark: bundle.remark }),
+        Ok(terminal) => {
+            let (Process { pid, pidfd }, notes) = talk.finish();
+            Ok(Created { pid, pidfd, terminal, notes, remark: bundle.remark })
+        }
         Err(error) => {
-            // Its death takes its mounts along; an error means that it is dead already.
-            let _ = sys::send_signal(pidfd.as_fd(), crate::core::signal::KILL);
-            let _ = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+            talk.end();
             Err(error)
         }
     }
 }
 
-/// Returns in the parent only.
-fn clone_child(plan: &Plan, mut work: Work, unified: Option<(usize, OwnedFd)>) -> Result<(i32, OwnedFd)> {
+/// Where this process's own namespace is, of a kind that holds settings.
+fn own_namespace(kind: NamespaceKind) -> Option<&'static str> {
+    match kind {
+        NamespaceKind::Network => Some("/proc/self/ns/net"),
+        NamespaceKind::Ipc => Some("/proc/self/ns/ipc"),
+        NamespaceKind::Uts => Some("/proc/self/ns/uts"),
+        NamespaceKind::Pid | NamespaceKind::Cgroup | NamespaceKind::Time | NamespaceKind::User | NamespaceKind::Mount => None,
+    }
+}
+
+/// Makes a child in a pid namespace and leaves it again: the parent's other children, hooks among them, are the host's.
+fn born_in(namespace: &OwnedFd, clone: impl FnOnce() -> Result<Process>) -> Result<Process> {
+    let own = File::open("/proc/self/ns/pid").context("open /proc/self/ns/pid")?;
+    let enter = |namespace: BorrowedFd<'_>| rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::ProcessID));
+    enter(namespace.as_fd()).context("linux.namespaces: join the pid namespace")?;
+    let made = clone();
+    enter(own.as_fd()).context("linux.namespaces: leave the pid namespace")?;
+    made
+}
+
+/// Returns in the parent only. An usher stays out of the container's cgroups.
+fn clone_child(plan: &Plan, mut work: Work, unified: Option<(usize, OwnedFd)>) -> Result<Process> {
+    let unified = unified.filter(|_| !plan.has_usher());
     let flags = plan.clone_namespaces.iter().fold(0, |flags, kind| flags | namespace::flag(*kind));
     let cgroup = unified.as_ref().map(|(_, directory)| directory.as_fd());
     let (side, took_cgroup) = sys::clone_process(flags, cgroup).context("clone the container's process")?;
     match side {
-        Cloned::Parent { pid, pidfd } => Ok((pid, pidfd)),
+        Cloned::Parent { pid, pidfd } => Ok(Process { pid, pidfd }),
         Cloned::Child => {
             if let Some((place, _)) = unified.filter(|_| took_cgroup) {
                 work.handles[place] = None;
             }
             init::run(plan, work)
-        }
-    }
-}
-
-/// Hears the child out until it is ready; the master side of its terminal comes on the way, and `introduce` is given the descriptor of its
-/// seccomp notifications.
-pub(super) fn listen(
-    channel: &Channel,
-    child: &OwnedFd,
-    plan: &Plan,
-    notes: &mut Vec<String>,
-    introduce: impl Fn(&OwnedFd) -> Result<()>,
-) -> Result<Option<OwnedFd>> {
-    let mut terminal = None;
-    let step = |place: u16| plan.steps.get(usize::from(place)).map_or_else(String::new, ToString::to_string);
-    loop {
-        match channel.receive().context("listen to the container's process")? {
-            Some((Message::Ready, _)) => return Ok(terminal),
-            Some((Message::Terminal, master)) => terminal = master,
-            Some((Message::Listener { .. }, Some(descriptor))) => introduce(&descriptor)?,
-            Some((Message::Listener { number }, None)) => {
-                let copy = rustix::process::pidfd_getfd(child, number, PidfdGetfdFlags::empty());
-                introduce(&copy.context("linux.seccomp: take a copy of the notifications' descriptor")?)?;
-            }
-            Some((Message::Note { step: place, text }, _)) => notes.push(format!("{}: {text}", step(place))),
-            Some((Message::Failed { step: place, errno, text }, _)) => {
-                let cause = if errno == 0 { String::new() } else { std::io::Error::from_raw_os_error(errno).to_string() };
-                let parts: Vec<String> = [step(place), text, cause].into_iter().filter(|part| !part.is_empty()).collect();
-                bail!("{}", parts.join(": "));
-            }
-            None => {
-                return Err(anyhow!("the container's process was killed while it was set up")
-                    .context("linux.resources.memory.limit may be too small, or someone killed it"));
-            }
         }
     }
 }

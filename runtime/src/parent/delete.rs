@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::{cgroups, open_process};
+use super::{cgroups, hooks, open_process};
 use crate::core::signal;
 use crate::core::status::{Identity, Status};
 use crate::state::StateDir;
@@ -18,19 +18,20 @@ use crate::sys;
 const KILL_WAIT: Duration = Duration::from_secs(10);
 const REMOVE_WAIT: Duration = Duration::from_secs(10);
 
-/// Deletes a stopped container; with `force` one in any state, killed first, and none that does not exist.
-pub fn delete(root: &Path, id: &str, force: bool) -> Result<()> {
+/// Deletes a stopped container; with `force` one in any state, killed first, and none that does not exist. Tells which poststop hooks
+/// failed; the container is gone all the same.
+pub fn delete(root: &Path, id: &str, force: bool) -> Result<Vec<String>> {
     let dir = StateDir::of(root, id)?;
     if !dir.exists() {
         if force {
-            return Ok(());
+            return Ok(Vec::new());
         }
         bail!("container {id} does not exist under {}", root.display());
     }
     let _lock = dir.lock()?;
     let Some(record) = dir.read()? else {
         // `create` was killed before it did anything else.
-        return dir.remove();
+        return dir.remove().map(|()| Vec::new());
     };
     let status = dir.status(&record)?;
     if status != Status::Stopped && !force {
@@ -42,7 +43,10 @@ pub fn delete(root: &Path, id: &str, force: bool) -> Result<()> {
     // What shares the host's pid namespace, what `create` left unrecorded, and what is frozen.
     cgroups::kill_all(&record.cgroups, KILL_WAIT)?;
     cgroups::remove(&record.cgroups, &record.cgroup_parents, REMOVE_WAIT)?;
-    dir.remove()
+    // Before the record is: killed between the two, a second call runs them again rather than nobody ever.
+    let failed = hooks::after(&record);
+    dir.remove()?;
+    Ok(failed)
 }
 
 fn kill(init: &Identity, groups: &[std::path::PathBuf]) -> Result<()> {

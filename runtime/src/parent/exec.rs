@@ -14,6 +14,7 @@ use rustix::thread::ThreadNameSpaceType;
 
 use super::console::{self, Console};
 use super::foreground::Foreground;
+use super::talk::{Heard, hear};
 use super::{bundle, cgroups, existing, listener, open_process, passed};
 use crate::core::caller::{Caller, adapt};
 use crate::core::cgroup::{Version, hierarchies};
@@ -67,7 +68,6 @@ pub fn exec(root: &Path, id: &str, options: &ExecOptions, notes: impl FnOnce(&[S
     container.process.env.extend(passed::environment());
     let console = Console::open(container.process.terminal, !options.detach, options.console_socket.as_deref())?;
     let groups = joined_cgroups(&record, &options.cgroups)?;
-    let (held, held_bounding) = bundle::held_capabilities()?;
     let caller = Caller {
         foreground: !options.detach,
         size: console::outer_size(!options.detach),
@@ -75,7 +75,7 @@ pub fn exec(root: &Path, id: &str, options: &ExecOptions, notes: impl FnOnce(&[S
         pivot: true,
         keyring: record.keyring.clone(),
     };
-    let plan = adapt(exec::plan(&container, &groups, held, held_bounding), &caller);
+    let plan = adapt(exec::plan(&container, &groups, bundle::privileges()?), &caller);
     let foreground = if options.detach { None } else { Some(Foreground::begin()?) };
     let child = clone_child(&container, &plan, &groups, container_process)?;
     let mut said = plan.notes.clone();
@@ -162,10 +162,13 @@ fn clone_child(container: &Container, plan: &Plan, groups: &[PathBuf], container
         uid: process.uid,
         channel: child_end,
         start: Start::AtOnce,
+        hooks: None,
     };
     // The container could otherwise look into the process before its exec (CVE-2016-9962).
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
-    let cgroup = joins.unified.as_ref().map(|(_, directory)| directory.as_fd());
+    // A process on given processors until it is in the cgroups cannot be born there.
+    let cgroup =
+        joins.unified.as_ref().filter(|_| container.process.exec_cpu_affinity.initial.is_empty()).map(|(_, directory)| directory.as_fd());
     let (side, took_cgroup) = sys::clone_process(0, cgroup).context("clone the process")?;
     match side {
         Cloned::Parent { pid, pidfd } => Ok(Child { pid, pidfd, channel }),
@@ -180,7 +183,15 @@ fn clone_child(container: &Container, plan: &Plan, groups: &[PathBuf], container
 
 /// Hears the child out until its program runs.
 fn listen(child: &Child, plan: &Plan, notes: &mut Vec<String>, introduce: impl Fn(&OwnedFd) -> Result<()>) -> Result<Option<OwnedFd>> {
-    let terminal = super::create::listen(&child.channel, &child.pidfd, plan, notes, introduce)?;
+    let mut terminal = None;
+    loop {
+        match hear(&child.channel, child.pidfd.as_fd(), plan, notes)? {
+            Heard::Message(Message::Ready, _) => break,
+            Heard::Message(Message::Terminal, master) => terminal = master,
+            Heard::Notifications(notifications) => introduce(&notifications)?,
+            Heard::Message(..) => bail!("the process answered nonsense"),
+        }
+    }
     match child.channel.receive().context("listen to the process")? {
         // It closed at exec.
         None => Ok(terminal),

@@ -8,6 +8,7 @@ mod delete;
 mod events;
 mod exec;
 mod foreground;
+mod hooks;
 mod kill;
 mod listener;
 mod own_binary;
@@ -17,7 +18,9 @@ mod ps;
 mod query;
 mod run;
 mod start;
+mod talk;
 mod update;
+mod userns;
 
 pub use create::{CreateOptions, Created, create};
 pub use delete::delete;

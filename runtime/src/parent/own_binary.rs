@@ -3,14 +3,16 @@
 //! A container that executes `/proc/self/exe` before its own program, or looks at `/proc/PID/exe` of a process that is still this program,
 //! holds the host's binary, and as root it could write to it. So whatever makes containers first executes itself again from a read-only
 //! clone of the mount it lies on. The clone is attached nowhere: nobody can make it writable again. That costs one execve(2), and no
-//! copy in memory as a sealed memfd would.
+//! copy in memory as a sealed memfd would; a user who may not clone mounts gets that copy.
 
 use std::ffi::CString;
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
 use anyhow::{Context, Result};
-use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags};
+use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
 use crate::core::mount_options::attr;
@@ -25,12 +27,35 @@ pub fn protect() -> Result<()> {
         return Ok(());
     }
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let clone =
-        rustix::mount::open_tree(&own, "", flags).context("clone the mount of this program (CAP_SYS_ADMIN and Linux 5.12 are needed)")?;
-    sys::mount_setattr(clone.as_fd(), false, attr::RDONLY, 0, sys::propagation::NONE).context("make the clone read-only")?;
+    let clone = match rustix::mount::open_tree(&own, "", flags) {
+        Err(Errno::PERM) => match sealed_copy(SELF)? {
+            Some(copy) => copy,
+            None => return Ok(()),
+        },
+        clone => {
+            let clone = clone.context("clone the mount of this program (Linux 5.12 is needed)")?;
+            sys::mount_setattr(clone.as_fd(), false, attr::RDONLY, 0, sys::propagation::NONE).context("make the clone read-only")?;
+            clone
+        }
+    };
     let args = std::env::args_os().map(|text| CString::new(text.into_vec())).collect::<Result<Vec<_>, _>>()?;
     let env = std::env::vars_os()
         .map(|(name, value)| CString::new([name.into_vec(), value.into_vec()].join(&b'=')))
         .collect::<Result<Vec<_>, _>>()?;
     Err(sys::execute_file(clone.as_fd(), &args, &env)).context("execute this program from its read-only clone")
+}
+
+/// A copy in memory that nobody can write, for a user who may not clone mounts; `None` when this program runs from one.
+fn sealed_copy(own: &str) -> Result<Option<OwnedFd>> {
+    const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::SEAL);
+    let mut program = File::open(own).with_context(|| format!("open {own}"))?;
+    // Only a file in memory has seals.
+    if rustix::fs::fcntl_get_seals(&program).is_ok_and(|seals| seals.contains(SEALS)) {
+        return Ok(None);
+    }
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut copy = File::from(rustix::fs::memfd_create("rcluster-runtime", flags).context("make a file in memory")?);
+    std::io::copy(&mut program, &mut copy).context("copy this program into memory")?;
+    rustix::fs::fcntl_add_seals(&copy, SEALS).context("seal the copy of this program")?;
+    Ok(Some(copy.into()))
 }

@@ -9,8 +9,15 @@ use super::foreground::Foreground;
 use super::{CreateOptions, Created, create, delete, start};
 
 /// Runs a container; returns its exit code, 128 and the signal for one that was killed, or 0 at once when it is not to be waited for.
-/// `keep`: it is left as it is when it has ended.
-pub fn run(root: &Path, id: &str, options: &CreateOptions, keep: bool, tell: impl FnOnce(&Created)) -> Result<i32> {
+/// `keep`: it is left as it is when it has ended. `warn` hears of poststop hooks that failed.
+pub fn run(
+    root: &Path,
+    id: &str,
+    options: &CreateOptions,
+    keep: bool,
+    tell: impl FnOnce(&Created),
+    warn: impl FnOnce(&[String]),
+) -> Result<i32> {
     let foreground = if options.foreground { Some(Foreground::begin()?) } else { None };
     let created = create(root, id, options)?;
     tell(&created);
@@ -21,6 +28,7 @@ pub fn run(root: &Path, id: &str, options: &CreateOptions, keep: bool, tell: imp
         return ended;
     }
     let deleted = delete(root, id, true);
+    warn(deleted.as_deref().unwrap_or_default());
     let code = ended?;
-    deleted.map(|()| code)
+    deleted.map(|_| code)
 }

@@ -2,15 +2,22 @@
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::{existing, open_process};
+use super::{existing, hooks, open_process};
+use crate::core::hooks::HookKind;
+use crate::core::signal;
 use crate::core::status::Status;
-use crate::sync::{GATE, Message, RESULT, SIZE};
+use crate::state::Record;
+use crate::sync::{GATE, HOOK, Message, RESULT, SIZE};
+use crate::sys;
+
+const STOP_WAIT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// A process that has said its last word and does not end is stuck in the kernel.
 const EXIT_WAIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
@@ -42,9 +49,10 @@ pub fn start(root: &Path, id: &str) -> Result<()> {
     result.read_to_end(&mut answer).context("hear whether the program was executed")?;
     dir.open_gate();
     if answer.is_empty() {
-        return Ok(());
+        return run_hooks(&record);
     }
     match Message::decode(&answer) {
+        Some(Message::Failed { step: HOOK, text, .. }) => bail!("{text}"),
         Some(Message::Failed { errno, text, .. }) => {
             // So that whoever asks for the state next hears that it is stopped.
             if let Some(process) = record.init.as_ref().map(open_process).transpose()?.flatten() {
@@ -55,6 +63,19 @@ pub fn start(root: &Path, id: &str) -> Result<()> {
         }
         _ => bail!("the container's process answered nonsense"),
     }
+}
+
+/// Runs the poststart hooks; when one fails the container is stopped (runtime.md "Lifecycle", step 10, as of 1.3).
+fn run_hooks(record: &Record) -> Result<()> {
+    let Some(init) = record.init.as_ref().filter(|_| !record.hooks.poststart.is_empty()) else { return Ok(()) };
+    hooks::run(&record.hooks, HookKind::Poststart, record, init.pid).or_else(|error| {
+        let Some(pidfd) = open_process(init)? else { return Err(error) };
+        // An error means that it is dead already.
+        let _ = sys::send_signal(pidfd.as_fd(), signal::KILL);
+        let ended = rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&STOP_WAIT));
+        ended.map_err(std::io::Error::from).context("wait for the container to stop")?;
+        Err(error)
+    })
 }
 
 /// Waits until the process has executed its program, failed to, or died: each closes its end.

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
+use crate::core::check::Scheduler;
 use crate::core::device_filter::Instruction;
 use crate::core::seccomp;
 
@@ -30,6 +31,8 @@ pub mod namespace {
     pub const PID: u64 = 0x2000_0000;
     pub const NETWORK: u64 = 0x4000_0000;
     pub const MOUNT: u64 = 0x0002_0000;
+    pub const USER: u64 = 0x1000_0000;
+    pub const TIME: u64 = 0x80;
 
     /// The flag of a kind.
     pub fn flag(kind: NamespaceKind) -> u64 {
@@ -40,9 +43,14 @@ pub mod namespace {
             NamespaceKind::Pid => PID,
             NamespaceKind::Cgroup => CGROUP,
             NamespaceKind::Mount => MOUNT,
+            NamespaceKind::User => USER,
+            NamespaceKind::Time => TIME,
         }
     }
 }
+
+/// `CLONE_PARENT` of clone(2): the new process is a child of the caller's parent, and not of the caller.
+pub const SIBLING: u64 = 0x8000;
 
 const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -64,7 +72,7 @@ struct CloneArgs {
     cgroup: u64,
 }
 
-/// Makes a process like fork(2) does, in new namespaces and, if given, in a cgroup of version 2. Where clone3(2) is filtered away
+/// Makes a process like fork(2) does, in new namespaces, with [`SIBLING`] as a sibling, and, if given, in a cgroup of version 2. Where clone3(2) is filtered away
 /// (`ENOSYS` from an old seccomp profile) clone(2) makes it, and the process is in its parent's cgroup: the second value says whether
 /// the cgroup was taken.
 pub fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<(Cloned, bool)> {
@@ -72,7 +80,8 @@ pub fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Res
     let mut args = CloneArgs {
         flags: namespaces | CLONE_PIDFD,
         pidfd: ptr::from_mut(&mut pidfd) as u64,
-        exit_signal: libc::SIGCHLD as u64,
+        // A sibling ends as its maker does, and the kernel lets nothing else be said.
+        exit_signal: if namespaces & SIBLING == 0 { libc::SIGCHLD as u64 } else { 0 },
         ..CloneArgs::default()
     };
     if let Some(cgroup) = cgroup {
@@ -144,21 +153,32 @@ pub mod propagation {
     pub const SHARED: u64 = 1 << 20;
 }
 
+/// Has the files of the mount at a descriptor, and with `recursive` of all below it, owned as a user namespace maps them
+/// (mount_setattr(2), "ID-mapped mounts").
+pub fn mount_idmap(mount: BorrowedFd<'_>, recursive: bool, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
+    const IDMAP: u64 = 0x10_0000;
+    change_mount(mount, recursive, &MountAttr { set: IDMAP, clear: 0, propagation: 0, user_namespace: user_namespace.as_raw_fd() as u64 })
+}
+
 /// Changes the mount at a descriptor, and with `recursive` all below it (Linux 5.12).
 pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, set: u64, clear: u64, propagation: u64) -> io::Result<()> {
+    change_mount(mount, recursive, &MountAttr { set, clear, propagation, user_namespace: 0 })
+}
+
+fn change_mount(mount: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> io::Result<()> {
     const AT_RECURSIVE: libc::c_int = 0x8000;
-    let attr = MountAttr { set, clear, propagation, user_namespace: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a C string and `attr` is as large as is said; both live across the call.
-    let done =
-        unsafe { libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), c"".as_ptr(), flags, &raw const attr, size_of::<MountAttr>()) };
+    let done = unsafe {
+        libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), c"".as_ptr(), flags, ptr::from_ref(attr), size_of::<MountAttr>())
+    };
     zero(done)
 }
 
-/// Puts this process into a new cgroup namespace.
-pub fn unshare_cgroup() -> io::Result<()> {
-    // SAFETY: this changes how paths of cgroups are shown, and nothing this program's memory depends on.
-    zero(i64::from(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }))
+/// Makes new namespaces, of [`namespace`]; that of processes and of time is the next child's.
+pub fn unshare(namespaces: u64) -> io::Result<()> {
+    // SAFETY: namespaces change what this process sees and may do, and nothing its memory depends on; descriptors stay.
+    zero(i64::from(unsafe { libc::unshare(libc::c_int::try_from(namespaces).unwrap_or(-1)) }))
 }
 
 /// Begins or joins the session keyring of a name (keyctl(2), KEYCTL_JOIN_SESSION_KEYRING).
@@ -188,12 +208,68 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     zero(i64::from(unsafe { libc::prlimit64(0, resource, &raw const limit, ptr::null_mut()) }))
 }
 
-/// The hard limit of a resource by its number.
-pub fn hard_limit(resource: u32) -> io::Result<u64> {
+/// The soft and the hard limit of a resource by its number.
+pub fn limits(resource: u32) -> io::Result<(u64, u64)> {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` takes the old value and lives across the call; no new one is set.
     zero(i64::from(unsafe { libc::prlimit64(0, resource, ptr::null(), &raw mut limit) }))?;
-    Ok(limit.rlim_max)
+    Ok((limit.rlim_cur, limit.rlim_max))
+}
+
+/// `struct sched_attr` of sched_setattr(2), in its first form.
+#[repr(C)]
+struct SchedAttr {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+/// Sets this process's scheduling.
+pub fn set_scheduler(scheduler: &Scheduler) -> io::Result<()> {
+    let attr = SchedAttr {
+        size: u32::try_from(size_of::<SchedAttr>()).unwrap_or(0),
+        policy: scheduler.policy,
+        flags: scheduler.flags,
+        nice: scheduler.nice,
+        priority: scheduler.priority,
+        runtime: scheduler.runtime_ns,
+        deadline: scheduler.deadline_ns,
+        period: scheduler.period_ns,
+    };
+    // SAFETY: `attr` says its own size and lives across the call.
+    zero(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) })
+}
+
+/// Sets the class and priority of this process's input and output.
+pub fn set_io_priority(value: u16) -> io::Result<()> {
+    const WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: no memory is passed.
+    zero(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, libc::c_int::from(value)) })
+}
+
+/// Sets this process's execution domain.
+pub fn set_personality(value: u32) -> io::Result<()> {
+    // SAFETY: no memory is passed, and what changes is how later programs are loaded and what uname(2) says.
+    if unsafe { libc::personality(libc::c_ulong::from(value)) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sets where this process's memory comes from (set_mempolicy(2)).
+pub fn set_memory_policy(mode: i32, nodes: &[u32]) -> io::Result<()> {
+    const BITS: usize = libc::c_ulong::BITS as usize;
+    let count = nodes.iter().max().map_or(0, |last| *last as usize + 1);
+    let mut mask: Vec<libc::c_ulong> = vec![0; count.div_ceil(BITS)];
+    for node in nodes {
+        mask[*node as usize / BITS] |= 1 << (*node as usize % BITS);
+    }
+    // The kernel reads one bit less than it is told of.
+    let (pointer, bits) = if mask.is_empty() { (ptr::null(), 0) } else { (mask.as_ptr(), mask.len() * BITS + 1) };
+    // SAFETY: the mask holds as many bits as the kernel reads and lives across the call.
+    zero(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, pointer, bits) })
 }
 
 /// Sends any signal, real-time ones included, to a process by descriptor.

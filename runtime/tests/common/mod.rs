@@ -77,6 +77,17 @@ impl Bundle {
         self.path("rootfs").join(name)
     }
 
+    /// Gives the image to a user of the host.
+    pub fn give_rootfs(&self, uid: u32) {
+        fn give(path: &Path, uid: u32) {
+            std::os::unix::fs::lchown(path, Some(uid), Some(uid)).unwrap();
+            if path.is_dir() && !path.is_symlink() {
+                fs::read_dir(path).unwrap().for_each(|entry| give(&entry.unwrap().path(), uid));
+            }
+        }
+        give(&self.path("rootfs"), uid);
+    }
+
     /// Any call, without the configuration being written.
     pub fn call(&self, args: &[&str]) -> Output {
         self.command(args).stdin(Stdio::null()).output().unwrap()
@@ -120,13 +131,26 @@ impl Bundle {
         stdout
     }
 
+    /// `create`; its error, if it fails, and then nothing may be left.
+    pub fn try_create(&self) -> Result<(), String> {
+        let created = self.create_with_error();
+        if created.is_err() {
+            self.assert_nothing_is_left();
+        }
+        created
+    }
+
     /// `create`, its output thrown away: a pipe would be held by the container.
     pub fn create(&self) {
+        self.create_with_error().unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    fn create_with_error(&self) -> Result<(), String> {
         self.write();
         let error = fs::File::create(self.path("create.err")).unwrap();
         let mut command = self.command(&["create", "--bundle", self.path("").to_str().unwrap(), &self.id]);
         let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(error).status().unwrap();
-        assert!(status.success(), "{}", fs::read_to_string(self.path("create.err")).unwrap());
+        if status.success() { Ok(()) } else { Err(fs::read_to_string(self.path("create.err")).unwrap()) }
     }
 
     /// The error of a `create` that must fail and must leave nothing.
@@ -154,6 +178,14 @@ impl Bundle {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let points = mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
         points.map(|point| own(Path::new(point))).filter(|path| path.exists()).collect()
+    }
+
+    /// The top of the hierarchy of a controller.
+    pub fn cgroup_root(&self, controller: &str) -> PathBuf {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let v1 = |line: &&str| line.split_once(" - cgroup ").is_some_and(|(_, rest)| rest.split([',', ' ']).any(|name| name == controller));
+        let line = mounts.lines().find(v1).or_else(|| mounts.lines().find(|line| line.contains(" - cgroup2 ")));
+        line.and_then(|line| line.split(' ').nth(4)).unwrap().into()
     }
 
     /// The container's cgroup that has a file.

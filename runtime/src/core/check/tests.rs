@@ -1,4 +1,7 @@
+use serde_json::Value;
+
 use super::*;
+use crate::core::spec;
 
 const LEAST: &str = r#"{"ociVersion":"1.0.2","root":{"path":"rootfs"},"process":{"cwd":"/","args":["sh"]},
     "linux":{"namespaces":[{"type":"mount"},{"type":"pid"},{"type":"uts"}]}}"#;
@@ -31,23 +34,9 @@ fn the_least_configuration_passes() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     let cases = [
-        ("/hooks", r#"{"poststop":[{"path":"/bin/true"}]}"#, "hooks: not built yet"),
-        ("/linux/personality", r#"{"domain":"LINUX32"}"#, "linux.personality: not built yet"),
-        ("/linux/intelRdt", r#"{"closID":"x"}"#, "linux.intelRdt: not built yet"),
-        ("/linux/uidMappings", r#"[{"containerID":0,"hostID":0,"size":1}]"#, "linux.uidMappings: not built yet"),
-        ("/linux/timeOffsets", r#"{"boottime":{"secs":1}}"#, "linux.timeOffsets: not built yet"),
-        ("/linux/mountLabel", r#""l""#, "linux.mountLabel: not built yet"),
-        ("/linux/resources/unified", r#"{"memory.high":"1"}"#, "linux.resources.unified: not built yet"),
-        ("/linux/resources/blockIO", r#"{"weight":10}"#, "linux.resources.blockIO: not built yet"),
-        ("/linux/resources/memory/swappiness", "10", "linux.resources.memory.swappiness: not built yet"),
-        ("/linux/resources/memory/disableOOMKiller", "true", "linux.resources.memory.disableOOMKiller: not built yet"),
-        ("/linux/resources/cpu/idle", "1", "linux.resources.cpu.idle: not built yet"),
-        ("/process/apparmorProfile", r#""p""#, "process.apparmorProfile: not built yet"),
-        ("/process/selinuxLabel", r#""l""#, "process.selinuxLabel: not built yet"),
-        ("/process/ioPriority", r#"{"class":"IOPRIO_CLASS_IDLE"}"#, "process.ioPriority: not built yet"),
-        ("/linux/namespaces", r#"[{"type":"mount"},{"type":"user"}]"#, "linux.namespaces[1]: user namespaces are not built yet"),
-        ("/linux/rootfsPropagation", r#""shared""#, "linux.rootfsPropagation: \"shared\" is not built yet"),
         ("/linux/cgroupsPath", r#""system.slice:a:b""#, "linux.cgroupsPath: slice:prefix:name is systemd's form"),
+        ("/process/commandLine", r#""cmd""#, "process.commandLine: is of Windows"),
+        ("/vm", "{}", "vm: this runtime runs Linux containers only"),
         ("/windows", "{}", "windows: this runtime runs Linux containers only"),
     ];
     for (pointer, value, expected) in cases {
@@ -95,6 +84,75 @@ fn bad_values_are_refused_by_name() {
         ("/mounts", r#"[{"destination":"/","type":"tmpfs"}]"#, "mounts[0].destination: is the root itself"),
         ("/mounts", r#"[{"destination":"/a","type":"bind"}]"#, "mounts[0].source: missing"),
         ("/mounts", r#"[{"destination":"/a","source":"/b","options":["bind","size=1"]}]"#, "mounts[0].options: \"size\" is no option"),
+        ("/hooks", r#"{"prestart":[{"path":"bin/x"}]}"#, "hooks.prestart[0].path: \"bin/x\" is not an absolute path"),
+        ("/hooks", r#"{"createRuntime":[{"path":"/x"},{"path":"/x","timeout":0}]}"#, "hooks.createRuntime[1].timeout: 0 s"),
+        ("/hooks", r#"{"poststart":[{"path":"/x","env":["A"]}]}"#, "hooks.poststart[0].env[0]: \"A\" is not of the form"),
+        ("/hooks", r#"{"poststop":[{"path":"/x","args":["a","\u0000"]}]}"#, "hooks.poststop[0].args[1]: holds a NUL byte"),
+        ("/process/scheduler", r#"{"policy":"SCHED_X"}"#, "process.scheduler.policy: \"SCHED_X\""),
+        ("/process/scheduler", r#"{"policy":"SCHED_ISO"}"#, "process.scheduler.policy: SCHED_ISO is reserved"),
+        ("/process/scheduler", r#"{"policy":"SCHED_OTHER","nice":20}"#, "process.scheduler.nice: 20 is not between"),
+        ("/process/scheduler", r#"{"policy":"SCHED_IDLE","nice":1}"#, "process.scheduler.nice: SCHED_IDLE knows none"),
+        ("/process/scheduler", r#"{"policy":"SCHED_FIFO"}"#, "process.scheduler.priority: 0 is not between 1 and 99"),
+        ("/process/scheduler", r#"{"policy":"SCHED_OTHER","priority":3}"#, "process.scheduler.priority: SCHED_OTHER knows none"),
+        ("/process/scheduler", r#"{"policy":"SCHED_OTHER","period":3}"#, "process.scheduler.period: SCHED_OTHER knows none"),
+        ("/process/scheduler", r#"{"policy":"SCHED_DEADLINE","runtime":3,"deadline":2}"#, "process.scheduler.runtime: 0 < runtime"),
+        ("/process/scheduler", r#"{"policy":"SCHED_OTHER","flags":["X"]}"#, "process.scheduler.flags[0]: \"X\""),
+        ("/process/ioPriority", r#"{"class":"X"}"#, "process.ioPriority.class: \"X\""),
+        ("/process/ioPriority", r#"{"class":"IOPRIO_CLASS_BE","priority":8}"#, "process.ioPriority.priority: 8 is not between 0 and 7"),
+        ("/process/execCPUAffinity", r#"{"initial":"0","final":"x"}"#, "process.execCPUAffinity.final: \"x\""),
+        ("/linux/personality", r#"{"domain":"BSD"}"#, "linux.personality.domain: \"BSD\""),
+        ("/linux/personality", r#"{"domain":"LINUX","flags":["F"]}"#, "linux.personality.flags[0]: \"F\""),
+        ("/linux/memoryPolicy", r#"{"mode":"X"}"#, "linux.memoryPolicy.mode: \"X\""),
+        ("/linux/memoryPolicy", r#"{"mode":"MPOL_BIND"}"#, "linux.memoryPolicy.nodes: missing: MPOL_BIND needs one"),
+        ("/linux/memoryPolicy", r#"{"mode":"MPOL_LOCAL","nodes":"0"}"#, "linux.memoryPolicy.nodes: MPOL_LOCAL takes none"),
+        ("/linux/memoryPolicy", r#"{"mode":"MPOL_BIND","nodes":"0-99999999"}"#, "linux.memoryPolicy.nodes: \"0-99999999\""),
+        ("/linux/memoryPolicy", r#"{"mode":"MPOL_BIND","nodes":"0","flags":["F"]}"#, "linux.memoryPolicy.flags[0]: \"F\""),
+        ("/process/apparmorProfile", r#""a\u0000""#, "process.apparmorProfile: holds a NUL byte"),
+        ("/linux/resources/unified", r#"{"memory/high":"1"}"#, "linux.resources.unified[memory/high]: is no file"),
+        ("/linux/resources/unified", r#"{"cgroup.procs":"1"}"#, "linux.resources.unified[cgroup.procs]: is for this runtime"),
+        ("/linux/resources/unified", r#"{"..x":"1"}"#, "linux.resources.unified[..x]: is no file"),
+        ("/linux/resources/blockIO", r#"{"weight":9}"#, "linux.resources.blockIO.weight: 9 is not between 10 and 1000"),
+        (
+            "/linux/resources/blockIO",
+            r#"{"weightDevice":[{"major":1,"minor":2,"leafWeight":1001}]}"#,
+            "linux.resources.blockIO.weightDevice[0].leafWeight: 1001",
+        ),
+        ("/linux/resources/memory/swappiness", "101", "linux.resources.memory.swappiness: 101 is not between"),
+        ("/linux/resources/memory/kernel", "-2", "linux.resources.memory.kernel: is negative"),
+        ("/linux/resources/cpu/idle", "2", "linux.resources.cpu.idle: 2 is neither"),
+        ("/linux/resources/cpu/shares", "1", "linux.resources.cpu.shares: 1 is not between 2 and 262144"),
+        ("/linux/resources/cpu/burst", "5", "linux.resources.cpu.burst: needs linux.resources.cpu.quota"),
+        ("/linux/resources/cpu", r#"{"quota":5000,"burst":5001}"#, "linux.resources.cpu.burst: 5001 µs is above"),
+        ("/linux/resources/cpu/realtimeRuntime", "-2", "linux.resources.cpu.realtimeRuntime: -2 µs"),
+        ("/linux/resources/cpu/cpus", r#""0-a""#, "linux.resources.cpu.cpus: \"0-a\""),
+        ("/linux/resources/cpu/mems", r#""3-1""#, "linux.resources.cpu.mems: \"3-1\""),
+        (
+            "/linux/resources/hugepageLimits",
+            r#"[{"pageSize":"../2MB","limit":1}]"#,
+            "linux.resources.hugepageLimits[0].pageSize: \"../2MB\"",
+        ),
+        ("/linux/resources/hugepageLimits", r#"[{"pageSize":"2TB","limit":1}]"#, "linux.resources.hugepageLimits[0].pageSize: \"2TB\""),
+        (
+            "/linux/resources/network",
+            r#"{"priorities":[{"name":"a b","priority":1}]}"#,
+            "linux.resources.network.priorities[0].name: \"a b\"",
+        ),
+        ("/linux/resources/rdma", r#"{"mlx0":{}}"#, "linux.resources.rdma[mlx0]: sets neither"),
+        ("/linux/rootfsPropagation", r#""rshare""#, "linux.rootfsPropagation: \"rshare\" is none of"),
+        ("/mounts", r#"[{"destination":"/a","source":"/b","options":["bind","idmap"]}]"#, "mounts[0].uidMappings: missing: without a user"),
+        (
+            "/mounts",
+            r#"[{"destination":"/a","source":"/b","type":"bind","uidMappings":[{"containerID":0,"hostID":1,"size":1}]}]"#,
+            "mounts[0].gidMappings: missing: uidMappings needs it",
+        ),
+        (
+            "/mounts",
+            r#"[{"destination":"/a","type":"tmpfs","uidMappings":[{"containerID":0,"hostID":1,"size":1}],
+            "gidMappings":[{"containerID":0,"hostID":1,"size":1}]}]"#,
+            "mounts[0].options: idmap: only a bind mount",
+        ),
+        ("/mounts", r#"[{"destination":"/a","source":"/b","options":["bind","tmpcopyup"]}]"#, "mounts[0].options: tmpcopyup: only a tmpfs"),
+        ("/mounts", r#"[{"destination":"./","type":"tmpfs"}]"#, "mounts[0].destination: is the root itself"),
         ("/linux/devices", r#"[{"path":"/dev/x","type":"q"}]"#, "linux.devices[0].type: \"q\""),
     ];
     for (pointer, value, expected) in cases {
@@ -104,9 +162,89 @@ fn bad_values_are_refused_by_name() {
 }
 
 #[test]
+fn what_the_machine_lacks_is_refused_by_name() {
+    let cases = [
+        ("/process/apparmorProfile", r#""p""#, "process.apparmorProfile: AppArmor is not enabled"),
+        ("/process/selinuxLabel", r#""l""#, "process.selinuxLabel: SELinux is not enabled"),
+        ("/linux/mountLabel", r#""l""#, "linux.mountLabel: SELinux is not enabled"),
+        ("/linux/intelRdt", r#"{"closID":"x"}"#, "linux.intelRdt: this machine has no resctrl"),
+    ];
+    for (pointer, value, expected) in cases {
+        let container = with(pointer, value).unwrap();
+        let text = check_machine(&container, Machine::default()).unwrap_err()[0].to_string();
+        assert!(text.starts_with(expected), "{pointer}: {text}");
+        let all = Machine { apparmor: true, selinux: true, resctrl: true };
+        assert_eq!(check_machine(&container, all).is_ok(), pointer != "/linux/intelRdt");
+    }
+}
+
+#[test]
 fn every_refusal_is_told_at_once() {
-    let spec = r#"{"ociVersion":"3.0.0","hooks":{"poststop":[{"path":"/x"}]}}"#;
+    let spec = r#"{"ociVersion":"3.0.0","hooks":{"poststop":[{"path":"x"}]}}"#;
     let refusals = check(Path::new("/b"), &spec::parse(spec.as_bytes()).unwrap()).unwrap_err();
     let fields: Vec<_> = refusals.iter().map(|refusal| refusal.field.as_str()).collect();
-    assert_eq!(fields, ["ociVersion", "hooks", "root.path", "linux.namespaces", "process"]);
+    assert_eq!(fields, ["ociVersion", "root.path", "linux.namespaces", "process", "hooks.poststop[0].path"]);
+}
+
+/// The least configuration with a user namespace of the first hundred ids, and values at JSON pointers.
+fn in_user_namespace(values: &[(&str, &str)]) -> String {
+    let mut config: Value = serde_json::from_str(LEAST).unwrap();
+    config["linux"]["namespaces"] = serde_json::json!([{"type":"mount"},{"type":"user"}]);
+    let ids = serde_json::json!([{"containerID":0,"hostID":1000,"size":100}]);
+    config["linux"]["uidMappings"] = ids.clone();
+    config["linux"]["gidMappings"] = ids;
+    for (pointer, value) in values {
+        let (parent, last) = pointer.rsplit_once('/').unwrap();
+        config.pointer_mut(parent).unwrap()[last] = serde_json::from_str(value).unwrap();
+    }
+    match check(Path::new("/bundle"), &spec::parse(config.to_string().as_bytes()).unwrap()) {
+        Ok(_) => String::new(),
+        Err(refusals) => refusals.iter().map(Refusal::to_string).collect::<Vec<_>>().join("\n"),
+    }
+}
+
+#[test]
+fn mappings_are_checked() {
+    assert_eq!(in_user_namespace(&[]), "");
+    let uid = "/linux/uidMappings";
+    let cases = [
+        (uid, "[]", "linux.uidMappings: missing: a new user namespace"),
+        (uid, r#"[{"containerID":1,"hostID":1,"size":1}]"#, "linux.uidMappings: maps no containerID 0"),
+        (uid, r#"[{"containerID":0,"hostID":1,"size":0}]"#, "linux.uidMappings[0].size: is 0"),
+        (uid, r#"[{"containerID":0,"hostID":4294967295,"size":2}]"#, "linux.uidMappings[0].hostID: 4294967295 and 2 more"),
+        (
+            uid,
+            r#"[{"containerID":0,"hostID":1,"size":9},{"containerID":8,"hostID":20,"size":1}]"#,
+            "linux.uidMappings[1].containerID: overlaps",
+        ),
+        (uid, r#"[{"containerID":0,"hostID":1,"size":9},{"containerID":9,"hostID":9,"size":1}]"#, "linux.uidMappings[1].hostID: overlaps"),
+        ("/process/user", r#"{"uid":100}"#, "process.user.uid: 100 is not mapped by linux.uidMappings"),
+        ("/process/user", r#"{"additionalGids":[7,200]}"#, "process.user.additionalGids[1]: 200 is not mapped by linux.gidMappings"),
+        ("/linux/namespaces", r#"[{"type":"mount"}]"#, "linux.uidMappings: maps the ids of no namespace"),
+        (
+            "/linux/namespaces",
+            r#"[{"type":"mount","path":"/proc/1/ns/mnt"},{"type":"user"}]"#,
+            "linux.namespaces[0].path: the root would change",
+        ),
+    ];
+    for (pointer, value, expected) in cases {
+        let text = in_user_namespace(&[(pointer, value)]);
+        assert!(text.starts_with(expected), "{pointer} {value}: {text}");
+    }
+    let many: Vec<String> = (0..341).map(|id| format!(r#"{{"containerID":{id},"hostID":{id},"size":1}}"#)).collect();
+    assert!(in_user_namespace(&[(uid, &format!("[{}]", many.join(",")))]).starts_with("linux.uidMappings: 341 entries"));
+}
+
+#[test]
+fn time_offsets_are_checked() {
+    let time = ("/linux/namespaces", r#"[{"type":"mount"},{"type":"user"},{"type":"time"}]"#);
+    let offsets = "/linux/timeOffsets";
+    assert_eq!(in_user_namespace(&[time, (offsets, r#"{"monotonic":{"secs":-5},"boottime":{"nanosecs":1}}"#)]), "");
+    assert!(
+        in_user_namespace(&[(offsets, r#"{"boottime":{"secs":1}}"#)]).starts_with("linux.timeOffsets: shift the clocks of no namespace")
+    );
+    let text = in_user_namespace(&[time, (offsets, r#"{"realtime":{"secs":1}}"#)]);
+    assert!(text.starts_with("linux.timeOffsets[realtime]: is no clock"), "{text}");
+    let text = in_user_namespace(&[time, (offsets, r#"{"boottime":{"nanosecs":1000000000}}"#)]);
+    assert!(text.starts_with("linux.timeOffsets[boottime].nanosecs: 1000000000 is a second"), "{text}");
 }

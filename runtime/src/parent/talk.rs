@@ -1,0 +1,164 @@
+//! The talk of `create` and `exec` with a process they made, until it is ready (`sync` draws it).
+//!
+//! In: the messages of the child, and of the usher that may bear it. Out: the child, its terminal, notes; or what failed, with nothing of
+//! what was made alive.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, WaitId, WaitIdOptions};
+
+use super::bundle::Bundle;
+use super::{hooks, listener, userns};
+use crate::core::hooks::HookKind;
+use crate::core::plan::Plan;
+use crate::core::signal;
+use crate::core::status::Status;
+use crate::state::Record;
+use crate::sync::{Channel, Message};
+use crate::sys;
+
+/// What a child says.
+pub enum Heard {
+    Message(Message, Option<OwnedFd>),
+    /// The descriptor of its seccomp notifications.
+    Notifications(OwnedFd),
+}
+
+/// Hears the next message that is no note; a failure is the error.
+pub fn hear(channel: &Channel, child: BorrowedFd<'_>, plan: &Plan, notes: &mut Vec<String>) -> Result<Heard> {
+    let step = |place: u16| plan.steps.get(usize::from(place)).map_or_else(String::new, ToString::to_string);
+    loop {
+        match channel.receive().context("listen to the container's process")? {
+            Some((Message::Note { step: place, text }, _)) => notes.push(format!("{}: {text}", step(place))),
+            Some((Message::Failed { step: place, errno, text }, _)) => {
+                let cause = if errno == 0 { String::new() } else { std::io::Error::from_raw_os_error(errno).to_string() };
+                let parts: Vec<String> = [step(place), text, cause].into_iter().filter(|part| !part.is_empty()).collect();
+                bail!("{}", parts.join(": "));
+            }
+            Some((Message::Listener { .. }, Some(descriptor))) => return Ok(Heard::Notifications(descriptor)),
+            Some((Message::Listener { number }, None)) => {
+                let copy = rustix::process::pidfd_getfd(child, number, PidfdGetfdFlags::empty());
+                return Ok(Heard::Notifications(copy.context("linux.seccomp: take a copy of the notifications' descriptor")?));
+            }
+            Some((message, descriptor)) => return Ok(Heard::Message(message, descriptor)),
+            None => {
+                return Err(anyhow!("the container's process was killed while it was set up")
+                    .context("linux.resources.memory.limit may be too small, or someone killed it"));
+            }
+        }
+    }
+}
+
+/// A process this one made.
+pub struct Process {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+}
+
+impl Process {
+    fn reap(&self) {
+        // An error means that someone else has, as where SIGCHLD is ignored.
+        let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+    }
+}
+
+/// The talk with the child, from its clone until it is ready.
+pub struct Talk<'a> {
+    channel: Channel,
+    bundle: &'a Bundle,
+    /// The container's process, or the usher that bears it.
+    first: Process,
+    /// The container's process, if an usher bore it.
+    born: Option<Process>,
+    notes: Vec<String>,
+}
+
+impl<'a> Talk<'a> {
+    pub fn new(channel: Channel, bundle: &'a Bundle, first: Process) -> Self {
+        Self { channel, bundle, first, born: None, notes: bundle.plan.notes.clone() }
+    }
+
+    pub fn child(&self) -> &Process {
+        self.born.as_ref().unwrap_or(&self.first)
+    }
+
+    /// Hears the child out until it is ready; the master side of its terminal comes on the way.
+    pub fn listen(&mut self, record: &Record) -> Result<Option<OwnedFd>> {
+        let (plan, container) = (&self.bundle.plan, &self.bundle.container);
+        let mut terminal = None;
+        loop {
+            // An usher speaks before what it bears, and then no more.
+            let child = self.born.as_ref().unwrap_or(&self.first).pidfd.as_fd();
+            match hear(&self.channel, child, plan, &mut self.notes)? {
+                Heard::Message(Message::Ready, _) => return Ok(terminal),
+                Heard::Message(Message::Terminal, master) => terminal = master,
+                Heard::Message(Message::Map, _) => {
+                    userns::map(self.first.pid, &container.ids).context("linux")?;
+                    self.answer()?;
+                }
+                Heard::Message(Message::Born { pid }, _) if plan.has_usher() => {
+                    self.born = Some(open_child(pid)?);
+                    self.answer()?;
+                }
+                Heard::Message(Message::Hooks, _) => {
+                    for kind in [HookKind::Prestart, HookKind::CreateRuntime] {
+                        hooks::run(&container.hooks, kind, record, self.child().pid)?;
+                    }
+                    self.answer()?;
+                }
+                Heard::Notifications(notifications) => match container.seccomp.as_ref().and_then(|seccomp| seccomp.listener.as_ref()) {
+                    Some(to) => listener::introduce(to, record, Status::Creating, self.child().pid, &notifications)?,
+                    None => bail!("the container's process has notifications for nobody"),
+                },
+                Heard::Message(..) => bail!("the container's process answered nonsense"),
+            }
+        }
+    }
+
+    fn answer(&self) -> Result<()> {
+        self.channel.send(&Message::Go).context("answer the container's process")
+    }
+
+    /// The container's process, and what is weaker than asked for.
+    pub fn finish(self) -> (Process, Vec<String>) {
+        let child = match self.born {
+            Some(born) => {
+                self.first.reap();
+                born
+            }
+            None => self.first,
+        };
+        (child, self.notes)
+    }
+
+    /// Ends all that was made; the death of the last takes its mounts along.
+    pub fn end(mut self) {
+        let kill = |process: &Process| {
+            // An error means that it is dead already.
+            let _ = sys::send_signal(process.pidfd.as_fd(), signal::KILL);
+        };
+        self.born.iter().for_each(kill);
+        if self.bundle.plan.has_usher() {
+            // It, or what it bore and was not heard of yet, ends by itself when it hears no more.
+            self.channel.fall_silent();
+        } else {
+            kill(&self.first);
+        }
+        while let Ok(Some((message, _))) = self.channel.receive() {
+            if let Message::Born { pid } = message {
+                self.born = open_child(pid).ok();
+                self.born.iter().for_each(kill);
+            }
+        }
+        self.first.reap();
+        self.born.iter().for_each(Process::reap);
+    }
+}
+
+/// Opens a child by its id, which is its own as long as it is not reaped.
+fn open_child(pid: i32) -> Result<Process> {
+    let raw = Pid::from_raw(pid).context("the container's process has no id")?;
+    let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::empty()).context("open the container's process")?;
+    Ok(Process { pid, pidfd })
+}

@@ -1,0 +1,189 @@
+//! Containers of a user who is not root: a copy of the program and a bundle that belong to it, and nothing else.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output, Stdio};
+
+use common::{Bundle, eventually, tool};
+use serde_json::{Value, json};
+
+const USER: u32 = 54_321;
+
+/// A user's bundle with what `spec --rootless` writes.
+struct Own {
+    bundle: Bundle,
+}
+
+impl Own {
+    fn new(script: &str) -> Self {
+        let bundle = Bundle::new(script);
+        let program = bundle.path("runtime");
+        fs::copy(env!("CARGO_BIN_EXE_rcluster-runtime"), &program).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        // Nothing is made in them that the user does not own.
+        for dir in ["proc", "dev", "sys"] {
+            fs::create_dir_all(bundle.rootfs(dir)).unwrap();
+        }
+        bundle.give_rootfs(USER);
+        std::os::unix::fs::chown(bundle.path(""), Some(USER), Some(USER)).unwrap();
+        fs::remove_file(bundle.path("config.json")).unwrap();
+        let mut own = Self { bundle };
+        let output = own.call(&["spec", "--rootless", "--bundle", own.bundle.path("").to_str().unwrap()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        own.bundle.config = serde_json::from_slice(&fs::read(own.bundle.path("config.json")).unwrap()).unwrap();
+        own.bundle.script(script);
+        own
+    }
+
+    fn command(&self, program: &std::path::Path, root: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.uid(USER).gid(USER).env("XDG_RUNTIME_DIR", self.bundle.path("")).arg("--root").arg(self.bundle.path(root)).args(args);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn call(&self, args: &[&str]) -> Output {
+        self.command(&self.bundle.path("runtime"), "own-state", args).output().unwrap()
+    }
+
+    fn create(&self) {
+        self.bundle.write();
+        let bundle = self.bundle.path("");
+        let args = ["create", "--bundle", bundle.to_str().unwrap(), &self.bundle.id];
+        let mut create = self.command(&self.bundle.path("runtime"), "own-state", &args);
+        let said = self.bundle.path("create.err");
+        let status = create.stdout(Stdio::null()).stderr(fs::File::create(&said).unwrap()).status().unwrap();
+        assert!(status.success(), "{}", fs::read_to_string(said).unwrap());
+    }
+
+    fn run(&self) -> (String, String, i32) {
+        self.bundle.write();
+        let output = self.call(&["run", "--bundle", self.bundle.path("").to_str().unwrap(), &self.bundle.id]);
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().trim_end().to_owned();
+        (text(output.stdout), text(output.stderr), output.status.code().unwrap())
+    }
+
+    fn prints(&self) -> String {
+        let (stdout, stderr, code) = self.run();
+        assert_eq!(code, 0, "{stdout}\n{stderr}");
+        stdout
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        let _ = self.call(&["delete", "--force", &self.bundle.id]);
+    }
+}
+
+#[test]
+fn a_user_runs_a_container_as_its_root() {
+    let mut own = Own::new(
+        "id -u; id -g; cat /proc/self/uid_map; cat /proc/self/setgroups; touch /made; hostname; head -c 1 /dev/zero | wc -c; ls -d /sys/class; echo x > /dev/full || echo full",
+    );
+    own.bundle.set("/root/readonly", json!(false));
+    let printed = own.prints();
+    let words: Vec<&str> = printed.split_whitespace().collect();
+    let user = USER.to_string();
+    assert_eq!(
+        words,
+        ["0", "0", "0", &user, "1", "deny", "runc", "1", "/sys/class", "full"].map(|word| if word == "runc" {
+            own.bundle.config["hostname"].as_str().unwrap()
+        } else {
+            word
+        })
+    );
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&fs::metadata(own.bundle.rootfs("made")).unwrap()), USER);
+    assert!(!own.bundle.path("own-state").join(&own.bundle.id).exists());
+}
+
+#[test]
+fn its_life_by_the_verbs() {
+    let own = Own::new("sleep 1000");
+    own.create();
+    let state = || -> Value { serde_json::from_slice(&own.call(&["state", &own.bundle.id]).stdout).unwrap() };
+    assert_eq!(state()["status"], "created");
+    assert!(own.call(&["start", &own.bundle.id]).status.success());
+    assert_eq!(state()["status"], "running");
+    assert!(own.call(&["kill", &own.bundle.id, "KILL"]).status.success());
+    eventually("it stops", || (state()["status"] == "stopped").then_some(()));
+    let output = own.call(&["delete", &own.bundle.id]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn what_only_root_may_is_refused_by_name() {
+    let mut own = Own::new("true");
+    own.bundle.set("/linux/resources/pids", json!({"limit":5}));
+    let (_, stderr, code) = own.run();
+    assert!(code != 0 && stderr.contains("linux.resources.pids.limit: this user may make no cgroup in"), "{stderr}");
+    let mut own = Own::new("true");
+    own.bundle.set("/linux/uidMappings", json!([{"containerID":0,"hostID":USER,"size":1},{"containerID":1,"hostID":100_000,"size":10}]));
+    let (_, stderr, code) = own.run();
+    // Nobody granted this user any more ids.
+    assert!(code != 0 && stderr.contains("uidMappings: ") && stderr.contains("newuidmap"), "{stderr}");
+    let mut own = Own::new("true");
+    own.bundle.set("/process/user", json!({"uid":0,"gid":0,"additionalGids":[0]}));
+    let (_, stderr, code) = own.run();
+    assert!(
+        code != 0 && stderr.contains("additionalGids: this user namespace was made without the privilege to change groups"),
+        "{stderr}"
+    );
+    let left = fs::read_dir(own.bundle.path("own-state")).into_iter().flatten().count();
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn it_agrees_with_runc() {
+    let Some(runc) = tool("runc") else { return };
+    let mut own = Own::new(
+        "id; cat /proc/self/uid_map /proc/self/gid_map /proc/self/setgroups; grep ^Cap /proc/self/status; cd /dev; stat -c '%n %F %t:%T' null zero tty pts; hostname",
+    );
+    own.bundle.set("/hostname", json!("inside"));
+    let ours = own.prints();
+    let output =
+        own.command(&runc, "runc-state", &["run", "--bundle", own.bundle.path("").to_str().unwrap(), &own.bundle.id]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(ours, String::from_utf8(output.stdout).unwrap().trim_end());
+}
+
+/// The parts that `--rootless` decides.
+#[test]
+fn the_configuration_to_begin_with_is_runcs() {
+    let Some(runc) = tool("runc") else { return };
+    let own = Own::new("true");
+    let dir = own.bundle.path("theirs");
+    fs::create_dir(&dir).unwrap();
+    std::os::unix::fs::chown(&dir, Some(USER), Some(USER)).unwrap();
+    let output = own.command(&runc, "runc-state", &["spec", "--rootless", "--bundle", dir.to_str().unwrap()]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let theirs: Value = serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
+    let sorted = |config: &Value| {
+        let mut kinds: Vec<String> =
+            config["linux"]["namespaces"].as_array().unwrap().iter().map(|entry| entry["type"].to_string()).collect();
+        // runc lists it on hosts with version 2 alone.
+        kinds.retain(|kind| kind != "\"cgroup\"");
+        kinds.sort();
+        kinds
+    };
+    assert_eq!(sorted(&own.bundle.config), sorted(&theirs));
+    for pointer in ["/mounts", "/linux/uidMappings", "/linux/gidMappings", "/linux/resources"] {
+        assert_eq!(own.bundle.config.pointer(pointer), theirs.pointer(pointer), "{pointer}");
+    }
+}
+
+/// The user's own program cannot be overwritten through the container (CVE-2019-5736): what runs until the exec is a sealed copy.
+#[test]
+fn a_sealed_copy_runs_until_the_exec() {
+    let own = Own::new("sleep 1000");
+    own.create();
+    let state: Value = serde_json::from_slice(&own.call(&["state", &own.bundle.id]).stdout).unwrap();
+    let exe = format!("/proc/{}/exe", state["pid"]);
+    let name = fs::read_link(&exe).unwrap();
+    assert!(name.to_str().unwrap().starts_with("/memfd:rcluster-runtime"), "{name:?}");
+    let seals = rustix::fs::fcntl_get_seals(fs::File::open(&exe).unwrap()).unwrap();
+    assert!(seals.contains(rustix::fs::SealFlags::WRITE | rustix::fs::SealFlags::SEAL), "{seals:?}");
+}
