@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use prost::Message;
 use rcluster_api::id::{TaskId, is_id};
 use rcluster_api::object::{Task, TaskStatus};
@@ -81,6 +81,11 @@ impl Agent {
         };
         let places = agent.tools.places.clone();
         let adopted = adopted(&places)?;
+        let mut living = adopted.values().filter(|(_, record)| !record.has_ended()).map(|(task, _)| task);
+        if let Some(task) = living.find(|task| !agent.tools.knows_runtime(task)) {
+            let runtime = &task.template.runtime;
+            bail!("task {} runs here under the OCI runtime {runtime}: start the agent with --add-runtime {runtime}=PATH", task.name);
+        }
         agent.remove_later(strangers(&places.writes(), |id| adopted.contains_key(id)));
         remove_cgroups(&agent.tools.cgroup_parent, |id| adopted.contains_key(id));
         for (id, (task, record)) in adopted {

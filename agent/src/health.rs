@@ -35,6 +35,8 @@ pub struct Place {
     pub pid: u32,
     /// The pod's first address, if it is on a network.
     pub ip: Option<Ipv4Addr>,
+    /// Takes the number of a check's process.
+    pub pid_file: PathBuf,
     /// There while a user has the container paused: what stands still is not asked how it is.
     pub pause_file: PathBuf,
 }
@@ -76,7 +78,7 @@ async fn probe(runtime: &Runtime, place: &Place, check: &HealthCheck) -> Result<
         match (&check.http, &check.tcp) {
             (Some(http), _) => get(place, http).await,
             (None, Some(tcp)) => connect(place, tcp.port).await.map(drop),
-            (None, None) => runtime.exec(&place.container, &check.command).await,
+            (None, None) => runtime.exec(&place.container, &check.command, &place.pid_file).await,
         }
     };
     timeout(limit, done).await.unwrap_or_else(|_| Err(format!("the check did not end within {}", check.timeout)))

@@ -9,14 +9,16 @@ use rcluster_agent::core::reference::Reference;
 use rcluster_agent::image::Store;
 use rcluster_agent::image::pull::{Progress, Puller};
 use rcluster_agent::image::registry::Client;
+use rcluster_agent::relay::RELAYS_MAX;
 use rcluster_agent::run::run;
 use rcluster_base::telemetry;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-/// The agent waits more than it works: two threads do, and blocking work has as many as tasks are prepared at once, twice.
+/// The agent waits more than it works: two threads do, and blocking work has as many as tasks are prepared at once, twice, and one for
+/// each relay: a user who copies files slowly holds up nobody but himself.
 const WORKERS: usize = 2;
-const BLOCKING: usize = 16;
+const BLOCKING: usize = 16 + RELAYS_MAX;
 
 fn main() -> Result<()> {
     match Cli::parse().verb {

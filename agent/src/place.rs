@@ -164,6 +164,11 @@ impl ContainerPlaces {
         self.bundle.join("paused")
     }
 
+    /// Of the process that checks the container's health.
+    pub fn check_pid_file(&self) -> PathBuf {
+        self.bundle.join("check.pid")
+    }
+
     pub fn monitor_errors(&self) -> PathBuf {
         self.bundle.join("monitor.err")
     }

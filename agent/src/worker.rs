@@ -208,7 +208,8 @@ impl Worker {
                 let ip = self.task.networks.first().map(|network| network.ip);
                 let (tools, task) = (&self.tools, &self.task);
                 let pause_file = tools.places.of_task(&task.id).of_container(&container.name).pause_file();
-                let place = Place { container: container.id.clone(), pid, ip, pause_file };
+                let pid_file = self.tools.places.of_task(&task.id).of_container(&container.name).check_pid_file();
+                let place = Place { container: container.id.clone(), pid, ip, pid_file, pause_file };
                 Some(async move { (*index, health::change(tools.runtime(task), &place, checks).await) })
             })
             .collect();

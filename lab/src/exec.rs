@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write, stderr};
+use std::io::{self, ErrorKind, Write, stderr};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Command;
@@ -91,7 +91,11 @@ fn containers(cgroups: &Cgroups, pods: &str) -> Result<Vec<Container>, LabError>
         for name in cgroups.children(&format!("{pods}/{task_id}")) {
             let cgroup = format!("{pods}/{task_id}/{name}");
             let Some(pid) = cgroups.processes(&cgroup)?.into_iter().find(|pid| is_init(*pid)) else { continue };
-            let environment = environment(pid)?;
+            let environment = match environment(pid) {
+                // It ended while it was being looked at.
+                Err(LabError::Io { source, .. }) if is_gone(&source) => continue,
+                read => read?,
+            };
             let task_name = environment.get("RCLUSTER_TASK").cloned().unwrap_or_default();
             let place = Place { pid, cgroup, environment: Some(environment) };
             found.push(Container { task_id: task_id.clone(), task_name, name, place });
@@ -126,6 +130,10 @@ fn find(pods: &str, host: &str, task: &str, container: Option<&str>) -> Result<P
 fn is_init(pid: i32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status.lines().find_map(|line| line.strip_prefix("NSpid:")).and_then(|pids| pids.split_whitespace().last()) == Some("1")
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
 fn environment(pid: i32) -> Result<BTreeMap<String, String>, LabError> {

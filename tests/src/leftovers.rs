@@ -1,4 +1,7 @@
 //! What a lab leaves behind: processes, network namespaces, mounts, cgroups, links and directories that were not there before.
+//!
+//! What others do on the machine meanwhile does not count: other programs, other builds of ours, other tests in their temporary directories
+//! and in cgroups named after them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -36,7 +39,7 @@ impl Inventory {
         Ok(Self::take()?.items.into_iter().filter(|item| item.starts_with("process ") && item.contains(lab)).collect())
     }
 
-    /// An error that names everything of one lab that is there now; what others do on the machine meanwhile does not count.
+    /// An error that names everything of one lab that is there now.
     pub fn check_nothing_of(lab: &str) -> Result<()> {
         let left: Vec<String> = Self::take()?.items.into_iter().filter(|item| item.contains(lab)).collect();
         if left.is_empty() { Ok(()) } else { bail!("left behind: {}", left.join(", ")) }
@@ -49,7 +52,7 @@ impl Inventory {
     }
 }
 
-/// Processes whose program is one of ours, and every network namespace that a process is in.
+/// Processes whose program is one of ours, and the network namespaces that they are in.
 fn processes(items: &mut BTreeSet<String>) -> Result<()> {
     for entry in fs::read_dir("/proc").context("list /proc")? {
         let entry = entry.context("list /proc")?;
@@ -65,15 +68,22 @@ fn processes(items: &mut BTreeSet<String>) -> Result<()> {
             let of_lab = cgroup.lines().find_map(|line| line.split("rcluster-lab-").nth(1)).unwrap_or_default();
             let words = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default().replace('\0', " ");
             let by_a_test = ["demo", "bench", "codegen"].iter().any(|name| ours.ends_with(format!("rcluster-{name}")));
-            if !by_a_test {
-                items.insert(format!("process {pid} ({}) {of_lab} {words}", comm.trim()));
+            let of_another_build = of_lab.is_empty() && std::env::var_os("RCLUSTER_BIN_DIR").is_some_and(|dir| !ours.starts_with(dir));
+            if by_a_test || of_another_build {
+                continue;
             }
-        }
-        if let Ok(namespace) = fs::read_link(entry.path().join("ns/net")) {
-            items.insert(format!("network namespace {}", namespace.display()));
+            items.insert(format!("process {pid} ({}) {of_lab} {words}", comm.trim()));
+            if let Ok(namespace) = fs::read_link(entry.path().join("ns/net")) {
+                items.insert(format!("network namespace {}", namespace.display()));
+            }
         }
     }
     Ok(())
+}
+
+/// Whether a name is that of another test's thing: its temporary directory, or its cgroup.
+fn is_of_another_test(name: &str) -> bool {
+    ["/tmp/", "/dev/shm/", "rt-test-", "rcluster-test-"].iter().any(|start| name.starts_with(start))
 }
 
 fn names(what: &str, dir: &Path, items: &mut BTreeSet<String>) -> Result<()> {
@@ -84,13 +94,15 @@ fn names(what: &str, dir: &Path, items: &mut BTreeSet<String>) -> Result<()> {
     };
     for entry in entries {
         let name = entry.with_context(|| format!("list {}", dir.display()))?.file_name();
-        items.insert(format!("{what} {}", name.to_string_lossy()));
+        if !is_of_another_test(&name.to_string_lossy()) {
+            items.insert(format!("{what} {}", name.to_string_lossy()));
+        }
     }
     Ok(())
 }
 
 fn lines(what: &str, file: &str, field: impl Fn(&str) -> String, items: &mut BTreeSet<String>) -> Result<()> {
     let text = fs::read_to_string(file).with_context(|| format!("read {file}"))?;
-    items.extend(text.lines().map(|line| format!("{what} {}", field(line))));
+    items.extend(text.lines().map(field).filter(|item| !is_of_another_test(item)).map(|item| format!("{what} {item}")));
     Ok(())
 }

@@ -70,6 +70,11 @@ impl Tools {
         }
     }
 
+    /// Whether the runtime that a task asks for is known here.
+    pub fn knows_runtime(&self, task: &Task) -> bool {
+        task.template.runtime.is_empty() || self.runtimes.others.contains_key(&task.template.runtime)
+    }
+
     /// The runtime of a task. One that is not known here, and so made no container, is as good as our own.
     pub fn runtime(&self, task: &Task) -> &Runtime {
         self.runtimes.others.get(&task.template.runtime).unwrap_or(&self.runtimes.own)

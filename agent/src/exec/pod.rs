@@ -83,7 +83,9 @@ pub async fn pull(tools: &Tools, task: &Task, told: &watch::Sender<Progress>) ->
 
 fn absent(node: &str, name: &str, there: &str, policy: PullPolicy) -> StepError {
     let hint = match policy {
-        PullPolicy::Never => "pulling is off on this node (--pull never): load it with `rcluster-agent image load FILE`",
+        PullPolicy::Never => {
+            "pulling is off on this node (--pull never): load it with `rcluster-agent image load FILE`, in a lab with `lab up --image FILE`"
+        }
         PullPolicy::Missing | PullPolicy::Always => "it was removed after it had been pulled",
     };
     StepError::Rejected(format!("image {name:?} is not on node {node}; images there: {there}; {hint}"))
@@ -195,7 +197,10 @@ pub async fn create(
 /// Starts one created container; `adopted` when an agent before this one may have started it already.
 pub async fn start(tools: &Tools, task: &Task, record: &mut Record, index: usize, adopted: bool) -> Result<(), StepError> {
     let container = &mut record.containers[index];
-    if !(adopted && tools.runtime(task).is_running(&container.id).await?) {
+    // It may have been started, and have ended since; how, watching tells.
+    let exit_file = tools.places.of_task(&task.id).of_container(&container.name).exit_file();
+    let was_started = adopted && (exit_file.exists() || tools.runtime(task).is_running(&container.id).await?);
+    if !was_started {
         tools.runtime(task).start(&container.id).await?;
     }
     container.phase = Phase::Started;
@@ -377,7 +382,7 @@ fn write_config(tools: &Tools, task: &Task, record: &Record, index: usize, place
     root.make_dir(Path::new(&workdir)).map_err(failed("make the working directory"))?;
     let image_volumes = image_volumes(&root, &image).map_err(failed("make the image's volumes"))?;
     let first = record.containers.first().filter(|_| index > 0);
-    let devices = if spec.privileged { host::devices() } else { named_devices(spec) }.map_err(failed("look at the host's devices"))?;
+    let devices = devices(spec).map_err(failed("look at the host's devices"))?;
     let config = bundle::config_json(&bundle::Input {
         task,
         spec,
@@ -397,9 +402,14 @@ fn write_config(tools: &Tools, task: &Task, record: &Record, index: usize, place
     fs::write(place.config_file(), config.map_err(rejected)?).map_err(failed("write the configuration"))
 }
 
-fn named_devices(spec: &ContainerSpec) -> io::Result<Vec<HostDevice>> {
-    let found: Vec<_> = spec.devices.iter().map(|device| host::device(Path::new(&device.source))).collect::<io::Result<_>>()?;
-    Ok(found.into_iter().flatten().collect())
+/// The devices that the spec names, links followed, and for a privileged container all others.
+fn devices(spec: &ContainerSpec) -> io::Result<Vec<HostDevice>> {
+    let named: Vec<_> = spec.devices.iter().map(|device| host::device(Path::new(&device.source))).collect::<io::Result<_>>()?;
+    let mut found: Vec<HostDevice> = named.into_iter().flatten().collect();
+    if spec.privileged {
+        found.extend(host::devices()?);
+    }
+    Ok(found)
 }
 
 /// The image's volumes as directories of the container's own file system, so they hold what the image put there. The paths on the

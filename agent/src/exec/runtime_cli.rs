@@ -1,18 +1,21 @@
 //! An OCI runtime by its command line; each call has a deadline, and what it says on stderr becomes the error.
 
 use std::fs::File;
+use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use serde::Deserialize;
 use thiserror::Error;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
+use tracing::warn;
 
+use super::process;
 use crate::core::task::Exit;
 
 /// Why a call to the runtime failed.
@@ -98,6 +101,9 @@ struct ExitFile {
 
 const CREATE: Duration = Duration::from_secs(20);
 const CALL: Duration = Duration::from_secs(10);
+/// The runtime itself waits 10 s for another call, and as long for the kernel, before it gives up and thaws.
+const FREEZE: Duration = Duration::from_secs(30);
+const LATE: Duration = Duration::from_millis(50);
 const LOG_BYTES_MAX: u64 = 10 << 20;
 const ERROR_BYTES_MAX: usize = 2000;
 
@@ -154,20 +160,35 @@ impl Runtime {
     }
 
     /// Runs a program in the container until it ends or the caller no longer waits; the error is what it said, or how it ended.
-    pub async fn exec(&self, id: &str, args: &[String]) -> Result<(), String> {
+    ///
+    /// The program is then killed, by what the runtime wrote to `pid_file`. Of its output only the end is kept, and its end is its own: not
+    /// that of a child which still holds the output.
+    pub async fn exec(&self, id: &str, args: &[String], pid_file: &Path) -> Result<(), String> {
+        let failed = |error: io::Error| format!("run {}: {error}", self.program.display());
         let mut command = self.command();
-        command.args(["exec", id]).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let output = command.output().await.map_err(|error| format!("run {}: {error}", self.program.display()))?;
-        if output.status.success() {
+        command.args(["exec", "--pid-file"]).arg(pid_file).arg(id).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut guard = KilledByFile { pid_file, ended: false };
+        let mut child = command.kill_on_drop(true).spawn().map_err(failed)?;
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let (out, err) = (child.stdout.take(), child.stderr.take());
+        let reading = async {
+            tokio::join!(keep_end(out, &mut stdout), keep_end(err, &mut stderr));
+        };
+        let ending = async {
+            let status = child.wait().await;
+            guard.ended = true;
+            status
+        };
+        let status = read_until_ended(reading, ending).await.map_err(failed)?;
+        if status.success() {
             return Ok(());
         }
-        let text = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
-        Err(said(text, &output.status.to_string()))
+        Err(said(if stderr.is_empty() { &stdout } else { &stderr }, &status.to_string()))
     }
 
     /// Freezes all processes of the container.
     pub async fn pause(&self, id: &str) -> Result<(), RuntimeError> {
-        self.call("pause", id, &["pause", id]).await.map(drop)
+        self.call_within("pause", id, &["pause", id], FREEZE).await.map(drop)
     }
 
     /// Lets them go on.
@@ -182,13 +203,22 @@ impl Runtime {
 
     /// Whether the container's process was started and has not ended.
     pub async fn is_running(&self, id: &str) -> Result<bool, RuntimeError> {
+        Ok(self.status(id).await? == "running")
+    }
+
+    /// Whether all processes of the container are frozen.
+    pub async fn is_paused(&self, id: &str) -> Result<bool, RuntimeError> {
+        Ok(self.status(id).await? == "paused")
+    }
+
+    async fn status(&self, id: &str) -> Result<String, RuntimeError> {
         let output = self.call("state", id, &["state", id]).await?;
         let state: State = serde_json::from_slice(&output.stdout).map_err(|error| RuntimeError::Refused {
             verb: "state",
             id: id.to_owned(),
             why: error.to_string(),
         })?;
-        Ok(state.status == "running")
+        Ok(state.status)
     }
 
     fn command(&self) -> Command {
@@ -198,16 +228,68 @@ impl Runtime {
     }
 
     async fn call(&self, verb: &'static str, id: &str, args: &[&str]) -> Result<Output, RuntimeError> {
+        self.call_within(verb, id, args, CALL).await
+    }
+
+    /// A call that is not waited for any more goes on by itself: half a start is worse than a late one.
+    async fn call_within(&self, verb: &'static str, id: &str, args: &[&str], limit: Duration) -> Result<Output, RuntimeError> {
         let mut command = self.command();
-        command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let output = timeout(CALL, command.output())
+        command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = timeout(limit, command.output())
             .await
-            .map_err(|_| RuntimeError::Silent { verb, id: id.to_owned(), seconds: CALL.as_secs() })?
+            .map_err(|_| RuntimeError::Silent { verb, id: id.to_owned(), seconds: limit.as_secs() })?
             .map_err(|source| RuntimeError::Spawn { program: self.program.clone(), source })?;
         if output.status.success() {
             return Ok(output);
         }
         Err(RuntimeError::Refused { verb, id: id.to_owned(), why: said(&output.stderr, &output.status.to_string()) })
+    }
+}
+
+/// Kills, when dropped before the end, the process whose number stands in a file.
+struct KilledByFile<'a> {
+    pid_file: &'a Path,
+    ended: bool,
+}
+
+impl Drop for KilledByFile<'_> {
+    fn drop(&mut self) {
+        let pid = std::fs::read_to_string(self.pid_file).ok().and_then(|text| text.trim().parse().ok());
+        // Not there yet: the runtime dies with its caller, and the program with it.
+        if let (false, Some(pid)) = (self.ended, pid)
+            && let Ok(Some(process)) = process::look(pid)
+            && let Err(error) = process::kill(process)
+        {
+            warn!(pid, %error, "cannot kill a command that took too long");
+        }
+        // Not there, or swept with the task's bundle.
+        drop(std::fs::remove_file(self.pid_file));
+    }
+}
+
+/// Reads while the process runs, and a moment longer, for what is still on its way.
+async fn read_until_ended(
+    reading: impl Future<Output = ()>,
+    ending: impl Future<Output = io::Result<ExitStatus>>,
+) -> io::Result<ExitStatus> {
+    let (mut reading, mut ending) = (std::pin::pin!(reading), std::pin::pin!(ending));
+    tokio::select! {
+        () = &mut reading => ending.await,
+        status = &mut ending => {
+            // A child that goes on writing is not waited for.
+            drop(timeout(LATE, reading).await);
+            status
+        }
+    }
+}
+
+/// The last bytes of a stream.
+async fn keep_end(stream: Option<impl AsyncRead + Unpin>, end: &mut Vec<u8>) {
+    let Some(mut stream) = stream else { return };
+    let mut piece = [0; 4096];
+    while let Ok(count @ 1..) = stream.read(&mut piece).await {
+        end.extend_from_slice(&piece[..count]);
+        end.drain(..end.len().saturating_sub(ERROR_BYTES_MAX));
     }
 }
 

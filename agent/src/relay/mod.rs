@@ -36,7 +36,7 @@ use crate::image::root::Root;
 use crate::place::{ContainerPlaces, read_message};
 
 /// So many are served at once; one more is refused.
-const RELAYS_MAX: usize = 64;
+pub const RELAYS_MAX: usize = 64;
 /// Frames that wait for a slow connection.
 const FRAMES_MAX: usize = 8;
 /// Largest piece of data in a frame.

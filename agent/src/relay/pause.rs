@@ -8,7 +8,7 @@ use std::io;
 
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::wire::v1::{self, relay_output};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Line, Target, internal, opened};
 use crate::core::task::{ContainerRecord, Phase};
@@ -50,22 +50,29 @@ pub async fn pause(tools: &Tools, target: &Target, asked: v1::RelayPause, line: 
 }
 
 async fn freeze(runtime: &Runtime, container: &ContainerRecord, mark: &std::path::Path) -> Result<(), ApiError> {
-    if mark.exists() {
+    let is_paused = || async { runtime.is_paused(&container.id).await.map_err(|error| refused(container, &error)) };
+    if mark.exists() && is_paused().await? {
         return Ok(());
     }
-    // Before: an agent that is killed in between thaws one that is not frozen, which does no harm.
+    // Before: an agent that is killed in between leaves the mark on a container that is not frozen, and thawing takes that as done.
     fs::write(mark, b"").map_err(|error| internal("write that the container is paused", &error))?;
-    runtime.pause(&container.id).await.map_err(|error| {
-        drop(fs::remove_file(mark));
-        refused(container, &error)
-    })
+    let Err(error) = runtime.pause(&container.id).await else { return Ok(()) };
+    // Half frozen is neither: the mark goes only with the frost.
+    if let Err(error) = thaw(runtime, container, mark).await {
+        warn!(container = container.id, %error, "cannot let a container go on that could not be paused");
+    }
+    Err(refused(container, &error))
 }
 
 async fn thaw(runtime: &Runtime, container: &ContainerRecord, mark: &std::path::Path) -> Result<(), ApiError> {
     if !mark.exists() {
         return Ok(());
     }
-    runtime.resume(&container.id).await.map_err(|error| refused(container, &error))?;
+    if let Err(error) = runtime.resume(&container.id).await
+        && runtime.is_paused(&container.id).await.unwrap_or(true)
+    {
+        return Err(refused(container, &error));
+    }
     match fs::remove_file(mark) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(internal("write that the container goes on", &error)),
         _ => Ok(()),

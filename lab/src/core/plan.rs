@@ -173,6 +173,9 @@ impl LabPlan {
                     &managers,
                     "--cgroup-parent",
                     &cgroup,
+                    // The wire leads to no registry.
+                    "--pull",
+                    "never",
                     "--insecure",
                 ];
                 let labels = host.labels.iter().flat_map(|label| ["--label".to_owned(), label.clone()]);
@@ -285,7 +288,7 @@ mod tests {
             lines[6],
             "/bin/rcluster-agent run --name n2 --state-dir /var/lib/rcluster/labs/lab/n2/agent \
              --run-dir /run/rcluster/labs/lab/hosts/n2/run --addr 10.90.0.102 --managers 10.90.0.11:7443,10.90.0.12:7443,10.90.0.13:7443 \
-             --cgroup-parent /rcluster-lab-lab/n2/pods --insecure --label zone=b"
+             --cgroup-parent /rcluster-lab-lab/n2/pods --pull never --insecure --label zone=b"
         );
     }
 

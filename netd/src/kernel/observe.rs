@@ -31,6 +31,8 @@ pub struct Device {
     pub carries: bool,
     /// The index of a veth's other end.
     pub peer: u32,
+    /// The other end is in another namespace.
+    pub peer_is_outside: bool,
     pub vxlan: Option<LinkKind>,
     pub is_veth: bool,
 }
@@ -54,6 +56,7 @@ pub fn device(message: &LinkMessage) -> Device {
         up: message.header.flags.contains(LinkFlags::Up),
         carries: false,
         peer: 0,
+        peer_is_outside: false,
         vxlan: None,
         is_veth: false,
     };
@@ -64,6 +67,7 @@ pub fn device(message: &LinkMessage) -> Device {
             LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
             LinkAttribute::OperState(state) => device.carries = *state == State::Up,
             LinkAttribute::Link(index) => device.peer = *index,
+            LinkAttribute::LinkNetNsId(_) => device.peer_is_outside = true,
             LinkAttribute::LinkInfo(infos) => {
                 device.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
                 device.vxlan =
@@ -216,9 +220,16 @@ fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<(Ip
     Some((to, route))
 }
 
+/// `eth0`, `eth1`, …: what netd calls a pod's interfaces.
+fn is_pod_interface(name: &str) -> bool {
+    name.strip_prefix("eth").is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// A pod's interfaces, seen from inside its namespace; `outside` are the router's devices by index.
 pub fn pod(netlink: &mut Netlink, outside: &BTreeMap<u32, String>) -> Result<Pod, KernelError> {
-    let devices: Vec<Device> = devices(netlink)?.into_iter().filter(|device| device.is_veth).collect();
+    // The pod may have veths of its own, whose other ends' indexes are those of its own namespace, and interfaces of its own naming.
+    let is_ours = |device: &Device| device.is_veth && device.peer_is_outside && is_pod_interface(&device.name);
+    let devices: Vec<Device> = devices(netlink)?.into_iter().filter(is_ours).collect();
     let names: BTreeMap<u32, String> = devices.iter().map(|device| (device.index, device.name.clone())).collect();
     let addresses = addresses(netlink)?;
     let gateways = neighbours(netlink, &names)?;

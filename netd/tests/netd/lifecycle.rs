@@ -331,3 +331,22 @@ fn what_cannot_work_is_said_at_the_start() {
     let stranger = bare.hosts[0].refusal("10.90.0.77");
     assert!(stranger.contains("10.90.0.77 is not an address of this host; give one that is by --addr"), "{stranger}");
 }
+
+#[test]
+fn a_pods_own_devices_are_its_own_business() {
+    let mut lab = two_pods();
+    let host = &mut lab.hosts[0];
+    let devices = host.devices();
+    host.inside("t1", || {
+        for pair in [["v0", "v1"], ["eth7", "eth8"]] {
+            let made = std::process::Command::new("ip").args(["link", "add", pair[0], "type", "veth", "peer", "name", pair[1]]).status();
+            assert!(made.unwrap().success());
+        }
+    });
+    host.kill();
+    host.start();
+    assert_eq!(host.status().unwrap().repairs, 0);
+    assert_eq!(host.devices(), devices);
+    let _listener = lab.hosts[1].listen("t2", "10.128.0.3:80");
+    lab.hosts[0].connect("t1", "10.128.0.3:80").unwrap();
+}

@@ -113,7 +113,7 @@ fn up(args: LabUp, global: &Global, out: Out) -> Result<(), CliError> {
     let (managers, agents, timeout) = (manager_count(global)?, args.agents, args.timeout);
     let name = args.lab.name.unwrap_or_else(|| DEFAULT_NAME.to_owned());
     // Read before anything is touched, so that a broken file refuses the lab instead of leaving one without a context.
-    config::load()?;
+    not_taken(&config::load()?, &name)?;
     let started = Instant::now();
     let options = UpOptions {
         name,
@@ -196,6 +196,18 @@ async fn look(session: &mut Session) -> Result<Seen, CliError> {
         reachable: cluster.managers.iter().filter(|manager| manager.reachable).count(),
         ready: nodes.iter().filter(|node| matches!(node, Object::Node(node) if node.state == NodeState::Ready)).count(),
     })
+}
+
+/// Refuses a lab whose context would take the place of another's.
+fn not_taken(config: &Config, lab: &str) -> Result<(), CliError> {
+    let name = context_name(lab);
+    match config.contexts.get(&name) {
+        Some(context) if context.lab.as_deref() != Some(lab) => Err(CliError::refused(
+            format!("the context {name}, which lab {lab} would have, is that of something else: {}", context.managers.join(", ")),
+            format!("call the lab otherwise (--lab NAME), or give the context up: rclusterctl context rm {name}"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Writes the lab's context and makes it current; its name.

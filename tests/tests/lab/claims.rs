@@ -132,6 +132,9 @@ fn what_cannot_run_says_why_and_what_is_wrong_is_refused_with_its_place() {
     let big = lab.write(&manifest("      resources: {reservations: {memory: 64TiB}}\n")).unwrap();
     let refused = lab.ctl(&["deploy", "--timeout", "3s", &big]).unwrap_err().to_string();
     assert!(refused.contains("0/2 nodes fit web.1: 2 lack memory (need 64 TiB"), "{refused}");
+    let typo = manifest("").replace("probe:demo", "prob:demo");
+    let refused = lab.deploy(&typo).unwrap_err().to_string();
+    assert!(refused.contains("image \"rcluster/prob:demo\" is not on node") && refused.contains("images there: "), "{refused}");
     turn.finish();
 }
 

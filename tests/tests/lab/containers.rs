@@ -143,3 +143,29 @@ spec:
     assert_eq!(inside("/bin/busybox cat /data/file; /bin/busybox ls /scratch"), "kept");
     turn.finish();
 }
+
+#[test]
+fn a_check_that_never_ends_leaves_nothing_in_the_container_and_one_that_floods_does_no_harm() {
+    let turn = Turn::with("checks", 1, 1, &["--image", &bin_dir().unwrap().join("busybox.tar").to_string_lossy()]);
+    let lab = turn.lab();
+    let manifest = |check: &str| {
+        format!(
+            "kind: Service\nname: box\nspec:\n  stop_grace: 0s\n  containers:\n    - image: rcluster/busybox:test\n      command: \
+             [/bin/busybox, sleep, \"100000\"]\n      healthcheck: {{command: [/bin/busybox, {check}], timeout: 300ms, interval: 100ms, \
+             start_interval: 100ms, start_period: 1h}}\n"
+        )
+    };
+    lab.ctl(&["deploy", "--detach", &lab.write(&manifest("sleep, \"77777\"")).unwrap()]).unwrap();
+    let task = lab.wait_running("box", 1, SOON).unwrap().remove(0);
+    let inside = |script: &str| lab.ctl(&["exec", &task.id, "--", "/bin/busybox", "sh", "-c", script]);
+    // Each check makes itself known before it hangs; several have been cut off when the counter of pids has moved on.
+    let checks = || inside("/bin/busybox ps | /bin/busybox grep -c '[s]leep 77777'").unwrap_or_default().trim().parse::<u32>().unwrap_or(0);
+    let pid = || inside("echo $$").unwrap().trim().parse::<u32>().unwrap();
+    let first = pid();
+    wait_for("some checks were cut off", SOON, || Ok((pid() > first + 40).then_some(()))).unwrap();
+    assert!(checks() <= 1, "{} checks are still there", checks());
+
+    lab.ctl(&["deploy", "--detach", &lab.write(&manifest("yes")).unwrap()]).unwrap();
+    wait_for("the new task floods", SOON, || Ok(lab.running("box")?.iter().any(|new| new.id != task.id).then_some(()))).unwrap();
+    turn.finish();
+}
