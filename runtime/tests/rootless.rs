@@ -109,6 +109,8 @@ fn its_life_by_the_verbs() {
     assert_eq!(state()["status"], "created");
     assert!(own.call(&["start", &own.bundle.id]).status.success());
     assert_eq!(state()["status"], "running");
+    let exec = own.call(&["exec", &own.bundle.id, "true"]);
+    assert!(!exec.status.success() && String::from_utf8_lossy(&exec.stderr).contains("exec: not built yet for a user who is not root"));
     assert!(own.call(&["kill", &own.bundle.id, "KILL"]).status.success());
     eventually("it stops", || (state()["status"] == "stopped").then_some(()));
     let output = own.call(&["delete", &own.bundle.id]);
