@@ -4,6 +4,7 @@
 //! removed. The record is written before the first effect and replaced whole (write, rename), so that whatever `create` leaves behind
 //! when it is killed can be found and removed by `delete --force`.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
@@ -91,13 +92,22 @@ pub struct StateDir {
 
 /// Held while a call changes a container; released when dropped.
 #[derive(Debug)]
-pub struct Lock(File);
+pub struct Lock(RefCell<Option<File>>);
 
 impl Drop for Lock {
     /// Closing would not do: the container's process inherits the descriptor and keeps it until its exec, and the lock with it.
     fn drop(&mut self) {
         // The directory may be gone, and the lock with it.
-        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+        if let Some(directory) = self.0.take() {
+            let _ = rustix::fs::flock(&directory, FlockOperation::Unlock);
+        }
+    }
+}
+
+impl Lock {
+    /// In a process that inherited it: it is the other's alone, and ends with that one even if it is killed.
+    pub fn leave(&self) {
+        drop(self.0.take());
     }
 }
 
@@ -133,7 +143,7 @@ impl StateDir {
         let deadline = Instant::now() + LOCK_WAIT;
         loop {
             match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Lock(directory)),
+                Ok(()) => return Ok(Lock(RefCell::new(Some(directory)))),
                 Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => std::thread::sleep(LOCK_POLL),
                 Err(Errno::WOULDBLOCK) => bail!("another call has held {} for {} s", self.path.display(), LOCK_WAIT.as_secs()),
                 Err(errno) => return Err(io::Error::from(errno)).with_context(|| format!("lock {}", self.path.display())),

@@ -17,7 +17,8 @@
 //!   │ ◄──────────────────────────── Hooks │ the mounts are made: prestart and createRuntime are wanted
 //!   │ Go ──────────────────────────────► │ they ran
 //!   │ ◄──────────────────────────── Ready │ every step is done
-//!   │ state.json := created              │ reads exec.fifo … blocks
+//!   │ state.json := created
+//!   │ Go ──────────────────────────────► │ reads exec.fifo … blocks
 //!   └ exits                              │                                    │
 //!                                        │ ◄────────────── one byte: exec.fifo │
 //!                                        │ runs the startContainer hooks
@@ -164,6 +165,19 @@ impl Channel {
     /// Sends a message and a descriptor with it (unix(7), SCM_RIGHTS).
     pub fn send_with_file(&self, message: &Message, file: BorrowedFd<'_>) -> io::Result<()> {
         send_file(self.0.as_fd(), &message.encode(), file)
+    }
+
+    /// Waits for a word of the other end, whatever it is, with read(2) alone, which any filter lets a program have; an error when the
+    /// other end is gone.
+    pub fn wait(&self) -> io::Result<()> {
+        loop {
+            match rustix::io::read(&self.0, &mut [0; SIZE]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
     }
 
     /// Takes the next message, and the descriptor that came with it; `None` when the other end is gone.

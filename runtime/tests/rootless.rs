@@ -21,7 +21,8 @@ impl Own {
     fn new(script: &str) -> Self {
         let bundle = Bundle::new(script);
         let program = bundle.path("runtime");
-        fs::copy(env!("CARGO_BIN_EXE_rcluster-runtime"), &program).unwrap();
+        // Not by this process: one that another test forks meanwhile would have it open for writing, and it could not be executed.
+        assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_rcluster-runtime")).arg(&program).status().unwrap().success());
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         // Nothing is made in them that the user does not own.
         for dir in ["proc", "dev", "sys"] {
@@ -108,6 +109,8 @@ fn its_life_by_the_verbs() {
     assert_eq!(state()["status"], "created");
     assert!(own.call(&["start", &own.bundle.id]).status.success());
     assert_eq!(state()["status"], "running");
+    let exec = own.call(&["exec", &own.bundle.id, "true"]);
+    assert!(!exec.status.success() && String::from_utf8_lossy(&exec.stderr).contains("exec: not built yet for a user who is not root"));
     assert!(own.call(&["kill", &own.bundle.id, "KILL"]).status.success());
     eventually("it stops", || (state()["status"] == "stopped").then_some(()));
     let output = own.call(&["delete", &own.bundle.id]);

@@ -4,6 +4,8 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::process::Stdio;
+use std::time::Duration;
 
 use common::{Bundle, eventually, namespace};
 use serde_json::json;
@@ -66,7 +68,7 @@ fn mounts_and_devices_work() {
     let mut bundle = mapped(
         "for d in null zero full random urandom tty; do stat -c '%n %F %t:%T' /dev/$d; done; head -c 2 /dev/zero | wc -c; \
          echo x > /dev/null && echo written; cat /bound/file; touch /bound/new 2>/dev/null || echo ro; grep -c . /proc/self/mounts > /dev/null; \
-         ls /sys/class/net; ls -d /proc/self; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; head -n 1 /sys/fs/cgroup/pids/cgroup.procs; \
+         ls /sys/class/net; ls -d /proc/self; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; cd /sys/fs/cgroup; [ -d pids ] && cd pids; head -n 1 cgroup.procs; \
          cat /proc/kcore | wc -c; mknod /tmp-node c 1 3 2>/dev/null || echo no node",
     );
     // Reached through directories that only the host's root may enter.
@@ -208,4 +210,22 @@ fn a_terminal_in_it() {
     bundle.give_rootfs(HOST);
     bundle.set("/process/terminal", json!(true)).set("/process/consoleSize", json!({"height":40,"width":100}));
     assert_eq!(bundle.prints().replace('\r', ""), "/dev/pts/0\n0\n88\n40 100");
+}
+
+/// Whoever kills the runtime at any moment: what is left is removed by `delete --force`, and nothing waits for a parent that is gone.
+#[test]
+fn a_killed_creation_is_deleted() {
+    let mut bundle = mapped("true");
+    bundle.set("/hooks", json!({"prestart":[{"path":"/bin/true"}],"createContainer":[{"path":"/bin/true"}]}));
+    bundle.write();
+    for step in 0..30 {
+        let mut run = bundle.command(&["run", "--bundle", bundle.path("").to_str().unwrap(), &bundle.id]);
+        let mut run = run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // Some are killed on the way, some have ended.
+        std::thread::sleep(Duration::from_millis(step));
+        run.kill().unwrap();
+        run.wait().unwrap();
+        bundle.ok(&["delete", "--force", &bundle.id]);
+        eventually("all is gone", || bundle.nothing_is_left().then_some(()));
+    }
 }

@@ -13,13 +13,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The test programs, each with the tests that say nothing in such a machine.
-const PROGRAMS: [(&str, &[&str]); 3] = [
+const PROGRAMS: [(&str, &[&str]); 6] = [
     // A count, which says no more there than here, and takes minutes.
     ("lifecycle", &["a_hundred_lives_leave_nothing"]),
     // Other runtimes are not in the machine; its programs lie in memory, which is not counted as that of a file.
     ("monitor", &["it_stays_with_containers_of_other_runtimes", "it_idles_and_is_small"]),
     // Hides the hierarchies of version 1, of which there are none.
     ("isolation", &["version_2_alone_filters_devices"]),
+    ("hooks", &[]),
+    ("userns", &[]),
+    // There is no disk, and so no numbers of one.
+    ("resources", &["block_io_is_throttled", "the_values_are_runcs"]),
 ];
 
 /// Emulation is slow, and other tests go on beside it.
@@ -61,7 +65,25 @@ fn initrd(dir: &Path) -> PathBuf {
         fs::create_dir_all(root.join(name)).unwrap();
     }
     install(Path::new("/bin/busybox"), &root, Path::new("/bin/busybox"));
-    for applet in ["sh", "mount", "mkdir", "cp", "switch_root", "poweroff", "grep", "cat", "wc", "ls", "mknod", "true"] {
+    for applet in [
+        "sh",
+        "mount",
+        "mkdir",
+        "cp",
+        "switch_root",
+        "poweroff",
+        "grep",
+        "cat",
+        "wc",
+        "ls",
+        "mknod",
+        "true",
+        "sleep",
+        "touch",
+        "kill",
+        "tr",
+        "readlink",
+    ] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
     // The tests call the runtime where cargo built it.

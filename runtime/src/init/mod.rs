@@ -132,6 +132,10 @@ pub fn run(plan: &Plan, work: Work) -> ! {
     drop(work.handles);
     let listener = match work.start {
         Start::Gated { mut gate, mut result, reaper } => {
+            // Until it is recorded nobody could find it, should the parent be killed.
+            if work.channel.wait().is_err() {
+                sys::exit(GONE);
+            }
             drop(work.channel);
             if gate.read_exact(&mut [0]).is_err() {
                 sys::exit(GONE);

@@ -25,7 +25,7 @@ use crate::core::hooks::{HookKind, Hooks};
 use crate::core::plan::{Plan, joined};
 use crate::core::status::Identity;
 use crate::init::{self, Start, Work};
-use crate::state::{Record, StateDir, boot_id, observe, replace};
+use crate::state::{Lock, Record, StateDir, boot_id, observe, replace};
 use crate::sync::{Channel, GATE, RESULT};
 use crate::sys::{self, Cloned, namespace};
 
@@ -70,7 +70,7 @@ pub fn create(root: &Path, id: &str, options: &CreateOptions) -> Result<Created>
     bundle.container.process.env.extend(passed::environment());
     let console = Console::open(bundle.container.process.terminal, options.foreground, options.console_socket.as_deref())?;
     let opened = Opened::new(&bundle)?;
-    let (dir, _lock) = StateDir::create(root, id)?;
+    let (dir, lock) = StateDir::create(root, id)?;
     let mut record = Record {
         annotations: bundle.container.annotations.clone(),
         own_pid_namespace: bundle.container.has_new(NamespaceKind::Pid),
@@ -85,7 +85,8 @@ pub fn create(root: &Path, id: &str, options: &CreateOptions) -> Result<Created>
         ..Record::new(id, &bundle.container.oci_version, &bundle.path, now()?)
     };
     let mut begun = false;
-    let created = prepare_and_clone(&dir, &mut record, bundle, opened, options, &console, &mut begun);
+    let taken = Taken { dir: &dir, lock: &lock, console: &console };
+    let created = prepare_and_clone(&taken, &mut record, bundle, opened, options, &mut begun);
     created.map_err(|error| {
         let undone = undo(&dir, &record);
         // Where no process was, poststop hooks have nothing to clean up (runtime.md "Lifecycle").
@@ -138,16 +139,23 @@ impl Opened {
     }
 }
 
+/// What is the container's from the beginning.
+struct Taken<'a> {
+    dir: &'a StateDir,
+    lock: &'a Lock,
+    console: &'a Console,
+}
+
 /// `begun` tells whether the container had a process.
 fn prepare_and_clone(
-    dir: &StateDir,
+    taken: &Taken<'_>,
     record: &mut Record,
     bundle: Bundle,
     opened: Opened,
     options: &CreateOptions,
-    console: &Console,
     begun: &mut bool,
 ) -> Result<Created> {
+    let Taken { dir, lock, console } = taken;
     dir.write(record)?;
     // What joins later is to be configured as the container was, whatever becomes of the bundle.
     fs::write(dir.file(CONFIG), &bundle.config).with_context(|| format!("write {}", dir.file(CONFIG).display()))?;
@@ -173,8 +181,8 @@ fn prepare_and_clone(
     if rustix::process::geteuid().is_root() {
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
     }
-    let clone = || clone_child(&bundle.plan, work, joins.unified);
-    let first = match pid_namespace.filter(|_| !bundle.plan.has_usher()) {
+    let clone = || clone_child(&bundle.plan, work, joins.unified, channel, lock);
+    let (first, channel) = match pid_namespace.filter(|_| !bundle.plan.has_usher()) {
         Some(namespace) => born_in(&namespace, clone)?,
         None => clone()?,
     };
@@ -187,6 +195,7 @@ fn prepare_and_clone(
         record.init = Some(Identity { pid, start_time: seen.start_time, boot_id: boot_id()? });
         dir.write(record)?;
         options.pid_file.as_ref().map_or(Ok(()), |path| replace(path, pid.to_string().as_bytes()))?;
+        talk.answer()?;
         Ok(terminal)
     });
     match listened {
@@ -212,7 +221,7 @@ fn own_namespace(kind: NamespaceKind) -> Option<&'static str> {
 }
 
 /// Makes a child in a pid namespace and leaves it again: the parent's other children, hooks among them, are the host's.
-fn born_in(namespace: &OwnedFd, clone: impl FnOnce() -> Result<Process>) -> Result<Process> {
+fn born_in<T>(namespace: &OwnedFd, clone: impl FnOnce() -> Result<T>) -> Result<T> {
     let own = File::open("/proc/self/ns/pid").context("open /proc/self/ns/pid")?;
     let enter = |namespace: BorrowedFd<'_>| rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::ProcessID));
     enter(namespace.as_fd()).context("linux.namespaces: join the pid namespace")?;
@@ -221,15 +230,24 @@ fn born_in(namespace: &OwnedFd, clone: impl FnOnce() -> Result<Process>) -> Resu
     made
 }
 
-/// Returns in the parent only. An usher stays out of the container's cgroups.
-fn clone_child(plan: &Plan, mut work: Work, unified: Option<(usize, OwnedFd)>) -> Result<Process> {
+/// Returns in the parent only, with its end of the channel. An usher stays out of the container's cgroups.
+fn clone_child(
+    plan: &Plan,
+    mut work: Work,
+    unified: Option<(usize, OwnedFd)>,
+    channel: Channel,
+    lock: &Lock,
+) -> Result<(Process, Channel)> {
     let unified = unified.filter(|_| !plan.has_usher());
     let flags = plan.clone_namespaces.iter().fold(0, |flags, kind| flags | namespace::flag(*kind));
     let cgroup = unified.as_ref().map(|(_, directory)| directory.as_fd());
     let (side, took_cgroup) = sys::clone_process(flags, cgroup).context("clone the container's process")?;
     match side {
-        Cloned::Parent { pid, pidfd } => Ok(Process { pid, pidfd }),
+        Cloned::Parent { pid, pidfd } => Ok((Process { pid, pidfd }, channel)),
         Cloned::Child => {
+            // Else it would never hear that the parent is gone.
+            drop(channel);
+            lock.leave();
             if let Some((place, _)) = unified.filter(|_| took_cgroup) {
                 work.handles[place] = None;
             }

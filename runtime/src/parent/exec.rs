@@ -66,6 +66,9 @@ pub fn exec(root: &Path, id: &str, options: &ExecOptions, notes: impl FnOnce(&[S
     let spec = bundle::recorded(&dir, &record)?;
     let mut container = container(&record.bundle, spec, &options.process)?;
     container.process.env.extend(passed::environment());
+    if !rustix::process::geteuid().is_root() {
+        bail!("exec: not built yet for a user who is not root, who may not join the container's pid namespace: run it as root");
+    }
     let console = Console::open(container.process.terminal, !options.detach, options.console_socket.as_deref())?;
     let groups = joined_cgroups(&record, &options.cgroups)?;
     let caller = Caller {

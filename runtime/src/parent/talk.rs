@@ -116,7 +116,8 @@ impl<'a> Talk<'a> {
         }
     }
 
-    fn answer(&self) -> Result<()> {
+    /// Lets it wait at the gate.
+    pub fn answer(&self) -> Result<()> {
         self.channel.send(&Message::Go).context("answer the container's process")
     }
 

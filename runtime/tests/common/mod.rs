@@ -203,6 +203,11 @@ impl Bundle {
         assert_eq!(self.processes(), Vec::<String>::new(), "processes are left");
     }
 
+    /// Whether no state, cgroup or process is left.
+    pub fn nothing_is_left(&self) -> bool {
+        !self.path("state").join(&self.id).exists() && self.cgroups().is_empty() && self.processes().is_empty()
+    }
+
     /// Processes that were started for this bundle and have not exec'ed, or have the bundle's root.
     fn processes(&self) -> Vec<String> {
         let mut found = Vec::new();

@@ -35,6 +35,7 @@ fn the_least_configuration_passes() {
 fn what_is_not_built_is_refused_by_name() {
     let cases = [
         ("/linux/cgroupsPath", r#""system.slice:a:b""#, "linux.cgroupsPath: slice:prefix:name is systemd's form"),
+        ("/linux/netDevices", r#"{"eth1":{"name":"eth0"}}"#, "linux.netDevices: not built yet"),
         ("/process/commandLine", r#""cmd""#, "process.commandLine: is of Windows"),
         ("/vm", "{}", "vm: this runtime runs Linux containers only"),
         ("/windows", "{}", "windows: this runtime runs Linux containers only"),
