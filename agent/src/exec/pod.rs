@@ -83,9 +83,7 @@ pub async fn pull(tools: &Tools, task: &Task, told: &watch::Sender<Progress>) ->
 
 fn absent(node: &str, name: &str, there: &str, policy: PullPolicy) -> StepError {
     let hint = match policy {
-        PullPolicy::Never => {
-            "pulling is off on this node (--pull never): load it with `rcluster-agent image load FILE`"
-        }
+        PullPolicy::Never => "pulling is off on this node (--pull never): load it with `rcluster-agent image load FILE`",
         PullPolicy::Missing | PullPolicy::Always => "it was removed after it had been pulled",
     };
     StepError::Rejected(format!("image {name:?} is not on node {node}; images there: {there}; {hint}"))
