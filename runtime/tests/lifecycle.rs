@@ -246,3 +246,15 @@ fn a_reaper_passes_signals_on_and_leaves_no_zombies() {
     bundle.set("/process/args", json!(["sh", "-c", "kill -9 $$"]));
     assert_eq!(bundle.run().2, 137);
 }
+
+#[test]
+fn a_reaper_that_cannot_be_made_fails_the_start() {
+    let mut bundle = Bundle::new("true");
+    bundle.set("/annotations/io.rcluster.init", json!("true"));
+    let denied = json!({"names": ["clone", "clone3", "fork", "vfork"], "action": "SCMP_ACT_ERRNO"});
+    bundle.set("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [denied]}));
+    bundle.create();
+    let error = bundle.fails(&["start", &bundle.id]);
+    assert!(error.contains("begin the process beside the reaper: Operation not permitted"), "{error}");
+    bundle.ok(&["delete", "--force", &bundle.id]);
+}

@@ -146,9 +146,18 @@ pub fn run(plan: &Plan, work: Work) -> ! {
                 sys::exit(GONE);
             }
             drop(gate);
-            match if reaper { reaper::split(result) } else { Ok(result) } {
-                Ok(result) => Listener::File(result),
-                Err(_) => sys::exit(GONE),
+            match if reaper { reaper::split() } else { Ok(None) } {
+                Ok(None) => Listener::File(result),
+                Ok(Some(first)) => {
+                    // Its end tells the waiting start that the program was executed: only the program's process keeps it open.
+                    drop(result);
+                    first.stay()
+                }
+                Err(error) => {
+                    let text = format!("begin the process beside the reaper: {error}");
+                    let _ = result.write_all(&Message::Failed { step: HOOK, errno: 0, text }.encode());
+                    sys::exit(GONE);
+                }
             }
         }
         Start::AtOnce => Listener::Channel(work.channel),

@@ -22,8 +22,8 @@ use crate::sys::{self, Cloned};
 const FAILED: i32 = 1;
 const BY_SIGNAL: i32 = 128;
 
-/// Splits the process: returns in the one that becomes the program. `held` is what only that one is to keep open.
-pub fn split<T>(held: T) -> io::Result<T> {
+/// Splits the process: `None` in the one that becomes the program, which in the other is what to stay with.
+pub fn split() -> io::Result<Option<Reaper>> {
     let passed: Vec<i32> = (1..=signal::LAST).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal)).collect();
     // Before the fork: no signal is lost in between.
     sys::block_signals(&passed)?;
@@ -32,13 +32,26 @@ pub fn split<T>(held: T) -> io::Result<T> {
     match sys::clone_process(0, None)?.0 {
         Cloned::Child => {
             sys::reset_signals();
-            Ok(held)
+            Ok(None)
         }
         Cloned::Parent { pid, .. } => {
-            drop(held);
-            sys::trim_memory();
-            sys::exit(Pid::from_raw(pid).and_then(|program| watch(program, &passed).ok()).unwrap_or(FAILED))
+            let program = Pid::from_raw(pid).ok_or_else(|| io::Error::other("the kernel gave it no id"))?;
+            Ok(Some(Reaper { program, passed }))
         }
+    }
+}
+
+/// The first process, once the program is another.
+pub struct Reaper {
+    program: Pid,
+    passed: Vec<i32>,
+}
+
+impl Reaper {
+    /// Goes on until the program has ended, and ends as it did.
+    pub fn stay(self) -> ! {
+        sys::trim_memory();
+        sys::exit(watch(self.program, &self.passed).unwrap_or(FAILED))
     }
 }
 
