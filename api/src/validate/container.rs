@@ -111,8 +111,10 @@ fn check_health(check: &HealthCheck, path: &str) -> Result<(), ApiError> {
         (_, true) => return Err(invalid(path, "is disabled and yet says what to check").hint("remove disable, or the check")),
         (_, false) => return Err(invalid(path, "more than one of command, http and tcp is given").hint("keep one")),
     }
-    if check.http.as_ref().map(|http| http.port).or(check.tcp.as_ref().map(|tcp| tcp.port)) == Some(0) {
-        return Err(invalid(format!("{path}.port"), "there is no port 0"));
+    for (field, port) in [("http", check.http.as_ref().map(|http| http.port)), ("tcp", check.tcp.as_ref().map(|tcp| tcp.port))] {
+        if port == Some(0) {
+            return Err(invalid(format!("{path}.{field}.port"), "there is no port 0"));
+        }
     }
     if let Some(http) = &check.http
         && (!http.path.starts_with('/') || http.path.bytes().any(|byte| byte <= b' ' || byte == 0x7f))
