@@ -55,6 +55,58 @@ pub enum ImageVerb {
         #[arg(long)]
         state_dir: PathBuf,
     },
+    /// Give an image another name
+    Tag {
+        from: String,
+        to: String,
+        /// The agent's state directory
+        #[arg(long)]
+        state_dir: PathBuf,
+    },
+    /// Take names away, and what only they kept; an image that a container runs on keeps its last name
+    Rm {
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Also the last name of an image that a container runs on; its layers stay as long as the container
+        #[arg(long)]
+        force: bool,
+        /// The agent's state directory
+        #[arg(long)]
+        state_dir: PathBuf,
+    },
+    /// Remove content that nothing needs
+    Prune {
+        /// Also the images that no container runs on
+        #[arg(short, long)]
+        all: bool,
+        /// The agent's state directory
+        #[arg(long)]
+        state_dir: PathBuf,
+    },
+    /// Write images as an archive that `image load` and `docker load` read
+    Save {
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[arg(short, long)]
+        output: PathBuf,
+        /// The agent's state directory
+        #[arg(long)]
+        state_dir: PathBuf,
+    },
+    /// Show all that is known of an image, as JSON
+    Inspect {
+        name: String,
+        /// The agent's state directory
+        #[arg(long)]
+        state_dir: PathBuf,
+    },
+    /// Show how an image was made, as JSON
+    History {
+        name: String,
+        /// The agent's state directory
+        #[arg(long)]
+        state_dir: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

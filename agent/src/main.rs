@@ -1,16 +1,20 @@
 //! `rcluster-agent`: the agent's process and its command line.
 
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use rcluster_agent::config::{Cli, ImageVerb, Verb};
 use rcluster_agent::core::reference::Reference;
 use rcluster_agent::image::Store;
+use rcluster_agent::image::gc::Collected;
 use rcluster_agent::image::pull::{Progress, Puller};
 use rcluster_agent::image::registry::Client;
 use rcluster_agent::relay::RELAYS_MAX;
 use rcluster_agent::run::run;
+use rcluster_api::resource::Bytes;
 use rcluster_base::telemetry;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -44,6 +48,15 @@ fn main() -> Result<()> {
             let images = Store::open(&state_dir)?.list()?;
             write_out(images.iter().map(|image| format!("{}\t{}\t{}", image.name, image.digest, image.bytes)))
         }
+        Verb::Image(ImageVerb::Tag { from, to, state_dir }) => Ok(Store::open(&state_dir)?.tag(&from, &to)?),
+        Verb::Image(ImageVerb::Rm { names, force, state_dir }) => {
+            let store = Store::open(&state_dir)?;
+            names.iter().try_for_each(|name| tell(&store.rm(name, force).with_context(|| format!("remove image {name}"))?))
+        }
+        Verb::Image(ImageVerb::Prune { all, state_dir }) => tell(&Store::open(&state_dir)?.prune(all)?),
+        Verb::Image(ImageVerb::Save { names, output, state_dir }) => save(&Store::open(&state_dir)?, &names, &output),
+        Verb::Image(ImageVerb::Inspect { name, state_dir }) => json(&Store::open(&state_dir)?.inspect(&name)?),
+        Verb::Image(ImageVerb::History { name, state_dir }) => json(&Store::open(&state_dir)?.history(&name)?),
     }
 }
 
@@ -51,6 +64,30 @@ fn runtime() -> Result<Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(WORKERS).max_blocking_threads(BLOCKING).thread_stack_size(512 << 10).enable_all();
     builder.build().context("start the async runtime")
+}
+
+fn tell(collected: &Collected) -> Result<()> {
+    let Collected { names, layers, blobs, bytes } = collected;
+    let removed = names.iter().map(|name| format!("removed {name}"));
+    write_out(removed.chain([format!("{layers} layers and {blobs} blobs are gone: {}", Bytes(*bytes).human())]))
+}
+
+/// Written beside and then renamed: what stands there is whole.
+fn save(store: &Store, names: &[String], output: &Path) -> Result<()> {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let partial = output.with_added_extension("partial");
+    let file = File::create(&partial).with_context(|| format!("write {}", partial.display()))?;
+    let saved = store.save(&names, BufWriter::new(file)).map_err(anyhow::Error::from);
+    let placed = saved.and_then(|()| fs::rename(&partial, output).with_context(|| format!("write {}", output.display())));
+    if placed.is_err() {
+        // The error tells; what is left of the attempt says nothing more.
+        drop(fs::remove_file(&partial));
+    }
+    placed
+}
+
+fn json(value: &impl serde::Serialize) -> Result<()> {
+    write_out([serde_json::to_string_pretty(value).context("encode as JSON")?].into_iter())
 }
 
 fn write_out(lines: impl Iterator<Item = String>) -> Result<()> {
