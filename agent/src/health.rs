@@ -18,7 +18,9 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use crate::core::health::Checks;
+use crate::exec::process::PidFile;
 use crate::exec::runtime_cli::Runtime;
+use crate::place::PauseMark;
 
 /// The most that is kept of what a check says.
 const OUTPUT_BYTES_MAX: usize = 1000;
@@ -37,8 +39,7 @@ pub struct Place {
     pub ip: Option<Ipv4Addr>,
     /// Takes the number of a check's process.
     pub pid_file: PathBuf,
-    /// There while a user has the container paused: what stands still is not asked how it is.
-    pub pause_file: PathBuf,
+    pub pause: PauseMark,
 }
 
 /// A health that differs from the one before, and what the check said that brought it about.
@@ -49,6 +50,8 @@ pub struct Change {
 }
 
 /// Checks until the health changes.
+///
+/// What a user has paused is not asked how it is, and a failure counts only if the container was not paused meanwhile.
 pub async fn change(runtime: &Runtime, place: &Place, checks: &mut Checks) -> Change {
     loop {
         let left = checks.due_ms().saturating_sub(unix_ms());
@@ -56,12 +59,16 @@ pub async fn change(runtime: &Runtime, place: &Place, checks: &mut Checks) -> Ch
             sleep(Duration::from_millis(left).min(WAIT_MAX)).await;
             continue;
         }
-        if place.pause_file.exists() {
+        let pauses = place.pause.pauses();
+        if pauses.paused {
             sleep(WAIT_MAX).await;
             continue;
         }
         let before = checks.health();
         let result = probe(runtime, place, checks.check()).await;
+        if result.is_err() && place.pause.pauses() != pauses {
+            continue;
+        }
         let health = checks.take(result.is_ok(), unix_ms());
         if health != before {
             let mut output = result.err().unwrap_or_default();
@@ -78,7 +85,7 @@ async fn probe(runtime: &Runtime, place: &Place, check: &HealthCheck) -> Result<
         match (&check.http, &check.tcp) {
             (Some(http), _) => get(place, http).await,
             (None, Some(tcp)) => connect(place, tcp.port).await.map(drop),
-            (None, None) => runtime.exec(&place.container, &check.command, &place.pid_file).await,
+            (None, None) => runtime.exec(&place.container, &check.command, PidFile::new(place.pid_file.clone())).await,
         }
     };
     timeout(limit, done).await.unwrap_or_else(|_| Err(format!("the check did not end within {}", check.timeout)))

@@ -15,7 +15,9 @@
 //! RUN/netd.sock                      where netd listens
 //! ```
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -134,6 +136,52 @@ pub fn log_file(logs: &Path, container: &str) -> PathBuf {
     logs.join(format!("{container}.log"))
 }
 
+/// What says on disk that a user has a container paused, and that one had it.
+#[derive(Debug, Clone)]
+pub struct PauseMark {
+    now: PathBuf,
+    past: PathBuf,
+}
+
+/// A container's pauses up to a moment: unequal to those of another moment when a pause began or ended in between.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Pauses {
+    pub paused: bool,
+    /// Inode and time of change of the last pause's mark, which no other pause has.
+    last: Option<(u64, i64, i64)>,
+}
+
+impl PauseMark {
+    pub fn is_set(&self) -> bool {
+        self.now.exists()
+    }
+
+    /// # Errors
+    /// The file cannot be written.
+    pub fn set(&self) -> io::Result<()> {
+        fs::write(&self.now, b"")
+    }
+
+    /// Also when it is not set.
+    ///
+    /// # Errors
+    /// The file cannot be moved.
+    pub fn clear(&self) -> io::Result<()> {
+        match fs::rename(&self.now, &self.past) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn pauses(&self) -> Pauses {
+        let last = fs::metadata(&self.past).ok().map(|at| (at.ino(), at.ctime(), at.ctime_nsec()));
+        Pauses { paused: self.is_set(), last }
+    }
+}
+
+/// How the names of files begin that go with commands in a container.
+pub const COMMAND: &str = "exec-";
+
 /// Where things of one container are.
 #[derive(Debug, Clone)]
 pub struct ContainerPlaces {
@@ -159,14 +207,19 @@ impl ContainerPlaces {
         self.bundle.join("exit.json")
     }
 
-    /// There while the container is paused.
-    pub fn pause_file(&self) -> PathBuf {
-        self.bundle.join("paused")
+    /// What says that a user has the container paused.
+    pub fn pause(&self) -> PauseMark {
+        PauseMark { now: self.bundle.join("paused"), past: self.bundle.join("was-paused") }
     }
 
-    /// Of the process that checks the container's health.
+    /// Of the process that checks the container's health; like those of users' commands, it is ended when the agent was killed meanwhile.
     pub fn check_pid_file(&self) -> PathBuf {
-        self.bundle.join("check.pid")
+        self.command_file("check", "pid")
+    }
+
+    /// A file that goes with a command in the container.
+    pub fn command_file(&self, id: &str, end: &str) -> PathBuf {
+        self.bundle.join(format!("{COMMAND}{id}.{end}"))
     }
 
     pub fn monitor_errors(&self) -> PathBuf {

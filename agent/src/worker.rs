@@ -207,9 +207,9 @@ impl Worker {
                 let pid = container.process.filter(|_| container.phase == Phase::Started)?.pid;
                 let ip = self.task.networks.first().map(|network| network.ip);
                 let (tools, task) = (&self.tools, &self.task);
-                let pause_file = tools.places.of_task(&task.id).of_container(&container.name).pause_file();
-                let pid_file = self.tools.places.of_task(&task.id).of_container(&container.name).check_pid_file();
-                let place = Place { container: container.id.clone(), pid, ip, pid_file, pause_file };
+                let places = tools.places.of_task(&task.id).of_container(&container.name);
+                let (pid_file, pause) = (places.check_pid_file(), places.pause());
+                let place = Place { container: container.id.clone(), pid, ip, pid_file, pause };
                 Some(async move { (*index, health::change(tools.runtime(task), &place, checks).await) })
             })
             .collect();

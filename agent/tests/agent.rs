@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rcluster_agent::image::pull::Progress;
 use rcluster_agent::image::take::LayerProgress;
-use rcluster_api::wire::v1::{ContainerSpec, LogsCommand, NetworkAttachment, TaskNetwork, TaskState};
+use rcluster_api::wire::v1::{ContainerSpec, LogsCommand, Mount, MountKind, NetworkAttachment, TaskNetwork, TaskState};
 use serde_json::json;
 use support::agent::{Agent, eventually, is_alive, memory_limit, shell_task, task};
 use support::image::{Entry, Layout, dir, file, layer, symlink};
@@ -438,4 +438,27 @@ async fn what_an_image_says_of_its_container_is_done() {
     assert_eq!(manager.reported(A, TaskState::Failed).await.message, "container web exited with code 42");
     assert_eq!(fs::read_dir(&outside).expect("list").count(), 0, "a volume led out of the image");
     eventually("nothing is left", || agent.leftovers(A).is_empty().then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_bind_mount_does_not_follow_a_link_out_of_what_the_node_allows() {
+    let manager = Manager::leader().await;
+    let shared = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| shared.path().join(name).to_string_lossy().into_owned();
+    std::fs::create_dir(path("inside")).expect("make");
+    std::os::unix::fs::symlink("inside", path("near")).expect("link");
+    std::os::unix::fs::symlink("/etc", path("far")).expect("link");
+    let _agent = Agent::start_with(&[manager.address], &["--allow-bind", &shared.path().to_string_lossy()]);
+    let with = |id: &str, source: &str| {
+        let mut task = shell_task(id, "echo here > /mounted/here");
+        let mount = Mount { kind: MountKind::Bind.into(), source: path(source), target: "/mounted".into(), ..Mount::default() };
+        task.template.as_mut().expect("a template").containers[0].mounts = vec![mount];
+        task
+    };
+    manager.assign(vec![with(A, "near"), with(B, "far")]);
+    assert_eq!(manager.reported(A, TaskState::Complete).await.state(), TaskState::Complete);
+    assert!(shared.path().join("inside/here").exists());
+    let refused = manager.reported(B, TaskState::Complete).await;
+    assert_eq!(refused.state(), TaskState::Rejected);
+    assert!(refused.message.contains("it leads to /etc, which node n1 does not allow to be mounted"), "{}", refused.message);
 }

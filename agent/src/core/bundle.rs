@@ -64,6 +64,8 @@ pub struct Input<'a> {
     pub volumes: &'a Path,
     /// The image's volumes and where they are on this node.
     pub image_volumes: &'a [(String, PathBuf)],
+    /// Where the sources of the spec's bind mounts really are.
+    pub binds: &'a BTreeMap<String, PathBuf>,
     /// The devices of the host that the spec names, or all for a privileged container.
     pub devices: &'a [HostDevice],
 }
@@ -243,7 +245,7 @@ fn mounts(input: &Input<'_>) -> Vec<Mount> {
     // Writable also where the rest is not. Otherwise they are on the container's own file system as they are.
     let of_image = input.image_volumes.iter().filter(|_| input.spec.read_only);
     mounts.extend(of_image.map(|(target, source)| mount(target, "bind", &source.to_string_lossy(), &["rbind", "rprivate"])));
-    let own = options::mounts(input.spec, input.volumes);
+    let own = options::mounts(input.spec, input.volumes, input.binds);
     // What the spec mounts takes the place of ours; the shorter path first, so that none hides another.
     mounts.retain(|ours| !own.iter().any(|theirs| theirs.destination() == ours.destination()));
     mounts.extend(own);

@@ -1,6 +1,6 @@
 //! The steps of one task, as `core::task` asks for them. Each may be repeated, also by an agent that was started anew.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -125,10 +125,7 @@ fn check_host(tools: &Tools, task: &Task) -> Result<(), StepError> {
         }
         for mount in &spec.mounts {
             match mount {
-                MountSpec::Bind { source, .. } => {
-                    let found = fs::metadata(source);
-                    found.map_err(|error| rejected(source, format!("it cannot be mounted from node {}: {error}", tools.node)))?;
-                }
+                MountSpec::Bind { source, .. } => drop(bind_source(tools, source).map_err(|why| rejected(source, why))?),
                 MountSpec::Volume { source, .. } => {
                     let dir = tools.places.volumes().join(source);
                     let made = fs::create_dir_all(&dir);
@@ -146,6 +143,28 @@ fn check_host(tools: &Tools, task: &Task) -> Result<(), StepError> {
         }
     }
     Ok(())
+}
+
+/// Where a bind mount's source really is. A link in a directory that containers may write must not lead out of what the policy allows.
+fn bind_source(tools: &Tools, source: &str) -> Result<PathBuf, String> {
+    let node = &tools.node;
+    let real = fs::canonicalize(source).map_err(|error| format!("it cannot be mounted from node {node}: {error}"))?;
+    // A directory that is not there allows nothing.
+    let mut allowed = tools.policy.binds.iter().filter_map(|allowed| fs::canonicalize(allowed).ok());
+    if allowed.any(|allowed| real.starts_with(allowed)) {
+        Ok(real)
+    } else {
+        Err(format!("it leads to {}, which node {node} does not allow to be mounted", real.display()))
+    }
+}
+
+/// Each source of a bind mount with where it really is, looked at right before it is mounted.
+fn bind_sources(tools: &Tools, spec: &ContainerSpec) -> Result<BTreeMap<String, PathBuf>, String> {
+    let sources = spec.mounts.iter().filter_map(|mount| match mount {
+        MountSpec::Bind { source, .. } => Some(source),
+        MountSpec::Volume { .. } | MountSpec::Tmpfs { .. } => None,
+    });
+    sources.map(|source| bind_source(tools, source).map(|real| (source.clone(), real)).map_err(|why| format!("{source}: {why}"))).collect()
 }
 
 fn bundle_names(task: &Task) -> impl Iterator<Item = String> {
@@ -394,6 +413,7 @@ fn write_config(tools: &Tools, task: &Task, record: &Record, index: usize, place
         rootfs: &place.rootfs(),
         files: &tools.places.of_task(&task.id).files(),
         volumes: &tools.places.volumes(),
+        binds: &bind_sources(tools, spec).map_err(rejected)?,
         image_volumes: &image_volumes,
         devices: &devices,
     });
@@ -436,7 +456,7 @@ async fn remove_unstarted(tools: &Tools, task: &Task, container: &ContainerRecor
 }
 
 async fn stop_one(tools: &Tools, task: &Task, container: &ContainerRecord, grace: Duration) -> Exit {
-    let is_paused = tools.places.of_task(&task.id).of_container(&container.name).pause_file().exists();
+    let is_paused = tools.places.of_task(&task.id).of_container(&container.name).pause().is_set();
     if is_paused && let Err(error) = tools.runtime(task).resume(&container.id).await {
         warn!(container = container.id, %error, "cannot let a paused container go on");
     }

@@ -2,11 +2,13 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tracing::warn;
 
 use crate::core::task::Process;
 use crate::host::start_ticks;
@@ -37,6 +39,36 @@ pub fn signal(process: Process, signal: Signal) -> io::Result<()> {
     match pidfd_send_signal(&handle, signal) {
         Ok(()) | Err(Errno::SRCH) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// A file in which a runtime says the number of a command's process; removed when dropped.
+#[derive(Debug)]
+pub struct PidFile(PathBuf);
+
+impl PidFile {
+    pub fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Sends a signal to the command, if its number was said and it still runs.
+    pub fn signal(&self, signal: Signal) {
+        let said = std::fs::read_to_string(&self.0).ok().and_then(|text| text.trim().parse().ok());
+        let Some(process) = said.and_then(|pid| look(pid).ok().flatten()) else { return };
+        if let Err(error) = self::signal(process, signal) {
+            warn!(pid = process.pid, %error, "cannot signal a command");
+        }
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // Not there, or swept with the task's bundle.
+        drop(std::fs::remove_file(&self.0));
     }
 }
 

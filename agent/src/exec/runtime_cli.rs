@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde::Deserialize;
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
-use tracing::warn;
 
-use super::process;
+use super::process::PidFile;
 use crate::core::task::Exit;
 
 /// Why a call to the runtime failed.
@@ -163,11 +163,11 @@ impl Runtime {
     ///
     /// The program is then killed, by what the runtime wrote to `pid_file`. Of its output only the end is kept, and its end is its own: not
     /// that of a child which still holds the output.
-    pub async fn exec(&self, id: &str, args: &[String], pid_file: &Path) -> Result<(), String> {
+    pub async fn exec(&self, id: &str, args: &[String], pid_file: PidFile) -> Result<(), String> {
         let failed = |error: io::Error| format!("run {}: {error}", self.program.display());
         let mut command = self.command();
-        command.args(["exec", "--pid-file"]).arg(pid_file).arg(id).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut guard = KilledByFile { pid_file, ended: false };
+        command.args(["exec", "--pid-file"]).arg(pid_file.path()).arg(id).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut guard = UntilEnded { pid_file, ended: false };
         let mut child = command.kill_on_drop(true).spawn().map_err(failed)?;
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let (out, err) = (child.stdout.take(), child.stderr.take());
@@ -246,24 +246,18 @@ impl Runtime {
     }
 }
 
-/// Kills, when dropped before the end, the process whose number stands in a file.
-struct KilledByFile<'a> {
-    pid_file: &'a Path,
+/// Kills the command when dropped before its end.
+struct UntilEnded {
+    pid_file: PidFile,
     ended: bool,
 }
 
-impl Drop for KilledByFile<'_> {
+impl Drop for UntilEnded {
     fn drop(&mut self) {
-        let pid = std::fs::read_to_string(self.pid_file).ok().and_then(|text| text.trim().parse().ok());
-        // Not there yet: the runtime dies with its caller, and the program with it.
-        if let (false, Some(pid)) = (self.ended, pid)
-            && let Ok(Some(process)) = process::look(pid)
-            && let Err(error) = process::kill(process)
-        {
-            warn!(pid, %error, "cannot kill a command that took too long");
+        if !self.ended {
+            // Nothing is said yet of one that the runtime, which is killed too, has not executed: it dies with the runtime.
+            self.pid_file.signal(Signal::KILL);
         }
-        // Not there, or swept with the task's bundle.
-        drop(std::fs::remove_file(self.pid_file));
     }
 }
 

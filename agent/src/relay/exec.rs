@@ -28,8 +28,8 @@ use tracing::{debug, warn};
 use super::terminal::{self, Control};
 use super::{DATA_BYTES_MAX, Gone, Line, Speaker, Target, internal, invalid, opened};
 use crate::core::exec::{Asked, Command, candidates, command};
-use crate::core::task::Process;
 use crate::core::user::{Identity, identify};
+use crate::exec::process::PidFile;
 use crate::exec::runtime_cli::{ExecCall, Streams};
 use crate::exec::{Tools, process};
 
@@ -131,22 +131,20 @@ struct Running {
 /// Files that go with the command.
 struct Files {
     process: PathBuf,
-    pid: PathBuf,
+    pid: PidFile,
 }
 
 impl Drop for Files {
     fn drop(&mut self) {
-        for path in [&self.process, &self.pid] {
-            // Not there, or swept with the task's bundle.
-            drop(fs::remove_file(path));
-        }
+        // Not there, or swept with the task's bundle.
+        drop(fs::remove_file(&self.process));
     }
 }
 
 impl Running {
     fn begin(tools: &Tools, target: &Target, asked: &v1::RelayExec, command: &Command, id: &str) -> Result<Self, ApiError> {
-        let file = |end: &str| target.place.bundle.join(format!("exec-{id}.{end}"));
-        let files = Files { process: file("json"), pid: file("pid") };
+        let file = |end: &str| target.place.command_file(id, end);
+        let files = Files { process: file("json"), pid: PidFile::new(file("pid")) };
         let text = serde_json::to_vec(&command.process).map_err(|error| internal("encode the command", &error))?;
         fs::write(&files.process, text).map_err(|error| internal("write the command for the runtime", &error))?;
         let (terminal, streams) = if asked.tty {
@@ -158,7 +156,7 @@ impl Running {
         } else {
             (None, if asked.stdin { Streams::Pipes } else { Streams::OutputOnly })
         };
-        let call = ExecCall { id: &target.container.id, process: &files.process, pid_file: &files.pid, streams };
+        let call = ExecCall { id: &target.container.id, process: &files.process, pid_file: files.pid.path(), streams };
         let child = tools.runtime(&target.task).begin_exec(call).map_err(|error| internal("begin the command", &error))?;
         Ok(Self { child, terminal, files, ended: false })
     }
@@ -217,7 +215,7 @@ impl Running {
     }
 
     fn send(&self, signal: Signal) {
-        send(&self.files, signal);
+        self.files.pid.signal(signal);
     }
 }
 
@@ -233,19 +231,6 @@ impl Drop for Running {
 enum Stream {
     Stdout,
     Stderr,
-}
-
-/// The command's own process, as far as the runtime has said.
-fn command_process(files: &Files) -> Option<Process> {
-    let pid = fs::read_to_string(&files.pid).ok()?.trim().parse().ok()?;
-    process::look(pid).ok().flatten()
-}
-
-fn send(files: &Files, signal: Signal) {
-    let Some(process) = command_process(files) else { return };
-    if let Err(error) = process::signal(process, signal) {
-        warn!(pid = process.pid, %error, "cannot signal a command");
-    }
 }
 
 fn adjust(control: &Control, size: &v1::RelayResize) {
@@ -279,7 +264,7 @@ async fn hear(line: &mut Line, pieces: mpsc::Sender<Vec<u8>>, control: Option<(C
                 }
             }
             Ok(relay_input::Kind::Signal(name)) => match signal(&name) {
-                Some(signal) => send(files, signal),
+                Some(signal) => files.pid.signal(signal),
                 None => debug!(name, "not a signal that is passed on"),
             },
             Ok(relay_input::Kind::Open(_)) => debug!("a relay is opened once"),

@@ -1,4 +1,5 @@
-//! Commands that an agent before this one was running for users when it was killed: nobody hears them any more, so they end.
+//! Commands that an agent before this one was running, for users or to check health, when it was killed: nobody hears them any more, so they
+//! end.
 //!
 //! A command's number stands in a file of its container's bundle. A number may have gone to another process since; one that is not in
 //! the container's cgroup is left alone.
@@ -11,7 +12,7 @@ use rustix::process::Signal;
 use tracing::{info, warn};
 
 use crate::exec::process;
-use crate::place::Places;
+use crate::place::{COMMAND, Places};
 
 /// Ends what is left of users' commands on this node, and removes their files.
 pub fn end(places: &Places) {
@@ -20,7 +21,7 @@ pub fn end(places: &Places) {
         for bundle in names(&task_dir) {
             let Some(container) = bundle.strip_prefix("c-") else { continue };
             let cgroup = format!("/{task}/{container}");
-            for file in names(&task_dir.join(&bundle)).into_iter().filter(|name| name.starts_with("exec-")) {
+            for file in names(&task_dir.join(&bundle)).into_iter().filter(|name| name.starts_with(COMMAND)) {
                 let path = task_dir.join(&bundle).join(&file);
                 if file.ends_with(".pid") {
                     end_one(&path, &cgroup);

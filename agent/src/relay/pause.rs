@@ -3,9 +3,6 @@
 //! A file in the bundle says that a container is frozen: what is to stop must thaw first, since a frozen process of a v1 freezer does
 //! not even die (kernel documentation, admin-guide/cgroup-v1/freezer-subsystem).
 
-use std::fs;
-use std::io;
-
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::wire::v1::{self, relay_output};
 use tracing::{info, warn};
@@ -14,6 +11,7 @@ use super::{Line, Target, internal, opened};
 use crate::core::task::{ContainerRecord, Phase};
 use crate::exec::Tools;
 use crate::exec::runtime_cli::{Runtime, RuntimeError};
+use crate::place::PauseMark;
 
 /// Freezes or thaws all containers of the task. Freezing is all or none.
 pub async fn pause(tools: &Tools, target: &Target, asked: v1::RelayPause, line: &mut Line) -> Result<(), ApiError> {
@@ -26,7 +24,7 @@ pub async fn pause(tools: &Tools, target: &Target, asked: v1::RelayPause, line: 
     let mut done = Vec::new();
     let mut failure = None;
     for container in running {
-        let mark = places.of_container(&container.name).pause_file();
+        let mark = places.of_container(&container.name).pause();
         match if asked.resume { thaw(runtime, container, &mark).await } else { freeze(runtime, container, &mark).await } {
             Ok(()) => done.push((container, mark)),
             Err(error) => failure = failure.or(Some(error)),
@@ -49,13 +47,13 @@ pub async fn pause(tools: &Tools, target: &Target, asked: v1::RelayPause, line: 
     Ok(())
 }
 
-async fn freeze(runtime: &Runtime, container: &ContainerRecord, mark: &std::path::Path) -> Result<(), ApiError> {
+async fn freeze(runtime: &Runtime, container: &ContainerRecord, mark: &PauseMark) -> Result<(), ApiError> {
     let is_paused = || async { runtime.is_paused(&container.id).await.map_err(|error| refused(container, &error)) };
-    if mark.exists() && is_paused().await? {
+    if mark.is_set() && is_paused().await? {
         return Ok(());
     }
     // Before: an agent that is killed in between leaves the mark on a container that is not frozen, and thawing takes that as done.
-    fs::write(mark, b"").map_err(|error| internal("write that the container is paused", &error))?;
+    mark.set().map_err(|error| internal("write that the container is paused", &error))?;
     let Err(error) = runtime.pause(&container.id).await else { return Ok(()) };
     // Half frozen is neither: the mark goes only with the frost.
     if let Err(error) = thaw(runtime, container, mark).await {
@@ -64,8 +62,8 @@ async fn freeze(runtime: &Runtime, container: &ContainerRecord, mark: &std::path
     Err(refused(container, &error))
 }
 
-async fn thaw(runtime: &Runtime, container: &ContainerRecord, mark: &std::path::Path) -> Result<(), ApiError> {
-    if !mark.exists() {
+async fn thaw(runtime: &Runtime, container: &ContainerRecord, mark: &PauseMark) -> Result<(), ApiError> {
+    if !mark.is_set() {
         return Ok(());
     }
     if let Err(error) = runtime.resume(&container.id).await
@@ -73,10 +71,7 @@ async fn thaw(runtime: &Runtime, container: &ContainerRecord, mark: &std::path::
     {
         return Err(refused(container, &error));
     }
-    match fs::remove_file(mark) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(internal("write that the container goes on", &error)),
-        _ => Ok(()),
-    }
+    mark.clear().map_err(|error| internal("write that the container goes on", &error))
 }
 
 fn refused(container: &ContainerRecord, error: &RuntimeError) -> ApiError {

@@ -339,10 +339,10 @@ fn a_paused_task_stands_still_and_can_be_removed() {
     assert_eq!(lines().unwrap(), before, "five lines would have come");
     lab.ctl(&["unpause", "box"]).unwrap();
     wait_for("it writes again", SOON, || Ok((lines()? > before).then_some(()))).unwrap();
-    // Checks of health that would fail do not end a task that a person has paused.
+    // Checks of health do not end a task that a person has paused: neither what would fail now nor what is under way as the pause comes.
     lab.deploy(
         "kind: Service\nname: well\nspec:\n  stop_grace: 0s\n  containers:\n    - image: rcluster/busybox:test\n      command: [/bin/busybox, \
-         sleep, \"100000\"]\n      healthcheck: {command: [/bin/busybox, \"true\"], interval: 100ms, retries: 1}\n",
+         sleep, \"100000\"]\n      healthcheck: {command: [/bin/busybox, sleep, \"0.5\"], interval: 100ms, timeout: 800ms, retries: 1}\n",
     )
     .unwrap();
     let well = lab.wait_running("well", 1, SOON).unwrap();

@@ -1,5 +1,6 @@
 //! What a container asks for beside its image and Docker's defaults: capabilities, mounts, devices, limits.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
@@ -131,13 +132,16 @@ fn named(name: &str) -> Result<Vec<Capability>, String> {
     capability.map(|capability| vec![capability]).ok_or_else(|| format!("there is no capability {name:?}"))
 }
 
-/// The mounts that the spec names; `volumes` is where named ones lie.
-pub fn mounts(spec: &ContainerSpec, volumes: &Path) -> Vec<Mount> {
+/// The mounts that the spec names; `volumes` is where named ones lie, `binds` where sources of bind mounts really are.
+pub fn mounts(spec: &ContainerSpec, volumes: &Path, binds: &BTreeMap<String, PathBuf>) -> Vec<Mount> {
     let bind = |source: &str, target: &str, read_only: bool| {
         mount(target, "bind", source, if read_only { &["rbind", "rprivate", "ro"] } else { &["rbind", "rprivate"] })
     };
     let each = spec.mounts.iter().map(|wanted| match wanted {
-        MountSpec::Bind { source, target, read_only } => bind(source, target, *read_only),
+        MountSpec::Bind { source, target, read_only } => {
+            let real = binds.get(source).map_or_else(|| source.clone(), |real| real.to_string_lossy().into_owned());
+            bind(&real, target, *read_only)
+        }
         MountSpec::Volume { source, target, read_only } => bind(&volumes.join(source).to_string_lossy(), target, *read_only),
         MountSpec::Tmpfs { target, size, mode } => {
             let mode = format!("mode={}", mode.map_or_else(|| "1777".to_owned(), |mode| mode.to_string()));

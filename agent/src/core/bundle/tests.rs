@@ -63,6 +63,7 @@ fn golden(spec: &ContainerSpec, identity: &Identity, network: &Network, pod_pid:
         files: Path::new("/run/x/etc"),
         volumes: Path::new("/var/x/volumes"),
         image_volumes: &[("/data".into(), "/run/x/rootfs/data".into())],
+        binds: &BTreeMap::new(),
         devices: &[],
     };
     let mut config: serde_json::Value = serde_json::from_slice(&config_json(&input).expect("a configuration")).expect("JSON");
