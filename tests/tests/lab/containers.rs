@@ -158,14 +158,43 @@ fn a_check_that_never_ends_leaves_nothing_in_the_container_and_one_that_floods_d
     lab.ctl(&["deploy", "--detach", &lab.write(&manifest("sleep, \"77777\"")).unwrap()]).unwrap();
     let task = lab.wait_running("box", 1, SOON).unwrap().remove(0);
     let inside = |script: &str| lab.ctl(&["exec", &task.id, "--", "/bin/busybox", "sh", "-c", script]);
-    // Each check makes itself known before it hangs; several have been cut off when the counter of pids has moved on.
-    let checks = || inside("/bin/busybox ps | /bin/busybox grep -c '[s]leep 77777'").unwrap_or_default().trim().parse::<u32>().unwrap_or(0);
+    let count =
+        || inside("/bin/busybox ps | /bin/busybox grep '[s]leep 77777' | /bin/busybox wc -l").unwrap().trim().parse::<u32>().unwrap();
     let pid = || inside("echo $$").unwrap().trim().parse::<u32>().unwrap();
+    wait_for("a check runs", SOON, || Ok((count() > 0).then_some(()))).unwrap();
+    // Numbers are given in turn, and each check takes one.
     let first = pid();
     wait_for("some checks were cut off", SOON, || Ok((pid() > first + 40).then_some(()))).unwrap();
-    assert!(checks() <= 1, "{} checks are still there", checks());
+    assert!(count() <= 1, "{} checks are still there", count());
 
     lab.ctl(&["deploy", "--detach", &lab.write(&manifest("yes")).unwrap()]).unwrap();
-    wait_for("the new task floods", SOON, || Ok(lab.running("box")?.iter().any(|new| new.id != task.id).then_some(()))).unwrap();
+    let flooded = wait_for("the new task is checked", SOON, || {
+        Ok(lab.running("box")?.into_iter().find(|new| new.id != task.id && new.health == Health::Starting))
+    })
+    .unwrap();
+    let pid = || lab.ctl(&["exec", &flooded.id, "--", "/bin/busybox", "sh", "-c", "echo $$"]).unwrap().trim().parse::<u32>().unwrap();
+    let first = pid();
+    let mut largest = 0;
+    let largest = wait_for("some checks have flooded", SOON, || {
+        largest = largest.max(resident_mib(lab.name(), "rcluster-agent")?);
+        Ok((pid() > first + 20).then_some(largest))
+    })
+    .unwrap();
+    assert!(largest < 64, "the agent grew to {largest} MiB");
     turn.finish();
+}
+
+/// The resident memory of a lab's program.
+fn resident_mib(lab: &str, program: &str) -> anyhow::Result<u64> {
+    for entry in std::fs::read_dir("/proc")? {
+        let dir = entry?.path();
+        // A process may end while it is being looked at.
+        let read = |file: &str| std::fs::read_to_string(dir.join(file)).unwrap_or_default();
+        if read("comm").trim() == program && read("cgroup").contains(&format!("rcluster-lab-{lab}/")) {
+            let status = read("status");
+            let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).and_then(|rest| rest.split_whitespace().next());
+            return Ok(kib.unwrap_or_default().parse::<u64>()? / 1024);
+        }
+    }
+    anyhow::bail!("no {program} runs in lab {lab}")
 }
