@@ -10,6 +10,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 OUT := $(TARGET)/$(DIR)
 BIN := $(abspath $(TARGET))/bin-$(DIR)
 STATIC := -C target-feature=+crt-static
+RUNTIME_PROFILE := $(if $(filter dev,$(PROFILE)),dev,small)
+RUNTIME_OUT := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,small)
 export RCLUSTER_BIN_DIR := $(BIN)
 export RCLUSTER_VM_KERNEL := $(abspath $(TARGET))/vm/vmlinuz
 
@@ -26,9 +28,9 @@ help:
 build:
 	cargo build --profile $(PROFILE) -p rcluster-manager -p rcluster-agent -p rcluster-netd -p rclusterctl -p rcluster-tests
 	cargo build --profile $(PROFILE) -p rcluster-probe --bin rcluster-probe-image
-	cargo rustc --profile $(PROFILE) -p rcluster-runtime --bin rcluster-runtime -- $(STATIC)
+	cargo rustc --profile $(RUNTIME_PROFILE) -p rcluster-runtime --bin rcluster-runtime -- $(STATIC)
 	mkdir -p $(BIN)
-	install -C $(OUT)/rcluster-{manager,agent,netd,runtime} $(OUT)/rclusterctl $(OUT)/rcluster-{demo,bench} $(BIN)/
+	install -C $(OUT)/rcluster-{manager,agent,netd} $(RUNTIME_OUT)/rcluster-runtime $(OUT)/rclusterctl $(OUT)/rcluster-{demo,bench,bench-runtime} $(BIN)/
 	cargo rustc --profile $(PROFILE) -p rcluster-probe --bin rcluster-probe -- $(STATIC)
 	$(OUT)/rcluster-probe-image --binary $(OUT)/rcluster-probe --ref rcluster/probe:demo --out $(BIN)/probe.tar
 
@@ -67,13 +69,14 @@ tools:
 	  install -D boot/vmlinuz-* $(RCLUSTER_VM_KERNEL)
 	fi
 
-bench:
+bench: tools
 	$(MAKE) build PROFILE=release
 	$(MAKE) run-bench PROFILE=release
 
 .PHONY: run-bench
 run-bench:
 	$(BIN)/rcluster-bench
+	$(BIN)/rcluster-bench-runtime --runtime $(BIN)/rcluster-runtime
 
 lint:
 	cargo fmt --all --check

@@ -1,7 +1,7 @@
 //! An OCI runtime (runtime-spec 1.2): one small single-threaded program, started once per verb, that knows nothing of services.
 //!
 //! `core` decides and has no effects; `parent` prepares, starts, kills and deletes from outside; `init` is the container's first process until
-//! it executes the user's program; `sync` is what the two say to each other; `hook_process` runs hooks for both; `monitor` stays with a container and keeps its output and its
+//! it executes the user's program; `sync` is what the two say to each other; `hook_process` runs hooks for both; `kernel_file` reads what the kernel writes; `monitor` stays with a container and keeps its output and its
 //! exit; `state` is what is remembered between calls; `sys` holds the system calls that have no safe form.
 
 mod args;
@@ -13,6 +13,8 @@ mod parent;
 mod sync;
 
 mod hook_process;
+
+mod kernel_file;
 
 mod init;
 

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::hooks::Hooks;
 use crate::core::status::{Identity, Seen, Status, parse_stat, status};
-use crate::sync;
+use crate::{kernel_file, sync};
 
 /// The form of the record; it only grows.
 const FORMAT: u32 = 1;
@@ -45,6 +45,9 @@ pub struct Record {
     pub own_pid_namespace: bool,
     /// The container's cgroups, absolute.
     pub cgroups: Vec<PathBuf>,
+    /// Those of them that can freeze it; not recorded by earlier versions.
+    #[serde(default)]
+    pub freezers: Option<Vec<PathBuf>>,
     /// Directories above them that were made for it, lowest last.
     pub cgroup_parents: Vec<PathBuf>,
     /// Those that run after the creation.
@@ -68,10 +71,16 @@ impl Record {
             init: None,
             own_pid_namespace: false,
             cgroups: Vec::new(),
+            freezers: None,
             cgroup_parents: Vec::new(),
             hooks: Hooks::default(),
             keyring: None,
         }
+    }
+
+    /// The cgroups to ask whether it is frozen.
+    fn freezers(&self) -> &[PathBuf] {
+        self.freezers.as_deref().unwrap_or(&self.cgroups)
     }
 }
 
@@ -195,7 +204,7 @@ impl StateDir {
     /// The state of the container now.
     pub fn status(&self, record: &Record) -> Result<Status> {
         let seen = record.init.as_ref().and_then(|init| observe(init.pid));
-        let frozen = seen.is_some() && record.cgroups.iter().any(|group| is_frozen(group) == Some(true));
+        let frozen = seen.is_some() && record.freezers().iter().any(|group| is_frozen(group) == Some(true));
         Ok(status(record.init.as_ref(), &boot_id()?, seen, self.path.join(sync::GATE).exists(), frozen))
     }
 }
@@ -222,22 +231,22 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// What `/proc` says of the process that has an id now.
 pub fn observe(pid: i32) -> Option<Seen> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    parse_stat(&kernel_file::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// Whether a cgroup is frozen, or about to be; `None` when it is of no kind that can be (`freezer-subsystem.rst`; `cgroup-v2.rst`).
 pub fn is_frozen(group: &Path) -> Option<bool> {
-    if let Ok(state) = fs::read_to_string(group.join("freezer.state")) {
+    if let Ok(state) = kernel_file::read(group.join("freezer.state")) {
         return Some(state.trim() != "THAWED");
     }
-    let events = fs::read_to_string(group.join("cgroup.events")).ok()?;
+    let events = kernel_file::read(group.join("cgroup.events")).ok()?;
     events.lines().find_map(|line| line.strip_prefix("frozen ")).map(|value| value.trim() != "0")
 }
 
 /// Names this boot of the kernel.
 pub fn boot_id() -> Result<String> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
-    Ok(fs::read_to_string(PATH).with_context(|| format!("read {PATH}"))?.trim().to_owned())
+    Ok(kernel_file::read(PATH).with_context(|| format!("read {PATH}"))?.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -304,10 +304,9 @@ fn running_out_of_memory_is_an_event() {
         links.iter().any(|link| ["anon_inode:[eventfd]", "anon_inode:inotify"].contains(&link.to_str().unwrap_or(""))).then_some(())
     };
     eventually("the listener", listens);
-    assert_eq!(
-        bundle.call(&["exec", &bundle.id, "sh", "-c", "head -c 60000000 /dev/zero | tail -c 50000000 | wc -c"]).status.code(),
-        Some(0)
-    );
+    // Nearly always it is `tail` that is killed; it is the kernel's choice.
+    let code = bundle.call(&["exec", &bundle.id, "sh", "-c", "head -c 60000000 /dev/zero | tail -c 50000000 | wc -c"]).status.code();
+    assert!([Some(0), Some(137)].contains(&code), "{code:?}");
     let mut line = String::new();
     BufReader::new(call.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let event: Value = serde_json::from_str(&line).unwrap();

@@ -46,6 +46,13 @@ pub struct Group {
     pub device_filter: Vec<device_filter::Instruction>,
 }
 
+impl Group {
+    /// Whether its processes can be frozen by it (freezer-subsystem.rst; cgroup-v2.rst, "cgroup.freeze").
+    pub fn can_freeze(&self) -> bool {
+        self.hierarchy.version == Version::V2 || self.hierarchy.controllers.iter().any(|name| name == "freezer")
+    }
+}
+
 /// A value for a file of a cgroup, and the field of the configuration that asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {

@@ -151,7 +151,7 @@ fn bind(root: &Root, step: &MountStep, source: &Path, recursive: bool, tree: Opt
     };
     let tree = tree.map_or_else(copy, Ok)?;
     let directory = is_directory(tree.as_fd())?;
-    let target = if directory { root.make_directory(&step.destination) } else { root.make_file(&step.destination) };
+    let target = if directory { root.make_directory(&step.destination).map(|(found, _)| found) } else { root.make_file(&step.destination) };
     let target = target.doing(|| format!("mounts[{}].destination", step.index))?;
     finish(tree.as_fd(), target.as_fd(), &step.options)?;
     Ok(tree)
@@ -178,9 +178,8 @@ fn remount(root: &Root, step: &MountStep, bind: bool) -> Result<OwnedFd, Failure
 fn file_system(root: &Root, step: &MountStep, kind: &str, source: &str) -> Result<Mounted, Failure> {
     // A link at /proc or /sys would move the kernel's own files to where nobody expects them (CVE-2019-19921).
     let plain = matches!(kind, "proc" | "sysfs");
-    let covers = root.find(&step.destination).is_ok();
-    let target = if plain { root.make_plain_directory(&step.destination) } else { root.make_directory(&step.destination) };
-    let target = target.doing(|| format!("mounts[{}].destination", step.index))?;
+    let (target, covers) = if plain { root.make_plain_directory(&step.destination) } else { root.make_directory(&step.destination) }
+        .doing(|| format!("mounts[{}].destination", step.index))?;
     let mut data = step.options.data.clone();
     if kind == "tmpfs" && covers && !data.iter().any(|(key, _)| key == "mode") {
         // It covers a directory of the image and so looks like it, as under runc.
@@ -202,7 +201,7 @@ fn file_system(root: &Root, step: &MountStep, kind: &str, source: &str) -> Resul
 }
 
 fn cgroups(root: &Root, step: &MountStep, views: &[CgroupView], layout: CgroupLayout) -> Result<OwnedFd, Failure> {
-    let target = root.make_plain_directory(&step.destination).doing(|| format!("mounts[{}].destination", step.index))?;
+    let (target, _) = root.make_plain_directory(&step.destination).doing(|| format!("mounts[{}].destination", step.index))?;
     if layout == CgroupLayout::Unified {
         let [view] = views else { return Err(Failure::refused("no cgroup hierarchy to mount")) };
         let mount = cgroup_view(view)?;

@@ -45,27 +45,28 @@ impl Root {
             Ok(found) => Ok(found),
             Err(Errno::NOENT) => {
                 let (parent, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
-                Kind::File.make_in(self.make_plain_directory(parent)?.as_fd(), name, true)?;
+                Kind::File.make_in(self.make_plain_directory(parent)?.0.as_fd(), name, true)?;
                 Ok(self.find_plain(path)?)
             }
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// Finds or makes a directory.
-    pub fn make_directory(&self, path: &Path) -> Result<OwnedFd, Failure> {
+    /// Finds or makes a directory; and whether it was there.
+    pub fn make_directory(&self, path: &Path) -> Result<(OwnedFd, bool), Failure> {
         match self.find(path) {
-            Ok(found) => is_directory(found.as_fd())?.then_some(found).ok_or(Failure { errno: libc::ENOTDIR, detail: String::new() }),
-            Err(Errno::NOENT) => Ok(self.make(path, Kind::Directory)?),
+            Ok(found) if is_directory(found.as_fd())? => Ok((found, true)),
+            Ok(_) => Err(Failure { errno: libc::ENOTDIR, detail: String::new() }),
+            Err(Errno::NOENT) => Ok((self.make(path, Kind::Directory)?, false)),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// Finds a directory no part of which is a link, or makes it.
-    pub fn make_plain_directory(&self, path: &Path) -> Result<OwnedFd, Failure> {
+    /// Finds a directory no part of which is a link, or makes it; and whether it was there.
+    pub fn make_plain_directory(&self, path: &Path) -> Result<(OwnedFd, bool), Failure> {
         match self.open(path, ResolveFlags::NO_SYMLINKS) {
-            Ok(found) => Ok(found),
-            Err(Errno::NOENT) => Ok(self.make(path, Kind::Directory)?),
+            Ok(found) => Ok((found, true)),
+            Err(Errno::NOENT) => Ok((self.make(path, Kind::Directory)?, false)),
             Err(Errno::LOOP) => {
                 Err(Failure::refused("a part of the path is a symbolic link, and this kind of mount needs a plain directory"))
             }
@@ -86,7 +87,7 @@ impl Root {
     /// The directory a path lies in, made if missing, and the last name.
     pub fn make_parent<'a>(&self, path: &'a Path) -> Result<(OwnedFd, &'a OsStr), Failure> {
         let name = path.file_name().ok_or_else(|| Failure::refused("the path has no last name"))?;
-        Ok((self.make_directory(path.parent().unwrap_or(Path::new("/")))?, name))
+        Ok((self.make_directory(path.parent().unwrap_or(Path::new("/")))?.0, name))
     }
 
     fn open(&self, path: &Path, more: ResolveFlags) -> Result<OwnedFd, Errno> {

@@ -12,6 +12,7 @@ use crate::core::check::{Container, Machine, Refusal, check, check_machine};
 use crate::core::plan::{Plan, Privileges};
 use crate::core::spec::Spec;
 use crate::core::{cgroup, plan, spec};
+use crate::kernel_file;
 use crate::state::{Record, StateDir};
 
 /// The configuration's name, in a bundle and in a state directory.
@@ -96,13 +97,13 @@ pub fn checked(bundle: &Path, spec: &Spec) -> Result<Container> {
 
 /// Whether this user may make a directory: root by its privileges, any other where the nearest one above that exists is its own.
 fn may_make(directory: &Path) -> bool {
-    let above = directory.ancestors().skip(1).find(|above| above.exists());
-    rustix::process::geteuid().is_root() || above.is_some_and(|above| rustix::fs::access(above, rustix::fs::Access::WRITE_OK).is_ok())
+    let above = || directory.ancestors().skip(1).find(|above| above.exists());
+    rustix::process::geteuid().is_root() || above().is_some_and(|above| rustix::fs::access(above, rustix::fs::Access::WRITE_OK).is_ok())
 }
 
 /// What of this machine decides whether a field can be honoured.
 fn machine() -> Machine {
-    let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
+    let enabled = kernel_file::read("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
     Machine {
         apparmor: enabled.trim() == "Y",
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
@@ -112,7 +113,7 @@ fn machine() -> Machine {
 
 /// The cgroup hierarchies mounted here.
 pub fn observed_hierarchies() -> Result<Vec<Hierarchy>> {
-    let read = |path: &str| fs::read_to_string(path).with_context(|| format!("read {path}"));
+    let read = |path: &str| kernel_file::read(path).with_context(|| format!("read {path}"));
     Ok(hierarchies(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?))
 }
 
@@ -125,13 +126,13 @@ pub fn refused(bundle: &Path, refusals: &[Refusal]) -> anyhow::Error {
 /// The controllers that version 2 has here; with all of version 1 mounted, none.
 pub fn unified_controllers(hierarchies: &[Hierarchy]) -> Vec<String> {
     let unified = hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2);
-    let text = unified.and_then(|hierarchy| fs::read_to_string(hierarchy.mount_point.join("cgroup.controllers")).ok());
+    let text = unified.and_then(|hierarchy| kernel_file::read(hierarchy.mount_point.join("cgroup.controllers")).ok());
     text.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
 }
 
 /// The permitted and the bounding set of this process (proc_pid_status(5)).
 pub fn privileges() -> Result<Privileges> {
-    let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
+    let status = kernel_file::read("/proc/self/status").context("read /proc/self/status")?;
     let set = |name: &str| {
         let text = status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         text.and_then(|text| u64::from_str_radix(text, 16).ok()).map(CapabilitySet).with_context(|| format!("/proc/self/status: no {name}"))

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::core::cgroup::{CgroupPlan, Group, Version, Write};
 use crate::core::signal;
 use crate::core::update::Change;
-use crate::sys;
+use crate::{kernel_file, sys};
 
 const RACES_MAX: usize = 16;
 const POLL: Duration = Duration::from_millis(2);
@@ -45,7 +45,7 @@ pub fn make(plan: &CgroupPlan) -> Result<Joins> {
         if group.hierarchy.controllers.iter().any(|name| name == "cpuset") {
             inherit_cpuset(group)?;
         }
-        group.writes.iter().try_for_each(|write| set(&group.directory, write))?;
+        set_all(&group.directory, &group.writes)?;
         let file = match group.hierarchy.version {
             Version::V1 => "tasks",
             Version::V2 => {
@@ -93,9 +93,18 @@ pub fn change(changes: &[Change]) -> Result<()> {
         for directory in above {
             enable(directory, &change.enable).with_context(|| format!("enable controllers in {}", directory.display()))?;
         }
-        change.writes.iter().try_for_each(|write| set(&change.directory, write))?;
+        set_all(&change.directory, &change.writes)?;
     }
     Ok(())
+}
+
+/// Removes groups that are empty and have none below; whether all are gone.
+pub fn remove_empty(groups: &[PathBuf]) -> bool {
+    groups.iter().all(|group| fs::remove_dir(group).or_else(ignore_missing).is_ok())
+}
+
+fn ignore_missing(error: io::Error) -> io::Result<()> {
+    if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 /// Removes groups that are empty or about to be, and then those parents that nobody else uses. Goes on after an error.
@@ -116,7 +125,7 @@ pub fn remove(groups: &[PathBuf], parents: &[PathBuf], wait: Duration) -> Result
 
 /// Every process in a group and below.
 pub fn processes(group: &Path) -> Vec<i32> {
-    let mut found: Vec<i32> = fs::read_to_string(group.join("cgroup.procs"))
+    let mut found: Vec<i32> = kernel_file::read(group.join("cgroup.procs"))
         .unwrap_or_default()
         .lines()
         .filter_map(|line| line.parse().ok())
@@ -177,10 +186,13 @@ fn make_directory(group: &Group) -> Result<()> {
     let below = directory.strip_prefix(&group.hierarchy.mount_point).unwrap_or(directory);
     for _ in 0..RACES_MAX {
         let mut at = group.hierarchy.mount_point.clone();
+        let mut is_new = false;
         let made = below.components().try_for_each(|component| {
             enable(&at, &group.enable)?;
             at.push(component);
-            match fs::create_dir(&at) {
+            let made = fs::create_dir(&at);
+            is_new = made.is_ok();
+            match made {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
                 made => made,
             }
@@ -189,7 +201,7 @@ fn make_directory(group: &Group) -> Result<()> {
             // Another container's end took an empty parent away.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(|| format!("linux.cgroupsPath: make {}", at.display())),
-            Ok(()) if processes(directory).is_empty() => return Ok(()),
+            Ok(()) if is_new || processes(directory).is_empty() => return Ok(()),
             Ok(()) => bail!("linux.cgroupsPath: {} holds processes: give this container a cgroup of its own", directory.display()),
         }
     }
@@ -201,7 +213,7 @@ fn enable(above: &Path, controllers: &[String]) -> io::Result<()> {
     if controllers.is_empty() {
         return Ok(());
     }
-    let enabled = fs::read_to_string(above.join("cgroup.subtree_control"))?;
+    let enabled = kernel_file::read(above.join("cgroup.subtree_control"))?;
     for controller in controllers.iter().filter(|name| !enabled.split_whitespace().any(|other| other == name.as_str())) {
         fs::write(above.join("cgroup.subtree_control"), format!("+{controller}"))?;
     }
@@ -210,52 +222,63 @@ fn enable(above: &Path, controllers: &[String]) -> io::Result<()> {
 
 /// A new cpuset of version 1 has no processors and no memory, and no process can join it (cgroup-v1/cpusets.rst).
 fn inherit_cpuset(group: &Group) -> Result<()> {
-    let mut above = group.hierarchy.mount_point.clone();
-    for component in group.directory.strip_prefix(&group.hierarchy.mount_point).unwrap_or(&group.directory).components() {
-        let directory = above.join(component);
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            let path = directory.join(file);
-            let own = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-            if own.trim().is_empty() {
-                let inherited = fs::read_to_string(above.join(file)).with_context(|| format!("read {}", above.join(file).display()))?;
-                fs::write(&path, inherited.trim()).with_context(|| format!("write {}", path.display()))?;
-            }
-        }
-        above = directory;
-    }
-    Ok(())
+    ["cpuset.cpus", "cpuset.mems"]
+        .into_iter()
+        .try_for_each(|file| fill_cpuset(&group.directory, &group.hierarchy.mount_point, file).map(drop))
 }
 
-fn set(directory: &Path, write: &Write) -> Result<()> {
+/// What the file of a group holds, taken from the nearest group above that has something in it.
+fn fill_cpuset(directory: &Path, top: &Path, file: &str) -> Result<String> {
+    let path = directory.join(file);
+    let own = kernel_file::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let above = directory.parent().filter(|_| directory != top && own.trim().is_empty());
+    let Some(above) = above else { return Ok(own) };
+    let inherited = fill_cpuset(above, top, file)?;
+    fs::write(&path, inherited.trim()).with_context(|| format!("write {}", path.display()))?;
+    Ok(inherited)
+}
+
+/// Makes the writes in order; a file that several of them go to, one after the other, is opened once.
+fn set_all(directory: &Path, writes: &[Write]) -> Result<()> {
+    let mut opened = None;
+    writes.iter().try_for_each(|write| set(directory, write, &mut opened))
+}
+
+fn set(directory: &Path, write: &Write, opened: &mut Option<(PathBuf, File)>) -> Result<()> {
     let Write { file, value, field, instead, at_least, read_back } = write;
     let (file, value) = match instead {
         Some((other, value)) if !directory.join(file).exists() => (other, value),
         _ => (file, value),
     };
     if let Some(used) = at_least.map(|used| directory.join(used)) {
-        let text = fs::read_to_string(&used).with_context(|| format!("{field}: read {}", used.display()))?;
+        let text = kernel_file::read(&used).with_context(|| format!("{field}: read {}", used.display()))?;
         let (used, limit) = (text.trim().parse::<u64>().unwrap_or(0), value.parse::<u64>().unwrap_or(u64::MAX));
         if limit < used {
             bail!("{field}: {limit} is below the {used} bytes in use, and linux.resources.memory.checkBeforeUpdate is set");
         }
     }
     let path = directory.join(file);
-    let written = OpenOptions::new().write(true).open(&path).and_then(|mut file| {
-        // The kernel takes one line a write.
-        value.split('\n').filter(|line| !line.is_empty()).try_for_each(|line| file.write_all(line.as_bytes()))
-    });
-    written.map_err(|error| {
+    write_lines(&path, value, opened).map_err(|error| {
         let why = match error.kind() {
             ErrorKind::NotFound => " (this kernel does not account it: leave the field out)",
             _ => "",
         };
         anyhow!("{field}: write {value:?} to {}: {error}{why}", path.display())
     })?;
-    let kept = || fs::read_to_string(&path).with_context(|| format!("{field}: read {}", path.display()));
+    let kept = || kernel_file::read(&path).with_context(|| format!("{field}: read {}", path.display()));
     if *read_back && kept()?.trim() != value {
         bail!("{field}: this kernel takes {value} in {} and does not keep it: leave the field out", path.display());
     }
     Ok(())
+}
+
+/// The kernel takes one line a write.
+fn write_lines(path: &Path, value: &str, opened: &mut Option<(PathBuf, File)>) -> io::Result<()> {
+    if opened.as_ref().is_none_or(|(at, _)| at != path) {
+        *opened = Some((path.to_owned(), OpenOptions::new().write(true).open(path)?));
+    }
+    let Some((_, file)) = opened else { return Ok(()) };
+    value.split('\n').filter(|line| !line.is_empty()).try_for_each(|line| file.write_all(line.as_bytes()))
 }
 
 fn children(group: &Path) -> Vec<PathBuf> {

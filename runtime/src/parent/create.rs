@@ -75,6 +75,7 @@ pub fn create(root: &Path, id: &str, options: &CreateOptions) -> Result<Created>
         annotations: bundle.container.annotations.clone(),
         own_pid_namespace: bundle.container.has_new(NamespaceKind::Pid),
         cgroups: bundle.cgroups.groups.iter().map(|group| group.directory.clone()).collect(),
+        freezers: Some(bundle.cgroups.groups.iter().filter(|group| group.can_freeze()).map(|group| group.directory.clone()).collect()),
         cgroup_parents: cgroups::missing_parents(&bundle.cgroups),
         hooks: Hooks {
             poststart: bundle.container.hooks.poststart.clone(),

@@ -40,8 +40,10 @@ pub fn delete(root: &Path, id: &str, force: bool) -> Result<Vec<String>> {
     if let Some(init) = &record.init {
         kill(init, &record.cgroups)?;
     }
-    // What shares the host's pid namespace, what `create` left unrecorded, and what is frozen.
-    cgroups::kill_all(&record.cgroups, KILL_WAIT)?;
+    if !cgroups::remove_empty(&record.cgroups) {
+        // What shares the host's pid namespace, what `create` left unrecorded, and what is frozen.
+        cgroups::kill_all(&record.cgroups, KILL_WAIT)?;
+    }
     cgroups::remove(&record.cgroups, &record.cgroup_parents, REMOVE_WAIT)?;
     // Before the record is: killed between the two, a second call runs them again rather than nobody ever.
     let failed = hooks::after(&record);

@@ -3,7 +3,8 @@
 //! A container that executes `/proc/self/exe` before its own program, or looks at `/proc/PID/exe` of a process that is still this program,
 //! holds the host's binary, and as root it could write to it. So whatever makes containers first executes itself again from a read-only
 //! clone of the mount it lies on. The clone is attached nowhere: nobody can make it writable again. That costs one execve(2), and no
-//! copy in memory as a sealed memfd would; a user who may not clone mounts gets that copy.
+//! copy in memory as a sealed memfd would; a user who may not clone mounts gets that copy. Where `sys/seal` knows the processor, it has done
+//! it before; here it is made sure of.
 
 use std::ffi::CString;
 use std::fs::File;

@@ -13,6 +13,8 @@ use crate::core::check::Scheduler;
 use crate::core::device_filter::Instruction;
 use crate::core::seccomp;
 
+mod seal;
+
 /// The two sides of a clone.
 pub enum Cloned {
     /// In the new process.
