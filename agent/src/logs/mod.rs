@@ -125,6 +125,10 @@ impl Pump {
             (reader, lines) = read.await.map_err(|error| error.to_string())?;
             let lines = lines.map_err(|error| format!("node {}: read logs: {error}", self.node))?;
             if lines.is_empty() && last {
+                let rest = reader.rest();
+                if !rest.is_empty() && self.sender.send(self.chunk(rest)).await.is_err() {
+                    return Ok(());
+                }
                 return reader.complaint().map_or(Ok(()), |complaint| Err(format!("node {}: {complaint}", self.node)));
             }
             if lines.is_empty() {
