@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rcluster_agent::image::pull::Progress;
 use rcluster_agent::image::take::LayerProgress;
-use rcluster_api::wire::v1::{ContainerSpec, LogsCommand, Mount, MountKind, NetworkAttachment, TaskNetwork, TaskState};
+use rcluster_api::wire::v1::{ContainerSpec, Logging, LogsCommand, Mount, MountKind, NetworkAttachment, TaskNetwork, TaskState};
 use serde_json::json;
 use support::agent::{Agent, eventually, is_alive, memory_limit, shell_task, task};
 use support::image::{Entry, Layout, dir, file, layer, symlink};
@@ -461,4 +461,26 @@ async fn a_bind_mount_does_not_follow_a_link_out_of_what_the_node_allows() {
     let refused = manager.reported(B, TaskState::Complete).await;
     assert_eq!(refused.state(), TaskState::Rejected);
     assert!(refused.message.contains("it leads to /etc, which node n1 does not allow to be mounted"), "{}", refused.message);
+}
+
+#[tokio::test]
+async fn output_goes_to_a_log_daemon_too_and_is_kept() {
+    let manager = Manager::leader().await;
+    let agent = Agent::start(&[manager.address]);
+    let path = agent.dir.path().join("log.sock");
+    let daemon = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
+    daemon.set_read_timeout(Some(Duration::from_secs(20))).expect("a limit");
+    let mut task = shell_task(A, "echo hello");
+    let address = format!("unix://{}", path.display());
+    let logging = Logging { driver: "syslog".into(), address, facility: "local3".into(), ..Logging::default() };
+    task.template.as_mut().expect("a template").containers[0].logging = Some(logging);
+    manager.assign(vec![task]);
+    manager.reported(A, TaskState::Complete).await;
+    let mut bytes = [0; 1000];
+    let count = daemon.recv(&mut bytes).expect("a message");
+    let message = String::from_utf8_lossy(&bytes[..count]).into_owned();
+    // local3 is 19, information 6.
+    assert!(message.starts_with("<158>") && message.ends_with(" web.1: hello"), "{message}");
+    let kept = fs::read_to_string(agent.dir.path().join("state/logs").join(A).join("web.log")).expect("the file");
+    assert!(kept.contains("\"l\":\"hello\""), "{kept}");
 }

@@ -108,6 +108,58 @@ impl<'de> Deserialize<'de> for Ulimit {
     }
 }
 
+/// What becomes of a container's output. It is also kept on the node, where `rclusterctl logs` reads it, but with `none`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Logging {
+    #[serde(default)]
+    pub driver: LogDriver,
+    /// Of `syslog`: `unix:///PATH`, `udp://IP:PORT` or `tcp://IP:PORT`; the node's own daemon at `/dev/log` when not given.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub address: String,
+    /// Of `syslog`, by name as in syslog(3); `daemon` when not given.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub facility: String,
+    /// What the lines are found by: the identifier; the task's name when not given.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub tag: String,
+    /// Of each of the two files that are kept on the node; 10 MiB when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_size: Option<Bytes>,
+}
+
+/// Where output goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogDriver {
+    /// Nowhere but the node's file.
+    #[default]
+    File,
+    Journald,
+    Syslog,
+    /// Not even there.
+    None,
+}
+
+impl LogDriver {
+    pub const ALL: [Self; 4] = [Self::File, Self::Journald, Self::Syslog, Self::None];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Journald => "journald",
+            Self::Syslog => "syslog",
+            Self::None => "none",
+        }
+    }
+}
+
+/// The names of syslog's facilities (syslog(3)).
+pub const FACILITIES: [&str; 20] = [
+    "auth", "authpriv", "cron", "daemon", "ftp", "kern", "lpr", "mail", "news", "syslog", "user", "uucp", "local0", "local1", "local2",
+    "local3", "local4", "local5", "local6", "local7",
+];
+
 /// Limits by name as in limits.conf(5): `nofile`, `nproc`, ….
 pub type Ulimits = BTreeMap<String, Ulimit>;
 

@@ -205,6 +205,15 @@ mod tests {
                  kernel.msg*, kernel.sem, kernel.shm* and kernel.domainname)",
             ),
             (
+                serde_json::json!({"containers": [{"image": "a", "logging": {"driver": "syslog", "address": "tcp://logs:514"}}]}),
+                "containers[0].logging.address: \"tcp://logs:514\" is not the address of a syslog daemon (write unix:///PATH, udp://IP:PORT or \
+                 tcp://IP:PORT; names are not resolved)",
+            ),
+            (
+                serde_json::json!({"containers": [{"image": "a", "logging": {"driver": "journald", "facility": "cron"}}]}),
+                "containers[0].logging.facility: the driver journald has none (it belongs to driver: syslog)",
+            ),
+            (
                 serde_json::json!({"containers": [{"image": "a", "ulimits": {"files": 1}}]}),
                 "containers[0].ulimits: there is no limit \"files\" (there are as, core, cpu, data, fsize, locks, memlock, msgqueue, nice, nofile, \
                  nproc, rss, rtprio, rttime, sigpending, stack)",

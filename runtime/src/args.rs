@@ -116,6 +116,8 @@ pub struct MonitorOptions {
     /// Another OCI runtime, and where it keeps its state.
     pub runtime: Option<(PathBuf, Option<PathBuf>)>,
     pub log_bytes_max: u64,
+    /// See `core/log_sink`.
+    pub log_sink: Option<String>,
 }
 
 /// Where state is kept unless `--root` says otherwise.
@@ -156,7 +158,7 @@ usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--de
   spec    [--bundle DIR] [--rootless]           write a config.json to begin with
   features                                      print what this runtime honours
   monitor --id ID --bundle DIR --log FILE --exit-file FILE [--pid-file FILE]
-          [--runtime FILE [--runtime-root DIR]] [--log-max-bytes N]
+          [--runtime FILE [--runtime-root DIR]] [--log-max-bytes N] [--log-sink JSON]
                                                 create a container and stay with it: keep its output and its exit
 ";
 
@@ -440,7 +442,8 @@ fn kill(args: &mut Args) -> Result<Verb, String> {
 }
 
 fn monitor(args: &mut Args) -> Result<Verb, String> {
-    const KNOWN: [Known; 8] = [
+    const KNOWN: [Known; 9] = [
+        ("--log-sink", "", true),
         ("--id", "", true),
         ("--bundle", "-b", true),
         ("--log", "", true),
@@ -473,6 +476,7 @@ fn monitor(args: &mut Args) -> Result<Verb, String> {
         pid_file: options.path("--pid-file"),
         runtime: runtime.map(|path| (path, runtime_root)),
         log_bytes_max,
+        log_sink: options.text("--log-sink")?,
     }))
 }
 

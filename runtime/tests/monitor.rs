@@ -3,8 +3,12 @@
 mod common;
 
 use std::fs;
+use std::io::Read;
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use common::{Bundle, alive, eventually, tool};
 use rustix::process::{Pid, Signal, kill_process};
@@ -196,4 +200,112 @@ fn it_stays_with_containers_of_other_runtimes() {
         assert!(other(&["delete", "--force", &id]).status.success());
     }
     assert!(tried > 0, "neither runc nor a crun that runs here is installed: apt-get install runc");
+}
+
+fn socket(dir: &tempfile::TempDir) -> (UnixDatagram, PathBuf) {
+    let path = dir.path().join("socket");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    (socket, path)
+}
+
+fn sunk(script: &str, sink: &Value) -> Monitored {
+    let monitored = Monitored::with(Bundle::new(script), &["--log-sink", &sink.to_string()]);
+    monitored.start();
+    monitored
+}
+
+#[test]
+fn output_goes_to_the_journal_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, path) = socket(&dir);
+    let address = format!("unix://{}", path.display());
+    let monitored =
+        sunk("echo one; echo two >&2", &json!({"driver":"journald","address":address,"tag":"web.1","fields":{"CONTAINER_NAME":"web"}}));
+    let mut entries: Vec<String> = (0..2)
+        .map(|_| {
+            let mut bytes = [0; 4096];
+            let count = journal.recv(&mut bytes).unwrap();
+            String::from_utf8(bytes[..count].to_vec()).unwrap()
+        })
+        .collect();
+    entries.sort();
+    let entry = |priority: u8, text: &str| {
+        format!("PRIORITY={priority}\nSYSLOG_IDENTIFIER=web.1\nCONTAINER_NAME=web\nMESSAGE\n\u{3}\0\0\0\0\0\0\0{text}\n")
+    };
+    assert_eq!(entries, [entry(3, "two"), entry(6, "one")]);
+    monitored.exit();
+    assert_eq!(monitored.log().len(), 2);
+}
+
+#[test]
+fn a_log_daemon_that_is_away_stops_nothing_and_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let address = format!("unix://{}", path.display());
+    let script = "echo one; while [ ! -e /dev/shm/end ]; do echo more; usleep 50000; done";
+    let monitored = sunk(script, &json!({"driver":"syslog","address":address,"tag":"web.1"}));
+    let lines = || monitored.log().into_iter().map(|(_, line)| line).collect::<Vec<_>>();
+    eventually("the note", || lines().iter().any(|line| line.contains("takes no lines")).then_some(()));
+    let (daemon, _) = socket(&dir);
+    let mut bytes = [0; 4096];
+    let count = daemon.recv(&mut bytes).unwrap();
+    let message = String::from_utf8_lossy(&bytes[..count]).into_owned();
+    assert!(message.starts_with("<30>") && message.ends_with(" web.1: more"), "{message}");
+    monitored.bundle.ok(&["exec", &monitored.bundle.id, "touch", "/dev/shm/end"]);
+    monitored.exit();
+    let log = lines();
+    let notes: Vec<&String> = log.iter().filter(|line| line.starts_with("rcluster: ")).collect();
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    assert_eq!(notes[0], &format!("rcluster: syslog at {} takes no lines: No such file or directory (os error 2)", path.display()));
+    let lost = notes[1].strip_prefix("rcluster: syslog takes lines again: ").unwrap().strip_suffix(" were not sent").unwrap();
+    let before = log.iter().position(|line| line == notes[1]).unwrap();
+    assert_eq!(lost.parse::<usize>().unwrap(), before - 2, "all lines before, without the first note and the one that was taken: {log:?}");
+}
+
+#[test]
+fn output_goes_to_a_server_by_udp_and_tcp() {
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    udp.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let address = format!("udp://{}", udp.local_addr().unwrap());
+    let monitored = sunk("echo one", &json!({"driver":"syslog","address":address,"facility":"local7","tag":"web.1"}));
+    let mut bytes = [0; 4096];
+    let count = udp.recv(&mut bytes).unwrap();
+    let message = String::from_utf8_lossy(&bytes[..count]).into_owned();
+    assert!(message.starts_with("<190>1 2") && message.ends_with(" web.1 - - - one"), "{message}");
+    monitored.exit();
+
+    // The server listens and does not read until the container has said it all: more than fits is counted, what was sent is whole.
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("tcp://{}", server.local_addr().unwrap());
+    let script = "i=0; while [ $i -lt 300 ]; do printf '%s %0900d\\n' line $i; i=$((i+1)); done; echo done >&2; sleep 1000";
+    let monitored = sunk(script, &json!({"driver":"syslog","address":address,"tag":"web.1"}));
+    eventually("all is in the file", || monitored.log().iter().any(|(_, line)| line == "done").then_some(()));
+    let (mut stream, _) = server.accept().unwrap();
+    monitored.bundle.ok(&["kill", &monitored.bundle.id, "KILL"]);
+    monitored.exit();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let mut rest = text.as_str();
+    let mut seen = Vec::new();
+    while !rest.is_empty() {
+        let (length, message) = rest.split_once(' ').unwrap();
+        let (message, more) = message.split_at(length.parse().unwrap());
+        seen.push(message.split_once(" - - - ").unwrap().1.to_owned());
+        rest = more;
+    }
+    let counted = |line: &str| line.strip_suffix(" lines were not taken by syslog")?.rsplit(' ').next()?.parse::<usize>().ok();
+    let lost: usize = monitored.log().iter().filter_map(|(_, line)| counted(line)).sum();
+    assert_eq!(seen.len() + lost, 301);
+    assert!(seen[0].starts_with("line 0000") && seen.windows(2).all(|pair| pair[0] != pair[1]), "{:?}", seen.first());
+}
+
+#[test]
+fn output_that_is_not_to_be_kept_is_not() {
+    let monitored = sunk("echo one", &json!({"driver":"none"}));
+    monitored.exit();
+    let note = "rcluster: the output of this container is not kept (logging.driver none)";
+    assert_eq!(monitored.log(), [("stderr".to_owned(), note.to_owned())]);
+    let refused = Monitored::with(Bundle::new("true"), &["--log-sink", r#"{"driver":"gelf"}"#]);
+    assert!(refused.report["error"].as_str().unwrap().contains("there is no driver \"gelf\""), "{}", refused.report);
 }

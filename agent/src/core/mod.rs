@@ -35,6 +35,7 @@ pub mod reference;
 
 pub mod challenge;
 
+pub mod logging;
 pub mod mounts;
 
 pub mod image;

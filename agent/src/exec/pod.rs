@@ -25,6 +25,7 @@ use super::netd_client::NetdError;
 use super::runtime_cli::{MonitorCall, RuntimeError, read_exit};
 use super::{Images, Tools, process};
 use crate::core::bundle::{self, HostDevice, ImageConfig};
+use crate::core::logging;
 use crate::core::task::{ContainerRecord, Exit, Network, Phase, Record};
 use crate::core::user::{Identity, identify};
 use crate::host;
@@ -192,6 +193,7 @@ pub async fn create(
     record.containers[index].phase = Phase::Creating;
     save(record)?;
     let container = &record.containers[index];
+    let output = logging::plan(task, &container.name, task.template.containers[index].logging.as_ref());
     let created = tools
         .runtime(task)
         .monitor(&MonitorCall {
@@ -200,6 +202,7 @@ pub async fn create(
             log: &place.log,
             exit_file: &place.exit_file(),
             errors: &place.monitor_errors(),
+            output: &output,
         })
         .await?;
     let failed = |what| io_error(what, &record.containers[index]);

@@ -16,6 +16,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::process::PidFile;
+use crate::core::logging::LogPlan;
 use crate::core::task::Exit;
 
 /// Why a call to the runtime failed.
@@ -55,6 +56,7 @@ pub struct MonitorCall<'a> {
     pub exit_file: &'a Path,
     /// Takes what the monitor says on stderr: a pipe would tie it to this process.
     pub errors: &'a Path,
+    pub output: &'a LogPlan,
 }
 
 /// A command to run in a container.
@@ -104,7 +106,6 @@ const CALL: Duration = Duration::from_secs(10);
 /// The runtime itself waits 10 s for another call, and as long for the kernel, before it gives up and thaws.
 const FREEZE: Duration = Duration::from_secs(30);
 const LATE: Duration = Duration::from_millis(50);
-const LOG_BYTES_MAX: u64 = 10 << 20;
 const ERROR_BYTES_MAX: usize = 2000;
 
 impl Runtime {
@@ -117,7 +118,10 @@ impl Runtime {
             None => command.arg("--root").arg(&self.root).arg("monitor"),
             Some(foreign) => command.args(["monitor", "--runtime"]).arg(foreign).arg("--runtime-root").arg(&self.root),
         };
-        command.stdin(Stdio::null()).args(["--id", call.id, "--log-max-bytes", &LOG_BYTES_MAX.to_string()]);
+        command.stdin(Stdio::null()).args(["--id", call.id, "--log-max-bytes", &call.output.file_bytes_max.to_string()]);
+        if let Some(sink) = &call.output.sink {
+            command.args(["--log-sink", sink]);
+        }
         command.arg("--bundle").arg(call.bundle).arg("--log").arg(call.log).arg("--exit-file").arg(call.exit_file);
         let errors = File::create(call.errors).map_err(|error| refused(format!("write {}: {error}", call.errors.display())))?;
         let mut child = command.stdout(Stdio::piped()).stderr(errors).spawn().map_err(spawn)?;

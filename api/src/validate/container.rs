@@ -1,13 +1,20 @@
 //! Checks one container of a pod.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use super::{MEMORY_LIMIT_MIN, check_name, invalid};
-use crate::container::{MountSpec, ULIMITS, Ulimit};
+use crate::container::{FACILITIES, LogDriver, Logging, MountSpec, ULIMITS, Ulimit};
 use crate::error::ApiError;
 use crate::health::HealthCheck;
-use crate::resource::Millis;
+use crate::resource::{Bytes, Millis};
 use crate::spec::ContainerSpec;
+
+/// RFC 5424, 6.2.5: APP-NAME.
+const TAG_BYTES_MAX: usize = 48;
+
+/// What the monitor holds to be a file worth its rotation.
+const LOG_SIZE_MIN: Bytes = Bytes(64 << 10);
 
 /// Least time between two checks of health.
 const INTERVAL_MIN: Millis = Millis(100);
@@ -18,6 +25,9 @@ pub fn check_container(container: &ContainerSpec, path: &str) -> Result<(), ApiE
     check_resources(container, path)?;
     if let Some(check) = &container.healthcheck {
         check_health(check, &format!("{path}.healthcheck"))?;
+    }
+    if let Some(logging) = &container.logging {
+        check_logging(logging, &format!("{path}.logging"))?;
     }
     check_mounts(&container.mounts, path)?;
     for (field, names) in [("cap_add", &container.cap_add), ("cap_drop", &container.cap_drop)] {
@@ -41,6 +51,41 @@ pub fn check_container(container: &ContainerSpec, path: &str) -> Result<(), ApiE
             .hint("there are net.*, fs.mqueue.*, kernel.msg*, kernel.sem, kernel.shm* and kernel.domainname"));
     }
     Ok(())
+}
+
+fn check_logging(logging: &Logging, path: &str) -> Result<(), ApiError> {
+    let Logging { driver, address, facility, tag, max_size } = logging;
+    let field = |name: &str| format!("{path}.{name}");
+    for (name, value) in [("address", address), ("facility", facility)] {
+        if !value.is_empty() && *driver != LogDriver::Syslog {
+            return Err(invalid(field(name), format!("the driver {} has none", driver.name())).hint("it belongs to driver: syslog"));
+        }
+    }
+    if !address.is_empty() && !is_log_address(address) {
+        return Err(invalid(field("address"), format!("{address:?} is not the address of a syslog daemon"))
+            .hint("write unix:///PATH, udp://IP:PORT or tcp://IP:PORT; names are not resolved"));
+    }
+    if !facility.is_empty() && !FACILITIES.contains(&facility.as_str()) {
+        return Err(
+            invalid(field("facility"), format!("there is no facility {facility:?}")).hint(format!("there are {}", FACILITIES.join(", ")))
+        );
+    }
+    if tag.len() > TAG_BYTES_MAX || !tag.chars().all(|c| c.is_ascii_graphic()) {
+        return Err(invalid(field("tag"), format!("{tag:?} cannot be a tag"))
+            .hint(format!("at most {TAG_BYTES_MAX} printable characters of ASCII, none of them a blank")));
+    }
+    if let Some(size) = max_size.filter(|size| *size < LOG_SIZE_MIN) {
+        return Err(invalid(field("max_size"), format!("{size} is too little")).hint(format!("give at least {LOG_SIZE_MIN}")));
+    }
+    Ok(())
+}
+
+fn is_log_address(address: &str) -> bool {
+    match address.split_once("://") {
+        Some(("unix", path)) => path.starts_with('/'),
+        Some(("udp" | "tcp", address)) => address.parse::<SocketAddr>().is_ok(),
+        _ => false,
+    }
 }
 
 fn check_program(container: &ContainerSpec, path: &str) -> Result<(), ApiError> {

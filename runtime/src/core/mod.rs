@@ -27,6 +27,7 @@ pub mod rootless;
 
 pub mod caller;
 pub mod exec;
+pub mod log_sink;
 
 pub mod stats;
 pub mod status;

@@ -14,6 +14,8 @@ use anyhow::{Context, Result};
 use rustix::fs::OFlags;
 use serde::Serialize;
 
+use super::sink::Sink;
+use crate::core::log_sink::{Line, Output};
 use crate::core::time::rfc3339;
 
 const LINE_BYTES_MAX: usize = 16 << 10;
@@ -36,7 +38,7 @@ struct Entry<'a> {
     p: bool,
 }
 
-/// The file, at most two of `bytes_max` together.
+/// The file, at most two of `bytes_max` together, and the daemon that gets the same lines.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
@@ -44,14 +46,53 @@ pub struct LogFile {
     bytes: u64,
     bytes_max: u64,
     lost_bytes: u64,
+    is_kept: bool,
+    sink: Option<Sink>,
 }
 
 impl LogFile {
     /// Opens a log to append to.
-    pub fn open(path: &Path, bytes_max: u64) -> Result<Self> {
+    pub fn open(path: &Path, bytes_max: u64, output: Option<Output>) -> Result<Self> {
         let file = open(path).with_context(|| format!("open log {}", path.display()))?;
         let bytes = file.metadata().with_context(|| format!("look at {}", path.display()))?.len();
-        Ok(Self { path: path.to_owned(), file, bytes, bytes_max, lost_bytes: 0 })
+        let (is_kept, sink) = match output {
+            None => (true, None),
+            Some(Output::Nowhere) => (false, None),
+            Some(Output::Sent { address, form }) => (true, Some(Sink::new(address, form))),
+        };
+        let mut log = Self { path: path.to_owned(), file, bytes, bytes_max, lost_bytes: 0, is_kept, sink };
+        if !is_kept {
+            log.note("the output of this container is not kept (logging.driver none)");
+        }
+        Ok(log)
+    }
+
+    /// To be polled for room in the daemon's socket, when something waits for it.
+    pub fn waits_for(&self) -> Option<BorrowedFd<'_>> {
+        self.sink.as_ref().and_then(Sink::waits_for)
+    }
+
+    /// Sends what waits for the daemon, as far as there is room.
+    pub fn send_rest(&mut self) {
+        self.with_sink(Sink::flush);
+    }
+
+    /// The last lines are written: the daemon gets a moment to take the rest.
+    pub fn finish(&mut self) {
+        self.with_sink(Sink::finish);
+    }
+
+    fn with_sink(&mut self, act: impl FnOnce(&mut Sink)) {
+        let Some(sink) = &mut self.sink else { return };
+        act(sink);
+        for note in sink.take_notes() {
+            self.note(&note);
+        }
+    }
+
+    /// A line of the monitor's own.
+    fn note(&mut self, text: &str) {
+        self.keep(&now(), Stream::Stderr, &format!("rcluster: {text}"), false);
     }
 
     /// Output that could not be written.
@@ -60,10 +101,16 @@ impl LogFile {
     }
 
     fn write(&mut self, stream: Stream, line: &[u8], partial: bool) {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let time = rfc3339(since.as_secs(), since.subsec_nanos());
-        let text = String::from_utf8_lossy(line);
-        let Ok(mut entry) = serde_json::to_vec(&Entry { t: &time, s: stream, l: &text, p: partial }) else { return };
+        let time = now();
+        if self.is_kept {
+            self.keep(&time, stream, &String::from_utf8_lossy(line), partial);
+        }
+        let is_error = stream == Stream::Stderr;
+        self.with_sink(|sink| sink.send(&Line { time: &time, is_error, text: line, goes_on: partial }));
+    }
+
+    fn keep(&mut self, time: &str, stream: Stream, line: &str, partial: bool) {
+        let Ok(mut entry) = serde_json::to_vec(&Entry { t: time, s: stream, l: line, p: partial }) else { return };
         entry.push(b'\n');
         let length = entry.len() as u64;
         if self.bytes > 0 && self.bytes + length > self.bytes_max {
@@ -86,6 +133,11 @@ impl LogFile {
         }
         self.bytes = 0;
     }
+}
+
+fn now() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    rfc3339(since.as_secs(), since.subsec_nanos())
 }
 
 fn open(path: &Path) -> std::io::Result<File> {
@@ -200,7 +252,7 @@ mod tests {
     }
 
     fn copy(path: &Path, bytes_max: u64, chunks: &[&[u8]]) {
-        let mut log = LogFile::open(path, bytes_max).unwrap();
+        let mut log = LogFile::open(path, bytes_max, None).unwrap();
         let (read, write) = rustix::pipe::pipe().unwrap();
         let mut pipe = Pipe::new(Stream::Stderr, read);
         pipe.set_nonblocking().unwrap();

@@ -8,7 +8,7 @@
 //!                    │              create (ours in this process, or another runtime's)
 //!    ◄── one line ── ┴─ ◄── pipe ── {"pid":…,"monitor_pid":…} | {"error":…}
 //!                    exits          poll: stdout pipe, stderr pipe, SIGCHLD
-//!                                   log lines ──► FILE (→ FILE.1 when full)
+//!                                   log lines ──► FILE (→ FILE.1 when full) and a log daemon, if one is named
 //!                                   the first process ended ──► exit file, exit
 //! ```
 //!
@@ -16,6 +16,7 @@
 
 mod log;
 mod oom;
+mod sink;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -32,6 +33,7 @@ use rustix::process::{Pid, WaitOptions, WaitStatus};
 use serde_json::json;
 
 use crate::args::MonitorOptions;
+use crate::core::log_sink;
 use crate::core::time::rfc3339;
 use crate::output::{self, Log};
 use crate::parent::{self, CreateOptions};
@@ -108,6 +110,7 @@ fn stay(root: &Path, options: &MonitorOptions, log: &Log, mut report: File) -> R
     drop(report);
     let end = watch(pid, &children, &mut pipes, &mut log_file)?;
     pipes.iter_mut().for_each(|pipe| pipe.drain(&mut log_file));
+    log_file.finish();
     write_exit(&options.exit_file, &end, oom.is_some_and(|oom| oom.happened()), log_file.lost_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -131,7 +134,9 @@ struct Container {
 }
 
 fn create(root: &Path, options: &MonitorOptions, log: &Log) -> Result<Container> {
-    let log_file = LogFile::open(&options.log, options.log_bytes_max)?;
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let output = options.log_sink.as_deref().map(|text| log_sink::parse(text, &host)).transpose().map_err(anyhow::Error::msg)?;
+    let log_file = LogFile::open(&options.log, options.log_bytes_max, output)?;
     let (stdout, container_stdout) = pipe()?;
     let (stderr, container_stderr) = pipe()?;
     let (pid, mut pipes) = match &options.runtime {
@@ -227,6 +232,7 @@ fn watch(pid: Pid, children: &File, pipes: &mut [log::Pipe; 2], log_file: &mut L
         let ready = {
             let mut fds = vec![PollFd::new(children, PollFlags::IN)];
             fds.extend(pipes.iter().filter_map(|pipe| pipe.fd()).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+            fds.extend(log_file.waits_for().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::OUT)));
             let patience = if trimmed { None } else { Some(&QUIET) };
             match rustix::event::poll(&mut fds, patience) {
                 Err(Errno::INTR) => continue,
@@ -240,6 +246,7 @@ fn watch(pid: Pid, children: &File, pipes: &mut [log::Pipe; 2], log_file: &mut L
             for pipe in pipes.iter_mut() {
                 pipe.copy_some(log_file);
             }
+            log_file.send_rest();
         } else {
             sys::trim_memory();
         }

@@ -1,7 +1,7 @@
 //! Containers: their specs and their statuses.
 
 use super::{WireError, missing, read_enum};
-use crate::container::{FileMode, MountSpec, Ulimit};
+use crate::container::{FileMode, LogDriver, Logging, MountSpec, Ulimit};
 use crate::health::{Health, HealthCheck, HttpCheck, TcpCheck};
 use crate::object::ContainerStatus;
 use crate::resource::{Amounts, Bytes, Cpus, Millis};
@@ -47,6 +47,7 @@ impl From<ContainerSpec> for v1::ContainerSpec {
             privileged,
             devices,
             shm_size,
+            logging,
         } = spec;
         Self {
             name,
@@ -71,6 +72,7 @@ impl From<ContainerSpec> for v1::ContainerSpec {
             privileged,
             devices: devices.iter().map(ToString::to_string).collect(),
             shm_bytes: shm_size.unwrap_or_default().0,
+            logging: logging.map(Into::into),
         }
     }
 }
@@ -102,6 +104,7 @@ impl TryFrom<v1::ContainerSpec> for ContainerSpec {
             privileged,
             devices,
             shm_bytes,
+            logging,
         } = wire;
         Ok(Self {
             name,
@@ -125,7 +128,24 @@ impl TryFrom<v1::ContainerSpec> for ContainerSpec {
             privileged,
             devices: devices.iter().map(|text| text.parse().map_err(|_| missing("devices"))).collect::<Result<_, _>>()?,
             shm_size: given(shm_bytes).map(Bytes),
+            logging: logging.map(TryInto::try_into).transpose()?,
         })
+    }
+}
+
+impl From<Logging> for v1::Logging {
+    fn from(Logging { driver, address, facility, tag, max_size }: Logging) -> Self {
+        Self { driver: driver.name().to_owned(), address, facility, tag, max_bytes: max_size.unwrap_or_default().0 }
+    }
+}
+
+impl TryFrom<v1::Logging> for Logging {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Logging) -> Result<Self, WireError> {
+        let v1::Logging { driver, address, facility, tag, max_bytes } = wire;
+        let driver = LogDriver::ALL.into_iter().find(|known| known.name() == driver).ok_or_else(|| missing("driver"))?;
+        Ok(Self { driver, address, facility, tag, max_size: given(max_bytes).map(Bytes) })
     }
 }
 

@@ -189,6 +189,28 @@ pub struct ContainerSpec {
     /// 0: 64 MiB
     #[prost(uint64, tag = "22")]
     pub shm_bytes: u64,
+    /// absent: kept on the node alone
+    #[prost(message, optional, tag = "40")]
+    pub logging: ::core::option::Option<Logging>,
+}
+/// What becomes of a container's output beside the file on its node.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Logging {
+    /// file, journald, syslog or none
+    #[prost(string, tag = "1")]
+    pub driver: ::prost::alloc::string::String,
+    /// of syslog; empty: the node's own
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    /// of syslog; empty: daemon
+    #[prost(string, tag = "3")]
+    pub facility: ::prost::alloc::string::String,
+    /// empty: the task's name
+    #[prost(string, tag = "4")]
+    pub tag: ::prost::alloc::string::String,
+    /// of each of the two files kept; 0: 10 MiB
+    #[prost(uint64, tag = "5")]
+    pub max_bytes: u64,
 }
 /// One of command, http_port and tcp_port, or none of them with disable.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
