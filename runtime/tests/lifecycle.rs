@@ -178,7 +178,7 @@ fn start_tells_that_the_program_cannot_be_executed() {
     bundle.set("/process/args", json!(["/bin/garbage"]));
     bundle.create();
     let error = bundle.fails(&["start", &bundle.id]);
-    assert!(error.contains("process.args[0]: execute /bin/garbage: Exec format error"), "{error}");
+    assert!(error.contains("process.args[0]: execute /bin/garbage: exec format error"), "{error}");
     assert_eq!(bundle.status(), "stopped");
     bundle.ok(&["delete", &bundle.id]);
     bundle.assert_nothing_is_left();

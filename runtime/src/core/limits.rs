@@ -30,8 +30,8 @@ pub struct Limits {
 }
 
 /// Device rules that hold whatever the configuration says (runc and crun agree on them): making any node, and using the default ones,
-/// the pseudo-terminals and `/dev/ptmx`.
-const ALWAYS: [(DeviceKind, Option<u32>, Option<u32>, &str); 10] = [
+/// the pseudo-terminals, `/dev/ptmx` and `/dev/net/tun`, which is of use only to who may change the network.
+const ALWAYS: [(DeviceKind, Option<u32>, Option<u32>, &str); 11] = [
     (DeviceKind::Character, None, None, "m"),
     (DeviceKind::Block, None, None, "m"),
     (DeviceKind::Character, Some(1), Some(3), "rwm"),
@@ -42,6 +42,7 @@ const ALWAYS: [(DeviceKind, Option<u32>, Option<u32>, &str); 10] = [
     (DeviceKind::Character, Some(5), Some(0), "rwm"),
     (DeviceKind::Character, Some(5), Some(2), "rwm"),
     (DeviceKind::Character, Some(136), None, "rwm"),
+    (DeviceKind::Character, Some(10), Some(200), "rwm"),
 ];
 
 /// Every value to write, in order.

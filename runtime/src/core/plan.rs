@@ -118,9 +118,11 @@ pub enum Step {
     Device(Device),
     /// The host's node bound, where a user namespace may make none.
     BindDevice(Device),
+    /// `always`: also when the target is not there (yet).
     Link {
         path: PathBuf,
         target: PathBuf,
+        always: bool,
     },
     WorkDirectory(PathBuf),
     Sysctl {
@@ -443,14 +445,15 @@ fn file_system(container: &Container, cgroups: &CgroupPlan, trees: &mut Trees, s
         let step = |device: Device| if user && device.kind != DeviceKind::Fifo { Step::BindDevice(device) } else { Step::Device(device) };
         steps.extend(container.devices.iter().cloned().map(step));
         let links = [
-            ("/dev/fd", "/proc/self/fd"),
-            ("/dev/stdin", "/proc/self/fd/0"),
-            ("/dev/stdout", "/proc/self/fd/1"),
-            ("/dev/stderr", "/proc/self/fd/2"),
-            ("/dev/core", "/proc/kcore"),
-            ("/dev/ptmx", "pts/ptmx"),
+            ("/dev/fd", "/proc/self/fd", true),
+            ("/dev/stdin", "/proc/self/fd/0", true),
+            ("/dev/stdout", "/proc/self/fd/1", true),
+            ("/dev/stderr", "/proc/self/fd/2", true),
+            // A kernel need not have it.
+            ("/dev/core", "/proc/kcore", false),
+            ("/dev/ptmx", "pts/ptmx", true),
         ];
-        steps.extend(links.map(|(path, target)| Step::Link { path: path.into(), target: target.into() }));
+        steps.extend(links.map(|(path, target, always)| Step::Link { path: path.into(), target: target.into(), always }));
     }
     if container.process.terminal {
         steps.push(Step::Terminal { size: container.process.console_size, bind: true, relayed: false });

@@ -100,7 +100,8 @@ impl<'a> Performer<'a> {
             }
             Step::Device(device) => devices::make(self.root(), device)?,
             Step::BindDevice(device) => devices::bind(self.root(), device)?,
-            Step::Link { path, target } => devices::link(self.root(), path, target)?,
+            Step::Link { target, always: false, .. } if self.root().find(target).is_err() => {}
+            Step::Link { path, target, .. } => devices::link(self.root(), path, target)?,
             Step::WorkDirectory(path) => drop(self.root().make_directory(path)?),
             Step::Sysctl { name, value } => sysctl(name, value)?,
             Step::ReadonlyPath { path, .. } => mounts::read_only(self.root(), path)?,

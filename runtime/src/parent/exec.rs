@@ -14,7 +14,7 @@ use rustix::thread::ThreadNameSpaceType;
 
 use super::console::{self, Console};
 use super::foreground::Foreground;
-use super::talk::{Heard, hear};
+use super::talk::{Heard, hear, why_not_executed};
 use super::{bundle, cgroups, existing, listener, open_process, passed};
 use crate::core::caller::{Caller, adapt};
 use crate::core::cgroup::{Version, hierarchies};
@@ -199,7 +199,7 @@ fn listen(child: &Child, plan: &Plan, notes: &mut Vec<String>, introduce: impl F
         // It closed at exec.
         None => Ok(terminal),
         Some((Message::Failed { errno, text, .. }, _)) => {
-            bail!("process.args[0]: execute {text}: {}", std::io::Error::from_raw_os_error(errno))
+            bail!("process.args[0]: execute {text}: {}", why_not_executed(errno))
         }
         Some(_) => bail!("the process answered nonsense"),
     }

@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use super::talk::why_not_executed;
 use super::{existing, hooks, open_process};
 use crate::core::hooks::HookKind;
 use crate::core::signal;
@@ -59,7 +60,7 @@ pub fn start(root: &Path, id: &str) -> Result<()> {
                 let mut fds = [PollFd::new(&process, PollFlags::IN)];
                 rustix::event::poll(&mut fds, Some(&EXIT_WAIT)).context("wait for the end of the process")?;
             }
-            bail!("process.args[0]: execute {text}: {}", std::io::Error::from_raw_os_error(errno))
+            bail!("process.args[0]: execute {text}: {}", why_not_executed(errno))
         }
         _ => bail!("the container's process answered nonsense"),
     }

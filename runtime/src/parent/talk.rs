@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, WaitId, WaitIdOptions};
 use super::bundle::Bundle;
 use super::{hooks, listener, userns};
 use crate::core::hooks::HookKind;
-use crate::core::plan::Plan;
+use crate::core::plan::{Plan, Step};
 use crate::core::signal;
 use crate::core::status::Status;
 use crate::state::Record;
@@ -32,7 +32,12 @@ pub fn hear(channel: &Channel, child: BorrowedFd<'_>, plan: &Plan, notes: &mut V
         match channel.receive().context("listen to the container's process")? {
             Some((Message::Note { step: place, text }, _)) => notes.push(format!("{}: {text}", step(place))),
             Some((Message::Failed { step: place, errno, text }, _)) => {
-                let cause = if errno == 0 { String::new() } else { std::io::Error::from_raw_os_error(errno).to_string() };
+                let of_program = matches!(plan.steps.get(usize::from(place)), Some(Step::FindProgram(_)));
+                let cause = match errno {
+                    0 => String::new(),
+                    _ if of_program => why_not_executed(errno),
+                    _ => std::io::Error::from_raw_os_error(errno).to_string(),
+                };
                 let parts: Vec<String> = [step(place), text, cause].into_iter().filter(|part| !part.is_empty()).collect();
                 bail!("{}", parts.join(": "));
             }
@@ -48,6 +53,14 @@ pub fn hear(channel: &Channel, child: BorrowedFd<'_>, plan: &Plan, notes: &mut V
             }
         }
     }
+}
+
+/// Why a program was not executed, as Go spells it under runc: Docker's exit codes 126 and 127 hang on "permission denied" and "no such file
+/// or directory".
+pub fn why_not_executed(errno: i32) -> String {
+    let text = std::io::Error::from_raw_os_error(errno).to_string();
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
 }
 
 /// A process this one made.

@@ -40,7 +40,7 @@ impl fmt::Display for Step {
             Self::Mount(mount) => mount.fmt(f),
             Self::Device(device) => device.fmt(f),
             Self::BindDevice(device) => write!(f, "linux.devices: bind the host's {}", device.path.display()),
-            Self::Link { path, target } => write!(f, "default devices: link {} to {}", path.display(), target.display()),
+            Self::Link { path, target, .. } => write!(f, "default devices: link {} to {}", path.display(), target.display()),
             Self::WorkDirectory(path) => write!(f, "process.cwd: make {}", path.display()),
             Self::Sysctl { name, value } => write!(f, "linux.sysctl[{name}]: write {value:?}"),
             Self::ReadonlyPath { index, path } => write!(f, "linux.readonlyPaths[{index}]: make {} read-only", path.display()),
