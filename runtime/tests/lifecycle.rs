@@ -198,9 +198,9 @@ fn the_pid_file_and_detach() {
 }
 
 #[test]
-fn a_hundred_lives_leave_nothing() {
+fn a_thousand_lives_leave_nothing() {
     let bundle = Bundle::new("exit 4");
-    for round in 0..100 {
+    for round in 0..1000 {
         assert_eq!(bundle.run().2, 4, "round {round}");
     }
     bundle.assert_nothing_is_left();

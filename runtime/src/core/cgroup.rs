@@ -285,6 +285,7 @@ mod tests {
   devices.allow = c 5:0 rwm
   devices.allow = c 5:2 rwm
   devices.allow = c 136:* rwm
+  devices.allow = c 10:200 rwm
 /sys/fs/cgroup/pids/rc/web
   pids.max = 100
 /sys/fs/cgroup/systemd/rc/web

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
+use super::read_bounded;
 use crate::core::capability::CapabilitySet;
 use crate::core::cgroup::{CgroupPlan, Hierarchy, Version, hierarchies};
 use crate::core::check::{Container, Machine, Refusal, check, check_machine};
@@ -17,8 +18,6 @@ use crate::state::{Record, StateDir};
 
 /// The configuration's name, in a bundle and in a state directory.
 pub const CONFIG: &str = "config.json";
-
-const CONFIG_BYTES_MAX: u64 = 8 << 20;
 
 /// A bundle that can be run.
 #[derive(Debug)]
@@ -38,11 +37,8 @@ pub struct Bundle {
 pub fn load(path: &Path, id: &str, systemd_cgroup: bool) -> Result<Bundle> {
     let path = fs::canonicalize(path).with_context(|| format!("open bundle {}", path.display()))?;
     let config = path.join(CONFIG);
-    let size = fs::metadata(&config).with_context(|| format!("open {}", config.display()))?.len();
-    if size > CONFIG_BYTES_MAX {
-        bail!("{}: {size} bytes are more than the limit of {CONFIG_BYTES_MAX}", config.display());
-    }
-    let bytes = fs::read(&config).with_context(|| format!("read {}", config.display()))?;
+    let file = fs::File::open(&config).with_context(|| format!("open {}", config.display()))?;
+    let bytes = read_bounded(file).with_context(|| format!("read {}", config.display()))?;
     let mut spec = spec::parse(&bytes).map_err(|error| anyhow!("{}: {error}", config.display()))?;
     let remark = if systemd_cgroup { map_unit(&mut spec) } else { None };
     let container = checked(&path, &spec)?;

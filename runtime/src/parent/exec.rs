@@ -15,7 +15,7 @@ use rustix::thread::ThreadNameSpaceType;
 use super::console::{self, Console};
 use super::foreground::Foreground;
 use super::talk::{Heard, hear, why_not_executed};
-use super::{bundle, cgroups, existing, listener, open_process, passed};
+use super::{bundle, cgroups, existing, listener, open_process, passed, read_bounded};
 use crate::core::caller::{Caller, adapt};
 use crate::core::cgroup::{Version, hierarchies};
 use crate::core::check::Container;
@@ -107,7 +107,8 @@ fn container(bundle: &Path, mut spec: spec::Spec, source: &ProcessSource) -> Res
     let process = match source {
         ProcessSource::Options(asked) => exec::with_options(&own, asked),
         ProcessSource::File { path, terminal } => {
-            let bytes = fs::read(path).with_context(|| format!("--process: read {}", path.display()))?;
+            let file = fs::File::open(path).with_context(|| format!("--process: open {}", path.display()))?;
+            let bytes = read_bounded(file).with_context(|| format!("--process: read {}", path.display()))?;
             let given = spec::parse_process(&bytes).map_err(|error| anyhow!("--process {}: {error}", path.display()))?;
             spec::Process { terminal: given.terminal || *terminal, ..exec::completed(&own, given) }
         }

@@ -38,6 +38,7 @@ pub use update::{UpdateSource, update};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, PidfdFlags};
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -50,6 +51,19 @@ fn open_process(init: &Identity) -> Result<Option<OwnedFd>> {
     let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return Ok(None) };
     // Looked at after it was opened: if it is ours now, the descriptor is ours for good.
     Ok(is_alive(init, &boot_id()?, observe(init.pid)).then_some(pidfd))
+}
+
+/// What a caller may hand over at most, in one file.
+const FILE_BYTES_MAX: u64 = 8 << 20;
+
+/// Reads what a caller handed over, but not without end: what a file says of its size need not be true.
+fn read_bounded(source: impl Read) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    source.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        bail!("more than the limit of {FILE_BYTES_MAX} bytes");
+    }
+    Ok(bytes)
 }
 
 /// The record of a container that must exist.

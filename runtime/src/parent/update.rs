@@ -7,13 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
-use super::{bundle, cgroups, existing};
+use super::{bundle, cgroups, existing, read_bounded};
 use crate::core::cgroup::{self, CgroupPlan, Hierarchy};
 use crate::core::status::Status;
 use crate::core::{spec, update};
 use crate::state::replace;
-
-const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Where the new values are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,12 +58,13 @@ pub fn update(root: &Path, id: &str, source: &UpdateSource) -> Result<()> {
 }
 
 fn read(path: &Path) -> Result<Value> {
-    let text = if path == Path::new("-") {
-        std::io::read_to_string(std::io::Read::take(std::io::stdin().lock(), FILE_BYTES_MAX)).context("read standard input")?
+    let bytes = if path == Path::new("-") {
+        read_bounded(std::io::stdin().lock()).context("--resources: read standard input")?
     } else {
-        std::fs::read_to_string(path).with_context(|| format!("--resources: read {}", path.display()))?
+        let file = std::fs::File::open(path).with_context(|| format!("--resources: open {}", path.display()))?;
+        read_bounded(file).with_context(|| format!("--resources: read {}", path.display()))?
     };
-    let value: Value = serde_json::from_str(&text).with_context(|| format!("--resources {}", path.display()))?;
+    let value: Value = serde_json::from_slice(&bytes).with_context(|| format!("--resources {}", path.display()))?;
     if value.is_object() { Ok(value) } else { bail!("--resources {}: is no object of the form of linux.resources", path.display()) }
 }
 
