@@ -1,4 +1,4 @@
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::core::spec;
@@ -12,7 +12,7 @@ fn with(pointer: &str, value: &str) -> Result<Container, Vec<Refusal>> {
     let (parents, last) = pointer.rsplit_once('/').unwrap();
     let mut at = &mut config;
     for key in parents.split('/').skip(1) {
-        at = at.as_object_mut().unwrap().entry(key).or_insert_with(|| serde_json::json!({}));
+        at = at.as_object_mut().unwrap().entry(key).or_insert_with(|| json!({}));
     }
     at[last] = serde_json::from_str(value).unwrap();
     check(Path::new("/bundle"), &spec::parse(config.to_string().as_bytes()).unwrap())
@@ -190,8 +190,8 @@ fn every_refusal_is_told_at_once() {
 /// The least configuration with a user namespace of the first hundred ids, and values at JSON pointers.
 fn in_user_namespace(values: &[(&str, &str)]) -> String {
     let mut config: Value = serde_json::from_str(LEAST).unwrap();
-    config["linux"]["namespaces"] = serde_json::json!([{"type":"mount"},{"type":"user"}]);
-    let ids = serde_json::json!([{"containerID":0,"hostID":1000,"size":100}]);
+    config["linux"]["namespaces"] = json!([{"type":"mount"},{"type":"user"}]);
+    let ids = json!([{"containerID":0,"hostID":1000,"size":100}]);
     config["linux"]["uidMappings"] = ids.clone();
     config["linux"]["gidMappings"] = ids;
     for (pointer, value) in values {
@@ -248,4 +248,42 @@ fn time_offsets_are_checked() {
     assert!(text.starts_with("linux.timeOffsets[realtime]: is no clock"), "{text}");
     let text = in_user_namespace(&[time, (offsets, r#"{"boottime":{"nanosecs":1000000000}}"#)]);
     assert!(text.starts_with("linux.timeOffsets[boottime].nanosecs: 1000000000 is a second"), "{text}");
+}
+
+/// A place in a configuration, by turns into its objects and arrays.
+fn place<'a>(mut at: &'a mut Value, turns: &[usize]) -> &'a mut Value {
+    for turn in turns {
+        let count = match &*at {
+            Value::Object(fields) => fields.len(),
+            Value::Array(items) => items.len(),
+            _ => 0,
+        };
+        if count == 0 {
+            break;
+        }
+        at = match at {
+            Value::Object(fields) => fields.values_mut().nth(turn % count).expect("within the count"),
+            Value::Array(items) => &mut items[turn % count],
+            _ => unreachable!("it has children"),
+        };
+    }
+    at
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
+
+    /// Whatever stands where, it is checked or refused, and never panics.
+    #[test]
+    fn no_value_at_any_place_panics(turns in proptest::collection::vec(0_usize..40, 1..6), which in 0_usize..14, length in 0_usize..5000) {
+        let values = [
+            json!(null), json!(true), json!(-1), json!(0), json!(u64::MAX), json!(i64::MIN), json!(1e300), json!(""), json!("x".repeat(length)),
+            json!("\0"), json!("é:\u{1F600}=%n../"), json!([]), json!({}), json!([{"path": "../..", "type": 7}, [], "a=b"]),
+        ];
+        let mut spec: Value = serde_json::from_str(include_str!("../../spec.json")).unwrap();
+        *place(&mut spec, &turns) = values[which].clone();
+        if let Ok(spec) = crate::core::spec::parse(spec.to_string().as_bytes()) {
+            let _ = check(Path::new("/bundle"), &spec);
+        }
+    }
 }
