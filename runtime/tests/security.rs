@@ -26,7 +26,10 @@ fn no_null_device_of_the_images_masks_a_path() {
     symlink("/elsewhere", bundle.rootfs("dev")).unwrap();
     assert_eq!(bundle.prints(), "0\nthere");
 
-    for swap in [|root: &std::path::Path| symlink("/decoy", root.join("dev/null")), |root: &std::path::Path| fs::write(root.join("dev/null"), "decoy")] {
+    for swap in [
+        |root: &std::path::Path| symlink("/decoy", root.join("dev/null")),
+        |root: &std::path::Path| fs::write(root.join("dev/null"), "decoy"),
+    ] {
         let mut bundle = masked();
         bundle.config["mounts"].as_array_mut().unwrap().retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
         bundle.set("/root/readonly", json!(false));
@@ -42,7 +45,8 @@ fn no_null_device_of_the_images_masks_a_path() {
 #[test]
 fn nothing_is_written_to_a_volume_instead_of_procfs() {
     let mut bundle = Bundle::new("sleep 1000");
-    let decoys = ["sys/net/ipv4/ip_unprivileged_port_start", "self/oom_score_adj", "self/attr/exec", "self/uid_map", "thread-self/attr/exec"];
+    let decoys =
+        ["sys/net/ipv4/ip_unprivileged_port_start", "self/oom_score_adj", "self/attr/exec", "self/uid_map", "thread-self/attr/exec"];
     for decoy in decoys {
         let path = bundle.path("volume").join(decoy);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -59,7 +63,8 @@ fn nothing_is_written_to_a_volume_instead_of_procfs() {
     let pid = bundle.pid();
     assert_eq!(fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap(), "7\n");
     let mut inside = Command::new("nsenter");
-    let seen = inside.args([&format!("--net=/proc/{pid}/ns/net"), "cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start"]).output().unwrap();
+    let seen =
+        inside.args([&format!("--net=/proc/{pid}/ns/net"), "cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start"]).output().unwrap();
     assert_eq!(String::from_utf8(seen.stdout).unwrap(), "9\n");
 }
 

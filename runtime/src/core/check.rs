@@ -5,6 +5,7 @@
 //! machine: what only the kernel can tell is found out by `init`.
 
 mod namespaces;
+mod net_devices;
 
 mod hooks;
 mod mounts;
@@ -13,6 +14,7 @@ mod resources;
 
 pub use mounts::{Device, DeviceKind, Mount, MountWhat};
 pub use namespaces::{IdMapping, IdMappings, Namespace, NamespaceKind, TimeOffset, check_not_the_hosts};
+pub use net_devices::NetDevice;
 pub use process::{Capabilities, MemoryPolicy, Process, Rlimit, Scheduler};
 pub use resources::{BlockIo, DeviceRule, Resources};
 
@@ -25,7 +27,7 @@ use serde_json::Value;
 use super::hooks::Hooks;
 use super::mount_options::Propagation;
 use super::seccomp::{self, Seccomp};
-use super::spec::{Spec, Unbuilt};
+use super::spec::Spec;
 
 /// The newest specification this runtime was written against.
 pub const OCI_VERSION: &str = "1.2.1";
@@ -67,6 +69,7 @@ pub struct Container {
     pub mount_label: Option<String>,
     /// Whether `linux.intelRdt` asks for anything.
     pub wants_rdt: bool,
+    pub net_devices: Vec<NetDevice>,
     pub masked_paths: Vec<PathBuf>,
     pub readonly_paths: Vec<PathBuf>,
     pub sysctl: BTreeMap<String, String>,
@@ -121,6 +124,7 @@ pub fn check(bundle: &Path, spec: &Spec) -> Result<Container, Vec<Refusal>> {
         devices: refusals.devices(&linux.devices),
         mount_label: refusals.text("linux.mountLabel", linux.mount_label.as_deref()),
         wants_rdt: linux.intel_rdt.as_ref().is_some_and(|value| !value.is_null()),
+        net_devices: refusals.net_devices(&linux.net_devices, &namespaces),
         masked_paths: refusals.paths("linux.maskedPaths", &linux.masked_paths),
         readonly_paths: refusals.paths("linux.readonlyPaths", &linux.readonly_paths),
         sysctl: refusals.sysctl(&linux.sysctl, &namespaces),
@@ -189,12 +193,6 @@ impl Refusals {
         self.found.push(Refusal { field: field.into(), why: why.into() });
     }
 
-    fn unbuilt(&mut self, field: impl Into<String>, value: &Unbuilt) {
-        if value.as_ref().is_some_and(|value| !is_empty(value)) {
-            self.refuse(field, "not built yet: leave it out, or run this container with another OCI runtime");
-        }
-    }
-
     /// A text that is handed to the kernel; an empty one is none.
     fn text(&mut self, field: &str, text: Option<&str>) -> Option<String> {
         let text = text.filter(|text| !text.is_empty())?;
@@ -223,8 +221,6 @@ impl Refusals {
         if command_line.is_some_and(|value| !is_empty(value)) {
             self.refuse("process.commandLine", "is of Windows: use process.args");
         }
-        let Some(linux) = &spec.linux else { return };
-        self.unbuilt("linux.netDevices", &linux.net_devices);
     }
 
     fn seccomp(&mut self, bundle: &Path, given: Option<&seccomp::Written>) -> Option<Seccomp> {

@@ -22,6 +22,8 @@ pub mod limits;
 pub mod seccomp;
 pub mod update;
 
+pub mod route;
+
 pub mod plan;
 pub mod rootless;
 

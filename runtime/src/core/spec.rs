@@ -217,7 +217,8 @@ pub struct Linux {
     pub gid_mappings: Vec<IdMapping>,
     #[serde(default, deserialize_with = "nullable")]
     pub time_offsets: BTreeMap<String, TimeOffset>,
-    pub net_devices: Unbuilt,
+    #[serde(default, deserialize_with = "nullable")]
+    pub net_devices: BTreeMap<String, NetDevice>,
     pub seccomp: Option<super::seccomp::Written>,
     pub mount_label: Option<String>,
     pub personality: Option<Personality>,
@@ -258,6 +259,12 @@ pub struct IdMapping {
     #[serde(rename = "hostID")]
     pub host_id: u32,
     pub size: u32,
+}
+
+/// `linux.netDevices`: how an interface of the host's is called in the container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct NetDevice {
+    pub name: Option<String>,
 }
 
 /// A value of `linux.timeOffsets`, by the name of its clock (time_namespaces(7)).

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, WaitId, WaitIdOptions};
 
 use super::bundle::Bundle;
-use super::{hooks, listener, userns};
+use super::{hooks, listener, net_devices, userns};
 use crate::core::hooks::HookKind;
 use crate::core::plan::{Plan, Step};
 use crate::core::signal;
@@ -85,11 +85,12 @@ pub struct Talk<'a> {
     /// The container's process, if an usher bore it.
     born: Option<Process>,
     notes: Vec<String>,
+    has_net_devices: bool,
 }
 
 impl<'a> Talk<'a> {
     pub fn new(channel: Channel, bundle: &'a Bundle, first: Process) -> Self {
-        Self { channel, bundle, first, born: None, notes: bundle.plan.notes.clone() }
+        Self { channel, bundle, first, born: None, notes: bundle.plan.notes.clone(), has_net_devices: false }
     }
 
     pub fn child(&self) -> &Process {
@@ -104,7 +105,10 @@ impl<'a> Talk<'a> {
             // An usher speaks before what it bears, and then no more.
             let child = self.born.as_ref().unwrap_or(&self.first).pidfd.as_fd();
             match hear(&self.channel, child, plan, &mut self.notes)? {
-                Heard::Message(Message::Ready, _) => return Ok(terminal),
+                Heard::Message(Message::Ready, _) => {
+                    self.move_net_devices()?;
+                    return Ok(terminal);
+                }
                 Heard::Message(Message::Terminal, master) => terminal = master,
                 Heard::Message(Message::Map, _) => {
                     userns::map(self.first.pid, &container.ids).context("linux")?;
@@ -115,6 +119,7 @@ impl<'a> Talk<'a> {
                     self.answer()?;
                 }
                 Heard::Message(Message::Hooks, _) => {
+                    self.move_net_devices()?;
                     for kind in [HookKind::Prestart, HookKind::CreateRuntime] {
                         hooks::run(&container.hooks, kind, record, self.child().pid)?;
                     }
@@ -127,6 +132,13 @@ impl<'a> Talk<'a> {
                 Heard::Message(..) => bail!("the container's process answered nonsense"),
             }
         }
+    }
+
+    /// Before the hooks, which may want them, or once all else is done.
+    fn move_net_devices(&mut self) -> Result<()> {
+        let devices = if self.has_net_devices { &[][..] } else { &self.bundle.container.net_devices };
+        self.has_net_devices = true;
+        net_devices::move_all(devices, self.child().pid)
     }
 
     /// Lets it wait at the gate.

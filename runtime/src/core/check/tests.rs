@@ -35,7 +35,6 @@ fn the_least_configuration_passes() {
 fn what_is_not_built_is_refused_by_name() {
     let cases = [
         ("/linux/cgroupsPath", r#""system.slice:a:b""#, "linux.cgroupsPath: slice:prefix:name is systemd's form"),
-        ("/linux/netDevices", r#"{"eth1":{"name":"eth0"}}"#, "linux.netDevices: not built yet"),
         ("/process/commandLine", r#""cmd""#, "process.commandLine: is of Windows"),
         ("/vm", "{}", "vm: this runtime runs Linux containers only"),
         ("/windows", "{}", "windows: this runtime runs Linux containers only"),
@@ -44,6 +43,23 @@ fn what_is_not_built_is_refused_by_name() {
         let text = refused(pointer, value);
         assert!(text.starts_with(expected), "{pointer}: {text}");
     }
+}
+
+#[test]
+fn interfaces_to_move() {
+    let text = refused("/linux/netDevices", r#"{"eth1":{"name":"eth0"}}"#);
+    assert!(text.starts_with("linux.netDevices: the container has the host's network"), "{text}");
+    let network = r#"[{"type":"mount"},{"type":"network"}]"#;
+    let given = |devices: &str| with("/linux", &format!(r#"{{"namespaces":{network},"netDevices":{devices}}}"#));
+    let devices = given(r#"{"eth1":{"name":"eth0"},"eth2":{},"eth3":{"name":""}}"#).unwrap().net_devices;
+    let names: Vec<(&str, &str)> = devices.iter().map(|device| (device.host_name.as_str(), device.name.as_str())).collect();
+    assert_eq!(names, [("eth1", "eth0"), ("eth2", "eth2"), ("eth3", "eth3")]);
+    for wrong in ["a/b", "..", "with space", "sixteen_bytes_or", "eth%d", "a:b"] {
+        let text = given(&format!(r#"{{"eth1":{{"name":"{wrong}"}}}}"#)).unwrap_err()[0].to_string();
+        assert!(text.starts_with("linux.netDevices[eth1]: ") && text.contains("no name of an interface"), "{text}");
+    }
+    let text = given(r#"{"eth1":{"name":"eth0"},"eth0":{}}"#).unwrap_err()[0].to_string();
+    assert!(text.contains("two interfaces would be called eth0"), "{text}");
 }
 
 #[test]
