@@ -289,3 +289,34 @@ fn a_socket_that_cannot_be_leaves_no_container() {
     assert!(said.contains("no/such/dir/sock"), "{said}");
     eventually("nothing is left", || bundle.nothing_is_left().then_some(()));
 }
+
+/// Prints what docs/benchmarks.md holds; to be run on a build with optimisation.
+#[test]
+#[ignore = "it measures"]
+#[allow(clippy::print_stdout, reason = "the figures are the product")]
+fn figures() {
+    const ROUNDS: usize = 300;
+    let monitored = served("sleep 1000");
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        let begin = std::time::Instant::now();
+        assert_eq!(ends_with(&monitored, &["true"]), Answer::Ended(0));
+        times[0].push(begin.elapsed());
+        let begin = std::time::Instant::now();
+        monitored.bundle.ok(&["exec", &monitored.bundle.id, "true"]);
+        times[1].push(begin.elapsed());
+    }
+    for (times, way) in times.iter_mut().zip(["monitor", "command line"]) {
+        times.sort();
+        println!("exec true by the {way}: median {:?}, p10 {:?}, p90 {:?}", times[ROUNDS / 2], times[ROUNDS / 10], times[ROUNDS * 9 / 10]);
+    }
+    let status = || fs::read_to_string(format!("/proc/{}/status", monitored.pid("monitor_pid"))).unwrap();
+    let busy = status();
+    let file = |status: &str| status.lines().find(|line| line.starts_with("RssFile")).unwrap().to_owned();
+    eventually("it is at rest", || (file(&status()) != file(&busy)).then_some(()));
+    let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", monitored.pid("monitor_pid"))).unwrap();
+    for line in rollup.lines().filter(|line| ["Rss:", "Pss:", "Private_Clean:", "Private_Dirty:"].iter().any(|name| line.starts_with(name)))
+    {
+        println!("the monitor at rest: {line}");
+    }
+}

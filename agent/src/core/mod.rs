@@ -26,6 +26,7 @@ pub mod seek;
 
 pub mod bundle;
 pub mod exec;
+pub mod monitor_message;
 pub mod seccomp_profile;
 pub mod usage;
 pub mod user;

@@ -23,7 +23,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
@@ -204,6 +204,12 @@ impl Connection {
             _ => Vec::new(),
         });
         let files: Vec<OwnedFd> = files.collect();
+        // What it sent stays to be read when it has hung up since, as while the monitor was stopped.
+        let mut fds = [PollFd::new(&self.0, PollFlags::empty())];
+        rustix::event::poll(&mut fds, Some(&Timespec::default())).context("look after the client")?;
+        if !fds[0].revents().is_empty() {
+            return Ok(None);
+        }
         let request = Request::decode(&bytes[..received]).map_err(anyhow::Error::msg)?;
         match files.try_into() {
             Ok(files) => Ok(Some((request, files))),
