@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use crate::core::health::Checks;
-use crate::exec::monitor;
+use crate::exec::monitor::{self, MonitorError};
 use crate::exec::process::PidFile;
 use crate::exec::runtime_cli::Runtime;
 use crate::place::PauseMark;
@@ -103,6 +103,8 @@ async fn probe(runtime: &Runtime, place: &Place, check: &HealthCheck) -> Result<
 async fn execute(runtime: &Runtime, place: &Place, command: &[String], limit: Duration) -> Result<(), String> {
     if let Some(socket) = &place.monitor {
         match monitor::run(socket, command, ANSWER.min(limit / 2)).await {
+            // It has ended, or an agent of an earlier release started it without one.
+            Err(MonitorError::Unreachable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.is_of_monitor() => {
                 let error = &error as &dyn std::error::Error;
                 warn!(container = place.container, error, "its monitor executes no check: the runtime's command line does");
