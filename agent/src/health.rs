@@ -16,14 +16,19 @@ use rustix::thread::LinkNameSpaceType;
 use tokio::net::TcpSocket;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
+use tracing::warn;
 
 use crate::core::health::Checks;
+use crate::exec::monitor::{self, MonitorError};
 use crate::exec::process::PidFile;
 use crate::exec::runtime_cli::Runtime;
 use crate::place::PauseMark;
 
 /// The most that is kept of what a check says.
 const OUTPUT_BYTES_MAX: usize = 1000;
+
+/// How long a monitor may take to begin a check.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// The clock may be set between two checks: it is looked at again this often.
 const WAIT_MAX: Duration = Duration::from_secs(1);
@@ -37,7 +42,9 @@ pub struct Place {
     pub pid: u32,
     /// The pod's first address, if it is on a network.
     pub ip: Option<Ipv4Addr>,
-    /// Takes the number of a check's process.
+    /// Where the container's monitor executes commands; a monitor of another runtime's container does not.
+    pub monitor: Option<PathBuf>,
+    /// Takes the number of a check's process that is executed without the monitor.
     pub pid_file: PathBuf,
     pub pause: PauseMark,
 }
@@ -85,10 +92,27 @@ async fn probe(runtime: &Runtime, place: &Place, check: &HealthCheck) -> Result<
         match (&check.http, &check.tcp) {
             (Some(http), _) => get(place, http).await,
             (None, Some(tcp)) => connect(place, tcp.port).await.map(drop),
-            (None, None) => runtime.exec(&place.container, &check.command, PidFile::new(place.pid_file.clone())).await,
+            (None, None) => execute(runtime, place, &check.command, limit).await,
         }
     };
     timeout(limit, done).await.unwrap_or_else(|_| Err(format!("the check did not end within {}", check.timeout)))
+}
+
+/// A command in the container, by its monitor. One that does not answer is no fault of the container's: then the runtime's command line
+/// executes it, in what is left of the time.
+async fn execute(runtime: &Runtime, place: &Place, command: &[String], limit: Duration) -> Result<(), String> {
+    if let Some(socket) = &place.monitor {
+        match monitor::run(socket, command, ANSWER.min(limit / 2)).await {
+            // It has ended, or an agent of an earlier release started it without one.
+            Err(MonitorError::Unreachable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.is_of_monitor() => {
+                let error = &error as &dyn std::error::Error;
+                warn!(container = place.container, error, "its monitor executes no check: the runtime's command line does");
+            }
+            done => return done.map_err(|error| error.to_string()),
+        }
+    }
+    runtime.exec(&place.container, command, PidFile::new(place.pid_file.clone())).await
 }
 
 /// A connection to a port of the pod, made as by a process in it.

@@ -10,7 +10,8 @@
 //! RUN/assignments.pb, RUN/view.pb    the last that the managers sent
 //! RUN/tasks/ID/task.pb, record.json  a task and how far it has come
 //! RUN/tasks/ID/etc/                  the pod's hosts, hostname and resolv.conf
-//! RUN/tasks/ID/c-CONTAINER/          the bundle: config.json, rootfs, exit.json, image.json, monitor.err
+//! RUN/tasks/ID/c-CONTAINER/          the bundle: config.json, rootfs, exit.json, image.json,
+//!                                    monitor.err, monitor.sock
 //! RUN/runtime/, RUN/runtimes/NAME/   the OCI runtimes' own
 //! RUN/netd.sock                      where netd listens
 //! ```
@@ -220,6 +221,11 @@ impl ContainerPlaces {
     /// A file that goes with a command in the container.
     pub fn command_file(&self, id: &str, end: &str) -> PathBuf {
         self.bundle.join(format!("{COMMAND}{id}.{end}"))
+    }
+
+    /// Where the monitor executes commands for this agent.
+    pub fn monitor_socket(&self) -> PathBuf {
+        self.bundle.join("monitor.sock")
     }
 
     pub fn monitor_errors(&self) -> PathBuf {

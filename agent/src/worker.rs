@@ -209,7 +209,8 @@ impl Worker {
                 let (tools, task) = (&self.tools, &self.task);
                 let places = tools.places.of_task(&task.id).of_container(&container.name);
                 let (pid_file, pause) = (places.check_pid_file(), places.pause());
-                let place = Place { container: container.id.clone(), pid, ip, pid_file, pause };
+                let monitor = tools.runtime(task).foreign.is_none().then(|| places.monitor_socket());
+                let place = Place { container: container.id.clone(), pid, ip, monitor, pid_file, pause };
                 Some(async move { (*index, health::change(tools.runtime(task), &place, checks).await) })
             })
             .collect();

@@ -115,6 +115,8 @@ pub struct MonitorOptions {
     pub pid_file: Option<PathBuf>,
     /// Another OCI runtime, and where it keeps its state.
     pub runtime: Option<(PathBuf, Option<PathBuf>)>,
+    /// Where it listens for requests.
+    pub socket: Option<PathBuf>,
     pub log_bytes_max: u64,
     /// See `core/log_sink`.
     pub log_sink: Option<String>,
@@ -158,8 +160,9 @@ usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--de
   spec    [--bundle DIR] [--rootless]           write a config.json to begin with
   features                                      print what this runtime honours
   monitor --id ID --bundle DIR --log FILE --exit-file FILE [--pid-file FILE]
-          [--runtime FILE [--runtime-root DIR]] [--log-max-bytes N] [--log-sink JSON]
-                                                create a container and stay with it: keep its output and its exit
+          [--runtime FILE [--runtime-root DIR]] [--log-max-bytes N] [--log-sink JSON] [--socket FILE]
+                                                create a container and stay with it: keep its output and its exit,
+                                                and execute in it what is asked for over the socket
 ";
 
 /// Reads the arguments after the program's name.
@@ -442,9 +445,10 @@ fn kill(args: &mut Args) -> Result<Verb, String> {
 }
 
 fn monitor(args: &mut Args) -> Result<Verb, String> {
-    const KNOWN: [Known; 9] = [
+    const KNOWN: [Known; 10] = [
         ("--log-sink", "", true),
         ("--id", "", true),
+        ("--socket", "", true),
         ("--bundle", "-b", true),
         ("--log", "", true),
         ("--exit-file", "", true),
@@ -461,6 +465,10 @@ fn monitor(args: &mut Args) -> Result<Verb, String> {
     if runtime.is_none() && runtime_root.is_some() {
         return Err("monitor --runtime-root: belongs to --runtime; this runtime's own root is --root, before the verb".into());
     }
+    let socket = options.path("--socket");
+    if runtime.is_some() && socket.is_some() {
+        return Err("monitor --socket: a monitor executes nothing in a container of another --runtime: leave one out".into());
+    }
     let log_bytes_max = match options.text("--log-max-bytes")? {
         None => LOG_BYTES_MAX_DEFAULT,
         Some(text) => match text.parse() {
@@ -475,6 +483,7 @@ fn monitor(args: &mut Args) -> Result<Verb, String> {
         exit_file: needed("--exit-file")?,
         pid_file: options.path("--pid-file"),
         runtime: runtime.map(|path| (path, runtime_root)),
+        socket,
         log_bytes_max,
         log_sink: options.text("--log-sink")?,
     }))

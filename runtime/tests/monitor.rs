@@ -7,69 +7,12 @@ use std::io::Read;
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Duration;
 
+use common::monitored::Monitored;
 use common::{Bundle, alive, eventually, tool};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-
-struct Monitored {
-    bundle: Bundle,
-    report: Value,
-}
-
-impl Monitored {
-    fn new(bundle: Bundle) -> Self {
-        Self::with(bundle, &[])
-    }
-
-    fn with(bundle: Bundle, more: &[&str]) -> Self {
-        bundle.write();
-        let paths = ["", "log", "exit"].map(|name| bundle.path(name).to_str().unwrap().to_owned());
-        let mut args = vec!["monitor", "--id", &bundle.id, "--bundle", &paths[0], "--log", &paths[1], "--exit-file", &paths[2]];
-        args.extend(more);
-        let output = bundle.command(&args).stdin(Stdio::null()).stderr(Stdio::null()).output().unwrap();
-        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(output.status.success(), report.get("error").is_none(), "{report}");
-        Self { bundle, report }
-    }
-
-    fn pid(&self, name: &str) -> i32 {
-        self.report[name].as_i64().unwrap_or_else(|| panic!("{}", self.report)).try_into().unwrap()
-    }
-
-    fn start(&self) {
-        self.bundle.ok(&["start", &self.bundle.id]);
-    }
-
-    fn exit(&self) -> Value {
-        let path = self.bundle.path("exit");
-        let exit = eventually("the exit file", || fs::read(&path).ok());
-        serde_json::from_slice(&exit).unwrap()
-    }
-
-    fn log(&self) -> Vec<(String, String)> {
-        let lines = fs::read_to_string(self.bundle.path("log")).unwrap();
-        let entry = |line: &str| {
-            let entry: Value = serde_json::from_str(line).unwrap();
-            let text = |key: &str| entry[key].as_str().unwrap().to_owned();
-            assert!(text("t").ends_with('Z'));
-            (text("s"), text("l"))
-        };
-        lines.lines().map(entry).collect()
-    }
-}
-
-impl Drop for Monitored {
-    fn drop(&mut self) {
-        self.bundle.call(&["delete", "--force", &self.bundle.id]);
-        if let Some(pid) = self.report["monitor_pid"].as_i64() {
-            let pid = i32::try_from(pid).unwrap();
-            eventually("the monitor's end", || (!alive(pid)).then_some(()));
-        }
-    }
-}
 
 #[test]
 fn it_keeps_output_and_exit_code() {

@@ -7,6 +7,7 @@
 //! * [`seek`]: which manager to turn to next.
 //! * [`bundle`]: the OCI configuration of a container.
 //! * [`exec`]: the process of a command that is run in a container.
+//! * [`monitor_message`]: what is said to a container's monitor, and what it answers.
 //! * [`usage`]: numbers from the kernel's texts on what containers use.
 //! * [`seccomp_profile`]: the system calls a container may make.
 //! * [`user`]: who a container's process is, from the image's own `/etc/passwd` and `/etc/group`.
@@ -26,6 +27,7 @@ pub mod seek;
 
 pub mod bundle;
 pub mod exec;
+pub mod monitor_message;
 pub mod seccomp_profile;
 pub mod usage;
 pub mod user;

@@ -201,6 +201,7 @@ pub async fn create(
             bundle: &place.bundle,
             log: &place.log,
             exit_file: &place.exit_file(),
+            socket: &place.monitor_socket(),
             errors: &place.monitor_errors(),
             output: &output,
         })

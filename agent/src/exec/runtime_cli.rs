@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -54,6 +54,8 @@ pub struct MonitorCall<'a> {
     pub bundle: &'a Path,
     pub log: &'a Path,
     pub exit_file: &'a Path,
+    /// Where it executes commands for this agent, if the container's runtime is our own.
+    pub socket: &'a Path,
     /// Takes what the monitor says on stderr: a pipe would tie it to this process.
     pub errors: &'a Path,
     pub output: &'a LogPlan,
@@ -115,7 +117,7 @@ impl Runtime {
         let spawn = |source| RuntimeError::Spawn { program: self.program.clone(), source };
         let mut command = Command::new(&self.program);
         match &self.foreign {
-            None => command.arg("--root").arg(&self.root).arg("monitor"),
+            None => command.arg("--root").arg(&self.root).arg("monitor").arg("--socket").arg(call.socket),
             Some(foreign) => command.args(["monitor", "--runtime"]).arg(foreign).arg("--runtime-root").arg(&self.root),
         };
         command.stdin(Stdio::null()).args(["--id", call.id, "--log-max-bytes", &call.output.file_bytes_max.to_string()]);
@@ -266,10 +268,7 @@ impl Drop for UntilEnded {
 }
 
 /// Reads while the process runs, and a moment longer, for what is still on its way.
-async fn read_until_ended(
-    reading: impl Future<Output = ()>,
-    ending: impl Future<Output = io::Result<ExitStatus>>,
-) -> io::Result<ExitStatus> {
+pub async fn read_until_ended<T>(reading: impl Future<Output = ()>, ending: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     let (mut reading, mut ending) = (std::pin::pin!(reading), std::pin::pin!(ending));
     tokio::select! {
         () = &mut reading => ending.await,
@@ -282,7 +281,7 @@ async fn read_until_ended(
 }
 
 /// The last bytes of a stream.
-async fn keep_end(stream: Option<impl AsyncRead + Unpin>, end: &mut Vec<u8>) {
+pub async fn keep_end(stream: Option<impl AsyncRead + Unpin>, end: &mut Vec<u8>) {
     let Some(mut stream) = stream else { return };
     let mut piece = [0; 4096];
     while let Ok(count @ 1..) = stream.read(&mut piece).await {
@@ -302,7 +301,7 @@ pub fn read_exit(path: &Path) -> io::Result<Option<Exit>> {
 }
 
 /// What a program said before it gave up, else `otherwise`.
-fn said(stderr: &[u8], otherwise: &str) -> String {
+pub fn said(stderr: &[u8], otherwise: &str) -> String {
     let tail = &stderr[stderr.len().saturating_sub(ERROR_BYTES_MAX)..];
     let text = String::from_utf8_lossy(tail);
     let text = text.trim();

@@ -91,6 +91,7 @@ fn refusals_name_what_they_refuse() {
         ("--rootless perhaps state web", "--rootless \"perhaps\": use true, false or auto"),
         ("--root", "--root needs a value"),
         ("monitor --id a", "monitor: --bundle is missing"),
+        ("monitor --id a --bundle b --log l --exit-file e --socket s --runtime r", "monitor --socket: "),
         ("monitor --id a --bundle b --log l --exit-file e --log-max-bytes 1", "monitor --log-max-bytes \"1\""),
     ];
     for (line, expected) in cases {

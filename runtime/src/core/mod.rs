@@ -2,7 +2,7 @@
 //!
 //! Decides what a bundle asks for (`spec` → `check`), which cgroups hold the container (`cgroup`) and how their limits change (`update`),
 //! the ordered steps that turn a fresh process into the container's (`plan`, `exec`, `caller`), and what to call a container's state and
-//! use (`status`, `stats`). In: texts and facts that the caller read. Out: values that print. Never touches the kernel: `parent` and
+//! use (`status`, `stats`), and what a monitor is asked for (`request`). In: texts and facts that the caller read. Out: values that print. Never touches the kernel: `parent` and
 //! `init` do.
 
 pub mod spec;
@@ -30,6 +30,7 @@ pub mod rootless;
 pub mod caller;
 pub mod exec;
 pub mod log_sink;
+pub mod request;
 
 pub mod stats;
 pub mod status;

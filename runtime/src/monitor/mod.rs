@@ -7,8 +7,9 @@
 //! caller ── monitor ─┬─ fork ──► the monitor: own session, reaper of orphans, no controlling terminal
 //!                    │              create (ours in this process, or another runtime's)
 //!    ◄── one line ── ┴─ ◄── pipe ── {"pid":…,"monitor_pid":…} | {"error":…}
-//!                    exits          poll: stdout pipe, stderr pipe, SIGCHLD
+//!                    exits          poll: stdout pipe, stderr pipe, SIGCHLD, socket
 //!                                   log lines ──► FILE (→ FILE.1 when full) and a log daemon, if one is named
+//!                                   a client at the socket ──► a fork that serves it (`serve`)
 //!                                   the first process ended ──► exit file, exit
 //! ```
 //!
@@ -16,6 +17,7 @@
 
 mod log;
 mod oom;
+mod serve;
 mod sink;
 
 use std::fs::{File, OpenOptions};
@@ -29,7 +31,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, WaitOptions, WaitStatus};
+use rustix::process::{Pid, WaitIdStatus, WaitOptions, WaitStatus};
 use serde_json::json;
 
 use crate::args::MonitorOptions;
@@ -85,6 +87,7 @@ fn absolute_paths(options: &MonitorOptions) -> Result<MonitorOptions> {
     options.log = full(&options.log)?;
     options.exit_file = full(&options.exit_file)?;
     options.pid_file = options.pid_file.as_deref().map(full).transpose()?;
+    options.socket = options.socket.as_deref().map(full).transpose()?;
     if let Some((_, Some(root))) = &mut options.runtime {
         *root = full(root)?;
     }
@@ -94,7 +97,7 @@ fn absolute_paths(options: &MonitorOptions) -> Result<MonitorOptions> {
 /// The monitor itself.
 fn stay(root: &Path, options: &MonitorOptions, log: &Log, mut report: File) -> Result<ExitCode> {
     let created = detach().and_then(|()| create(root, options, log));
-    let Container { pid, mut pipes, mut log_file, oom } = match created {
+    let Container { pid, mut pipes, mut log_file, oom, mut listener } = match created {
         Ok(created) => created,
         Err(error) => {
             // The caller hears it, or there is nobody to hear it.
@@ -108,7 +111,16 @@ fn stay(root: &Path, options: &MonitorOptions, log: &Log, mut report: File) -> R
     // A caller that has gone away is no reason to leave the container.
     let _ = writeln!(report, "{{\"pid\":{},\"monitor_pid\":{}}}", pid.as_raw_nonzero(), std::process::id());
     drop(report);
-    let end = watch(pid, &children, &mut pipes, &mut log_file)?;
+    let end = match watch(pid, &children, &mut pipes, &mut log_file, listener.as_mut())? {
+        Watched::Ended(end) => end,
+        Watched::Asked(connection) => {
+            drop((children, pipes, log_file, oom, listener));
+            return Ok(serve::serve(root, &options.id, &connection));
+        }
+    };
+    drop(listener);
+    // What stays is removed with the bundle.
+    let _ = options.socket.as_ref().map(std::fs::remove_file);
     pipes.iter_mut().for_each(|pipe| pipe.drain(&mut log_file));
     log_file.finish();
     write_exit(&options.exit_file, &end, oom.is_some_and(|oom| oom.happened()), log_file.lost_bytes())?;
@@ -131,6 +143,7 @@ struct Container {
     pipes: [log::Pipe; 2],
     log_file: LogFile,
     oom: Option<oom::Counter>,
+    listener: Option<serve::Listener>,
 }
 
 fn create(root: &Path, options: &MonitorOptions, log: &Log) -> Result<Container> {
@@ -165,7 +178,12 @@ fn create(root: &Path, options: &MonitorOptions, log: &Log) -> Result<Container>
     rustix::stdio::dup2_stderr(&null).context("leave standard error")?;
     pipes.iter_mut().try_for_each(|pipe| pipe.set_nonblocking())?;
     let pid = Pid::from_raw(pid).context("the runtime named no process")?;
-    Ok(Container { pid, pipes, log_file, oom: oom::Counter::open(pid.as_raw_nonzero().get()) })
+    // Not before the container is there: its process would hold the socket too until it executes its program.
+    let listener = options.socket.as_deref().map(serve::Listener::open).transpose().inspect_err(|_| {
+        // The error of the socket is the one to be told.
+        let _ = parent::delete(root, &options.id, true);
+    })?;
+    Ok(Container { pid, pipes, log_file, oom: oom::Counter::open(pid.as_raw_nonzero().get()), listener })
 }
 
 /// Another OCI runtime, by its command line.
@@ -217,20 +235,43 @@ struct End {
 
 impl End {
     fn of(status: WaitStatus) -> Self {
-        let signal = status.terminating_signal();
-        Self { code: status.exit_status().or(signal.map(|signal| EXIT_BY_SIGNAL + signal)).unwrap_or(EXIT_UNKNOWN), signal }
+        Self::new(status.exit_status(), status.terminating_signal())
+    }
+
+    fn of_waited(status: &WaitIdStatus) -> Self {
+        Self::new(status.exit_status(), status.terminating_signal())
+    }
+
+    fn new(code: Option<i32>, signal: Option<i32>) -> Self {
+        Self { code: code.or(signal.map(|signal| EXIT_BY_SIGNAL + signal)).unwrap_or(EXIT_UNKNOWN), signal }
     }
 }
 
-/// Copies output and reaps children until the container's first process has ended.
-fn watch(pid: Pid, children: &File, pipes: &mut [log::Pipe; 2], log_file: &mut LogFile) -> Result<End> {
+/// Why the watch is over.
+enum Watched {
+    /// The container's first process has ended.
+    Ended(End),
+    /// In a fork of the monitor: this client is to be served.
+    Asked(serve::Connection),
+}
+
+/// Copies output, reaps children and has clients served until the container's first process has ended.
+fn watch(
+    pid: Pid,
+    children: &File,
+    pipes: &mut [log::Pipe; 2],
+    log_file: &mut LogFile,
+    mut listener: Option<&mut serve::Listener>,
+) -> Result<Watched> {
     let mut trimmed = false;
     loop {
-        if let Some(end) = reap(pid)? {
-            return Ok(end);
+        if let Some(end) = reap(pid, listener.as_deref_mut())? {
+            return Ok(Watched::Ended(end));
         }
-        let ready = {
+        let (ready, is_asked) = {
             let mut fds = vec![PollFd::new(children, PollFlags::IN)];
+            fds.extend(listener.as_deref().map(|listener| PollFd::new(listener, PollFlags::IN)));
+            let sockets = fds.len() - 1;
             fds.extend(pipes.iter().filter_map(|pipe| pipe.fd()).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             fds.extend(log_file.waits_for().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::OUT)));
             let patience = if trimmed { None } else { Some(&QUIET) };
@@ -238,7 +279,8 @@ fn watch(pid: Pid, children: &File, pipes: &mut [log::Pipe; 2], log_file: &mut L
                 Err(Errno::INTR) => continue,
                 polled => polled.context("wait for the container")?,
             };
-            fds.iter().any(|fd| !fd.revents().is_empty())
+            let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+            (fds.iter().any(is_ready), fds.iter().skip(1).take(sockets).any(is_ready))
         };
         trimmed = !ready;
         if ready {
@@ -247,6 +289,9 @@ fn watch(pid: Pid, children: &File, pipes: &mut [log::Pipe; 2], log_file: &mut L
                 pipe.copy_some(log_file);
             }
             log_file.send_rest();
+            if is_asked && let Some(serve::Side::Servant(connection)) = listener.as_deref_mut().map(serve::Listener::accept) {
+                return Ok(Watched::Asked(connection));
+            }
         } else {
             sys::trim_memory();
         }
@@ -254,11 +299,12 @@ fn watch(pid: Pid, children: &File, pipes: &mut [log::Pipe; 2], log_file: &mut L
 }
 
 /// Reaps what has ended: `Some` once the container's first process has; orphans of the container on the way.
-fn reap(init: Pid) -> Result<Option<End>> {
+fn reap(init: Pid, mut listener: Option<&mut serve::Listener>) -> Result<Option<End>> {
     loop {
         match rustix::process::wait(WaitOptions::NOHANG) {
             Ok(Some((pid, status))) if pid == init => return Ok(Some(End::of(status))),
-            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Ok(Some((pid, _))) => listener.iter_mut().for_each(|listener| listener.forget(pid)),
+            Err(Errno::INTR) => {}
             Ok(None) => return Ok(None),
             // The other runtime did not leave its container to this reaper, or someone else took its end.
             Err(Errno::CHILD) => return Ok(Some(End { code: EXIT_UNKNOWN, signal: None })),

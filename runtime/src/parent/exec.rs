@@ -53,6 +53,24 @@ pub enum ProcessSource {
 
 /// Runs a process in a container; returns its exit code, 128 and the signal for one that was killed, or 0 at once with `detach`.
 pub fn exec(root: &Path, id: &str, options: &ExecOptions, notes: impl FnOnce(&[String])) -> Result<i32> {
+    let Executed { pidfd, terminal, notes: said, foreground, .. } = execute(root, id, options)?;
+    notes(&said);
+    foreground.map_or(Ok(0), |mut foreground| foreground.wait(pidfd.as_fd(), terminal))
+}
+
+/// A process whose program runs in the container; a child of this one.
+pub struct Executed {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    /// What is weaker than asked for.
+    pub notes: Vec<String>,
+    terminal: Option<OwnedFd>,
+    /// Unless it is detached.
+    foreground: Option<Foreground>,
+}
+
+/// The same up to the moment when its program runs; who calls it waits for its end, or leaves that to the reaper.
+pub fn execute(root: &Path, id: &str, options: &ExecOptions) -> Result<Executed> {
     let (dir, record) = existing(root, id)?;
     let status = dir.status(&record)?;
     match status {
@@ -97,8 +115,7 @@ pub fn exec(root: &Path, id: &str, options: &ExecOptions, notes: impl FnOnce(&[S
         let _ = sys::send_signal(child.pidfd.as_fd(), signal::KILL);
         let _ = rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
     })?;
-    notes(&said);
-    foreground.map_or(Ok(0), |mut foreground| foreground.wait(child.pidfd.as_fd(), terminal))
+    Ok(Executed { pid: child.pid, pidfd: child.pidfd, notes: said, terminal, foreground })
 }
 
 /// The container with the process to run instead of its own, checked as a whole.

@@ -26,7 +26,7 @@ mod userns;
 pub use create::{CreateOptions, Created, create};
 pub use delete::delete;
 pub use events::{events, stats};
-pub use exec::{ExecOptions, ProcessSource, exec};
+pub use exec::{ExecOptions, Executed, ProcessSource, exec, execute};
 pub use kill::kill;
 pub use own_binary::protect;
 pub use passed::check as check_passed_fds;

@@ -286,6 +286,12 @@ pub fn send_signal_to(pid: i32, signal: i32) -> io::Result<()> {
     zero(i64::from(unsafe { libc::kill(pid, signal) }))
 }
 
+/// Has the signal that ends a program sent to this one after so many seconds, unless it is called again; with 0, never.
+pub fn alarm(seconds: u32) {
+    // SAFETY: no memory is passed.
+    unsafe { libc::alarm(seconds) };
+}
+
 /// `struct sigaction` as the kernel has it, with a handler and nothing else.
 #[repr(C)]
 #[derive(Default)]

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod engines;
+pub mod monitored;
 pub mod probe;
 
 use std::fs;

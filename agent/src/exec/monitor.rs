@@ -1,0 +1,161 @@
+//! Commands in a container through its monitor's socket: no program is started for it but the command itself.
+//!
+//! Each call has a deadline. What was begun ends with what holds it: the monitor kills a command whose connection is closed, and so does
+//! this agent, by the descriptor that came with the answer, should the monitor stand still.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    SocketAddrUnix, SocketFlags, SocketType,
+};
+use rustix::process::{Signal, pidfd_send_signal};
+use thiserror::Error;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::runtime_cli::{keep_end, read_until_ended, said};
+use crate::core::monitor_message::{self, REPLY_BYTES_MAX, Reply};
+
+/// Why a command was not executed, or how it ended.
+#[derive(Debug, Error)]
+pub enum MonitorError {
+    #[error("reach the monitor at {path}", path = path.display())]
+    Unreachable { path: PathBuf, source: io::Error },
+    #[error("the monitor at {path} did not answer within {millis} ms", path = path.display())]
+    Silent { path: PathBuf, millis: u128 },
+    /// The end of what it printed, or its exit code.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl MonitorError {
+    /// Whether the command may be executed in another way: the monitor has not begun it.
+    pub fn is_of_monitor(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Silent { .. } => true,
+            Self::Failed(_) => false,
+        }
+    }
+}
+
+/// Runs a command in the monitor's container until it ends or the caller no longer waits, and then it is killed. The monitor has so long to
+/// begin it.
+pub async fn run(socket: &Path, args: &[String], start: Duration) -> Result<(), MonitorError> {
+    let unreachable = |source| MonitorError::Unreachable { path: socket.to_owned(), source };
+    let request = monitor_message::exec(args).map_err(MonitorError::Failed)?;
+    let ((out, their_out), (err, their_err)) = (output().map_err(unreachable)?, output().map_err(unreachable)?);
+    let null = File::open("/dev/null").map_err(unreachable)?;
+    let connection = ask(socket, &request, [null.as_fd(), their_out.as_fd(), their_err.as_fd()]).map_err(unreachable)?;
+    drop((null, their_out, their_err));
+    let silent = || MonitorError::Silent { path: socket.to_owned(), millis: start.as_millis() };
+    let mut command = match timeout(start, receive(&connection)).await.map_err(|_| silent())?.map_err(unreachable)? {
+        (Reply::Started, Some(process)) => Command { connection, process, ended: false },
+        (Reply::Refused { why }, _) => return Err(MonitorError::Failed(why)),
+        (Reply::Started | Reply::Ended { .. }, _) => return Err(MonitorError::Failed("the monitor answered nonsense".to_owned())),
+    };
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let reading = async {
+        tokio::join!(keep_end(Some(out), &mut stdout), keep_end(Some(err), &mut stderr));
+    };
+    let code = read_until_ended(reading, command.ended()).await.map_err(|error| MonitorError::Failed(error.to_string()))?;
+    if code == 0 {
+        return Ok(());
+    }
+    Err(MonitorError::Failed(said(if stderr.is_empty() { &stdout } else { &stderr }, &format!("exit status: {code}"))))
+}
+
+/// A command that runs; killed when dropped before its end.
+#[derive(Debug)]
+struct Command {
+    connection: AsyncFd<OwnedFd>,
+    process: OwnedFd,
+    ended: bool,
+}
+
+impl Command {
+    async fn ended(&mut self) -> io::Result<i32> {
+        let answer = receive(&self.connection).await;
+        match answer? {
+            (Reply::Ended { code }, _) => {
+                self.ended = true;
+                Ok(code)
+            }
+            (Reply::Refused { why }, _) => Err(io::Error::other(why)),
+            (Reply::Started, _) => Err(io::Error::other("the monitor answered nonsense")),
+        }
+    }
+}
+
+impl Drop for Command {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        match pidfd_send_signal(&self.process, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => warn!(%error, "cannot kill a command"),
+        }
+    }
+}
+
+/// A pipe that is read here and written there.
+fn output() -> io::Result<(pipe::Receiver, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK)?;
+    Ok((pipe::Receiver::from_owned_fd(read)?, write))
+}
+
+/// Connects and sends without waiting: a monitor that stands still has its kernel's queue full at some time, which is an error then.
+fn ask(path: &Path, request: &[u8], streams: [std::os::fd::BorrowedFd<'_>; 3]) -> io::Result<AsyncFd<OwnedFd>> {
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return Err(io::ErrorKind::NotFound.into()) };
+    // An address has room for 107 bytes, this path may be longer (unix(7)).
+    let directory = rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+    rustix::net::connect(&socket, &SocketAddrUnix::new(&short)?)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(&streams)) {
+        return Err(io::Error::other("no room for the descriptors"));
+    }
+    rustix::net::sendmsg(&socket, &[IoSlice::new(request)], &mut control, SendFlags::NOSIGNAL)?;
+    #[expect(deprecated, reason = "its successor is unsafe; what it guards against, a descriptor not its own, an OwnedFd is not")]
+    AsyncFd::with_interest(socket, Interest::READABLE)
+}
+
+/// The next answer, and the descriptor that comes along.
+async fn receive(connection: &AsyncFd<OwnedFd>) -> io::Result<(Reply, Option<OwnedFd>)> {
+    loop {
+        let mut ready = connection.readable().await?;
+        if let Ok(received) = ready.try_io(|socket| receive_now(socket.get_ref())) {
+            return received;
+        }
+    }
+}
+
+fn receive_now(socket: &OwnedFd) -> io::Result<(Reply, Option<OwnedFd>)> {
+    let mut bytes = [0; REPLY_BYTES_MAX + 1];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let count = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes;
+    let file = control.drain().find_map(|part| match part {
+        RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+        _ => None,
+    });
+    if count == 0 {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the monitor hung up"));
+    }
+    let reply = monitor_message::reply(&bytes[..count]).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?;
+    Ok((reply, file))
+}

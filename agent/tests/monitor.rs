@@ -1,0 +1,131 @@
+//! Checks of health through the containers' monitors, with the real runtime. Needs root.
+
+mod support;
+
+use std::fs;
+
+use rcluster_api::wire::v1::{Health, HealthCheck, Task, TaskState, TaskStatus};
+use rustix::process::{Pid, Signal, kill_process};
+use support::agent::{Agent, eventually, is_alive, shell_task};
+use support::manager::Manager;
+
+const A: &str = "aaaaaaaaaaaaaaaa";
+const B: &str = "bbbbbbbbbbbbbbbb";
+
+const OBEDIENT: &str = "trap 'exit 0' TERM; while :; do sleep 0.05; done";
+
+fn checked(id: &str, check: &[&str], timeout_ms: u64) -> Task {
+    let mut task = shell_task(id, OBEDIENT);
+    let template = task.template.as_mut().expect("it has one");
+    template.stop_grace_ms = 200;
+    template.containers[0].healthcheck = Some(HealthCheck {
+        command: check.iter().map(|&arg| arg.to_owned()).collect(),
+        interval_ms: 100,
+        timeout_ms,
+        retries: 3,
+        ..HealthCheck::default()
+    });
+    task
+}
+
+fn stat(pid: u32) -> Option<Vec<String>> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect())
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    stat(pid)?.get(1)?.parse().ok()
+}
+
+fn command_line(pid: u32) -> String {
+    String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()).replace('\0', " ")
+}
+
+/// The process of a check that sleeps for so long, which no other test uses.
+fn sleeper(seconds: &str) -> Option<u32> {
+    let pids = fs::read_dir("/proc").expect("list").flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| is_alive(*pid)).find(|pid| command_line(*pid).trim_end().ends_with(&format!("sleep {seconds}")))
+}
+
+async fn running(manager: &Manager, task: &str) -> TaskStatus {
+    manager.reported(task, TaskState::Running).await
+}
+
+async fn healthy(manager: &Manager, task: &str) {
+    let is_healthy = |status: &TaskStatus| status.containers.first().is_some_and(|container| container.health() == Health::Healthy);
+    manager.until("it is healthy", |seen| seen.statuses.get(task).filter(|status| is_healthy(status)).map(drop)).await;
+}
+
+#[tokio::test]
+async fn a_check_is_the_monitors_and_ends_with_the_agent_that_wanted_it() {
+    let manager = Manager::leader().await;
+    let mut agent = Agent::start(&[manager.address]);
+    manager.assign(vec![checked(A, &["sleep", "71.5"], 60_000)]);
+    let container = running(&manager, A).await.containers[0].pid;
+    let check = eventually("a check", || sleeper("71.5")).await;
+    let servant = parent(check).expect("it has one");
+    assert!(command_line(servant).contains(" monitor "), "a command line was started: {}", command_line(servant));
+    assert_eq!(parent(servant), parent(container), "it is not a child of the container's monitor");
+    agent.kill();
+    eventually("the check ends with its agent", || (!is_alive(check)).then_some(())).await;
+    assert!(is_alive(container));
+    agent.spawn();
+    let next = eventually("a check of the next agent", || sleeper("71.5")).await;
+    assert!(command_line(parent(next).expect("it has one")).contains(" monitor "));
+    assert_eq!(running(&manager, A).await.containers[0].pid, container);
+    manager.assign(Vec::new());
+    eventually("nothing is left", || agent.leftovers(A).is_empty().then_some(())).await;
+    assert!(!is_alive(next) && sleeper("71.5").is_none());
+}
+
+#[tokio::test]
+async fn a_check_that_takes_too_long_is_killed() {
+    let manager = Manager::leader().await;
+    let agent = Agent::start(&[manager.address]);
+    manager.assign(vec![checked(A, &["sleep", "72.5"], 400)]);
+    let check = eventually("a check", || sleeper("72.5")).await;
+    assert!(command_line(parent(check).expect("it has one")).contains(" monitor "));
+    eventually("its end", || (!is_alive(check)).then_some(())).await;
+    let is_sick = |status: &TaskStatus| status.containers.first().is_some_and(|container| container.health() == Health::Unhealthy);
+    let sick = manager.until("it is unhealthy", |seen| seen.statuses.get(A).filter(|status| is_sick(status)).cloned()).await;
+    assert!(format!("{sick:?}").contains("the check did not end within 400ms"), "{sick:?}");
+    manager.assign(Vec::new());
+    eventually("nothing is left", || agent.leftovers(A).is_empty().then_some(())).await;
+    assert_eq!(sleeper("72.5"), None);
+}
+
+#[tokio::test]
+async fn what_a_check_says_and_how_it_ends_is_told() {
+    let manager = Manager::leader().await;
+    let agent = Agent::start(&[manager.address]);
+    manager.assign(vec![checked(A, &["sh", "-c", "echo low on luck >&2; exit 3"], 5000), checked(B, &["sh", "-c", "exit 3"], 5000)]);
+    for (task, why) in [(A, "low on luck"), (B, "exit status: 3")] {
+        let is_sick = |status: &TaskStatus| status.containers.first().is_some_and(|container| container.health() == Health::Unhealthy);
+        let sick = manager.until("it is unhealthy", |seen| seen.statuses.get(task).filter(|status| is_sick(status)).cloned()).await;
+        assert!(format!("{sick:?}").contains(why), "{sick:?}");
+    }
+    assert!(!agent.log().contains("executes no check"));
+}
+
+#[tokio::test]
+async fn a_monitor_that_stands_still_is_told_of_and_holds_up_neither_others_nor_its_own_removal() {
+    let manager = Manager::leader().await;
+    let agent = Agent::start(&[manager.address]);
+    let tasks = [A, B].map(|id| checked(id, &["sh", "-c", "exit 0"], 5000));
+    manager.assign(tasks.to_vec());
+    let container = running(&manager, A).await.containers[0].pid;
+    let monitor = parent(container).expect("it has one");
+    let monitor_pid = Pid::from_raw(monitor.cast_signed()).expect("a pid");
+    kill_process(monitor_pid, Signal::STOP).expect("stop the monitor");
+    eventually("it is told", || agent.log().contains("its monitor executes no check").then_some(())).await;
+    // By the command line.
+    healthy(&manager, A).await;
+    healthy(&manager, B).await;
+    manager.assign(vec![tasks[0].clone()]);
+    eventually("the other is gone", || agent.leftovers(B).is_empty().then_some(())).await;
+    assert!(is_alive(container), "it stays as long as it is wanted");
+    manager.assign(Vec::new());
+    eventually("its container is gone", || agent.leftovers(A).is_empty().then_some(())).await;
+    assert!(!is_alive(container) && !is_alive(monitor));
+    eventually("its records are gone", || (!agent.run().join("tasks").join(A).exists()).then_some(())).await;
+}

@@ -1,0 +1,65 @@
+//! A container under a monitor; both are gone when a test ends.
+
+use std::fs;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use super::{Bundle, alive, eventually};
+
+pub struct Monitored {
+    pub bundle: Bundle,
+    pub report: Value,
+}
+
+impl Monitored {
+    pub fn new(bundle: Bundle) -> Self {
+        Self::with(bundle, &[])
+    }
+
+    pub fn with(bundle: Bundle, more: &[&str]) -> Self {
+        bundle.write();
+        let paths = ["", "log", "exit"].map(|name| bundle.path(name).to_str().unwrap().to_owned());
+        let mut args = vec!["monitor", "--id", &bundle.id, "--bundle", &paths[0], "--log", &paths[1], "--exit-file", &paths[2]];
+        args.extend(more);
+        let output = bundle.command(&args).stdin(Stdio::null()).stderr(Stdio::null()).output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(output.status.success(), report.get("error").is_none(), "{report}");
+        Self { bundle, report }
+    }
+
+    pub fn pid(&self, name: &str) -> i32 {
+        self.report[name].as_i64().unwrap_or_else(|| panic!("{}", self.report)).try_into().unwrap()
+    }
+
+    pub fn start(&self) {
+        self.bundle.ok(&["start", &self.bundle.id]);
+    }
+
+    pub fn exit(&self) -> Value {
+        let path = self.bundle.path("exit");
+        let exit = eventually("the exit file", || fs::read(&path).ok());
+        serde_json::from_slice(&exit).unwrap()
+    }
+
+    pub fn log(&self) -> Vec<(String, String)> {
+        let lines = fs::read_to_string(self.bundle.path("log")).unwrap();
+        let entry = |line: &str| {
+            let entry: Value = serde_json::from_str(line).unwrap();
+            let text = |key: &str| entry[key].as_str().unwrap().to_owned();
+            assert!(text("t").ends_with('Z'));
+            (text("s"), text("l"))
+        };
+        lines.lines().map(entry).collect()
+    }
+}
+
+impl Drop for Monitored {
+    fn drop(&mut self) {
+        self.bundle.call(&["delete", "--force", &self.bundle.id]);
+        if let Some(pid) = self.report["monitor_pid"].as_i64() {
+            let pid = i32::try_from(pid).unwrap();
+            eventually("the monitor's end", || (!alive(pid)).then_some(()));
+        }
+    }
+}

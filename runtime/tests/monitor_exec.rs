@@ -1,0 +1,322 @@
+//! Programs that the monitor executes for whoever may ask, and what others who connect can do to it.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use common::monitored::Monitored;
+use common::{Bundle, alive, eventually};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    SocketAddrUnix, SocketFlags, SocketType,
+};
+use rustix::process::{Pid, Signal, kill_process};
+
+const ANSWER_WAIT: Duration = Duration::from_secs(20);
+
+/// A container that a monitor with a socket keeps.
+fn served(script: &str) -> Monitored {
+    let bundle = Bundle::new(script);
+    let socket = bundle.path("monitor.sock").to_str().unwrap().to_owned();
+    let monitored = Monitored::with(bundle, &["--socket", &socket]);
+    monitored.start();
+    monitored
+}
+
+struct Client {
+    socket: OwnedFd,
+    stdin: File,
+    stdout: File,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    Started(i32),
+    Ended(i32),
+    Refused(String),
+    HungUp,
+}
+
+fn connect(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_WAIT)).unwrap();
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path).unwrap())?;
+    Ok(socket)
+}
+
+fn request(kind: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_le_bytes();
+    [&[1, kind, 0, 0, 0, 0, 0, 0], &length[..], payload].concat()
+}
+
+fn receive(socket: &OwnedFd) -> (Answer, Option<OwnedFd>) {
+    let mut bytes = [0; 8192];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let received = rustix::net::recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC);
+    let count = match received {
+        Ok(received) => received.bytes,
+        Err(rustix::io::Errno::CONNRESET) => 0,
+        Err(errno) => panic!("no answer: {errno}"),
+    };
+    let file = control.drain().find_map(|part| match part {
+        RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+        _ => None,
+    });
+    if count == 0 {
+        return (Answer::HungUp, file);
+    }
+    let number = i32::from_le_bytes(bytes[4..8].try_into().unwrap());
+    let answer = match bytes[1] {
+        2 => Answer::Started(number),
+        3 => Answer::Ended(number),
+        4 => Answer::Refused(String::from_utf8(bytes[12..count].to_vec()).unwrap()),
+        kind => panic!("a reply of kind {kind}"),
+    };
+    (answer, file)
+}
+
+impl Client {
+    fn exec(monitored: &Monitored, args: &[&str]) -> Self {
+        let payload: String = args.iter().map(|arg| format!("{arg}\0")).collect();
+        Self::ask(monitored, &request(1, payload.as_bytes()))
+    }
+
+    fn ask(monitored: &Monitored, message: &[u8]) -> Self {
+        let socket = connect(&monitored.bundle.path("monitor.sock")).unwrap();
+        let (theirs_in, stdin) = rustix::pipe::pipe().unwrap();
+        let (stdout, theirs_out) = rustix::pipe::pipe().unwrap();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let files = [theirs_in.as_fd(), theirs_out.as_fd(), theirs_out.as_fd()];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&files)));
+        rustix::net::sendmsg(&socket, &[IoSlice::new(message)], &mut control, SendFlags::empty()).unwrap();
+        Self { socket, stdin: stdin.into(), stdout: stdout.into() }
+    }
+
+    fn answer(&self) -> Answer {
+        receive(&self.socket).0
+    }
+
+    fn started(&self) -> i32 {
+        match self.answer() {
+            Answer::Started(pid) => pid,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn refused(&self) -> String {
+        match self.answer() {
+            Answer::Refused(why) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn printed(&mut self) -> String {
+        let mut text = String::new();
+        self.stdout.read_to_string(&mut text).unwrap();
+        text
+    }
+}
+
+fn ends_with(monitored: &Monitored, args: &[&str]) -> Answer {
+    let client = Client::exec(monitored, args);
+    client.started();
+    client.answer()
+}
+
+#[test]
+fn a_program_runs_in_the_container_and_its_end_is_told() {
+    let monitored = served("sleep 1000");
+    let mut client = Client::exec(&monitored, &["sh", "-c", "read line; echo \"$line $1\"; hostname; echo bad >&2; exit 7", "sh", "b"]);
+    let pid = client.started();
+    assert_eq!(common::namespace(&pid.to_string(), "mnt"), common::namespace(&monitored.pid("pid").to_string(), "mnt"));
+    client.stdin.write_all(b"a\n").unwrap();
+    assert_eq!(client.answer(), Answer::Ended(7));
+    let hostname = monitored.bundle.config["hostname"].as_str().unwrap();
+    // It ends although the container goes on: nobody else holds the pipe.
+    assert_eq!(client.printed(), format!("a b\n{hostname}\nbad\n"));
+    assert_eq!(client.answer(), Answer::HungUp);
+    assert_eq!(ends_with(&monitored, &["sh", "-c", "kill -9 $$"]), Answer::Ended(137));
+    let missing = Client::exec(&monitored, &["no-such-program"]);
+    assert!(missing.refused().contains("no-such-program"));
+    // What is executed is none of the container's own end or output.
+    assert_eq!(monitored.bundle.status(), "running");
+    assert_eq!(monitored.log(), []);
+}
+
+#[test]
+fn its_process_is_the_one_of_the_descriptor_that_comes_along() {
+    let monitored = served("sleep 1000");
+    let client = Client::exec(&monitored, &["sleep", "1000"]);
+    let (Answer::Started(pid), Some(pidfd)) = receive(&client.socket) else { panic!("not started") };
+    rustix::process::pidfd_send_signal(&pidfd, Signal::TERM).unwrap();
+    // The first signal of its own kind: sleep does not handle it, and is not the first process of its namespace.
+    assert_eq!(client.answer(), Answer::Ended(143));
+    assert!(!alive(pid));
+}
+
+#[test]
+fn a_client_that_hangs_up_takes_its_program_with_it() {
+    let monitored = served("sleep 1000");
+    let client = Client::exec(&monitored, &["sleep", "1000"]);
+    let pid = client.started();
+    assert!(alive(pid));
+    drop(client);
+    eventually("the program's end", || (!alive(pid)).then_some(()));
+    assert_eq!(monitored.bundle.status(), "running");
+}
+
+#[test]
+fn who_says_nothing_holds_up_nobody_and_there_is_a_bound() {
+    let monitored = served("while [ ! -e /stop ]; do echo x; sleep 0.05; done; exit 3");
+    let path = monitored.bundle.path("monitor.sock");
+    let lines = || fs::read_to_string(monitored.bundle.path("log")).unwrap_or_default().lines().count();
+    let mut silent = vec![connect(&path).unwrap()];
+    assert_eq!(ends_with(&monitored, &["true"]), Answer::Ended(0));
+    let before = lines();
+    eventually("the log goes on", || (lines() > before).then_some(()));
+    // 32 are served at once; the one of `true` may not be reaped yet.
+    let bounded = eventually("a refusal", || {
+        assert!(silent.len() <= 40, "there is no bound");
+        let one = connect(&path).unwrap();
+        set_socket_timeout(&one, Timeout::Recv, Some(Duration::from_millis(100))).unwrap();
+        let answered = rustix::net::recv(&one, &mut [0u8; 1][..], RecvFlags::PEEK).is_ok();
+        let refused = answered.then(|| receive(&one).0);
+        silent.push(one);
+        refused
+    });
+    assert!(matches!(&bounded, Answer::Refused(why) if why.contains("serves 32 requests already")), "{bounded:?}");
+    silent.clear();
+    eventually("it serves again", || {
+        let client = Client::exec(&monitored, &["true"]);
+        matches!(client.answer(), Answer::Started(_)).then_some(())
+    });
+    fs::write(monitored.bundle.rootfs("stop"), "").unwrap();
+    assert_eq!(monitored.exit()["exit_code"], 3);
+    eventually("the socket is removed", || (!path.exists()).then_some(()));
+}
+
+#[test]
+fn nonsense_is_refused_by_name() {
+    let monitored = served("sleep 1000");
+    for (message, why) in [
+        (vec![0xff; 5], "less than a header"),
+        (request(9, b""), "kind 9"),
+        (request(1, b"true"), "NUL"),
+        (request(1, &[b'x'; (64 << 10) + 1]), "limit of 65536"),
+        (request(1, &vec![0; 64 << 10]), "empty"),
+    ] {
+        let client = Client::ask(&monitored, &message);
+        let said = client.refused();
+        assert!(said.contains(why), "{said}: not {why:?}");
+    }
+    let alone = connect(&monitored.bundle.path("monitor.sock")).unwrap();
+    rustix::net::send(&alone, &request(1, b"true\0"), SendFlags::empty()).unwrap();
+    assert!(matches!(receive(&alone).0, Answer::Refused(why) if why.contains("0 descriptors")));
+    assert_eq!(ends_with(&monitored, &["true"]), Answer::Ended(0));
+}
+
+#[test]
+fn root_only_is_served() {
+    let monitored = served("sleep 1000");
+    let path = monitored.bundle.path("monitor.sock");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    // Its mode alone would keep others out: they are let through to the check of who they are.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    fs::set_permissions(monitored.bundle.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    let said = std::thread::spawn(move || {
+        let nobody = rustix::process::Uid::from_raw(65534);
+        // Of this thread alone.
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        receive(&connect(&path).unwrap()).0
+    });
+    assert!(matches!(said.join().unwrap(), Answer::Refused(why) if why.contains("only root")));
+}
+
+#[test]
+fn it_is_as_small_after_a_request_as_before() {
+    let monitored = served("sleep 1000");
+    let pid = monitored.pid("monitor_pid");
+    let of = |field: &str| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap().trim_start_matches(':').trim().to_owned();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap()
+    };
+    let busy = of("RssFile");
+    eventually("it is at rest", || (of("RssFile") < busy).then_some(()));
+    let own = of("RssAnon");
+    for _ in 0..20 {
+        assert_eq!(ends_with(&monitored, &["true"]), Answer::Ended(0));
+    }
+    eventually("it is at rest again", || (of("RssFile") < busy).then_some(()));
+    assert!(of("RssAnon") <= own + 64, "{own} KiB, then {}", of("RssAnon"));
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    assert!(descriptors <= 10, "{descriptors} descriptors");
+}
+
+#[test]
+fn a_container_is_removed_while_its_monitor_stands_still() {
+    let monitored = served("sleep 1000");
+    let monitor = Pid::from_raw(monitored.pid("monitor_pid")).unwrap();
+    kill_process(monitor, Signal::STOP).unwrap();
+    let client = Client::exec(&monitored, &["true"]);
+    set_socket_timeout(&client.socket, Timeout::Recv, Some(Duration::from_millis(200))).unwrap();
+    assert!(rustix::net::recv(&client.socket, &mut [0u8; 1][..], RecvFlags::empty()).is_err(), "it answers");
+    let init = monitored.pid("pid");
+    monitored.bundle.ok(&["delete", "--force", &monitored.bundle.id]);
+    assert!(!alive(init));
+    kill_process(monitor, Signal::KILL).unwrap();
+}
+
+#[test]
+fn a_socket_that_cannot_be_leaves_no_container() {
+    let bundle = Bundle::new("sleep 1000");
+    bundle.write();
+    let paths = ["", "log", "exit", "no/such/dir/sock"].map(|name| bundle.path(name).to_str().unwrap().to_owned());
+    let args = ["monitor", "--id", &bundle.id, "--bundle", &paths[0], "--log", &paths[1], "--exit-file", &paths[2], "--socket", &paths[3]];
+    let output = bundle.command(&args).output().unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("no/such/dir/sock"), "{said}");
+    eventually("nothing is left", || bundle.nothing_is_left().then_some(()));
+}
+
+/// Prints what docs/benchmarks.md holds; to be run on a build with optimisation.
+#[test]
+#[ignore = "it measures"]
+#[allow(clippy::print_stdout, reason = "the figures are the product")]
+fn figures() {
+    const ROUNDS: usize = 300;
+    let monitored = served("sleep 1000");
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        let begin = std::time::Instant::now();
+        assert_eq!(ends_with(&monitored, &["true"]), Answer::Ended(0));
+        times[0].push(begin.elapsed());
+        let begin = std::time::Instant::now();
+        monitored.bundle.ok(&["exec", &monitored.bundle.id, "true"]);
+        times[1].push(begin.elapsed());
+    }
+    for (times, way) in times.iter_mut().zip(["monitor", "command line"]) {
+        times.sort();
+        println!("exec true by the {way}: median {:?}, p10 {:?}, p90 {:?}", times[ROUNDS / 2], times[ROUNDS / 10], times[ROUNDS * 9 / 10]);
+    }
+    let status = || fs::read_to_string(format!("/proc/{}/status", monitored.pid("monitor_pid"))).unwrap();
+    let busy = status();
+    let file = |status: &str| status.lines().find(|line| line.starts_with("RssFile")).unwrap().to_owned();
+    eventually("it is at rest", || (file(&status()) != file(&busy)).then_some(()));
+    let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", monitored.pid("monitor_pid"))).unwrap();
+    for line in rollup.lines().filter(|line| ["Rss:", "Pss:", "Private_Clean:", "Private_Dirty:"].iter().any(|name| line.starts_with(name)))
+    {
+        println!("the monitor at rest: {line}");
+    }
+}
