@@ -12,9 +12,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rcluster_agent::image::mount::{Overlay, unmount_all};
-use rcluster_agent::image::pull::{Progress, PullPolicy, Puller};
+use rcluster_agent::image::pull::{Progress, Puller};
 use rcluster_agent::image::registry::{Access, Client};
 use rcluster_agent::image::{ImageError, Store};
+use rcluster_api::container::PullPolicy;
 use serde_json::json;
 use support::image::{Layout, file, hex, layer};
 use support::registry::{Fake, Shelf};

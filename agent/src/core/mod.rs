@@ -39,3 +39,4 @@ pub mod logging;
 pub mod mounts;
 
 pub mod image;
+pub mod image_gc;
