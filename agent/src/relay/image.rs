@@ -89,10 +89,7 @@ fn answer(kind: image_answer::Kind) -> relay_output::Kind {
 }
 
 /// Runs what waits for the disk, and says on which node it failed.
-async fn blocking<T: Send + 'static>(
-    tools: &Tools,
-    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
-) -> Result<T, ApiError> {
+async fn blocking<T: Send + 'static>(tools: &Tools, work: impl FnOnce() -> Result<T, ImageError> + Send + 'static) -> Result<T, ApiError> {
     let done = spawn_blocking(work).await.map_err(|error| internal("work on an image", &error))?;
     done.map_err(|error| failed(tools, &error))
 }
@@ -112,9 +109,7 @@ fn failed(tools: &Tools, error: &ImageError) -> ApiError {
         | ImageError::Write { .. }
         | ImageError::Shared(_)
         | ImageError::Interrupted { .. }
-        | ImageError::Index(_) => {
-            ApiError::new(ErrorCode::Internal, why).hint(format!("look at the disk and the agent's log on {node}"))
-        }
+        | ImageError::Index(_) => ApiError::new(ErrorCode::Internal, why).hint(format!("look at the disk and the agent's log on {node}")),
     }
 }
 

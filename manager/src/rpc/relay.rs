@@ -76,9 +76,10 @@ async fn opening(inputs: &mut Streaming<v1::RelayInput>) -> Result<v1::RelayOpen
 }
 
 fn find_node(state: &State, target: &str) -> Result<Arc<Node>, ApiError> {
-    state.find_node(target).cloned().ok_or_else(|| {
-        ApiError::new(ErrorCode::NotFound, format!("there is no node {target}")).hint("rclusterctl get nodes lists them")
-    })
+    state
+        .find_node(target)
+        .cloned()
+        .ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no node {target}")).hint("rclusterctl get nodes lists them"))
 }
 
 /// The task that `target` names and that runs; one of a service's when it names a service.
