@@ -439,8 +439,7 @@ fn a_disk_that_fills_up_loses_the_longest_unused_images_and_never_what_runs() {
     }
     let (image, lease) = store.hold("runs:1").expect("there");
     let path = |part: &str| bench.path(&format!("runs-{part}"));
-    let overlay =
-        Overlay { layers: store.layers(&image).expect("layers"), upper: path("upper"), work: path("work"), target: path("root") };
+    let overlay = Overlay { layers: store.layers(&image).expect("layers"), upper: path("upper"), work: path("work"), target: path("root") };
     overlay.mount().expect("mounted");
     drop(lease);
     // It was used last, and then the others in their order.

@@ -1,4 +1,5 @@
-//! What an image, or a service instead of it, says of its container and its pull, by the agent's process and real containers. Needs root.
+//! What an image, or a service instead of it, says of its container and its pull, and pulls that users ask for, by the agent's process and
+//! real containers. Needs root.
 
 mod support;
 
@@ -6,7 +7,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rcluster_api::wire::v1::{ContainerSpec, HealthCheck, PullPolicy, TaskState};
+use rcluster_api::wire::v1::{
+    ContainerSpec, HealthCheck, ImageAnswer, ImagePull, PullPolicy, RelayProblem, TaskState, image_answer, image_request, relay_output,
+};
 use serde_json::json;
 use support::agent::{Agent, eventually, shell_task, task};
 use support::image::{Layout, file, layer, shell_layer};
@@ -58,7 +61,8 @@ async fn an_images_health_is_checked_unless_its_service_does_not_want_it() {
         let container = ContainerSpec { name: "web".into(), image: "health:1".into(), healthcheck, ..ContainerSpec::default() };
         task(id, vec![container])
     };
-    let off = HealthCheck { disable: true, interval_ms: 1000, timeout_ms: 1000, retries: 1, start_interval_ms: 1000, ..HealthCheck::default() };
+    let off =
+        HealthCheck { disable: true, interval_ms: 1000, timeout_ms: 1000, retries: 1, start_interval_ms: 1000, ..HealthCheck::default() };
     manager.assign(vec![with(A, None), with(B, Some(off))]);
     let status = manager.reported(A, TaskState::Failed).await;
     assert!(status.message.starts_with("container web is unhealthy: ") && status.message.contains("poorly"), "{}", status.message);
@@ -89,4 +93,42 @@ async fn a_service_says_when_its_image_is_pulled_and_the_node_for_those_that_do_
     assert!(registry.asked().is_empty(), "nobody wanted it to be asked");
     manager.assign(vec![with(C, PullPolicy::Missing)]);
     assert_eq!(manager.reported(C, TaskState::Failed).await.message, "container web exited with code 7");
+}
+
+#[tokio::test]
+async fn a_user_has_an_image_pulled_and_sees_how_far_it_is() {
+    let manager = Manager::leader().await;
+    // Pulling is off for tasks; a user who asks for it means it.
+    let agent = Agent::start_with(&[manager.address], &["--pull", "never", "--registry-plain-http", "127.0.0.1"]);
+    let layout = agent.dir.path().join("remote");
+    let more = layer(&[file("remote", "x")]);
+    Layout::new(&layout).image("1", &json!({"Cmd": ["/bin/sh"]}), &[shell_layer(), more.clone()]);
+    let shelf = Shelf::of(&layout);
+    let registry = Fake::start(move |asked| shelf.reply(asked));
+    manager.until("a session", |seen| (seen.heartbeats > 0).then_some(())).await;
+
+    let image = registry.name("shell:1");
+    manager.ask_images(image_request::Kind::Pull(ImagePull { name: image.clone() }));
+    let ended = |kind: &relay_output::Kind| matches!(kind, relay_output::Kind::Exit(_) | relay_output::Kind::Problem(_));
+    let said = manager.until("the end", |seen| seen.relayed.iter().any(ended).then(|| seen.relayed.clone())).await;
+    let answers = said.iter().filter_map(|kind| match kind {
+        relay_output::Kind::Image(ImageAnswer { kind }) => kind.as_ref(),
+        _ => None,
+    });
+    let answers: Vec<&image_answer::Kind> = answers.collect();
+    let [progress @ .., image_answer::Kind::Images(images)] = answers.as_slice() else { panic!("{said:?}") };
+    assert_eq!(images.images.iter().map(|image| &image.name).collect::<Vec<_>>(), [&image]);
+    let layers = progress.iter().map(|answer| match answer {
+        image_answer::Kind::Progress(progress) => progress.layers.len(),
+        other => panic!("{other:?}"),
+    });
+    assert!(layers.clone().count() > 0 && layers.clone().all(|layers| layers == 2), "{said:?}");
+
+    manager.seen.send_modify(|seen| seen.relayed.clear());
+    let absent = registry.name("shell:2");
+    manager.ask_images(image_request::Kind::Pull(ImagePull { name: absent }));
+    let said = manager.until("the end", |seen| seen.relayed.iter().find(|kind| ended(kind)).cloned()).await;
+    let relay_output::Kind::Problem(RelayProblem { code, message, hint }) = said else { panic!("{said:?}") };
+    assert_eq!(code, "conflict");
+    assert!(message.contains("has no image \"2\" in shell") && hint.contains("asked from n1"), "{message} {hint}");
 }

@@ -29,7 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const NAME: &str = "bench/five:1";
 
 /// Who is measured: the name in the table, and the programs that it takes.
-const OTHERS: [(&str, &[&str]); 2] = [("skopeo copy + umoci unpack", &["skopeo", "umoci"]), ("containerd, ctr image pull", &["containerd", "ctr"])];
+const OTHERS: [(&str, &[&str]); 2] =
+    [("skopeo copy + umoci unpack", &["skopeo", "umoci"]), ("containerd, ctr image pull", &["containerd", "ctr"])];
 const OURS: &str = "rcluster-agent image pull";
 
 /// Measures, and prints a table.
@@ -70,7 +71,11 @@ pub fn run(rounds: usize) -> Result<()> {
         }
     }
     let files = LAYERS * plan().len();
-    println!("{LAYERS} layers, {files} files, {} MB unpacked, {} MB packed (gzip), {rounds} rounds, equal trees\n", total_mb(), bytes / 1_000_000);
+    println!(
+        "{LAYERS} layers, {files} files, {} MB unpacked, {} MB packed (gzip), {rounds} rounds, equal trees\n",
+        total_mb(),
+        bytes / 1_000_000
+    );
     println!("| pull and unpack | median | min | max | of ours |\n|---|---|---|---|---|");
     let median = |times: &[f64]| times[times.len() / 2];
     for times in times.values_mut() {
@@ -123,7 +128,8 @@ fn is_installed(program: &str) -> bool {
 /// The directories in `dir`, each with `below` at its end.
 fn dirs(dir: &Path, below: &str) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?;
-    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).map(|path| path.join(below)).collect();
+    let mut paths: Vec<PathBuf> =
+        entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).map(|path| path.join(below)).collect();
     paths.sort();
     Ok(paths)
 }

@@ -23,8 +23,8 @@ pub struct Limits {
 /// How full the disk is that holds the images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Disk {
-    pub bytes_total: u64,
-    /// For those who are not root.
+    pub bytes_used: u64,
+    /// To those who are not root.
     pub bytes_available: u64,
 }
 
@@ -45,10 +45,10 @@ pub enum Reason {
 }
 
 impl Disk {
-    /// Percent in use, rounded up.
+    /// Percent in use of what there is for all, rounded up, as df(1) shows it.
     pub fn used_percent(self) -> u64 {
-        let used = u128::from(self.bytes_total.saturating_sub(self.bytes_available));
-        u64::try_from((used * 100).div_ceil(u128::from(self.bytes_total.max(1)))).unwrap_or(100)
+        let (used, available) = (u128::from(self.bytes_used), u128::from(self.bytes_available));
+        u64::try_from((used * 100).div_ceil((used + available).max(1))).unwrap_or(100)
     }
 }
 
@@ -74,7 +74,7 @@ mod tests {
     const LIMITS: Limits = Limits { high_percent: 85, low_percent: 80, age_max: None, age_min: Millis(100) };
 
     fn disk(bytes_available: u64) -> Disk {
-        Disk { bytes_total: 1000, bytes_available }
+        Disk { bytes_used: 1000 - bytes_available, bytes_available }
     }
 
     /// `NAME USED_AT [runs]` each.
@@ -96,7 +96,7 @@ mod tests {
         assert!(needs_room(disk(199), true, &LIMITS));
         assert!(!needs_room(disk(200), true, &LIMITS));
         assert!(!needs_room(disk(0), false, &Limits { high_percent: 100, ..LIMITS }), "100 is never");
-        assert!(!needs_room(Disk { bytes_total: 0, bytes_available: 0 }, false, &LIMITS));
+        assert!(!needs_room(Disk { bytes_used: 0, bytes_available: 0 }, false, &LIMITS));
     }
 
     #[test]

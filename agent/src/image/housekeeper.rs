@@ -125,5 +125,7 @@ fn candidates(listed: Vec<Listed>) -> Vec<Candidate> {
 fn look(dir: &Path) -> Result<Disk, ImageError> {
     let stat = statvfs(dir).map_err(|error| io_error("look at the disk of", dir)(error.into()))?;
     let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-    Ok(Disk { bytes_total: bytes(stat.f_blocks), bytes_available: bytes(stat.f_bavail) })
+    // As df(1) counts: what only root may use is neither free nor in use.
+    let used = stat.f_blocks.saturating_sub(stat.f_bfree);
+    Ok(Disk { bytes_used: bytes(used), bytes_available: bytes(stat.f_bavail) })
 }
