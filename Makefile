@@ -86,6 +86,7 @@ bench: tools
 run-bench:
 	$(BIN)/rcluster-bench
 	$(BIN)/rcluster-bench-runtime --runtime $(BIN)/rcluster-runtime
+	$(BIN)/rcluster-bench pull
 
 lint:
 	cargo fmt --all --check

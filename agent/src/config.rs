@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand};
+use rcluster_api::container::PullPolicy;
 use rcluster_api::policy::NodePolicy;
+use rcluster_api::resource::Millis;
 use rcluster_api::validate::check_name;
 use rcluster_base::telemetry::LogFormat;
 
+use crate::core::image_gc::Limits;
 use crate::core::reference::check_host;
-use crate::image::pull::PullPolicy;
 use crate::image::registry::Access;
 use crate::image::registry::transport::Patience;
 
@@ -79,6 +82,9 @@ pub enum ImageVerb {
         /// Also the images that no container runs on
         #[arg(short, long)]
         all: bool,
+        /// Say what would be removed, and remove nothing
+        #[arg(long)]
+        dry_run: bool,
         /// The agent's state directory
         #[arg(long)]
         state_dir: PathBuf,
@@ -151,12 +157,61 @@ pub struct RunArgs {
     #[arg(long, value_name = "POLICY", default_value_t)]
     pull: PullPolicy,
     #[command(flatten)]
+    collection: CollectionArgs,
+    #[command(flatten)]
     registries: RegistryArgs,
     /// Speak with the managers in plain text
     #[arg(long)]
     insecure: bool,
     #[arg(long, default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// When unused images are removed.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Garbage collection of images")]
+pub struct CollectionArgs {
+    /// Percent of the state directory's disk in use above which unused images are removed, the longest unused first; 100: never
+    #[arg(long, value_name = "PERCENT", default_value_t = 85)]
+    image_gc_high: u64,
+    /// Percent in use at which that is enough
+    #[arg(long, value_name = "PERCENT", default_value_t = 80)]
+    image_gc_low: u64,
+    /// Remove images that were not used for so long, however empty the disk; not given: never
+    #[arg(long, value_name = "SPAN")]
+    image_gc_max_age: Option<Millis>,
+    /// Keep images that were used within this, however full the disk
+    #[arg(long, value_name = "SPAN", default_value = "2m")]
+    image_gc_min_age: Millis,
+    /// How often to look
+    #[arg(long, value_name = "SPAN", default_value = "1m")]
+    image_gc_every: Millis,
+}
+
+/// When unused images are removed, and how often to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Collection {
+    pub limits: Limits,
+    pub every: Duration,
+}
+
+impl CollectionArgs {
+    /// The limits, if they go together.
+    pub fn check(self) -> Result<Collection> {
+        let Self { image_gc_high, image_gc_low, image_gc_max_age, image_gc_min_age, image_gc_every } = self;
+        if image_gc_high > 100 || image_gc_low > image_gc_high {
+            bail!("--image-gc-high {image_gc_high}, --image-gc-low {image_gc_low}: percent, and low is at most high");
+        }
+        if image_gc_every == Millis(0) {
+            bail!("--image-gc-every: a span longer than nothing, such as 1m");
+        }
+        if let Some(max) = image_gc_max_age.filter(|max| *max < image_gc_min_age) {
+            bail!("--image-gc-max-age {max} is shorter than --image-gc-min-age {image_gc_min_age}");
+        }
+        let limits =
+            Limits { high_percent: image_gc_high, low_percent: image_gc_low, age_max: image_gc_max_age, age_min: image_gc_min_age };
+        Ok(Collection { limits, every: image_gc_every.duration() })
+    }
 }
 
 /// How registries are reached.
@@ -222,6 +277,7 @@ pub struct Config {
     pub runtimes: BTreeMap<String, PathBuf>,
     pub policy: NodePolicy,
     pub pull: PullPolicy,
+    pub collection: Collection,
     pub registries: Access,
 }
 
@@ -242,6 +298,7 @@ impl RunArgs {
             binds,
             devices,
             pull,
+            collection,
             registries,
             insecure,
             log_format: _,
@@ -298,6 +355,7 @@ impl RunArgs {
             runtimes,
             policy,
             pull,
+            collection: collection.check()?,
             registries: registries.check()?,
         })
     }
@@ -354,5 +412,14 @@ mod tests {
             "--registry-plain-http: \"http://a\" is not the host of a registry: HOST, HOST:PORT or [IPV6]:PORT"
         );
         assert_eq!(check(&["--registry-mirror=a"]), "--registry-mirror \"a\": REGISTRY=HOST[:PORT][/PATH]");
+    }
+
+    #[test]
+    fn limits_that_do_not_go_together_are_refused() {
+        let refused = "--image-gc-high 70, --image-gc-low 80: percent, and low is at most high";
+        assert_eq!(check(&["--image-gc-high=70"]), refused);
+        assert_eq!(check(&["--image-gc-max-age=1m"]), "--image-gc-max-age 1m is shorter than --image-gc-min-age 2m");
+        assert_eq!(check(&["--image-gc-every=0s"]), "--image-gc-every: a span longer than nothing, such as 1m");
+        assert_eq!(check(&["--image-gc-high=100", "--image-gc-low=0", "--image-gc-max-age=24h"]), "missing {} {}");
     }
 }

@@ -53,7 +53,10 @@ fn main() -> Result<()> {
             let store = Store::open(&state_dir)?;
             names.iter().try_for_each(|name| tell(&store.rm(name, force).with_context(|| format!("remove image {name}"))?))
         }
-        Verb::Image(ImageVerb::Prune { all, state_dir }) => tell(&Store::open(&state_dir)?.prune(all)?),
+        Verb::Image(ImageVerb::Prune { all, dry_run, state_dir }) => {
+            let store = Store::open(&state_dir)?;
+            if dry_run { tell_planned(&store.prunable(all)?) } else { tell(&store.prune(all)?) }
+        }
         Verb::Image(ImageVerb::Save { names, output, state_dir }) => save(&Store::open(&state_dir)?, &names, &output),
         Verb::Image(ImageVerb::Inspect { name, state_dir }) => json(&Store::open(&state_dir)?.inspect(&name)?),
         Verb::Image(ImageVerb::History { name, state_dir }) => json(&Store::open(&state_dir)?.history(&name)?),
@@ -70,6 +73,12 @@ fn tell(collected: &Collected) -> Result<()> {
     let Collected { names, layers, blobs, bytes } = collected;
     let removed = names.iter().map(|name| format!("removed {name}"));
     write_out(removed.chain([format!("{layers} layers and {blobs} blobs are gone: {}", Bytes(*bytes).human())]))
+}
+
+fn tell_planned(collected: &Collected) -> Result<()> {
+    let Collected { names, layers, blobs, bytes } = collected;
+    let removed = names.iter().map(|name| format!("would remove {name}"));
+    write_out(removed.chain([format!("{layers} layers and {blobs} blobs would go: {}", Bytes(*bytes).human())]))
 }
 
 /// Written beside and then renamed: what stands there is whole.

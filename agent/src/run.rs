@@ -16,6 +16,7 @@ use crate::exec::netd_client::Netd;
 use crate::exec::{Images, Tools};
 use crate::host;
 use crate::image::Store;
+use crate::image::housekeeper::Housekeeper;
 use crate::image::pull::Puller;
 use crate::image::registry::Client;
 use crate::place::Places;
@@ -49,6 +50,7 @@ pub async fn run(config: Config) -> Result<()> {
     );
     let store = Store::open(&places.state)?;
     let client = Client::new(config.registries.clone()).context("prepare to pull images")?;
+    let housekeeper = Housekeeper { store: store.clone(), limits: config.collection.limits, every: config.collection.every };
     let images = Images { puller: Puller::new(store.clone(), client), store, policy: config.pull };
     let netd = Netd::new(&places)?;
     let tools = Arc::new(Tools::new(&config, places, images, netd));
@@ -72,6 +74,7 @@ pub async fn run(config: Config) -> Result<()> {
     scope.spawn(session::take_in(Arc::clone(&tools), latest, events));
     scope.spawn(session::run(session, config.managers.clone()));
     scope.spawn(async move { tools.netd.drive().await });
+    scope.spawn(async move { match housekeeper.run().await {} });
 
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;

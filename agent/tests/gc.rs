@@ -11,10 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rcluster_agent::core::image_gc::Limits;
+use rcluster_agent::image::housekeeper::sweep;
 use rcluster_agent::image::mount::{Overlay, unmount_all};
-use rcluster_agent::image::pull::{Progress, PullPolicy, Puller};
+use rcluster_agent::image::pull::{Progress, Puller};
 use rcluster_agent::image::registry::{Access, Client};
 use rcluster_agent::image::{ImageError, Store};
+use rcluster_api::container::PullPolicy;
+use rcluster_api::resource::Millis;
 use serde_json::json;
 use support::image::{Layout, file, hex, layer};
 use support::registry::{Fake, Shelf};
@@ -290,6 +294,11 @@ async fn collecting_all_the_time_takes_nothing_from_pulls_under_way() {
     assert_eq!(bench.names().len(), IMAGES / 2);
 }
 
+/// Names, digests and sizes.
+fn listed(store: &Store) -> Vec<(String, String, u64)> {
+    store.list().expect("list").into_iter().map(|image| (image.name, image.digest, image.bytes)).collect()
+}
+
 #[test]
 fn what_is_saved_is_loaded_with_the_same_digests_and_read_by_skopeo() {
     let (bench, other) = (Bench::new(), Bench::new());
@@ -302,7 +311,7 @@ fn what_is_saved_is_loaded_with_the_same_digests_and_read_by_skopeo() {
     assert!(archive == again, "the same images give other bytes");
     fs::write(other.path("images.tar"), &archive).expect("write");
     other.store.load(&other.path("images.tar")).expect("it loads");
-    assert_eq!(other.store.list().expect("list"), bench.store.list().expect("list"));
+    assert_eq!(listed(&other.store), listed(&bench.store));
     for (reference, expected) in [
         ("docker-archive:{}:docker.io/library/a:1", digests(&["shared", "a"])),
         ("oci-archive:{}:host.example:5000/team/b:2", digests(&["shared", "b"])),
@@ -381,4 +390,100 @@ fn the_command_line_has_what_a_person_needs_on_the_node() {
     assert!(bench.there("layers").is_empty() && bench.there("blobs/sha256").is_empty());
     bench.store.load(&archive).expect("what was saved is whole");
     assert_eq!(bench.names(), ["web:1"]);
+}
+
+/// A disk of its own for a store; goes with the test.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(path: PathBuf, size: &str) -> Self {
+        fs::create_dir_all(&path).expect("a directory");
+        let data = std::ffi::CString::new(format!("size={size}")).expect("no NUL");
+        rustix::mount::mount("disk", &path, "tmpfs", rustix::mount::MountFlags::empty(), Some(data.as_c_str())).expect("a tmpfs");
+        Self(path)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        drop(unmount_all(&self.0));
+    }
+}
+
+/// What neither compression nor sharing makes smaller.
+fn noise(seed: u64, length: usize) -> String {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ seed;
+    let step = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from(b'!' + u8::try_from(state % 90).expect("small"))
+    };
+    (0..length).map(step).collect()
+}
+
+#[test]
+fn a_disk_that_fills_up_loses_the_longest_unused_images_and_never_what_runs() {
+    let bench = Bench::new();
+    let disk = Disk::new(bench.path("disk"), "60m");
+    let store = Store::open(&disk.0).expect("a store");
+    let limits = Limits { high_percent: 85, low_percent: 50, age_max: None, age_min: Millis(0) };
+    // Packed and unpacked, each takes about 14 MB: four of them are more than 85 percent.
+    for (index, name) in ["runs:1", "old:1", "middle:1", "young:1"].into_iter().enumerate() {
+        let layout = bench.path(&format!("layout-{index}"));
+        Layout::new(&layout).image(name, &json!({"Cmd": ["/x"]}), &[one(&noise(index as u64 + 1, 7_000_000))]);
+        store.load(&layout).expect("it loads");
+        if name == "runs:1" {
+            assert_eq!(sweep(&store, &limits).expect("swept").collected.names, Vec::<String>::new(), "there is room");
+        }
+    }
+    let (image, lease) = store.hold("runs:1").expect("there");
+    let path = |part: &str| bench.path(&format!("runs-{part}"));
+    let overlay = Overlay { layers: store.layers(&image).expect("layers"), upper: path("upper"), work: path("work"), target: path("root") };
+    overlay.mount().expect("mounted");
+    drop(lease);
+    // It was used last, and then the others in their order.
+    for name in ["old:1", "middle:1", "young:1"] {
+        drop(store.hold(name).expect("there"));
+        // The time of a file is as fine as the kernel's tick.
+        thread::sleep(Duration::from_millis(20));
+    }
+    let keeps = Limits { age_min: Millis(3_600_000), ..limits };
+    let swept = sweep(&store, &keeps).expect("swept");
+    assert!(swept.collected.names.is_empty() && swept.starved, "a task may be about to start on any of them: {swept:?}");
+
+    let swept = sweep(&store, &limits).expect("swept");
+    assert_eq!((swept.collected.names, swept.starved), (vec!["old:1".to_owned(), "middle:1".to_owned()], false));
+    assert!(swept.collected.bytes > 25_000_000, "{}", swept.collected.bytes);
+    assert_eq!(store.list().expect("list").into_iter().map(|image| image.name).collect::<Vec<_>>(), ["runs:1", "young:1"]);
+    assert_eq!(fs::read(overlay.target.join("file")).expect("what runs has its files").len(), 7_000_000);
+
+    let swept = sweep(&store, &Limits { high_percent: 10, low_percent: 10, ..limits }).expect("swept");
+    assert_eq!((swept.collected.names, swept.starved), (vec!["young:1".to_owned()], true), "and what runs stays");
+    unmount_all(&overlay.target).expect("unmounted");
+    // A process that another test begins in a mount namespace of its own has a copy of the mount for a while.
+    let aged = Limits { high_percent: 100, age_max: Some(Millis(1)), ..limits };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let swept = loop {
+        let swept = sweep(&store, &aged).expect("swept");
+        if !swept.collected.names.is_empty() || Instant::now() > deadline {
+            break swept;
+        }
+        thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!(swept.collected.names, ["runs:1"], "not used for too long, with room enough");
+}
+
+#[test]
+fn what_would_be_pruned_is_what_is() {
+    let bench = Bench::new();
+    bench.load("a:1", &["shared", "a"]);
+    bench.load("b:1", &["shared", "b"]);
+    bench.store.tag("a:1", "b:1").expect("moved");
+    let planned = bench.store.prunable(false).expect("looked");
+    assert_eq!((planned.names.len(), planned.layers, planned.blobs), (0, 1, 3));
+    let everything = bench.store.prunable(true).expect("looked");
+    assert_eq!((everything.names, everything.layers), (vec!["a:1".to_owned(), "b:1".to_owned()], 3));
+    assert_eq!(bench.there("layers"), digests(&["shared", "a", "b"]), "nothing is removed");
+    assert_eq!(bench.store.prune(false).expect("pruned"), planned);
 }

@@ -8,6 +8,44 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::resource::Bytes;
 
+/// When a node asks a registry for a container's image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PullPolicy {
+    /// When the node does not have it.
+    #[default]
+    Missing,
+    /// Before every start; what a digest names does not change and is asked for once.
+    Always,
+    Never,
+}
+
+impl PullPolicy {
+    /// The word as users write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
+}
+
+impl fmt::Display for PullPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for PullPolicy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Missing, Self::Always, Self::Never];
+        all.into_iter().find(|policy| policy.as_str() == text).ok_or_else(|| format!("pull policy {text:?}: missing, always or never"))
+    }
+}
+
 /// Something mounted into a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
@@ -255,6 +293,15 @@ mod tests {
         for text in ["", "dev/fuse", "/dev/a:b", "/dev/a:/dev/b:x", "/dev/a:/dev/b:rwm:z", "/dev/a::r"] {
             text.parse::<DeviceSpec>().unwrap_err();
         }
+    }
+
+    #[test]
+    fn pull_policies_have_names() {
+        for policy in [PullPolicy::Missing, PullPolicy::Always, PullPolicy::Never] {
+            assert_eq!(policy.to_string().parse(), Ok(policy));
+            assert_eq!(serde_json::to_string(&policy).unwrap(), format!("\"{policy}\""));
+        }
+        assert!("often".parse::<PullPolicy>().is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::container::{DeviceSpec, Logging, MountSpec, Ulimits};
+use crate::container::{DeviceSpec, Logging, MountSpec, PullPolicy, Ulimits};
 use crate::health::HealthCheck;
 use crate::resource::{Amounts, Bytes, Millis};
 
@@ -167,6 +167,9 @@ pub struct ContainerSpec {
     /// Of `/dev/shm`; 64 MiB when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shm_size: Option<Bytes>,
+    /// When the node asks a registry for the image; as the node's agent was told when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullPolicy>,
     /// Where the output goes; only kept on the node when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logging: Option<Logging>,

@@ -1,12 +1,18 @@
 //! The command line: what may be said, and in which words. Reads nothing but its arguments.
 
+mod image;
+
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use rcluster_api::object::Kind;
 use rcluster_api::resource::Millis;
 
-use crate::error::EXIT_CODES;
+use crate::error::{CliError, EXIT_CODES};
+
+pub use image::{ImageCommand, OnNodes};
 
 /// The command of rcluster: deploys services, shows what runs, operates nodes, makes labs.
 #[derive(Debug, Parser)]
@@ -27,9 +33,37 @@ pub struct Global {
     /// The managers to talk to, instead of the context's (also RCLUSTER_MANAGERS); with lab up: how many to make.
     #[arg(long, global = true, value_name = "HOST:PORT,…", value_delimiter = ',')]
     pub managers: Vec<String>,
+    /// How data is printed: as a table when not given; with image save: the file to write.
+    #[arg(short, long, global = true, value_name = "FORMAT", value_parser = OutputParser)]
+    pub output: Option<String>,
+}
+
+impl Global {
     /// How data is printed.
-    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
-    pub output: Format,
+    pub fn format(&self) -> Result<Format, CliError> {
+        let Some(text) = &self.output else { return Ok(Format::Table) };
+        Format::from_str(text, false).map_err(|_| {
+            let formats = Format::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+            let names: Vec<String> = formats.map(|value| value.get_name().to_owned()).collect();
+            CliError::usage(format!("--output {text}: there is no such format"), format!("formats are {}", names.join(", ")))
+        })
+    }
+}
+
+/// Takes any text and tells of the formats: the text is a file's name for one command, as docker has it.
+#[derive(Debug, Clone, Copy)]
+struct OutputParser;
+
+impl TypedValueParser for OutputParser {
+    type Value = String;
+
+    fn parse_ref(&self, command: &clap::Command, arg: Option<&clap::Arg>, value: &OsStr) -> Result<String, clap::Error> {
+        StringValueParser::new().parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(Format::value_variants().iter().filter_map(ValueEnum::to_possible_value)))
+    }
 }
 
 /// A form of output.
@@ -55,7 +89,7 @@ pub enum Command {
     Get(Get),
     /// Tells all about one object, with its tasks and events.
     Describe {
-        /// service, task, node or network.
+        /// service, task, node, network or image.
         kind: KindArg,
         name: String,
     },
@@ -72,7 +106,7 @@ pub enum Command {
     },
     /// Removes objects and waits until they have gone.
     Rm {
-        /// service, network, or node (one that is down).
+        /// service, network, node (one that is down), or image.
         kind: KindArg,
         /// Names of that kind; others as KIND/NAME.
         #[arg(required = true, value_name = "NAME")]
@@ -119,6 +153,9 @@ pub enum Command {
     /// Networks.
     #[command(subcommand)]
     Network(NetworkCommand),
+    /// Images on the nodes.
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// The managers.
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -147,16 +184,20 @@ pub enum KindArg {
     Network,
     #[value(name = "event", aliases = ["events"])]
     Event,
+    #[value(name = "image", aliases = ["images"])]
+    Image,
 }
 
-impl From<KindArg> for Kind {
-    fn from(kind: KindArg) -> Self {
-        match kind {
-            KindArg::Service => Self::Service,
-            KindArg::Task => Self::Task,
-            KindArg::Node => Self::Node,
-            KindArg::Network => Self::Network,
-            KindArg::Event => Self::Event,
+impl KindArg {
+    /// The kind of object; `None` for images, which the nodes have and not the managers.
+    pub fn object(self) -> Option<Kind> {
+        match self {
+            Self::Service => Some(Kind::Service),
+            Self::Task => Some(Kind::Task),
+            Self::Node => Some(Kind::Node),
+            Self::Network => Some(Kind::Network),
+            Self::Event => Some(Kind::Event),
+            Self::Image => None,
         }
     }
 }
@@ -208,7 +249,7 @@ pub struct PlanArgs {
 
 #[derive(Debug, Args)]
 pub struct Get {
-    /// services, tasks, nodes, networks or events.
+    /// services, tasks, nodes, networks, events or images.
     pub kind: KindArg,
     /// A name or an id.
     pub name: Option<String>,
@@ -510,12 +551,11 @@ fn parse_node_label(text: &str) -> Result<(String, String, String), String> {
 }
 
 /// Verbs of the design that are not built yet, with the verb that they stand under; a verb may have another way to the same end.
-const NOT_BUILT_YET: [(&str, &str); 49] = [
+const NOT_BUILT_YET: [(&str, &str); 45] = [
     ("", "audit"),
     ("", "check"),
     ("", "config"),
     ("", "explain"),
-    ("", "image"),
     ("", "info"),
     ("", "port-forward"),
     ("", "promote"),
@@ -539,8 +579,6 @@ const NOT_BUILT_YET: [(&str, &str); 49] = [
     ("node", "promote"),
     ("get", "config"),
     ("get", "configs"),
-    ("get", "image"),
-    ("get", "images"),
     ("get", "secret"),
     ("get", "secrets"),
     ("get", "stack"),
@@ -548,12 +586,11 @@ const NOT_BUILT_YET: [(&str, &str); 49] = [
     ("get", "volume"),
     ("get", "volumes"),
     ("describe", "config"),
-    ("describe", "image"),
+    ("image", "build"),
     ("describe", "secret"),
     ("describe", "stack"),
     ("describe", "volume"),
     ("rm", "config"),
-    ("rm", "image"),
     ("rm", "secret"),
     ("rm", "stack"),
     ("rm", "volume"),

@@ -9,12 +9,13 @@ mod session;
 mod views;
 
 use std::env;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, Format, ImageCommand};
 use crate::error::CliError;
 use crate::output::Out;
 use crate::session::Session;
@@ -53,8 +54,14 @@ fn refuse(error: &clap::Error, arguments: &[String]) -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), CliError> {
-    let Cli { global, command } = cli;
-    let out = Out { format: global.output };
+    let Cli { global, mut command } = cli;
+    let out = match &mut command {
+        Command::Image(ImageCommand::Save { file, .. }) => {
+            *file = global.output.clone().map(PathBuf::from);
+            Out { format: Format::Table }
+        }
+        _ => Out { format: global.format()? },
+    };
     match command {
         Command::Context(command) => return cmd::context::run(command, global.managers, out),
         Command::Lab(command) => return cmd::lab::run(command, &global, out),

@@ -3,3 +3,4 @@
 pub mod codegen;
 pub mod lab;
 pub mod leftovers;
+pub mod pull_bench;

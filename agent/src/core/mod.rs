@@ -41,3 +41,4 @@ pub mod logging;
 pub mod mounts;
 
 pub mod image;
+pub mod image_gc;

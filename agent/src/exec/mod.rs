@@ -8,13 +8,14 @@ pub mod runtime_cli;
 
 use std::collections::BTreeMap;
 
+use rcluster_api::container::PullPolicy;
 use rcluster_api::object::Task;
 use rcluster_api::policy::NodePolicy;
 use tokio::sync::Semaphore;
 
 use crate::config::Config;
 use crate::image::Store;
-use crate::image::pull::{PullPolicy, Puller};
+use crate::image::pull::Puller;
 use crate::place::Places;
 use netd_client::Netd;
 use runtime_cli::Runtime;
@@ -42,6 +43,7 @@ pub struct Tools {
 pub struct Images {
     pub store: Store,
     pub puller: Puller,
+    /// For containers that do not say.
     pub policy: PullPolicy,
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use rcluster_api::container::MountSpec;
+use rcluster_api::container::{MountSpec, PullPolicy};
 use rcluster_api::object::Task;
 use rcluster_api::spec::ContainerSpec;
 use rcluster_api::wire::v1::{AttachNetwork, AttachRequest};
@@ -31,7 +31,7 @@ use crate::core::user::{Identity, identify};
 use crate::host;
 use crate::image::ImageError;
 use crate::image::mount::{Overlay, remove, unmount_all};
-use crate::image::pull::{Progress, PullPolicy};
+use crate::image::pull::Progress;
 use crate::image::root::Root;
 use crate::place::ContainerPlaces;
 
@@ -71,23 +71,30 @@ const KILLED: Duration = Duration::from_secs(5);
 
 /// Sees to it that the node has the images, one after the other: their layers come in parallel. May be dropped at any point.
 pub async fn pull(tools: &Tools, task: &Task, told: &watch::Sender<Progress>) -> Result<(), StepError> {
-    let Images { puller, policy, .. } = &tools.images;
-    let images: BTreeSet<&str> = task.template.containers.iter().map(|spec| spec.image.as_str()).collect();
-    for image in images {
-        puller.ensure(image, *policy, told).await.map_err(|error| match error {
-            ImageError::Absent { name, there } => absent(&tools.node, &name, &there, *policy),
-            source => StepError::Pull { image: image.to_owned(), source },
+    let mut seen = BTreeSet::new();
+    for spec in &task.template.containers {
+        let policy = spec.pull.unwrap_or(tools.images.policy);
+        // Containers of one image may want it in different ways; each way is gone once.
+        if !seen.insert((&spec.image, policy.as_str())) {
+            continue;
+        }
+        tools.images.puller.ensure(&spec.image, policy, told).await.map_err(|error| match error {
+            ImageError::Absent { name, there } => absent(tools, spec, &name, &there),
+            source => StepError::Pull { image: spec.image.clone(), source },
         })?;
     }
     Ok(())
 }
 
-fn absent(node: &str, name: &str, there: &str, policy: PullPolicy) -> StepError {
-    let hint = match policy {
-        PullPolicy::Never => "pulling is off on this node (--pull never): load it with `rcluster-agent image load FILE`",
-        PullPolicy::Missing | PullPolicy::Always => "it was removed after it had been pulled",
+fn absent(tools: &Tools, spec: &ContainerSpec, name: &str, there: &str) -> StepError {
+    let hint = match (spec.pull, tools.images.policy) {
+        (Some(PullPolicy::Never), _) => "its service does not want it pulled (pull: never): load it with `rclusterctl image load FILE`",
+        (None, PullPolicy::Never) => "pulling is off on this node (--pull never): load it with `rcluster-agent image load FILE`",
+        (Some(PullPolicy::Missing | PullPolicy::Always), _) | (None, PullPolicy::Missing | PullPolicy::Always) => {
+            "it was removed after it had been pulled"
+        }
     };
-    StepError::Rejected(format!("image {name:?} is not on node {node}; images there: {there}; {hint}"))
+    StepError::Rejected(format!("image {name:?} is not on node {}; images there: {there}; {hint}", tools.node))
 }
 
 /// Root file systems, network, the pod's files.
@@ -341,18 +348,18 @@ async fn roots(tools: &Arc<Tools>, task: &Arc<Task>) -> Result<Vec<ImageConfig>,
         let places = tools.places.of_task(&task.id);
         let roots = task.template.containers.iter().map(|spec| {
             let name = crate::core::task::container_name(&spec.name, &task.service);
-            root(&tools, &name, &spec.image, &places.of_container(&name))
+            root(&tools, &name, spec, &places.of_container(&name))
         });
         roots.collect()
     });
     work.await.unwrap_or_else(|error| Err(StepError::Rejected(format!("preparing the image failed: {error}"))))
 }
 
-fn root(tools: &Tools, container: &str, image: &str, place: &ContainerPlaces) -> Result<ImageConfig, StepError> {
-    let Images { store, policy, .. } = &tools.images;
+fn root(tools: &Tools, container: &str, spec: &ContainerSpec, place: &ContainerPlaces) -> Result<ImageConfig, StepError> {
+    let Images { store, .. } = &tools.images;
     // Held until it is mounted; from then on the mount keeps it.
-    let (found, _lease) = store.hold(image).map_err(|error| match error {
-        ImageError::Absent { name, there } => absent(&tools.node, &name, &there, *policy),
+    let (found, _lease) = store.hold(&spec.image).map_err(|error| match error {
+        ImageError::Absent { name, there } => absent(tools, spec, &name, &there),
         other => other.into(),
     })?;
     let overlay = Overlay {

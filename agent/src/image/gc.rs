@@ -4,11 +4,11 @@
 //! what runs is never removed. A collection holds the gate alone, so that nothing begins to be used while it decides; what it takes
 //! away goes by a rename and is removed afterwards, with the gate open.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use tracing::warn;
@@ -25,6 +25,38 @@ pub struct Collected {
     pub blobs: usize,
     /// On disk.
     pub bytes: u64,
+}
+
+impl Collected {
+    /// So many more whole entries of a directory.
+    fn count(&mut self, dir: &str, whole: usize) {
+        match dir {
+            LAYERS => self.layers += whole,
+            BLOBS => self.blobs += whole,
+            // The beginning of a blob is nothing that has a name.
+            _ => {}
+        }
+    }
+}
+
+const LAYERS: &str = "layers";
+const BLOBS: &str = "blobs/sha256";
+/// The directories that are collected.
+const DIRS: [&str; 3] = [LAYERS, BLOBS, "partial"];
+
+/// Content that is in use whether it has a name or not.
+struct Use {
+    /// Digests in hexadecimal.
+    leased: BTreeSet<String>,
+    /// The layers under each root file system, likewise.
+    mounted: BTreeSet<Vec<String>>,
+}
+
+/// Something that nothing needs.
+struct Thrown {
+    path: PathBuf,
+    /// Not a lock, nor a part of something.
+    whole: bool,
 }
 
 impl Store {
@@ -61,53 +93,73 @@ impl Store {
 
     /// Collects; with `all`, also takes away the names of images that no container runs on and no task is about to.
     pub fn prune(&self, all: bool) -> Result<Collected, ImageError> {
-        let mut names = Vec::new();
-        if all {
-            let gate = self.gate_alone()?;
-            // In this order: a lease ends when its image is mounted, and must be seen in one of the two.
-            let leased = self.leased()?;
-            let used = used_layers()?;
-            self.edit(|store, index| {
-                index.images.retain(|name, digest| {
-                    let image = parse_digest(digest).and_then(|digest| store.read(name, &digest));
-                    let kept = image.is_ok_and(|image| leased.contains(image.digest.digest()) || is_under(&image, &used));
-                    if !kept {
-                        names.push(name.clone());
-                    }
-                    kept
-                });
-                Ok(())
-            })?;
-            drop(gate);
-        }
+        let names = if all { self.forget_unused(|_| true)? } else { Vec::new() };
         Ok(Collected { names, ..self.collect()? })
+    }
+
+    /// Takes away those of the chosen names whose images no container runs on and no task is about to; says which went.
+    pub fn forget_unused(&self, is_chosen: impl Fn(&str) -> bool) -> Result<Vec<String>, ImageError> {
+        let _gate = self.gate_alone()?;
+        let use_now = self.use_now()?;
+        let mut names = Vec::new();
+        self.edit(|store, index| {
+            index.images.retain(|name, digest| {
+                let kept = !is_chosen(name) || store.is_used(name, digest, &use_now);
+                if !kept {
+                    names.push(name.clone());
+                }
+                kept
+            });
+            Ok(())
+        })?;
+        Ok(names)
+    }
+
+    /// What `prune` would take away now.
+    pub fn prunable(&self, all: bool) -> Result<Collected, ImageError> {
+        let _gate = self.gate_alone()?;
+        let use_now = self.use_now()?;
+        let mut collected = Collected::default();
+        let mut images = self.index()?.images;
+        images.retain(|name, digest| {
+            let kept = !all || self.is_used(name, digest, &use_now);
+            if !kept {
+                collected.names.push(name.clone());
+            }
+            kept
+        });
+        let kept = self.kept(&images, use_now);
+        for dir in DIRS {
+            for Thrown { path, whole } in self.dispensable(dir, &kept)? {
+                collected.bytes += disk_bytes(&path).map_err(io_error("look at", &path))?;
+                collected.count(dir, usize::from(whole));
+            }
+        }
+        Ok(collected)
+    }
+
+    /// What is leased and what is mounted. In this order: a lease ends when its image is mounted, and must be seen in one of the two.
+    fn use_now(&self) -> Result<Use, ImageError> {
+        let leased = self.leased()?;
+        Ok(Use { leased, mounted: used_layers()? })
+    }
+
+    /// A damaged image runs nowhere.
+    fn is_used(&self, name: &str, digest: &str, Use { leased, mounted }: &Use) -> bool {
+        let image = parse_digest(digest).and_then(|digest| self.read(name, &digest));
+        image.is_ok_and(|image| leased.contains(image.digest.digest()) || is_under(&image, mounted))
     }
 
     /// Removes all content that nothing needs.
     pub fn collect(&self) -> Result<Collected, ImageError> {
         let gate = self.gate_alone()?;
-        // In this order: a lease ends when its image is mounted, and must be seen in one of the two.
-        let mut kept = self.leased()?;
-        kept.extend(used_layers()?.into_iter().flatten());
-        for (name, digest) in self.index()?.images {
-            let content = parse_digest(&digest).and_then(|digest| self.read(&name, &digest)).and_then(|image| self.content_of(&image));
-            match content {
-                Ok(content) => kept.extend(content),
-                // What it was made of is not known, and it cannot be started.
-                Err(error) => {
-                    warn!(image = name, %error, "an image is damaged; pull or load it again");
-                    kept.extend(digest.strip_prefix("sha256:").map(str::to_owned));
-                }
-            }
-        }
+        let use_now = self.use_now()?;
+        let kept = self.kept(&self.index()?.images, use_now);
         let trash = self.dir.join("trash");
         fs::create_dir_all(&trash).map_err(io_error("make directory", &trash))?;
         let mut collected = Collected::default();
-        for (dir, count) in [("layers", Some(&mut collected.layers)), ("blobs/sha256", Some(&mut collected.blobs)), ("partial", None)] {
-            let taken = self.throw_away(dir, &kept, &trash)?;
-            if let Some(count) = count {
-                *count = taken;
-            }
+        for dir in DIRS {
+            collected.count(dir, self.throw_away(dir, &kept, &trash)?);
         }
         // Loading holds the gate: what is there is of a process that was killed.
         remove_tree(&self.dir.join("incoming"))?;
@@ -123,39 +175,64 @@ impl Store {
         Ok(collected)
     }
 
+    /// Digests of all that the images, and what is in use, need.
+    fn kept(&self, images: &BTreeMap<String, String>, Use { leased: mut kept, mounted }: Use) -> BTreeSet<String> {
+        kept.extend(mounted.into_iter().flatten());
+        for (name, digest) in images {
+            let content = parse_digest(digest).and_then(|digest| self.read(name, &digest)).and_then(|image| self.content_of(&image));
+            match content {
+                Ok(content) => kept.extend(content),
+                // What it was made of is not known, and it cannot be started.
+                Err(error) => {
+                    warn!(image = name, %error, "an image is damaged; pull or load it again");
+                    kept.extend(digest.strip_prefix("sha256:").map(str::to_owned));
+                }
+            }
+        }
+        kept
+    }
+
     /// Moves what is not kept out of a directory; says how much of it was whole.
     fn throw_away(&self, dir: &str, kept: &BTreeSet<String>, trash: &Path) -> Result<usize, ImageError> {
+        let mut count = 0;
+        for Thrown { path, whole } in self.dispensable(dir, kept)? {
+            let to = trash.join(format!("{:016x}", rand::random::<u64>()));
+            match fs::rename(&path, &to) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                moved => {
+                    moved.map_err(io_error("throw away", &path))?;
+                    count += usize::from(whole);
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// What is not kept in a directory.
+    fn dispensable(&self, dir: &str, kept: &BTreeSet<String>) -> Result<Vec<Thrown>, ImageError> {
         let dir = self.dir.join(dir);
-        let mut whole = 0;
+        let mut thrown = Vec::new();
         for entry in fs::read_dir(&dir).map_err(io_error("list", &dir))? {
             let entry = entry.map_err(io_error("list", &dir))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             // Beside HEX there are HEX.lock, HEX.partial, and .HEX.NUMBER while a document is written.
             let hex = name.trim_start_matches('.').split('.').next().unwrap_or_default();
-            if kept.contains(hex) {
-                continue;
-            }
-            let to = trash.join(format!("{:016x}", rand::random::<u64>()));
-            match fs::rename(entry.path(), &to) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                moved => {
-                    moved.map_err(io_error("throw away", &entry.path()))?;
-                    whole += usize::from(hex == name);
-                }
+            if !kept.contains(hex) {
+                thrown.push(Thrown { path: entry.path(), whole: hex == name });
             }
         }
-        Ok(whole)
+        Ok(thrown)
     }
 }
 
 /// Whether a mounted root file system has exactly the image's layers.
-fn is_under(image: &Image, used: &BTreeSet<Vec<String>>) -> bool {
+pub(super) fn is_under(image: &Image, used: &BTreeSet<Vec<String>>) -> bool {
     let own: Vec<String> = image.layers.iter().map(|layer| layer.diff_id.digest().to_owned()).collect();
     used.contains(&own)
 }
 
 /// The layers under every overlay that is mounted anywhere on this host, not only where this process can see the mount.
-fn used_layers() -> Result<BTreeSet<Vec<String>>, ImageError> {
+pub(super) fn used_layers() -> Result<BTreeSet<Vec<String>>, ImageError> {
     let proc = Path::new("/proc");
     let (mut namespaces, mut used) = (BTreeSet::new(), BTreeSet::new());
     for entry in fs::read_dir(proc).map_err(io_error("list", proc))? {

@@ -35,6 +35,7 @@ impl Store {
     pub fn hold(&self, name: &str) -> Result<(Image, Lease), ImageError> {
         let _gate = self.gate_shared()?;
         let image = self.find(name)?;
+        self.note_use(&image.digest);
         let lease = self.lease_gated(self.content_of(&image)?.iter().map(String::as_str))?;
         Ok((image, lease))
     }

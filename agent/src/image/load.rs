@@ -32,6 +32,24 @@ const NESTING_MAX: u32 = 3;
 impl Store {
     /// Takes in every image of the layout or archive at `path`. Safe while an agent uses the store.
     pub fn load(&self, path: &Path) -> Result<Vec<Loaded>, ImageError> {
+        let meta = fs::metadata(path).map_err(io_error("open image", path))?;
+        let what = path.display().to_string();
+        self.load_with(&what, |aside| {
+            if meta.is_dir() {
+                return self.take_dir(path, aside);
+            }
+            let file = File::open(path).map_err(io_error("open image", path))?;
+            self.take_archive(file, &what, aside)
+        })
+    }
+
+    /// Takes in every image of an archive that is called `what` in errors, while it comes.
+    pub fn load_archive(&self, archive: impl Read, what: &str) -> Result<Vec<Loaded>, ImageError> {
+        self.load_with(what, |aside| self.take_archive(archive, what, aside))
+    }
+
+    /// `take` puts the blobs in their place and returns the index.
+    fn load_with(&self, what: &str, take: impl FnOnce(&Path) -> Result<Vec<u8>, ImageError>) -> Result<Vec<Loaded>, ImageError> {
         // What the archive holds is known only when it was read: no collection runs meanwhile.
         let gate = self.gate_shared()?;
         let lock = lock(&self.dir.join("load.lock"))?;
@@ -39,29 +57,26 @@ impl Store {
         // The lock is held: what is there is of a process that was killed.
         remove_tree(&aside)?;
         fs::create_dir(&aside).map_err(io_error("make directory", &aside))?;
-        let loaded = self.load_locked(path, &aside);
+        let loaded = take(&aside).and_then(|document| self.load_index(what, &document));
         remove_tree(&aside)?;
         drop((lock, gate));
         loaded
     }
 
-    fn load_locked(&self, path: &Path, aside: &Path) -> Result<Vec<Loaded>, ImageError> {
-        let meta = fs::metadata(path).map_err(io_error("open image", path))?;
-        let document = if meta.is_dir() { self.take_dir(path, aside)? } else { self.take_archive(path, aside)? };
-        let what = || path.display().to_string();
+    fn load_index(&self, what: &str, document: &[u8]) -> Result<Vec<Loaded>, ImageError> {
         let index: ImageIndex =
-            serde_json::from_slice(&document).map_err(|error| ImageError::refused(what(), format!("index.json: {error}")))?;
+            serde_json::from_slice(document).map_err(|error| ImageError::refused(what, format!("index.json: {error}")))?;
         let mut found = Vec::new();
         self.walk(&index, None, NESTING_MAX, &mut found)?;
         if found.is_empty() {
-            return Err(ImageError::refused(what(), "it holds no image for linux on this architecture"));
+            return Err(ImageError::refused(what, "it holds no image for linux on this architecture"));
         }
         let mut kept = Vec::new();
         for (name, descriptor) in found {
             let digest = sha256(descriptor.digest().clone())?;
             let name = name.ok_or_else(|| {
                 let why = format!("image {digest} has no name: annotate it with {REF_NAME}, or save it by name");
-                ImageError::refused(what(), why)
+                ImageError::refused(what, why)
             })?;
             let image = self.read(&name, &digest).map_err(|error| explain(error, &name))?;
             // Unpacked now, so that the first start does not wait for it.
@@ -116,11 +131,9 @@ impl Store {
         read_document(file).map_err(io_error("read", &index))
     }
 
-    fn take_archive(&self, path: &Path, aside: &Path) -> Result<Vec<u8>, ImageError> {
-        let what = || path.display().to_string();
-        let refused = |error: io::Error| ImageError::refused(what(), format!("it is not a readable tar archive: {error}"));
-        let file = File::open(path).map_err(io_error("open image", path))?;
-        let reader = compress::open(file).map_err(io_error("read image", path))?;
+    fn take_archive(&self, archive: impl Read, what: &str, aside: &Path) -> Result<Vec<u8>, ImageError> {
+        let refused = |error: io::Error| ImageError::refused(what, format!("it is not a readable tar archive: {error}"));
+        let reader = compress::open(archive).map_err(refused)?;
         let allowance = Allowance::default();
         let mut archive = Archive::new(Limited { inner: reader, left: ARCHIVE_BYTES_MAX, allowance: allowance.clone() });
         let mut entries = archive.entries().map_err(refused)?;
@@ -128,7 +141,7 @@ impl Store {
         while let Some(entry) = allowance.next(&mut entries) {
             count += 1;
             if count > ENTRIES_MAX {
-                return Err(ImageError::refused(what(), format!("more than {ENTRIES_MAX} entries")));
+                return Err(ImageError::refused(what, format!("more than {ENTRIES_MAX} entries")));
             }
             let mut entry = entry.map_err(refused)?;
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
@@ -150,7 +163,7 @@ impl Store {
             } else {
                 "it holds no index.json: it is not an OCI image layout"
             };
-            ImageError::refused(what(), why)
+            ImageError::refused(what, why)
         })
     }
 

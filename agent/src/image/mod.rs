@@ -23,6 +23,7 @@ pub mod take;
 pub mod unpack;
 
 pub mod gc;
+pub mod housekeeper;
 pub mod inspect;
 pub mod save;
 
@@ -35,12 +36,14 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use oci_spec::image::{Arch, Descriptor, Digest, DigestAlgorithm, ImageConfiguration, ImageIndex, ImageManifest, Os};
 use rcluster_base::ledger::{self, LedgerError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tracing::warn;
 
 use crate::core::bundle::ImageConfig;
 use crate::core::image::{Extension, config};
@@ -126,7 +129,14 @@ struct Layer {
 pub struct Listed {
     pub name: String,
     pub digest: String,
+    /// Of its blobs; 0 when it is damaged.
     pub bytes: u64,
+    /// RFC 3339; empty when the image does not say, or is damaged.
+    pub created: String,
+    /// Whether a container on this host runs on it.
+    pub in_use: bool,
+    /// Unix time at which it was last pulled, loaded, named, or used for a container.
+    pub used_at_ms: u64,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -159,13 +169,37 @@ impl Store {
 
     /// Every image by name.
     pub fn list(&self) -> Result<Vec<Listed>, ImageError> {
+        let used = gc::used_layers()?;
         let listed = self.index()?.images.into_iter().map(|(name, digest)| {
-            let bytes = parse_digest(&digest)
-                .and_then(|digest| self.manifest(&digest))
-                .map(|manifest| manifest.config().size() + manifest.layers().iter().map(Descriptor::size).sum::<u64>())?;
-            Ok(Listed { name, digest, bytes })
+            let known = parse_digest(&digest).and_then(|digest| {
+                let manifest = self.manifest(&digest)?;
+                let configuration: ImageConfiguration = self.document(manifest.config())?;
+                let in_use = gc::is_under(&self.read(&name, &digest)?, &used);
+                let bytes = manifest.config().size() + manifest.layers().iter().map(Descriptor::size).sum::<u64>();
+                Ok((bytes, configuration.created().clone().unwrap_or_default(), in_use, self.used_at_ms(&digest)))
+            });
+            let (bytes, created, in_use, used_at_ms) = known.unwrap_or_else(|error| {
+                warn!(image = name, %error, "an image is damaged; pull or load it again");
+                (0, String::new(), false, 0)
+            });
+            Listed { name, digest, bytes, created, in_use, used_at_ms }
         });
-        listed.collect()
+        Ok(listed.collect())
+    }
+
+    /// When the image was last of use: the time of its manifest's file says so, also to the next agent.
+    fn used_at_ms(&self, digest: &Digest) -> u64 {
+        let modified = fs::metadata(self.blob(digest)).and_then(|meta| meta.modified());
+        let since = modified.map_or(Duration::ZERO, |time| time.duration_since(UNIX_EPOCH).unwrap_or_default());
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Notes that the image is of use now.
+    fn note_use(&self, digest: &Digest) {
+        let path = self.blob(digest);
+        if let Err(error) = File::options().write(true).open(&path).and_then(|file| file.set_modified(SystemTime::now())) {
+            warn!(path = %path.display(), %error, "cannot note that an image is used");
+        }
     }
 
     /// The image of that name.
@@ -236,7 +270,9 @@ impl Store {
         self.edit(|_, index| {
             index.images.extend(names.iter().cloned());
             Ok(())
-        })
+        })?;
+        names.iter().filter_map(|(_, digest)| parse_digest(digest).ok()).for_each(|digest| self.note_use(&digest));
+        Ok(())
     }
 
     /// Changes the index; nothing changes when `change` refuses.

@@ -9,12 +9,12 @@
 //! leaving ends the work, and what had come of a layer is used by the next pull.
 
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use oci_spec::image::{Arch, ImageConfiguration, Os};
+use rcluster_api::container::PullPolicy;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Duration, MissedTickBehavior, interval};
@@ -25,40 +25,6 @@ use super::registry::{Client, Found, Repository};
 use super::take::{Intake, LayerProgress, Taken, Wanted};
 use super::{ImageError, Store, parse_digest, sha256};
 use crate::core::reference::Reference;
-
-/// When a registry is asked for an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum PullPolicy {
-    /// When the node does not have it.
-    #[default]
-    Missing,
-    /// Before every start; what a digest names does not change and is asked for once.
-    Always,
-    Never,
-}
-
-impl FromStr for PullPolicy {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "missing" => Ok(Self::Missing),
-            "always" => Ok(Self::Always),
-            "never" => Ok(Self::Never),
-            other => Err(format!("pull policy {other:?}: missing, always or never")),
-        }
-    }
-}
-
-impl fmt::Display for PullPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Missing => "missing",
-            Self::Always => "always",
-            Self::Never => "never",
-        })
-    }
-}
 
 /// How far a pull has come.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -291,13 +257,5 @@ mod tests {
         assert_eq!(progress.to_string(), "pulling 1/2 layers, 120/300 MB");
         assert_eq!(Progress { layers: vec![layer(1_250_000, 2_500_000, false)] }.to_string(), "pulling 0/1 layers, 1.2/2.5 MB");
         assert_eq!(Progress::default().to_string(), "pulling");
-    }
-
-    #[test]
-    fn policies_have_names() {
-        for policy in [PullPolicy::Missing, PullPolicy::Always, PullPolicy::Never] {
-            assert_eq!(policy.to_string().parse(), Ok(policy));
-        }
-        assert!("often".parse::<PullPolicy>().is_err());
     }
 }

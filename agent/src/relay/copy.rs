@@ -6,29 +6,27 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use rcluster_api::copy::{Destination, Landing, Source, land, split};
 use rcluster_api::error::{ApiError, ErrorCode};
-use rcluster_api::wire::v1::{self, relay_input, relay_output};
+use rcluster_api::wire::v1::{self, relay_output};
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps, fchmod, fstat, futimens, linkat, mkdirat, openat, readlinkat, statat,
     symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use tar::{Archive, Builder, Entry, EntryType, Header};
-use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-use super::{DATA_BYTES_MAX, Gone, Line, Speaker, Target, internal, invalid, opened};
+use super::pieces::{Frames, Pieces, deaf, pass_in};
+use super::{Gone, Line, Target, internal, invalid, opened};
 use crate::exec::Tools;
 use crate::image::root::Root;
 
-/// Pieces of an archive that wait to be unpacked.
-const PIECES_MAX: usize = 4;
 /// Directories deeper than this are refused: each is held open on the way down.
 const DEPTH_MAX: usize = 256;
 const PATH_BYTES_MAX: usize = 4096;
@@ -46,7 +44,7 @@ pub async fn copy_from(tools: &Tools, target: &Target, asked: v1::RelayCopyFrom,
     }
     let (speaker, line) = line.split();
     let sender = speaker.clone();
-    let packing = spawn_blocking(move || pack(found, &asked.root_name, Frames { speaker: sender, data: Vec::new() }));
+    let packing = spawn_blocking(move || pack(found, &asked.root_name, Frames::new(sender)));
     let packed = tokio::select! {
         packed = packing => packed.map_err(|error| internal("pack the files", &error))?,
         // The packer meets the closed line by itself.
@@ -68,36 +66,17 @@ pub async fn copy_to(tools: &Tools, target: &Target, asked: v1::RelayCopyTo, lin
             return Ok(());
         }
     }
-    let (pieces, queue) = mpsc::channel(PIECES_MAX);
-    let unpacking = spawn_blocking(move || unpack(&root, &landing, Pieces { queue, piece: Vec::new(), at: 0, over: false }));
+    let (sender, pieces) = Pieces::new();
+    let unpacking = spawn_blocking(move || unpack(&root, &landing, pieces));
     let (speaker, line) = line.split();
     let unpacked = tokio::select! {
         unpacked = unpacking => unpacked.map_err(|error| internal("unpack the files", &error))?,
         // The unpacker meets the end of what came.
-        Gone = pass_in(line, pieces) => return Ok(()),
+        Gone = pass_in(line, sender) => return Ok(()),
     };
     unpacked.map_err(|why| ApiError::new(ErrorCode::Conflict, format!("copy to container {}: {why}", target.container.name)))?;
     let _ = speaker.say(relay_output::Kind::Exit(v1::RelayExit { code: 0 })).await;
     Ok(())
-}
-
-async fn deaf(line: &mut Line) -> Gone {
-    while line.hear().await.is_ok() {}
-    Gone
-}
-
-/// Passes the archive on; returns when the user has gone.
-async fn pass_in(line: &mut Line, pieces: mpsc::Sender<Piece>) -> Gone {
-    loop {
-        let piece = match line.hear().await {
-            Err(Gone) => return Gone,
-            Ok(relay_input::Kind::Data(data)) => Piece::Data(data),
-            Ok(relay_input::Kind::CloseInput(_)) => Piece::End,
-            Ok(_) => continue,
-        };
-        // Refused when the unpacker has ended: its answer is what counts.
-        let _ = pieces.send(piece).await;
-    }
 }
 
 fn no_path(target: &Target, path: &str, error: &io::Error) -> ApiError {
@@ -162,32 +141,6 @@ fn followed_file(root: &Root, path: &Path) -> io::Result<Found> {
 
 fn kind(stat: &Stat) -> FileType {
     FileType::from_raw_mode(stat.st_mode)
-}
-
-/// Sends an archive piece by piece.
-struct Frames {
-    speaker: Speaker,
-    data: Vec<u8>,
-}
-
-impl Write for Frames {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let room = DATA_BYTES_MAX - self.data.len();
-        let count = buffer.len().min(room);
-        self.data.extend_from_slice(&buffer[..count]);
-        if self.data.len() == DATA_BYTES_MAX {
-            self.flush()?;
-        }
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.data.is_empty() {
-            return Ok(());
-        }
-        let data = std::mem::replace(&mut self.data, Vec::with_capacity(DATA_BYTES_MAX));
-        self.speaker.say_blocking(relay_output::Kind::Stdout(data)).map_err(|Gone| io::ErrorKind::BrokenPipe.into())
-    }
 }
 
 fn pack(found: Found, root_name: &str, frames: Frames) -> Result<(), String> {
@@ -292,36 +245,6 @@ impl Read for Whole {
         let count = self.inner.read(&mut buffer[..wanted])?;
         self.left -= count as u64;
         if count == 0 { Err(io::Error::other(CHANGED)) } else { Ok(count) }
-    }
-}
-
-/// A piece of the user's archive.
-enum Piece {
-    Data(Vec<u8>),
-    End,
-}
-
-/// The user's archive as it comes. It ends only where the user says so.
-struct Pieces {
-    queue: mpsc::Receiver<Piece>,
-    piece: Vec<u8>,
-    at: usize,
-    over: bool,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.at == self.piece.len() && !self.over {
-            match self.queue.blocking_recv() {
-                Some(Piece::Data(data)) => (self.piece, self.at) = (data, 0),
-                Some(Piece::End) => self.over = true,
-                None => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ended before its end")),
-            }
-        }
-        let count = buffer.len().min(self.piece.len() - self.at);
-        buffer[..count].copy_from_slice(&self.piece[self.at..self.at + count]);
-        self.at += count;
-        Ok(count)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The node's end of the conversations that users have with containers.
+//! The node's end of the conversations that users have with containers, and with the node about its images.
 //!
 //! Each has a connection of its own to the leader: who does not read what a container writes makes that container wait, and nobody
 //! else. It ends with the session in which it was asked for, and what was begun for it in the container ends with it.
@@ -6,7 +6,9 @@
 mod attach;
 mod copy;
 mod exec;
+mod image;
 mod pause;
+mod pieces;
 mod stats;
 mod terminal;
 
@@ -190,16 +192,17 @@ impl Target {
 async fn serve(tools: &Arc<Tools>, command: v1::RelayCommand, line: &mut Line) -> Result<(), ApiError> {
     let v1::RelayCommand { request_id: _, task_id, open } = command;
     let v1::RelayOpen { target, container, kind } = open.ok_or_else(|| invalid("the relay says nothing of what it is for"))?;
-    let target = find(tools, &task_id, &target, &container)?;
-    debug!(id = line.id, task = task_id, container = target.container.name, "relay");
+    debug!(id = line.id, task = task_id, "relay");
+    let target = || find(tools, &task_id, &target, &container);
     match kind {
-        Some(relay_open::Kind::Exec(exec)) => exec::run(tools, &target, exec, line).await,
-        Some(relay_open::Kind::Attach(v1::RelayAttach {})) => attach::attach(tools, &target, line).await,
-        Some(relay_open::Kind::Stats(asked)) => stats::stats(tools, &target, asked, line).await,
-        Some(relay_open::Kind::Top(v1::RelayTop {})) => stats::top(tools, &target, line).await,
-        Some(relay_open::Kind::Pause(asked)) => pause::pause(tools, &target, asked, line).await,
-        Some(relay_open::Kind::CopyFrom(asked)) => copy::copy_from(tools, &target, asked, line).await,
-        Some(relay_open::Kind::CopyTo(asked)) => copy::copy_to(tools, &target, asked, line).await,
+        Some(relay_open::Kind::Image(asked)) => image::serve(tools, asked, line).await,
+        Some(relay_open::Kind::Exec(exec)) => exec::run(tools, &target()?, exec, line).await,
+        Some(relay_open::Kind::Attach(v1::RelayAttach {})) => attach::attach(tools, &target()?, line).await,
+        Some(relay_open::Kind::Stats(asked)) => stats::stats(tools, &target()?, asked, line).await,
+        Some(relay_open::Kind::Top(v1::RelayTop {})) => stats::top(tools, &target()?, line).await,
+        Some(relay_open::Kind::Pause(asked)) => pause::pause(tools, &target()?, asked, line).await,
+        Some(relay_open::Kind::CopyFrom(asked)) => copy::copy_from(tools, &target()?, asked, line).await,
+        Some(relay_open::Kind::CopyTo(asked)) => copy::copy_to(tools, &target()?, asked, line).await,
         None => Err(invalid("this agent does not know what the relay is for: is it older than rclusterctl?")),
     }
 }
@@ -244,11 +247,16 @@ fn invalid(message: &str) -> ApiError {
 }
 
 fn internal(what: &str, error: &dyn std::error::Error) -> ApiError {
-    let mut message = format!("{what}: {error}");
+    ApiError::new(ErrorCode::Internal, format!("{what}: {}", chain(error)))
+}
+
+/// An error with what led to it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(source) = cause {
         message = format!("{message}: {source}");
         cause = source.source();
     }
-    ApiError::new(ErrorCode::Internal, message)
+    message
 }

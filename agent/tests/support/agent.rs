@@ -98,6 +98,8 @@ impl Agent {
             .args(["--cgroup-parent", &self.cgroup])
             .arg("--runtime")
             .arg(runtime())
+            // The disk is this machine's, however full it is.
+            .args(["--image-gc-high", "100"])
             .env("RCLUSTER_LOG", "debug,h2=info,hyper=info,tower=info");
         command
     }

@@ -9,8 +9,9 @@ use std::time::Duration;
 use futures::Stream;
 use rcluster_api::wire::v1::dispatcher_server::{Dispatcher, DispatcherServer};
 use rcluster_api::wire::v1::{
-    AgentMessage, Assignments, HeartbeatAck, LogChunk, LogsCommand, ManagerMessage, PublishLogsResponse, Register, RelayInput, RelayOutput,
-    Task, TaskReport, TaskState, TaskStatus, Welcome, agent_message, manager_message,
+    AgentMessage, Assignments, HeartbeatAck, ImageRequest, LogChunk, LogsCommand, ManagerMessage, PublishLogsResponse, Register,
+    RelayCommand, RelayInput, RelayOpen, RelayOutput, Task, TaskReport, TaskState, TaskStatus, Welcome, agent_message, image_request,
+    manager_message, relay_open, relay_output,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -30,6 +31,8 @@ pub struct Seen {
     pub history: Vec<(String, TaskState)>,
     pub heartbeats: u64,
     pub chunks: Vec<LogChunk>,
+    /// What was said in relays.
+    pub relayed: Vec<relay_output::Kind>,
 }
 
 pub struct Manager {
@@ -109,6 +112,15 @@ impl Manager {
 
     pub fn logs(&self, command: LogsCommand) {
         let message = ManagerMessage { kind: Some(manager_message::Kind::Logs(command)) };
+        self.shared.commands.send(message).expect("a session");
+    }
+
+    /// Asks something of the node's images.
+    pub fn ask_images(&self, ask: image_request::Kind) {
+        let kind = Some(relay_open::Kind::Image(ImageRequest { kind: Some(ask) }));
+        let open = RelayOpen { target: "n1".into(), container: String::new(), kind };
+        let command = RelayCommand { request_id: "0123456789relay".into(), task_id: String::new(), open: Some(open) };
+        let message = ManagerMessage { kind: Some(manager_message::Kind::Relay(command)) };
         self.shared.commands.send(message).expect("a session");
     }
 
@@ -218,8 +230,18 @@ impl Dispatcher for Service {
 
     type RelayStream = Pin<Box<dyn Stream<Item = Result<RelayInput, Status>> + Send>>;
 
-    async fn relay(&self, _: Request<Streaming<RelayOutput>>) -> Result<Response<Self::RelayStream>, Status> {
-        Err(Status::not_found("nobody waits for a relay here"))
+    async fn relay(&self, request: Request<Streaming<RelayOutput>>) -> Result<Response<Self::RelayStream>, Status> {
+        let mut outputs = request.into_inner();
+        let shared = Arc::clone(&self.0);
+        let (user, inputs) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while let Ok(Some(RelayOutput { kind: Some(kind) })) = outputs.message().await {
+                shared.seen.send_modify(|seen| seen.relayed.push(kind));
+            }
+            // The user stays for as long as the agent speaks.
+            drop(user);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(inputs))))
     }
 
     async fn publish_logs(&self, request: Request<Streaming<LogChunk>>) -> Result<Response<PublishLogsResponse>, Status> {

@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use thiserror::Error;
 
 use super::v1;
+use crate::container::PullPolicy;
 use crate::object::{
     Availability, Capacity, Event, Kind, Network, Node, NodeDescription, NodeState, Object, Service, Stamp, Task, TaskNetwork, TaskStatus,
 };
@@ -62,6 +63,7 @@ twins! {
     RestartCondition <=> RestartCondition, "restart.condition" { Any = Any, OnFailure = OnFailure, None = None }
     Reschedule <=> ReschedulePolicy, "reschedule" { Always = Always, OnNodeFailure = OnNodeFailure, Never = Never }
     UpdateOrder <=> UpdateOrder, "update.order" { StopFirst = StopFirst, StartFirst = StartFirst }
+    PullPolicy <=> PullPolicy, "pull" { Missing = Missing, Always = Always, Never = Never }
     Availability <=> Availability, "availability" { Active = Active, Pause = Pause, Drain = Drain }
     NodeState <=> NodeState, "node state" { Ready = Ready, Suspect = Suspect, Down = Down }
     Kind <=> Kind, "kind" { Service = Service, Task = Task, Node = Node, Network = Network, Event = Event }
@@ -576,8 +578,8 @@ mod tests {
                 "mounts": [{"type": "bind", "source": "/a", "target": "/b", "read_only": true}, {"type": "tmpfs", "target": "/t"},
                     {"type": "volume", "source": "data", "target": "/d"}, {"type": "tmpfs", "target": "/u", "size": "1MiB", "mode": "0700"}],
                 "sysctls": {"net.core.somaxconn": "1"}, "cap_add": ["NET_ADMIN"], "cap_drop": ["ALL"], "no_new_privileges": true,
-                "privileged": true, "devices": ["/dev/fuse:/dev/fuse:rw"], "shm_size": "1MiB",
-                "logging": {"driver": "syslog", "address": "udp://10.0.0.1:514", "facility": "local0", "tag": "t", "max_size": "1MiB"}}, {"image": "b", "name": "b",
+                "privileged": true, "devices": ["/dev/fuse:/dev/fuse:rw"], "shm_size": "1MiB", "pull": "always",
+                "logging": {"driver": "syslog", "address": "udp://10.0.0.1:514", "facility": "local0", "tag": "t", "max_size": "1MiB"}}, {"image": "b", "name": "b", "pull": "never",
                 "healthcheck": {"tcp": {"port": 5}}}, {"image": "c", "name": "c", "healthcheck": {"command": "true", "retries": 1}},
                 {"image": "d", "name": "d", "healthcheck": {"disable": true}}],
             "runtime": "crun",

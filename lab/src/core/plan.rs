@@ -176,6 +176,9 @@ impl LabPlan {
                     // The wire leads to no registry.
                     "--pull",
                     "never",
+                    // The disk is this machine's, however full it is.
+                    "--image-gc-high",
+                    "100",
                     "--insecure",
                 ];
                 let labels = host.labels.iter().flat_map(|label| ["--label".to_owned(), label.clone()]);
@@ -288,7 +291,7 @@ mod tests {
             lines[6],
             "/bin/rcluster-agent run --name n2 --state-dir /var/lib/rcluster/labs/lab/n2/agent \
              --run-dir /run/rcluster/labs/lab/hosts/n2/run --addr 10.90.0.102 --managers 10.90.0.11:7443,10.90.0.12:7443,10.90.0.13:7443 \
-             --cgroup-parent /rcluster-lab-lab/n2/pods --pull never --insecure --label zone=b"
+             --cgroup-parent /rcluster-lab-lab/n2/pods --pull never --image-gc-high 100 --insecure --label zone=b"
         );
     }
 

@@ -1,21 +1,22 @@
-//! Conversations of users with containers: finds the task, has its agent answer, passes the frames of both sides on.
+//! Conversations of users with containers, and with nodes about their images: finds the task or the node, has its agent answer, passes
+//! the frames of both sides on.
 //!
 //! ```text
 //! user ──inputs──► leader ──► agent        a few frames are held each way: who does not read makes the other wait
 //! user ◄────────── leader ◄──outputs── agent
 //! ```
 //!
-//! The conversation ends with the first of: the agent has said all, the user has gone, the agent has gone, the task no longer runs, this
-//! manager no longer leads.
+//! The conversation ends with the first of: the agent has said all, the user has gone, the agent has gone, the task no longer runs, the
+//! node is gone, this manager no longer leads.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use rcluster_api::error::{ApiError, ErrorCode};
-use rcluster_api::id::TaskId;
-use rcluster_api::object::Task;
+use rcluster_api::id::{NodeId, TaskId};
+use rcluster_api::object::{Node, NodeState, Task};
 use rcluster_api::task::TaskState;
-use rcluster_api::wire::v1::{self, manager_message, relay_input, relay_output};
+use rcluster_api::wire::v1::{self, manager_message, relay_input, relay_open, relay_output};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -38,23 +39,28 @@ const REST: Duration = Duration::from_secs(5);
 /// Passes on what the user sends and what the agent answers.
 pub async fn stream(store: Store, term: Arc<Term>, mut inputs: Streaming<v1::RelayInput>) -> Result<Answers<v1::RelayOutput>, Status> {
     let open = opening(&mut inputs).await?;
-    let task = find(&store.state(), &open.target)?;
-    let node = task.node_id.clone().ok_or_else(|| not_running(&task))?;
-    let outbox = term.sessions.outbox(&node).ok_or_else(|| {
-        ApiError::new(ErrorCode::Conflict, format!("node {}, on which {} runs, is not connected to the leader", task.node, task.name))
-            .hint(format!("wait until it is back, or look at it: rclusterctl node inspect {}", task.node))
+    let state = store.state();
+    let partner = match &open.kind {
+        Some(relay_open::Kind::Image(_)) => Partner::Node(find_node(&state, &open.target)?),
+        _ => Partner::Task(Box::new(find_task(&state, &open.target)?)),
+    };
+    let node = partner.node_id()?;
+    let outbox = term.sessions.outbox(node).ok_or_else(|| {
+        ApiError::new(ErrorCode::Conflict, format!("{} is not connected to the leader", partner.place()))
+            .hint(format!("wait until it is back, or look at it: rclusterctl node inspect {}", partner.node()))
     })?;
     let request = term.relays.open();
-    let command = v1::RelayCommand { request_id: request.id.clone(), task_id: task.id.to_string(), open: Some(open) };
+    let task_id = partner.task_id().map(ToString::to_string).unwrap_or_default();
+    let command = v1::RelayCommand { request_id: request.id.clone(), task_id, open: Some(open) };
     let message = v1::ManagerMessage { kind: Some(manager_message::Kind::Relay(command)) };
     let sent = timeout(ANSWER, outbox.send(Ok(message))).await;
     if !matches!(sent, Ok(Ok(()))) {
-        return Err(silent(&task).into());
+        return Err(partner.silent().into());
     }
     // A clone that is kept would keep the agent's session open.
     drop(outbox);
     let (sender, outputs) = mpsc::channel(FRAMES_MAX);
-    tokio::spawn(Relay { store, term, task, sender }.run(request, inputs));
+    tokio::spawn(Relay { store, term, partner, sender }.run(request, inputs));
     Ok(Box::pin(ReceiverStream::new(outputs)))
 }
 
@@ -69,8 +75,15 @@ async fn opening(inputs: &mut Streaming<v1::RelayInput>) -> Result<v1::RelayOpen
     }
 }
 
+fn find_node(state: &State, target: &str) -> Result<Arc<Node>, ApiError> {
+    state
+        .find_node(target)
+        .cloned()
+        .ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no node {target}")).hint("rclusterctl get nodes lists them"))
+}
+
 /// The task that `target` names and that runs; one of a service's when it names a service.
-fn find(state: &State, target: &str) -> Result<Task, ApiError> {
+fn find_task(state: &State, target: &str) -> Result<Task, ApiError> {
     let runs = |task: &Task| task.status.state == TaskState::Running && task.is_wanted();
     if let Some(service) = state.find_service(target) {
         let tasks = state.tasks_of_service(&service.id);
@@ -91,15 +104,53 @@ fn not_running(task: &Task) -> ApiError {
     ApiError::new(ErrorCode::Conflict, message).hint("rclusterctl ps -a shows all tasks; rclusterctl logs what they wrote")
 }
 
-fn silent(task: &Task) -> ApiError {
-    ApiError::new(ErrorCode::Conflict, format!("node {} does not answer: the agent there has not opened the relay in time", task.node))
-        .hint("rclusterctl get nodes shows which nodes are heard")
+/// Who the user talks with.
+enum Partner {
+    Task(Box<Task>),
+    Node(Arc<Node>),
+}
+
+impl Partner {
+    fn node_id(&self) -> Result<&NodeId, ApiError> {
+        match self {
+            Self::Task(task) => task.node_id.as_ref().ok_or_else(|| not_running(task)),
+            Self::Node(node) => Ok(&node.id),
+        }
+    }
+
+    fn task_id(&self) -> Option<&TaskId> {
+        match self {
+            Self::Task(task) => Some(&task.id),
+            Self::Node(_) => None,
+        }
+    }
+
+    /// The node's name.
+    fn node(&self) -> &str {
+        match self {
+            Self::Task(task) => &task.node,
+            Self::Node(node) => node.name(),
+        }
+    }
+
+    /// The node as an error speaks of it.
+    fn place(&self) -> String {
+        match self {
+            Self::Task(task) => format!("node {}, on which {} runs,", task.node, task.name),
+            Self::Node(node) => format!("node {} ({})", node.name(), node.state.as_str()),
+        }
+    }
+
+    fn silent(&self) -> ApiError {
+        let message = format!("node {} does not answer: the agent there has not opened the relay in time", self.node());
+        ApiError::new(ErrorCode::Conflict, message).hint("rclusterctl get nodes shows which nodes are heard")
+    }
 }
 
 struct Relay {
     store: Store,
     term: Arc<Term>,
-    task: Task,
+    partner: Partner,
     sender: mpsc::Sender<Result<v1::RelayOutput, Status>>,
 }
 
@@ -112,7 +163,7 @@ impl Relay {
                 Err(ApiError::new(ErrorCode::Unavailable, why).hint("what ran for it in the container has been ended; try again"))
             }
             () = self.sender.closed() => Ok(()),
-            why = self.task_over() => Err(why),
+            why = self.partner_over() => Err(why),
             done = self.converse(request, inputs) => done,
         };
         if let Err(problem) = problem {
@@ -124,7 +175,7 @@ impl Relay {
     async fn converse(&self, mut request: RelayRequest, inputs: Streaming<v1::RelayInput>) -> Result<(), ApiError> {
         let AgentEnd { inputs: to_agent, outputs } = match timeout(ANSWER, &mut request.agent).await {
             Ok(Ok(agent)) => agent,
-            Ok(Err(_)) | Err(_) => return Err(silent(&self.task)),
+            Ok(Err(_)) | Err(_) => return Err(self.partner.silent()),
         };
         tokio::select! {
             () = pass_on(inputs, &to_agent) => Ok(()),
@@ -147,7 +198,11 @@ impl Relay {
                     let kind = match kind {
                         // An agent need not know by what name a task was asked for.
                         relay_output::Kind::Opened(opened) => {
-                            relay_output::Kind::Opened(v1::RelayOpened { task: self.task.name.clone(), ..opened })
+                            let task = match &self.partner {
+                                Partner::Task(task) => task.name.clone(),
+                                Partner::Node(_) => String::new(),
+                            };
+                            relay_output::Kind::Opened(v1::RelayOpened { task, ..opened })
                         }
                         other => other,
                     };
@@ -160,21 +215,21 @@ impl Relay {
     }
 
     fn broken(&self, status: &Status) -> ApiError {
-        ApiError::new(ErrorCode::Conflict, format!("the connection to node {} broke: {}", self.task.node, status.message()))
-            .hint(format!("rclusterctl ps {} shows whether the task still runs; then try again", self.task.service))
+        let message = format!("the connection to node {} broke: {}", self.partner.node(), status.message());
+        ApiError::new(ErrorCode::Conflict, message).hint(match &self.partner {
+            Partner::Task(task) => format!("rclusterctl ps {} shows whether the task still runs; then try again", task.service),
+            Partner::Node(node) => format!("rclusterctl node inspect {} shows how it is; then try again", node.name()),
+        })
     }
 
-    /// Returns when the task has not been running for a while, with the reason to end.
-    async fn task_over(&self) -> ApiError {
+    /// Returns when the task has not been running for a while, or the node is down, with the reason to end.
+    async fn partner_over(&self) -> ApiError {
         let mut revisions = self.store.revisions();
         loop {
             revisions.borrow_and_update();
-            let state = self.state();
-            if state != Some(TaskState::Running) {
+            if let Some(why) = self.over() {
                 sleep(REST).await;
-                let state = state.map_or("gone", TaskState::as_str);
-                return ApiError::new(ErrorCode::Conflict, format!("task {} is {state}, which ended the relay", self.task.name))
-                    .hint("rclusterctl ps -a says why");
+                return why;
             }
             if revisions.changed().await.is_err() {
                 return ApiError::new(ErrorCode::Unavailable, "this manager ends").hint("try again");
@@ -182,9 +237,26 @@ impl Relay {
         }
     }
 
-    fn state(&self) -> Option<TaskState> {
-        let id: &TaskId = &self.task.id;
-        self.store.state().tasks().get(id).map(|task| task.status.state)
+    fn over(&self) -> Option<ApiError> {
+        let state = self.store.state();
+        match &self.partner {
+            Partner::Task(task) => {
+                let now = state.tasks().get(&task.id).map(|task| task.status.state);
+                let word = now.map_or("gone", TaskState::as_str);
+                (now != Some(TaskState::Running)).then(|| {
+                    ApiError::new(ErrorCode::Conflict, format!("task {} is {word}, which ended the relay", task.name))
+                        .hint("rclusterctl ps -a says why")
+                })
+            }
+            Partner::Node(node) => {
+                let now = state.nodes().get(&node.id).map(|node| node.state);
+                let word = now.map_or("gone", NodeState::as_str);
+                matches!(now, None | Some(NodeState::Down)).then(|| {
+                    ApiError::new(ErrorCode::Conflict, format!("node {} is {word}, which ended the relay", node.name()))
+                        .hint("what had begun there ends with the node; try again when it is back")
+                })
+            }
+        }
     }
 }
 

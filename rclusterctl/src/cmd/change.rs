@@ -39,9 +39,14 @@ pub async fn remove(session: &mut Session, refs: &[(Kind, String)]) -> Result<u6
 fn named(kind: Kind, names: &[String]) -> Result<Vec<(Kind, String)>, CliError> {
     let read = |name: &String| match name.split_once('/') {
         None => Ok((kind, name.clone())),
-        Some((word, name)) => KindArg::from_str(word, true)
-            .map(|kind| (kind.into(), name.to_owned()))
-            .map_err(|_| CliError::usage(format!("{word}/{name}: there is no kind {word}"), "write KIND/NAME, such as network/lab")),
+        Some((word, name)) => {
+            let kind = KindArg::from_str(word, true)
+                .map_err(|_| CliError::usage(format!("{word}/{name}: there is no kind {word}"), "write KIND/NAME, such as network/lab"))?;
+            let kind = kind.object().ok_or_else(|| {
+                CliError::usage(format!("{word}/{name}: images do not go together with other objects"), "use rclusterctl image rm")
+            })?;
+            Ok((kind, name.to_owned()))
+        }
     };
     names.iter().map(read).collect()
 }

@@ -7,6 +7,7 @@ pub mod copy;
 pub mod deploy;
 pub mod exec;
 pub mod follow;
+pub mod image;
 pub mod lab;
 pub mod logs;
 pub mod relay;
@@ -15,7 +16,7 @@ pub mod stats;
 
 use rcluster_api::object::Kind;
 
-use crate::args::{ClusterCommand, Command, NetworkCommand, NodeCommand};
+use crate::args::{ClusterCommand, Command, ImageCommand, NetworkCommand, NodeCommand, OnNodes};
 use crate::error::CliError;
 use crate::output::Out;
 use crate::session::Session;
@@ -25,10 +26,20 @@ pub async fn run(command: Command, session: Session, out: Out) -> Result<(), Cli
     match command {
         Command::Deploy(args) => deploy::deploy(session, out, args).await,
         Command::Plan(args) => deploy::plan(session, out, args).await,
-        Command::Get(args) => show::get(session, out, args.kind.into(), args.name.as_deref(), args.watch).await,
-        Command::Describe { kind, name } => show::describe(session, out, kind.into(), &name).await,
+        Command::Get(args) => match args.kind.object() {
+            Some(kind) => show::get(session, out, kind, args.name.as_deref(), args.watch).await,
+            None if args.watch => Err(CliError::usage("images cannot be watched", "nodes are asked for them: leave out --watch")),
+            None => image::run(session, out, ImageCommand::Ls { image: args.name, on: OnNodes::default() }).await,
+        },
+        Command::Describe { kind, name } => match kind.object() {
+            Some(kind) => show::describe(session, out, kind, &name).await,
+            None => image::run(session, out, ImageCommand::Inspect { image: name, on: OnNodes::default() }).await,
+        },
         Command::Ps { service, all, watch } => show::ps(session, out, service.as_deref(), all, watch).await,
-        Command::Rm { kind, names, wait } => change::rm(session, kind.into(), &names, wait).await,
+        Command::Rm { kind, names, wait } => match kind.object() {
+            Some(kind) => change::rm(session, kind, &names, wait).await,
+            None => image::run(session, out, ImageCommand::Rm { images: names, force: false, on: OnNodes::default() }).await,
+        },
         Command::Scale { targets, wait } => change::scale(session, out, &targets, wait).await,
         Command::Logs(args) => logs::logs(session, out, args).await,
         Command::Exec(args) => exec::exec(session, args).await,
@@ -41,6 +52,7 @@ pub async fn run(command: Command, session: Session, out: Out) -> Result<(), Cli
         Command::Events { since, watch } => show::events(session, out, since.as_deref(), watch).await,
         Command::Node(command) => node(session, out, command).await,
         Command::Network(command) => network(session, out, command).await,
+        Command::Image(command) => image::run(session, out, command).await,
         Command::Cluster(ClusterCommand::Status) => show::cluster(session, out).await,
         Command::Context(_) | Command::Lab(_) | Command::Completion { .. } | Command::Version => {
             Err(CliError::usage("this command talks to no manager", ""))

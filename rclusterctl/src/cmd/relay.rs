@@ -1,4 +1,4 @@
-//! A conversation with a container, by way of the managers.
+//! A conversation with a container, or with a node about its images, by way of the managers.
 
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::object::Kind;
@@ -17,6 +17,8 @@ const FRAMES_MAX: usize = 8;
 /// An open conversation.
 pub struct Relay {
     target: String,
+    /// What to do when it breaks off.
+    hint: &'static str,
     inputs: mpsc::Sender<v1::RelayInput>,
     outputs: Streaming<v1::RelayOutput>,
 }
@@ -32,6 +34,23 @@ impl Relay {
         if let Err(error @ CliError::Unreachable { .. }) = session.list(Kind::Service, target, "").await {
             return Err(error);
         }
+        let hint = "rclusterctl ps -a shows what became of the task";
+        Self::begin(session, target, container, kind, hint).await
+    }
+
+    /// Asks something of a node's images, and waits until the node answers. That there is a leader is known: it has just named the node.
+    pub async fn ask(session: &mut Session, node: &str, kind: v1::image_request::Kind) -> Result<Self, CliError> {
+        let kind = relay_open::Kind::Image(v1::ImageRequest { kind: Some(kind) });
+        Self::begin(session, node, "", kind, "rclusterctl get nodes shows whether it is heard; then try again").await
+    }
+
+    async fn begin(
+        session: &mut Session,
+        target: &str,
+        container: &str,
+        kind: relay_open::Kind,
+        hint: &'static str,
+    ) -> Result<Self, CliError> {
         let open = v1::RelayOpen { target: target.to_owned(), container: container.to_owned(), kind: Some(kind) };
         let (inputs, outputs) = session
             .once(|mut client| {
@@ -44,7 +63,7 @@ impl Relay {
                 }
             })
             .await?;
-        Ok(Self { target: target.to_owned(), inputs, outputs })
+        Ok(Self { target: target.to_owned(), hint, inputs, outputs })
     }
 
     /// The sending end.
@@ -80,10 +99,7 @@ impl Relay {
 
     /// The error of a conversation that ended before it was over.
     pub fn ended(&self) -> CliError {
-        CliError::refused(
-            format!("the conversation with {} ended before it was over", self.target),
-            "rclusterctl ps -a shows what became of the task",
-        )
+        CliError::refused(format!("the conversation with {} ended before it was over", self.target), self.hint)
     }
 
     /// Errors with a hint come from the managers or the agent; others from the connection.

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use rcluster_tests::lab::{Lab, wait_for};
+use rcluster_tests::pull_bench;
 
 /// Figures of Docker Swarm 20.10 on a machine of the same kind, 5 hosts (see docs/benchmarks.md).
 const SWARM: [(&str, &str); 6] = [
@@ -24,6 +25,18 @@ struct Flags {
     /// How often the whole story is measured.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Pull and unpack an image, beside what others take for it
+    Pull {
+        /// How often each is measured.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
 }
 
 /// Everything measured, by name, in the order of first measurement.
@@ -72,6 +85,9 @@ fn goals() -> BTreeMap<&'static str, &'static str> {
 
 fn main() -> Result<()> {
     let flags = Flags::parse();
+    if let Some(Verb::Pull { rounds }) = flags.verb {
+        return pull_bench::run(rounds);
+    }
     let mut figures = Figures::default();
     for round in 0..flags.rounds {
         progress(&format!("round {} of {}", round + 1, flags.rounds));

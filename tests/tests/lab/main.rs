@@ -5,6 +5,7 @@
 mod claims;
 mod containers;
 mod faults;
+mod images;
 mod lifecycle;
 mod relay;
 

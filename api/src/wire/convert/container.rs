@@ -48,6 +48,7 @@ impl From<ContainerSpec> for v1::ContainerSpec {
             devices,
             shm_size,
             logging,
+            pull,
         } = spec;
         Self {
             name,
@@ -73,6 +74,7 @@ impl From<ContainerSpec> for v1::ContainerSpec {
             devices: devices.iter().map(ToString::to_string).collect(),
             shm_bytes: shm_size.unwrap_or_default().0,
             logging: logging.map(Into::into),
+            pull: pull.map_or(v1::PullPolicy::Unspecified, v1::PullPolicy::from).into(),
         }
     }
 }
@@ -105,6 +107,7 @@ impl TryFrom<v1::ContainerSpec> for ContainerSpec {
             devices,
             shm_bytes,
             logging,
+            pull,
         } = wire;
         Ok(Self {
             name,
@@ -129,6 +132,7 @@ impl TryFrom<v1::ContainerSpec> for ContainerSpec {
             devices: devices.iter().map(|text| text.parse().map_err(|_| missing("devices"))).collect::<Result<_, _>>()?,
             shm_size: given(shm_bytes).map(Bytes),
             logging: logging.map(TryInto::try_into).transpose()?,
+            pull: if pull == 0 { None } else { Some(read_enum::<v1::PullPolicy, _>(pull, "pull")?) },
         })
     }
 }

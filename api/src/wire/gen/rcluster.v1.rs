@@ -189,6 +189,9 @@ pub struct ContainerSpec {
     /// 0: 64 MiB
     #[prost(uint64, tag = "22")]
     pub shm_bytes: u64,
+    /// unspecified: the node's
+    #[prost(enumeration = "PullPolicy", tag = "23")]
+    pub pull: i32,
     /// absent: kept on the node alone
     #[prost(message, optional, tag = "40")]
     pub logging: ::core::option::Option<Logging>,
@@ -451,6 +454,39 @@ impl UpdateOrder {
             "UPDATE_ORDER_UNSPECIFIED" => Some(Self::Unspecified),
             "UPDATE_ORDER_STOP_FIRST" => Some(Self::StopFirst),
             "UPDATE_ORDER_START_FIRST" => Some(Self::StartFirst),
+            _ => None,
+        }
+    }
+}
+/// When a node asks a registry for a container's image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PullPolicy {
+    Unspecified = 0,
+    Missing = 1,
+    Always = 2,
+    Never = 3,
+}
+impl PullPolicy {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PULL_POLICY_UNSPECIFIED",
+            Self::Missing => "PULL_POLICY_MISSING",
+            Self::Always => "PULL_POLICY_ALWAYS",
+            Self::Never => "PULL_POLICY_NEVER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PULL_POLICY_UNSPECIFIED" => Some(Self::Unspecified),
+            "PULL_POLICY_MISSING" => Some(Self::Missing),
+            "PULL_POLICY_ALWAYS" => Some(Self::Always),
+            "PULL_POLICY_NEVER" => Some(Self::Never),
             _ => None,
         }
     }
@@ -883,6 +919,193 @@ impl Kind {
         }
     }
 }
+/// User to node. References are as in `docker pull`; the node completes them (docker.io/library, :latest).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageRequest {
+    #[prost(oneof = "image_request::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    pub kind: ::core::option::Option<image_request::Kind>,
+}
+/// Nested message and enum types in `ImageRequest`.
+pub mod image_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        Ls(super::ImageLs),
+        #[prost(message, tag = "2")]
+        Pull(super::ImagePull),
+        #[prost(message, tag = "3")]
+        Load(super::ImageLoad),
+        #[prost(message, tag = "4")]
+        Save(super::ImageSave),
+        #[prost(message, tag = "5")]
+        Rm(super::ImageRm),
+        #[prost(message, tag = "6")]
+        Tag(super::ImageTag),
+        #[prost(message, tag = "7")]
+        Prune(super::ImagePrune),
+        #[prost(message, tag = "8")]
+        History(super::ImageHistory),
+        #[prost(message, tag = "9")]
+        Inspect(super::ImageInspect),
+    }
+}
+/// Answered with images.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageLs {
+    /// only the image of this name, if it is there; empty: all
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+/// Answered with progress, then images.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImagePull {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+/// RelayInput.data up to close_input is a tar archive of an OCI layout, packed or not. Answered with images.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageLoad {}
+/// Answered with stdout: a tar archive of an OCI layout that `docker load` reads too.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageSave {
+    #[prost(string, repeated, tag = "1")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Answered with collected.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageRm {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// also the last name of an image that a container runs on
+    #[prost(bool, tag = "2")]
+    pub force: bool,
+}
+/// Answered with images.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageTag {
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub target: ::prost::alloc::string::String,
+}
+/// Answered with collected.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImagePrune {
+    /// also the images that no container runs on
+    #[prost(bool, tag = "1")]
+    pub all: bool,
+    /// says what would be removed
+    #[prost(bool, tag = "2")]
+    pub dry_run: bool,
+}
+/// Answered with steps.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageHistory {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+/// Answered with document.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageInspect {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+/// Node to user.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImageAnswer {
+    #[prost(oneof = "image_answer::Kind", tags = "1, 2, 3, 4, 5")]
+    pub kind: ::core::option::Option<image_answer::Kind>,
+}
+/// Nested message and enum types in `ImageAnswer`.
+pub mod image_answer {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Kind {
+        /// may come in several parts
+        #[prost(message, tag = "1")]
+        Images(super::ImageSummaries),
+        #[prost(message, tag = "2")]
+        Progress(super::ImageProgress),
+        #[prost(message, tag = "3")]
+        Collected(super::ImageCollected),
+        #[prost(message, tag = "4")]
+        Steps(super::ImageSteps),
+        /// JSON, as `rcluster-agent image inspect` prints it
+        #[prost(string, tag = "5")]
+        Document(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImageSummaries {
+    #[prost(message, repeated, tag = "1")]
+    pub images: ::prost::alloc::vec::Vec<ImageSummary>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageSummary {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// of its manifest
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
+    /// of its blobs
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+    /// RFC 3339, as the image says; empty when it does not
+    #[prost(string, tag = "4")]
+    pub created: ::prost::alloc::string::String,
+    /// a container on the node runs on it
+    #[prost(bool, tag = "5")]
+    pub in_use: bool,
+}
+/// Of the layers in their order, the lowest first; none until the manifest is known.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImageProgress {
+    #[prost(message, repeated, tag = "1")]
+    pub layers: ::prost::alloc::vec::Vec<ImageLayerProgress>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageLayerProgress {
+    #[prost(uint64, tag = "1")]
+    pub bytes: u64,
+    #[prost(uint64, tag = "2")]
+    pub bytes_total: u64,
+    /// verified and unpacked
+    #[prost(bool, tag = "3")]
+    pub done: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageCollected {
+    #[prost(string, repeated, tag = "1")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint64, tag = "2")]
+    pub layers: u64,
+    #[prost(uint64, tag = "3")]
+    pub blobs: u64,
+    /// on disk
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImageSteps {
+    /// the first first
+    #[prost(message, repeated, tag = "1")]
+    pub steps: ::prost::alloc::vec::Vec<ImageStep>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageStep {
+    /// RFC 3339
+    #[prost(string, tag = "1")]
+    pub created: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub created_by: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub comment: ::prost::alloc::string::String,
+    /// of its layer, packed
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+    /// empty: it made no layer
+    #[prost(string, tag = "5")]
+    pub diff_id: ::prost::alloc::string::String,
+}
 /// User to container.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RelayInput {
@@ -912,13 +1135,13 @@ pub mod relay_input {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RelayOpen {
-    /// a task's name or id; a service's name stands for one of its running tasks
+    /// a task's name or id; a service's name stands for one of its running tasks; with image: a node's name or id
     #[prost(string, tag = "1")]
     pub target: ::prost::alloc::string::String,
     /// empty: the task's first
     #[prost(string, tag = "2")]
     pub container: ::prost::alloc::string::String,
-    #[prost(oneof = "relay_open::Kind", tags = "3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "relay_open::Kind", tags = "3, 4, 5, 6, 7, 8, 9, 10")]
     pub kind: ::core::option::Option<relay_open::Kind>,
 }
 /// Nested message and enum types in `RelayOpen`.
@@ -939,6 +1162,8 @@ pub mod relay_open {
         Top(super::RelayTop),
         #[prost(message, tag = "9")]
         Pause(super::RelayPause),
+        #[prost(message, tag = "10")]
+        Image(super::ImageRequest),
     }
 }
 /// Runs a command in the container. Answered with stdout, stderr and exit.
@@ -1026,7 +1251,7 @@ pub struct RelayResize {
 /// Container to user.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RelayOutput {
-    #[prost(oneof = "relay_output::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "relay_output::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub kind: ::core::option::Option<relay_output::Kind>,
 }
 /// Nested message and enum types in `RelayOutput`.
@@ -1054,6 +1279,8 @@ pub mod relay_output {
         /// from the agent to the leader, which ends the user's call with it
         #[prost(message, tag = "9")]
         Problem(super::RelayProblem),
+        #[prost(message, tag = "10")]
+        Image(super::ImageAnswer),
     }
 }
 /// Sent once the container was found and what was asked for has begun.
@@ -2489,6 +2716,7 @@ pub struct LogsCancel {
 pub struct RelayCommand {
     #[prost(string, tag = "1")]
     pub request_id: ::prost::alloc::string::String,
+    /// empty: what is asked is the node's own
     #[prost(string, tag = "2")]
     pub task_id: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "3")]
