@@ -233,7 +233,7 @@ fn a_life() {
         case(
             "logs",
             r#"$R -d --name $N bb sh -c 'echo one; echo two >&2; until [ -e /go ]; do sleep 0.02; done; echo three'
-               $D logs -f $N >$T/out 2>$T/err & until grep -q two $T/err; do sleep 0.05; done; $D exec $N touch /go; wait $!; cat $T/out $T/err; $D logs --tail 1 $N; $D rm $N
+               : >$T/err; $D logs -f $N >$T/out 2>$T/err & until grep -q two $T/err; do sleep 0.05; done; $D exec $N touch /go; wait $!; cat $T/out $T/err; $D logs --tail 1 $N; $D rm $N
                $R --rm bb sh -c 'head -c 300000 /dev/zero | tr "\0" x' | wc -c"#,
         ),
         case(
