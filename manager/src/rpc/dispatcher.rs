@@ -242,6 +242,13 @@ impl DispatcherService {
                 messages.push(manager_message::Kind::Assignments(set));
                 told_set = Some(digest);
             }
+            // What the session's agent has is dropped by it as soon as no task of the set uses it.
+            let used = data_of(&set);
+            told_data.retain(|key, _| used.contains(key));
+            let data = used.iter().filter_map(|(kind, name)| state.find_data(*kind, name));
+            for data in data.filter(|data| told_data.get(&(data.spec.kind, data.spec.name.clone())) != Some(&data.stamp.version)) {
+                told_data.insert((data.spec.kind, data.spec.name.clone()), data.stamp.version);
+            }
             for kind in messages {
                 if outbox.send(Ok(v1::ManagerMessage { kind: Some(kind) })).await.is_err() {
                     return;
