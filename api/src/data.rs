@@ -120,6 +120,11 @@ pub struct Data {
 }
 
 impl Data {
+    /// What stands in a list of many: no bytes, which together would be more than a message holds.
+    pub fn listed(&self) -> Self {
+        Self { spec: DataSpec { data: None, ..self.spec.clone() }, ..self.clone() }
+    }
+
     /// What users may see of it: of a secret not its bytes.
     pub fn shown(&self) -> Self {
         let mut shown = self.clone();

@@ -51,6 +51,17 @@ pub fn check(spec: &Spec) -> Result<(), ApiError> {
     }
 }
 
+/// The known word that `word` was most probably meant to be.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let folded = word.to_ascii_lowercase().replace(['-', '_'], "");
+    known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&folded, &candidate.to_ascii_lowercase().replace(['-', '_'], "")), candidate))
+        .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).max(1))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
 fn invalid(field: impl Into<String>, message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorCode::Invalid, message).field(field)
 }

@@ -16,10 +16,10 @@ use std::rc::Rc;
 use rcluster_api::error::ApiError;
 use rcluster_api::object::Kind;
 use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
-use rcluster_api::validate;
+use rcluster_api::validate::{self, nearest};
 
 pub use self::error::{ManifestError, Position};
-use self::error::{Problem, nearest, suggest};
+use self::error::{Problem, suggest};
 use self::tree::{Entry, Node, Value};
 
 /// One object that a manifest asks for.

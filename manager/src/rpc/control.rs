@@ -74,7 +74,7 @@ fn list(state: &State, request: &v1::ListRequest) -> Result<Vec<Object>, ApiErro
     let data = |kind| {
         let all = state.data().values().filter(|data| data.spec.kind == kind && in_stack(&data.spec.stack));
         let named = all.filter(|data| name.is_empty() || data.spec.name == *name || data.id.as_str() == name);
-        named.map(|data| Object::Data(data.shown())).collect()
+        named.map(|data| Object::Data(if name.is_empty() { data.listed() } else { data.shown() })).collect()
     };
     let objects: Vec<Object> = match kind {
         Kind::Service if !name.is_empty() => state.find_service(name).map(|s| Object::Service((**s).clone())).into_iter().collect(),

@@ -78,7 +78,7 @@ fn difference(old: &State, new: &State, kinds: &BTreeSet<Kind>) -> v1::WatchResp
             DiffItem::Add(_, data) | DiffItem::Remove(_, data) | DiffItem::Update { new: (_, data), .. } => data.spec.kind == kind,
         };
         for item in old.data().diff(new.data()).filter(of_kind) {
-            tell(item, kind.object_kind(), &mut response, |data| Object::Data(data.shown()));
+            tell(item, kind.object_kind(), &mut response, |data| Object::Data(data.listed()));
         }
     }
     response
