@@ -55,7 +55,7 @@ pub enum Command {
     Get(Get),
     /// Tells all about one object, with its tasks and events.
     Describe {
-        /// service, task, node or network.
+        /// service, task, node, network, secret or config.
         kind: KindArg,
         name: String,
     },
@@ -72,7 +72,7 @@ pub enum Command {
     },
     /// Removes objects and waits until they have gone.
     Rm {
-        /// service, network, or node (one that is down).
+        /// service, network, secret, config, or node (one that is down).
         kind: KindArg,
         /// Names of that kind; others as KIND/NAME.
         #[arg(required = true, value_name = "NAME")]
@@ -119,6 +119,12 @@ pub enum Command {
     /// Networks.
     #[command(subcommand)]
     Network(NetworkCommand),
+    /// Secrets: bytes that only the containers that use them see.
+    #[command(subcommand)]
+    Secret(DataCommand),
+    /// Configs: files for containers.
+    #[command(subcommand)]
+    Config(DataCommand),
     /// The managers.
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -147,6 +153,10 @@ pub enum KindArg {
     Network,
     #[value(name = "event", aliases = ["events"])]
     Event,
+    #[value(name = "secret", aliases = ["secrets"])]
+    Secret,
+    #[value(name = "config", aliases = ["configs"])]
+    Config,
 }
 
 impl From<KindArg> for Kind {
@@ -157,6 +167,8 @@ impl From<KindArg> for Kind {
             KindArg::Node => Self::Node,
             KindArg::Network => Self::Network,
             KindArg::Event => Self::Event,
+            KindArg::Secret => Self::Secret,
+            KindArg::Config => Self::Config,
         }
     }
 }
@@ -208,7 +220,7 @@ pub struct PlanArgs {
 
 #[derive(Debug, Args)]
 pub struct Get {
-    /// services, tasks, nodes, networks or events.
+    /// services, tasks, nodes, networks, secrets, configs or events.
     pub kind: KindArg,
     /// A name or an id.
     pub name: Option<String>,
@@ -365,6 +377,37 @@ pub enum NetworkCommand {
     },
 }
 
+/// What can be done with secrets, and with configs.
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Makes one from a file.
+    Create(DataCreate),
+    /// Shows all.
+    Ls,
+    /// Prints one with all its fields; a secret without its bytes.
+    Inspect { name: String },
+    /// Removes those that no service uses.
+    Rm {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct DataCreate {
+    pub name: String,
+    /// The file; - is the standard input.
+    pub file: PathBuf,
+    /// Of the object; may be given again.
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub label: Vec<(String, String)>,
+    /// Gives one that exists these bytes and labels; the tasks of the services that use it are replaced.
+    #[arg(long)]
+    pub replace: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum ClusterCommand {
     /// Shows who leads and how far each manager is.
@@ -509,11 +552,18 @@ fn parse_node_label(text: &str) -> Result<(String, String, String), String> {
     Ok((node.to_owned(), key.to_owned(), value.to_owned()))
 }
 
+/// `KEY=VALUE` of a label.
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write it as KEY=VALUE".to_owned()),
+    }
+}
+
 /// Verbs of the design that are not built yet, with the verb that they stand under; a verb may have another way to the same end.
-const NOT_BUILT_YET: [(&str, &str); 49] = [
+const NOT_BUILT_YET: [(&str, &str); 37] = [
     ("", "audit"),
     ("", "check"),
-    ("", "config"),
     ("", "explain"),
     ("", "image"),
     ("", "info"),
@@ -522,7 +572,6 @@ const NOT_BUILT_YET: [(&str, &str); 49] = [
     ("", "restart"),
     ("", "rollback"),
     ("", "run"),
-    ("", "secret"),
     ("", "stack"),
     ("", "system"),
     ("", "update"),
@@ -537,28 +586,18 @@ const NOT_BUILT_YET: [(&str, &str); 49] = [
     ("network", "create"),
     ("node", "demote"),
     ("node", "promote"),
-    ("get", "config"),
-    ("get", "configs"),
     ("get", "image"),
     ("get", "images"),
-    ("get", "secret"),
-    ("get", "secrets"),
     ("get", "stack"),
     ("get", "stacks"),
     ("get", "volume"),
     ("get", "volumes"),
-    ("describe", "config"),
     ("describe", "image"),
-    ("describe", "secret"),
     ("describe", "stack"),
     ("describe", "volume"),
-    ("rm", "config"),
     ("rm", "image"),
-    ("rm", "secret"),
     ("rm", "stack"),
     ("rm", "volume"),
-    ("rm", "configs"),
-    ("rm", "secrets"),
     ("rm", "volumes"),
 ];
 
