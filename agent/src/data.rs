@@ -142,9 +142,8 @@ pub fn write(dir: &Path, template: &TaskTemplate, names: &[String], bytes: &Byte
 /// As large as the files, and not swapped to disk where the kernel can promise that (`noswap`, Linux 6.4).
 fn mount_memory(dir: &Path, template: &TaskTemplate, bytes: &Bytes) -> io::Result<()> {
     const PAGE: usize = 64 << 10;
-    let file = |(kind, name): (DataKind, &str)| {
-        bytes.get(&(kind, name.to_owned())).map_or(0, |payload| payload.0.len().next_multiple_of(PAGE))
-    };
+    let file =
+        |(kind, name): (DataKind, &str)| bytes.get(&(kind, name.to_owned())).map_or(0, |payload| payload.0.len().next_multiple_of(PAGE));
     let size = template.data().map(file).sum::<usize>() + PAGE * (1 + template.containers.len());
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     let attempt = |more: &str| {

@@ -76,10 +76,9 @@ impl<'de> Deserialize<'de> for Payload {
         let text: String = String::deserialize(deserializer)?;
         // Written over several lines it is still base64 (RFC 2045 §6.8). The error says where, and nothing of what stands there.
         let text: String = text.split_ascii_whitespace().collect();
-        STANDARD
-            .decode(text)
-            .map(Self)
-            .map_err(|_| serde::de::Error::custom("not base64 (RFC 4648 §4): in a manifest, plain text goes under text and a file's path under file"))
+        STANDARD.decode(text).map(Self).map_err(|_| {
+            serde::de::Error::custom("not base64 (RFC 4648 §4): in a manifest, plain text goes under text and a file's path under file")
+        })
     }
 }
 

@@ -101,8 +101,7 @@ impl Plan {
     pub fn services(&self) -> BTreeSet<String> {
         let wanted = |step: &&Step| step.kind == Kind::Service && step.action != Action::Remove;
         let own = self.steps.iter().filter(wanted).map(|step| step.name.clone());
-        let going: BTreeSet<&str> =
-            self.steps.iter().filter(|step| step.action == Action::Remove).map(|step| step.name.as_str()).collect();
+        let going: BTreeSet<&str> = self.steps.iter().filter(|step| step.action == Action::Remove).map(|step| step.name.as_str()).collect();
         let rolled = self.steps.iter().flat_map(|step| &step.rolls).filter(|name| !going.contains(name.as_str()));
         own.chain(rolled.cloned()).collect()
     }

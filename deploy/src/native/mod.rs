@@ -197,9 +197,11 @@ fn kind(document: &Node, entries: &[Entry]) -> Result<Kind, Problem> {
         "Network" => Ok(Kind::Network),
         "Secret" => Ok(Kind::Secret),
         "Config" => Ok(Kind::Config),
-        other if KINDS_NOT_BUILT_YET.contains(&other) => {
-            Err(Problem::new(entry.value.position, format!("kind {other} is not built yet"), "there are Service, Network, Secret and Config"))
-        }
+        other if KINDS_NOT_BUILT_YET.contains(&other) => Err(Problem::new(
+            entry.value.position,
+            format!("kind {other} is not built yet"),
+            "there are Service, Network, Secret and Config",
+        )),
         other => Err(Problem::new(entry.value.position, format!("unknown kind {other:?}"), suggest(other, &KINDS))),
     }
 }

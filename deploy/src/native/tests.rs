@@ -228,7 +228,10 @@ fn a_secrets_bytes_come_as_base64_as_text_or_from_a_file_beside_the_manifest() {
     );
     refuse("text: [hunter2]", "web.yaml:4:9: spec.text of config db takes text");
     let large = format!("text: {}", "a".repeat(512_001));
-    refuse(&large, "web.yaml:3:1: spec.data of config db: config db has 512001 bytes, more than the limit of 512000; split it, or keep it on a volume or in the image");
+    refuse(
+        &large,
+        "web.yaml:4:3: spec.data of config db: config db has 512001 bytes, more than the limit of 512000; split it, or keep it on a volume or in the image",
+    );
 }
 
 #[test]

@@ -25,7 +25,9 @@ pub async fn create(mut session: Session, out: Out, kind: DataKind, args: DataCr
     });
     let stack = match there {
         Some(_) if !replace => {
-            let hint = format!("--replace gives it these bytes and replaces the tasks of the services that use it; rclusterctl rm {word} {name} removes it");
+            let hint = format!(
+                "--replace gives it these bytes and replaces the tasks of the services that use it; rclusterctl rm {word} {name} removes it"
+            );
             return Err(CliError::refused(format!("{word} {name} exists: nothing was changed"), hint));
         }
         Some(data) => data.spec.stack.clone(),

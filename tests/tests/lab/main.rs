@@ -7,6 +7,7 @@ mod containers;
 mod faults;
 mod lifecycle;
 mod relay;
+mod secrets;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
