@@ -10,6 +10,7 @@
 //! RUN/assignments.pb, RUN/view.pb    the last that the managers sent
 //! RUN/tasks/ID/task.pb, record.json  a task and how far it has come
 //! RUN/tasks/ID/etc/                  the pod's hosts, hostname and resolv.conf
+//! RUN/tasks/ID/data/                 a tmpfs with the task's secrets and configs, if it has any
 //! RUN/tasks/ID/c-CONTAINER/          the bundle: config.json, rootfs, exit.json, image.json,
 //!                                    monitor.err, monitor.sock
 //! RUN/runtime/, RUN/runtimes/NAME/   the OCI runtimes' own
@@ -104,6 +105,11 @@ impl TaskPlaces {
 
     pub fn record_file(&self) -> PathBuf {
         self.run.join("record.json")
+    }
+
+    /// Where the tmpfs with the task's secrets and configs is mounted.
+    pub fn data(&self) -> PathBuf {
+        self.run.join("data")
     }
 
     /// The pod's hosts, hostname and resolv.conf.

@@ -73,10 +73,7 @@ impl Worker {
                 Step::Raise(state) => self.report(state, String::new()).await,
                 Step::Conclude(outcome) => self.conclude(outcome),
                 Step::Pull => self.pull().await,
-                Step::Prepare => {
-                    let prepared = pod::prepare(&self.tools, &self.task, &mut self.record).await;
-                    self.check(prepared);
-                }
+                Step::Prepare => self.prepare().await,
                 Step::Wait { until_ms } => self.wait_until(until_ms).await,
                 Step::Create(index) => {
                     let file = self.tools.places.of_task(&self.task.id).record_file();
@@ -170,6 +167,24 @@ impl Worker {
         self.record.pulled = pulled.is_ok();
         self.say(String::new()).await;
         self.check(pulled);
+    }
+
+    /// Makes all that the containers need, once the managers have sent the secrets and configs; breaks the wait off when the wish changes.
+    async fn prepare(&mut self) {
+        let (tools, task) = (Arc::clone(&self.tools), Arc::clone(&self.task));
+        let data = match tools.data.of(&task.template) {
+            Ok(data) => data,
+            Err((kind, name)) => {
+                self.say(format!("waits for the managers to send {} {name}", kind.as_str())).await;
+                tokio::select! {
+                    data = tools.data.wait_for(&task.template) => data,
+                    _ = self.wish.changed() => return,
+                }
+            }
+        };
+        self.say(String::new()).await;
+        let prepared = pod::prepare(&tools, &task, &data, &mut self.record).await;
+        self.check(prepared);
     }
 
     /// Reports the state as it is with another message.

@@ -77,6 +77,8 @@ ids! {
     NodeId,
     /// A network.
     NetworkId,
+    /// A secret or config.
+    DataId,
     /// An event.
     EventId,
 }

@@ -4,6 +4,7 @@
 pub mod client;
 pub mod container;
 pub mod copy;
+pub mod data;
 pub mod error;
 pub mod health;
 pub mod id;

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::data::Data;
 use crate::health::Health;
 use crate::id::{NetworkId, NodeId, ServiceId, TaskId};
 use crate::policy::NodePolicy;
@@ -31,6 +32,8 @@ pub enum Kind {
     Node,
     Network,
     Event,
+    Secret,
+    Config,
 }
 
 impl Kind {
@@ -42,6 +45,8 @@ impl Kind {
             Self::Node => "node",
             Self::Network => "network",
             Self::Event => "event",
+            Self::Secret => "secret",
+            Self::Config => "config",
         }
     }
 }
@@ -311,6 +316,7 @@ pub enum Object {
     Node(Node),
     Network(Network),
     Event(Event),
+    Data(Data),
 }
 
 impl Object {
@@ -322,6 +328,7 @@ impl Object {
             Self::Node(_) => Kind::Node,
             Self::Network(_) => Kind::Network,
             Self::Event(_) => Kind::Event,
+            Self::Data(data) => data.spec.kind.object_kind(),
         }
     }
 
@@ -333,6 +340,7 @@ impl Object {
             Self::Node(object) => object.id.as_str(),
             Self::Network(object) => object.id.as_str(),
             Self::Event(object) => object.id.as_str(),
+            Self::Data(object) => object.id.as_str(),
         }
     }
 
@@ -344,6 +352,7 @@ impl Object {
             Self::Node(object) => object.stamp,
             Self::Network(object) => object.stamp,
             Self::Event(object) => object.stamp,
+            Self::Data(object) => object.stamp,
         }
     }
 
@@ -355,6 +364,7 @@ impl Object {
             Self::Node(object) => &mut object.stamp,
             Self::Network(object) => &mut object.stamp,
             Self::Event(object) => &mut object.stamp,
+            Self::Data(object) => &mut object.stamp,
         }
     }
 }

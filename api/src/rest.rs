@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::{Data, DataKind, DataSpec};
 use crate::health::Health;
 use crate::object::{Availability, Capacity, ContainerStatus, Event, Network, Node, NodeState, Service, Task};
 use crate::spec::{Mode, NetworkSpec, ServiceSpec};
@@ -234,6 +235,41 @@ impl NetworkJson {
             endpoints: tasks.into_iter().filter(on_network).count(),
             created: timestamp(network.stamp.created_at_ms),
             spec: network.spec.clone(),
+        }
+    }
+}
+
+/// A secret or config; of a secret without its bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataJson {
+    pub kind: String,
+    pub id: String,
+    pub name: String,
+    pub version: u64,
+    pub digest: String,
+    /// Bytes.
+    pub size: u64,
+    pub created: String,
+    pub updated: String,
+    pub spec: DataSpec,
+}
+
+impl From<&Data> for DataJson {
+    fn from(data: &Data) -> Self {
+        let kind = match data.spec.kind {
+            DataKind::Secret => "Secret",
+            DataKind::Config => "Config",
+        };
+        Self {
+            kind: kind.to_owned(),
+            id: data.id.to_string(),
+            name: data.spec.name.clone(),
+            version: data.stamp.version,
+            digest: data.digest.clone(),
+            size: data.size,
+            created: timestamp(data.stamp.created_at_ms),
+            updated: timestamp(data.stamp.updated_at_ms),
+            spec: data.shown().spec,
         }
     }
 }

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::container::{DeviceSpec, Logging, MountSpec, PullPolicy, Ulimits};
+use crate::data::{DataKind, DataRef, DataSpec};
 use crate::health::HealthCheck;
 use crate::resource::{Amounts, Bytes, Millis};
 
@@ -88,6 +89,11 @@ impl ServiceSpec {
         self.replicas.unwrap_or(1)
     }
 
+    /// The secrets and configs that its containers use, by kind and name; one may come more than once.
+    pub fn data(&self) -> impl Iterator<Item = (DataKind, &str)> {
+        self.containers.iter().flat_map(ContainerSpec::data).map(|(kind, data)| (kind, data.source.as_str()))
+    }
+
     /// What each task is made from. Two specs with equal templates need no task to be replaced.
     pub fn template(&self) -> TaskTemplate {
         TaskTemplate {
@@ -108,6 +114,13 @@ pub struct TaskTemplate {
     pub placement: Placement,
     pub stop_grace: Millis,
     pub runtime: String,
+}
+
+impl TaskTemplate {
+    /// The secrets and configs that its containers use, by kind and name; one may come more than once.
+    pub fn data(&self) -> impl Iterator<Item = (DataKind, &str)> {
+        self.containers.iter().flat_map(ContainerSpec::data).map(|(kind, data)| (kind, data.source.as_str()))
+    }
 }
 
 /// One container of a pod.
@@ -170,9 +183,22 @@ pub struct ContainerSpec {
     /// When the node asks a registry for the image; as the node's agent was told when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullPolicy>,
+    /// Files in memory, under `/run/secrets` when no other place is named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<DataRef>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub configs: Vec<DataRef>,
     /// Where the output goes; only kept on the node when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logging: Option<Logging>,
+}
+
+impl ContainerSpec {
+    /// The secrets, then the configs.
+    pub fn data(&self) -> impl Iterator<Item = (DataKind, &DataRef)> {
+        let secrets = self.secrets.iter().map(|secret| (DataKind::Secret, secret));
+        secrets.chain(self.configs.iter().map(|config| (DataKind::Config, config)))
+    }
 }
 
 /// A container's share of its node.
@@ -418,11 +444,12 @@ pub struct NetworkSpec {
     pub internal: bool,
 }
 
-/// A spec of either kind.
+/// A spec of any kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Spec {
     Service(ServiceSpec),
     Network(NetworkSpec),
+    Data(DataSpec),
 }
 
 impl Spec {
@@ -431,6 +458,7 @@ impl Spec {
         match self {
             Self::Service(spec) => &spec.name,
             Self::Network(spec) => &spec.name,
+            Self::Data(spec) => &spec.name,
         }
     }
 }

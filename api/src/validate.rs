@@ -7,6 +7,7 @@ mod container;
 use std::collections::BTreeSet;
 
 use self::container::check_container;
+use crate::data::{DATA_BYTES_MAX, DataSpec};
 use crate::error::{ApiError, ErrorCode};
 use crate::spec::{ContainerSpec, Mode, NetworkSpec, ServiceSpec, Spec};
 
@@ -41,12 +42,24 @@ pub fn check_name(what: &str, name: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Checks a spec of either kind.
+/// Checks a spec of any kind.
 pub fn check(spec: &Spec) -> Result<(), ApiError> {
     match spec {
         Spec::Service(service) => check_service(service),
         Spec::Network(network) => check_network(network),
+        Spec::Data(data) => check_data(data),
     }
+}
+
+/// The known word that `word` was most probably meant to be.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let folded = word.to_ascii_lowercase().replace(['-', '_'], "");
+    known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&folded, &candidate.to_ascii_lowercase().replace(['-', '_'], "")), candidate))
+        .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).max(1))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
 }
 
 fn invalid(field: impl Into<String>, message: impl Into<String>) -> ApiError {
@@ -143,8 +156,32 @@ pub fn text_bytes(containers: &[ContainerSpec]) -> usize {
             + container.env.iter().chain(&container.sysctls).map(|(key, value)| key.len() + value.len()).sum::<usize>()
             + container.healthcheck.iter().flat_map(|check| &check.command).map(String::len).sum::<usize>()
             + container.mounts.iter().map(|mount| mount.target().len()).sum::<usize>()
+            + container.data().map(|(_, data)| data.source.len() + data.target.len()).sum::<usize>()
     };
     containers.iter().map(container).sum()
+}
+
+/// Checks a secret's or config's spec.
+pub fn check_data(spec: &DataSpec) -> Result<(), ApiError> {
+    let kind = spec.kind.as_str();
+    check_name(kind, &spec.name)?;
+    if !spec.stack.is_empty() {
+        check_name("stack", &spec.stack).map_err(|error| error.field("stack"))?;
+    }
+    let labels = spec.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+    if labels > SPEC_BYTES_MAX {
+        return Err(ApiError::new(ErrorCode::TooLarge, format!("labels of {labels} bytes are more than the limit of {SPEC_BYTES_MAX}"))
+            .field("labels"));
+    }
+    match spec.data.as_ref().map_or(0, |data| data.0.len()) {
+        size if size > DATA_BYTES_MAX => Err(ApiError::new(
+            ErrorCode::TooLarge,
+            format!("{kind} {} has {size} bytes, more than the limit of {DATA_BYTES_MAX}", spec.name),
+        )
+        .field("data")
+        .hint("split it, or keep it on a volume or in the image")),
+        _ => Ok(()),
+    }
 }
 
 /// Checks a network's spec.

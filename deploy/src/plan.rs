@@ -5,8 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use rcluster_api::data::{Data, DataKind, DataSpec, Payload};
 use rcluster_api::object::{Kind, Network, Object, Service, Task};
 use rcluster_api::spec::{Mode, ServiceSpec, Spec, UpdateOrder};
+use rcluster_api::validate::nearest;
 use rcluster_api::wire::convert::WireError;
 use rcluster_api::wire::v1;
 use serde::Serialize;
@@ -18,6 +20,7 @@ use crate::native::Desired;
 pub struct Current {
     pub services: Vec<Service>,
     pub networks: Vec<Network>,
+    pub data: Vec<Data>,
     pub tasks: Vec<Task>,
 }
 
@@ -30,10 +33,17 @@ impl Current {
                 Object::Service(service) => current.services.push(service),
                 Object::Network(network) => current.networks.push(network),
                 Object::Task(task) => current.tasks.push(*task),
+                Object::Data(data) => current.data.push(data),
                 Object::Node(_) | Object::Event(_) => {}
             }
         }
         current
+    }
+}
+
+impl Current {
+    fn find_data(&self, kind: DataKind, name: &str) -> Option<&Data> {
+        self.data.iter().find(|data| (data.spec.kind, data.spec.name.as_str()) == (kind, name))
     }
 }
 
@@ -66,6 +76,9 @@ pub struct Step {
     pub name: String,
     #[serde(flatten)]
     pub action: Action,
+    /// Services whose tasks it replaces although they are not changed themselves.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rolls: Vec<String>,
     /// What a person should know besides.
     pub notes: Vec<String>,
 }
@@ -87,7 +100,10 @@ impl Plan {
     /// The names of the services that the deploy wants to see running.
     pub fn services(&self) -> BTreeSet<String> {
         let wanted = |step: &&Step| step.kind == Kind::Service && step.action != Action::Remove;
-        self.steps.iter().filter(wanted).map(|step| step.name.clone()).collect()
+        let own = self.steps.iter().filter(wanted).map(|step| step.name.clone());
+        let going: BTreeSet<&str> = self.steps.iter().filter(|step| step.action == Action::Remove).map(|step| step.name.as_str()).collect();
+        let rolled = self.steps.iter().flat_map(|step| &step.rolls).filter(|name| !going.contains(name.as_str()));
+        own.chain(rolled.cloned()).collect()
     }
 
     /// The objects to be removed.
@@ -106,6 +122,7 @@ pub fn plan(desired: &[Desired], current: &Current, prune: Option<&str>) -> Resu
         steps.push(match &object.spec {
             Spec::Service(spec) => service_step(spec, current)?,
             Spec::Network(_) => network_step(&object.spec, current)?,
+            Spec::Data(spec) => data_step(spec, current),
         });
     }
     if let Some(stack) = prune {
@@ -120,7 +137,7 @@ fn normalised(spec: &Spec) -> Result<Spec, WireError> {
 }
 
 fn service_step(spec: &ServiceSpec, current: &Current) -> Result<Step, WireError> {
-    let step = |action, notes| Step { kind: Kind::Service, name: spec.name.clone(), action, notes };
+    let step = |action, notes| Step { kind: Kind::Service, name: spec.name.clone(), action, rolls: Vec::new(), notes };
     let Some(before) = current.services.iter().find(|service| service.spec.name == spec.name) else {
         return Ok(step(Action::Create, vec![shape(spec)]));
     };
@@ -166,7 +183,7 @@ fn rollout_note(spec: &ServiceSpec, replaces: usize) -> String {
 
 fn network_step(spec: &Spec, current: &Current) -> Result<Step, WireError> {
     let name = spec.name().to_owned();
-    let step = |action, notes| Step { kind: Kind::Network, name: name.clone(), action, notes };
+    let step = |action, notes| Step { kind: Kind::Network, name: name.clone(), action, rolls: Vec::new(), notes };
     let Some(before) = current.networks.iter().find(|network| network.spec.name == name) else {
         return Ok(step(Action::Create, Vec::new()));
     };
@@ -175,14 +192,42 @@ fn network_step(spec: &Spec, current: &Current) -> Result<Step, WireError> {
     Ok(if changes.is_empty() { step(Action::Unchanged, notes) } else { step(Action::Update { changes, replaces: 0 }, notes) })
 }
 
+/// Bytes are compared and shown by their digests.
+fn data_step(spec: &DataSpec, current: &Current) -> Step {
+    let kind = spec.kind.object_kind();
+    let step = |action, rolls, notes| Step { kind, name: spec.name.clone(), action, rolls, notes };
+    let Some(before) = current.find_data(spec.kind, &spec.name) else {
+        return step(Action::Create, Vec::new(), Vec::new());
+    };
+    let bare = |spec: &DataSpec| Spec::Data(DataSpec { data: None, ..spec.clone() });
+    let mut changes = changes(&bare(&before.spec), &bare(spec));
+    let mut rolls = Vec::new();
+    let mut replaces = 0;
+    if let Some(digest) = spec.data.as_ref().map(Payload::digest).filter(|digest| *digest != before.digest) {
+        changes.push(FieldChange { field: "digest".to_owned(), before: Some(before.digest.clone().into()), after: Some(digest.into()) });
+        let uses = |service: &&Service| service.spec.data().any(|used| used == (spec.kind, spec.name.as_str()));
+        for service in current.services.iter().filter(|service| !service.removing).filter(uses) {
+            replaces += current.tasks.iter().filter(|task| task.service_id == service.id && task.is_live()).count();
+            rolls.push(service.spec.name.clone());
+        }
+    }
+    if changes.is_empty() {
+        return step(Action::Unchanged, rolls, Vec::new());
+    }
+    let note = (!rolls.is_empty()).then(|| format!("the data changes: {} replaced, of {}", count_verb(replaces, "task"), rolls.join(", ")));
+    step(Action::Update { changes, replaces }, rolls, note.into_iter().collect())
+}
+
 fn removals(desired: &[Desired], current: &Current, stack: &str) -> Vec<Step> {
     let wanted = |kind: Kind, name: &str| desired.iter().any(|object| object.kind() == kind && object.spec.name() == name);
-    let step = |kind: Kind, name: &str| Step { kind, name: name.to_owned(), action: Action::Remove, notes: Vec::new() };
+    let step = |kind: Kind, name: &str| Step { kind, name: name.to_owned(), action: Action::Remove, rolls: Vec::new(), notes: Vec::new() };
     let services = current.services.iter().filter(|service| service.spec.stack == stack && !service.removing);
     let networks = current.networks.iter().filter(|network| network.spec.stack == stack && !network.removing);
+    let data = current.data.iter().filter(|data| data.spec.stack == stack);
     services
         .map(|service| (Kind::Service, service.spec.name.as_str()))
         .chain(networks.map(|network| (Kind::Network, network.spec.name.as_str())))
+        .chain(data.map(|data| (data.spec.kind.object_kind(), data.spec.name.as_str())))
         .filter(|(kind, name)| !wanted(*kind, name))
         .map(|(kind, name)| step(kind, name))
         .collect()
@@ -200,6 +245,7 @@ fn problems(desired: &[Desired], current: &Current) -> Vec<String> {
                 object.origin, spec.name, attachment.network
             ));
         }
+        problems.extend(data_problems(object, spec, desired, current));
         let version = current.services.iter().find(|service| service.spec.name == spec.name).map_or(0, |service| service.stamp.version);
         if object.expected_version != 0 && object.expected_version != version {
             problems.push(format!(
@@ -209,6 +255,23 @@ fn problems(desired: &[Desired], current: &Current) -> Vec<String> {
         }
     }
     problems
+}
+
+/// The secrets and configs that a service names and that are neither there nor in the files, each once.
+fn data_problems(object: &Desired, spec: &ServiceSpec, desired: &[Desired], current: &Current) -> Vec<String> {
+    let in_files = desired.iter().filter_map(|object| match &object.spec {
+        Spec::Data(data) => Some((data.kind, data.name.as_str())),
+        Spec::Service(_) | Spec::Network(_) => None,
+    });
+    let known: BTreeSet<(DataKind, &str)> = in_files.chain(current.data.iter().map(|d| (d.spec.kind, d.spec.name.as_str()))).collect();
+    let unknown: BTreeSet<(DataKind, &str)> = spec.data().filter(|used| !known.contains(used)).collect();
+    let problem = |(kind, name): (DataKind, &str)| {
+        let meant = nearest(name, known.iter().filter(|(of, _)| *of == kind).map(|(_, name)| *name));
+        let hint = meant.map(|meant| format!("; did you mean {meant:?}?")).unwrap_or_default();
+        let (origin, service, kind) = (&object.origin, &spec.name, kind.as_str());
+        format!("{origin}: service {service} uses {kind} {name}, which neither exists nor is in the files{hint}")
+    };
+    unknown.into_iter().map(problem).collect()
 }
 
 /// The leaves in which two specs differ, by path. A list of words is one leaf.
@@ -226,6 +289,7 @@ fn leaves(spec: &Spec) -> BTreeMap<String, serde_json::Value> {
     let value = match spec {
         Spec::Service(spec) => serde_json::to_value(spec),
         Spec::Network(spec) => serde_json::to_value(spec),
+        Spec::Data(spec) => serde_json::to_value(spec),
     };
     let mut leaves = BTreeMap::new();
     collect("spec", value.expect("specs have text keys and finite numbers, which JSON can hold"), &mut leaves);
@@ -303,7 +367,7 @@ mod tests {
                        args: [serve, --port, 8080]\n  networks: [lab]\n";
 
     fn desired(text: &str) -> Vec<Desired> {
-        parse(&[Source { name: "web.yaml", text }], Some("demo")).unwrap()
+        parse(&[Source { name: "web.yaml", text }], Some("demo"), &|_, path| Ok(path.as_bytes().to_vec())).unwrap()
     }
 
     /// What the managers keep after `text` was deployed, with `tasks` running tasks of each service.
@@ -332,6 +396,12 @@ mod tests {
                         ip_cursor: 0,
                         removing: false,
                     });
+                }
+                Spec::Data(spec) => {
+                    let payload = spec.data.clone().unwrap();
+                    let (digest, size) = (payload.digest(), payload.0.len() as u64);
+                    let stamp = Stamp { version: 7, ..Stamp::default() };
+                    current.data.push(Data { id: spec.name.as_str().into(), stamp, spec, digest, size }.shown());
                 }
             }
         }
@@ -426,9 +496,46 @@ mod tests {
         let service = rcluster_api::rest::ServiceJson::new(&current.services[0], &current.tasks);
         let network = rcluster_api::rest::NetworkJson::new(&current.networks[0], &current.tasks);
         let printed = format!("{}---\n{}", serde_yaml::to_string(&network).unwrap(), serde_yaml::to_string(&service).unwrap());
-        let again = parse(&[Source { name: "again", text: &printed }], None).unwrap();
+        let again = parse(&[Source { name: "again", text: &printed }], None, &|_, _| Err(String::new())).unwrap();
         assert_eq!(again[1].expected_version, 7);
         let plan = plan(&again, &current, None).unwrap();
         assert!(plan.is_empty() && plan.problems.is_empty(), "{plan}");
+    }
+
+    const SECRET: &str = "kind: Secret\nname: db\nspec: {text: hunter2}\n---\nkind: Service\nname: web\nspec:\n  containers:\n  - image: web:1\n    \
+                          secrets: [db]\n";
+
+    #[test]
+    fn a_changed_secret_shows_its_digests_and_who_is_replaced() {
+        let digest = |text: &str| Payload(text.as_bytes().to_vec()).digest();
+        let expected = format!(
+            "~ secret db\n    digest: {} -> {}\n    the data changes: 2 tasks are replaced, of web\n= service web unchanged\n\
+             0 to create, 1 to update, 1 unchanged",
+            digest("hunter2"),
+            digest("./key")
+        );
+        check(&SECRET.replace("text: hunter2", "file: ./key"), &deployed(SECRET, 2), &expected);
+        let plan = plan(&desired(&SECRET.replace("hunter2", "hunter3")), &deployed(SECRET, 2), None).unwrap();
+        assert!(!format!("{plan:?} {}", serde_json::to_string(&plan).unwrap()).contains("hunter"));
+        check(SECRET, &deployed(SECRET, 2), "= secret db unchanged\n= service web unchanged\n0 to create, 0 to update, 2 unchanged");
+    }
+
+    #[test]
+    fn a_secret_that_is_nowhere_is_told_with_the_one_that_was_meant() {
+        check(
+            &SECRET.replace("secrets: [db]", "secrets: [dv]\n    configs: [db]"),
+            &Current::default(),
+            "+ secret db\n+ service web\n    1 task of web:1\n\
+             ! web.yaml:5:1: service web uses secret dv, which neither exists nor is in the files; did you mean \"db\"?\n\
+             ! web.yaml:5:1: service web uses config db, which neither exists nor is in the files\n2 to create, 0 to update, 0 unchanged",
+        );
+    }
+
+    #[test]
+    fn a_secret_that_get_prints_keeps_its_bytes() {
+        let current = deployed(SECRET, 1);
+        let printed = serde_yaml::to_string(&rcluster_api::rest::DataJson::from(&current.data[0])).unwrap();
+        assert!(!printed.contains("data:") && printed.contains("digest: sha256:"), "{printed}");
+        assert!(plan(&desired(&printed), &current, None).unwrap().is_empty());
     }
 }

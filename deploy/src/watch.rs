@@ -40,7 +40,7 @@ impl Picture {
                 Object::Service(service) => drop(self.services.insert(id, service)),
                 Object::Task(task) => drop(self.tasks.insert(id, *task)),
                 Object::Node(node) => drop(self.nodes.insert(id, node)),
-                Object::Network(_) | Object::Event(_) => {}
+                Object::Network(_) | Object::Event(_) | Object::Data(_) => {}
             }
         }
         for (kind, id) in deletes {
@@ -48,7 +48,7 @@ impl Picture {
                 Kind::Service => drop(self.services.remove(&id)),
                 Kind::Task => drop(self.tasks.remove(&id)),
                 Kind::Node => drop(self.nodes.remove(&id)),
-                Kind::Network | Kind::Event => {}
+                Kind::Network | Kind::Event | Kind::Secret | Kind::Config => {}
             }
         }
     }

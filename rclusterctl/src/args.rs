@@ -89,7 +89,7 @@ pub enum Command {
     Get(Get),
     /// Tells all about one object, with its tasks and events.
     Describe {
-        /// service, task, node, network or image.
+        /// service, task, node, network, secret, config or image.
         kind: KindArg,
         name: String,
     },
@@ -106,7 +106,7 @@ pub enum Command {
     },
     /// Removes objects and waits until they have gone.
     Rm {
-        /// service, network, node (one that is down), or image.
+        /// service, network, secret, config, node (one that is down), or image.
         kind: KindArg,
         /// Names of that kind; others as KIND/NAME.
         #[arg(required = true, value_name = "NAME")]
@@ -156,6 +156,12 @@ pub enum Command {
     /// Images on the nodes.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Secrets: bytes that only the containers that use them see.
+    #[command(subcommand)]
+    Secret(DataCommand),
+    /// Configs: files for containers.
+    #[command(subcommand)]
+    Config(DataCommand),
     /// The managers.
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -184,6 +190,10 @@ pub enum KindArg {
     Network,
     #[value(name = "event", aliases = ["events"])]
     Event,
+    #[value(name = "secret", aliases = ["secrets"])]
+    Secret,
+    #[value(name = "config", aliases = ["configs"])]
+    Config,
     #[value(name = "image", aliases = ["images"])]
     Image,
 }
@@ -197,6 +207,8 @@ impl KindArg {
             Self::Node => Some(Kind::Node),
             Self::Network => Some(Kind::Network),
             Self::Event => Some(Kind::Event),
+            Self::Secret => Some(Kind::Secret),
+            Self::Config => Some(Kind::Config),
             Self::Image => None,
         }
     }
@@ -249,7 +261,7 @@ pub struct PlanArgs {
 
 #[derive(Debug, Args)]
 pub struct Get {
-    /// services, tasks, nodes, networks, events or images.
+    /// services, tasks, nodes, networks, secrets, configs, events or images.
     pub kind: KindArg,
     /// A name or an id.
     pub name: Option<String>,
@@ -406,6 +418,37 @@ pub enum NetworkCommand {
     },
 }
 
+/// What can be done with secrets, and with configs.
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Makes one from a file.
+    Create(DataCreate),
+    /// Shows all.
+    Ls,
+    /// Prints one with all its fields; a secret without its bytes.
+    Inspect { name: String },
+    /// Removes those that no service uses.
+    Rm {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct DataCreate {
+    pub name: String,
+    /// The file; - is the standard input.
+    pub file: PathBuf,
+    /// Of the object; may be given again.
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub label: Vec<(String, String)>,
+    /// Gives one that exists these bytes and labels; the tasks of the services that use it are replaced.
+    #[arg(long)]
+    pub replace: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum ClusterCommand {
     /// Shows who leads and how far each manager is.
@@ -550,11 +593,18 @@ fn parse_node_label(text: &str) -> Result<(String, String, String), String> {
     Ok((node.to_owned(), key.to_owned(), value.to_owned()))
 }
 
+/// `KEY=VALUE` of a label.
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write it as KEY=VALUE".to_owned()),
+    }
+}
+
 /// Verbs of the design that are not built yet, with the verb that they stand under; a verb may have another way to the same end.
-const NOT_BUILT_YET: [(&str, &str); 45] = [
+const NOT_BUILT_YET: [(&str, &str); 33] = [
     ("", "audit"),
     ("", "check"),
-    ("", "config"),
     ("", "explain"),
     ("", "info"),
     ("", "port-forward"),
@@ -562,7 +612,6 @@ const NOT_BUILT_YET: [(&str, &str); 45] = [
     ("", "restart"),
     ("", "rollback"),
     ("", "run"),
-    ("", "secret"),
     ("", "stack"),
     ("", "system"),
     ("", "update"),
@@ -577,25 +626,15 @@ const NOT_BUILT_YET: [(&str, &str); 45] = [
     ("network", "create"),
     ("node", "demote"),
     ("node", "promote"),
-    ("get", "config"),
-    ("get", "configs"),
-    ("get", "secret"),
-    ("get", "secrets"),
     ("get", "stack"),
     ("get", "stacks"),
     ("get", "volume"),
     ("get", "volumes"),
-    ("describe", "config"),
     ("image", "build"),
-    ("describe", "secret"),
     ("describe", "stack"),
     ("describe", "volume"),
-    ("rm", "config"),
-    ("rm", "secret"),
     ("rm", "stack"),
     ("rm", "volume"),
-    ("rm", "configs"),
-    ("rm", "secrets"),
     ("rm", "volumes"),
 ];
 

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
+use rcluster_api::data::DATA_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
 use crate::error::CliError;
@@ -142,6 +143,28 @@ pub fn manifests(files: &[PathBuf]) -> Result<Vec<(String, String)>, CliError> {
         fs::read_to_string(file).map(|text| (name.clone(), text)).map_err(|error| (name, error))
     };
     files.iter().map(|file| read(file).map_err(|(name, error)| CliError::refused(format!("read {name}: {error}"), ""))).collect()
+}
+
+/// The bytes of a file, or of the standard input for `-`, and one more than a secret or config may have, so that it shows when it is too large.
+pub fn data(file: &Path) -> Result<Vec<u8>, CliError> {
+    let (name, bytes) = if file.as_os_str() == "-" {
+        ("standard input".to_owned(), bounded(io::stdin().lock()))
+    } else {
+        (file.display().to_string(), fs::File::open(file).and_then(bounded))
+    };
+    bytes.map_err(|error| CliError::refused(format!("read {name}: {error}"), ""))
+}
+
+/// The file that a manifest names, relative to the manifest's directory; relative to the current one for a manifest of the standard input.
+pub fn beside(manifest: &str, path: &str) -> Result<Vec<u8>, String> {
+    let dir = Path::new(manifest).parent().unwrap_or(Path::new(""));
+    fs::File::open(dir.join(path)).and_then(bounded).map_err(|error| error.to_string())
+}
+
+fn bounded(from: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.take(DATA_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// One line of standard input, for a question.

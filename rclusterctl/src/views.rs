@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rcluster_api::object::{Kind, Object, Task};
 use rcluster_api::resource::Millis;
-use rcluster_api::rest::{ClusterJson, EventJson, ManagerJson, NetworkJson, NodeJson, ServiceJson, TaskJson};
+use rcluster_api::rest::{ClusterJson, DataJson, EventJson, ManagerJson, NetworkJson, NodeJson, ServiceJson, TaskJson};
 use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1;
 use serde::Serialize;
@@ -22,6 +22,7 @@ pub enum View {
     Manager(ManagerNode),
     Network(Box<NetworkJson>),
     Event(EventJson),
+    Data(Box<DataJson>),
 }
 
 /// A manager among the nodes: the fields that nodes have too.
@@ -71,6 +72,8 @@ impl Objects {
             Kind::Node => &[Kind::Node, Kind::Task],
             Kind::Network => &[Kind::Network, Kind::Task],
             Kind::Event => &[Kind::Event],
+            Kind::Secret => &[Kind::Secret, Kind::Task],
+            Kind::Config => &[Kind::Config, Kind::Task],
         }
     }
 
@@ -93,7 +96,7 @@ impl Objects {
     pub fn tasks(&self) -> impl Iterator<Item = &Task> + Clone {
         self.objects.values().filter_map(|object| match object {
             Object::Task(task) => Some(&**task),
-            Object::Service(_) | Object::Node(_) | Object::Network(_) | Object::Event(_) => None,
+            Object::Service(_) | Object::Node(_) | Object::Network(_) | Object::Event(_) | Object::Data(_) => None,
         })
     }
 
@@ -111,6 +114,7 @@ impl Objects {
             Object::Node(node) => View::Node(Box::new(NodeJson::new(node, self.tasks()))),
             Object::Network(network) => View::Network(Box::new(NetworkJson::new(network, self.tasks()))),
             Object::Event(event) => View::Event(EventJson::from(event)),
+            Object::Data(data) => View::Data(Box::new(DataJson::from(data))),
         }
     }
 }
@@ -125,6 +129,8 @@ impl View {
             Self::Manager(_) => "manager",
             Self::Network(_) => "network",
             Self::Event(_) => "event",
+            Self::Data(data) if data.kind == "Secret" => "secret",
+            Self::Data(_) => "config",
         }
     }
 
@@ -132,7 +138,7 @@ impl View {
     pub fn task(&self) -> Option<&TaskJson> {
         match self {
             Self::Task(task) => Some(task),
-            Self::Service(_) | Self::Node(_) | Self::Manager(_) | Self::Network(_) | Self::Event(_) => None,
+            Self::Service(_) | Self::Node(_) | Self::Manager(_) | Self::Network(_) | Self::Event(_) | Self::Data(_) => None,
         }
     }
 
@@ -145,6 +151,7 @@ impl View {
             Self::Manager(view) => &view.name,
             Self::Network(view) => &view.name,
             Self::Event(view) => &view.id,
+            Self::Data(view) => &view.name,
         }
     }
 
@@ -157,13 +164,14 @@ impl View {
             Self::Manager(view) => (&view.name, 0, "", ""),
             Self::Network(view) => (&view.name, 0, "", ""),
             Self::Event(view) => (&view.time, 0, "", view.id.as_str()),
+            Self::Data(view) => (&view.name, 0, "", ""),
         };
         let (word, digits) = match self {
             Self::Node(_) | Self::Manager(_) => {
                 let word = group.trim_end_matches(|c: char| c.is_ascii_digit());
                 (word, group[word.len()..].parse().unwrap_or(number))
             }
-            Self::Service(_) | Self::Task(_) | Self::Network(_) | Self::Event(_) => (group.as_str(), number),
+            Self::Service(_) | Self::Task(_) | Self::Network(_) | Self::Event(_) | Self::Data(_) => (group.as_str(), number),
         };
         (word.to_owned(), digits, std::cmp::Reverse(newest.to_owned()), rest.to_owned())
     }

@@ -155,7 +155,9 @@ fn every_example_parses() {
             seen += 1;
             let text = fs::read_to_string(&path).unwrap();
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            let parsed = rcluster_deploy::native::parse(&[rcluster_deploy::native::Source { name: &name, text: &text }], None);
+            let parsed = rcluster_deploy::native::parse(&[rcluster_deploy::native::Source { name: &name, text: &text }], None, &|_, _| {
+                Ok(Vec::new())
+            });
             parsed.unwrap_or_else(|errors| panic!("{errors:?}"));
         }
     }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::task::Network;
 use super::user::Identity;
-pub use options::HostDevice;
+pub use options::{HostDevice, data_file};
 
 /// What an image says of the container it becomes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -60,6 +60,8 @@ pub struct Input<'a> {
     pub rootfs: &'a Path,
     /// Where the pod's hosts, hostname and resolv.conf are.
     pub files: &'a Path,
+    /// Where the container's secrets and configs are.
+    pub data: &'a Path,
     /// Where this node's volumes are.
     pub volumes: &'a Path,
     /// The image's volumes and where they are on this node.
@@ -245,7 +247,8 @@ fn mounts(input: &Input<'_>) -> Vec<Mount> {
     // Writable also where the rest is not. Otherwise they are on the container's own file system as they are.
     let of_image = input.image_volumes.iter().filter(|_| input.spec.read_only);
     mounts.extend(of_image.map(|(target, source)| mount(target, "bind", &source.to_string_lossy(), &["rbind", "rprivate"])));
-    let own = options::mounts(input.spec, input.volumes, input.binds);
+    let mut own = options::mounts(input.spec, input.volumes, input.binds);
+    own.extend(options::data(input.spec, input.data));
     // What the spec mounts takes the place of ours; the shorter path first, so that none hides another.
     mounts.retain(|ours| !own.iter().any(|theirs| theirs.destination() == ours.destination()));
     mounts.extend(own);

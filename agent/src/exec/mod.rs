@@ -14,6 +14,7 @@ use rcluster_api::policy::NodePolicy;
 use tokio::sync::Semaphore;
 
 use crate::config::Config;
+use crate::data::Data;
 use crate::image::Store;
 use crate::image::pull::Puller;
 use crate::place::Places;
@@ -32,6 +33,8 @@ pub struct Tools {
     pub cgroup_parent: String,
     pub images: Images,
     pub netd: Netd,
+    /// The secrets and configs of the node's tasks.
+    pub data: Data,
     /// What containers may have of this host.
     pub policy: NodePolicy,
     runtimes: Runtimes,
@@ -66,6 +69,7 @@ impl Tools {
             cgroup_parent: config.cgroup_parent.clone(),
             images,
             netd,
+            data: Data::new(),
             policy: config.policy.clone(),
             runtimes: Runtimes { others: others.collect(), own },
             preparing: Semaphore::new(PREPARING_MAX),

@@ -28,6 +28,7 @@ use crate::core::bundle::{self, HostDevice, ImageConfig};
 use crate::core::logging;
 use crate::core::task::{ContainerRecord, Exit, Network, Phase, Record};
 use crate::core::user::{Identity, identify};
+use crate::data::{self, Bytes};
 use crate::host;
 use crate::image::ImageError;
 use crate::image::mount::{Overlay, remove, unmount_all};
@@ -97,8 +98,8 @@ fn absent(tools: &Tools, spec: &ContainerSpec, name: &str, there: &str) -> StepE
     StepError::Rejected(format!("image {name:?} is not on node {}; images there: {there}; {hint}", tools.node))
 }
 
-/// Root file systems, network, the pod's files.
-pub async fn prepare(tools: &Arc<Tools>, task: &Arc<Task>, record: &mut Record) -> Result<(), StepError> {
+/// Root file systems, network, the pod's files, secrets and configs.
+pub async fn prepare(tools: &Arc<Tools>, task: &Arc<Task>, data: &Bytes, record: &mut Record) -> Result<(), StepError> {
     check_names(record)?;
     check_host(tools, task)?;
     let in_turn = async {
@@ -110,6 +111,9 @@ pub async fn prepare(tools: &Arc<Tools>, task: &Arc<Task>, record: &mut Record) 
     let images = roots?;
     record.network = network?;
     write_files(tools, task, &record.network)?;
+    let names: Vec<String> = record.containers.iter().map(|container| container.name.clone()).collect();
+    let written = data::write(&tools.places.of_task(&task.id).data(), &task.template, &names, data);
+    written.map_err(|source| StepError::Io { what: "write the secrets and configs", container: task.name.clone(), source })?;
     for ((container, image), spec) in record.containers.iter_mut().zip(&images).zip(&task.template.containers) {
         container.stop_signal = bundle::stop_signal(spec, image);
         container.healthcheck = bundle::healthcheck(spec, image);
@@ -318,6 +322,7 @@ fn sweep(tools: &Tools, task: &Task, names: &[String]) -> Vec<String> {
     }
     note("remove", &places.writes, remove(&places.writes));
     note("remove", &places.files(), remove(&places.files()));
+    note("remove", &places.data(), data::drop_files(&places.data()));
     if let Err(error) = host::remove_cgroup(&format!("{}/{}", tools.cgroup_parent, task.id)) {
         problems.push(format!("{error:#}"));
     }
@@ -423,6 +428,7 @@ fn write_config(tools: &Tools, task: &Task, record: &Record, index: usize, place
         cgroup_parent: &tools.cgroup_parent,
         rootfs: &place.rootfs(),
         files: &tools.places.of_task(&task.id).files(),
+        data: &tools.places.of_task(&task.id).data().join(&container.name),
         volumes: &tools.places.volumes(),
         binds: &bind_sources(tools, spec).map_err(rejected)?,
         image_volumes: &image_volumes,

@@ -165,7 +165,11 @@ impl Conversation {
                     debug!("the network view is not newer than the last");
                 }
             }
-            Some(manager_message::Kind::Assignments(assignments)) => drop(session.assignments.send_replace(Some(assignments))),
+            Some(manager_message::Kind::Data(data)) => session.tools.data.take(data),
+            Some(manager_message::Kind::Assignments(assignments)) => {
+                session.tools.data.keep(assignments.tasks.iter().filter_map(|task| task.template.as_ref()));
+                drop(session.assignments.send_replace(Some(assignments)));
+            }
             Some(manager_message::Kind::Logs(command)) => self.readers.begin(command),
             Some(manager_message::Kind::LogsCancel(cancel)) => self.readers.cancel(&cancel.request_id),
             Some(manager_message::Kind::Relay(command)) => self.relays.begin(command),

@@ -1,10 +1,11 @@
 //! Checks one container of a pod.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::{MEMORY_LIMIT_MIN, check_name, invalid};
 use crate::container::{FACILITIES, LogDriver, Logging, MountSpec, ULIMITS, Ulimit};
+use crate::data::DataKind;
 use crate::error::ApiError;
 use crate::health::HealthCheck;
 use crate::resource::{Bytes, Millis};
@@ -30,6 +31,7 @@ pub fn check_container(container: &ContainerSpec, path: &str) -> Result<(), ApiE
         check_logging(logging, &format!("{path}.logging"))?;
     }
     check_mounts(&container.mounts, path)?;
+    check_data(container, path)?;
     for (field, names) in [("cap_add", &container.cap_add), ("cap_drop", &container.cap_drop)] {
         if let Some(unknown) = names.iter().find(|name| !is_capability(name)) {
             return Err(invalid(format!("{path}.{field}"), format!("there is no capability {unknown:?}"))
@@ -200,6 +202,29 @@ fn check_mounts(mounts: &[MountSpec], path: &str) -> Result<(), ApiError> {
             }
             MountSpec::Volume { source, .. } => check_name("volume", source).map_err(|error| error.field(format!("{path}.source")))?,
             MountSpec::Bind { .. } | MountSpec::Tmpfs { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_data(container: &ContainerSpec, path: &str) -> Result<(), ApiError> {
+    let mut targets: BTreeSet<String> = container.mounts.iter().map(|mount| mount.target().trim_end_matches('/').to_owned()).collect();
+    let mut places: BTreeMap<DataKind, usize> = BTreeMap::new();
+    for (kind, data) in container.data() {
+        let index = places.entry(kind).or_default();
+        let path = format!("{path}.{}s[{index}]", kind.as_str());
+        *index += 1;
+        check_name(kind.as_str(), &data.source).map_err(|error| error.field(path.clone()))?;
+        let target = data.path(kind);
+        if !is_plain(&target) || target.ends_with('/') {
+            return Err(invalid(format!("{path}.target"), format!("{:?} is not a plain path of a file", data.target))
+                .hint("write it like /etc/app/key, without . and .."));
+        }
+        if !targets.insert(target.clone()) {
+            return Err(invalid(format!("{path}.target"), format!("something else has the target {target} already")));
+        }
+        if data.mode.0 == 0 {
+            return Err(invalid(format!("{path}.mode"), "0000 lets nobody read it").hint("leave it out for 0444"));
         }
     }
     Ok(())

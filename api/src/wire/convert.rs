@@ -4,10 +4,13 @@
 //! does not compile until it is handled.
 
 mod container;
+mod data;
 
 use std::net::Ipv4Addr;
 
 use thiserror::Error;
+
+pub use self::data::data_kind;
 
 use super::v1;
 use crate::container::PullPolicy;
@@ -66,7 +69,7 @@ twins! {
     PullPolicy <=> PullPolicy, "pull" { Missing = Missing, Always = Always, Never = Never }
     Availability <=> Availability, "availability" { Active = Active, Pause = Pause, Drain = Drain }
     NodeState <=> NodeState, "node state" { Ready = Ready, Suspect = Suspect, Down = Down }
-    Kind <=> Kind, "kind" { Service = Service, Task = Task, Node = Node, Network = Network, Event = Event }
+    Kind <=> Kind, "kind" { Service = Service, Task = Task, Node = Node, Network = Network, Event = Event, Secret = Secret, Config = Config }
 }
 
 /// An enum field as it stands in a message.
@@ -252,6 +255,7 @@ impl From<Spec> for v1::spec::Kind {
         match spec {
             Spec::Service(spec) => Self::Service(spec.into()),
             Spec::Network(spec) => Self::Network(spec.into()),
+            Spec::Data(spec) => Self::Data(spec.into()),
         }
     }
 }
@@ -263,6 +267,7 @@ impl TryFrom<v1::spec::Kind> for Spec {
         match wire {
             v1::spec::Kind::Service(spec) => spec.try_into().map(Self::Service),
             v1::spec::Kind::Network(spec) => spec.try_into().map(Self::Network),
+            v1::spec::Kind::Data(spec) => spec.try_into().map(Self::Data),
         }
     }
 }
@@ -536,6 +541,7 @@ impl From<Object> for v1::Object {
             Object::Node(node) => v1::object::Kind::Node(node.into()),
             Object::Network(network) => v1::object::Kind::Network(network.into()),
             Object::Event(event) => v1::object::Kind::Event(event.into()),
+            Object::Data(data) => v1::object::Kind::Data(data.into()),
         };
         Self { kind: Some(kind) }
     }
@@ -551,6 +557,7 @@ impl TryFrom<v1::Object> for Object {
             v1::object::Kind::Node(node) => node.try_into().map(Self::Node),
             v1::object::Kind::Network(network) => network.try_into().map(Self::Network),
             v1::object::Kind::Event(event) => event.try_into().map(Self::Event),
+            v1::object::Kind::Data(data) => data.try_into().map(Self::Data),
         }
     }
 }
@@ -579,6 +586,7 @@ mod tests {
                     {"type": "volume", "source": "data", "target": "/d"}, {"type": "tmpfs", "target": "/u", "size": "1MiB", "mode": "0700"}],
                 "sysctls": {"net.core.somaxconn": "1"}, "cap_add": ["NET_ADMIN"], "cap_drop": ["ALL"], "no_new_privileges": true,
                 "privileged": true, "devices": ["/dev/fuse:/dev/fuse:rw"], "shm_size": "1MiB", "pull": "always",
+                "secrets": ["a", {"source": "b", "target": "/b", "uid": 1, "gid": 2, "mode": "0400"}], "configs": ["c"],
                 "logging": {"driver": "syslog", "address": "udp://10.0.0.1:514", "facility": "local0", "tag": "t", "max_size": "1MiB"}}, {"image": "b", "name": "b", "pull": "never",
                 "healthcheck": {"tcp": {"port": 5}}}, {"image": "c", "name": "c", "healthcheck": {"command": "true", "retries": 1}},
                 {"image": "d", "name": "d", "healthcheck": {"disable": true}}],

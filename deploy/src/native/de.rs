@@ -19,11 +19,10 @@ pub(super) fn read<'de, T: Deserialize<'de>>(node: &'de Node, path: &str, owner:
 }
 
 /// Keys of the design that no version understands so far: refused as what they are, not as misspelt.
-const NOT_BUILT_YET: [&str; 24] = [
+const NOT_BUILT_YET: [&str; 22] = [
     "autoscale",
     "cap_add",
     "cap_drop",
-    "configs",
     "devices",
     "dns",
     "endpoint_mode",
@@ -39,7 +38,6 @@ const NOT_BUILT_YET: [&str; 24] = [
     "rollback",
     "runtime",
     "schedule",
-    "secrets",
     "sysctls",
     "tmpfs",
     "ulimits",

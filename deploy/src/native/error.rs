@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use rcluster_api::validate::nearest;
 use thiserror::Error;
 
 /// A place in a manifest, both counted from 1; columns in characters.
@@ -48,17 +49,6 @@ impl Problem {
     pub(super) fn in_file(self, file: &str) -> ManifestError {
         ManifestError { file: file.to_owned(), position: self.position, message: self.message, hint: self.hint }
     }
-}
-
-/// The known word that `word` was most probably meant to be.
-pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let folded = word.to_ascii_lowercase().replace(['-', '_'], "");
-    known
-        .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(&folded, &candidate.to_ascii_lowercase().replace(['-', '_'], "")), candidate))
-        .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).max(1))
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
 }
 
 /// `did you mean …?`, or the list of what there is.

@@ -1,10 +1,11 @@
-//! Native manifests: YAML documents `kind: Service|Network`, `name:`, `spec:`, the objects of the API.
+//! Native manifests: YAML documents `kind: Service|Network|Secret|Config`, `name:`, `spec:`, the objects of the API.
 //!
-//! In: files as (name, text). Out: what is wanted, in the order of the files, each checked on its own, or every refusal with its place.
+//! In: files as (name, text), and a reader for the files that secrets and configs name. Out: what is wanted, in the order of the files, each checked on its own, or every refusal with its place.
 //! Anything in a file is honoured or refused by name. What `rclusterctl get -o yaml` prints is accepted: in a document with an `id` the keys
 //! of the managers (`created`, `updated`, `replicas`, `update`, `mode`, `vni`, `subnet`, `endpoints`) are read over, and `version` makes the
 //! deploy conditional on the object being unchanged since. A literal `${…}` stays as it is.
 
+mod data;
 mod de;
 mod error;
 mod tree;
@@ -13,13 +14,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
 
+use rcluster_api::data::DataKind;
 use rcluster_api::error::ApiError;
 use rcluster_api::object::Kind;
 use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
-use rcluster_api::validate;
+use rcluster_api::validate::{self, nearest};
 
 pub use self::error::{ManifestError, Position};
-use self::error::{Problem, nearest, suggest};
+use self::error::{Problem, suggest};
 use self::tree::{Entry, Node, Value};
 
 /// One object that a manifest asks for.
@@ -56,6 +58,7 @@ pub fn kind_of(spec: &Spec) -> Kind {
     match spec {
         Spec::Service(_) => Kind::Service,
         Spec::Network(_) => Kind::Network,
+        Spec::Data(data) => data.kind.object_kind(),
     }
 }
 
@@ -66,11 +69,14 @@ pub struct Source<'a> {
     pub text: &'a str,
 }
 
+/// Reads a file that a manifest names: called with the manifest's name and the path as it is written; answers why it cannot.
+pub type ReadFile<'a> = &'a dyn Fn(&str, &str) -> Result<Vec<u8>, String>;
+
 /// Reads all documents of all files. `stack`: the name that every object is to carry.
 ///
 /// # Errors
 /// Every refusal, at most one for each document, in the order of the files.
-pub fn parse(sources: &[Source<'_>], stack: Option<&str>) -> Result<Vec<Desired>, Vec<ManifestError>> {
+pub fn parse(sources: &[Source<'_>], stack: Option<&str>, read_file: ReadFile<'_>) -> Result<Vec<Desired>, Vec<ManifestError>> {
     let mut desired: Vec<Desired> = Vec::new();
     let mut errors = Vec::new();
     for source in sources {
@@ -82,7 +88,7 @@ pub fn parse(sources: &[Source<'_>], stack: Option<&str>) -> Result<Vec<Desired>
             }
         };
         for document in documents.iter().filter(|document| !document.is_null()) {
-            match object(document, source.name, stack) {
+            match object(document, source.name, stack, read_file) {
                 Ok(object) => desired.push(object),
                 Err(problem) => errors.push(problem.in_file(source.name)),
             }
@@ -110,15 +116,19 @@ fn named_twice(desired: &[Desired]) -> Vec<ManifestError> {
     errors
 }
 
-const KINDS: [&str; 2] = ["Service", "Network"];
-const KINDS_NOT_BUILT_YET: [&str; 5] = ["Volume", "Secret", "Config", "Job", "Stack"];
+const KINDS: [&str; 4] = ["Service", "Network", "Secret", "Config"];
+const KINDS_NOT_BUILT_YET: [&str; 3] = ["Volume", "Job", "Stack"];
 /// Written by the managers; in a document with an `id` they are read over.
 const SERVICE_STATUS: [&str; 6] = ["id", "mode", "replicas", "update", "created", "updated"];
 const NETWORK_STATUS: [&str; 5] = ["id", "vni", "subnet", "endpoints", "created"];
+const DATA_STATUS: [&str; 5] = ["id", "digest", "size", "created", "updated"];
 const TOP_LEVEL: [&str; 4] = ["kind", "name", "spec", "version"];
 /// To tell a key that stands one level too high from one that is misspelt.
-const SPEC_KEYS: [&str; 14] = [
+const SPEC_KEYS: [&str; 17] = [
     "containers",
+    "data",
+    "file",
+    "text",
     "internal",
     "labels",
     "mode",
@@ -134,7 +144,7 @@ const SPEC_KEYS: [&str; 14] = [
     "image",
 ];
 
-fn object(document: &Rc<Node>, file: &str, stack: Option<&str>) -> Result<Desired, Problem> {
+fn object(document: &Rc<Node>, file: &str, stack: Option<&str>, read_file: ReadFile<'_>) -> Result<Desired, Problem> {
     let Value::Map(entries) = &document.value else {
         return Err(Problem::new(document.position, "a manifest is a mapping with the keys kind, name and spec", "see examples/web.yaml"));
     };
@@ -152,6 +162,8 @@ fn object(document: &Rc<Node>, file: &str, stack: Option<&str>) -> Result<Desire
     };
     let mut spec = match kind {
         Kind::Service => Spec::Service(service(spec_node, name, &owner)?),
+        Kind::Secret => Spec::Data(data::read(DataKind::Secret, name, spec_node, &owner, file, read_file)?),
+        Kind::Config => Spec::Data(data::read(DataKind::Config, name, spec_node, &owner, file, read_file)?),
         _ => Spec::Network(NetworkSpec { name: name.to_owned(), ..read_spec(spec_node, &owner)? }),
     };
     if let Some(stack) = stack {
@@ -177,15 +189,19 @@ fn kind(document: &Node, entries: &[Entry]) -> Result<Kind, Problem> {
         let misspelt = entries.iter().find(|entry| nearest(&entry.key, ["kind"]).is_some());
         return Err(match misspelt {
             Some(entry) => Problem::new(entry.key_position, format!("unknown key {:?}", entry.key), "did you mean \"kind\"?"),
-            None => Problem::new(document.position, "key \"kind\" is missing", "write kind: Service or kind: Network"),
+            None => Problem::new(document.position, "key \"kind\" is missing", "write kind: Service, Network, Secret or Config"),
         });
     };
     match required_text(document, "kind")? {
         "Service" => Ok(Kind::Service),
         "Network" => Ok(Kind::Network),
-        other if KINDS_NOT_BUILT_YET.contains(&other) => {
-            Err(Problem::new(entry.value.position, format!("kind {other} is not built yet"), "there are Service and Network"))
-        }
+        "Secret" => Ok(Kind::Secret),
+        "Config" => Ok(Kind::Config),
+        other if KINDS_NOT_BUILT_YET.contains(&other) => Err(Problem::new(
+            entry.value.position,
+            format!("kind {other} is not built yet"),
+            "there are Service, Network, Secret and Config",
+        )),
         other => Err(Problem::new(entry.value.position, format!("unknown kind {other:?}"), suggest(other, &KINDS))),
     }
 }
@@ -204,7 +220,11 @@ fn required_text<'a>(document: &'a Node, key: &str) -> Result<&'a str, Problem> 
 
 /// Refuses keys beside kind, name, spec and version, unless the document is one that `get -o yaml` printed.
 fn check_top_level(document: &Node, entries: &[Entry], kind: Kind, owner: &str) -> Result<(), Problem> {
-    let status: &[&str] = if kind == Kind::Service { &SERVICE_STATUS } else { &NETWORK_STATUS };
+    let status: &[&str] = match kind {
+        Kind::Service => &SERVICE_STATUS,
+        Kind::Secret | Kind::Config => &DATA_STATUS,
+        _ => &NETWORK_STATUS,
+    };
     let printed = document.entry("id").is_some();
     for entry in entries.iter().filter(|entry| !TOP_LEVEL.contains(&entry.key.as_str())) {
         let key = entry.key.as_str();
@@ -268,6 +288,7 @@ fn put_in_stack(spec: &mut Spec, stack: &str, node: &Node, owner: &str) -> Resul
     let own = match spec {
         Spec::Service(spec) => &mut spec.stack,
         Spec::Network(spec) => &mut spec.stack,
+        Spec::Data(spec) => &mut spec.stack,
     };
     if !own.is_empty() && own != stack {
         return Err(Problem::new(

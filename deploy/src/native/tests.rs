@@ -2,14 +2,19 @@
 
 use super::*;
 
+/// The only file that there is: `./key`.
+fn no_file(manifest: &str, path: &str) -> Result<Vec<u8>, String> {
+    if (manifest, path) == ("web.yaml", "./key") { Ok(b"hunter2".to_vec()) } else { Err("no such file".to_owned()) }
+}
+
 fn refuse(text: &str, expected: &str) {
-    let errors = parse(&[Source { name: "web.yaml", text }], None).expect_err(text);
+    let errors = parse(&[Source { name: "web.yaml", text }], None, &no_file).expect_err(text);
     let found: Vec<String> = errors.iter().map(ToString::to_string).collect();
     assert_eq!(found.join("\n"), expected, "{text}");
 }
 
 fn accept(text: &str) -> Vec<Desired> {
-    parse(&[Source { name: "web.yaml", text }], None).unwrap_or_else(|errors| panic!("{errors:?}"))
+    parse(&[Source { name: "web.yaml", text }], None, &no_file).unwrap_or_else(|errors| panic!("{errors:?}"))
 }
 
 const WEB: &str = "kind: Service\nname: web\nspec:\n  replicas: 3\n  containers:\n  - image: web:1\n";
@@ -17,7 +22,7 @@ const WEB: &str = "kind: Service\nname: web\nspec:\n  replicas: 3\n  containers:
 fn only_service(text: &str) -> ServiceSpec {
     match accept(text).remove(0).spec {
         Spec::Service(spec) => spec,
-        Spec::Network(_) => panic!("a network"),
+        Spec::Network(_) | Spec::Data(_) => panic!("no service"),
     }
 }
 
@@ -119,10 +124,10 @@ fn wrong_types_and_words_say_what_is_wanted() {
 #[test]
 fn missing_keys_are_named() {
     refuse("kind: Service\nname: web\n", "web.yaml:1:1: key \"spec\" is missing in service web");
-    let network = parse(&[Source { name: "web.yaml", text: "kind: Network\nname: lab\n" }], None).unwrap();
+    let network = parse(&[Source { name: "web.yaml", text: "kind: Network\nname: lab\n" }], None, &no_file).unwrap();
     assert_eq!(network[0].spec.name(), "lab", "everything of a network has a default");
     refuse("kind: Service\nspec: {}\n", "web.yaml:1:1: key \"name\" is missing");
-    refuse("name: web\n", "web.yaml:1:1: key \"kind\" is missing; write kind: Service or kind: Network");
+    refuse("name: web\n", "web.yaml:1:1: key \"kind\" is missing; write kind: Service, Network, Secret or Config");
     refuse(
         "kind: Service\nname: web\nspec:\n  containers:\n  - args: [x]\n",
         "web.yaml:5:5: key \"image\" is missing in spec.containers[0] of service web",
@@ -131,7 +136,7 @@ fn missing_keys_are_named() {
 
 #[test]
 fn what_is_not_built_yet_is_refused_by_name() {
-    refuse("kind: Secret\nname: x\nspec: {}\n", "web.yaml:1:7: kind Secret is not built yet; there are Service and Network");
+    refuse("kind: Job\nname: x\nspec: {}\n", "web.yaml:1:7: kind Job is not built yet; there are Service, Network, Secret and Config");
     refuse("kind: service\nname: x\nspec: {}\n", "web.yaml:1:7: unknown kind \"service\"; did you mean \"Service\"?");
     refuse(&format!("{WEB}  mode: cron\n"), "web.yaml:7:9: mode cron of service web is not built yet; there are replicated and global");
     refuse(&format!("{WEB}  ports: [80]\n"), "web.yaml:7:3: key \"ports\" in spec of service web is not built yet; remove it");
@@ -166,7 +171,7 @@ fn what_a_check_refuses_has_its_place() {
 #[test]
 fn an_object_is_described_once() {
     let sources = [Source { name: "a.yaml", text: WEB }, Source { name: "b.yaml", text: &format!("---\n{WEB}") }];
-    let errors = parse(&sources, None).unwrap_err();
+    let errors = parse(&sources, None, &no_file).unwrap_err();
     assert_eq!(errors[0].to_string(), "b.yaml:2:1: service web is already described in a.yaml:1:1; keep one of them");
 }
 
@@ -174,7 +179,7 @@ fn an_object_is_described_once() {
 fn every_document_is_checked_and_every_refusal_told() {
     refuse(
         "kind: Service\nname: a\n---\nkind: Box\nname: b\n",
-        "web.yaml:1:1: key \"spec\" is missing in service a\nweb.yaml:4:7: unknown kind \"Box\"; there are Service, Network",
+        "web.yaml:1:1: key \"spec\" is missing in service a\nweb.yaml:4:7: unknown kind \"Box\"; there are Service, Network, Secret, Config",
     );
     refuse("a: [1\nb: }", "web.yaml:2:2: not YAML: illegal placement of ':' indicator");
     refuse("just text", "web.yaml:1:1: a manifest is a mapping with the keys kind, name and spec; see examples/web.yaml");
@@ -200,9 +205,48 @@ fn what_get_prints_is_accepted_and_conditional() {
 #[test]
 fn a_stack_is_put_on_every_object_or_refused() {
     let source = [Source { name: "f", text: WEB }];
-    let Spec::Service(spec) = &parse(&source, Some("shop")).unwrap()[0].spec else { panic!("a network") };
+    let Spec::Service(spec) = &parse(&source, Some("shop"), &no_file).unwrap()[0].spec else { panic!("a network") };
     assert_eq!(spec.stack, "shop");
     let text = format!("{WEB}  stack: other\n");
-    let errors = parse(&[Source { name: "f", text: &text }], Some("shop")).unwrap_err();
+    let errors = parse(&[Source { name: "f", text: &text }], Some("shop"), &no_file).unwrap_err();
     assert_eq!(errors[0].to_string(), "f:7:10: spec.stack of service web is \"other\", and --stack says \"shop\"; remove one of them");
+}
+
+#[test]
+fn a_secrets_bytes_come_as_base64_as_text_or_from_a_file_beside_the_manifest() {
+    for spec in ["data: aHVudGVyMg==", "text: hunter2", "file: ./key"] {
+        let Spec::Data(secret) = accept(&format!("kind: Secret\nname: db\nspec: {{{spec}}}\n")).remove(0).spec else { panic!("no secret") };
+        assert_eq!((secret.kind, secret.data.unwrap().0), (DataKind::Secret, b"hunter2".to_vec()), "{spec}");
+    }
+    let refuse = |spec: &str, expected: &str| refuse(&format!("kind: Config\nname: db\nspec:\n  {spec}\n"), expected);
+    refuse("file: ../k", "web.yaml:4:9: spec.file of config db: ../k: no such file; the path is relative to the manifest");
+    refuse("data: YQ==\n  text: a", "web.yaml:5:9: data and text of config db are both given; keep one");
+    refuse("dat: YQ==", "web.yaml:4:3: unknown key \"dat\" in spec of config db; did you mean \"data\"?");
+    refuse(
+        "data: hunter2!",
+        "web.yaml:4:3: spec.data of config db: not base64 (RFC 4648 §4): in a manifest, plain text goes under text and a file's path under file",
+    );
+    refuse("text: [hunter2]", "web.yaml:4:9: spec.text of config db takes text");
+    let large = format!("text: {}", "a".repeat(512_001));
+    refuse(
+        &large,
+        "web.yaml:4:3: spec.data of config db: config db has 512001 bytes, more than the limit of 512000; split it, or keep it on a volume or in the image",
+    );
+}
+
+#[test]
+fn what_a_container_uses_is_checked() {
+    let refuse = |uses: &str, expected: &str| refuse(&format!("{WEB}    {uses}\n"), expected);
+    refuse(
+        "secrets: [{source: db, target: ../x}]",
+        "web.yaml:7:36: spec.containers[0].secrets[0].target of service web: \"../x\" is not a plain path of a file; write it like /etc/app/key, without . and ..",
+    );
+    refuse(
+        "configs: [a, {source: b, target: a}]",
+        "web.yaml:7:38: spec.containers[0].configs[1].target of service web: something else has the target /a already",
+    );
+    refuse(
+        "secrets: [{source: db, mode: rw}]",
+        "web.yaml:7:15: spec.containers[0].secrets[0].mode of service web: \"rw\" is not a file mode: write it in octal and in quotes, such as \"0755\"",
+    );
 }

@@ -3,8 +3,11 @@
 //! In: the state and a request. Out: the objects to write, with what to answer, or a refusal that says which field, why and what mends
 //! it. Never: half of a request.
 
+mod data;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+use rcluster_api::data::DataKind;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{NetworkId, ServiceId};
 use rcluster_api::object::{Availability, Kind, Network, Node, Object, Service, Stamp};
@@ -81,9 +84,17 @@ fn apply(state: &State, specs: Vec<(Spec, u64)>, ctx: &mut Ctx) -> Result<(Chang
         .iter()
         .filter_map(|(spec, _)| match spec {
             Spec::Network(network) => Some(network.name.clone()),
-            Spec::Service(_) => None,
+            Spec::Service(_) | Spec::Data(_) => None,
         })
         .collect();
+    let new_data: BTreeSet<(DataKind, String)> = specs
+        .iter()
+        .filter_map(|(spec, _)| match spec {
+            Spec::Data(data) => Some((data.kind, data.name.clone())),
+            Spec::Service(_) | Spec::Network(_) => None,
+        })
+        .collect();
+    let mut changed_data = BTreeSet::new();
     let mut subnets: Vec<(String, ipnet::Ipv4Net)> =
         state.networks().values().filter_map(|network| Some((network.spec.name.clone(), network.subnet?))).collect();
     for (spec, expected) in specs {
@@ -91,15 +102,21 @@ fn apply(state: &State, specs: Vec<(Spec, u64)>, ctx: &mut Ctx) -> Result<(Chang
         let kind = match &spec {
             Spec::Service(_) => Kind::Service,
             Spec::Network(_) => Kind::Network,
+            Spec::Data(data) => data.kind.object_kind(),
         };
         if !seen.insert((kind, spec.name().to_owned())) {
             return Err(ApiError::new(ErrorCode::Invalid, format!("{} {} is given twice", kind.as_str(), spec.name())));
         }
         applied.push(match spec {
-            Spec::Service(spec) => apply_service(state, spec, expected, &new_networks, ctx, &mut changes)?,
+            Spec::Service(spec) => {
+                data::check_uses(state, &spec, &new_data)?;
+                apply_service(state, spec, expected, &new_networks, ctx, &mut changes)?
+            }
+            Spec::Data(spec) => data::apply(state, spec, expected, ctx, &mut changed_data, &mut changes)?,
             Spec::Network(spec) => apply_network(state, spec, expected, &mut subnets, ctx, &mut changes)?,
         });
     }
+    data::roll_users(state, &changed_data, &mut changes);
     Ok((changes, Answer::Applied(applied)))
 }
 
@@ -274,6 +291,8 @@ fn remove(state: &State, refs: &[(Kind, String)]) -> Result<(ChangeSet, Answer),
                 return Err(ApiError::new(ErrorCode::Invalid, format!("task {name} belongs to a service and would come back"))
                     .hint("scale the service down, or remove it"));
             }
+            Kind::Secret => data::remove(state, DataKind::Secret, name, &going, &mut changes)?,
+            Kind::Config => data::remove(state, DataKind::Config, name, &going, &mut changes)?,
             Kind::Event => return Err(ApiError::new(ErrorCode::Invalid, "events cannot be removed")),
             Kind::Service => {}
         }

@@ -153,6 +153,7 @@ pub fn weight(object: &Object) -> usize {
                 + 64 * (task.status.containers.len() + task.networks.len())
         }
         Object::Service(service) => validate::text_size(&service.spec),
+        Object::Data(data) => data.spec.data.as_ref().map_or(0, |payload| payload.0.len()),
         Object::Node(_) | Object::Network(_) | Object::Event(_) => 0,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 
+use rcluster_api::data::DataKind;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::object::{Kind, Object};
 use rcluster_api::spec::Spec;
@@ -70,6 +71,11 @@ fn list(state: &State, request: &v1::ListRequest) -> Result<Vec<Object>, ApiErro
     let v1::ListRequest { kind, name, service, stack } = request;
     let in_stack = |of: &str| stack.is_empty() || of == stack;
     let kind = convert::kind(*kind).map_err(ApiError::from)?;
+    let data = |kind| {
+        let all = state.data().values().filter(|data| data.spec.kind == kind && in_stack(&data.spec.stack));
+        let named = all.filter(|data| name.is_empty() || data.spec.name == *name || data.id.as_str() == name);
+        named.map(|data| Object::Data(if name.is_empty() { data.listed() } else { data.shown() })).collect()
+    };
     let objects: Vec<Object> = match kind {
         Kind::Service if !name.is_empty() => state.find_service(name).map(|s| Object::Service((**s).clone())).into_iter().collect(),
         Kind::Network if !name.is_empty() => state.find_network(name).map(|n| Object::Network((**n).clone())).into_iter().collect(),
@@ -85,6 +91,8 @@ fn list(state: &State, request: &v1::ListRequest) -> Result<Vec<Object>, ApiErro
             .filter(|t| in_stack(&t.stack))
             .map(|t| Object::Task(Box::new((**t).clone())))
             .collect(),
+        Kind::Secret => data(DataKind::Secret),
+        Kind::Config => data(DataKind::Config),
         Kind::Event => state.events().values().map(|e| Object::Event((**e).clone())).collect(),
     };
     if !name.is_empty() && objects.is_empty() {

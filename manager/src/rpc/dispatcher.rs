@@ -3,12 +3,12 @@
 //! A session is two loops. One reads what the agent says and tells the brain. The other waits for revisions and sends the node's view
 //! and assignments when they have changed; the view goes first. Both end with the session, and the session with the term.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rcluster_api::error::{ApiError, ErrorCode};
-use rcluster_api::id::{NodeId, TaskId};
+use rcluster_api::id::{DataId, NodeId, TaskId};
 use rcluster_api::object::TaskStatus;
 use rcluster_api::wire::v1::dispatcher_server::Dispatcher;
 use rcluster_api::wire::v1::{self, agent_message, manager_message, relay_output};
@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::control::Answers;
 use super::route::Router;
-use crate::core::dispatch::assignments::assignments;
+use crate::core::dispatch::assignments::{assigned_data, assignments, used_data};
 use crate::core::dispatch::netview::Networks;
 use crate::core::node::register::Registration;
 use crate::core::state::State;
@@ -222,11 +222,12 @@ async fn listen(
 }
 
 impl DispatcherService {
-    /// Sends the node its view and its assignments whenever they differ from what it was sent last.
+    /// Sends the node its view, the secrets and configs of its tasks, and its assignments whenever they differ from what it was sent last.
     async fn tell(&self, term: &Term, node: &NodeId, outbox: &mpsc::Sender<Result<v1::ManagerMessage, Status>>) {
         let mut revisions = self.router.store.revisions();
         let mut told_view: Option<v1::NetView> = None;
         let mut told_set: Option<Digest> = None;
+        let mut told_data: BTreeMap<DataId, u64> = BTreeMap::new();
         loop {
             revisions.borrow_and_update();
             let state = self.router.store.state();
@@ -237,6 +238,14 @@ impl DispatcherService {
             if told_view.as_ref().is_none_or(|told| told.nodes != view.nodes || told.networks != view.networks) {
                 messages.push(manager_message::Kind::View(view.clone()));
                 told_view = Some(view);
+            }
+            let used = used_data(&state, node);
+            // What no task of the set uses is dropped by the agent.
+            told_data.retain(|id, _| used.contains_key(id));
+            for data in used.into_values() {
+                if told_data.insert(data.id.clone(), data.stamp.version) != Some(data.stamp.version) {
+                    messages.push(manager_message::Kind::Data(assigned_data(&data)));
+                }
             }
             if told_set.as_ref() != Some(&digest) {
                 messages.push(manager_message::Kind::Assignments(set));

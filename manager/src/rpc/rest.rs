@@ -3,11 +3,12 @@
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
+use rcluster_api::data::{DataKind, DataSpec};
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::object::{Kind, Object, Task};
-use rcluster_api::rest::{ClusterJson, EventJson, ManagerJson, NetworkJson, NodeJson, ServiceJson, TaskJson};
+use rcluster_api::rest::{ClusterJson, DataJson, EventJson, ManagerJson, NetworkJson, NodeJson, ServiceJson, TaskJson};
 use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::control_server::Control;
@@ -69,6 +70,10 @@ pub fn routes(control: ControlService) -> Router {
         .route("/v1/services/{name}/scale", axum::routing::post(scale))
         .route("/v1/networks", get(|state, query| list(state, Kind::Network, query)))
         .route("/v1/networks/{name}", get(|state, path| one(state, Kind::Network, path)).put(put_network).delete(delete_network))
+        .route("/v1/secrets", get(|state, query| list(state, Kind::Secret, query)))
+        .route("/v1/secrets/{name}", data_routes(DataKind::Secret))
+        .route("/v1/configs", get(|state, query| list(state, Kind::Config, query)))
+        .route("/v1/configs/{name}", data_routes(DataKind::Config))
         .route("/v1/nodes", get(|state, query| list(state, Kind::Node, query)))
         .route("/v1/nodes/{name}", get(|state, path| one(state, Kind::Node, path)))
         .route("/v1/tasks", get(|state, query| list(state, Kind::Task, query)))
@@ -76,6 +81,15 @@ pub fn routes(control: ControlService) -> Router {
         .route("/v1/events", get(|state, query| list(state, Kind::Event, query)))
         .fallback(|| async { Refusal(ApiError::new(ErrorCode::NotFound, "there is no such path").hint("the paths begin with /v1")) })
         .with_state(control)
+}
+
+fn data_routes(kind: DataKind) -> MethodRouter<ControlService> {
+    get(move |state, path| one(state, kind.object_kind(), path))
+        .put(move |state: State<ControlService>, name: Path<String>, expected: Query<Expected>, body: axum::body::Bytes| async move {
+            let spec = DataSpec { kind, name: name.0, ..read(&body)? };
+            apply(&state.0, Spec::Data(spec), expected.0.version).await
+        })
+        .delete(move |state: State<ControlService>, name: Path<String>| async move { remove(&state.0, kind.object_kind(), name.0).await })
 }
 
 async fn objects(control: &ControlService, request: v1::ListRequest) -> Result<Vec<Object>, Refusal> {
@@ -102,6 +116,7 @@ async fn views(control: &ControlService, found: Vec<Object>) -> Result<Vec<Value
         Object::Network(network) => serde_json::to_value(NetworkJson::new(network, &tasks)),
         Object::Task(task) => serde_json::to_value(TaskJson::from(&**task)),
         Object::Event(event) => serde_json::to_value(EventJson::from(event)),
+        Object::Data(data) => serde_json::to_value(DataJson::from(data)),
     };
     found
         .iter()
@@ -121,7 +136,7 @@ async fn one(State(control): State<ControlService>, kind: Kind, Path(name): Path
     // A task's name is that of all tasks its slot has had: the one that lives is meant, else the last.
     let newest = |object: &Object| match object {
         Object::Task(task) => (task.is_live(), task.stamp.created_at_ms),
-        Object::Service(_) | Object::Node(_) | Object::Network(_) | Object::Event(_) => (true, 0),
+        Object::Service(_) | Object::Node(_) | Object::Network(_) | Object::Event(_) | Object::Data(_) => (true, 0),
     };
     found.sort_by_key(newest);
     let one = found.pop().into_iter().collect();

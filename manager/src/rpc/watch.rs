@@ -1,8 +1,11 @@
 //! Streams of changes: the difference between one revision's tables and the next's, so that nothing is missed however slow the reader.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use imbl::ordmap::{DiffItem, OrdMap};
+use rcluster_api::data::{Data, DataKind};
+use rcluster_api::id::DataId;
 use rcluster_api::object::{Kind, Object};
 use rcluster_api::wire::v1;
 use tokio::sync::mpsc;
@@ -70,6 +73,14 @@ fn difference(old: &State, new: &State, kinds: &BTreeSet<Kind>) -> v1::WatchResp
     if wanted(Kind::Event) {
         gather(old.events(), new.events(), Kind::Event, &mut response, |object| Object::Event((**object).clone()));
     }
+    for kind in [DataKind::Secret, DataKind::Config].into_iter().filter(|kind| wanted(kind.object_kind())) {
+        let of_kind = |item: &DiffItem<'_, '_, DataId, Arc<Data>>| match item {
+            DiffItem::Add(_, data) | DiffItem::Remove(_, data) | DiffItem::Update { new: (_, data), .. } => data.spec.kind == kind,
+        };
+        for item in old.data().diff(new.data()).filter(of_kind) {
+            tell(item, kind.object_kind(), &mut response, |data| Object::Data(data.listed()));
+        }
+    }
     response
 }
 
@@ -81,9 +92,13 @@ fn gather<K: Ord + Clone + ToString, V: PartialEq + Clone>(
     object: impl Fn(&V) -> Object,
 ) {
     for item in old.diff(new) {
-        match item {
-            DiffItem::Add(_, value) | DiffItem::Update { new: (_, value), .. } => response.puts.push(object(value).into()),
-            DiffItem::Remove(id, _) => response.deletes.push(v1::Ref { kind: v1::Kind::from(kind).into(), name: id.to_string() }),
-        }
+        tell(item, kind, response, &object);
+    }
+}
+
+fn tell<K: ToString, V>(item: DiffItem<'_, '_, K, V>, kind: Kind, response: &mut v1::WatchResponse, object: impl Fn(&V) -> Object) {
+    match item {
+        DiffItem::Add(_, value) | DiffItem::Update { new: (_, value), .. } => response.puts.push(object(value).into()),
+        DiffItem::Remove(id, _) => response.deletes.push(v1::Ref { kind: v1::Kind::from(kind).into(), name: id.to_string() }),
     }
 }

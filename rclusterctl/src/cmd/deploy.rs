@@ -38,7 +38,7 @@ struct AppliedObject {
 fn read(files: &[std::path::PathBuf], stack: Option<&str>) -> Result<Vec<Desired>, CliError> {
     let manifests = config::manifests(files)?;
     let sources: Vec<Source<'_>> = manifests.iter().map(|(name, text)| Source { name, text }).collect();
-    let desired = native::parse(&sources, stack).map_err(|errors| {
+    let desired = native::parse(&sources, stack, &config::beside).map_err(|errors| {
         let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
         CliError::refused(lines.join("\n"), "nothing was deployed")
     })?;
@@ -50,7 +50,9 @@ fn read(files: &[std::path::PathBuf], stack: Option<&str>) -> Result<Vec<Desired
 
 async fn current(session: &mut Session) -> Result<Current, CliError> {
     let mut objects = session.list(Kind::Service, "", "").await?;
-    objects.extend(session.list(Kind::Network, "", "").await?);
+    for kind in [Kind::Network, Kind::Secret, Kind::Config] {
+        objects.extend(session.list(kind, "", "").await?);
+    }
     objects.extend(session.list(Kind::Task, "", "").await?);
     Ok(Current::from_objects(objects))
 }

@@ -4,6 +4,7 @@ pub mod attach;
 pub mod change;
 pub mod context;
 pub mod copy;
+pub mod data;
 pub mod deploy;
 pub mod exec;
 pub mod follow;
@@ -14,9 +15,10 @@ pub mod relay;
 pub mod show;
 pub mod stats;
 
+use rcluster_api::data::DataKind;
 use rcluster_api::object::Kind;
 
-use crate::args::{ClusterCommand, Command, ImageCommand, NetworkCommand, NodeCommand, OnNodes};
+use crate::args::{ClusterCommand, Command, DataCommand, ImageCommand, NetworkCommand, NodeCommand, OnNodes};
 use crate::error::CliError;
 use crate::output::Out;
 use crate::session::Session;
@@ -53,6 +55,8 @@ pub async fn run(command: Command, session: Session, out: Out) -> Result<(), Cli
         Command::Node(command) => node(session, out, command).await,
         Command::Network(command) => network(session, out, command).await,
         Command::Image(command) => image::run(session, out, command).await,
+        Command::Secret(command) => data(session, out, DataKind::Secret, command).await,
+        Command::Config(command) => data(session, out, DataKind::Config, command).await,
         Command::Cluster(ClusterCommand::Status) => show::cluster(session, out).await,
         Command::Context(_) | Command::Lab(_) | Command::Completion { .. } | Command::Version => {
             Err(CliError::usage("this command talks to no manager", ""))
@@ -78,6 +82,16 @@ async fn network(session: Session, out: Out, command: NetworkCommand) -> Result<
         NetworkCommand::Ls => show::get(session, out, Kind::Network, None, false).await,
         NetworkCommand::Inspect { network } => show::inspect(session, out, Kind::Network, &network).await,
         NetworkCommand::Rm { networks, wait } => change::rm(session, Kind::Network, &networks, wait).await,
+    }
+}
+
+async fn data(session: Session, out: Out, kind: DataKind, command: DataCommand) -> Result<(), CliError> {
+    let object = kind.object_kind();
+    match command {
+        DataCommand::Create(args) => data::create(session, out, kind, args).await,
+        DataCommand::Ls => show::get(session, out, object, None, false).await,
+        DataCommand::Inspect { name } => show::inspect(session, out, object, &name).await,
+        DataCommand::Rm { names, wait } => change::rm(session, object, &names, wait).await,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rcluster_api::data::DataKind;
 use rcluster_api::object::{Kind, Task};
 use rcluster_base::clock::unix_ms;
 
@@ -102,7 +103,7 @@ pub async fn describe(mut session: Session, out: Out, kind: Kind, name: &str) ->
     Ok(())
 }
 
-/// Whether a task is one of a service, on a node, or attached to a network.
+/// Whether a task is one of a service, on a node, attached to a network, or a user of a secret or config.
 fn belongs(task: &View, to: &View, objects: &Objects) -> bool {
     let View::Task(task) = task else { return false };
     let object = |wanted: &dyn Fn(&Task) -> bool| objects.tasks().any(|object| object.id.as_str() == task.id && wanted(object));
@@ -111,6 +112,11 @@ fn belongs(task: &View, to: &View, objects: &Objects) -> bool {
         View::Node(node) => !task.state.is_terminal() && object(&|object| object.node_id.as_ref().is_some_and(|id| id.as_str() == node.id)),
         View::Network(network) => {
             !task.state.is_terminal() && object(&|object| object.networks.iter().any(|on| on.network_id.as_str() == network.id))
+        }
+        View::Data(data) => {
+            let key = |kind: DataKind| (kind.as_str() == to.kind()).then_some((kind, data.name.as_str()));
+            let Some(key) = key(DataKind::Secret).or_else(|| key(DataKind::Config)) else { return false };
+            !task.state.is_terminal() && object(&|object| object.template.data().any(|used| used == key))
         }
         View::Task(_) | View::Manager(_) | View::Event(_) => false,
     }
@@ -132,6 +138,7 @@ fn id(view: &View) -> &str {
         View::Manager(view) => &view.id,
         View::Network(view) => &view.id,
         View::Event(view) => &view.id,
+        View::Data(view) => &view.id,
     }
 }
 

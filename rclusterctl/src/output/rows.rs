@@ -1,7 +1,7 @@
 //! Which columns each kind of object has, and what stands in them.
 
 use rcluster_api::resource::{Bytes, Cpus, Millis};
-use rcluster_api::rest::{ClusterJson, EventJson, NetworkJson, NodeJson, ServiceJson, TaskJson};
+use rcluster_api::rest::{ClusterJson, DataJson, EventJson, NetworkJson, NodeJson, ServiceJson, TaskJson};
 
 use super::table::Table;
 use crate::views::{ManagerNode, View, age_ms};
@@ -43,11 +43,12 @@ fn head(view: &View, wide: bool) -> Vec<&'static str> {
             ],
         ),
         View::Network(_) => (&["NAME", "SUBNET", "VNI", "ENDPOINTS", "AGE"], &["ID", "STACK", "INTERNAL"]),
+        View::Data(_) => (&["NAME", "SIZE", "DIGEST", "AGE"], &["ID", "STACK", "VERSION"]),
         View::Event(_) => (&["TIME", "KIND", "OBJECT", "REASON", "MESSAGE"], &[]),
     };
     match view {
         View::Task(_) | View::Node(_) | View::Manager(_) if wide => more.to_vec(),
-        View::Service(_) | View::Network(_) if wide => [narrow, more].concat(),
+        View::Service(_) | View::Network(_) | View::Data(_) if wide => [narrow, more].concat(),
         _ => narrow.to_vec(),
     }
 }
@@ -60,6 +61,7 @@ fn row(view: &View, wide: bool, now_ms: u64) -> Vec<String> {
         View::Manager(manager) => manager_row(manager, wide),
         View::Network(network) => network_row(network, wide, now_ms),
         View::Event(event) => event_row(event),
+        View::Data(data) => data_row(data, wide, now_ms),
     }
 }
 
@@ -153,6 +155,16 @@ fn manager_row(manager: &ManagerNode, wide: bool) -> Vec<String> {
         vec![manager.name.clone(), manager.role.clone(), manager.status.clone(), manager.availability.clone(), manager.addr.clone()];
     row.extend(std::iter::repeat_n("-".to_owned(), if wide { 8 } else { 3 }));
     row.extend([labels(&manager.labels), if manager.leader { "leader".to_owned() } else { String::new() }]);
+    row
+}
+
+fn data_row(data: &DataJson, wide: bool, now_ms: u64) -> Vec<String> {
+    // As much of the digest as an image's short id has, after its prefix.
+    let digest: String = data.digest.chars().take("sha256:".len() + 12).collect();
+    let mut row = vec![data.name.clone(), Bytes(data.size).to_string(), digest, age(&data.updated, now_ms)];
+    if wide {
+        row.extend([data.id.clone(), or_dash(&data.spec.stack), data.version.to_string()]);
+    }
     row
 }
 

@@ -65,6 +65,7 @@ impl State {
                     Object::Network(network) => network.spec.name == name,
                     Object::Task(task) => task.name == name,
                     Object::Node(node) => node.name() == name,
+                    Object::Data(data) => data.spec.name == name,
                     Object::Event(_) => false,
                 }
         };
@@ -104,6 +105,7 @@ impl State {
                     removing: false,
                 }));
             }
+            Spec::Data(spec) => return Err(ApiError::new(ErrorCode::Internal, format!("no test makes {}", spec.name))),
             Spec::Service(spec) => {
                 let old = match &before {
                     Some(Object::Service(service)) if service.spec == spec => return Ok(answer(version, v1::Outcome::Unchanged)),

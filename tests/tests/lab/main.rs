@@ -8,6 +8,7 @@ mod faults;
 mod images;
 mod lifecycle;
 mod relay;
+mod secrets;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

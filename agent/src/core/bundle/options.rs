@@ -8,6 +8,7 @@ use oci_spec::runtime::{
     PosixRlimitBuilder, PosixRlimitType,
 };
 use rcluster_api::container::{DeviceSpec, MountSpec, Ulimit};
+use rcluster_api::data::DataKind;
 use rcluster_api::spec::ContainerSpec;
 
 use super::mount;
@@ -149,6 +150,23 @@ pub fn mounts(spec: &ContainerSpec, volumes: &Path, binds: &BTreeMap<String, Pat
             let options: Vec<&str> = ["nosuid", "nodev", &mode].into_iter().chain(size.as_deref()).collect();
             mount(target, "tmpfs", "tmpfs", &options)
         }
+    });
+    each.collect()
+}
+
+/// The name of the file with a container's secret or config, by its place in the spec's list.
+pub fn data_file(kind: DataKind, index: usize) -> String {
+    format!("{}-{index}", kind.as_str())
+}
+
+/// The secrets and configs, each a file of the task's tmpfs under `dir` that cannot be written.
+pub fn data(spec: &ContainerSpec, dir: &Path) -> Vec<Mount> {
+    let mut places: BTreeMap<DataKind, usize> = BTreeMap::new();
+    let each = spec.data().map(|(kind, data)| {
+        let index = places.entry(kind).or_default();
+        let source = dir.join(data_file(kind, *index));
+        *index += 1;
+        mount(&data.path(kind), "bind", &source.to_string_lossy(), &["bind", "ro", "nosuid", "nodev", "noexec", "private"])
     });
     each.collect()
 }

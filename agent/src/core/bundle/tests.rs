@@ -61,6 +61,7 @@ fn golden(spec: &ContainerSpec, identity: &Identity, network: &Network, pod_pid:
         cgroup_parent: "/rcluster/n1",
         rootfs: Path::new("/run/x/rootfs"),
         files: Path::new("/run/x/etc"),
+        data: Path::new("/run/x/data/web"),
         volumes: Path::new("/var/x/volumes"),
         image_volumes: &[("/data".into(), "/run/x/rootfs/data".into())],
         binds: &BTreeMap::new(),

@@ -47,6 +47,8 @@ impl From<ContainerSpec> for v1::ContainerSpec {
             privileged,
             devices,
             shm_size,
+            secrets,
+            configs,
             logging,
             pull,
         } = spec;
@@ -73,6 +75,8 @@ impl From<ContainerSpec> for v1::ContainerSpec {
             privileged,
             devices: devices.iter().map(ToString::to_string).collect(),
             shm_bytes: shm_size.unwrap_or_default().0,
+            secrets: secrets.into_iter().map(Into::into).collect(),
+            configs: configs.into_iter().map(Into::into).collect(),
             logging: logging.map(Into::into),
             pull: pull.map_or(v1::PullPolicy::Unspecified, v1::PullPolicy::from).into(),
         }
@@ -106,6 +110,8 @@ impl TryFrom<v1::ContainerSpec> for ContainerSpec {
             privileged,
             devices,
             shm_bytes,
+            secrets,
+            configs,
             logging,
             pull,
         } = wire;
@@ -131,6 +137,8 @@ impl TryFrom<v1::ContainerSpec> for ContainerSpec {
             privileged,
             devices: devices.iter().map(|text| text.parse().map_err(|_| missing("devices"))).collect::<Result<_, _>>()?,
             shm_size: given(shm_bytes).map(Bytes),
+            secrets: secrets.into_iter().map(Into::into).collect(),
+            configs: configs.into_iter().map(Into::into).collect(),
             logging: logging.map(TryInto::try_into).transpose()?,
             pull: if pull == 0 { None } else { Some(read_enum::<v1::PullPolicy, _>(pull, "pull")?) },
         })

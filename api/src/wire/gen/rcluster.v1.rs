@@ -189,8 +189,12 @@ pub struct ContainerSpec {
     /// 0: 64 MiB
     #[prost(uint64, tag = "22")]
     pub shm_bytes: u64,
+    #[prost(message, repeated, tag = "23")]
+    pub secrets: ::prost::alloc::vec::Vec<DataRef>,
+    #[prost(message, repeated, tag = "24")]
+    pub configs: ::prost::alloc::vec::Vec<DataRef>,
     /// unspecified: the node's
-    #[prost(enumeration = "PullPolicy", tag = "23")]
+    #[prost(enumeration = "PullPolicy", tag = "25")]
     pub pull: i32,
     /// absent: kept on the node alone
     #[prost(message, optional, tag = "40")]
@@ -214,6 +218,23 @@ pub struct Logging {
     /// of each of the two files kept; 0: 10 MiB
     #[prost(uint64, tag = "5")]
     pub max_bytes: u64,
+}
+/// A secret or config as a file of a container.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DataRef {
+    /// its name
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    /// empty: /run/secrets/NAME or /NAME
+    #[prost(string, tag = "2")]
+    pub target: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub uid: u32,
+    #[prost(uint32, tag = "4")]
+    pub gid: u32,
+    /// 0: 0444
+    #[prost(uint32, tag = "5")]
+    pub mode: u32,
 }
 /// One of command, http_port and tcp_port, or none of them with disable.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -335,6 +356,31 @@ pub struct NetworkSpec {
     /// true: no way out of the cluster
     #[prost(bool, tag = "5")]
     pub internal: bool,
+}
+/// The bytes of a secret or config. A message of its own, so that one type only has to keep them out of what is printed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Payload {
+    #[prost(bytes = "vec", tag = "1")]
+    pub bytes: ::prost::alloc::vec::Vec<u8>,
+}
+/// A secret or config.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DataSpec {
+    #[prost(enumeration = "DataKind", tag = "1")]
+    pub kind: i32,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub stack: ::prost::alloc::string::String,
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// asked for: absent leaves what is there; answered: absent for secrets
+    #[prost(message, optional, tag = "5")]
+    pub payload: ::core::option::Option<Payload>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -519,6 +565,35 @@ impl MountKind {
             "MOUNT_KIND_BIND" => Some(Self::Bind),
             "MOUNT_KIND_VOLUME" => Some(Self::Volume),
             "MOUNT_KIND_TMPFS" => Some(Self::Tmpfs),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DataKind {
+    Unspecified = 0,
+    Secret = 1,
+    Config = 2,
+}
+impl DataKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DATA_KIND_UNSPECIFIED",
+            Self::Secret => "DATA_KIND_SECRET",
+            Self::Config => "DATA_KIND_CONFIG",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DATA_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "DATA_KIND_SECRET" => Some(Self::Secret),
+            "DATA_KIND_CONFIG" => Some(Self::Config),
             _ => None,
         }
     }
@@ -763,9 +838,24 @@ pub struct Event {
     #[prost(string, tag = "6")]
     pub message: ::prost::alloc::string::String,
 }
+/// A secret or config.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Data {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<Meta>,
+    /// user
+    #[prost(message, optional, tag = "2")]
+    pub spec: ::core::option::Option<DataSpec>,
+    /// control: sha256:HEX of the bytes
+    #[prost(string, tag = "3")]
+    pub digest: ::prost::alloc::string::String,
+    /// control: bytes
+    #[prost(uint64, tag = "4")]
+    pub size: u64,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Object {
-    #[prost(oneof = "object::Kind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "object::Kind", tags = "1, 2, 3, 4, 5, 6")]
     pub kind: ::core::option::Option<object::Kind>,
 }
 /// Nested message and enum types in `Object`.
@@ -782,6 +872,8 @@ pub mod object {
         Network(super::Network),
         #[prost(message, tag = "5")]
         Event(super::Event),
+        #[prost(message, tag = "6")]
+        Data(super::Data),
     }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -890,6 +982,8 @@ pub enum Kind {
     Node = 3,
     Network = 4,
     Event = 5,
+    Secret = 6,
+    Config = 7,
 }
 impl Kind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -904,6 +998,8 @@ impl Kind {
             Self::Node => "KIND_NODE",
             Self::Network => "KIND_NETWORK",
             Self::Event => "KIND_EVENT",
+            Self::Secret => "KIND_SECRET",
+            Self::Config => "KIND_CONFIG",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -915,6 +1011,8 @@ impl Kind {
             "KIND_NODE" => Some(Self::Node),
             "KIND_NETWORK" => Some(Self::Network),
             "KIND_EVENT" => Some(Self::Event),
+            "KIND_SECRET" => Some(Self::Secret),
+            "KIND_CONFIG" => Some(Self::Config),
             _ => None,
         }
     }
@@ -1412,7 +1510,7 @@ pub struct Spec {
     /// 0: whatever is there; else Conflict unless equal to the object's meta.version
     #[prost(uint64, tag = "3")]
     pub expected_version: u64,
-    #[prost(oneof = "spec::Kind", tags = "1, 2")]
+    #[prost(oneof = "spec::Kind", tags = "1, 2, 4")]
     pub kind: ::core::option::Option<spec::Kind>,
 }
 /// Nested message and enum types in `Spec`.
@@ -1423,6 +1521,8 @@ pub mod spec {
         Service(super::ServiceSpec),
         #[prost(message, tag = "2")]
         Network(super::NetworkSpec),
+        #[prost(message, tag = "4")]
+        Data(super::DataSpec),
     }
 }
 /// Creates or updates all the specs in one transaction, or none.
@@ -2636,7 +2736,7 @@ pub struct TaskReport {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ManagerMessage {
-    #[prost(oneof = "manager_message::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "manager_message::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub kind: ::core::option::Option<manager_message::Kind>,
 }
 /// Nested message and enum types in `ManagerMessage`.
@@ -2658,6 +2758,9 @@ pub mod manager_message {
         LogsCancel(super::LogsCancel),
         #[prost(message, tag = "7")]
         Relay(super::RelayCommand),
+        /// sent before the assignments that need it
+        #[prost(message, tag = "8")]
+        Data(super::AssignedData),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2691,6 +2794,19 @@ pub struct Assignments {
     /// ended, but their logs are still wanted
     #[prost(string, repeated, tag = "4")]
     pub kept_tasks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// A secret or config that a task of the node uses; the agent drops it with the first assignments in which no task names it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AssignedData {
+    #[prost(enumeration = "DataKind", tag = "1")]
+    pub kind: i32,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// the object's meta.version; never goes back
+    #[prost(uint64, tag = "3")]
+    pub version: u64,
+    #[prost(message, optional, tag = "4")]
+    pub payload: ::core::option::Option<Payload>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogsCommand {

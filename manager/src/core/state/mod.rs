@@ -10,7 +10,8 @@ mod draft;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
-use rcluster_api::id::{EventId, NetworkId, NodeId, ServiceId, TaskId};
+use rcluster_api::data::{Data, DataKind};
+use rcluster_api::id::{DataId, EventId, NetworkId, NodeId, ServiceId, TaskId};
 use rcluster_api::object::{Event, Kind, Network, Node, Object, Service, Task};
 use rcluster_api::task::TaskState;
 
@@ -28,9 +29,11 @@ pub struct State {
     nodes: OrdMap<NodeId, Arc<Node>>,
     networks: OrdMap<NetworkId, Arc<Network>>,
     events: OrdMap<EventId, Arc<Event>>,
+    data: OrdMap<DataId, Arc<Data>>,
     service_names: OrdMap<String, ServiceId>,
     network_names: OrdMap<String, NetworkId>,
     node_names: OrdMap<String, NodeId>,
+    data_names: OrdMap<(DataKind, String), DataId>,
     tasks_by_service: OrdSet<(ServiceId, TaskId)>,
     tasks_by_node: OrdSet<(NodeId, TaskId)>,
     unassigned: OrdSet<TaskId>,
@@ -77,6 +80,17 @@ impl State {
         &self.events
     }
 
+    /// All secrets and configs, by id.
+    pub fn data(&self) -> &OrdMap<DataId, Arc<Data>> {
+        &self.data
+    }
+
+    /// A secret or config by id or name.
+    pub fn find_data(&self, kind: DataKind, name: &str) -> Option<&Arc<Data>> {
+        let by_id = self.data.get(&DataId::from(name)).filter(|data| data.spec.kind == kind);
+        by_id.or_else(|| self.data.get(self.data_names.get(&(kind, name.to_owned()))?))
+    }
+
     /// A service by id or name.
     pub fn find_service(&self, name: &str) -> Option<&Arc<Service>> {
         self.services.get(&ServiceId::from(name)).or_else(|| self.services.get(self.service_names.get(name)?))
@@ -119,6 +133,7 @@ impl State {
             Kind::Node => self.nodes.get(&NodeId::from(id)).map(|object| object.stamp.version),
             Kind::Network => self.networks.get(&NetworkId::from(id)).map(|object| object.stamp.version),
             Kind::Event => self.events.get(&EventId::from(id)).map(|object| object.stamp.version),
+            Kind::Secret | Kind::Config => self.data.get(&DataId::from(id)).map(|object| object.stamp.version),
         }
         .unwrap_or_default()
     }
@@ -130,7 +145,8 @@ impl State {
         let nodes = self.nodes.values().map(|object| Object::Node((**object).clone()));
         let networks = self.networks.values().map(|object| Object::Network((**object).clone()));
         let events = self.events.values().map(|object| Object::Event((**object).clone()));
-        services.chain(nodes).chain(networks).chain(tasks).chain(events)
+        let data = self.data.values().map(|object| Object::Data((**object).clone()));
+        services.chain(nodes).chain(networks).chain(tasks).chain(events).chain(data)
     }
 
     /// Writes an object with its stamp as it is, keeping the indices right.
@@ -161,6 +177,10 @@ impl State {
             }
             Object::Event(event) => {
                 self.events.insert(event.id.clone(), Arc::new(event));
+            }
+            Object::Data(data) => {
+                self.data_names.insert((data.spec.kind, data.spec.name.clone()), data.id.clone());
+                self.data.insert(data.id.clone(), Arc::new(data));
             }
         }
     }
@@ -194,6 +214,11 @@ impl State {
             }
             Kind::Event => {
                 self.events.remove(&EventId::from(id));
+            }
+            Kind::Secret | Kind::Config => {
+                if let Some(data) = self.data.remove(&DataId::from(id)) {
+                    self.data_names.remove(&(data.spec.kind, data.spec.name.clone()));
+                }
             }
         }
     }
