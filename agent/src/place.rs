@@ -12,7 +12,7 @@
 //! RUN/tasks/ID/etc/                  the pod's hosts, hostname and resolv.conf
 //! RUN/tasks/ID/data/                 a tmpfs with the task's secrets and configs, if it has any
 //! RUN/tasks/ID/c-CONTAINER/          the bundle: config.json, rootfs, exit.json, image.json,
-//!                                    monitor.err, monitor.sock
+//!                                    monitor.err, monitor.sock, stdin
 //! RUN/runtime/, RUN/runtimes/NAME/   the OCI runtimes' own
 //! RUN/netd.sock                      where netd listens
 //! ```
@@ -212,6 +212,11 @@ impl ContainerPlaces {
 
     pub fn exit_file(&self) -> PathBuf {
         self.bundle.join("exit.json")
+    }
+
+    /// The container's standard input, if it stays open.
+    pub fn stdin(&self) -> PathBuf {
+        self.bundle.join("stdin")
     }
 
     /// What says that a user has the container paused.

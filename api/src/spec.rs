@@ -188,6 +188,9 @@ pub struct ContainerSpec {
     pub secrets: Vec<DataRef>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub configs: Vec<DataRef>,
+    /// Keeps the standard input open: what a user who attaches writes goes there. It is empty otherwise.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub stdin: bool,
     /// Where the output goes; only kept on the node when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logging: Option<Logging>,

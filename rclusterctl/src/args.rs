@@ -340,6 +340,9 @@ pub struct Attach {
     /// Passes Ctrl-C on to the container instead of leaving it.
     #[arg(long)]
     pub sig_proxy: bool,
+    /// Leaves the container's standard input alone; one that is open (`stdin: true`) otherwise gets this program's.
+    #[arg(long)]
+    pub no_stdin: bool,
     /// A task's name or id; a service's name stands for one of its running tasks.
     #[arg(value_name = "TASK|SERVICE")]
     pub target: String,

@@ -120,6 +120,8 @@ pub struct MonitorOptions {
     pub log_bytes_max: u64,
     /// See `core/log_sink`.
     pub log_sink: Option<String>,
+    /// A FIFO to make, which is the container's standard input; it is empty otherwise.
+    pub stdin: Option<PathBuf>,
 }
 
 /// Where state is kept unless `--root` says otherwise.
@@ -161,6 +163,7 @@ usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--de
   features                                      print what this runtime honours
   monitor --id ID --bundle DIR --log FILE --exit-file FILE [--pid-file FILE]
           [--runtime FILE [--runtime-root DIR]] [--log-max-bytes N] [--log-sink JSON] [--socket FILE]
+          [--stdin FIFO]
                                                 create a container and stay with it: keep its output and its exit,
                                                 and execute in it what is asked for over the socket
 ";
@@ -445,8 +448,9 @@ fn kill(args: &mut Args) -> Result<Verb, String> {
 }
 
 fn monitor(args: &mut Args) -> Result<Verb, String> {
-    const KNOWN: [Known; 10] = [
+    const KNOWN: [Known; 11] = [
         ("--log-sink", "", true),
+        ("--stdin", "", true),
         ("--id", "", true),
         ("--socket", "", true),
         ("--bundle", "-b", true),
@@ -486,6 +490,7 @@ fn monitor(args: &mut Args) -> Result<Verb, String> {
         socket,
         log_bytes_max,
         log_sink: options.text("--log-sink")?,
+        stdin: options.path("--stdin"),
     }))
 }
 

@@ -252,3 +252,21 @@ fn output_that_is_not_to_be_kept_is_not() {
     let refused = Monitored::with(Bundle::new("true"), &["--log-sink", r#"{"driver":"gelf"}"#]);
     assert!(refused.report["error"].as_str().unwrap().contains("there is no driver \"gelf\""), "{}", refused.report);
 }
+
+#[test]
+fn standard_input_stays_open_for_who_writes_to_it() {
+    let bundle = Bundle::new("while read line; do echo got $line; [ $line = end ] && exit 7; done");
+    let fifo = bundle.path("stdin");
+    let monitored = Monitored::with(bundle, &["--stdin", fifo.to_str().unwrap()]);
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&fifo).unwrap().permissions()) & 0o7777, 0o600);
+    monitored.start();
+    let lines = || monitored.log().into_iter().map(|(_, line)| line).collect::<Vec<_>>();
+    // Each writer comes and goes, and the container does not see the end of its input.
+    for word in ["one", "two"] {
+        fs::write(&fifo, format!("{word}\n")).unwrap();
+        eventually("the line", || lines().contains(&format!("got {word}")).then_some(()));
+    }
+    fs::write(&fifo, "end\n").unwrap();
+    assert_eq!(monitored.exit()["exit_code"], 7);
+    assert!(!fifo.exists());
+}

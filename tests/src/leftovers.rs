@@ -83,7 +83,7 @@ fn processes(items: &mut BTreeSet<String>) -> Result<()> {
 
 /// Whether a name is that of another test's thing: its temporary directory, or its cgroup.
 fn is_of_another_test(name: &str) -> bool {
-    ["/tmp/", "/dev/shm/", "rt-test-", "rcluster-test-"].iter().any(|start| name.starts_with(start))
+    ["/tmp/", "/dev/shm/", "rt-test-", "rcluster-test-", "rcluster-engine-"].iter().any(|start| name.starts_with(start))
 }
 
 fn names(what: &str, dir: &Path, items: &mut BTreeSet<String>) -> Result<()> {

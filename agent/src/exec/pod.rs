@@ -204,6 +204,7 @@ pub async fn create(
     record.containers[index].phase = Phase::Creating;
     save(record)?;
     let container = &record.containers[index];
+    let stdin = task.template.containers[index].stdin.then(|| place.stdin());
     let output = logging::plan(task, &container.name, task.template.containers[index].logging.as_ref());
     let created = tools
         .runtime(task)
@@ -215,6 +216,7 @@ pub async fn create(
             socket: &place.monitor_socket(),
             errors: &place.monitor_errors(),
             output: &output,
+            stdin: stdin.as_deref(),
         })
         .await?;
     let failed = |what| io_error(what, &record.containers[index]);

@@ -59,6 +59,8 @@ pub struct MonitorCall<'a> {
     /// Takes what the monitor says on stderr: a pipe would tie it to this process.
     pub errors: &'a Path,
     pub output: &'a LogPlan,
+    /// A FIFO to be made, if the container's standard input is to stay open.
+    pub stdin: Option<&'a Path>,
 }
 
 /// A command to run in a container.
@@ -123,6 +125,9 @@ impl Runtime {
         command.stdin(Stdio::null()).args(["--id", call.id, "--log-max-bytes", &call.output.file_bytes_max.to_string()]);
         if let Some(sink) = &call.output.sink {
             command.args(["--log-sink", sink]);
+        }
+        if let Some(fifo) = call.stdin {
+            command.arg("--stdin").arg(fifo);
         }
         command.arg("--bundle").arg(call.bundle).arg("--log").arg(call.log).arg("--exit-file").arg(call.exit_file);
         let errors = File::create(call.errors).map_err(|error| refused(format!("write {}: {error}", call.errors.display())))?;

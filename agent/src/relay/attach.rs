@@ -1,9 +1,14 @@
-//! What a container's first process writes from now on, as its monitor keeps it, until it ends.
+//! What a container's first process writes from now on, as its monitor keeps it, until it ends; and what the user writes to it, if its
+//! standard input stays open.
 
+use std::io::ErrorKind;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::wire::v1::{self, LogEntry, relay_input, relay_output};
+use rustix::io::Errno;
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::pipe;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::warn;
@@ -18,14 +23,29 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Sends lines until the container ends, and then how it ended.
 pub async fn attach(tools: &Tools, target: &Target, line: &mut Line) -> Result<(), ApiError> {
-    if line.say(opened(tools, target)).await.is_err() {
+    let mut input = stdin(target)?;
+    let mut opened = opened(tools, target);
+    if let relay_output::Kind::Opened(opened) = &mut opened {
+        opened.stdin = input.is_some();
+    }
+    if line.say(opened).await.is_err() {
         return Ok(());
     }
     let (speaker, line) = line.split();
     tokio::select! {
         followed = follow(tools, target, &speaker) => followed,
-        Gone = hear(line, target) => Ok(()),
+        Gone = hear(line, target, &mut input) => Ok(()),
         () = speaker.closed() => Ok(()),
+    }
+}
+
+/// The way to the container's standard input, if it has one.
+fn stdin(target: &Target) -> Result<Option<pipe::Sender>, ApiError> {
+    match pipe::OpenOptions::new().open_sender(target.place.stdin()) {
+        Ok(sender) => Ok(Some(sender)),
+        // No FIFO, or nobody reads it any more: the container's end is seen by its monitor.
+        Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => Ok(None),
+        Err(error) => Err(internal("open the container's standard input", &error)),
     }
 }
 
@@ -91,8 +111,9 @@ fn frame(entry: LogEntry) -> relay_output::Kind {
     if entry.stream == "stderr" { relay_output::Kind::Stderr(data) } else { relay_output::Kind::Stdout(data) }
 }
 
-/// Passes signals on to the container's first process; returns when the user has gone.
-async fn hear(line: &mut Line, target: &Target) -> Gone {
+/// Passes data and signals on to the container's first process; returns when the user has gone. While the container does not read, the
+/// user is not heard.
+async fn hear(line: &mut Line, target: &Target, input: &mut Option<pipe::Sender>) -> Gone {
     loop {
         match line.hear().await {
             Err(Gone) => return Gone,
@@ -102,7 +123,15 @@ async fn hear(line: &mut Line, target: &Target) -> Gone {
                     warn!(container = target.container.id, %error, "cannot pass a signal on");
                 }
             }
-            // The container's input is empty from its beginning.
+            Ok(relay_input::Kind::Data(data)) => {
+                if let Some(sender) = input
+                    && sender.write_all(&data).await.is_err()
+                {
+                    // It has ended, which its monitor tells.
+                    *input = None;
+                }
+            }
+            // The container's input stays open for whoever attaches next.
             Ok(_) => {}
         }
     }

@@ -239,6 +239,7 @@ fn opened(tools: &Tools, target: &Target) -> relay_output::Kind {
         node: tools.node.clone(),
         container: target.container.name.clone(),
         containers: target.record.containers.iter().map(|container| container.name.clone()).collect(),
+        stdin: false,
     })
 }
 

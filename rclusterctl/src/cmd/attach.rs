@@ -1,11 +1,11 @@
-//! `attach`: what a container writes from now on; `pause` and `unpause`: freezes a task, and lets it go on.
+//! `attach`: what a container writes from now on, and what is written to it; `pause` and `unpause`: freezes a task, and lets it go on.
 
 use rcluster_api::object::{Kind, Object};
 use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1::{self, relay_input, relay_open, relay_output};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::exec::print;
+use super::exec::{pass_input, print};
 use super::relay::Relay;
 use crate::args::{Attach, Pause};
 use crate::error::CliError;
@@ -16,7 +16,10 @@ use crate::session::Session;
 pub async fn attach(mut session: Session, args: Attach) -> Result<(), CliError> {
     let container = args.container.unwrap_or_default();
     let mut relay = Relay::open(&mut session, &args.target, &container, relay_open::Kind::Attach(v1::RelayAttach {})).await?;
-    relay.opened().await?;
+    let opened = relay.opened().await?;
+    if opened.stdin && !args.no_stdin {
+        pass_input(relay.inputs());
+    }
     let failed = |error| CliError::refused(format!("watch signals: {error}"), "");
     let mut interrupts = if args.sig_proxy { Some(signal(SignalKind::interrupt()).map_err(failed)?) } else { None };
     let (mut out, mut err) = (tokio::io::stdout(), tokio::io::stderr());

@@ -84,7 +84,7 @@ pub async fn print(to: &mut (impl AsyncWrite + Unpin), data: &[u8]) -> Result<()
 }
 
 /// Sends standard input up to its end, from a thread of its own: a read that waits does not hold up the end of this program.
-fn pass_input(inputs: Inputs) {
+pub fn pass_input(inputs: Inputs) {
     thread::spawn(move || {
         let mut buffer = vec![0; DATA_BYTES_MAX];
         loop {

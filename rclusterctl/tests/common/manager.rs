@@ -287,8 +287,13 @@ impl Control for Manager {
             let error = ApiError::new(ErrorCode::Conflict, format!("task {} is failed, not running", open.target));
             return Err(error.hint("rclusterctl ps -a shows all tasks").into());
         }
-        let opened =
-            v1::RelayOpened { task: open.target, node: "n1".to_owned(), container: "web".to_owned(), containers: vec!["web".to_owned()] };
+        let opened = v1::RelayOpened {
+            task: open.target,
+            node: "n1".to_owned(),
+            container: "web".to_owned(),
+            containers: vec!["web".to_owned()],
+            stdin: false,
+        };
         let Some(relay_open::Kind::Exec(exec)) = open.kind else { return Err(ApiError::new(ErrorCode::Invalid, "exec only").into()) };
         let kinds = [
             relay_output::Kind::Opened(opened),

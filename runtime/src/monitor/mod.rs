@@ -19,12 +19,13 @@ mod log;
 mod oom;
 mod serve;
 mod sink;
+mod stdin;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf, absolute};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -88,6 +89,7 @@ fn absolute_paths(options: &MonitorOptions) -> Result<MonitorOptions> {
     options.exit_file = full(&options.exit_file)?;
     options.pid_file = options.pid_file.as_deref().map(full).transpose()?;
     options.socket = options.socket.as_deref().map(full).transpose()?;
+    options.stdin = options.stdin.as_deref().map(full).transpose()?;
     if let Some((_, Some(root))) = &mut options.runtime {
         *root = full(root)?;
     }
@@ -97,7 +99,7 @@ fn absolute_paths(options: &MonitorOptions) -> Result<MonitorOptions> {
 /// The monitor itself.
 fn stay(root: &Path, options: &MonitorOptions, log: &Log, mut report: File) -> Result<ExitCode> {
     let created = detach().and_then(|()| create(root, options, log));
-    let Container { pid, mut pipes, mut log_file, oom, mut listener } = match created {
+    let Container { pid, mut pipes, mut log_file, oom, mut listener, stdin } = match created {
         Ok(created) => created,
         Err(error) => {
             // The caller hears it, or there is nobody to hear it.
@@ -114,13 +116,13 @@ fn stay(root: &Path, options: &MonitorOptions, log: &Log, mut report: File) -> R
     let end = match watch(pid, &children, &mut pipes, &mut log_file, listener.as_mut())? {
         Watched::Ended(end) => end,
         Watched::Asked(connection) => {
-            drop((children, pipes, log_file, oom, listener));
+            drop((children, pipes, log_file, oom, listener, stdin));
             return Ok(serve::serve(root, &options.id, &connection));
         }
     };
-    drop(listener);
+    drop((listener, stdin));
     // What stays is removed with the bundle.
-    let _ = options.socket.as_ref().map(std::fs::remove_file);
+    options.socket.iter().chain(&options.stdin).for_each(|path| drop(std::fs::remove_file(path)));
     pipes.iter_mut().for_each(|pipe| pipe.drain(&mut log_file));
     log_file.finish();
     write_exit(&options.exit_file, &end, oom.is_some_and(|oom| oom.happened()), log_file.lost_bytes())?;
@@ -144,17 +146,24 @@ struct Container {
     log_file: LogFile,
     oom: Option<oom::Counter>,
     listener: Option<serve::Listener>,
+    /// Held open: else the container would read the end when a writer leaves.
+    stdin: Option<OwnedFd>,
 }
 
 fn create(root: &Path, options: &MonitorOptions, log: &Log) -> Result<Container> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let output = options.log_sink.as_deref().map(|text| log_sink::parse(text, &host)).transpose().map_err(anyhow::Error::msg)?;
     let log_file = LogFile::open(&options.log, options.log_bytes_max, output)?;
+    let (stdin, container_stdin) = match &options.stdin {
+        Some(path) => stdin::open(path).map(|(held, end)| (Some(held), end))?,
+        None => (None, open_null()?),
+    };
     let (stdout, container_stdout) = pipe()?;
     let (stderr, container_stderr) = pipe()?;
     let (pid, mut pipes) = match &options.runtime {
         None => {
             // The child takes standard descriptors over as they are.
+            rustix::stdio::dup2_stdin(&container_stdin).context("set standard input")?;
             rustix::stdio::dup2_stdout(&container_stdout).context("set standard output")?;
             let caller_stderr = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3).context("keep standard error")?;
             rustix::stdio::dup2_stderr(&container_stderr).context("set standard error")?;
@@ -168,12 +177,14 @@ fn create(root: &Path, options: &MonitorOptions, log: &Log) -> Result<Container>
         Some((program, runtime_root)) => {
             let call = Foreign { program, root: runtime_root.as_deref(), options };
             let mut errors = File::from(stderr.try_clone().context("copy a descriptor")?);
-            let pid = call.create(container_stdout.try_clone()?, container_stderr.try_clone()?, &mut errors)?;
+            let streams = [container_stdin.try_clone()?, container_stdout.try_clone()?, container_stderr.try_clone()?];
+            let pid = call.create(streams, &mut errors)?;
             (pid, [log::Pipe::new(Stream::Stdout, stdout), log::Pipe::new(Stream::Stderr, stderr)])
         }
     };
-    drop((container_stdout, container_stderr));
+    drop((container_stdin, container_stdout, container_stderr));
     let null = open_null()?;
+    rustix::stdio::dup2_stdin(&null).context("leave standard input")?;
     rustix::stdio::dup2_stdout(&null).context("leave standard output")?;
     rustix::stdio::dup2_stderr(&null).context("leave standard error")?;
     pipes.iter_mut().try_for_each(|pipe| pipe.set_nonblocking())?;
@@ -183,7 +194,7 @@ fn create(root: &Path, options: &MonitorOptions, log: &Log) -> Result<Container>
         // The error of the socket is the one to be told.
         let _ = parent::delete(root, &options.id, true);
     })?;
-    Ok(Container { pid, pipes, log_file, oom: oom::Counter::open(pid.as_raw_nonzero().get()), listener })
+    Ok(Container { pid, pipes, log_file, oom: oom::Counter::open(pid.as_raw_nonzero().get()), listener, stdin })
 }
 
 /// Another OCI runtime, by its command line.
@@ -195,14 +206,14 @@ struct Foreign<'a> {
 
 impl Foreign<'_> {
     /// Creates the container and returns its process, which is left to this reaper when the runtime exits.
-    fn create(&self, stdout: OwnedFd, stderr: OwnedFd, errors: &mut File) -> Result<i32> {
+    fn create(&self, [stdin, stdout, stderr]: [OwnedFd; 3], errors: &mut File) -> Result<i32> {
         let pid_file = self.options.pid_file.clone().unwrap_or_else(|| with_suffix(&self.options.exit_file, ".pid"));
         let mut command = Command::new(self.program);
         if let Some(root) = self.root {
             command.arg("--root").arg(root);
         }
         command.arg("create").arg("--bundle").arg(&self.options.bundle).arg("--pid-file").arg(&pid_file).arg(&self.options.id);
-        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        command.stdin(stdin).stdout(stdout).stderr(stderr);
         let status = command.status().with_context(|| format!("run {}", self.program.display()))?;
         drop(command);
         let pid = std::fs::read_to_string(&pid_file);

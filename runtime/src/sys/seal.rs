@@ -30,7 +30,12 @@ rcluster_start:
     cmp byte ptr [rsi + 4], 0
     je 40f
     jmp 20b
-30: cmp eax, 0x61657263             // "crea"
+30: cmp eax, 0x696e6f6d             // "moni"
+    jne 35f
+    cmp dword ptr [rsi + 4], 0x00726f74 // "tor\0"
+    je 40f
+    jmp 20b
+35: cmp eax, 0x61657263             // "crea"
     jne 20b
     cmp word ptr [rsi + 4], 0x6574  // "te"
     jne 20b

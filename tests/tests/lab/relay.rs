@@ -1,6 +1,6 @@
 //! What users do in running containers by way of the managers: `exec` and its kin.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Output, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -322,6 +322,37 @@ fn attach_shows_what_is_written_from_now_on_and_ends_as_the_container_does() {
     let said = text(&output.stdout);
     assert!(said.starts_with("line ") && !said.contains("line 1\n") && said.lines().count() > 5, "{said}");
     assert_eq!(output.status.code(), Some(137), "{}", text(&output.stderr));
+    turn.finish();
+}
+
+#[test]
+fn attach_writes_to_a_standard_input_that_stays_open() {
+    let turn = Turn::with("stdin", 1, 1, &["--image", &bin_dir().unwrap().join("busybox.tar").to_string_lossy()]);
+    let lab = turn.lab();
+    let manifest = "kind: Service\nname: echo\nspec:\n  stop_grace: 0s\n  restart: {condition: none}\n  containers:\n    \
+         - image: rcluster/busybox:test\n      stdin: true\n      command: [/bin/busybox, sh, -c, 'while read line; do echo got $line; \
+         [ $line = end ] && exit 7; done; echo closed']\n";
+    lab.deploy(manifest).unwrap();
+    let attach = |args: &[&str]| {
+        let mut command = lab.command(&[&["attach", "echo.1"], args].concat());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    // Leaving it does not end the container's input.
+    let mut first = attach(&[]);
+    first.stdin.as_mut().unwrap().write_all(b"one\n").unwrap();
+    let mut line = String::new();
+    BufReader::new(first.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "got one\n");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let mut quiet = attach(&["--no-stdin"]);
+    quiet.stdin.as_mut().unwrap().write_all(b"unheard\n").unwrap();
+    let mut second = attach(&[]);
+    second.stdin.take().unwrap().write_all(b"two\nend\n").unwrap();
+    let output = second.wait_with_output().unwrap();
+    assert_eq!((text(&output.stdout).as_str(), output.status.code()), ("got two\ngot end\n", Some(7)), "{}", text(&output.stderr));
+    quiet.wait().unwrap();
+    assert!(!lab.ctl(&["logs", "echo"]).unwrap().contains("unheard"));
     turn.finish();
 }
 

@@ -50,6 +50,7 @@ impl From<ContainerSpec> for v1::ContainerSpec {
             secrets,
             configs,
             logging,
+            stdin,
             pull,
         } = spec;
         Self {
@@ -78,6 +79,7 @@ impl From<ContainerSpec> for v1::ContainerSpec {
             secrets: secrets.into_iter().map(Into::into).collect(),
             configs: configs.into_iter().map(Into::into).collect(),
             logging: logging.map(Into::into),
+            stdin,
             pull: pull.map_or(v1::PullPolicy::Unspecified, v1::PullPolicy::from).into(),
         }
     }
@@ -113,6 +115,7 @@ impl TryFrom<v1::ContainerSpec> for ContainerSpec {
             secrets,
             configs,
             logging,
+            stdin,
             pull,
         } = wire;
         Ok(Self {
@@ -140,6 +143,7 @@ impl TryFrom<v1::ContainerSpec> for ContainerSpec {
             secrets: secrets.into_iter().map(Into::into).collect(),
             configs: configs.into_iter().map(Into::into).collect(),
             logging: logging.map(TryInto::try_into).transpose()?,
+            stdin,
             pull: if pull == 0 { None } else { Some(read_enum::<v1::PullPolicy, _>(pull, "pull")?) },
         })
     }

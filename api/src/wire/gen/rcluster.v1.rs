@@ -196,6 +196,9 @@ pub struct ContainerSpec {
     /// unspecified: the node's
     #[prost(enumeration = "PullPolicy", tag = "25")]
     pub pull: i32,
+    /// standard input stays open, for who attaches
+    #[prost(bool, tag = "26")]
+    pub stdin: bool,
     /// absent: kept on the node alone
     #[prost(message, optional, tag = "40")]
     pub logging: ::core::option::Option<Logging>,
@@ -1288,7 +1291,8 @@ pub struct RelayExec {
     #[prost(message, optional, tag = "7")]
     pub size: ::core::option::Option<RelayResize>,
 }
-/// What the container's first process writes from now on. Answered with stdout and stderr, and exit when it ends.
+/// What the container's first process writes from now on. Answered with stdout and stderr, and exit when it ends. Data goes to its standard
+/// input, if that is open, and it stays open when there is no more.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RelayAttach {}
 /// Answered with stdout: a tar archive whose entries are below `root_name`.
@@ -1394,6 +1398,9 @@ pub struct RelayOpened {
     /// all of the task
     #[prost(string, repeated, tag = "4")]
     pub containers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// of attach: the container takes data
+    #[prost(bool, tag = "5")]
+    pub stdin: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RelayExit {
