@@ -4,6 +4,8 @@
 //! ratios. crun does not know hosts with both versions of cgroups; the whole run is made in a mount namespace of its own without cgroup2.
 
 use std::fs;
+use std::io::IoSlice;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, sendmsg, socket};
 use serde_json::{Value, json};
 
 #[derive(Debug, Parser)]
@@ -35,8 +38,56 @@ struct Tool {
 /// Works, and the times each took, in the order of the tools.
 struct Figures {
     works: Vec<(&'static str, Vec<Vec<Duration>>)>,
+    /// `exec` through our monitor, which the others have no like of.
+    monitored: Vec<Duration>,
     /// Peak memory of `run`, in KiB.
     peaks: Vec<Vec<u64>>,
+}
+
+/// One of our containers with its monitor.
+struct Monitored<'a> {
+    tool: &'a Tool,
+    socket: PathBuf,
+}
+
+impl<'a> Monitored<'a> {
+    fn start(tool: &'a Tool, dir: &Path) -> Result<Self> {
+        let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
+        let (log, exit, socket) = (path("log"), path("exit"), path("socket"));
+        let files = ["--log", &log, "--exit-file", &exit, "--socket", &socket];
+        tool.call(&[&["monitor", "--id", "bench-monitor", "--bundle", tool.bundle()][..], &files].concat())?;
+        tool.call(&["start", "bench-monitor"])?;
+        Ok(Self { tool, socket: dir.join("socket") })
+    }
+
+    /// Runs `true` and waits for its end; `runtime/src/core/request.rs` draws the messages.
+    fn exec(&self) -> Result<Duration> {
+        let started = Instant::now();
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        connect(socket.as_raw_fd(), &UnixAddr::new(&self.socket)?)?;
+        let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        let streams = [null.as_raw_fd(); 3];
+        let request = b"\x01\x01\0\0\0\0\0\0\x05\0\0\0true\0";
+        let rights = [ControlMessage::ScmRights(&streams)];
+        sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(request)], &rights, MsgFlags::empty(), None)?;
+        let mut answer = [0; 4096];
+        let mut kinds = Vec::new();
+        loop {
+            let count = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+            if count == 0 {
+                break;
+            }
+            kinds.push((answer[1], answer[4]));
+        }
+        ensure!(kinds.last() == Some(&(3, 0)), "the monitor answered {kinds:?}");
+        Ok(started.elapsed())
+    }
+}
+
+impl Drop for Monitored<'_> {
+    fn drop(&mut self) {
+        drop(self.tool.command(&["delete", "--force", "bench-monitor"]).status());
+    }
 }
 
 fn main() -> Result<()> {
@@ -167,12 +218,17 @@ fn measure(tools: &[Tool], rounds: usize) -> Result<Figures> {
         "of it: delete",
         "exec `true`",
     ];
-    let mut figures = Figures { works: names.iter().map(|name| (*name, none())).collect(), peaks: vec![Vec::new(); tools.len()] };
+    let mut figures =
+        Figures { works: names.iter().map(|name| (*name, none())).collect(), peaks: vec![Vec::new(); tools.len()], monitored: Vec::new() };
     for tool in tools {
         tool.config(&["sleep", "100000"])?;
         tool.call(&["run", "--detach", "-b", tool.bundle(), "bench-exec"])?;
         tool.config(&["true"])?;
     }
+    tools[0].config(&["sleep", "100000"])?;
+    let dir = tempfile::tempdir()?;
+    let monitored = Monitored::start(&tools[0], dir.path())?;
+    tools[0].config(&["true"])?;
     let units = peak_units()?;
     for round in 0..rounds {
         if round % 25 == 0 {
@@ -189,6 +245,9 @@ fn measure(tools: &[Tool], rounds: usize) -> Result<Figures> {
             let exec = tool.call(&["exec", "bench-exec", "true"])?;
             for ((_, times), took) in figures.works.iter_mut().zip([run, create + start + delete, create, start, delete, exec]) {
                 times[index].push(took);
+            }
+            if index == 0 {
+                figures.monitored.push(monitored.exec()?);
             }
             if round % 10 == 0 {
                 figures.peaks[index].push(tool.peak()? / units);
@@ -226,6 +285,9 @@ fn print(tools: &[Tool], figures: &Figures) {
         let ratios: String = times[1..].iter().map(|of| format!(" {:.2} |", ms(rank(&times[0], 50)) / ms(rank(of, 50)))).collect();
         println!("| {name} |{cells}{ratios}");
     }
+    let of = &figures.monitored;
+    let cell = format!("{:.2} ({:.1} to {:.1})", ms(rank(of, 50)), ms(rank(of, 10)), ms(rank(of, 90)));
+    println!("| the same through the monitor | {cell} |{}", " |".repeat(2 * names.len() - 2));
     let peak = |of: &Vec<u64>| rank(of, 50) as f64 / 1024.0;
     let cells: String = figures.peaks.iter().map(|of| format!(" {:.1} |", peak(of))).collect();
     let ratios: String = figures.peaks[1..].iter().map(|of| format!(" {:.2} |", peak(&figures.peaks[0]) / peak(of))).collect();

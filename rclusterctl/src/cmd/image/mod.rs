@@ -201,7 +201,11 @@ impl Failures {
             (None, []) => Ok(()),
             (None, nodes) => Err(CliError::refused(
                 format!("{what} failed on {} of {} nodes: {}", nodes.len(), self.asked, nodes.join(", ")),
-                "it was done on the others; what went wrong is told above",
+                if nodes.len() < self.asked {
+                    "it was done on the others; what went wrong is told above"
+                } else {
+                    "what went wrong is told above"
+                },
             )),
         }
     }
