@@ -175,8 +175,12 @@ fn limits() {
         ),
         case(
             "out of memory",
-            r#"$R --name $N --memory 16m --memory-swap 16m bb sh -c 'tail /dev/zero; echo ended $?; sleep 0.5'; $D inspect -f '{{.State.OOMKilled}} {{.State.ExitCode}}' $N; $D rm $N
-               $R --name $N --memory 16m --memory-swap 16m bb tail /dev/zero; $D inspect -f '{{.State.OOMKilled}} {{.State.ExitCode}}' $N; $D rm $N"#,
+            // Docker calls a container killed for memory if the event comes after it began to listen and before the container's end: the first
+            // sees to both, of the second it is chance.
+            r#"$R -d --name $N --memory 16m --memory-swap 16m bb sh -c 'while [ ! -e /go ]; do sleep 0.05; done; tail /dev/zero; echo ended $?; while [ ! -e /end ]; do sleep 0.05; done' >/dev/null; $D exec $N touch /go
+               for wait in $(seq 200); do $D events --since 0 --until $(date +%s) --filter event=oom --filter container=$N | grep -q oom && break; sleep 0.1; done
+               $D exec $N touch /end; $D wait $N; $D logs $N; $D inspect -f '{{.State.OOMKilled}} {{.State.ExitCode}}' $N; $D rm $N
+               $R --name $N --memory 16m --memory-swap 16m bb tail /dev/zero; $D inspect -f '{{.State.ExitCode}}' $N; $D rm $N"#,
         ),
         case(
             "too many processes",
