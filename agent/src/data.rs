@@ -19,7 +19,7 @@ use rustix::mount::{MountFlags, mount};
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::core::bundle::data_file;
+use crate::core::bundle::data_files;
 use crate::image::mount::{remove, unmount_all};
 
 /// A secret or config by kind and name.
@@ -123,11 +123,8 @@ pub fn write(dir: &Path, template: &TaskTemplate, names: &[String], bytes: &Byte
     for (container, name) in template.containers.iter().zip(names) {
         let dir = dir.join(name);
         fs::create_dir(&dir)?;
-        let mut places: BTreeMap<DataKind, usize> = BTreeMap::new();
-        for (kind, data) in container.data() {
-            let index = places.entry(kind).or_default();
-            let path = dir.join(data_file(kind, *index));
-            *index += 1;
+        for (file, kind, data) in data_files(container) {
+            let path = dir.join(file);
             let payload = bytes.get(&(kind, data.source.clone())).ok_or(io::ErrorKind::NotFound)?;
             let FileMode(mode) = data.mode;
             let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;

@@ -413,10 +413,10 @@ async fn an_image_that_no_registry_has_is_rejected_and_one_that_cannot_be_asked_
 async fn what_an_image_says_of_its_container_is_done() {
     let manager = Manager::leader().await;
     let agent = Agent::start(&[manager.address]);
-    let script = "set -e; test $(id -u):$(id -g) = 33:34; test $(pwd) = /work/deep; test $A = image; test $(cat /data/seed) = seed; \
+    let script = "set -e; test $(id -u):$(id -g) = 33:34; test $(pwd) = /srv/deep; test $A = image; test $(cat /data/seed) = seed; \
                   echo more >/data/more; echo more >/link/more; ! echo x 2>/dev/null >/x; exit 42";
     let config = json!({
-        "Entrypoint": ["/bin/sh"], "Cmd": ["-c", script], "Env": ["A=image"], "WorkingDir": "/work/deep", "User": "web:web",
+        "Entrypoint": ["/bin/sh"], "Cmd": ["-c", script], "Env": ["A=image"], "WorkingDir": "/srv/deep", "User": "web:web",
         "Volumes": {"/data": {}, "/link": {}, "/data/new/dir": {}}, "Labels": {"k": "v"},
     });
     let own = |entry: Entry| Entry { owner: 33, ..entry };

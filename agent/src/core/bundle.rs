@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::task::Network;
 use super::user::Identity;
-pub use options::{HostDevice, data_file};
+pub use options::{HostDevice, data_files};
 
 /// What an image says of the container it becomes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -171,7 +171,7 @@ fn spec(input: &Input<'_>) -> Result<Spec, String> {
         .set_root(Some(root))
         .set_hostname(input.pod_pid.is_none().then(|| hostname(&input.task.name)))
         .set_process(Some(process(input)?))
-        .set_mounts(Some(mounts(input)))
+        .set_mounts(Some(mounts(input)?))
         .set_linux(Some(linux(input)?));
     Ok(spec)
 }
@@ -225,7 +225,7 @@ fn annotations(image: &ImageConfig) -> impl Iterator<Item = (String, String)> {
     derived.filter(|(_, value)| !value.is_empty()).chain(labels).filter(|(key, _)| !key.is_empty())
 }
 
-fn mounts(input: &Input<'_>) -> Vec<Mount> {
+fn mounts(input: &Input<'_>) -> Result<Vec<Mount>, String> {
     let file = |name: &str| {
         let source = input.files.join(name).to_string_lossy().into_owned();
         mount(&format!("/etc/{name}"), "bind", &source, &["bind", "ro", "nosuid", "nodev", "noexec", "private"])
@@ -247,13 +247,13 @@ fn mounts(input: &Input<'_>) -> Vec<Mount> {
     // Writable also where the rest is not. Otherwise they are on the container's own file system as they are.
     let of_image = input.image_volumes.iter().filter(|_| input.spec.read_only);
     mounts.extend(of_image.map(|(target, source)| mount(target, "bind", &source.to_string_lossy(), &["rbind", "rprivate"])));
-    let mut own = options::mounts(input.spec, input.volumes, input.binds);
+    let mut own = options::mounts(input.spec, input.volumes, input.binds)?;
     own.extend(options::data(input.spec, input.data));
     // What the spec mounts takes the place of ours; the shorter path first, so that none hides another.
     mounts.retain(|ours| !own.iter().any(|theirs| theirs.destination() == ours.destination()));
     mounts.extend(own);
     mounts.sort_by_key(|mount| mount.destination().components().count());
-    mounts
+    Ok(mounts)
 }
 
 fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount {

@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use tar::{Archive, Builder, Entry, EntryType, Header};
 use tokio::task::spawn_blocking;
 
-use super::pieces::{Frames, Pieces, deaf, pass_in};
+use super::pieces::{Ended, Frames, Pieces, deaf, pass_in};
 use super::{Gone, Line, Target, internal, invalid, opened};
 use crate::exec::Tools;
 use crate::image::root::Root;
@@ -71,8 +71,8 @@ pub async fn copy_to(tools: &Tools, target: &Target, asked: v1::RelayCopyTo, lin
     let (speaker, line) = line.split();
     let unpacked = tokio::select! {
         unpacked = unpacking => unpacked.map_err(|error| internal("unpack the files", &error))?,
-        // The unpacker meets the end of what came.
-        Gone = pass_in(line, sender) => return Ok(()),
+        // The unpacker meets the end of what came. Without a limit of time it ends only with the user.
+        Ended::Gone | Ended::Stalled = pass_in(line, sender, None) => return Ok(()),
     };
     unpacked.map_err(|why| ApiError::new(ErrorCode::Conflict, format!("copy to container {}: {why}", target.container.name)))?;
     let _ = speaker.say(relay_output::Kind::Exit(v1::RelayExit { code: 0 })).await;

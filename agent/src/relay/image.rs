@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::wire::v1::{self, image_answer, image_request, relay_output};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
 use tracing::info;
 
-use super::pieces::{Frames, Piece, Pieces, deaf};
+use super::pieces::{Ended, Frames, Pieces, deaf, pass_in};
 use super::{Gone, Line, chain, internal, invalid};
 use crate::core::reference::Reference;
 use crate::exec::Tools;
@@ -183,39 +182,20 @@ async fn load(tools: &Tools, line: &mut Line) -> Result<Option<Vec<image_answer:
     let loaded = tokio::select! {
         loaded = loading => loaded.map_err(|error| internal("load images", &error))?,
         // The thread meets the end of what came.
-        passed = pass_in(line, sender) => return passed.map(|Gone| None),
+        ended = pass_in(line, sender, Some(STALL)) => {
+            return match ended {
+                Ended::Gone => Ok(None),
+                Ended::Stalled => {
+                    let message = format!("nothing came of the archive for {} s", STALL.as_secs());
+                    Err(ApiError::new(ErrorCode::Conflict, message).hint("save it to a file first, and load that"))
+                }
+            };
+        }
     };
     let loaded = loaded.map_err(|error| failed(tools, &error))?;
     let names: BTreeSet<String> = loaded.into_iter().map(|image| image.name).collect();
     let store = tools.images.store.clone();
     images(tools, move || Ok(store.list()?.into_iter().filter(|image| names.contains(&image.name)).collect())).await.map(Some)
-}
-
-/// Passes the archive on, up to its end; returns when the user has gone or stalls.
-async fn pass_in(line: &mut Line, pieces: mpsc::Sender<Piece>) -> Result<Gone, ApiError> {
-    use rcluster_api::wire::v1::relay_input::Kind;
-    let mut over = false;
-    loop {
-        let heard = match timeout(STALL, line.hear()).await {
-            Err(_) if over => continue,
-            Err(_) => {
-                let message = format!("nothing came of the archive for {} s", STALL.as_secs());
-                return Err(ApiError::new(ErrorCode::Conflict, message).hint("save it to a file first, and load that"));
-            }
-            Ok(heard) => heard,
-        };
-        let piece = match heard {
-            Err(Gone) => return Ok(Gone),
-            Ok(Kind::Data(data)) => Piece::Data(data),
-            Ok(Kind::CloseInput(_)) => {
-                over = true;
-                Piece::End
-            }
-            Ok(_) => continue,
-        };
-        // Refused when the reader has ended: its answer is what counts.
-        let _ = pieces.send(piece).await;
-    }
 }
 
 /// Sends an archive of the images; false: the user has gone.

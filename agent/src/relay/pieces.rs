@@ -1,9 +1,11 @@
 //! Archives that pass through a relay, between its frames and a thread that reads or writes them as a file.
 
 use std::io::{self, Read, Write};
+use std::time::Duration;
 
 use rcluster_api::wire::v1::{relay_input, relay_output};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::{DATA_BYTES_MAX, Gone, Line, Speaker};
 
@@ -50,13 +52,31 @@ impl Read for Pieces {
     }
 }
 
-/// Passes the archive on; returns when the user has gone.
-pub async fn pass_in(line: &mut Line, pieces: mpsc::Sender<Piece>) -> Gone {
+/// Why no more of an archive comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    Gone,
+    /// The archive is not over, and nothing came for as long as the user may take.
+    Stalled,
+}
+
+/// Passes the archive on, and stays after its end to hear that the user has gone. `stall`: how long nothing may come of it.
+pub async fn pass_in(line: &mut Line, pieces: mpsc::Sender<Piece>, mut stall: Option<Duration>) -> Ended {
     loop {
-        let piece = match line.hear().await {
-            Err(Gone) => return Gone,
+        let heard = match stall {
+            None => line.hear().await,
+            Some(stall) => match timeout(stall, line.hear()).await {
+                Ok(heard) => heard,
+                Err(_) => return Ended::Stalled,
+            },
+        };
+        let piece = match heard {
+            Err(Gone) => return Ended::Gone,
             Ok(relay_input::Kind::Data(data)) => Piece::Data(data),
-            Ok(relay_input::Kind::CloseInput(_)) => Piece::End,
+            Ok(relay_input::Kind::CloseInput(_)) => {
+                stall = None;
+                Piece::End
+            }
             Ok(_) => continue,
         };
         // Refused when the reader has ended: its answer is what counts.

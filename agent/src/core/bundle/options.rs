@@ -8,7 +8,7 @@ use oci_spec::runtime::{
     PosixRlimitBuilder, PosixRlimitType,
 };
 use rcluster_api::container::{DeviceSpec, MountSpec, Ulimit};
-use rcluster_api::data::DataKind;
+use rcluster_api::data::{DataKind, DataRef};
 use rcluster_api::spec::ContainerSpec;
 
 use super::mount;
@@ -134,41 +134,42 @@ fn named(name: &str) -> Result<Vec<Capability>, String> {
 }
 
 /// The mounts that the spec names; `volumes` is where named ones lie, `binds` where sources of bind mounts really are.
-pub fn mounts(spec: &ContainerSpec, volumes: &Path, binds: &BTreeMap<String, PathBuf>) -> Vec<Mount> {
+pub fn mounts(spec: &ContainerSpec, volumes: &Path, binds: &BTreeMap<String, PathBuf>) -> Result<Vec<Mount>, String> {
     let bind = |source: &str, target: &str, read_only: bool| {
         mount(target, "bind", source, if read_only { &["rbind", "rprivate", "ro"] } else { &["rbind", "rprivate"] })
     };
     let each = spec.mounts.iter().map(|wanted| match wanted {
         MountSpec::Bind { source, target, read_only } => {
-            let real = binds.get(source).map_or_else(|| source.clone(), |real| real.to_string_lossy().into_owned());
-            bind(&real, target, *read_only)
+            let real = binds.get(source).ok_or_else(|| format!("mount {target}: it is not known where {source} lies on this node"))?;
+            Ok(bind(&real.to_string_lossy(), target, *read_only))
         }
-        MountSpec::Volume { source, target, read_only } => bind(&volumes.join(source).to_string_lossy(), target, *read_only),
+        MountSpec::Volume { source, target, read_only } => Ok(bind(&volumes.join(source).to_string_lossy(), target, *read_only)),
         MountSpec::Tmpfs { target, size, mode } => {
             let mode = format!("mode={}", mode.map_or_else(|| "1777".to_owned(), |mode| mode.to_string()));
             let size = size.map(|size| format!("size={}", size.0));
             let options: Vec<&str> = ["nosuid", "nodev", &mode].into_iter().chain(size.as_deref()).collect();
-            mount(target, "tmpfs", "tmpfs", &options)
+            Ok(mount(target, "tmpfs", "tmpfs", &options))
         }
     });
     each.collect()
 }
 
-/// The name of the file with a container's secret or config, by its place in the spec's list.
-pub fn data_file(kind: DataKind, index: usize) -> String {
-    format!("{}-{index}", kind.as_str())
+/// The secrets and configs of a container, each with the name of its file: `KIND-INDEX`, by its place in the spec's list of the kind.
+pub fn data_files(spec: &ContainerSpec) -> impl Iterator<Item = (String, DataKind, &DataRef)> {
+    let secrets = spec.data().filter(|(kind, _)| *kind == DataKind::Secret).count();
+    spec.data().enumerate().map(move |(place, (kind, data))| {
+        let index = match kind {
+            DataKind::Secret => place,
+            DataKind::Config => place - secrets,
+        };
+        (format!("{}-{index}", kind.as_str()), kind, data)
+    })
 }
 
 /// The secrets and configs, each a file of the task's tmpfs under `dir` that cannot be written.
 pub fn data(spec: &ContainerSpec, dir: &Path) -> Vec<Mount> {
-    let mut places: BTreeMap<DataKind, usize> = BTreeMap::new();
-    let each = spec.data().map(|(kind, data)| {
-        let index = places.entry(kind).or_default();
-        let source = dir.join(data_file(kind, *index));
-        *index += 1;
-        mount(&data.path(kind), "bind", &source.to_string_lossy(), &["bind", "ro", "nosuid", "nodev", "noexec", "private"])
-    });
-    each.collect()
+    let options = ["bind", "ro", "nosuid", "nodev", "noexec", "private"];
+    data_files(spec).map(|(name, kind, data)| mount(&data.path(kind), "bind", &dir.join(name).to_string_lossy(), &options)).collect()
 }
 
 /// The options of `/dev/shm`.
