@@ -2,24 +2,17 @@
 
 mod common;
 
-use std::fs::{self, File};
-use std::io::{IoSlice, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::time::Duration;
 
+use common::client::{Answer, Client, connect, receive, request};
 use common::monitored::Monitored;
 use common::{Bundle, alive, eventually};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    SocketAddrUnix, SocketFlags, SocketType,
-};
+use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Pid, Signal, kill_process};
-
-const ANSWER_WAIT: Duration = Duration::from_secs(20);
 
 /// A container that a monitor with a socket keeps.
 fn served(script: &str) -> Monitored {
@@ -28,103 +21,6 @@ fn served(script: &str) -> Monitored {
     let monitored = Monitored::with(bundle, &["--socket", &socket]);
     monitored.start();
     monitored
-}
-
-struct Client {
-    socket: OwnedFd,
-    stdin: File,
-    stdout: File,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Answer {
-    Started(i32),
-    Ended(i32),
-    Refused(String),
-    HungUp,
-}
-
-fn connect(path: &Path) -> rustix::io::Result<OwnedFd> {
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-    set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_WAIT)).unwrap();
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path).unwrap())?;
-    Ok(socket)
-}
-
-fn request(kind: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_le_bytes();
-    [&[1, kind, 0, 0, 0, 0, 0, 0], &length[..], payload].concat()
-}
-
-fn receive(socket: &OwnedFd) -> (Answer, Option<OwnedFd>) {
-    let mut bytes = [0; 8192];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let received = rustix::net::recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC);
-    let count = match received {
-        Ok(received) => received.bytes,
-        Err(rustix::io::Errno::CONNRESET) => 0,
-        Err(errno) => panic!("no answer: {errno}"),
-    };
-    let file = control.drain().find_map(|part| match part {
-        RecvAncillaryMessage::ScmRights(mut files) => files.next(),
-        _ => None,
-    });
-    if count == 0 {
-        return (Answer::HungUp, file);
-    }
-    let number = i32::from_le_bytes(bytes[4..8].try_into().unwrap());
-    let answer = match bytes[1] {
-        2 => Answer::Started(number),
-        3 => Answer::Ended(number),
-        4 => Answer::Refused(String::from_utf8(bytes[12..count].to_vec()).unwrap()),
-        kind => panic!("a reply of kind {kind}"),
-    };
-    (answer, file)
-}
-
-impl Client {
-    fn exec(monitored: &Monitored, args: &[&str]) -> Self {
-        let payload: String = args.iter().map(|arg| format!("{arg}\0")).collect();
-        Self::ask(monitored, &request(1, payload.as_bytes()))
-    }
-
-    fn ask(monitored: &Monitored, message: &[u8]) -> Self {
-        let socket = connect(&monitored.bundle.path("monitor.sock")).unwrap();
-        let (theirs_in, stdin) = rustix::pipe::pipe().unwrap();
-        let (stdout, theirs_out) = rustix::pipe::pipe().unwrap();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let files = [theirs_in.as_fd(), theirs_out.as_fd(), theirs_out.as_fd()];
-        assert!(control.push(SendAncillaryMessage::ScmRights(&files)));
-        rustix::net::sendmsg(&socket, &[IoSlice::new(message)], &mut control, SendFlags::empty()).unwrap();
-        Self { socket, stdin: stdin.into(), stdout: stdout.into() }
-    }
-
-    fn answer(&self) -> Answer {
-        receive(&self.socket).0
-    }
-
-    fn started(&self) -> i32 {
-        match self.answer() {
-            Answer::Started(pid) => pid,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn refused(&self) -> String {
-        match self.answer() {
-            Answer::Refused(why) => why,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn printed(&mut self) -> String {
-        let mut text = String::new();
-        self.stdout.read_to_string(&mut text).unwrap();
-        text
-    }
 }
 
 fn ends_with(monitored: &Monitored, args: &[&str]) -> Answer {

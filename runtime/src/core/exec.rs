@@ -95,10 +95,53 @@ pub fn completed(own: &Process, given: Process) -> Process {
 }
 
 /// Decides the plan. The container's `process` is the one to run. Handles are the cgroups in their order, and last the container's first
-/// process; its pid namespace is not joined by a step, as a process joins one only by being born there.
-pub fn plan(container: &Container, cgroups: &[PathBuf], privileges: Privileges) -> Plan {
+/// process; its pid namespace is not joined by the child, as a process joins one only by being born there: the parent does, or, for a
+/// user without privileges over the host, an usher. `shared`: the kinds of which the caller and the container have the same.
+pub fn plan(container: &Container, cgroups: &[PathBuf], privileges: Privileges, shared: &[NamespaceKind]) -> Plan {
     let mut steps = Vec::new();
     let mut notes = Vec::new();
+    let process = cgroups.len();
+    let user = container.namespace(NamespaceKind::User).is_some();
+    if user && !privileges.over_mounts() {
+        usher(container, process, shared, &mut steps);
+        join_cgroups(container, cgroups, &mut steps);
+        let others = joined(container).into_iter().filter(|kind| *kind != NamespaceKind::User && !shared.contains(kind)).collect();
+        steps.push(Step::JoinProcess { kinds: others, handle: process });
+    } else {
+        join_cgroups(container, cgroups, &mut steps);
+        steps.extend(before_user_namespace(container, user));
+        steps.push(Step::JoinProcess { kinds: joined(container), handle: process });
+        if user {
+            steps.push(Step::BecomeRoot);
+        }
+    }
+    steps.push(Step::NewSession);
+    if container.process.terminal {
+        steps.push(Step::Terminal { size: container.process.console_size, bind: false, relayed: false });
+    }
+    let granted = plan::grant(&container.process.capabilities, plan::available(container, privileges), &mut notes);
+    plan::process(&container.process, container.seccomp.as_ref(), &granted, &mut steps);
+    Plan { clone_namespaces: Vec::new(), trees: Vec::new(), steps, notes }
+}
+
+/// A user has privileges over the container's namespaces only in its user namespace, which is the caller's own, made by itself
+/// (user_namespaces(7), "Capabilities"): that one is entered first. From then on the container's root could trace the process.
+fn usher(container: &Container, process: usize, shared: &[NamespaceKind], steps: &mut Vec<Step>) {
+    steps.extend(before_user_namespace(container, true));
+    let has_pid = container.namespace(NamespaceKind::Pid).is_some() && !shared.contains(&NamespaceKind::Pid);
+    let kinds = [NamespaceKind::User].into_iter().chain(has_pid.then_some(NamespaceKind::Pid)).collect();
+    // Another user id may make it visible again (prctl(2), PR_SET_DUMPABLE).
+    steps.extend([Step::Undumpable, Step::JoinProcess { kinds, handle: process }, Step::BecomeRoot, Step::Undumpable]);
+    steps.push(Step::Bear(Vec::new()));
+}
+
+/// As long as it is the host's to allow.
+fn before_user_namespace(container: &Container, user: bool) -> impl Iterator<Item = Step> {
+    let limits = container.process.rlimits.iter().filter(move |_| user).cloned().map(Step::RaiseLimit);
+    container.process.oom_score_adj.map(Step::OomScoreAdj).into_iter().chain(limits)
+}
+
+fn join_cgroups(container: &Container, cgroups: &[PathBuf], steps: &mut Vec<Step>) {
     let affinity = |field, processors: &[u32]| {
         let step = Step::Affinity { field, processors: processors.to_vec() };
         (!processors.is_empty()).then_some(step)
@@ -108,25 +151,6 @@ pub fn plan(container: &Container, cgroups: &[PathBuf], privileges: Privileges) 
         steps.push(Step::JoinCgroup { directory: directory.clone(), handle });
     }
     steps.extend(affinity("final", &container.process.exec_cpu_affinity.last));
-    if let Some(adjustment) = container.process.oom_score_adj {
-        steps.push(Step::OomScoreAdj(adjustment));
-    }
-    let user = container.namespace(NamespaceKind::User).is_some();
-    if user {
-        // As long as it is the host's to allow.
-        steps.extend(container.process.rlimits.iter().cloned().map(Step::RaiseLimit));
-    }
-    steps.push(Step::JoinProcess { kinds: joined(container), handle: cgroups.len() });
-    if user {
-        steps.push(Step::BecomeRoot);
-    }
-    steps.push(Step::NewSession);
-    if container.process.terminal {
-        steps.push(Step::Terminal { size: container.process.console_size, bind: false, relayed: false });
-    }
-    let granted = plan::grant(&container.process.capabilities, plan::available(container, privileges), &mut notes);
-    plan::process(&container.process, container.seccomp.as_ref(), &granted, &mut steps);
-    Plan { clone_namespaces: Vec::new(), trees: Vec::new(), steps, notes }
 }
 
 /// Also the kinds the container shares with whoever created it: the caller of `exec` may live in others.
@@ -196,7 +220,7 @@ mod tests {
     fn plan_of(process: Process, cgroups: &[PathBuf]) -> String {
         let spec = spec::Spec { process: Some(process), ..own() };
         let container = check::check(Path::new("/b"), &spec).unwrap();
-        plan(&container, cgroups, EVERYTHING).steps.iter().map(|step| format!("{step}\n")).collect()
+        plan(&container, cgroups, EVERYTHING, &[]).steps.iter().map(|step| format!("{step}\n")).collect()
     }
 
     #[test]
@@ -231,6 +255,35 @@ process.noNewPrivileges: set it
 process.args[0]: find \"id\"
 ";
         assert_eq!(plan_of(process, &["/sys/fs/cgroup/pids/x".into()]), expected);
+    }
+
+    /// The user namespace before all else that is the container's, and hidden from it before that.
+    #[test]
+    fn a_user_without_privileges_enters_its_user_namespace_first() {
+        let text = CONFIG.replace(
+            r#""namespaces":[{"type":"mount"},{"type":"pid"}]"#,
+            r#""namespaces":[{"type":"mount"},{"type":"pid"},{"type":"uts"},{"type":"user"}],
+               "uidMappings":[{"containerID":0,"hostID":5,"size":9}],"gidMappings":[{"containerID":0,"hostID":5,"size":9}]"#,
+        );
+        let container = check::check(Path::new("/b"), &spec::parse(text.as_bytes()).unwrap()).unwrap();
+        let nothing = Privileges { held: CapabilitySet::default(), bounding: CapabilitySet::ALL };
+        let shared = [NamespaceKind::Network, NamespaceKind::Ipc, NamespaceKind::Cgroup];
+        let plan = plan(&container, &["/c/x".into()], nothing, &shared);
+        let steps: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();
+        let expected = [
+            "process.oomScoreAdj: set 5",
+            "process.rlimits: raise RLIMIT_NOFILE to at most 20",
+            "hide from the container until the program is executed",
+            "join the container's user pid namespaces",
+            "linux.uidMappings: become root of the user namespace",
+            "hide from the container until the program is executed",
+            "linux.namespaces: begin a process",
+            "linux.cgroupsPath: join /c/x",
+            "join the container's mount uts namespaces",
+            "begin a session",
+        ];
+        assert_eq!(steps[..expected.len()], expected);
+        assert!(plan.has_usher() && plan.notes.is_empty(), "{:?}", plan.notes);
     }
 
     #[test]

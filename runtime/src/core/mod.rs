@@ -32,5 +32,6 @@ pub mod exec;
 pub mod log_sink;
 pub mod request;
 
+pub mod members;
 pub mod stats;
 pub mod status;

@@ -95,11 +95,13 @@ pub enum Step {
     /// Root of the user namespace.
     BecomeRoot,
     Bear(Vec<NamespaceKind>),
-    /// All at once, those of the process at a descriptor (setns(2)).
+    /// All at once, those of the process at a descriptor (setns(2)); that of processes is the next child's.
     JoinProcess {
         kinds: Vec<NamespaceKind>,
         handle: usize,
     },
+    /// Nobody else can look into this process or trace it until it executes its program (`PR_SET_DUMPABLE` of prctl(2)).
+    Undumpable,
     NewCgroupNamespace,
     NewTimeNamespace(Vec<TimeOffset>),
     NewSession,
@@ -260,7 +262,7 @@ pub struct Privileges {
 
 impl Privileges {
     /// Whether the mounts of the host can be copied and its namespaces joined.
-    fn over_mounts(self) -> bool {
+    pub(super) fn over_mounts(self) -> bool {
         self.held.holds("CAP_SYS_ADMIN")
     }
 }

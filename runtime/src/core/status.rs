@@ -72,6 +72,11 @@ pub fn parse_stat(text: &str) -> Option<Seen> {
     Some(Seen { state: fields.first()?.chars().next()?, start_time: fields.get(19)?.parse().ok()? })
 }
 
+/// The parent's id, field 4.
+pub fn parse_parent(text: &str) -> Option<i32> {
+    text.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +87,7 @@ mod tests {
     fn stat_with_parentheses_in_the_name() {
         assert_eq!(parse_stat(STAT), Some(Seen { state: 'S', start_time: 4242 }));
         assert_eq!(parse_stat("7 (short) S 1"), None);
+        assert_eq!((parse_parent(STAT), parse_parent("7 (short) S")), (Some(1), None));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::DumpableBehavior;
 use rustix::thread::{CpuSet, LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::root::Root;
@@ -69,6 +70,7 @@ impl<'a> Performer<'a> {
             Step::BecomeRoot => self.groups_denied = userns::become_root()?,
             Step::Bear(kinds) => userns::bear(&self.work.channel, kinds)?,
             Step::JoinProcess { kinds, handle } => self.join_process(kinds, *handle)?,
+            Step::Undumpable => rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?,
             Step::NewCgroupNamespace => sys::unshare(sys::namespace::CGROUP)?,
             Step::NewTimeNamespace(offsets) => userns::shift_time(offsets)?,
             Step::NewSession => {

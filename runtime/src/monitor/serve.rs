@@ -66,7 +66,7 @@ pub enum Side {
 pub struct Connection(OwnedFd);
 
 impl Listener {
-    /// Listens at a path, which only root may connect to.
+    /// Listens at a path, which only root and this user may connect to.
     pub fn open(path: &Path) -> Result<Self> {
         let named = || format!("listen at {}", path.display());
         let (directory, name) = path.parent().zip(path.file_name()).with_context(named)?;
@@ -91,8 +91,9 @@ impl Listener {
         // One that hung up before, or for which there are no descriptors, concerns its client only.
         let Ok(connection) = rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC) else { return Side::Monitor };
         let connection = Connection(connection);
-        if !rustix::net::sockopt::socket_peercred(&connection.0).is_ok_and(|peer| peer.uid.is_root()) {
-            connection.refuse("only root may ask a monitor for anything");
+        let own = rustix::process::geteuid();
+        if !rustix::net::sockopt::socket_peercred(&connection.0).is_ok_and(|peer| peer.uid.is_root() || peer.uid == own) {
+            connection.refuse("only root, or the user a monitor runs as, may ask it for anything");
         } else if self.servants.len() >= SERVANTS_MAX {
             connection.refuse(&format!("the monitor serves {SERVANTS_MAX} requests already, and no more at once: try again later"));
         } else {

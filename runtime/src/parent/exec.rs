@@ -1,7 +1,8 @@
 //! `exec`: one more process in a container (no verb of the specification; the options and the exit codes are runc's).
 //!
 //! The process is made here, in the container's pid namespace, and goes in by itself: its cgroups first, then all other namespaces at once
-//! by the descriptor of the container's first process, then the same steps down to its user's rights as that one took.
+//! by the descriptor of the container's first process, then the same steps down to its user's rights as that one took. For a user who is
+//! not root an usher (`init::userns`) enters the container's user namespace, where that user has all privileges, and bears the process.
 
 use std::ffi::CString;
 use std::fs;
@@ -9,20 +10,20 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions};
+use rustix::process::DumpableBehavior;
 use rustix::thread::ThreadNameSpaceType;
 
 use super::console::{self, Console};
 use super::foreground::Foreground;
-use super::talk::{Heard, hear, why_not_executed};
+use super::talk::{self, Heard, Line, why_not_executed};
 use super::{bundle, cgroups, existing, listener, open_process, passed, read_bounded};
 use crate::core::caller::{Caller, adapt};
 use crate::core::cgroup::{Version, hierarchies};
-use crate::core::check::Container;
+use crate::core::check::{Container, NamespaceKind};
 use crate::core::exec::{Asked, SubCgroup};
 use crate::core::plan::Plan;
 use crate::core::status::Status;
-use crate::core::{exec, signal, spec};
+use crate::core::{exec, spec};
 use crate::init::{self, Start, Work};
 use crate::state::{Record, replace};
 use crate::sync::{Channel, Message};
@@ -84,9 +85,6 @@ pub fn execute(root: &Path, id: &str, options: &ExecOptions) -> Result<Executed>
     let spec = bundle::recorded(&dir, &record)?;
     let mut container = container(&record.bundle, spec, &options.process)?;
     container.process.env.extend(passed::environment());
-    if !rustix::process::geteuid().is_root() {
-        bail!("exec: not built yet for a user who is not root, who may not join the container's pid namespace: run it as root");
-    }
     let console = Console::open(container.process.terminal, !options.detach, options.console_socket.as_deref())?;
     let groups = joined_cgroups(&record, &options.cgroups)?;
     let caller = Caller {
@@ -96,26 +94,47 @@ pub fn execute(root: &Path, id: &str, options: &ExecOptions) -> Result<Executed>
         pivot: true,
         keyring: record.keyring.clone(),
     };
-    let plan = adapt(exec::plan(&container, &groups, bundle::privileges()?), &caller);
+    let shared = record.init.as_ref().map(|init| shared_namespaces(init.pid)).unwrap_or_default();
+    let plan = adapt(exec::plan(&container, &groups, bundle::privileges()?, &shared), &caller);
     let foreground = if options.detach { None } else { Some(Foreground::begin()?) };
-    let child = clone_child(&container, &plan, &groups, container_process)?;
+    let mut line = clone_child(&container, &plan, &groups, container_process)?;
     let mut said = plan.notes.clone();
-    let introduce = |notifications: &OwnedFd| match container.seccomp.as_ref().and_then(|seccomp| seccomp.listener.as_ref()) {
-        Some(to) => listener::introduce(to, &record, status, child.pid, notifications),
+    let introduce = |pid: i32, notifications: &OwnedFd| match container.seccomp.as_ref().and_then(|seccomp| seccomp.listener.as_ref()) {
+        Some(to) => listener::introduce(to, &record, status, pid, notifications),
         None => bail!("the process has notifications for nobody"),
     };
-    let started = listen(&child, &plan, &mut said, introduce).and_then(|terminal| {
+    let started = listen(&mut line, &plan, &mut said, introduce).and_then(|terminal| {
         let terminal = console.take(terminal)?;
-        let write = |path: &PathBuf| replace(path, child.pid.to_string().as_bytes());
+        let write = |path: &PathBuf| replace(path, line.child().pid.to_string().as_bytes());
         options.pid_file.as_ref().map_or(Ok(()), write)?;
         Ok(terminal)
     });
-    let terminal = started.inspect_err(|_| {
-        // An error means that it is dead already.
-        let _ = sys::send_signal(child.pidfd.as_fd(), signal::KILL);
-        let _ = rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
-    })?;
-    Ok(Executed { pid: child.pid, pidfd: child.pidfd, notes: said, terminal, foreground })
+    match started {
+        Ok(terminal) => {
+            let talk::Process { pid, pidfd } = line.finish();
+            Ok(Executed { pid, pidfd, notes: said, terminal, foreground })
+        }
+        Err(error) => {
+            line.end();
+            Err(error)
+        }
+    }
+}
+
+/// Which of a process's namespaces this one lives in too; one that cannot be looked at is not among them.
+fn shared_namespaces(pid: i32) -> Vec<NamespaceKind> {
+    let names = [
+        (NamespaceKind::Mount, "mnt"),
+        (NamespaceKind::Pid, "pid"),
+        (NamespaceKind::Network, "net"),
+        (NamespaceKind::Ipc, "ipc"),
+        (NamespaceKind::Uts, "uts"),
+        (NamespaceKind::Cgroup, "cgroup"),
+        (NamespaceKind::Time, "time"),
+    ];
+    let of = |whose: &str, name: &str| fs::read_link(format!("/proc/{whose}/ns/{name}")).ok();
+    let is_shared = |name: &str| of("self", name).is_some_and(|own| of(&pid.to_string(), name) == Some(own));
+    names.into_iter().filter(|(_, name)| is_shared(name)).map(|(kind, _)| kind).collect()
 }
 
 /// The container with the process to run instead of its own, checked as a whole.
@@ -159,22 +178,19 @@ fn inhabitable(group: &Path, record: &Record) -> Result<Option<PathBuf>> {
     Ok(unified.map(|hierarchy| hierarchy.mount_point.join(&hierarchy.own)).filter(|own| own.starts_with(group)))
 }
 
-/// A process on its way into the container.
-struct Child {
-    pid: i32,
-    pidfd: OwnedFd,
-    channel: Channel,
-}
-
 /// Returns in the parent only.
-fn clone_child(container: &Container, plan: &Plan, groups: &[PathBuf], container_process: OwnedFd) -> Result<Child> {
+fn clone_child(container: &Container, plan: &Plan, groups: &[PathBuf], container_process: OwnedFd) -> Result<Line> {
     let process = &container.process;
     let c_strings = |list: &[String]| list.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>();
     let joins = cgroups::open(groups)?;
     let (channel, child_end) = Channel::pair().context("make a socket pair")?;
-    // Only children of this process are born there, itself it stays.
-    rustix::thread::move_into_thread_name_spaces(container_process.as_fd(), ThreadNameSpaceType::PROCESS_ID)
-        .context("join the container's pid namespace")?;
+    if !plan.has_usher() {
+        // Only children of this process are born there, itself it stays.
+        rustix::thread::move_into_thread_name_spaces(container_process.as_fd(), ThreadNameSpaceType::PROCESS_ID)
+            .context("join the container's pid namespace")?;
+        // The container could otherwise look into the process before its exec (CVE-2016-9962).
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
+    }
     let handles = joins.files.into_iter().chain([container_process]).map(Some).collect();
     let mut work = Work {
         handles,
@@ -185,16 +201,17 @@ fn clone_child(container: &Container, plan: &Plan, groups: &[PathBuf], container
         start: Start::AtOnce,
         hooks: None,
     };
-    // The container could otherwise look into the process before its exec (CVE-2016-9962).
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
-    // A process on given processors until it is in the cgroups cannot be born there.
-    let cgroup =
-        joins.unified.as_ref().filter(|_| container.process.exec_cpu_affinity.initial.is_empty()).map(|(_, directory)| directory.as_fd());
-    let (side, took_cgroup) = sys::clone_process(0, cgroup).context("clone the process")?;
+    // A process on given processors until it is in the cgroups cannot be born there, and an usher stays out of them.
+    let is_born_there = container.process.exec_cpu_affinity.initial.is_empty() && !plan.has_usher();
+    let unified = joins.unified.filter(|_| is_born_there);
+    let (side, took_cgroup) =
+        sys::clone_process(0, unified.as_ref().map(|(_, directory)| directory.as_fd())).context("clone the process")?;
     match side {
-        Cloned::Parent { pid, pidfd } => Ok(Child { pid, pidfd, channel }),
+        Cloned::Parent { pid, pidfd } => Ok(Line::new(channel, talk::Process { pid, pidfd }, plan)),
         Cloned::Child => {
-            if let Some((place, _)) = joins.unified.filter(|_| took_cgroup) {
+            // Else it would never hear that the parent is gone.
+            drop(channel);
+            if let Some((place, _)) = unified.filter(|_| took_cgroup) {
                 work.handles[place] = None;
             }
             init::run(plan, work)
@@ -203,20 +220,25 @@ fn clone_child(container: &Container, plan: &Plan, groups: &[PathBuf], container
 }
 
 /// Hears the child out until its program runs.
-fn listen(child: &Child, plan: &Plan, notes: &mut Vec<String>, introduce: impl Fn(&OwnedFd) -> Result<()>) -> Result<Option<OwnedFd>> {
+fn listen(
+    line: &mut Line,
+    plan: &Plan,
+    notes: &mut Vec<String>,
+    introduce: impl Fn(i32, &OwnedFd) -> Result<()>,
+) -> Result<Option<OwnedFd>> {
     let mut terminal = None;
     loop {
-        match hear(&child.channel, child.pidfd.as_fd(), plan, notes)? {
+        match line.hear(plan, notes)? {
             Heard::Message(Message::Ready, _) => break,
             Heard::Message(Message::Terminal, master) => terminal = master,
-            Heard::Notifications(notifications) => introduce(&notifications)?,
+            Heard::Notifications(notifications) => introduce(line.child().pid, &notifications)?,
             Heard::Message(..) => bail!("the process answered nonsense"),
         }
     }
-    match child.channel.receive().context("listen to the process")? {
+    match line.last_word()? {
         // It closed at exec.
         None => Ok(terminal),
-        Some((Message::Failed { errno, text, .. }, _)) => {
+        Some(Message::Failed { errno, text, .. }) => {
             bail!("process.args[0]: execute {text}: {}", why_not_executed(errno))
         }
         Some(_) => bail!("the process answered nonsense"),

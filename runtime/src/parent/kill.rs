@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use super::pause::thaw;
-use super::{cgroups, existing, open_process};
+use super::{existing, members, open_process};
 use crate::core::status::Status;
 use crate::sys;
 
@@ -14,8 +14,7 @@ use crate::sys;
 pub fn kill(root: &Path, id: &str, signal: i32, all: bool) -> Result<()> {
     let (dir, record) = existing(root, id)?;
     if all {
-        cgroups::signal_all(&record.cgroups, signal);
-        return Ok(());
+        return members::signal(&record, signal);
     }
     let pidfd = record.init.as_ref().map(open_process).transpose()?.flatten();
     match (pidfd, dir.status(&record)?) {

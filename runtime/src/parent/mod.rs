@@ -11,6 +11,7 @@ mod foreground;
 mod hooks;
 mod kill;
 mod listener;
+mod members;
 mod net_devices;
 mod own_binary;
 mod passed;

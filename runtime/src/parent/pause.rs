@@ -27,8 +27,11 @@ pub fn pause(root: &Path, id: &str) -> Result<()> {
         Status::Created | Status::Running => {}
         other => bail!("container {id} is {other}: only a created or running one can be paused"),
     }
-    let freezer =
-        Freezer::find(&record.cgroups).context("no cgroup of the container can be frozen: mount a freezer, or cgroup version 2")?;
+    let freezer = Freezer::find(&record.cgroups).context(if record.cgroups.is_empty() {
+        "the container has no cgroup that could be frozen: its user may make none, unless a freezer's or version 2's is given to that user"
+    } else {
+        "no cgroup of the container can be frozen: mount a freezer, or cgroup version 2"
+    })?;
     freezer.freeze().map_err(|error| match freezer.thaw() {
         Ok(()) => error,
         Err(left) => error.context(format!("and it could not be resumed: {left:#}")),

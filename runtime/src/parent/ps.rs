@@ -5,15 +5,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::{cgroups, existing};
+use super::{existing, members};
 
 /// The ids on the host of a container's processes, rising.
 pub fn processes(root: &Path, id: &str) -> Result<Vec<i32>> {
     let (_, record) = existing(root, id)?;
-    let found = record.cgroups.iter().map(|group| cgroups::processes(group)).find(|found| !found.is_empty());
-    let mut found = found.unwrap_or_default();
-    found.sort_unstable();
-    Ok(found)
+    members::processes(&record)
 }
 
 /// What ps(1) says of them, with options of its own or `-ef`.

@@ -26,7 +26,7 @@ pub enum Heard {
 }
 
 /// Hears the next message that is no note; a failure is the error.
-pub fn hear(channel: &Channel, child: BorrowedFd<'_>, plan: &Plan, notes: &mut Vec<String>) -> Result<Heard> {
+fn hear(channel: &Channel, child: BorrowedFd<'_>, plan: &Plan, notes: &mut Vec<String>) -> Result<Heard> {
     let step = |place: u16| plan.steps.get(usize::from(place)).map_or_else(String::new, ToString::to_string);
     loop {
         match channel.receive().context("listen to the container's process")? {
@@ -76,25 +76,98 @@ impl Process {
     }
 }
 
-/// The talk with the child, from its clone until it is ready.
-pub struct Talk<'a> {
+/// The processes at the other end of a channel: the one that was cloned and, where that is an usher, the one it bears.
+pub struct Line {
     channel: Channel,
-    bundle: &'a Bundle,
-    /// The container's process, or the usher that bears it.
     first: Process,
-    /// The container's process, if an usher bore it.
     born: Option<Process>,
+    has_usher: bool,
+}
+
+impl Line {
+    pub fn new(channel: Channel, first: Process, plan: &Plan) -> Self {
+        Self { channel, first, born: None, has_usher: plan.has_usher() }
+    }
+
+    /// The container's process, or the usher as long as it has borne none.
+    pub fn child(&self) -> &Process {
+        self.born.as_ref().unwrap_or(&self.first)
+    }
+
+    /// Hears the next message but the birth of the child, which is noted and answered.
+    pub fn hear(&mut self, plan: &Plan, notes: &mut Vec<String>) -> Result<Heard> {
+        loop {
+            // An usher speaks before what it bears, and then no more.
+            match hear(&self.channel, self.child().pidfd.as_fd(), plan, notes)? {
+                Heard::Message(Message::Born { pid }, _) if self.has_usher && self.born.is_none() => {
+                    self.born = Some(open_child(pid)?);
+                    self.answer()?;
+                }
+                other => return Ok(other),
+            }
+        }
+    }
+
+    /// What comes once the child is ready; `None` when it closed its end.
+    pub fn last_word(&self) -> Result<Option<Message>> {
+        Ok(self.channel.receive().context("listen to the process")?.map(|(message, _)| message))
+    }
+
+    /// Lets it go on.
+    pub fn answer(&self) -> Result<()> {
+        self.channel.send(&Message::Go).context("answer the container's process")
+    }
+
+    /// The container's process.
+    pub fn finish(self) -> Process {
+        match self.born {
+            Some(born) => {
+                self.first.reap();
+                born
+            }
+            None => self.first,
+        }
+    }
+
+    /// Ends all that was made; the death of the last takes its mounts along.
+    pub fn end(mut self) {
+        let kill = |process: &Process| {
+            // An error means that it is dead already.
+            let _ = sys::send_signal(process.pidfd.as_fd(), signal::KILL);
+        };
+        self.born.iter().for_each(kill);
+        if self.has_usher {
+            // It, or what it bore and was not heard of yet, ends by itself when it hears no more.
+            self.channel.fall_silent();
+        } else {
+            kill(&self.first);
+        }
+        while let Ok(Some((message, _))) = self.channel.receive() {
+            if let Message::Born { pid } = message {
+                self.born = open_child(pid).ok();
+                self.born.iter().for_each(kill);
+            }
+        }
+        self.first.reap();
+        self.born.iter().for_each(Process::reap);
+    }
+}
+
+/// The talk of `create` with the child, from its clone until it is ready.
+pub struct Talk<'a> {
+    line: Line,
+    bundle: &'a Bundle,
     notes: Vec<String>,
     has_net_devices: bool,
 }
 
 impl<'a> Talk<'a> {
     pub fn new(channel: Channel, bundle: &'a Bundle, first: Process) -> Self {
-        Self { channel, bundle, first, born: None, notes: bundle.plan.notes.clone(), has_net_devices: false }
+        Self { line: Line::new(channel, first, &bundle.plan), bundle, notes: bundle.plan.notes.clone(), has_net_devices: false }
     }
 
     pub fn child(&self) -> &Process {
-        self.born.as_ref().unwrap_or(&self.first)
+        self.line.child()
     }
 
     /// Hears the child out until it is ready; the master side of its terminal comes on the way.
@@ -102,20 +175,14 @@ impl<'a> Talk<'a> {
         let (plan, container) = (&self.bundle.plan, &self.bundle.container);
         let mut terminal = None;
         loop {
-            // An usher speaks before what it bears, and then no more.
-            let child = self.born.as_ref().unwrap_or(&self.first).pidfd.as_fd();
-            match hear(&self.channel, child, plan, &mut self.notes)? {
+            match self.line.hear(plan, &mut self.notes)? {
                 Heard::Message(Message::Ready, _) => {
                     self.move_net_devices()?;
                     return Ok(terminal);
                 }
                 Heard::Message(Message::Terminal, master) => terminal = master,
                 Heard::Message(Message::Map, _) => {
-                    userns::map(self.first.pid, &container.ids).context("linux")?;
-                    self.answer()?;
-                }
-                Heard::Message(Message::Born { pid }, _) if plan.has_usher() => {
-                    self.born = Some(open_child(pid)?);
+                    userns::map(self.child().pid, &container.ids).context("linux")?;
                     self.answer()?;
                 }
                 Heard::Message(Message::Hooks, _) => {
@@ -143,42 +210,17 @@ impl<'a> Talk<'a> {
 
     /// Lets it wait at the gate.
     pub fn answer(&self) -> Result<()> {
-        self.channel.send(&Message::Go).context("answer the container's process")
+        self.line.answer()
     }
 
     /// The container's process, and what is weaker than asked for.
     pub fn finish(self) -> (Process, Vec<String>) {
-        let child = match self.born {
-            Some(born) => {
-                self.first.reap();
-                born
-            }
-            None => self.first,
-        };
-        (child, self.notes)
+        (self.line.finish(), self.notes)
     }
 
-    /// Ends all that was made; the death of the last takes its mounts along.
-    pub fn end(mut self) {
-        let kill = |process: &Process| {
-            // An error means that it is dead already.
-            let _ = sys::send_signal(process.pidfd.as_fd(), signal::KILL);
-        };
-        self.born.iter().for_each(kill);
-        if self.bundle.plan.has_usher() {
-            // It, or what it bore and was not heard of yet, ends by itself when it hears no more.
-            self.channel.fall_silent();
-        } else {
-            kill(&self.first);
-        }
-        while let Ok(Some((message, _))) = self.channel.receive() {
-            if let Message::Born { pid } = message {
-                self.born = open_child(pid).ok();
-                self.born.iter().for_each(kill);
-            }
-        }
-        self.first.reap();
-        self.born.iter().for_each(Process::reap);
+    /// Ends all that was made.
+    pub fn end(self) {
+        self.line.end();
     }
 }
 

@@ -2,9 +2,12 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod client;
 pub mod engines;
 pub mod monitored;
+pub mod own;
 pub mod probe;
+pub mod terminals;
 
 use std::fs;
 use std::os::unix::fs::symlink;

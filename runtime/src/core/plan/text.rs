@@ -18,8 +18,9 @@ impl fmt::Display for Step {
             Self::JoinUserNamespace { path, .. } => write!(f, "linux.namespaces: join the user namespace {}", path.display()),
             Self::BecomeRoot => write!(f, "linux.uidMappings: become root of the user namespace"),
             Self::Bear(kinds) => {
-                let kinds: Vec<String> = kinds.iter().map(ToString::to_string).collect();
-                write!(f, "linux.namespaces: begin a process in new namespaces {}", kinds.join(" "))
+                let kinds: Vec<String> = kinds.iter().map(|kind| format!(" {kind}")).collect();
+                write!(f, "linux.namespaces: begin a process")?;
+                if kinds.is_empty() { Ok(()) } else { write!(f, " in new namespaces{}", kinds.concat()) }
             }
             Self::NewTimeNamespace(offsets) => {
                 write!(f, "linux.timeOffsets: make a time namespace")?;
@@ -29,6 +30,7 @@ impl fmt::Display for Step {
                 let kinds: Vec<String> = kinds.iter().map(ToString::to_string).collect();
                 write!(f, "join the container's {} namespaces", kinds.join(" "))
             }
+            Self::Undumpable => write!(f, "hide from the container until the program is executed"),
             Self::NewCgroupNamespace => write!(f, "linux.namespaces: make a cgroup namespace"),
             Self::NewSession => write!(f, "begin a session"),
             Self::SessionKeyring(name) => write!(f, "begin or join the session keyring {name:?}"),

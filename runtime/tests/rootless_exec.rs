@@ -1,0 +1,248 @@
+//! `exec` and its like by a user who is not root, in containers that user made: the same rights, and no way out; compared with runc's.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output, Stdio};
+
+use common::own::{Own, USER};
+use common::terminals::{in_terminal, listener, outer, sent};
+use common::{alive, eventually, namespace, tool};
+use serde_json::json;
+
+const KINDS: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
+
+#[test]
+fn a_program_runs_in_the_containers_namespaces() {
+    let own = Own::started("exec sleep 1000");
+    let pid = own.pid().to_string();
+    let links = own.executed(&[], "for n in cgroup ipc mnt net pid user uts; do readlink /proc/self/ns/$n; done");
+    assert_eq!(links.lines().collect::<Vec<_>>(), KINDS.map(|kind| namespace(&pid, kind)));
+    assert_eq!(own.executed(&[], "cat /proc/1/cmdline").replace('\0', " "), "sleep 1000 ");
+    assert_eq!(
+        own.executed(&["--cwd", "/bin", "-e", "A=1"], "pwd; echo $A; id -u; id -g; hostname").split('\n').collect::<Vec<_>>(),
+        ["/bin", "1", "0", "0", own.bundle.config["hostname"].as_str().unwrap()]
+    );
+}
+
+#[test]
+fn rights_are_the_containers() {
+    let own = Own::started("exec sleep 1000");
+    let sets = "grep -E '^(Cap|NoNew|Uid|Gid|Groups)' /proc/self/status";
+    let container = own.executed(&[], "grep -E '^(Cap|NoNew|Uid|Gid|Groups)' /proc/1/status");
+    assert_eq!(own.executed(&[], sets), container);
+    let more = own.executed(&["--cap", "CAP_SYS_ADMIN"], "grep ^CapEff /proc/self/status");
+    let bits = |line: &str| u64::from_str_radix(line.split_whitespace().last().unwrap(), 16).unwrap();
+    assert_eq!(bits(&more) & !bits(container.lines().find(|line| line.starts_with("CapEff")).unwrap()), 1 << 21);
+    // What the user namespace maps is all it can become.
+    let (_, stderr, code) = own.exec(&["--user", "5"], &["true"]);
+    assert!(code == 255 && stderr.contains("process.user.uid: 5"), "{stderr}");
+}
+
+#[test]
+fn exit_codes_and_signals() {
+    let own = Own::started("exec sleep 1000");
+    for (script, expected) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143)] {
+        assert_eq!(own.exec(&[], &["sh", "-c", script]).2, expected, "{script}");
+    }
+    let (_, stderr, code) = own.exec(&[], &["nosuch"]);
+    assert!(code == 255 && stderr.contains("exec failed: process.args[0]: find \"nosuch\""), "{stderr}");
+    let (_, stderr, code) = own.exec(&[], &["/no/such"]);
+    assert!(code == 255 && stderr.contains("no such file or directory"), "{stderr}");
+    let script = "trap 'exit 3' TERM; touch /dev/shm/ready; while :; do sleep 0.05; done";
+    let mut call = own.command(&own.bundle.path("runtime"), "own-state", &["exec", &own.bundle.id, "sh", "-c", script]).spawn().unwrap();
+    let ready = format!("/proc/{}/root/dev/shm/ready", own.pid());
+    eventually("the trap", || fs::metadata(&ready).ok());
+    rustix::process::kill_process(rustix::process::Pid::from_child(&call), rustix::process::Signal::TERM).unwrap();
+    assert_eq!(call.wait().unwrap().code(), Some(3));
+    assert_eq!(own.state()["status"], "running");
+}
+
+#[test]
+fn one_that_is_left_alone_is_listed_and_killed_with_the_others() {
+    let own = Own::started("exec sleep 1000");
+    let pid_file = own.bundle.path("exec.pid");
+    let args = ["exec", "--detach", "--pid-file", pid_file.to_str().unwrap(), &own.bundle.id, "sh", "-c", "sleep 1001 & exec sleep 1002"];
+    let mut call = own.command(&own.bundle.path("runtime"), "own-state", &args);
+    assert!(call.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    let pid: i32 = fs::read_to_string(&pid_file).unwrap().parse().unwrap();
+    assert_eq!(fs::read(format!("/proc/{pid}/cmdline")).unwrap(), b"sleep\x001002\0");
+    let listed = || -> Vec<i32> {
+        let output = own.call(&["ps", "--format", "json", &own.bundle.id]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let found = eventually("all three", || Some(listed()).filter(|found| found.len() == 3));
+    assert!(found.contains(&pid) && found.contains(&own.pid()), "{found:?}");
+    let table = String::from_utf8(own.call(&["ps", &own.bundle.id]).stdout).unwrap();
+    assert_eq!(table.lines().count(), 4, "{table}");
+    assert!(own.call(&["kill", "--all", &own.bundle.id, "KILL"]).status.success());
+    eventually("their end", || found.iter().all(|pid| !alive(*pid)).then_some(()));
+    eventually("stopped", || (own.state()["status"] == "stopped").then_some(()));
+    assert_eq!(listed(), [] as [i32; 0]);
+}
+
+#[test]
+fn without_a_cgroup_nothing_is_frozen_and_the_refusal_says_so() {
+    let own = Own::started("exec sleep 1000");
+    let output = own.call(&["pause", &own.bundle.id]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && stderr.contains("the container has no cgroup that could be frozen"), "{stderr}");
+    assert_eq!(own.state()["status"], "running");
+}
+
+#[test]
+fn a_program_has_a_terminal() {
+    let own = Own::started("exec sleep 1000");
+    let (mut master, side) = outer(24, 80);
+    let script = "busybox tty; busybox stty size; read line; echo got $line; exit 3";
+    let args = ["exec", "-t", &own.bundle.id, "sh", "-c", script];
+    let mut exec = in_terminal(own.command(&own.bundle.path("runtime"), "own-state", &args), &side);
+    master.expect("/dev/pts/0\r\n24 80\r\n");
+    master.say("x\r");
+    master.expect("got x\r\n");
+    assert_eq!(exec.wait().unwrap().code(), Some(3));
+
+    let (listener, socket) = listener(&own.bundle);
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+    let args = ["exec", "--tty", "--detach", "--console-socket", &socket, &own.bundle.id, "sh", "-c", "read line; echo got $line"];
+    assert!(own.command(&own.bundle.path("runtime"), "own-state", &args).stdout(Stdio::null()).status().unwrap().success());
+    let (_, mut master) = sent(&listener);
+    master.say("y\n");
+    master.expect("got y");
+}
+
+#[test]
+fn a_created_container_takes_a_program() {
+    let own = Own::new("exec sleep 1000");
+    own.create();
+    assert_eq!(own.executed(&[], "echo in"), "in");
+    assert_eq!(own.state()["status"], "created");
+}
+
+/// CVE-2024-21626: a working directory by way of a descriptor that leads to the host.
+#[test]
+fn no_working_directory_leads_out() {
+    let own = Own::started("exec sleep 1000");
+    for fd in 3..10 {
+        let at = format!("/proc/self/fd/{fd}");
+        let output = leaking(&own, &format!("{fd}</"), &["exec", "--cwd", &at, &own.bundle.id, "ls", "-a"]);
+        assert!(!output.status.success(), "fd {fd}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+#[test]
+fn no_descriptor_is_passed_on_but_those_asked_for() {
+    let own = Own::started("exec sleep 1000");
+    let list = |options: &[&str]| {
+        let args = [&["exec"], options, &[own.bundle.id.as_str(), "sh", "-c", "exec ls /proc/self/fd"]].concat();
+        let output = leaking(&own, "3</etc/hostname 4</etc/hostname", &args);
+        String::from_utf8(output.stdout).unwrap().split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ")
+    };
+    // The last is the directory that `ls` itself has open.
+    assert_eq!(list(&[]), "0 1 2 3");
+    assert_eq!(list(&["--preserve-fds", "1"]), "0 1 2 3 4");
+}
+
+/// A call by a shell that has more open than it should.
+fn leaking(own: &Own, redirections: &str, args: &[&str]) -> Output {
+    let program = own.bundle.path("runtime");
+    let mut shell = Command::new("sh");
+    shell.uid(USER).gid(USER).args(["-c", &format!("exec \"$0\" \"$@\" {redirections}")]);
+    shell.arg(program).arg("--root").arg(own.bundle.path("own-state")).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// CVE-2019-5736: the program belongs to the user who is the container's root, and runs as `/proc/PID/exe` until the exec; and
+/// CVE-2016-9962: nothing that the process holds before that can be looked into.
+#[test]
+fn neither_the_users_program_nor_the_process_on_its_way_is_laid_open() {
+    let own = Own::started("exec sleep 1000");
+    let program = own.bundle.path("runtime");
+    let before = fs::read(&program).unwrap();
+    fs::write(own.bundle.rootfs("bin/trap"), "#!/proc/self/exe\n").unwrap();
+    fs::set_permissions(own.bundle.rootfs("bin/trap"), fs::Permissions::from_mode(0o755)).unwrap();
+    // A shell that writes to whatever runs as this program while it comes in, and looks for the host by it.
+    let script = "while :; do for p in /proc/[0-9]*; do echo broken 2>/dev/null > $p/exe; \
+                  for f in $p/fd/* $p/root $p/cwd; do ls -d $f/.host-of-the-test && echo out; done; done; done";
+    fs::write(own.bundle.path(".host-of-the-test"), "").unwrap();
+    let args = ["exec", &own.bundle.id, "sh", "-c", script];
+    let mut attack = own.command(&program, "own-state", &args);
+    let mut attack = attack.current_dir(own.bundle.path("")).stderr(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    for _ in 0..20 {
+        own.exec(&[], &["trap"]);
+        let mut call = own.command(&program, "own-state", &["exec", &own.bundle.id, "true"]);
+        let output = call.current_dir(own.bundle.path("")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&attack), rustix::process::Signal::TERM).unwrap();
+    attack.wait().unwrap();
+    let mut seen = String::new();
+    std::io::Read::read_to_string(&mut attack.stdout.take().unwrap(), &mut seen).unwrap();
+    assert_eq!(seen, "");
+    assert_eq!(fs::read(program).unwrap(), before);
+}
+
+/// Another user has no part in it, root has.
+#[test]
+fn only_the_containers_user_and_root_come_in() {
+    let own = Own::started("exec sleep 1000");
+    let output = Command::new(env!("CARGO_BIN_EXE_rcluster-runtime"))
+        .arg("--root")
+        .arg(own.bundle.path("own-state"))
+        .args(["exec", &own.bundle.id, "readlink", "/proc/self/ns/user"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim_end(), namespace(&own.pid().to_string(), "user"));
+    // Even one who may read the state.
+    for path in ["", "own-state"] {
+        fs::set_permissions(own.bundle.path(path), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    for entry in fs::read_dir(own.bundle.path("own-state").join(&own.bundle.id)).unwrap() {
+        fs::set_permissions(entry.unwrap().path(), fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    fs::set_permissions(own.bundle.path("own-state").join(&own.bundle.id), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut other = own.command(&own.bundle.path("runtime"), "own-state", &["exec", &own.bundle.id, "true"]);
+    let output = other.uid(USER + 1).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(255) && stderr.contains("join the container's user pid namespaces"), "{stderr}");
+}
+
+/// The same container under runc, the same programs in it: output and exit code must agree.
+#[test]
+fn as_under_runc() {
+    let Some(runc) = tool("runc") else {
+        std::io::Write::write_all(&mut std::io::stderr().lock(), b"SKIPPED: runc is not installed: apt-get install runc\n").unwrap();
+        return;
+    };
+    let mut own = Own::new("exec sleep 1000");
+    own.bundle.set("/process/oomScoreAdj", json!(700));
+    let look = "id; umask; pwd; hostname; env | sort; ls /dev/pts /proc/self/fd; cat /proc/self/limits; cat /proc/self/uid_map; \
+                grep -E '^(Cap|NoNew|Uid|Gid|Groups|Sig(Blk|Pnd|Cgt))' /proc/self/status; cat /proc/self/oom_score_adj; exit 9";
+    let cases: [&[&str]; 5] =
+        [&[], &["--cwd", "/bin", "-e", "A=1", "-e", "B=2"], &["--cap", "CAP_LINUX_IMMUTABLE"], &["--no-new-privs"], &["--user", "0:0"]];
+    own.start();
+    let ours: Vec<_> = cases.iter().map(|options| own.exec(options, &["sh", "-c", look])).collect();
+    let ours_missing = own.exec(&[], &["nosuch"]).2;
+    assert!(own.call(&["delete", "--force", &own.bundle.id]).status.success());
+    let call = |args: &[&str]| own.command(&runc, "runc-state", args).output().unwrap();
+    let bundle = own.bundle.path("");
+    let mut run = own.command(&runc, "runc-state", &["run", "-d", "--bundle", bundle.to_str().unwrap(), &own.bundle.id]);
+    assert!(run.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    let theirs: Vec<_> = cases
+        .iter()
+        .map(|options| {
+            let output = call(&[&["exec"], *options, &[own.bundle.id.as_str(), "sh", "-c", look]].concat());
+            (String::from_utf8(output.stdout).unwrap().trim_end().to_owned(), output.status.code().unwrap())
+        })
+        .collect();
+    let theirs_missing = call(&["exec", &own.bundle.id, "nosuch"]).status.code().unwrap();
+    call(&["delete", "--force", &own.bundle.id]);
+    for ((options, ours), theirs) in cases.iter().zip(&ours).zip(&theirs) {
+        assert_eq!((&ours.0, ours.2), (&theirs.0, theirs.1), "{options:?}: {}", ours.1);
+        assert!(!ours.0.is_empty());
+    }
+    assert_eq!(ours_missing, theirs_missing);
+}
