@@ -159,29 +159,37 @@ fn leaking(own: &Own, redirections: &str, args: &[&str]) -> Output {
 #[test]
 fn neither_the_users_program_nor_the_process_on_its_way_is_laid_open() {
     let own = Own::started("exec sleep 1000");
-    let program = own.bundle.path("runtime");
-    let before = fs::read(&program).unwrap();
-    fs::write(own.bundle.rootfs("bin/trap"), "#!/proc/self/exe\n").unwrap();
-    fs::set_permissions(own.bundle.rootfs("bin/trap"), fs::Permissions::from_mode(0o755)).unwrap();
-    // A shell that writes to whatever runs as this program while it comes in, and looks for the host by it.
-    let script = "while :; do for p in /proc/[0-9]*; do echo broken 2>/dev/null > $p/exe; \
-                  for f in $p/fd/* $p/root $p/cwd; do ls -d $f/.host-of-the-test && echo out; done; done; done";
-    fs::write(own.bundle.path(".host-of-the-test"), "").unwrap();
-    let args = ["exec", &own.bundle.id, "sh", "-c", script];
-    let mut attack = own.command(&program, "own-state", &args);
-    let mut attack = attack.current_dir(own.bundle.path("")).stderr(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-    for _ in 0..20 {
-        own.exec(&[], &["trap"]);
-        let mut call = own.command(&program, "own-state", &["exec", &own.bundle.id, "true"]);
-        let output = call.current_dir(own.bundle.path("")).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-    rustix::process::kill_process(rustix::process::Pid::from_child(&attack), rustix::process::Signal::TERM).unwrap();
-    attack.wait().unwrap();
-    let mut seen = String::new();
-    std::io::Read::read_to_string(&mut attack.stdout.take().unwrap(), &mut seen).unwrap();
-    assert_eq!(seen, "");
-    assert_eq!(fs::read(program).unwrap(), before);
+    // A search that takes its time.
+    let path = format!("PATH={}", vec!["/bin/nosuch"; 500_000].join(":"));
+    let file = own.bundle.path("process.json");
+    fs::write(&file, json!({"cwd":"/","args":["nosuch"],"env":[path],"user":{"uid":0,"gid":0}}).to_string()).unwrap();
+    let args = ["exec", "--process", file.to_str().unwrap(), &own.bundle.id];
+    let mut slow = own.command(&own.bundle.path("runtime"), "own-state", &args).stderr(Stdio::null()).spawn().unwrap();
+    let inside = namespace(&own.pid().to_string(), "pid");
+    let on_its_way = eventually("the process on its way", || {
+        assert!(slow.try_wait().unwrap().is_none(), "it was too fast");
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", slow.id())).unwrap();
+        let is_inside = |pid: &&str| {
+            let link = |name: &str| fs::read_link(format!("/proc/{pid}/{name}")).ok();
+            link("ns/pid").is_some_and(|link| link.to_str() == Some(&inside)) && link("root") == link("cwd")
+        };
+        children.split_whitespace().find(is_inside).map(str::to_owned)
+    });
+    let exe = format!("/proc/{on_its_way}/exe");
+    let name = fs::read_link(&exe).unwrap();
+    assert!(name.to_str().unwrap().starts_with("/memfd:rcluster-runtime"), "{name:?}");
+    let seals = rustix::fs::fcntl_get_seals(fs::File::open(&exe).unwrap()).unwrap();
+    assert!(seals.contains(rustix::fs::SealFlags::WRITE | rustix::fs::SealFlags::SEAL), "{seals:?}");
+    let status = fs::read_to_string(format!("/proc/{on_its_way}/status")).unwrap();
+    let inner = status.lines().find(|line| line.starts_with("NSpid")).and_then(|line| line.split_whitespace().last()).unwrap();
+    let look = format!("cat /proc/{inner}/comm; readlink /proc/{inner}/exe; ls /proc/{inner}/fd; ls /proc/{inner}/root/; true");
+    // Even with the capability that looks into others.
+    let (stdout, stderr, _) = own.exec(&["--cap", "CAP_SYS_PTRACE"], &["sh", "-c", &look]);
+    assert!(slow.try_wait().unwrap().is_none(), "it was too fast");
+    assert_eq!((stdout.lines().count(), stderr.matches("Permission denied").count()), (1, 2), "{stdout}\n{stderr}");
+    slow.kill().unwrap();
+    slow.wait().unwrap();
+    eventually("its end with its parent", || (!alive(on_its_way.parse().unwrap())).then_some(()));
 }
 
 /// Another user has no part in it, root has.
