@@ -50,7 +50,7 @@ test-image: tools build
 tools:
 	@missing=""
 	for tool in busybox:busybox-static runc:runc crun:crun qemu-system-x86_64:qemu-system-x86 docker-registry:docker-registry \
-	  skopeo:skopeo zstd:zstd openssl:openssl containerd:containerd dockerd:docker.io; do
+	  skopeo:skopeo zstd:zstd openssl:openssl containerd:containerd dockerd:docker.io newuidmap:uidmap; do
 	  command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool##*:}"
 	done
 	if [ -n "$$missing" ]; then

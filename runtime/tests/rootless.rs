@@ -117,3 +117,40 @@ fn a_sealed_copy_runs_until_the_exec() {
     let seals = rustix::fs::fcntl_get_seals(fs::File::open(&exe).unwrap()).unwrap();
     assert!(seals.contains(rustix::fs::SealFlags::WRITE | rustix::fs::SealFlags::SEAL), "{seals:?}");
 }
+
+/// What `/etc/subuid` and `/etc/subgid` grant is mapped by newuidmap and newgidmap, and a change of groups is then allowed.
+#[test]
+fn granted_ids_are_mapped() {
+    if tool("newuidmap").is_none() {
+        std::io::Write::write_all(&mut std::io::stderr().lock(), b"SKIPPED: newuidmap is not installed: apt-get install uidmap\n").unwrap();
+        return;
+    }
+    let mut own = Own::new("echo begun >/dev/shm/begun; exec sleep 1000");
+    let mappings = json!([{"containerID":0,"hostID":USER,"size":1},{"containerID":1,"hostID":700_000,"size":65_535}]);
+    own.bundle.set("/linux/uidMappings", mappings.clone()).set("/linux/gidMappings", mappings);
+    own.bundle.set("/process/user", json!({"uid":5,"gid":6,"additionalGids":[7]}));
+    own.bundle.write();
+    let create = ["create", "--bundle", own.bundle.path("").to_str().unwrap(), &own.bundle.id].map(str::to_owned);
+    let create: Vec<&str> = create.iter().map(String::as_str).collect();
+    let output = own.with_granted_ids("700000:100", &create);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && stderr.contains("uidMappings: newuidmap: "), "{stderr}");
+    assert_eq!(fs::read_dir(own.bundle.path("own-state")).into_iter().flatten().count(), 0);
+
+    let output = own.with_granted_ids("700000:65536", &create);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(own.call(&["start", &own.bundle.id]).status.success());
+    let begun = format!("/proc/{}/root/dev/shm/begun", own.pid());
+    let owner = |path: &str| fs::metadata(path).ok().map(|file| std::os::unix::fs::MetadataExt::uid(&file));
+    assert_eq!(eventually("the program", || owner(&begun)), 700_004);
+    // It needs no granting any more: the namespace is the user's.
+    let look = "id -u; id -g; id -G; cat /proc/self/setgroups; grep -c . /proc/self/uid_map";
+    assert_eq!(own.executed(&[], look).split_whitespace().collect::<Vec<_>>(), ["5", "6", "6", "7", "allow", "2"]);
+    assert_eq!(own.executed(&["--user", "0:0"], "id -u; cat /proc/1/comm"), "0\nsleep");
+    assert_eq!(own.executed(&["--user", "65535:1", "-g", "9"], "id -u; id -G"), "65535\n1 7 9");
+    let (_, stderr, code) = own.exec(&["--user", "65536"], &["true"]);
+    assert!(code == 255 && stderr.contains("process.user.uid: 65536"), "{stderr}");
+    assert!(own.call(&["kill", "--all", &own.bundle.id, "KILL"]).status.success());
+    eventually("stopped", || (own.state()["status"] == "stopped").then_some(()));
+    assert!(own.call(&["delete", &own.bundle.id]).status.success());
+}

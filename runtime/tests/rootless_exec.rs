@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
+use common::client::{Answer, Client, connect, receive, request};
 use common::own::{Own, USER};
 use common::terminals::{in_terminal, listener, outer, sent};
 use common::{alive, eventually, namespace, tool};
@@ -253,4 +254,39 @@ fn as_under_runc() {
         assert!(!ours.0.is_empty());
     }
     assert_eq!(ours_missing, theirs_missing);
+}
+
+/// The monitor's socket: it serves the user it runs as, and no other but root.
+#[test]
+fn the_users_monitor_serves_its_user() {
+    let own = Own::new("exec sleep 1000");
+    own.bundle.write();
+    let paths = ["", "log", "exit", "monitor.sock"].map(|name| own.bundle.path(name).to_str().unwrap().to_owned());
+    let args =
+        ["monitor", "--id", &own.bundle.id, "--bundle", &paths[0], "--log", &paths[1], "--exit-file", &paths[2], "--socket", &paths[3]];
+    let mut monitor = own.command(&own.bundle.path("runtime"), "own-state", &args);
+    let output = monitor.stderr(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(own.call(&["start", &own.bundle.id]).status.success());
+    let socket = own.bundle.path("monitor.sock");
+    let connected_as = |uid: u32| {
+        // The user of one thread alone.
+        let by = || {
+            rustix::thread::set_thread_res_uid(rustix::fs::Uid::ROOT, rustix::fs::Uid::from_raw(uid), rustix::fs::Uid::ROOT).unwrap();
+            connect(&socket).unwrap()
+        };
+        std::thread::scope(|scope| scope.spawn(by).join().unwrap())
+    };
+    for uid in [USER, 0] {
+        let mut client = Client::over(connected_as(uid), &request(1, b"sh\0-c\0id -u; exit 7\0"));
+        let pid = client.started();
+        assert_eq!(client.answer(), Answer::Ended(7), "{pid}");
+        assert_eq!(client.printed(), "0\n");
+    }
+    fs::set_permissions(own.bundle.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+    let refused = receive(&connected_as(USER + 1)).0;
+    assert!(matches!(&refused, Answer::Refused(why) if why.contains("only root, or the user a monitor runs as")), "{refused:?}");
+    assert!(own.call(&["delete", "--force", &own.bundle.id]).status.success());
+    eventually("the exit file", || fs::read(own.bundle.path("exit")).ok());
 }
