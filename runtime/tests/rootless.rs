@@ -139,6 +139,8 @@ fn granted_ids_are_mapped() {
 
     let output = own.with_granted_ids("700000:65536", &create);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (_, stderr, code) = own.exec(&[], &["true"]);
+    assert!(code == 255 && stderr.contains("waits for its start as another user") && stderr.contains("`start "), "{stderr}");
     assert!(own.call(&["start", &own.bundle.id]).status.success());
     let begun = format!("/proc/{}/root/dev/shm/begun", own.pid());
     let owner = |path: &str| fs::metadata(path).ok().map(|file| std::os::unix::fs::MetadataExt::uid(&file));

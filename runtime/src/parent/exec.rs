@@ -22,7 +22,7 @@ use crate::core::cgroup::{Version, hierarchies};
 use crate::core::check::{Container, NamespaceKind};
 use crate::core::exec::{Asked, SubCgroup};
 use crate::core::plan::Plan;
-use crate::core::status::Status;
+use crate::core::status::{Identity, Status};
 use crate::core::{exec, spec};
 use crate::init::{self, Start, Work};
 use crate::state::{Record, replace};
@@ -96,6 +96,11 @@ pub fn execute(root: &Path, id: &str, options: &ExecOptions) -> Result<Executed>
     };
     let shared = record.init.as_ref().map(|init| shared_namespaces(init.pid)).unwrap_or_default();
     let plan = adapt(exec::plan(&container, &groups, bundle::privileges()?, &shared), &caller);
+    // A process that changed its user before its exec is nobody's to join but root's (prctl(2), PR_SET_DUMPABLE).
+    let is_hidden = |init: &Identity| fs::read_link(format!("/proc/{}/ns/user", init.pid)).is_err();
+    if plan.has_usher() && status == Status::Created && record.init.as_ref().is_some_and(is_hidden) {
+        bail!("container {id} waits for its start as another user than this one, and only root can join it: `start {id}` it first");
+    }
     let foreground = if options.detach { None } else { Some(Foreground::begin()?) };
     let mut line = clone_child(&container, &plan, &groups, container_process)?;
     let mut said = plan.notes.clone();
