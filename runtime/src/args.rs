@@ -4,17 +4,17 @@
 //! before the verb; values follow `=` or a space; one dash is as good as two. Only behind the id of `exec` everything is the command.
 //! Never drops an option: those of runc that are not built are refused by name.
 
+mod update;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde_json::Value;
-
 use crate::core::exec::{self, Asked};
-use crate::core::{signal, time, update};
+use crate::core::{signal, time};
 use crate::output::{Log, LogFormat};
-use crate::parent::{CreateOptions, ExecOptions, ProcessSource, UpdateSource};
+use crate::parent::{CreateOptions, ExecOptions, ProcessSource, Schemas, UpdateSource};
 
 /// One call of the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +73,7 @@ pub enum Verb {
     Update {
         id: String,
         source: UpdateSource,
+        schemas: Schemas,
     },
     List {
         format: ListFormat,
@@ -150,7 +151,7 @@ usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--de
   resume  ID                                    let them go on
   update  [--resources FILE|-] [--memory SIZE] [--memory-reservation SIZE] [--memory-swap SIZE] [--cpu-share N] [--cpu-quota US]
           [--cpu-period US] [--cpu-burst US] [--cpu-idle N] [--cpu-rt-period US] [--cpu-rt-runtime US] [--cpuset-cpus LIST]
-          [--cpuset-mems LIST] [--pids-limit N] [--blkio-weight N] ID
+          [--cpuset-mems LIST] [--pids-limit N] [--blkio-weight N] [--l3-cache-schema LINES] [--mem-bw-schema LINE] ID
                                                 change its limits
   ps      [--format table|json] ID [OPTION OF PS…]
                                                 show its processes
@@ -204,7 +205,7 @@ fn verb(name: &str, args: &mut Args) -> Result<Verb, String> {
         "start" => Ok(Verb::Start { id: args.only_id(name, &[])?.0 }),
         "pause" => Ok(Verb::Pause { id: args.only_id(name, &[])?.0 }),
         "resume" => Ok(Verb::Resume { id: args.only_id(name, &[])?.0 }),
-        "update" => update(args),
+        "update" => update::update(args),
         "ps" => ps(args),
         "events" => events(args),
         "state" => Ok(Verb::State { id: args.only_id(name, &[])?.0 }),
@@ -373,68 +374,6 @@ fn events(args: &mut Args) -> Result<Verb, String> {
             .ok_or_else(|| format!("events --interval {text:?}: give a duration above zero such as 5s or 100ms"))?,
     };
     Ok(Verb::Events { id, interval: if options.has("--stats")? { None } else { Some(interval) } })
-}
-
-/// How the value of an option of `update` is written.
-#[derive(Clone, Copy)]
-enum Limit {
-    Bytes,
-    Number,
-    Positive,
-    Text,
-}
-
-/// Options of `update` and the fields below `linux.resources` they set.
-const LIMITS: [(&str, &str, &str, Limit); 14] = [
-    ("--memory", "memory", "limit", Limit::Bytes),
-    ("--memory-reservation", "memory", "reservation", Limit::Bytes),
-    ("--memory-swap", "memory", "swap", Limit::Bytes),
-    ("--cpu-share", "cpu", "shares", Limit::Positive),
-    ("--cpu-quota", "cpu", "quota", Limit::Number),
-    ("--cpu-period", "cpu", "period", Limit::Positive),
-    ("--cpu-burst", "cpu", "burst", Limit::Positive),
-    ("--cpu-idle", "cpu", "idle", Limit::Number),
-    ("--cpu-rt-period", "cpu", "realtimePeriod", Limit::Positive),
-    ("--cpu-rt-runtime", "cpu", "realtimeRuntime", Limit::Number),
-    ("--cpuset-cpus", "cpu", "cpus", Limit::Text),
-    ("--cpuset-mems", "cpu", "mems", Limit::Text),
-    ("--pids-limit", "pids", "limit", Limit::Number),
-    ("--blkio-weight", "blockIO", "weight", Limit::Positive),
-];
-
-fn update(args: &mut Args) -> Result<Verb, String> {
-    let mut known: Vec<Known> = LIMITS.iter().map(|(name, ..)| (*name, "", true)).collect();
-    known.push(("--resources", "-r", true));
-    let unbuilt = ["--l3-cache-schema", "--mem-bw-schema"];
-    known.extend(unbuilt.map(|name| (name, "", true)));
-    // The kernel has no such limit any more, and runc takes no notice of them either.
-    known.extend(["--kernel-memory", "--kernel-memory-tcp"].map(|name| (name, "", true)));
-    let (id, options) = args.only_id("update", &known)?;
-    if let Some(name) = unbuilt.iter().find(|name| options.given(name)) {
-        return Err(format!("update {name}: not built yet: leave it out"));
-    }
-    if let Some(path) = options.path("--resources") {
-        if let Some((name, ..)) = LIMITS.iter().find(|(name, ..)| options.given(name)) {
-            return Err(format!("update {name}: belongs into the file of --resources, which tells all that changes"));
-        }
-        return Ok(Verb::Update { id, source: UpdateSource::File(path) });
-    }
-    let mut asked = serde_json::Map::new();
-    for (name, group, field, limit) in LIMITS {
-        let Some(text) = options.text(name)? else { continue };
-        let value = match limit {
-            Limit::Bytes => update::parse_bytes(&text).map(Value::from).ok_or("a size such as 512m"),
-            Limit::Number => text.parse::<i64>().map(Value::from).map_err(|_| "a number"),
-            Limit::Positive => text.parse::<u64>().map(Value::from).map_err(|_| "a number"),
-            Limit::Text => Ok(Value::from(text.clone())),
-        };
-        let value = value.map_err(|what| format!("update {name} {text:?}: give {what}"))?;
-        asked.entry(group).or_insert_with(|| serde_json::json!({}))[field] = value;
-    }
-    if asked.is_empty() && !options.given("--kernel-memory") && !options.given("--kernel-memory-tcp") {
-        return Err("update: name a limit to change: see --help".into());
-    }
-    Ok(Verb::Update { id, source: UpdateSource::Options(Value::Object(asked)) })
 }
 
 fn kill(args: &mut Args) -> Result<Verb, String> {

@@ -95,7 +95,7 @@ fn perform(call: Call) -> Result<ExitCode> {
         }
         Verb::Pause { id } => parent::pause(&root, &id)?,
         Verb::Resume { id } => parent::resume(&root, &id)?,
-        Verb::Update { id, source } => parent::update(&root, &id, &source)?,
+        Verb::Update { id, source, schemas } => parent::update(&root, &id, &source, &schemas)?,
         Verb::Ps { id, output: PsOutput::Json } => output::data(&serde_json::to_string(&parent::processes(&root, &id)?)?),
         Verb::Ps { id, output: PsOutput::Table(options) } => output::data(&parent::ps(&root, &id, &options)?),
         Verb::Events { id, interval: None } => output::data(&parent::stats(&root, &id)?.to_string()),

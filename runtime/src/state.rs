@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::core::hooks::Hooks;
+use crate::core::resctrl::ResctrlRecord;
 use crate::core::status::{Identity, Seen, Status, parse_stat, status};
 use crate::{kernel_file, sync};
 
@@ -53,6 +54,9 @@ pub struct Record {
     /// Those that run after the creation.
     #[serde(default)]
     pub hooks: Hooks,
+    /// What it has of resctrl.
+    #[serde(default)]
+    pub resctrl: Option<ResctrlRecord>,
     /// The session keyring it began.
     #[serde(default)]
     pub keyring: Option<String>,
@@ -74,6 +78,7 @@ impl Record {
             freezers: None,
             cgroup_parents: Vec::new(),
             hooks: Hooks::default(),
+            resctrl: None,
             keyring: None,
         }
     }

@@ -78,7 +78,7 @@ fn refusals_name_what_they_refuse() {
         ("update --memory x web", "update --memory \"x\": give a size"),
         ("update --cpu-share -1 web", "update --cpu-share \"-1\": give a number"),
         ("update -r - --memory 1m web", "update --memory: belongs into the file of --resources"),
-        ("update --l3-cache-schema x web", "update --l3-cache-schema: not built yet"),
+        ("update --mem-bw-schema L3:0=1 web", "update --mem-bw-schema \"L3:0=1\": give a single line"),
         ("create --preserve-fds x web", "create --preserve-fds \"x\": give a number"),
         ("create --keep web", "create --keep: only run deletes"),
         ("create --detach web", "create --detach: create always returns"),

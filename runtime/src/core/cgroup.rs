@@ -120,7 +120,7 @@ pub fn hierarchies(mountinfo: &str, own: &str) -> Vec<Hierarchy> {
 }
 
 /// mountinfo writes space, tab, newline and backslash in octal.
-fn unescape(text: &str) -> String {
+pub fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 

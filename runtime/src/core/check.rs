@@ -8,10 +8,12 @@ mod namespaces;
 mod net_devices;
 
 mod hooks;
+mod intel_rdt;
 mod mounts;
 mod process;
 mod resources;
 
+pub use intel_rdt::IntelRdt;
 pub use mounts::{Device, DeviceKind, Mount, MountWhat};
 pub use namespaces::{IdMapping, IdMappings, Namespace, NamespaceKind, TimeOffset, check_not_the_hosts};
 pub use net_devices::NetDevice;
@@ -67,8 +69,7 @@ pub struct Container {
     pub devices: Vec<Device>,
     /// SELinux's, for the mounts that are made.
     pub mount_label: Option<String>,
-    /// Whether `linux.intelRdt` asks for anything.
-    pub wants_rdt: bool,
+    pub intel_rdt: Option<IntelRdt>,
     pub net_devices: Vec<NetDevice>,
     pub masked_paths: Vec<PathBuf>,
     pub readonly_paths: Vec<PathBuf>,
@@ -123,7 +124,7 @@ pub fn check(bundle: &Path, spec: &Spec) -> Result<Container, Vec<Refusal>> {
         mounts: refusals.mounts(bundle, &spec.mounts, &namespaces),
         devices: refusals.devices(&linux.devices),
         mount_label: refusals.text("linux.mountLabel", linux.mount_label.as_deref()),
-        wants_rdt: linux.intel_rdt.as_ref().is_some_and(|value| !value.is_null()),
+        intel_rdt: refusals.intel_rdt(linux.intel_rdt.as_ref()),
         net_devices: refusals.net_devices(&linux.net_devices, &namespaces),
         masked_paths: refusals.paths("linux.maskedPaths", &linux.masked_paths),
         readonly_paths: refusals.paths("linux.readonlyPaths", &linux.readonly_paths),
@@ -160,12 +161,8 @@ pub fn check_machine(container: &Container, machine: Machine) -> Result<(), Vec<
     for (field, _) in selinux.into_iter().filter(|(_, label)| label.is_some() && !machine.selinux) {
         refusals.refuse(field, "SELinux is not enabled in this kernel: leave it out, or enable it");
     }
-    if container.wants_rdt {
-        let why = if machine.resctrl {
-            "not built yet: leave it out, or run this container with another OCI runtime"
-        } else {
-            "this machine has no resctrl file system mounted (CPU support and kernel configuration are needed): leave it out"
-        };
+    if container.intel_rdt.is_some() && !machine.resctrl {
+        let why = "this machine has no resctrl file system mounted (CPU support and kernel configuration are needed): leave it out";
         refusals.refuse("linux.intelRdt", why);
     }
     if refusals.found.is_empty() { Ok(()) } else { Err(refusals.found) }

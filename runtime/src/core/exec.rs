@@ -96,7 +96,8 @@ pub fn completed(own: &Process, given: Process) -> Process {
 
 /// Decides the plan. The container's `process` is the one to run. Handles are the cgroups in their order, and last the container's first
 /// process; its pid namespace is not joined by the child, as a process joins one only by being born there: the parent does, or, for a
-/// user without privileges over the host, an usher. `shared`: the kinds of which the caller and the container have the same.
+/// user without privileges over the host, an usher. `shared`: the kinds
+/// of which the caller and the container have the same, which such a user could not join.
 pub fn plan(container: &Container, cgroups: &[PathBuf], privileges: Privileges, shared: &[NamespaceKind]) -> Plan {
     let mut steps = Vec::new();
     let mut notes = Vec::new();

@@ -19,6 +19,7 @@ pub mod hooks;
 pub mod cgroup;
 pub mod device_filter;
 pub mod limits;
+pub mod resctrl;
 pub mod seccomp;
 pub mod update;
 

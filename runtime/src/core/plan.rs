@@ -78,6 +78,10 @@ pub enum Step {
         directory: PathBuf,
         handle: usize,
     },
+    JoinResctrl {
+        group: PathBuf,
+        handle: usize,
+    },
     JoinNamespace {
         kind: NamespaceKind,
         path: PathBuf,
@@ -262,7 +266,7 @@ pub struct Privileges {
 
 impl Privileges {
     /// Whether the mounts of the host can be copied and its namespaces joined.
-    pub(super) fn over_mounts(self) -> bool {
+    pub fn over_mounts(self) -> bool {
         self.held.holds("CAP_SYS_ADMIN")
     }
 }

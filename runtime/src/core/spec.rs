@@ -222,8 +222,25 @@ pub struct Linux {
     pub seccomp: Option<super::seccomp::Written>,
     pub mount_label: Option<String>,
     pub personality: Option<Personality>,
-    pub intel_rdt: Unbuilt,
+    pub intel_rdt: Option<IntelRdt>,
     pub memory_policy: Option<MemoryPolicy>,
+}
+
+/// `linux.intelRdt`; the last two are of versions before 1.3.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IntelRdt {
+    #[serde(rename = "closID")]
+    pub clos_id: Option<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub schemata: Vec<String>,
+    pub l3_cache_schema: Option<String>,
+    pub mem_bw_schema: Option<String>,
+    pub enable_monitoring: Option<bool>,
+    #[serde(rename = "enableCMT")]
+    pub enable_cmt: Option<bool>,
+    #[serde(rename = "enableMBM")]
+    pub enable_mbm: Option<bool>,
 }
 
 /// `linux.personality` (personality(2)).

@@ -62,7 +62,7 @@ pub fn is_read(name: &str) -> bool {
 }
 
 /// runc's `data` of an event of the type `stats`.
-pub fn stats(files: &Files) -> Value {
+pub fn stats(files: &Files, intel_rdt: Value) -> Value {
     json!({
         "cpu": cpu(files),
         "cpuset": cpuset(files),
@@ -70,7 +70,7 @@ pub fn stats(files: &Files) -> Value {
         "pids": pids(files),
         "blkio": blkio(files),
         "hugetlb": hugetlb(files),
-        "intel_rdt": {},
+        "intel_rdt": intel_rdt,
         "network_interfaces": null,
     })
 }
@@ -278,7 +278,7 @@ mod tests {
     use super::*;
 
     fn of(files: &[(&str, &str)]) -> Value {
-        stats(&files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect())
+        stats(&files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect(), json!({}))
     }
 
     #[test]

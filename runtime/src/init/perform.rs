@@ -59,7 +59,7 @@ impl<'a> Performer<'a> {
 
     pub fn perform(&mut self, step: &Step) -> Performed {
         match step {
-            Step::JoinCgroup { handle, .. } => self.join_cgroup(*handle)?,
+            Step::JoinCgroup { handle, .. } | Step::JoinResctrl { handle, .. } => self.join_group(*handle)?,
             Step::JoinNamespace { kind, handle, .. } => self.join_namespace(*kind, *handle)?,
             Step::RaiseLimit(limit) => raise_limit(limit)?,
             Step::NewUserNamespace(_) => userns::make(&self.work.channel)?,
@@ -179,9 +179,9 @@ impl<'a> Performer<'a> {
         Ok(tree.try_clone()?)
     }
 
-    /// Writing 0 moves the writer. Version 1's `tasks` moves a single thread, for which the kernel skips the lock over all of the
+    /// Writing 0 moves the writer, for resctrl as well. Version 1's `tasks` moves a single thread, for which the kernel skips the lock over all of the
     /// system's forks and exits that `cgroup.procs` takes (`kernel/cgroup/cgroup.c`, `cgroup_procs_write_start`).
-    fn join_cgroup(&self, handle: usize) -> Result<(), Failure> {
+    fn join_group(&self, handle: usize) -> Result<(), Failure> {
         match self.handle(handle) {
             Some(file) => Ok(rustix::io::write(file, b"0").map(drop)?),
             None => Ok(()),

@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
-use super::read_bounded;
+use super::{read_bounded, resctrl};
 use crate::core::capability::CapabilitySet;
 use crate::core::cgroup::{CgroupPlan, Hierarchy, Version, hierarchies};
 use crate::core::check::{Container, Machine, Refusal, check, check_machine};
 use crate::core::plan::{Plan, Privileges};
+use crate::core::resctrl::ResctrlPlan;
 use crate::core::spec::Spec;
 use crate::core::{cgroup, plan, spec};
-use crate::kernel_file;
 use crate::state::{Record, StateDir};
+use crate::{core, kernel_file};
 
 /// The configuration's name, in a bundle and in a state directory.
 pub const CONFIG: &str = "config.json";
@@ -30,6 +31,7 @@ pub struct Bundle {
     pub remark: Option<String>,
     pub container: Container,
     pub cgroups: CgroupPlan,
+    pub resctrl: Option<ResctrlPlan>,
     pub plan: Plan,
 }
 
@@ -45,7 +47,8 @@ pub fn load(path: &Path, id: &str, systemd_cgroup: bool) -> Result<Bundle> {
     if !container.root.is_dir() {
         bail!("root.path: {} is no directory: unpack the container's file system there", container.root.display());
     }
-    check_machine(&container, machine()).map_err(|refusals| refused(&path, &refusals))?;
+    let resctrl_root = container.intel_rdt.as_ref().and_then(|_| resctrl::mounted());
+    check_machine(&container, machine(resctrl_root.is_some())).map_err(|refusals| refused(&path, &refusals))?;
     let mut hierarchies = observed_hierarchies()?;
     for hierarchy in &mut hierarchies {
         hierarchy.writable = may_make(&cgroup::directory(hierarchy, container.cgroups_path.as_deref(), id));
@@ -53,8 +56,19 @@ pub fn load(path: &Path, id: &str, systemd_cgroup: bool) -> Result<Bundle> {
     let unified = unified_controllers(&hierarchies);
     let cgroups = cgroup::plan(&hierarchies, &unified, container.cgroups_path.as_deref(), id, &container.resources)
         .map_err(|refusals| refused(&path, &refusals))?;
-    let plan = plan::plan(&container, &cgroups, privileges()?);
-    Ok(Bundle { path, config: bytes, remark, container, cgroups, plan })
+    let resctrl = match (&container.intel_rdt, resctrl_root) {
+        (Some(asked), Some(root)) => {
+            let observed = resctrl::observe(&root, asked, id);
+            Some(core::resctrl::plan(asked, id, &observed).map_err(|refusal| refused(&path, &[refusal]))?)
+        }
+        _ => None,
+    };
+    let mut plan = plan::plan(&container, &cgroups, privileges()?);
+    if let Some(resctrl) = &resctrl {
+        let opened = cgroups.groups.len() + plan::joined(&container).count() + plan.trees.len();
+        core::resctrl::join(&mut plan, &resctrl.record(), opened);
+    }
+    Ok(Bundle { path, config: bytes, remark, container, cgroups, resctrl, plan })
 }
 
 /// The configuration a container was created with, whatever became of its bundle since.
@@ -98,13 +112,9 @@ fn may_make(directory: &Path) -> bool {
 }
 
 /// What of this machine decides whether a field can be honoured.
-fn machine() -> Machine {
+fn machine(resctrl: bool) -> Machine {
     let enabled = kernel_file::read("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
-    Machine {
-        apparmor: enabled.trim() == "Y",
-        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
-        resctrl: Path::new("/sys/fs/resctrl/schemata").exists(),
-    }
+    Machine { apparmor: enabled.trim() == "Y", selinux: Path::new("/sys/fs/selinux/enforce").exists(), resctrl }
 }
 
 /// The cgroup hierarchies mounted here.

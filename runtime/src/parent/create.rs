@@ -18,11 +18,12 @@ use rustix::thread::LinkNameSpaceType;
 use super::bundle::{self, Bundle, CONFIG};
 use super::console::{self, Console};
 use super::talk::{Process, Talk};
-use super::{cgroups, hooks, now, passed, userns};
+use super::{cgroups, hooks, now, passed, resctrl, userns};
 use crate::core::caller::{Caller, adapt};
 use crate::core::check::{NamespaceKind, check_not_the_hosts};
 use crate::core::hooks::{HookKind, Hooks};
 use crate::core::plan::{Plan, joined};
+use crate::core::resctrl::ResctrlPlan;
 use crate::core::status::Identity;
 use crate::init::{self, Start, Work};
 use crate::state::{Lock, Record, StateDir, boot_id, observe, replace};
@@ -82,6 +83,7 @@ pub fn create(root: &Path, id: &str, options: &CreateOptions) -> Result<Created>
             poststop: bundle.container.hooks.poststop.clone(),
             ..Hooks::default()
         },
+        resctrl: bundle.resctrl.as_ref().map(ResctrlPlan::record),
         keyring: caller.keyring,
         ..Record::new(id, &bundle.container.oci_version, &bundle.path, now()?)
     };
@@ -167,7 +169,11 @@ fn prepare_and_clone(
     let pid_namespace = opened.namespaces.iter().find(|(kind, _)| *kind == NamespaceKind::Pid);
     let pid_namespace = pid_namespace.map(|(_, namespace)| namespace.try_clone()).transpose().context("linux.namespaces")?;
     let namespaces = opened.namespaces.into_iter().map(|(_, namespace)| namespace);
-    let handles = joins.files.into_iter().chain(namespaces).chain(opened.trees).map(Some).collect();
+    let resctrl = match bundle.resctrl.as_ref().zip(record.resctrl.as_mut()) {
+        Some((plan, record)) => resctrl::make(&resctrl::Mounted, plan, record)?,
+        None => Vec::new(),
+    };
+    let handles = joins.files.into_iter().chain(namespaces).chain(opened.trees).chain(resctrl).map(Some).collect();
     let work = Work {
         handles,
         args: c_strings(&process.args)?,
@@ -265,6 +271,7 @@ fn fifo(path: &Path) -> Result<File> {
 
 fn undo(dir: &StateDir, record: &Record) -> Result<()> {
     let cgroups = cgroups::remove(&record.cgroups, &record.cgroup_parents, UNDO_WAIT);
-    // Without the cgroups gone the record is still needed, to remove them later.
-    cgroups.and_then(|()| dir.remove())
+    let resctrl = record.resctrl.as_ref().map_or(Ok(()), |resctrl| resctrl::remove(&resctrl::Mounted, resctrl));
+    // Without them gone the record is still needed, to remove them later.
+    cgroups.and(resctrl).and_then(|()| dir.remove())
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::{cgroups, hooks, open_process};
+use super::{cgroups, hooks, open_process, resctrl};
 use crate::core::signal;
 use crate::core::status::{Identity, Status};
 use crate::state::StateDir;
@@ -45,6 +45,7 @@ pub fn delete(root: &Path, id: &str, force: bool) -> Result<Vec<String>> {
         cgroups::kill_all(&record.cgroups, KILL_WAIT)?;
     }
     cgroups::remove(&record.cgroups, &record.cgroup_parents, REMOVE_WAIT)?;
+    record.resctrl.as_ref().map_or(Ok(()), |resctrl| resctrl::remove(&resctrl::Mounted, resctrl))?;
     // Before the record is: killed between the two, a second call runs them again rather than nobody ever.
     let failed = hooks::after(&record);
     dir.remove()?;

@@ -14,16 +14,17 @@ use rustix::fs::inotify;
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
-use super::{existing, open_process};
+use super::{existing, open_process, resctrl};
 use crate::core::stats;
 use crate::core::status::Status;
 use crate::output;
+use crate::state::Record;
 
 /// What the container uses now.
 pub fn stats(root: &Path, id: &str) -> Result<Value> {
     let (dir, record) = existing(root, id)?;
     match dir.status(&record)? {
-        Status::Created | Status::Running | Status::Paused => Ok(line("stats", id, Some(stats::stats(&read(&record.cgroups)?)))),
+        Status::Created | Status::Running | Status::Paused => Ok(line("stats", id, Some(used(&record)?))),
         other => bail!("container {id} is {other}: it uses nothing"),
     }
 }
@@ -53,11 +54,15 @@ pub fn events(root: &Path, id: &str, interval: Duration) -> Result<()> {
         }
         if Instant::now() >= next {
             next += interval;
-            if !say(&line("stats", id, Some(stats::stats(&read(&record.cgroups)?))))? {
+            if !say(&line("stats", id, Some(used(&record)?)))? {
                 return Ok(());
             }
         }
     }
+}
+
+fn used(record: &Record) -> Result<Value> {
+    Ok(stats::stats(&read(&record.cgroups)?, record.resctrl.as_ref().map_or_else(|| json!({}), resctrl::stats)))
 }
 
 fn line(kind: &str, id: &str, data: Option<Value>) -> Value {

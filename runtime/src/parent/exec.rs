@@ -16,14 +16,14 @@ use rustix::thread::ThreadNameSpaceType;
 use super::console::{self, Console};
 use super::foreground::Foreground;
 use super::talk::{self, Heard, Line, why_not_executed};
-use super::{bundle, cgroups, existing, listener, open_process, passed, read_bounded};
+use super::{bundle, cgroups, existing, listener, open_process, passed, read_bounded, resctrl};
 use crate::core::caller::{Caller, adapt};
 use crate::core::cgroup::{Version, hierarchies};
 use crate::core::check::{Container, NamespaceKind};
 use crate::core::exec::{Asked, SubCgroup};
 use crate::core::plan::Plan;
 use crate::core::status::{Identity, Status};
-use crate::core::{exec, spec};
+use crate::core::{self, exec, spec};
 use crate::init::{self, Start, Work};
 use crate::state::{Record, replace};
 use crate::sync::{Channel, Message};
@@ -94,15 +94,22 @@ pub fn execute(root: &Path, id: &str, options: &ExecOptions) -> Result<Executed>
         pivot: true,
         keyring: record.keyring.clone(),
     };
-    let shared = record.init.as_ref().map(|init| shared_namespaces(init.pid)).unwrap_or_default();
-    let plan = adapt(exec::plan(&container, &groups, bundle::privileges()?, &shared), &caller);
+    let privileges = bundle::privileges()?;
+    let without = record.init.as_ref().filter(|_| !privileges.over_mounts());
+    let shared = without.map(|init| shared_namespaces(init.pid)).unwrap_or_default();
+    let mut plan = adapt(exec::plan(&container, &groups, privileges, &shared), &caller);
+    if let Some(resctrl) = &record.resctrl {
+        // After the cgroups and the container's process.
+        core::resctrl::join(&mut plan, resctrl, groups.len() + 1);
+    }
     // A process that changed its user before its exec is nobody's to join but root's (prctl(2), PR_SET_DUMPABLE).
     let is_hidden = |init: &Identity| fs::read_link(format!("/proc/{}/ns/user", init.pid)).is_err();
     if plan.has_usher() && status == Status::Created && record.init.as_ref().is_some_and(is_hidden) {
         bail!("container {id} waits for its start as another user than this one, and only root can join it: `start {id}` it first");
     }
     let foreground = if options.detach { None } else { Some(Foreground::begin()?) };
-    let mut line = clone_child(&container, &plan, &groups, container_process)?;
+    let resctrl = record.resctrl.as_ref().map(resctrl::open).transpose()?.unwrap_or_default();
+    let mut line = clone_child(&container, &plan, &groups, container_process, resctrl)?;
     let mut said = plan.notes.clone();
     let introduce = |pid: i32, notifications: &OwnedFd| match container.seccomp.as_ref().and_then(|seccomp| seccomp.listener.as_ref()) {
         Some(to) => listener::introduce(to, &record, status, pid, notifications),
@@ -184,7 +191,7 @@ fn inhabitable(group: &Path, record: &Record) -> Result<Option<PathBuf>> {
 }
 
 /// Returns in the parent only.
-fn clone_child(container: &Container, plan: &Plan, groups: &[PathBuf], container_process: OwnedFd) -> Result<Line> {
+fn clone_child(container: &Container, plan: &Plan, groups: &[PathBuf], container_process: OwnedFd, resctrl: Vec<OwnedFd>) -> Result<Line> {
     let process = &container.process;
     let c_strings = |list: &[String]| list.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>();
     let joins = cgroups::open(groups)?;
@@ -196,7 +203,7 @@ fn clone_child(container: &Container, plan: &Plan, groups: &[PathBuf], container
         // The container could otherwise look into the process before its exec (CVE-2016-9962).
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
     }
-    let handles = joins.files.into_iter().chain([container_process]).map(Some).collect();
+    let handles = joins.files.into_iter().chain([container_process]).chain(resctrl).map(Some).collect();
     let mut work = Work {
         handles,
         args: c_strings(&process.args)?,

@@ -18,6 +18,7 @@ mod passed;
 mod pause;
 mod ps;
 mod query;
+mod resctrl;
 mod run;
 mod start;
 mod talk;
@@ -36,7 +37,7 @@ pub use ps::{processes, ps};
 pub use query::{State, features, list, state};
 pub use run::run;
 pub use start::start;
-pub use update::{UpdateSource, update};
+pub use update::{Schemas, UpdateSource, update};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, PidfdFlags};

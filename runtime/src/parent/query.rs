@@ -89,7 +89,7 @@ pub fn features() -> serde_json::Value {
             "seccomp": seccomp_features(),
             "apparmor": { "enabled": false },
             "selinux": { "enabled": false },
-            "intelRdt": { "enabled": false },
+            "intelRdt": { "enabled": true, "schemata": true, "monitoring": true },
             "netDevices": { "enabled": true },
             "mountExtensions": { "idmap": { "enabled": true } }
         }

@@ -44,7 +44,9 @@ fn hear(channel: &Channel, child: BorrowedFd<'_>, plan: &Plan, notes: &mut Vec<S
             Some((Message::Listener { .. }, Some(descriptor))) => return Ok(Heard::Notifications(descriptor)),
             Some((Message::Listener { number }, None)) => {
                 let copy = rustix::process::pidfd_getfd(child, number, PidfdGetfdFlags::empty());
-                return Ok(Heard::Notifications(copy.context("linux.seccomp: take a copy of the notifications' descriptor")?));
+                return Ok(Heard::Notifications(copy.context(
+                    "linux.seccomp: take a copy of the notifications' descriptor (a user who is not root cannot: let the profile allow sendmsg)",
+                )?));
             }
             Some((message, descriptor)) => return Ok(Heard::Message(message, descriptor)),
             None => {

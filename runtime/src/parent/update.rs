@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
-use super::{bundle, cgroups, existing, read_bounded};
+use super::{bundle, cgroups, existing, read_bounded, resctrl};
 use crate::core::cgroup::{self, CgroupPlan, Hierarchy};
 use crate::core::status::Status;
-use crate::core::{spec, update};
+use crate::core::{self, spec, update};
 use crate::state::replace;
 
 /// Where the new values are.
@@ -22,8 +22,15 @@ pub enum UpdateSource {
     File(PathBuf),
 }
 
+/// What becomes of the lines of the container's group of resctrl.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Schemas {
+    pub l3_cache: Option<String>,
+    pub mem_bw: Option<String>,
+}
+
 /// Changes limits.
-pub fn update(root: &Path, id: &str, source: &UpdateSource) -> Result<()> {
+pub fn update(root: &Path, id: &str, source: &UpdateSource, schemas: &Schemas) -> Result<()> {
     let asked = match source {
         UpdateSource::Options(asked) => asked.clone(),
         UpdateSource::File(path) => read(path)?,
@@ -45,10 +52,18 @@ pub fn update(root: &Path, id: &str, source: &UpdateSource) -> Result<()> {
     let plan = |config: &Value| plan(config, &record.bundle, id, &hierarchies, &unified);
     let (before, planned) = (plan(&before)?, plan(&after)?);
     let changes = update::changes(&before, &planned, &asked, &record.cgroups);
+    let lines = core::resctrl::updated(schemas.l3_cache.as_deref(), schemas.mem_bw.as_deref());
+    let resctrl = match &record.resctrl {
+        _ if lines.is_empty() => None,
+        Some(resctrl) => Some((resctrl, resctrl::schemata(resctrl)?)),
+        None => bail!("container {id} was created without linux.intelRdt and is in no group of resctrl: give it one when it is created"),
+    };
+    resctrl.as_ref().map_or(Ok(()), |(resctrl, _)| resctrl::update(resctrl, &lines))?;
     if let Err(error) = cgroups::change(&changes) {
         let undo = update::changes(&planned, &before, &Value::Null, &record.cgroups);
         // Best effort: what the kernel took before it takes again, unless the container has outgrown it.
-        let left = cgroups::change(&undo).err();
+        let restored = resctrl.as_ref().map_or(Ok(()), |(resctrl, before)| resctrl::restore(resctrl, before));
+        let left = cgroups::change(&undo).and(restored).err();
         return Err(match left {
             None => error,
             Some(left) => error.context(format!("and not all could be put back: {left:#}")),

@@ -171,6 +171,12 @@ fn bad_values_are_refused_by_name() {
         ("/mounts", r#"[{"destination":"/a","source":"/b","options":["bind","tmpcopyup"]}]"#, "mounts[0].options: tmpcopyup: only a tmpfs"),
         ("/mounts", r#"[{"destination":"./","type":"tmpfs"}]"#, "mounts[0].destination: is the root itself"),
         ("/linux/devices", r#"[{"path":"/dev/x","type":"q"}]"#, "linux.devices[0].type: \"q\""),
+        ("/linux/intelRdt", r#"{"closID":"a/b"}"#, "linux.intelRdt.closID: \"a/b\""),
+        ("/linux/intelRdt", r#"{"closID":".."}"#, "linux.intelRdt.closID: \"..\""),
+        ("/linux/intelRdt", r#"{"closID":"mon_groups"}"#, "linux.intelRdt.closID: \"mon_groups\""),
+        ("/linux/intelRdt", r#"{"memBwSchema":"L3:0=1"}"#, "linux.intelRdt.memBwSchema: \"L3:0=1\""),
+        ("/linux/intelRdt", r#"{"memBwSchema":"MB:0=1\nL3:0=1"}"#, "linux.intelRdt.memBwSchema: "),
+        ("/linux/intelRdt", r#"{"schemata":["L3:0=1","L2:0=1\n"]}"#, "linux.intelRdt.schemata[1]: "),
     ];
     for (pointer, value, expected) in cases {
         let text = refused(pointer, value);
@@ -191,8 +197,18 @@ fn what_the_machine_lacks_is_refused_by_name() {
         let text = check_machine(&container, Machine::default()).unwrap_err()[0].to_string();
         assert!(text.starts_with(expected), "{pointer}: {text}");
         let all = Machine { apparmor: true, selinux: true, resctrl: true };
-        assert_eq!(check_machine(&container, all).is_ok(), pointer != "/linux/intelRdt");
+        assert!(check_machine(&container, all).is_ok(), "{pointer}");
     }
+}
+
+/// The older fields together, without the one's lines for the other, and `schemata` last.
+#[test]
+fn schemata_are_put_together() {
+    let lines = |value: &str| with("/linux/intelRdt", value).unwrap().intel_rdt.unwrap().lines.join(" ");
+    let older = r#""l3CacheSchema":"L3:0=f\nMB:0=10\nL3CODE:0=f","memBwSchema":"MB:0=20""#;
+    assert_eq!(lines(&format!("{{{older}}}")), "L3:0=f L3CODE:0=f MB:0=20");
+    assert_eq!(lines(&format!(r#"{{"schemata":["L2:0=1"],{older}}}"#)), "L3:0=f L3CODE:0=f MB:0=20 L2:0=1");
+    assert_eq!(lines("{}"), "");
 }
 
 #[test]

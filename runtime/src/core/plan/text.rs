@@ -8,6 +8,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::JoinCgroup { directory, .. } => write!(f, "linux.cgroupsPath: join {}", directory.display()),
+            Self::JoinResctrl { group, .. } => write!(f, "linux.intelRdt: join {}", group.display()),
             Self::JoinNamespace { kind, path, .. } => write!(f, "linux.namespaces: join the {kind} namespace {}", path.display()),
             Self::RaiseLimit(limit) => write!(f, "process.rlimits: raise {} to at most {}", limit.name, limit.hard),
             Self::NewUserNamespace(ids) => {
