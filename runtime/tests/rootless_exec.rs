@@ -3,7 +3,9 @@
 mod common;
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
@@ -11,7 +13,7 @@ use common::client::{Answer, Client, connect, receive, request};
 use common::own::{Own, USER};
 use common::terminals::{in_terminal, listener, outer, sent};
 use common::{alive, eventually, namespace, tool};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const KINDS: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
 
@@ -289,4 +291,92 @@ fn the_users_monitor_serves_its_user() {
     assert!(matches!(&refused, Answer::Refused(why) if why.contains("only root, or the user a monitor runs as")), "{refused:?}");
     assert!(own.call(&["delete", "--force", &own.bundle.id]).status.success());
     eventually("the exit file", || fs::read(own.bundle.path("exit")).ok());
+}
+
+/// What a program of `exec` asks is told to the profile's listener, where the process can hand its descriptor over itself: it hides from its
+/// own user too, who could take it otherwise.
+#[test]
+fn a_listener_hears_of_its_calls() {
+    let profile = |names: &[&str]| json!({"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":names,"action":"SCMP_ACT_NOTIFY"}]});
+    for (notified, can) in [(&["rmdir"][..], true), (&["rmdir", "sendmsg"], false)] {
+        let mut own = Own::new("exec sleep 1000");
+        let socket = own.bundle.path("agent.sock");
+        let agent = UnixListener::bind(&socket).unwrap();
+        fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+        own.bundle.set("/linux/seccomp", profile(notified)).set("/linux/seccomp/listenerPath", json!(socket));
+        own.start();
+        // Whoever hangs up answers nothing: the call is then unknown.
+        let introduced = || {
+            let mut text = String::new();
+            agent.accept().unwrap().0.read_to_string(&mut text).unwrap();
+            serde_json::from_str::<Value>(&text).unwrap()["state"]["status"].clone()
+        };
+        assert_eq!(introduced(), "creating");
+        let execute = || own.exec(&[], &["busybox", "rmdir", "/nosuch"]);
+        if can {
+            let (_, stderr, code) = std::thread::scope(|scope| {
+                let executed = scope.spawn(execute);
+                assert_eq!(introduced(), "running");
+                executed.join().unwrap()
+            });
+            assert!(code == 1 && stderr.contains("Function not implemented"), "{stderr}");
+        } else {
+            let (_, stderr, code) = execute();
+            assert!(code == 255 && stderr.contains("linux.seccomp: ") && stderr.contains("let the profile allow sendmsg"), "{stderr}");
+        }
+    }
+}
+
+/// A cgroup that was given to the user, and goes with the test.
+struct Given(std::path::PathBuf);
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        // An error means that none was made.
+        let below = fs::read_dir(&self.0).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
+        below.filter(|path| path.is_dir()).for_each(|path| drop(fs::remove_dir(path)));
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn in_a_cgroup_given_to_the_user_it_is_joined_and_frozen() {
+    // Goes after the container.
+    let mut given = Given(std::path::PathBuf::new());
+    let mut own = Own::new("exec sleep 1000");
+    let freezer = own.bundle.cgroup_root("freezer");
+    if !freezer.join("release_agent").exists() {
+        std::io::Write::write_all(&mut std::io::stderr().lock(), b"SKIPPED: no freezer of cgroup version 1\n").unwrap();
+        return;
+    }
+    given.0 = freezer.join(format!("rt-test-given-{}", std::process::id()));
+    fs::create_dir(&given.0).unwrap();
+    for path in [given.0.clone(), given.0.join("tasks"), given.0.join("cgroup.procs")] {
+        std::os::unix::fs::chown(path, Some(USER), Some(USER)).unwrap();
+    }
+    // From the caller's own cgroup.
+    own.bundle.set("/linux/cgroupsPath", json!(own.bundle.id));
+    own.bundle.write();
+    let inside = |args: &[&str]| {
+        let call = own.command(&own.bundle.path("runtime"), "own-state", args);
+        let script = format!("echo $$ >\"$0\"/cgroup.procs && exec setpriv --reuid {USER} --regid {USER} --clear-groups \"$@\"");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]).arg(&given.0).arg(call.get_program()).args(call.get_args());
+        shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit()).status().unwrap().success()
+    };
+    assert!(inside(&["create", "--bundle", own.bundle.path("").to_str().unwrap(), &own.bundle.id]));
+    assert!(inside(&["start", &own.bundle.id]));
+    let group = given.0.join(&own.bundle.id);
+    assert!(group.is_dir(), "it was not made");
+    let detached = own.bundle.path("exec.pid");
+    assert!(inside(&["exec", "--detach", "--pid-file", detached.to_str().unwrap(), &own.bundle.id, "sleep", "1000"]));
+    let pid = fs::read_to_string(&detached).unwrap();
+    assert!(fs::read_to_string(group.join("cgroup.procs")).unwrap().lines().any(|line| line == pid), "{pid} is not in the cgroup");
+    assert!(inside(&["pause", &own.bundle.id]));
+    assert_eq!(own.state()["status"], "paused");
+    assert!(!inside(&["exec", &own.bundle.id, "true"]));
+    assert!(inside(&["resume", &own.bundle.id]));
+    assert!(inside(&["exec", &own.bundle.id, "true"]));
+    assert!(inside(&["delete", "--force", &own.bundle.id]));
+    assert!(!group.exists() && !alive(pid.parse().unwrap()));
 }
