@@ -62,12 +62,17 @@ impl CapabilitySet {
         NAMES.iter().position(|known| *known == name).is_some_and(|bit| self.0 >> bit & 1 == 1)
     }
 
-    /// Reads a list of names; the error is the first name that is none.
-    pub fn parse(names: &[String]) -> Result<Self, String> {
-        names.iter().try_fold(Self::default(), |set, name| match NAMES.iter().position(|known| known.eq_ignore_ascii_case(name)) {
-            Some(bit) => Ok(Self(set.0 | 1 << bit)),
-            None => Err(name.clone()),
-        })
+    /// Reads a list of names: the set, and the names that are none.
+    pub fn parse(names: &[String]) -> (Self, Vec<String>) {
+        let mut unknown = Vec::new();
+        let set = names.iter().fold(Self::default(), |set, name| match NAMES.iter().position(|known| known.eq_ignore_ascii_case(name)) {
+            Some(bit) => Self(set.0 | 1 << bit),
+            None => {
+                unknown.push(name.clone());
+                set
+            }
+        });
+        (set, unknown)
     }
 
     /// What is in both.
@@ -126,12 +131,13 @@ mod tests {
 
     #[test]
     fn names_become_bits_and_back() {
-        let set = CapabilitySet::parse(&["CAP_KILL".into(), "cap_chown".into(), "CAP_CHECKPOINT_RESTORE".into()]).unwrap();
+        let (set, unknown) = CapabilitySet::parse(&["CAP_KILL".into(), "cap_chown".into(), "CAP_CHECKPOINT_RESTORE".into()]);
+        assert!(unknown.is_empty());
         assert_eq!((set.0, set.to_string().as_str()), (1 << 40 | 1 << 5 | 1, "CAP_CHOWN CAP_KILL CAP_CHECKPOINT_RESTORE"));
     }
 
     #[test]
-    fn an_unknown_name_is_the_error() {
-        assert_eq!(CapabilitySet::parse(&["CAP_FLY".into()]), Err("CAP_FLY".into()));
+    fn an_unknown_name_is_told() {
+        assert_eq!(CapabilitySet::parse(&["CAP_FLY".into(), "CAP_CHOWN".into()]), (CapabilitySet(1), vec!["CAP_FLY".into()]));
     }
 }

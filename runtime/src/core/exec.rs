@@ -120,7 +120,7 @@ pub fn plan(container: &Container, cgroups: &[PathBuf], privileges: Privileges, 
     if container.process.terminal {
         steps.push(Step::Terminal { size: container.process.console_size, bind: false, relayed: false });
     }
-    let granted = plan::grant(&container.process.capabilities, plan::available(container, privileges), &mut notes);
+    let granted = plan::grant(&container.process, plan::available(container, privileges), &mut notes);
     plan::process(&container.process, container.seccomp.as_ref(), &granted, &mut steps);
     Plan { clone_namespaces: Vec::new(), trees: Vec::new(), steps, notes }
 }

@@ -299,7 +299,7 @@ pub fn plan(container: &Container, cgroups: &CgroupPlan, privileges: Privileges)
     if container.root_readonly {
         steps.push(Step::RootReadonly);
     }
-    let granted = grant(&container.process.capabilities, available(container, privileges), &mut notes);
+    let granted = grant(&container.process, available(container, privileges), &mut notes);
     process(&container.process, container.seccomp.as_ref(), &granted, &mut steps);
     Plan { clone_namespaces: if user { Vec::new() } else { cloned(container) }, trees: trees.found, steps, notes }
 }
@@ -513,7 +513,11 @@ fn mount_step(mount: &Mount, cgroups: &CgroupPlan, private_cgroups: bool, label:
 /// The sets that can be had. runc fails when a set holds more than it has itself; a container that asks for Docker's default, or for
 /// everything, then could not start under a supervisor that lacks one capability, so what is not held is left out, with a note.
 /// The kernel raises an ambient capability only when it is permitted and inheritable (capabilities(7)); the rest is left out as well.
-pub(super) fn grant(asked: &Capabilities, available: Privileges, notes: &mut Vec<String>) -> Capabilities {
+pub(super) fn grant(process: &Process, available: Privileges, notes: &mut Vec<String>) -> Capabilities {
+    let asked = &process.capabilities;
+    notes.extend(
+        process.unknown_capabilities.iter().map(|name| format!("process.capabilities: {name:?} is none this runtime knows: left out")),
+    );
     let Privileges { held, bounding: held_bounding } = available;
     let everything = [asked.effective, asked.permitted, asked.inheritable].into_iter().fold(asked.bounding, CapabilitySet::union);
     let missing = everything.difference(held.intersection(held_bounding));

@@ -1,5 +1,6 @@
 //! The container's first process (config.md "Process").
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::Refusals;
@@ -23,6 +24,8 @@ pub struct Process {
     pub umask: u32,
     /// Without `process.capabilities` the process has none, as under runc and crun.
     pub capabilities: Capabilities,
+    /// Names in `process.capabilities` that are none this runtime knows: left out with a warning, as the specification asks.
+    pub unknown_capabilities: BTreeSet<String>,
     pub no_new_privileges: bool,
     pub rlimits: Vec<Rlimit>,
     pub oom_score_adj: Option<i32>,
@@ -133,6 +136,7 @@ impl Refusals {
         if let Some(adjustment) = given.oom_score_adj.filter(|value| !(-1000..=1000).contains(value)) {
             self.refuse("process.oomScoreAdj", format!("{adjustment} is not between -1000 and 1000"));
         }
+        let (capabilities, unknown_capabilities) = given.capabilities.as_ref().map(|sets| self.capabilities(sets)).unwrap_or_default();
         Process {
             terminal: given.terminal,
             console_size: given.console_size,
@@ -143,7 +147,8 @@ impl Refusals {
             gid: given.user.gid,
             additional_gids: given.user.additional_gids.clone(),
             umask,
-            capabilities: given.capabilities.as_ref().map(|sets| self.capabilities(sets)).unwrap_or_default(),
+            capabilities,
+            unknown_capabilities,
             no_new_privileges: given.no_new_privileges,
             rlimits: self.rlimits(&given.rlimits),
             oom_score_adj: given.oom_score_adj,
@@ -157,25 +162,25 @@ impl Refusals {
         }
     }
 
-    pub(super) fn capabilities(&mut self, given: &spec::Capabilities) -> Capabilities {
-        let mut read = |set: &str, names: &[String]| {
-            CapabilitySet::parse(names).unwrap_or_else(|name| {
-                self.refuse(format!("process.capabilities.{set}"), format!("{name:?} is no capability this runtime knows"));
-                CapabilitySet::default()
-            })
+    pub(super) fn capabilities(&mut self, given: &spec::Capabilities) -> (Capabilities, BTreeSet<String>) {
+        let mut all_unknown = BTreeSet::new();
+        let mut read = |names: &[String]| {
+            let (set, unknown) = CapabilitySet::parse(names);
+            all_unknown.extend(unknown);
+            set
         };
         let sets = Capabilities {
-            bounding: read("bounding", &given.bounding),
-            effective: read("effective", &given.effective),
-            inheritable: read("inheritable", &given.inheritable),
-            permitted: read("permitted", &given.permitted),
-            ambient: read("ambient", &given.ambient),
+            bounding: read(&given.bounding),
+            effective: read(&given.effective),
+            inheritable: read(&given.inheritable),
+            permitted: read(&given.permitted),
+            ambient: read(&given.ambient),
         };
         let beyond = sets.effective.difference(sets.permitted);
         if !beyond.is_empty() {
             self.refuse("process.capabilities.effective", format!("{beyond} is not in permitted, and the kernel allows no such set"));
         }
-        sets
+        (sets, all_unknown)
     }
 
     pub(super) fn rlimits(&mut self, given: &[spec::Rlimit]) -> Vec<Rlimit> {

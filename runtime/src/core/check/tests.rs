@@ -87,7 +87,6 @@ fn bad_values_are_refused_by_name() {
         ("/process/user", r#"{"uid":4294967295}"#, "process.user.uid: 4294967295"),
         ("/process/rlimits", r#"[{"type":"RLIMIT_X","soft":1,"hard":1}]"#, "process.rlimits[0].type: \"RLIMIT_X\""),
         ("/process/rlimits", r#"[{"type":"RLIMIT_CPU","soft":2,"hard":1}]"#, "process.rlimits[0].soft: 2 is above"),
-        ("/process/capabilities", r#"{"bounding":["CAP_X"]}"#, "process.capabilities.bounding: \"CAP_X\""),
         ("/process/capabilities", r#"{"effective":["CAP_KILL"]}"#, "process.capabilities.effective: CAP_KILL is not in permitted"),
         ("/linux/namespaces", r#"[{"type":"pid"}]"#, "linux.namespaces: a container shares no mount namespace"),
         ("/linux/namespaces", r#"[{"type":"mount"},{"type":"ipc"},{"type":"ipc"}]"#, "linux.namespaces[2]: ipc is listed twice"),

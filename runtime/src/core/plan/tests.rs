@@ -36,7 +36,7 @@ fn every_step_in_order() {
         r#"{"ociVersion":"1.2.0","hostname":"web","domainname":"lan","root":{"path":"rootfs","readonly":true},
         "process":{"cwd":"/srv","args":["sh","-c","true"],"user":{"uid":7,"gid":8,"additionalGids":[9],"umask":63},
           "noNewPrivileges":true,"oomScoreAdj":100,"rlimits":[{"type":"RLIMIT_NOFILE","soft":10,"hard":20}],
-          "capabilities":{"bounding":["CAP_KILL","CAP_SYS_RESOURCE"],"permitted":["CAP_KILL"],"effective":["CAP_KILL"],
+          "capabilities":{"bounding":["CAP_KILL","CAP_SYS_RESOURCE","CAP_FLY"],"permitted":["CAP_KILL"],"effective":["CAP_KILL"],
             "inheritable":["CAP_KILL"],"ambient":["CAP_KILL","CAP_CHOWN"]}},
         "mounts":[{"destination":"/proc","type":"proc","source":"proc","options":["nosuid"]},
           {"destination":"/dev","type":"tmpfs","source":"tmpfs","options":["nosuid","mode=755"]},
@@ -96,6 +96,7 @@ process.capabilities.ambient: raise CAP_KILL
 process.noNewPrivileges: set it
 process.args[0]: find \"sh\"
 linux.seccomp: install a filter of {filter} instructions
+note: process.capabilities: \"CAP_FLY\" is none this runtime knows: left out
 note: process.capabilities: CAP_SYS_RESOURCE not granted: this runtime does not hold it itself
 note: process.capabilities.ambient: CAP_CHOWN not raised: it must be permitted and inheritable as well
 "
