@@ -7,43 +7,9 @@ use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::host_mount::HostMount;
 use common::{Bundle, eventually, tool};
 use serde_json::{Value, json};
-
-/// A mount of the host's in a test's directory.
-struct HostMount(PathBuf);
-
-impl HostMount {
-    /// A directory bound over itself, with a propagation of its own and one more mount below.
-    fn new(path: PathBuf, propagation: &str) -> Self {
-        fs::create_dir(&path).unwrap();
-        let mount = Self(path);
-        mount.call(&["--bind", mount.text(), mount.text()]);
-        mount.call(&[&format!("--make-{propagation}"), mount.text()]);
-        fs::create_dir(mount.0.join("below")).unwrap();
-        mount.tmpfs("below");
-        fs::write(mount.0.join("below/file"), "below\n").unwrap();
-        mount
-    }
-
-    fn tmpfs(&self, name: &str) {
-        self.call(&["-t", "tmpfs", "tmpfs", self.0.join(name).to_str().unwrap()]);
-    }
-
-    fn text(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-
-    fn call(&self, args: &[&str]) {
-        assert!(Command::new("mount").args(args).status().unwrap().success(), "mount {args:?}");
-    }
-}
-
-impl Drop for HostMount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").args(["-R", "-l", self.text()]).status();
-    }
-}
 
 fn bind(bundle: &mut Bundle, source: &Path, options: &[&str]) {
     bundle.push("/mounts", json!({"destination":"/m","source":source,"type":"bind","options":options}));
@@ -160,9 +126,12 @@ fn options_look_as_under_runc() {
 
 #[test]
 fn a_shared_mount_shows_the_host_what_is_mounted_in_it() {
-    for (options, propagation, seen) in
-        [(["rbind", "rshared"], "rslave", true), (["rbind", "rslave"], "rprivate", false), (["rbind", "rprivate"], "rshared", false)]
-    {
+    for (options, propagation, seen) in [
+        (["rbind", "rshared"], "rshared", true),
+        (["rbind", "rshared"], "rslave", false),
+        (["rbind", "rslave"], "rprivate", false),
+        (["rbind", "rprivate"], "rshared", false),
+    ] {
         let mut bundle = Bundle::new("mkdir -p /m/in && mount -t tmpfs tmpfs /m/in && touch /m/in/made && sleep 1000");
         may_mount(&mut bundle);
         let host = HostMount::new(bundle.path("host"), "shared");

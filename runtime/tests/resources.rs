@@ -3,24 +3,11 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use common::{Bundle, tool};
+use common::{Bundle, cgroup_v1, cgroup_v2, tool};
 use serde_json::json;
-
-/// Whether a controller is mounted here, in version 1.
-fn has_v1(controller: &str) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    mounts.lines().any(|line| line.split_once(" - cgroup ").is_some_and(|(_, rest)| rest.split([',', ' ']).any(|name| name == controller)))
-}
-
-fn has_v2(controller: &str) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let unified = mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4));
-    let controllers = unified.map(|at| fs::read_to_string(Path::new(at).join("cgroup.controllers")).unwrap()).unwrap_or_default();
-    controllers.split_whitespace().any(|name| name == controller)
-}
 
 /// A block device's numbers.
 fn block_device() -> (u32, u32) {
@@ -47,7 +34,7 @@ fn shares_of_real_time() {
     let mut bundle = Bundle::new("cat /proc/self/stat");
     bundle.set("/linux/resources/cpu", json!({"realtimeRuntime":10_000,"realtimePeriod":1_000_000}));
     bundle.set("/process/scheduler", json!({"policy":"SCHED_FIFO","priority":7})).set("/process/args", json!(["cat", "/proc/self/stat"]));
-    if has_v2("cpu") {
+    if cgroup_v2("cpu") {
         assert!(bundle.create_fails().contains("linux.resources.cpu.realtimeRuntime: cgroup version 2 gives no shares"));
         return;
     }
@@ -69,7 +56,7 @@ fn memory_of_version_1() {
     let fields = json!({"limit":67_108_864,"swappiness":7,"disableOOMKiller":true,"kernelTCP":8_388_608,"useHierarchy":true,"checkBeforeUpdate":true});
     let mut bundle = Bundle::new("sleep 1000");
     bundle.set("/linux/resources/memory", fields);
-    if has_v2("memory") {
+    if cgroup_v2("memory") {
         let error = bundle.create_fails();
         for field in ["swappiness", "disableOOMKiller", "kernelTCP"] {
             assert!(error.contains(&format!("linux.resources.memory.{field}: cgroup version 2 has nothing of the kind")), "{error}");
@@ -105,7 +92,7 @@ fn block_io_is_throttled() {
             "throttleReadIOPSDevice":of(300),"throttleWriteIOPSDevice":of(400)}),
     );
     bundle.create();
-    if has_v2("io") {
+    if cgroup_v2("io") {
         assert_eq!(bundle.cgroup_file(&["io.max"]), format!("{major}:{minor} rbps=1000000 wbps=2000000 riops=300 wiops=400"));
     } else {
         for (file, rate) in [("read_bps", 1_000_000), ("write_bps", 2_000_000), ("read_iops", 300), ("write_iops", 400)] {
@@ -153,7 +140,7 @@ fn what_no_controller_holds_is_refused_by_its_name() {
         ("rdma", "/linux/resources/rdma", json!({"mlx0":{"hcaHandles":1}}), "linux.resources.rdma[mlx0]"),
     ];
     for (controller, pointer, value, field) in cases {
-        if has_v1(controller) || has_v2(controller) {
+        if cgroup_v1(controller) || cgroup_v2(controller) {
             continue;
         }
         let mut bundle = Bundle::new("true");
@@ -167,7 +154,7 @@ fn what_no_controller_holds_is_refused_by_its_name() {
 fn unified_files() {
     let mut bundle = Bundle::new("sleep 1000");
     bundle.set("/linux/resources/unified", json!({"memory.high":"50000000"}));
-    if has_v2("memory") {
+    if cgroup_v2("memory") {
         bundle.create();
         assert_eq!(bundle.cgroup_file(&["memory.high"]), "49999872");
         bundle.ok(&["delete", "--force", &bundle.id]);
@@ -220,7 +207,7 @@ fn the_values_are_runcs() {
         json!({"shares":333,"quota":40_000,"period":80_000,"cpus":"0","mems":"0","realtimePeriod":500_000,"realtimeRuntime":5000}),
     );
     bundle.set("/linux/resources/blockIO", json!({"throttleReadBpsDevice":[{"major":major,"minor":minor,"rate":12345}]}));
-    if !has_v1("memory") || !bundle.cgroup_root("cpu").join("cpu.rt_runtime_us").exists() {
+    if !cgroup_v1("memory") || !bundle.cgroup_root("cpu").join("cpu.rt_runtime_us").exists() {
         return;
     }
     let values = |bundle: &Bundle| -> Vec<(PathBuf, String)> {

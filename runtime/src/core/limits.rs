@@ -9,6 +9,7 @@
 use super::cgroup::{Hierarchy, Version, Write};
 use super::check::{BlockIo, DeviceKind, DeviceRule, Refusal, Resources};
 use super::device_filter;
+use super::plan::Privileges;
 
 /// The controller of files that every cgroup of version 2 has.
 pub const CORE: &str = "cgroup";
@@ -335,6 +336,18 @@ fn devices(hierarchies: &[Hierarchy], resources: &Resources, to: &mut Collector<
         to.push("devices", Version::V2, "", "", "devices");
         to.limits.wanted.last_mut().expect("it was just pushed").filter = device_filter::program(&rules);
     }
+}
+
+/// What a new container gets: without a device rule of its own all devices are denied but those that always are there, as under runc,
+/// where this host and user can have it so. A configuration that forgot them would else hand the host's disks to whoever may make a node.
+pub fn with_device_rules(resources: &Resources, hierarchies: &[Hierarchy], privileges: Privileges) -> Resources {
+    let holds = |hierarchy: &Hierarchy| hierarchy.version == Version::V2 || hierarchy.controllers.iter().any(|name| name == "devices");
+    let can = privileges.over_mounts() && hierarchies.iter().any(|hierarchy| hierarchy.writable && holds(hierarchy));
+    let mut resources = resources.clone();
+    if resources.devices.is_empty() && can {
+        resources.devices.push(DeviceRule { allow: false, kind: None, major: None, minor: None, access: "rwm".to_owned() });
+    }
+    resources
 }
 
 /// The configuration's rules, then those that always hold. Before the first rule everything is allowed, as in a new cgroup.

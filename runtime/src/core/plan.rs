@@ -356,6 +356,8 @@ struct Trees {
     can: bool,
     /// The container has a user namespace, and may not.
     user: bool,
+    /// `linux.rootfsPropagation` lets the container show the host what it mounts.
+    shared: bool,
     /// The user namespace that maps ids where a mount does not say how.
     idmap: Option<IdmapBy>,
     found: Vec<Tree>,
@@ -369,6 +371,7 @@ impl Trees {
             first: cgroups.groups.len() + joined(container).count(),
             can: privileges.over_mounts(),
             user: user.is_some(),
+            shared: matches!(container.root_propagation, Some((Propagation::Shared, _))),
             idmap,
             found: Vec::new(),
         }
@@ -385,10 +388,12 @@ impl Trees {
         (self.user && self.can).then(|| self.take(tree()))
     }
 
-    /// What passes mounts on to the host or from it must be copied where the host's own mount is; what maps ids, where it may be said.
+    /// What passes mounts on to the host or from it must be copied where the host's own mount is; what maps ids, where it may be said. The
+    /// host is shown what is mounted in a shared one only if the root is shared too, as under runc.
     fn bind(&mut self, mount: &Mount, source: &Path, recursive: bool) -> Option<usize> {
-        let passes = |(propagation, _): &(Propagation, bool)| matches!(propagation, Propagation::Shared | Propagation::Slave);
-        let needed = self.user || mount.options.propagation.iter().any(passes);
+        let has = |wanted: Propagation| mount.options.propagation.iter().any(|(propagation, _)| *propagation == wanted);
+        let shown = has(Propagation::Shared) && self.shared;
+        let needed = self.user || shown || has(Propagation::Slave);
         let idmap = mount.idmap.as_ref().and_then(|idmap| {
             let by = idmap.ids.clone().map(IdmapBy::Ids).or_else(|| self.idmap.clone())?;
             Some(TreeIdmap { by, recursive: idmap.recursive })
@@ -398,7 +403,7 @@ impl Trees {
             return None;
         }
         let field = format!("mounts[{}].source", mount.index);
-        Some(self.take(Tree { field, source: source.to_owned(), recursive, cut_off: self.user, idmap }))
+        Some(self.take(Tree { field, source: source.to_owned(), recursive, cut_off: self.user || !shown, idmap }))
     }
 }
 

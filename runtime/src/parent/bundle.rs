@@ -13,7 +13,7 @@ use crate::core::check::{Container, Machine, Refusal, check, check_machine};
 use crate::core::plan::{Plan, Privileges};
 use crate::core::resctrl::ResctrlPlan;
 use crate::core::spec::Spec;
-use crate::core::{cgroup, plan, spec};
+use crate::core::{cgroup, limits, plan, spec};
 use crate::state::{Record, StateDir};
 use crate::{core, kernel_file};
 
@@ -54,7 +54,9 @@ pub fn load(path: &Path, id: &str, systemd_cgroup: bool) -> Result<Bundle> {
         hierarchy.writable = may_make(&cgroup::directory(hierarchy, container.cgroups_path.as_deref(), id));
     }
     let unified = unified_controllers(&hierarchies);
-    let cgroups = cgroup::plan(&hierarchies, &unified, container.cgroups_path.as_deref(), id, &container.resources)
+    let privileges = privileges()?;
+    let resources = limits::with_device_rules(&container.resources, &hierarchies, privileges);
+    let cgroups = cgroup::plan(&hierarchies, &unified, container.cgroups_path.as_deref(), id, &resources)
         .map_err(|refusals| refused(&path, &refusals))?;
     let resctrl = match (&container.intel_rdt, resctrl_root) {
         (Some(asked), Some(root)) => {
@@ -63,7 +65,7 @@ pub fn load(path: &Path, id: &str, systemd_cgroup: bool) -> Result<Bundle> {
         }
         _ => None,
     };
-    let mut plan = plan::plan(&container, &cgroups, privileges()?);
+    let mut plan = plan::plan(&container, &cgroups, privileges);
     if let Some(resctrl) = &resctrl {
         let opened = cgroups.groups.len() + plan::joined(&container).count() + plan.trees.len();
         core::resctrl::join(&mut plan, &resctrl.record(), opened);

@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod engines;
+pub mod host_mount;
 pub mod monitored;
 pub mod own;
 pub mod probe;
@@ -256,6 +257,20 @@ pub fn alive(pid: i32) -> bool {
 
 pub fn namespace(pid: &str, kind: &str) -> String {
     fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap().to_str().unwrap().to_owned()
+}
+
+/// Whether a controller is mounted here, in version 1.
+pub fn cgroup_v1(controller: &str) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    mounts.lines().any(|line| line.split_once(" - cgroup ").is_some_and(|(_, rest)| rest.split([',', ' ']).any(|name| name == controller)))
+}
+
+/// Whether version 2 has a controller here.
+pub fn cgroup_v2(controller: &str) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let unified = mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4));
+    let controllers = unified.map(|at| fs::read_to_string(Path::new(at).join("cgroup.controllers")).unwrap()).unwrap_or_default();
+    controllers.split_whitespace().any(|name| name == controller)
 }
 
 pub fn tool(name: &str) -> Option<PathBuf> {

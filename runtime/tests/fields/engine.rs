@@ -157,8 +157,8 @@ pub fn refused(name: &'static str, edits: Value, why: &'static str) -> Case {
     Case(name, edits, "echo it ran", Same::Refusal(why))
 }
 
-/// Runs the cases under ours and runc, each with a bundle that is made ready by `prepare`.
-pub fn check_prepared(prepare: impl Fn(&mut Bundle), cases: impl IntoIterator<Item = Case>) {
+/// Runs the cases under ours and runc, each with a bundle that `prepare` makes ready; what it returns is kept meanwhile.
+pub fn check_prepared<T>(prepare: impl Fn(&mut Bundle) -> T, cases: impl IntoIterator<Item = Case>) {
     check_with(Kind::Runc, prepare, cases);
 }
 
@@ -166,11 +166,11 @@ pub fn check(cases: impl IntoIterator<Item = Case>) {
     check_prepared(|_| (), cases);
 }
 
-pub fn check_with(other: Kind, prepare: impl Fn(&mut Bundle), cases: impl IntoIterator<Item = Case>) {
+pub fn check_with<T>(other: Kind, prepare: impl Fn(&mut Bundle) -> T, cases: impl IntoIterator<Item = Case>) {
     let mut told = Vec::new();
     for case in cases {
         let mut bundle = Bundle::new(case.2);
-        prepare(&mut bundle);
+        let _kept = prepare(&mut bundle);
         edit(&mut bundle, &case.1);
         if let Err(difference) = compare(other, &bundle, &case.3) {
             told.push(format!("{}: {difference}", case.0));
@@ -183,11 +183,18 @@ fn compare(other: Kind, bundle: &Bundle, same: &Same) -> Result<(), String> {
     // Others reach the root as the mapped user of a user namespace.
     fs::set_permissions(bundle.path(""), fs::Permissions::from_mode(0o755)).unwrap();
     bundle.write();
+    let [image, before] = ["rootfs", "before"].map(|name| bundle.path(name));
+    assert!(Command::new("cp").arg("-a").args([&image, &before]).status().unwrap().success());
     let ours = Engine::new(Kind::Ours, bundle).expect("ours is built").run(&[]);
+    // What the one made in the image must not help the other.
+    fs::rename(&image, bundle.path("after")).unwrap();
+    fs::rename(&before, &image).unwrap();
     let theirs = Engine::new(other, bundle).map(|engine| engine.run(&[]));
     let refused = |said: &Said| said.code != 0 && said.stdout.is_empty();
     match same {
-        Same::Run if ours.stdout.is_empty() => Err(format!("nothing to compare: {ours:?}")),
+        Same::Run if ours.stdout.is_empty() => {
+            Err(format!("nothing to compare\nours: {}\n{other:?}: {}", shown(&ours), theirs.as_ref().map_or(String::new(), shown)))
+        }
         Same::Run => match theirs {
             Some(theirs) if (&ours.stdout, ours.code) != (&theirs.stdout, theirs.code) => {
                 Err(format!("differ\nours: {}\n{other:?}: {}", shown(&ours), shown(&theirs)))
@@ -217,10 +224,12 @@ fn shown(said: &Said) -> String {
     format!("ends with {}\n{}\n{}", said.code, said.stdout, said.stderr)
 }
 
-/// Edits a configuration: what stands at a pointer is set, `null` removes it, a pointer that ends in `/+` adds to a list, and a pointer
-/// to a list that ends in `/-NAME` takes out the entries with such a `type`, `destination` or value.
+/// Edits a configuration: what stands at a pointer is set, `null` removes it, a pointer that ends in `/+` adds to a list, and a list
+/// with `/-NAME` loses the entries with such a `type`, `destination` or value, before all else.
 pub fn edit(bundle: &mut Bundle, edits: &Value) {
-    for (pointer, value) in edits.as_object().expect("edits are an object") {
+    let edits = edits.as_object().expect("edits are an object").iter();
+    let (taken_out, others): (Vec<_>, Vec<_>) = edits.partition(|(pointer, _)| pointer.contains("/-"));
+    for (pointer, value) in taken_out.into_iter().chain(others) {
         if let Some(list) = pointer.strip_suffix("/+") {
             if bundle.config.pointer(list).is_none() {
                 bundle.set(list, json!([]));

@@ -8,4 +8,7 @@ mod common;
 
 mod engine;
 
+mod linux;
+mod mounts;
 mod process;
+mod resources;
