@@ -8,7 +8,9 @@ mod common;
 
 mod engine;
 
+mod hooks;
 mod linux;
 mod mounts;
 mod process;
 mod resources;
+mod verbs;
