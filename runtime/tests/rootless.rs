@@ -69,15 +69,45 @@ fn what_only_root_may_is_refused_by_name() {
 #[test]
 fn it_agrees_with_runc() {
     let Some(runc) = tool("runc") else { return };
-    let mut own = Own::new(
-        "id; cat /proc/self/uid_map /proc/self/gid_map /proc/self/setgroups; grep ^Cap /proc/self/status; cd /dev; stat -c '%n %F %t:%T' null zero tty pts; hostname",
-    );
-    own.bundle.set("/hostname", json!("inside"));
-    let ours = own.prints();
-    let output =
-        own.command(&runc, "runc-state", &["run", "--bundle", own.bundle.path("").to_str().unwrap(), &own.bundle.id]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(ours, String::from_utf8(output.stdout).unwrap().trim_end());
+    let look = "id; cat /proc/self/uid_map /proc/self/gid_map /proc/self/setgroups; grep -E '^(Cap|NoNew|Groups)' /proc/self/status; cd /dev; \
+        stat -c '%n %F %t:%T %a' null zero full random urandom tty pts shm; hostname; pwd; env | sort; cat /proc/self/limits /proc/self/oom_score_adj; \
+        touch /made && stat -c %u:%g /made; grep -E ' (/t|/m|/dev/shm) ' /proc/self/mounts; \
+        touch /proc/sys/kernel/domainname 2>/dev/null || echo ro; grep Seccomp: /proc/self/status; cat /proc/self/cgroup";
+    let cases = [
+        ("plain", json!({})),
+        ("name", json!({"/hostname":"inside"})),
+        ("writable", json!({"/root/readonly":false})),
+        ("mounts", json!({"/mounts/7":{"destination":"/t","type":"tmpfs","source":"tmpfs","options":["size=64k","noexec"]}})),
+        (
+            "privileges",
+            json!({"/process/noNewPrivileges":false,"/process/capabilities":{"bounding":["CAP_KILL"],"effective":["CAP_KILL"],"permitted":["CAP_KILL"]}}),
+        ),
+        ("limits", json!({"/process/rlimits":[{"type":"RLIMIT_NOFILE","soft":60,"hard":60}],"/process/oomScoreAdj":100})),
+        ("filter", json!({"/linux/seccomp":{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_ERRNO"}]}})),
+        ("settings", json!({"/linux/sysctl":{"kernel.msgmax":"4242"}})),
+        ("a limit", json!({"/linux/resources":{"pids":{"limit":5}}})),
+        ("a group", json!({"/process/user":{"uid":0,"gid":0,"additionalGids":[0]}})),
+        ("a user outside", json!({"/process/user":{"uid":5,"gid":0}})),
+        ("a device", json!({"/linux/devices":[{"path":"/dev/own","type":"c","major":10,"minor":200}]})),
+    ];
+    let mut refused = 0;
+    for (name, edits) in cases {
+        let mut own = Own::new(look);
+        for (pointer, value) in edits.as_object().unwrap() {
+            match pointer.strip_prefix("/mounts/") {
+                Some(_) => own.bundle.push("/mounts", value.clone()),
+                None => own.bundle.set(pointer, value.clone()),
+            };
+        }
+        let (ours, error, code) = own.run();
+        let args = ["run", "--bundle", own.bundle.path("").to_str().unwrap(), &own.bundle.id].map(str::to_owned);
+        let output = own.command(&runc, "runc-state", &args.each_ref().map(String::as_str)).output().unwrap();
+        let theirs = String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((&ours, code == 0), (&theirs, output.status.success()), "{name}: ours and runc's\n{error}\n{said}");
+        refused += u32::from(ours.is_empty());
+    }
+    assert!(refused < 6, "nearly nothing was compared");
 }
 
 /// The parts that `--rootless` decides.

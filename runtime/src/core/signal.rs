@@ -16,10 +16,10 @@ pub const TERM: i32 = 15;
 /// Ends a process.
 pub const KILL: i32 = 9;
 
-/// Reads a signal's name, with or without `SIG`, in either case, or its number.
+/// Reads a signal's name, with or without `SIG`, in either case, or its number; 0 only asks whether there is anybody (kill(2)).
 pub fn parse(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
-        return (1..=LAST).contains(&number).then_some(number);
+        return (0..=LAST).contains(&number).then_some(number);
     }
     let name = text.to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
@@ -41,6 +41,6 @@ mod tests {
     fn names_numbers_and_real_time() {
         let given = ["TERM", "sigterm", "9", "SIGSYS", "RTMIN", "SIGRTMIN+3", "RTMAX-1", "0", "65", "SIGNOPE", "RTMIN+40", ""];
         let read: Vec<_> = given.iter().map(|text| parse(text).unwrap_or(-1)).collect();
-        assert_eq!(read, [15, 15, 9, 31, 34, 37, 63, -1, -1, -1, -1, -1]);
+        assert_eq!(read, [15, 15, 9, 31, 34, 37, 63, 0, -1, -1, -1, -1]);
     }
 }

@@ -132,7 +132,7 @@ fn user_namespaces() {
             same(
                 "a score and limits",
                 user_namespace(json!({"/process/oomScoreAdj":200,
-                "/process/rlimits":[{"type":"RLIMIT_NOFILE","soft":50,"hard":60}]})),
+                "/process/rlimits":[{"type":"RLIMIT_NOFILE","soft":60,"hard":60}]})),
                 look,
             ),
             same(

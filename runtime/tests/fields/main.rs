@@ -8,9 +8,11 @@ mod common;
 
 mod engine;
 
+mod exec;
 mod hooks;
 mod linux;
 mod mounts;
 mod process;
 mod resources;
+mod terminal;
 mod verbs;

@@ -145,7 +145,9 @@ fn limits() {
                 "MEMLOCK" | "MSGQUEUE" | "CORE" => 8192,
                 _ => 1 << 30,
             };
-            json!({"type":format!("RLIMIT_{kind}"),"soft":hard / 2,"hard":hard})
+            // What runc is written in raises its own at some moment of its start, and so now and then the container's.
+            let soft = if *kind == "NOFILE" { hard } else { hard / 2 };
+            json!({"type":format!("RLIMIT_{kind}"),"soft":soft,"hard":hard})
         })
         .collect();
     let limits = |limits: Value| json!({"/process/rlimits": limits});
