@@ -26,6 +26,7 @@ fn types_and_data() {
         same("devpts", mount("/t", "devpts", "devpts", &["newinstance", "ptmxmode=0666", "mode=0600"]), SEEN),
         same("mqueue", mount("/t", "mqueue", "mqueue", &["nosuid"]), SEEN),
         same("deep", mount("/t/deep/down", "tmpfs", "tmpfs", &["size=64k"]), SEEN),
+        same("what it does not know", mount("/t", "tmpfs", "tmpfs", &["iversion", "acl", "size=64k"]), SEEN),
         refused("unknown type", mount("/t", "nosuchfs", "x", &[]), "mounts[7]"),
         refused("unknown data", mount("/t", "tmpfs", "tmpfs", &["nonsense"]), "mounts[7]"),
         refused("a value the file system refuses", mount("/t", "tmpfs", "tmpfs", &["size=much"]), "mounts[7]"),
@@ -73,7 +74,7 @@ fn binds() {
     );
 }
 
-/// `rro` and its like, of which runc 1.1.5 lacks `rnosymfollow` and `rsymfollow`, and fails with `ratime` and `rnostrictatime`.
+/// `rro` and its like, but for `ratime` and `rnostrictatime`, with which runc 1.1.5 fails.
 #[test]
 fn attributes_of_all_below() {
     let options = [
@@ -90,6 +91,8 @@ fn attributes_of_all_below() {
         "rrelatime",
         "rnorelatime",
         "rnoatime",
+        "rnosymfollow",
+        "rsymfollow",
         "rstrictatime",
         "ro",
         "nosuid",

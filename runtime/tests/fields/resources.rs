@@ -121,6 +121,7 @@ fn files_of_a_new_container() {
             json!({"/linux/resources/blockIO":{"throttleReadBpsDevice":of(1000),"throttleWriteBpsDevice":of(2000),
             "throttleReadIOPSDevice":of(30),"throttleWriteIOPSDevice":of(40)}}),
         ),
+        ("a weight", json!({"/linux/resources/blockIO":{"weight":200}})),
         ("no device rules", devices(json!([]))),
         ("no devices", devices(json!([none]))),
         (
