@@ -59,7 +59,7 @@ impl<'a> Engine<'a> {
         Said::from(self.command(args).stdin(Stdio::null()).output().unwrap())
     }
 
-    /// `run`, and nothing may be left of it.
+    /// `run`, and what it may leave is removed.
     pub fn run(&self, options: &[&str]) -> Said {
         let said = self.call(&self.with_bundle("run", options).iter().map(String::as_str).collect::<Vec<_>>());
         self.call(&["delete", "--force", &self.bundle.id]);

@@ -121,6 +121,14 @@ fn propagation() {
     for option in ["private", "rprivate", "slave", "rslave", "shared", "rshared", "unbindable", "runbindable"] {
         cases.push(same(option, mount("/m", "bind", "host", &["rbind", option]), PROPAGATION));
     }
+    // As Docker asks for a shared volume; of the root itself the two think differently.
+    let mut shown = mount("/m", "bind", "host", &["rbind", "rshared"]);
+    shown["/linux/rootfsPropagation"] = json!("rshared");
+    cases.push(same(
+        "shown to the host",
+        shown,
+        "grep ' /m' /proc/self/mountinfo | grep -c shared; grep ' /m' /proc/self/mountinfo | grep -c master",
+    ));
     check_prepared(|bundle| HostMount::new(bundle.path("host"), "shared"), cases);
     check([refused("unknown", json!({"/linux/rootfsPropagation":"sideways"}), "linux.rootfsPropagation")]);
 }

@@ -97,15 +97,13 @@ fn signals_by_every_name() {
         engine.started();
         let got = format!("/proc/{}/root/dev/shm/got", engine.state()["pid"]);
         eventually("the traps", || fs::read_to_string(&got).ok());
-        let mut count = 0;
         let mut seen = Vec::new();
-        for args in [&["HUP"][..], &["SIGUSR1"], &["1"], &["term"], &[]] {
+        for (before, args) in [&["HUP"][..], &["SIGUSR1"], &["1"], &["term"], &[]].into_iter().enumerate() {
             let call: Vec<&str> = ["kill", &bundle.id].into_iter().chain(args.iter().copied()).collect();
             seen.push(format!("{args:?}: {}", engine.call(&call).code));
-            count += 1;
             let text = eventually("the signal", || {
                 let text = fs::read_to_string(&got).ok()?;
-                (text.lines().count() >= count).then_some(text)
+                (text.lines().count() > before).then_some(text)
             });
             seen.push(text);
         }
