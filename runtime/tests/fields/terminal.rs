@@ -1,48 +1,13 @@
 //! `process.terminal`, over a console socket as engines use it, and how large it is.
 
-use std::fs::File;
-use std::io::{IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde_json::{Value, json};
 
+use crate::common::terminals::sent;
 use crate::common::{Bundle, eventually};
 use crate::engine::{Engine, Kind};
-
-const WAIT: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
-
-/// The terminal that a runtime sends.
-fn sent(listener: &UnixListener) -> File {
-    let mut fds = [PollFd::new(listener, PollFlags::IN)];
-    assert!(rustix::event::poll(&mut fds, Some(&WAIT)).unwrap() > 0, "nobody connected to the console socket");
-    let (stream, _) = listener.accept().unwrap();
-    let mut name = [0; 4096];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    rustix::net::recvmsg(&stream, &mut [IoSliceMut::new(&mut name)], &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
-    let file = control.drain().find_map(|part| match part {
-        RecvAncillaryMessage::ScmRights(mut files) => files.next(),
-        _ => None,
-    });
-    file.expect("a descriptor").into()
-}
-
-/// All that comes until a text does.
-fn read_until(master: &mut File, end: &str) -> String {
-    let mut text = String::new();
-    while !text.contains(end) {
-        let mut fds = [PollFd::new(master, PollFlags::IN)];
-        assert!(rustix::event::poll(&mut fds, Some(&WAIT)).unwrap() > 0, "{end:?} did not come: {text:?}");
-        let mut chunk = [0; 1024];
-        let count = master.read(&mut chunk).unwrap_or_else(|error| panic!("{end:?} did not come: {text:?}: {error}"));
-        text.push_str(&String::from_utf8_lossy(&chunk[..count]));
-    }
-    text
-}
 
 const LOOK: &str = "exec 2>&1; busybox tty; busybox stty size; stat -c %t:%T:%a:%u:%g /dev/console; stat -L -c %t:%T:%a:%u:%g /proc/self/fd/0; \
     busybox stty -a | grep -o -E '(-?(echo|icanon|isig|onlcr|ixon))' | sort; ls /dev/pts; read line; echo \"got $line\"; exit 4";
@@ -60,11 +25,11 @@ fn a_terminal_over_a_socket() {
             let listener = UnixListener::bind(&path).unwrap();
             let created = engine.create(&["--console-socket", path.to_str().unwrap()]);
             assert_eq!(created.code, 0, "{kind:?}: {}", created.stderr);
-            let mut master = sent(&listener);
+            let (_, mut master) = sent(&listener);
             let started = engine.call(&["start", &bundle.id]).code;
-            let first = read_until(&mut master, "ptmx\r\n");
-            master.write_all(b"hello\n").unwrap();
-            let last = read_until(&mut master, "got hello");
+            let first = master.expect("ptmx\r\n");
+            master.say("hello\n");
+            let last = master.expect("got hello");
             eventually("it stops", || (engine.state()["status"] == "stopped").then_some(()));
             engine.delete();
             Some((started, first, last))
