@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::process::{Command, Output, Stdio};
 
-use common::{Bundle, alive, eventually, namespace, tool};
+use common::{Bundle, alive, eventually, libraries, namespace, tool};
 use serde_json::json;
 
 fn running(script: &str) -> Bundle {
@@ -201,24 +201,38 @@ fn leaking(bundle: &Bundle, redirections: &str, args: &[&str]) -> Output {
     shell.stdin(Stdio::null()).output().unwrap()
 }
 
-/// CVE-2019-5736: the container must not get hold of the host's binary, which runs as `/proc/PID/exe` until the program is executed.
+/// CVE-2019-5736: the container must not get hold of the host's binary, which runs as `/proc/PID/exe` until the program is executed, and
+/// again where the program's first line asks for it.
 #[test]
 fn the_hosts_binary_cannot_be_written_to() {
-    let bundle = running("exec sleep 1000");
-    let program = env!("CARGO_BIN_EXE_rcluster-runtime");
-    let before = fs::read(program).unwrap();
+    let mut bundle = Bundle::new("exec sleep 1000");
+    let program = bundle.copy_program();
+    let before = fs::read(&program).unwrap();
     fs::write(bundle.rootfs("bin/trap"), "#!/proc/self/exe\n").unwrap();
     fs::set_permissions(bundle.rootfs("bin/trap"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    // A shell that writes to whatever runs as this program while it comes in.
-    let script = "while :; do for p in /proc/[0-9]*; do echo broken 2>/dev/null > $p/exe; done; done";
-    let mut attack = bundle.command(&["exec", &bundle.id, "sh", "-c", script]).stderr(Stdio::null()).spawn().unwrap();
-    for _ in 0..20 {
-        exec(&bundle, &[], &["trap"]);
-        assert_eq!(exec(&bundle, &[], &["true"]).2, 0);
+    // It runs in the image only with its libraries.
+    for library in libraries(&program) {
+        let inside = bundle.rootfs(library.strip_prefix("/").unwrap().to_str().unwrap());
+        fs::create_dir_all(inside.parent().unwrap()).unwrap();
+        fs::copy(library, inside).unwrap();
     }
-    rustix::process::kill_process(rustix::process::Pid::from_child(&attack), rustix::process::Signal::TERM).unwrap();
+    let bundle = started(bundle);
+    // Holds what runs and is not the image's, and writes to it once it runs no more.
+    let script = "while :; do for p in /proc/[0-9]*; do {
+        if ! [ /proc/self/fd/9 -ef /bin/busybox ]; then
+            i=0; while [ $i -lt 20000 ]; do echo broken > /proc/self/fd/9 && break; i=$((i+1)); done
+            touch /dev/shm/tried
+        fi; } 9<$p/exe; done; done 2>/dev/null";
+    let mut attack = bundle.command(&["exec", &bundle.id, "sh", "-c", script]).spawn().unwrap();
+    let tried = format!("/proc/{}/root/dev/shm/tried", bundle.pid());
+    eventually("the attack got hold of it", || {
+        // Once it is damaged it cannot be called, which is told below.
+        let _ = bundle.command(&["exec", &bundle.id, "trap"]).stdin(Stdio::null()).output();
+        fs::metadata(&tried).ok()
+    });
+    attack.kill().unwrap();
     attack.wait().unwrap();
-    assert_eq!(fs::read(program).unwrap(), before);
+    assert!(fs::read(program).unwrap() == before, "the host's binary was overwritten");
 }
 
 #[test]

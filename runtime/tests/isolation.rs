@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 
 use common::{Bundle, eventually, namespace};
@@ -84,7 +85,7 @@ fn capabilities_user_and_privileges() {
     // The shell's exec as another user without ambient capabilities leaves none but the bounding ones.
     bundle.set("/process/capabilities", json!({"bounding":set,"effective":set,"permitted":set}));
     bundle.set("/process/noNewPrivileges", json!(false));
-    let expected = "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000420";
+    let expected = "CapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000420";
     let printed = bundle.prints();
     assert!(printed.contains(expected) && printed.contains("NoNewPrivs:\t0"), "{printed}");
 }
@@ -177,10 +178,12 @@ fn a_link_cannot_lead_a_mount_out_of_the_root() {
     let climb = format!("{}{}", "../".repeat(20), outside.path().strip_prefix("/").unwrap().display());
     symlink(climb, bundle.rootfs("climb")).unwrap();
     fs::write(bundle.path("caught"), "").unwrap();
+    fs::write(outside.path().join("there"), "").unwrap();
     bundle.push("/mounts", json!({"destination":"/escape/made","source":"caught","options":["bind"]}));
+    bundle.push("/mounts", json!({"destination":"/escape/there","source":"caught","options":["bind"]}));
     bundle.push("/mounts", json!({"destination":"/climb/deep/made","type":"tmpfs","source":"t"}));
-    assert_eq!(bundle.prints(), "1\ndeep\nmade");
-    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0, "something was made outside the root");
+    assert_eq!(bundle.prints(), "2\ndeep\nmade\nthere");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1, "something was made outside the root");
     assert!(bundle.rootfs("").join(outside.path().strip_prefix("/").unwrap()).join("deep").is_dir());
 }
 
@@ -211,7 +214,10 @@ fn no_signal_is_ignored_or_blocked() {
 
 #[test]
 fn a_directory_outside_the_root_is_refused() {
-    for descriptor in 3..24 {
+    // The caller's, which is not closed at exec, leads out for sure.
+    let leaked = fs::File::open("/").unwrap();
+    rustix::io::fcntl_setfd(&leaked, rustix::io::FdFlags::empty()).unwrap();
+    for descriptor in (3..24).chain([leaked.as_raw_fd()]) {
         let mut bundle = Bundle::new("pwd");
         bundle.set("/process/cwd", json!(format!("/proc/self/fd/{descriptor}")));
         let error = bundle.create_fails();

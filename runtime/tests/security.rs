@@ -77,8 +77,7 @@ fn nothing_is_made_outside_the_root_while_a_volume_changes() {
     fs::create_dir_all(volume.join("a")).unwrap();
     symlink(outside.path(), volume.join("b")).unwrap();
     bundle.push("/mounts", json!({"destination":"/volume","source":"volume","options":["bind"]}));
-    bundle.push("/mounts", json!({"destination":"/volume/a/made/deep","type":"tmpfs","source":"t"}));
-    bundle.push("/mounts", json!({"destination":"/volume/a/file","source":"config.json","options":["bind"]}));
+    let mounts = bundle.config["mounts"].clone();
     let done = AtomicBool::new(false);
     let exchange = || {
         let mut swaps = 0_u64;
@@ -91,7 +90,14 @@ fn nothing_is_made_outside_the_root_while_a_volume_changes() {
     std::thread::scope(|scope| {
         let swapping = scope.spawn(exchange);
         // A path that never comes to rest may be refused, but leads nowhere else.
-        let ends: Vec<i32> = (0..100).map(|_| bundle.run().2).collect();
+        let round = |number| {
+            // Names that are not there yet: they are to be made in what changes.
+            bundle.set("/mounts", mounts.clone());
+            bundle.push("/mounts", json!({"destination":format!("/volume/a/{number}/made/deep"),"type":"tmpfs","source":"t"}));
+            bundle.push("/mounts", json!({"destination":format!("/volume/a/file-{number}"),"source":"config.json","options":["bind"]}));
+            bundle.run().2
+        };
+        let ends: Vec<i32> = (0..100).map(round).collect();
         done.store(true, Ordering::Relaxed);
         assert!(swapping.join().unwrap() > 100 && ends.contains(&0), "{ends:?}");
     });

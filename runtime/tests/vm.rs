@@ -3,6 +3,8 @@
 //! In: a kernel at `RCLUSTER_VM_KERNEL` (`make tools` puts one there), qemu, busybox; the other test programs of this crate, as they were
 //! built beside this one. Out: their verdicts, read from the machine's serial console. The machine has no network and no disk.
 
+mod common;
+
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -134,10 +136,7 @@ fn install(program: &Path, root: &Path, target: &Path) {
         fs::copy(from, to).unwrap();
     };
     copy(program, target);
-    let listed = Command::new("ldd").arg(program).output().unwrap();
-    for word in String::from_utf8_lossy(&listed.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
-        copy(Path::new(word), Path::new(word));
-    }
+    common::libraries(program).iter().for_each(|library| copy(library, library));
 }
 
 /// Runs the machine to its end and returns what its console showed.

@@ -18,10 +18,8 @@ pub struct Own {
 
 impl Own {
     pub fn new(script: &str) -> Self {
-        let bundle = Bundle::new(script);
-        let program = bundle.path("runtime");
-        // Not by this process: one that another test forks meanwhile would have it open for writing, and it could not be executed.
-        assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_rcluster-runtime")).arg(&program).status().unwrap().success());
+        let mut bundle = Bundle::new(script);
+        let program = bundle.copy_program();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         // Nothing is made in them that the user does not own.
         for dir in ["proc", "dev", "sys"] {
