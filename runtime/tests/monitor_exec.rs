@@ -2,14 +2,16 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use std::time::Duration;
 
-use common::client::{Answer, Client, connect, receive, request};
+use common::client::{ANSWER_WAIT, Answer, Client, connect, receive, request};
 use common::monitored::Monitored;
 use common::{Bundle, alive, eventually};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Pid, Signal, kill_process};
@@ -47,6 +49,23 @@ fn a_program_runs_in_the_container_and_its_end_is_told() {
     // What is executed is none of the container's own end or output.
     assert_eq!(monitored.bundle.status(), "running");
     assert_eq!(monitored.log(), []);
+}
+
+#[test]
+fn who_serves_holds_nothing_but_its_connection() {
+    let monitored = served("sleep 1000");
+    let client = Client::exec(&monitored, &["sh", "-c", "exec >&- 2>&-; exec sleep 1000"]);
+    let pid = client.started();
+    let mut output = [PollFd::new(&client.stdout, PollFlags::IN)];
+    let wait = Timespec { tv_sec: ANSWER_WAIT.as_secs().cast_signed(), tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut output, Some(&wait)), Ok(1), "another than the program holds its output");
+    assert!(alive(pid));
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let servant = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim();
+    let open = fs::read_dir(format!("/proc/{servant}/fd")).unwrap().map(|entry| fs::read_link(entry.unwrap().path()).unwrap());
+    let open: Vec<_> = open.map(|link| link.to_str().unwrap().to_owned()).collect();
+    let kind = |name: &str| open.iter().filter(|link| link.starts_with(name)).count();
+    assert_eq!((kind("socket:"), kind("pipe:"), kind("anon_inode:[signalfd]")), (1, 0, 0), "{open:?}");
 }
 
 #[test]
@@ -179,40 +198,11 @@ fn a_socket_that_cannot_be_leaves_no_container() {
     bundle.write();
     let paths = ["", "log", "exit", "no/such/dir/sock"].map(|name| bundle.path(name).to_str().unwrap().to_owned());
     let args = ["monitor", "--id", &bundle.id, "--bundle", &paths[0], "--log", &paths[1], "--exit-file", &paths[2], "--socket", &paths[3]];
-    let output = bundle.command(&args).output().unwrap();
-    assert!(!output.status.success());
-    let said = String::from_utf8(output.stdout).unwrap();
+    // Not by a pipe: a container that is left would hold it, and the test would wait for ever.
+    let report = bundle.path("report");
+    let status = bundle.command(&args).stdout(File::create(&report).unwrap()).stderr(Stdio::null()).status().unwrap();
+    assert!(!status.success());
+    let said = fs::read_to_string(report).unwrap();
     assert!(said.contains("no/such/dir/sock"), "{said}");
     eventually("nothing is left", || bundle.nothing_is_left().then_some(()));
-}
-
-/// Prints what docs/benchmarks.md holds; to be run on a build with optimisation.
-#[test]
-#[ignore = "it measures"]
-#[allow(clippy::print_stdout, reason = "the figures are the product")]
-fn figures() {
-    const ROUNDS: usize = 300;
-    let monitored = served("sleep 1000");
-    let mut times = [Vec::new(), Vec::new()];
-    for _ in 0..ROUNDS {
-        let begin = std::time::Instant::now();
-        assert_eq!(ends_with(&monitored, &["true"]), Answer::Ended(0));
-        times[0].push(begin.elapsed());
-        let begin = std::time::Instant::now();
-        monitored.bundle.ok(&["exec", &monitored.bundle.id, "true"]);
-        times[1].push(begin.elapsed());
-    }
-    for (times, way) in times.iter_mut().zip(["monitor", "command line"]) {
-        times.sort();
-        println!("exec true by the {way}: median {:?}, p10 {:?}, p90 {:?}", times[ROUNDS / 2], times[ROUNDS / 10], times[ROUNDS * 9 / 10]);
-    }
-    let status = || fs::read_to_string(format!("/proc/{}/status", monitored.pid("monitor_pid"))).unwrap();
-    let busy = status();
-    let file = |status: &str| status.lines().find(|line| line.starts_with("RssFile")).unwrap().to_owned();
-    eventually("it is at rest", || (file(&status()) != file(&busy)).then_some(()));
-    let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", monitored.pid("monitor_pid"))).unwrap();
-    for line in rollup.lines().filter(|line| ["Rss:", "Pss:", "Private_Clean:", "Private_Dirty:"].iter().any(|name| line.starts_with(name)))
-    {
-        println!("the monitor at rest: {line}");
-    }
 }

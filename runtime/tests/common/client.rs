@@ -15,7 +15,7 @@ use rustix::net::{
 
 use super::monitored::Monitored;
 
-const ANSWER_WAIT: Duration = Duration::from_secs(20);
+pub const ANSWER_WAIT: Duration = Duration::from_secs(20);
 
 pub struct Client {
     pub socket: OwnedFd,
