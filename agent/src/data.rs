@@ -169,6 +169,8 @@ pub fn drop_files(dir: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     fn template(secret: &str) -> TaskTemplate {
@@ -194,6 +196,46 @@ mod tests {
         data.of(&template("db")).unwrap();
         data.keep([&v1::TaskTemplate::from(template("other"))].into_iter());
         data.of(&template("db")).unwrap_err();
+    }
+
+    /// A task's directory; what is mounted there goes with it.
+    struct Place(tempfile::TempDir);
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            drop(unmount_all(&self.0.path().join("data")));
+        }
+    }
+
+    /// Needs root.
+    #[test]
+    fn files_lie_in_a_tmpfs_of_their_own_and_go_with_it() {
+        let place = Place(tempfile::tempdir().unwrap());
+        let dir = place.0.path().join("data");
+        let mounted = || {
+            let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+            mounts.lines().filter(|line| line.contains(dir.to_str().unwrap())).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let secret = serde_json::json!({"source": "db", "target": "/key", "uid": 1000, "gid": 1001, "mode": "0400"});
+        let container = serde_json::from_value(serde_json::json!({"image": "i", "secrets": [secret, "db"]})).unwrap();
+        let template = TaskTemplate { containers: vec![container], ..TaskTemplate::default() };
+        // Writing again begins anew.
+        for text in ["hunter2", "hunter3"] {
+            let bytes = Bytes::from([((DataKind::Secret, "db".to_owned()), Arc::new(Payload(text.into())))]);
+            write(&dir, &template, &["web".to_owned()], &bytes).unwrap();
+            let [mount] = &mounted()[..] else { panic!("{:?}", mounted()) };
+            assert!(mount.starts_with("tmpfs ") && mount.contains("nosuid,nodev,noexec") && mount.contains("mode=700"), "{mount}");
+            for (name, expected) in [("secret-0", (0o400, 1000, 1001)), ("secret-1", (0o444, 0, 0))] {
+                let path = dir.join("web").join(name);
+                let data = fs::metadata(&path).unwrap();
+                assert_eq!((data.mode() & 0o7777, data.uid(), data.gid()), expected, "{name}");
+                assert_eq!(fs::read_to_string(path).unwrap(), text);
+            }
+        }
+        let held = File::open(dir.join("web/secret-0")).unwrap();
+        drop_files(&dir).unwrap();
+        assert!(mounted().is_empty() && !dir.exists());
+        assert_eq!(held.metadata().unwrap().nlink(), 0, "it is not only out of sight");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The tests of this crate on a host with cgroup v2 alone: Debian's cloud kernel in a virtual machine, in software emulation.
 //!
 //! In: a kernel at `RCLUSTER_VM_KERNEL` (`make tools` puts one there), qemu, busybox; the other test programs of this crate, as they were
-//! built beside this one. Out: their verdicts, read from the machine's serial console. The machine has no network and no disk.
+//! built beside this one, and no older ones. Out: their verdicts, read from the machine's serial console. The machine has no network and no disk.
 
 mod common;
 
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The test programs, each with the tests that say nothing in such a machine.
 const PROGRAMS: [(&str, &[&str]); 6] = [
@@ -49,7 +49,8 @@ fn the_runtime_works_where_there_is_cgroup_v2_alone() {
     assert!(console.matches("test result: ok.").count() == PROGRAMS.len(), "{console}");
 }
 
-/// The newest program of that name beside this one.
+/// The newest program of that name beside this one that is no older than what it was made from: a used target directory also holds those
+/// of earlier builds.
 fn built(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let beside = fs::read_dir(own.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
@@ -57,8 +58,22 @@ fn built(name: &str) -> PathBuf {
         let file = path.file_name().unwrap().to_str().unwrap();
         file.rsplit_once('-').is_some_and(|(stem, hash)| stem == name && !hash.contains('.')) && path.is_file()
     };
-    let newest = beside.filter(is_it).max_by_key(|path| fs::metadata(path).unwrap().modified().unwrap());
-    newest.unwrap_or_else(|| panic!("no test program {name} beside {}", own.display()))
+    let newest = beside.filter(is_it).filter(|path| is_fresh(path)).max_by_key(|path| modified(path));
+    newest.unwrap_or_else(|| {
+        panic!("no test program {name} of these sources beside {}: build it by cargo test -p rcluster-runtime --no-run", own.display())
+    })
+}
+
+/// By the dependencies that cargo writes down beside a program, each as a rule of its own without anything behind its colon.
+fn is_fresh(program: &Path) -> bool {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let noted = fs::read_to_string(program.with_extension("d")).unwrap_or_default();
+    let sources: Vec<_> = noted.lines().filter_map(|line| line.strip_suffix(':')).map(|source| workspace.join(source)).collect();
+    !sources.is_empty() && sources.iter().all(|source| source.exists() && modified(source) <= modified(program))
+}
+
+fn modified(path: &Path) -> SystemTime {
+    fs::metadata(path).unwrap().modified().unwrap()
 }
 
 /// The root file system of the machine, as a cpio archive.
