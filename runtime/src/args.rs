@@ -123,6 +123,8 @@ pub struct MonitorOptions {
     pub log_sink: Option<String>,
     /// A FIFO to make, which is the container's standard input; it is empty otherwise.
     pub stdin: Option<PathBuf>,
+    /// The container has a terminal; where to listen for those who look at it.
+    pub tty: Option<PathBuf>,
 }
 
 /// Where state is kept unless `--root` says otherwise.
@@ -164,7 +166,7 @@ usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--de
   features                                      print what this runtime honours
   monitor --id ID --bundle DIR --log FILE --exit-file FILE [--pid-file FILE]
           [--runtime FILE [--runtime-root DIR]] [--log-max-bytes N] [--log-sink JSON] [--socket FILE]
-          [--stdin FIFO]
+          [--stdin FIFO | --tty SOCKET]
                                                 create a container and stay with it: keep its output and its exit,
                                                 and execute in it what is asked for over the socket
 ";
@@ -387,9 +389,10 @@ fn kill(args: &mut Args) -> Result<Verb, String> {
 }
 
 fn monitor(args: &mut Args) -> Result<Verb, String> {
-    const KNOWN: [Known; 11] = [
+    const KNOWN: [Known; 12] = [
         ("--log-sink", "", true),
         ("--stdin", "", true),
+        ("--tty", "", true),
         ("--id", "", true),
         ("--socket", "", true),
         ("--bundle", "-b", true),
@@ -412,6 +415,10 @@ fn monitor(args: &mut Args) -> Result<Verb, String> {
     if runtime.is_some() && socket.is_some() {
         return Err("monitor --socket: a monitor executes nothing in a container of another --runtime: leave one out".into());
     }
+    let (stdin, tty) = (options.path("--stdin"), options.path("--tty"));
+    if stdin.is_some() && tty.is_some() {
+        return Err("monitor --stdin: with --tty the input goes by the terminal: leave one out".into());
+    }
     let log_bytes_max = match options.text("--log-max-bytes")? {
         None => LOG_BYTES_MAX_DEFAULT,
         Some(text) => match text.parse() {
@@ -429,7 +436,8 @@ fn monitor(args: &mut Args) -> Result<Verb, String> {
         socket,
         log_bytes_max,
         log_sink: options.text("--log-sink")?,
-        stdin: options.path("--stdin"),
+        stdin,
+        tty,
     }))
 }
 

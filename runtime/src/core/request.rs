@@ -1,4 +1,4 @@
-//! What a monitor and its clients say to each other (`monitor/serve` draws it).
+//! What a monitor and its clients say to each other (`monitor/serve` and `monitor/terminal` draw it).
 //!
 //! In: the bytes of one message, from whoever may connect. Out: the message, or that it is none. Never trusts a length: a message has a
 //! header of a fixed size, a bounded payload, and ends where it says.
@@ -15,6 +15,9 @@ const EXEC: u8 = 1;
 const STARTED: u8 = 2;
 const ENDED: u8 = 3;
 const REFUSED: u8 = 4;
+const TERMINAL: u8 = 5;
+const OUTPUT: u8 = 6;
+const MISSED: u8 = 7;
 
 /// The largest payload of a request.
 pub const PAYLOAD_BYTES_MAX: usize = 64 << 10;
@@ -22,6 +25,8 @@ pub const PAYLOAD_BYTES_MAX: usize = 64 << 10;
 pub const REQUEST_BYTES_MAX: usize = HEADER + PAYLOAD_BYTES_MAX;
 /// The longest reason of a refusal; a longer one is cut.
 const WHY_BYTES_MAX: usize = 4 << 10;
+/// The largest piece of a terminal's output in one message.
+pub const OUTPUT_BYTES_MAX: usize = 8 << 10;
 
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +44,12 @@ pub enum Reply {
     Ended { code: i32 },
     /// It was not started.
     Refused { why: String },
+    /// The container's terminal, of which the master side comes along.
+    Terminal,
+    /// What the container wrote to it.
+    Output { bytes: Vec<u8> },
+    /// So much of that was left out, because the client did not take it in time.
+    Missed { bytes: i32 },
 }
 
 impl Request {
@@ -56,14 +67,17 @@ impl Reply {
     /// The reply as bytes.
     pub fn encode(&self) -> Vec<u8> {
         let (kind, number, payload) = match self {
-            Self::Started { pid } => (STARTED, *pid, ""),
-            Self::Ended { code } => (ENDED, *code, ""),
-            Self::Refused { why } => (REFUSED, 0, &why[..why.floor_char_boundary(WHY_BYTES_MAX)]),
+            Self::Started { pid } => (STARTED, *pid, &b""[..]),
+            Self::Ended { code } => (ENDED, *code, &b""[..]),
+            Self::Refused { why } => (REFUSED, 0, &why.as_bytes()[..why.floor_char_boundary(WHY_BYTES_MAX)]),
+            Self::Terminal => (TERMINAL, 0, &b""[..]),
+            Self::Output { bytes } => (OUTPUT, 0, &bytes[..bytes.len().min(OUTPUT_BYTES_MAX)]),
+            Self::Missed { bytes } => (MISSED, *bytes, &b""[..]),
         };
         let mut bytes = vec![VERSION, kind, 0, 0];
         bytes.extend(number.to_le_bytes());
         bytes.extend(u32::try_from(payload.len()).unwrap_or(0).to_le_bytes());
-        bytes.extend(payload.as_bytes());
+        bytes.extend(payload);
         bytes
     }
 }

@@ -1,6 +1,6 @@
 //! A container's output as lines of JSON: `{"t":"2026-01-31T12:00:00.000000001Z","s":"stdout","l":"text"}`.
 //!
-//! In: bytes from a pipe. Out: whole lines in a file that is renamed to `FILE.1` when it is full. A line longer than the limit, or cut by
+//! In: bytes from a pipe or a terminal. Out: whole lines in a file that is renamed to `FILE.1` when it is full. A line longer than the limit, or cut by
 //! the container's end, is written in pieces; a piece with more to come carries `"p":true`. Never blocks the container: what cannot be
 //! written, as on a full disk, is counted and lost.
 
@@ -16,10 +16,12 @@ use serde::Serialize;
 
 use super::sink::Sink;
 use crate::core::log_sink::{Line, Output};
+use crate::core::request::OUTPUT_BYTES_MAX;
 use crate::core::time::rfc3339;
 
 const LINE_BYTES_MAX: usize = 16 << 10;
-const READ_BYTES: usize = 8 << 10;
+/// As much as one message to a viewer of a terminal holds.
+const READ_BYTES: usize = OUTPUT_BYTES_MAX;
 
 /// Which of the two outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -150,19 +152,29 @@ pub struct Pipe {
     stream: Stream,
     /// `None` once every writer is gone.
     file: Option<File>,
+    /// Whether a carriage return goes before each line's end.
+    is_terminal: bool,
     /// A line that has not ended.
     line: Vec<u8>,
 }
 
 impl Pipe {
     pub fn new(stream: Stream, pipe: OwnedFd) -> Self {
-        Self { stream, file: Some(pipe.into()), line: Vec::new() }
+        Self { stream, file: Some(pipe.into()), is_terminal: false, line: Vec::new() }
+    }
+
+    /// The master side of a terminal, which has both outputs in one.
+    pub fn terminal(master: OwnedFd) -> Self {
+        Self { is_terminal: true, ..Self::new(Stream::Stdout, master) }
     }
 
     /// Makes reads return at once.
-    pub fn set_nonblocking(&mut self) -> Result<()> {
+    pub fn set_nonblocking(&self) -> Result<()> {
         match &self.file {
-            Some(file) => Ok(rustix::fs::fcntl_setfl(file, OFlags::NONBLOCK).context("set a pipe")?),
+            Some(file) => {
+                let flags = rustix::fs::fcntl_getfl(file).context("look at a pipe")?;
+                Ok(rustix::fs::fcntl_setfl(file, flags | OFlags::NONBLOCK).context("set a pipe")?)
+            }
             None => Ok(()),
         }
     }
@@ -172,8 +184,8 @@ impl Pipe {
         self.file.as_ref().map(AsFd::as_fd)
     }
 
-    /// Copies what is there, but not without end; returns whether anything was.
-    pub fn copy_some(&mut self, log: &mut LogFile) -> bool {
+    /// Copies what is there, but not without end, and shows it; returns whether anything was.
+    pub fn copy_some(&mut self, log: &mut LogFile, show: impl FnOnce(&[u8])) -> bool {
         let mut bytes = [0; READ_BYTES];
         let Some(file) = &mut self.file else { return false };
         match file.read(&mut bytes) {
@@ -183,10 +195,12 @@ impl Pipe {
                 false
             }
             Ok(count) => {
+                show(&bytes[..count]);
                 self.take(&bytes[..count], log);
                 true
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => false,
+            // EIO is how a terminal says that nobody has its other side open any more.
             Err(_) => {
                 self.file = None;
                 false
@@ -195,10 +209,10 @@ impl Pipe {
     }
 
     /// Copies what the container left in the pipe. One that it handed on may be written to for ever: no more than a pipe holds is taken.
-    pub fn drain(&mut self, log: &mut LogFile) {
+    pub fn drain(&mut self, log: &mut LogFile, mut show: impl FnMut(&[u8])) {
         const PIPE_BYTES_MAX: usize = 1 << 20;
         for _ in 0..PIPE_BYTES_MAX / READ_BYTES {
-            if !self.copy_some(log) {
+            if !self.copy_some(log, &mut show) {
                 break;
             }
         }
@@ -208,6 +222,9 @@ impl Pipe {
     fn take(&mut self, mut bytes: &[u8], log: &mut LogFile) {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
             self.append(&bytes[..end], log);
+            if self.is_terminal && self.line.last() == Some(&b'\r') {
+                self.line.pop();
+            }
             log.write(self.stream, &self.line, false);
             self.line.clear();
             bytes = &bytes[end + 1..];
@@ -258,9 +275,9 @@ mod tests {
         pipe.set_nonblocking().unwrap();
         for chunk in chunks {
             rustix::io::write(&write, chunk).unwrap();
-            while pipe.copy_some(&mut log) {}
+            while pipe.copy_some(&mut log, |_| {}) {}
         }
-        pipe.drain(&mut log);
+        pipe.drain(&mut log, |_| {});
     }
 
     #[test]

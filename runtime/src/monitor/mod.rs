@@ -10,6 +10,7 @@
 //!                    exits          poll: stdout pipe, stderr pipe, SIGCHLD, socket
 //!                                   log lines ──► FILE (→ FILE.1 when full) and a log daemon, if one is named
 //!                                   a client at the socket ──► a fork that serves it (`serve`)
+//!                                   of a terminal: the same output to those who look at it (`terminal`)
 //!                                   the first process ended ──► exit file, exit
 //! ```
 //!
@@ -20,12 +21,15 @@ mod oom;
 mod serve;
 mod sink;
 mod stdin;
+mod terminal;
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf, absolute};
 use std::process::{Command, ExitCode};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -43,6 +47,7 @@ use crate::parent::{self, CreateOptions};
 use crate::state::replace;
 use crate::sys::{self, Cloned};
 use log::{LogFile, Stream};
+use terminal::Terminal;
 
 /// How long nothing has to happen before memory is given back: a container that prints all the time should not pay for it.
 const QUIET: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -90,6 +95,7 @@ fn absolute_paths(options: &MonitorOptions) -> Result<MonitorOptions> {
     options.pid_file = options.pid_file.as_deref().map(full).transpose()?;
     options.socket = options.socket.as_deref().map(full).transpose()?;
     options.stdin = options.stdin.as_deref().map(full).transpose()?;
+    options.tty = options.tty.as_deref().map(full).transpose()?;
     if let Some((_, Some(root))) = &mut options.runtime {
         *root = full(root)?;
     }
@@ -99,7 +105,7 @@ fn absolute_paths(options: &MonitorOptions) -> Result<MonitorOptions> {
 /// The monitor itself.
 fn stay(root: &Path, options: &MonitorOptions, log: &Log, mut report: File) -> Result<ExitCode> {
     let created = detach().and_then(|()| create(root, options, log));
-    let Container { pid, mut pipes, mut log_file, oom, mut listener, stdin } = match created {
+    let Container { pid, mut pipes, mut log_file, oom, mut listener, stdin, mut terminal } = match created {
         Ok(created) => created,
         Err(error) => {
             // The caller hears it, or there is nobody to hear it.
@@ -113,20 +119,35 @@ fn stay(root: &Path, options: &MonitorOptions, log: &Log, mut report: File) -> R
     // A caller that has gone away is no reason to leave the container.
     let _ = writeln!(report, "{{\"pid\":{},\"monitor_pid\":{}}}", pid.as_raw_nonzero(), std::process::id());
     drop(report);
-    let end = match watch(pid, &children, &mut pipes, &mut log_file, listener.as_mut())? {
+    let end = match watch(pid, &children, &mut pipes, &mut log_file, listener.as_mut(), terminal.as_mut())? {
         Watched::Ended(end) => end,
         Watched::Asked(connection) => {
-            drop((children, pipes, log_file, oom, listener, stdin));
+            drop((children, pipes, log_file, oom, listener, stdin, terminal));
             return Ok(serve::serve(root, &options.id, &connection));
         }
     };
     drop((listener, stdin));
     // What stays is removed with the bundle.
-    options.socket.iter().chain(&options.stdin).for_each(|path| drop(std::fs::remove_file(path)));
-    pipes.iter_mut().for_each(|pipe| pipe.drain(&mut log_file));
+    options.socket.iter().chain(&options.stdin).chain(&options.tty).for_each(|path| drop(std::fs::remove_file(path)));
+    show_rest(&mut pipes, &mut log_file, terminal.as_mut());
     log_file.finish();
     write_exit(&options.exit_file, &end, oom.is_some_and(|oom| oom.happened()), log_file.lost_bytes())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Copies what the container left behind; who looks at its terminal gets a moment to take it.
+fn show_rest(pipes: &mut [log::Pipe], log_file: &mut LogFile, mut terminal: Option<&mut Terminal>) {
+    let end = Instant::now() + terminal::PATIENCE;
+    terminal.iter_mut().for_each(|terminal| terminal.settle(end));
+    for pipe in pipes {
+        pipe.drain(log_file, |bytes| {
+            terminal.iter_mut().for_each(|terminal| {
+                terminal.show(bytes);
+                terminal.settle(end);
+            });
+        });
+    }
+    terminal.iter_mut().for_each(|terminal| terminal.finish());
 }
 
 /// Becomes nobody's child but the system's, and the parent of what the container leaves behind.
@@ -142,12 +163,13 @@ fn detach() -> Result<()> {
 /// What is watched.
 struct Container {
     pid: Pid,
-    pipes: [log::Pipe; 2],
+    pipes: Vec<log::Pipe>,
     log_file: LogFile,
     oom: Option<oom::Counter>,
     listener: Option<serve::Listener>,
     /// Held open: else the container would read the end when a writer leaves.
     stdin: Option<OwnedFd>,
+    terminal: Option<Terminal>,
 }
 
 fn create(root: &Path, options: &MonitorOptions, log: &Log) -> Result<Container> {
@@ -160,26 +182,28 @@ fn create(root: &Path, options: &MonitorOptions, log: &Log) -> Result<Container>
     };
     let (stdout, container_stdout) = pipe()?;
     let (stderr, container_stderr) = pipe()?;
-    let (pid, mut pipes) = match &options.runtime {
+    let console = options.tty.as_deref().map(terminal::Console::open).transpose()?;
+    let console_socket = console.as_ref().map(terminal::Console::name);
+    let pid = match &options.runtime {
         None => {
             // The child takes standard descriptors over as they are.
             rustix::stdio::dup2_stdin(&container_stdin).context("set standard input")?;
             rustix::stdio::dup2_stdout(&container_stdout).context("set standard output")?;
             let caller_stderr = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3).context("keep standard error")?;
             rustix::stdio::dup2_stderr(&container_stderr).context("set standard error")?;
-            let create = CreateOptions { bundle: options.bundle.clone(), pid_file: options.pid_file.clone(), ..CreateOptions::default() };
+            let (bundle, pid_file) = (options.bundle.clone(), options.pid_file.clone());
+            let create = CreateOptions { bundle, pid_file, console_socket, ..CreateOptions::default() };
             let created = parent::create(root, &options.id, &create);
             rustix::stdio::dup2_stderr(&caller_stderr).context("restore standard error")?;
             let created = created?;
             created.notes.iter().for_each(|note| log.say(output::Level::Warning, note));
-            (created.pid, [log::Pipe::new(Stream::Stdout, stdout), log::Pipe::new(Stream::Stderr, stderr)])
+            created.pid
         }
         Some((program, runtime_root)) => {
-            let call = Foreign { program, root: runtime_root.as_deref(), options };
+            let call = Foreign { program, root: runtime_root.as_deref(), options, console_socket };
             let mut errors = File::from(stderr.try_clone().context("copy a descriptor")?);
             let streams = [container_stdin.try_clone()?, container_stdout.try_clone()?, container_stderr.try_clone()?];
-            let pid = call.create(streams, &mut errors)?;
-            (pid, [log::Pipe::new(Stream::Stdout, stdout), log::Pipe::new(Stream::Stderr, stderr)])
+            call.create(streams, &mut errors)?
         }
     };
     drop((container_stdin, container_stdout, container_stderr));
@@ -187,14 +211,38 @@ fn create(root: &Path, options: &MonitorOptions, log: &Log) -> Result<Container>
     rustix::stdio::dup2_stdin(&null).context("leave standard input")?;
     rustix::stdio::dup2_stdout(&null).context("leave standard output")?;
     rustix::stdio::dup2_stderr(&null).context("leave standard error")?;
-    pipes.iter_mut().try_for_each(|pipe| pipe.set_nonblocking())?;
     let pid = Pid::from_raw(pid).context("the runtime named no process")?;
-    // Not before the container is there: its process would hold the socket too until it executes its program.
-    let listener = options.socket.as_deref().map(serve::Listener::open).transpose().inspect_err(|_| {
+    // Not before the container is there: its process would hold the sockets too until it executes its program.
+    let sockets = || {
+        let terminal = match console.as_ref().zip(options.tty.as_deref()) {
+            Some((console, path)) => Some(Terminal::open(console.receive()?, path)?),
+            None => None,
+        };
+        let pipes = match &terminal {
+            Some(terminal) => vec![log::Pipe::terminal(terminal.reader()?)],
+            None => vec![log::Pipe::new(Stream::Stdout, stdout), log::Pipe::new(Stream::Stderr, stderr)],
+        };
+        pipes.iter().try_for_each(log::Pipe::set_nonblocking)?;
+        let listener = options.socket.as_deref().map(serve::Listener::open).transpose()?;
+        Ok((terminal, pipes, listener))
+    };
+    let (terminal, pipes, listener) = sockets().inspect_err(|_: &anyhow::Error| {
         // The error of the socket is the one to be told.
-        let _ = parent::delete(root, &options.id, true);
+        let _ = delete(root, options);
     })?;
-    Ok(Container { pid, pipes, log_file, oom: oom::Counter::open(pid.as_raw_nonzero().get()), listener, stdin })
+    Ok(Container { pid, pipes, log_file, oom: oom::Counter::open(pid.as_raw_nonzero().get()), listener, stdin, terminal })
+}
+
+/// Removes a container that was created and is of no use.
+fn delete(root: &Path, options: &MonitorOptions) -> Result<()> {
+    match &options.runtime {
+        None => parent::delete(root, &options.id, true).map(drop),
+        Some((program, runtime_root)) => {
+            let mut command = Command::new(program);
+            command.args(runtime_root.iter().flat_map(|root| [OsStr::new("--root"), root.as_os_str()]));
+            Ok(command.args(["delete", "--force", &options.id]).status().map(drop)?)
+        }
+    }
 }
 
 /// Another OCI runtime, by its command line.
@@ -202,6 +250,7 @@ struct Foreign<'a> {
     program: &'a Path,
     root: Option<&'a Path>,
     options: &'a MonitorOptions,
+    console_socket: Option<PathBuf>,
 }
 
 impl Foreign<'_> {
@@ -212,7 +261,11 @@ impl Foreign<'_> {
         if let Some(root) = self.root {
             command.arg("--root").arg(root);
         }
-        command.arg("create").arg("--bundle").arg(&self.options.bundle).arg("--pid-file").arg(&pid_file).arg(&self.options.id);
+        command.arg("create").arg("--bundle").arg(&self.options.bundle).arg("--pid-file").arg(&pid_file);
+        if let Some(socket) = &self.console_socket {
+            command.arg("--console-socket").arg(socket);
+        }
+        command.arg(&self.options.id);
         command.stdin(stdin).stdout(stdout).stderr(stderr);
         let status = command.status().with_context(|| format!("run {}", self.program.display()))?;
         drop(command);
@@ -270,41 +323,48 @@ enum Watched {
 fn watch(
     pid: Pid,
     children: &File,
-    pipes: &mut [log::Pipe; 2],
+    pipes: &mut [log::Pipe],
     log_file: &mut LogFile,
     mut listener: Option<&mut serve::Listener>,
+    mut terminal: Option<&mut Terminal>,
 ) -> Result<Watched> {
     let mut trimmed = false;
     loop {
         if let Some(end) = reap(pid, listener.as_deref_mut())? {
             return Ok(Watched::Ended(end));
         }
+        let held_up = terminal.as_deref().and_then(Terminal::held_up);
         let (ready, is_asked) = {
             let mut fds = vec![PollFd::new(children, PollFlags::IN)];
             fds.extend(listener.as_deref().map(|listener| PollFd::new(listener, PollFlags::IN)));
             let sockets = fds.len() - 1;
-            fds.extend(pipes.iter().filter_map(|pipe| pipe.fd()).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+            fds.extend(terminal.as_deref().iter().flat_map(|terminal| terminal.poll()));
+            let outputs = pipes.iter().filter(|_| held_up.is_none()).filter_map(|pipe| pipe.fd());
+            fds.extend(outputs.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             fds.extend(log_file.waits_for().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::OUT)));
-            let patience = if trimmed { None } else { Some(&QUIET) };
-            match rustix::event::poll(&mut fds, patience) {
+            let patience = held_up.map(terminal::timespec).or((!trimmed).then_some(QUIET));
+            match rustix::event::poll(&mut fds, patience.as_ref()) {
                 Err(Errno::INTR) => continue,
                 polled => polled.context("wait for the container")?,
             };
             let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
             (fds.iter().any(is_ready), fds.iter().skip(1).take(sockets).any(is_ready))
         };
-        trimmed = !ready;
-        if ready {
-            discard(children);
-            for pipe in pipes.iter_mut() {
-                pipe.copy_some(log_file);
-            }
-            log_file.send_rest();
-            if is_asked && let Some(serve::Side::Servant(connection)) = listener.as_deref_mut().map(serve::Listener::accept) {
-                return Ok(Watched::Asked(connection));
-            }
-        } else {
+        trimmed = !ready && held_up.is_none();
+        if trimmed {
             sys::trim_memory();
+            continue;
+        }
+        discard(children);
+        terminal.iter_mut().for_each(|terminal| terminal.attend());
+        if terminal.as_deref().and_then(Terminal::held_up).is_none() {
+            for pipe in pipes.iter_mut() {
+                pipe.copy_some(log_file, |bytes| terminal.iter_mut().for_each(|terminal| terminal.show(bytes)));
+            }
+        }
+        log_file.send_rest();
+        if is_asked && let Some(serve::Side::Servant(connection)) = listener.as_deref_mut().map(serve::Listener::accept) {
+            return Ok(Watched::Asked(connection));
         }
     }
 }

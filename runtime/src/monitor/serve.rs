@@ -68,22 +68,7 @@ pub struct Connection(OwnedFd);
 impl Listener {
     /// Listens at a path, which only root and this user may connect to.
     pub fn open(path: &Path) -> Result<Self> {
-        let named = || format!("listen at {}", path.display());
-        let (directory, name) = path.parent().zip(path.file_name()).with_context(named)?;
-        match rustix::fs::unlink(path) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(errno).with_context(named),
-        }
-        let socket =
-            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-        // An address has room for 107 bytes, a path of the agent's may be longer (unix(7)).
-        let directory =
-            rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).with_context(named)?;
-        let short = Path::new("/proc/self/fd").join(std::os::fd::AsRawFd::as_raw_fd(&directory).to_string()).join(name);
-        rustix::net::bind(&socket, &SocketAddrUnix::new(&short).with_context(named)?).with_context(named)?;
-        rustix::fs::chmodat(CWD, path, Mode::RUSR | Mode::WUSR, rustix::fs::AtFlags::empty()).with_context(named)?;
-        rustix::net::listen(&socket, BACKLOG).with_context(named)?;
-        Ok(Self { socket, servants: Vec::new() })
+        Ok(Self { socket: listen(path, SocketType::SEQPACKET)?, servants: Vec::new() })
     }
 
     /// Has one connection that waits served, if it may be.
@@ -91,8 +76,7 @@ impl Listener {
         // One that hung up before, or for which there are no descriptors, concerns its client only.
         let Ok(connection) = rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC) else { return Side::Monitor };
         let connection = Connection(connection);
-        let own = rustix::process::geteuid();
-        if !rustix::net::sockopt::socket_peercred(&connection.0).is_ok_and(|peer| peer.uid.is_root() || peer.uid == own) {
+        if !may_ask(connection.0.as_fd()) {
             connection.refuse("only root, or the user a monitor runs as, may ask it for anything");
         } else if self.servants.len() >= SERVANTS_MAX {
             connection.refuse(&format!("the monitor serves {SERVANTS_MAX} requests already, and no more at once: try again later"));
@@ -115,6 +99,54 @@ impl Listener {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// A socket at a path, which only root and this user may connect to. It waits for nobody.
+pub fn listen(path: &Path, kind: SocketType) -> Result<OwnedFd> {
+    let named = || format!("listen at {}", path.display());
+    let (directory, name) = path.parent().zip(path.file_name()).with_context(named)?;
+    match rustix::fs::unlink(path) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno).with_context(named),
+    }
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    // An address has room for 107 bytes, a path of the agent's may be longer (unix(7)).
+    let directory = rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).with_context(named)?;
+    let short = Path::new("/proc/self/fd").join(std::os::fd::AsRawFd::as_raw_fd(&directory).to_string()).join(name);
+    rustix::net::bind(&socket, &SocketAddrUnix::new(&short).with_context(named)?).with_context(named)?;
+    rustix::fs::chmodat(CWD, path, Mode::RUSR | Mode::WUSR, rustix::fs::AtFlags::empty()).with_context(named)?;
+    rustix::net::listen(&socket, BACKLOG).with_context(named)?;
+    Ok(socket)
+}
+
+/// Whether the other end is root's, or this user's.
+pub fn may_ask(connection: BorrowedFd<'_>) -> bool {
+    let own = rustix::process::geteuid();
+    rustix::net::sockopt::socket_peercred(connection).is_ok_and(|peer| peer.uid.is_root() || peer.uid == own)
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    Whole,
+    NoRoom,
+    Gone,
+}
+
+/// Sends a message and a descriptor, and never waits.
+pub fn send(connection: BorrowedFd<'_>, reply: &Reply, file: Option<BorrowedFd<'_>>) -> Sent {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let files: Vec<_> = file.into_iter().collect();
+    if !files.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&files));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    match rustix::net::sendmsg(connection, &[IoSlice::new(&reply.encode())], &mut control, flags) {
+        Ok(_) => Sent::Whole,
+        Err(Errno::AGAIN | Errno::NOBUFS) => Sent::NoRoom,
+        Err(_) => Sent::Gone,
     }
 }
 
@@ -222,15 +254,8 @@ impl Connection {
         self.answer(&Reply::Refused { why: why.to_owned() }, None);
     }
 
-    /// Never waits: there is room for the few replies of a connection, and who has gone away wants none.
+    /// There is room for the few replies of a connection, and who has gone away wants none.
     fn answer(&self, reply: &Reply, file: Option<BorrowedFd<'_>>) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let files: Vec<_> = file.into_iter().collect();
-        if !files.is_empty() {
-            control.push(SendAncillaryMessage::ScmRights(&files));
-        }
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        let _ = rustix::net::sendmsg(&self.0, &[IoSlice::new(&reply.encode())], &mut control, flags);
+        let _ = send(self.0.as_fd(), reply, file);
     }
 }
