@@ -12,7 +12,7 @@
 //! RUN/tasks/ID/etc/                  the pod's hosts, hostname and resolv.conf
 //! RUN/tasks/ID/data/                 a tmpfs with the task's secrets and configs, if it has any
 //! RUN/tasks/ID/c-CONTAINER/          the bundle: config.json, rootfs, exit.json, image.json,
-//!                                    monitor.err, monitor.sock, stdin
+//!                                    monitor.err, monitor.sock, stdin, tty.sock
 //! RUN/runtime/, RUN/runtimes/NAME/   the OCI runtimes' own
 //! RUN/netd.sock                      where netd listens
 //! ```
@@ -217,6 +217,11 @@ impl ContainerPlaces {
     /// The container's standard input, if it stays open.
     pub fn stdin(&self) -> PathBuf {
         self.bundle.join("stdin")
+    }
+
+    /// Where the monitor shows the container's terminal, if it has one.
+    pub fn tty_socket(&self) -> PathBuf {
+        self.bundle.join("tty.sock")
     }
 
     /// What says that a user has the container paused.

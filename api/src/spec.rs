@@ -191,6 +191,9 @@ pub struct ContainerSpec {
     /// Keeps the standard input open: what a user who attaches writes goes there. It is empty otherwise.
     #[serde(default, skip_serializing_if = "is_default")]
     pub stdin: bool,
+    /// A terminal takes the place of the standard streams. With `stdin` a user who attaches types into it, otherwise they only look.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub tty: bool,
     /// Where the output goes; only kept on the node when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logging: Option<Logging>,

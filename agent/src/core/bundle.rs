@@ -18,6 +18,7 @@ use rcluster_api::object::Task;
 use rcluster_api::spec::ContainerSpec;
 use serde::{Deserialize, Serialize};
 
+use super::exec::TERM;
 use super::task::Network;
 use super::user::Identity;
 pub use options::{HostDevice, data_files};
@@ -182,7 +183,7 @@ fn process(input: &Input<'_>) -> Result<Process, String> {
     user.set_uid(*uid).set_gid(*gid).set_additional_gids((!additional_gids.is_empty()).then(|| additional_gids.clone()));
     let mut process = Process::default();
     process
-        .set_terminal(Some(false))
+        .set_terminal(Some(input.spec.tty))
         .set_user(user)
         .set_args(Some(args(input.spec, input.image)?))
         .set_env(Some(env(input)?))
@@ -206,6 +207,7 @@ fn env(input: &Input<'_>) -> Result<Vec<String>, String> {
         ("RCLUSTER_SLOT".to_owned(), task.slot.to_string()),
         ("RCLUSTER_NODE".to_owned(), input.node.to_owned()),
     ]);
+    env.extend(input.spec.tty.then(|| ("TERM".to_owned(), TERM.to_owned())));
     env.extend(input.image.env.iter().map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (key.to_owned(), value.to_owned())

@@ -34,8 +34,8 @@ pub struct Command {
 
 /// Where a program is sought when the command has no `PATH`.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// As docker sets it for a command with a terminal.
-const TERM: &str = "xterm";
+/// As docker sets it for what has a terminal.
+pub const TERM: &str = "xterm";
 
 /// The command in the container whose own process is `own`.
 pub fn command(own: &Value, asked: &Asked<'_>) -> Result<Command, String> {

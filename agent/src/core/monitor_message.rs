@@ -4,7 +4,7 @@
 //! so nothing in an answer is believed: one that does not have the form is an error.
 
 /// The largest answer.
-pub const REPLY_BYTES_MAX: usize = HEADER + (4 << 10);
+pub const REPLY_BYTES_MAX: usize = HEADER + (8 << 10);
 
 const VERSION: u8 = 1;
 const HEADER: usize = 12;
@@ -12,6 +12,9 @@ const EXEC: u8 = 1;
 const STARTED: u8 = 2;
 const ENDED: u8 = 3;
 const REFUSED: u8 = 4;
+const TERMINAL: u8 = 5;
+const OUTPUT: u8 = 6;
+const MISSED: u8 = 7;
 const PAYLOAD_BYTES_MAX: usize = 64 << 10;
 
 /// What a monitor answers.
@@ -21,8 +24,14 @@ pub enum Reply {
     Started,
     /// It has ended with this code, or was killed by the signal that it is 128 more than.
     Ended { code: i32 },
-    /// It was not started.
+    /// It was not started, or the terminal is not shown.
     Refused { why: String },
+    /// The container's terminal; its master side comes along.
+    Terminal,
+    /// What the container wrote to it.
+    Output { bytes: Vec<u8> },
+    /// So much of that was left out, because this agent did not take it in time.
+    Missed { bytes: u32 },
 }
 
 /// Asks for a command to be executed. The error says what cannot be asked for.
@@ -58,6 +67,9 @@ pub fn reply(bytes: &[u8]) -> Result<Reply, String> {
         STARTED => Ok(Reply::Started),
         ENDED => Ok(Reply::Ended { code: i32::from_le_bytes([a, b, c, d]) }),
         REFUSED => Ok(Reply::Refused { why: String::from_utf8_lossy(payload).into_owned() }),
+        TERMINAL => Ok(Reply::Terminal),
+        OUTPUT => Ok(Reply::Output { bytes: payload.to_vec() }),
+        MISSED => Ok(Reply::Missed { bytes: u32::from_le_bytes([a, b, c, d]) }),
         other => Err(format!("an answer of unknown kind {other}")),
     }
 }
@@ -79,6 +91,9 @@ mod tests {
         assert_eq!(reply(b"\x01\x02\0\0\x07\0\0\0\0\0\0\0"), Ok(Reply::Started));
         assert_eq!(reply(b"\x01\x03\0\0\x89\0\0\0\0\0\0\0"), Ok(Reply::Ended { code: 137 }));
         assert_eq!(reply(b"\x01\x04\0\0\0\0\0\0\x02\0\0\0no"), Ok(Reply::Refused { why: "no".to_owned() }));
+        assert_eq!(reply(b"\x01\x05\0\0\0\0\0\0\0\0\0\0"), Ok(Reply::Terminal));
+        assert_eq!(reply(b"\x01\x06\0\0\0\0\0\0\x02\0\0\0\xff\n"), Ok(Reply::Output { bytes: b"\xff\n".to_vec() }));
+        assert_eq!(reply(b"\x01\x07\0\0\x00\x01\0\0\0\0\0\0"), Ok(Reply::Missed { bytes: 256 }));
         for (bytes, why) in [
             (&b""[..], "less than a header"),
             (b"\x01\x02\0\0\0\0\0\0\0\0\0", "less than a header"),

@@ -1,4 +1,5 @@
-//! Commands in a container through its monitor's socket: no program is started for it but the command itself.
+//! Commands in a container through its monitor's socket, for which no program is started but the command itself; and a container's terminal,
+//! which its monitor shows.
 //!
 //! Each call has a deadline. What was begun ends with what holds it: the monitor kills a command whose connection is closed, and so does
 //! this agent, by the descriptor that came with the answer, should the monitor stand still.
@@ -49,6 +50,8 @@ impl MonitorError {
     }
 }
 
+const NONSENSE: &str = "the monitor answered nonsense";
+
 /// Runs a command in the monitor's container until it ends or the caller no longer waits, and then it is killed. The monitor has so long to
 /// begin it.
 pub async fn run(socket: &Path, args: &[String], start: Duration) -> Result<(), MonitorError> {
@@ -62,7 +65,7 @@ pub async fn run(socket: &Path, args: &[String], start: Duration) -> Result<(), 
     let mut command = match timeout(start, receive(&connection)).await.map_err(|_| silent())?.map_err(unreachable)? {
         (Reply::Started, Some(process)) => Command { connection, process, ended: false },
         (Reply::Refused { why }, _) => return Err(MonitorError::Failed(why)),
-        (Reply::Started | Reply::Ended { .. }, _) => return Err(MonitorError::Failed("the monitor answered nonsense".to_owned())),
+        _ => return Err(MonitorError::Failed(NONSENSE.to_owned())),
     };
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let reading = async {
@@ -92,7 +95,7 @@ impl Command {
                 Ok(code)
             }
             (Reply::Refused { why }, _) => Err(io::Error::other(why)),
-            (Reply::Started, _) => Err(io::Error::other("the monitor answered nonsense")),
+            _ => Err(io::Error::other(NONSENSE)),
         }
     }
 }
@@ -109,6 +112,47 @@ impl Drop for Command {
     }
 }
 
+/// A container's terminal as its monitor shows it, from when it was opened.
+#[derive(Debug)]
+pub struct Screen {
+    connection: AsyncFd<OwnedFd>,
+}
+
+/// What is seen of a terminal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    Output(Vec<u8>),
+    /// So many bytes were left out.
+    Missed(u32),
+    /// The container has ended, or its monitor was killed.
+    End,
+}
+
+/// Looks at the terminal that the monitor shows at a socket; its master side takes input and the size. The monitor has so long to answer.
+pub async fn terminal(socket: &Path, wait: Duration) -> Result<(Screen, OwnedFd), MonitorError> {
+    let unreachable = |source| MonitorError::Unreachable { path: socket.to_owned(), source };
+    let connection = readable(connect(socket).map_err(unreachable)?).map_err(unreachable)?;
+    let silent = || MonitorError::Silent { path: socket.to_owned(), millis: wait.as_millis() };
+    match timeout(wait, receive(&connection)).await.map_err(|_| silent())?.map_err(unreachable)? {
+        (Reply::Terminal, Some(master)) => Ok((Screen { connection }, master)),
+        (Reply::Refused { why }, _) => Err(MonitorError::Failed(why)),
+        _ => Err(MonitorError::Failed(NONSENSE.to_owned())),
+    }
+}
+
+impl Screen {
+    /// What comes next.
+    pub async fn next(&self) -> io::Result<Seen> {
+        match receive(&self.connection).await {
+            Ok((Reply::Output { bytes }, _)) => Ok(Seen::Output(bytes)),
+            Ok((Reply::Missed { bytes }, _)) => Ok(Seen::Missed(bytes)),
+            Ok(_) => Err(io::Error::other(NONSENSE)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => Ok(Seen::End),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// A pipe that is read here and written there.
 fn output() -> io::Result<(pipe::Receiver, OwnedFd)> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
@@ -116,20 +160,30 @@ fn output() -> io::Result<(pipe::Receiver, OwnedFd)> {
     Ok((pipe::Receiver::from_owned_fd(read)?, write))
 }
 
-/// Connects and sends without waiting: a monitor that stands still has its kernel's queue full at some time, which is an error then.
+/// Sends a request without waiting.
 fn ask(path: &Path, request: &[u8], streams: [std::os::fd::BorrowedFd<'_>; 3]) -> io::Result<AsyncFd<OwnedFd>> {
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return Err(io::ErrorKind::NotFound.into()) };
-    // An address has room for 107 bytes, this path may be longer (unix(7)).
-    let directory = rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
-    rustix::net::connect(&socket, &SocketAddrUnix::new(&short)?)?;
+    let socket = connect(path)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !control.push(SendAncillaryMessage::ScmRights(&streams)) {
         return Err(io::Error::other("no room for the descriptors"));
     }
     rustix::net::sendmsg(&socket, &[IoSlice::new(request)], &mut control, SendFlags::NOSIGNAL)?;
+    readable(socket)
+}
+
+/// Connects without waiting: a monitor that stands still has its kernel's queue full at some time, which is an error then.
+fn connect(path: &Path) -> io::Result<OwnedFd> {
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return Err(io::ErrorKind::NotFound.into()) };
+    // An address has room for 107 bytes, this path may be longer (unix(7)).
+    let directory = rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+    rustix::net::connect(&socket, &SocketAddrUnix::new(&short)?)?;
+    Ok(socket)
+}
+
+fn readable(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     #[expect(deprecated, reason = "its successor is unsafe; what it guards against, a descriptor not its own, an OwnedFd is not")]
     AsyncFd::with_interest(socket, Interest::READABLE)
 }

@@ -204,8 +204,11 @@ pub async fn create(
     record.containers[index].phase = Phase::Creating;
     save(record)?;
     let container = &record.containers[index];
-    let stdin = task.template.containers[index].stdin.then(|| place.stdin());
-    let output = logging::plan(task, &container.name, task.template.containers[index].logging.as_ref());
+    let spec = &task.template.containers[index];
+    // A terminal takes input by itself.
+    let stdin = (spec.stdin && !spec.tty).then(|| place.stdin());
+    let tty = spec.tty.then(|| place.tty_socket());
+    let output = logging::plan(task, &container.name, spec.logging.as_ref());
     let created = tools
         .runtime(task)
         .monitor(&MonitorCall {
@@ -217,6 +220,7 @@ pub async fn create(
             errors: &place.monitor_errors(),
             output: &output,
             stdin: stdin.as_deref(),
+            tty: tty.as_deref(),
         })
         .await?;
     let failed = |what| io_error(what, &record.containers[index]);

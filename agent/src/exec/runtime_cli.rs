@@ -61,6 +61,8 @@ pub struct MonitorCall<'a> {
     pub output: &'a LogPlan,
     /// A FIFO to be made, if the container's standard input is to stay open.
     pub stdin: Option<&'a Path>,
+    /// A socket to be made, if the container has a terminal.
+    pub tty: Option<&'a Path>,
 }
 
 /// A command to run in a container.
@@ -128,6 +130,9 @@ impl Runtime {
         }
         if let Some(fifo) = call.stdin {
             command.arg("--stdin").arg(fifo);
+        }
+        if let Some(socket) = call.tty {
+            command.arg("--tty").arg(socket);
         }
         command.arg("--bundle").arg(call.bundle).arg("--log").arg(call.log).arg("--exit-file").arg(call.exit_file);
         let errors = File::create(call.errors).map_err(|error| refused(format!("write {}: {error}", call.errors.display())))?;

@@ -1,5 +1,5 @@
-//! What a container's first process writes from now on, as its monitor keeps it, until it ends; and what the user writes to it, if its
-//! standard input stays open.
+//! What a container's first process writes from now on, until it ends; and what the user writes to it, if its standard input stays open.
+//! Its output is what its monitor keeps, line by line; that of a container with a terminal is what its monitor shows, as it comes.
 
 use std::io::ErrorKind;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,9 +11,13 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
-use tracing::warn;
+use tokio::time::timeout;
+use tracing::{debug, warn};
 
-use super::{Gone, Line, Speaker, Target, internal, opened};
+use super::terminal::{self, Control};
+use super::{Gone, Line, Speaker, Target, chain, internal, opened};
+use crate::core::task::container_name;
+use crate::exec::monitor::{self, Screen, Seen};
 use crate::exec::runtime_cli::read_exit;
 use crate::exec::{Tools, process};
 use crate::logs::read::{Reader, Selection};
@@ -21,22 +25,52 @@ use crate::logs::read::{Reader, Selection};
 /// How soon a new line is seen.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Sends lines until the container ends, and then how it ended.
+/// How long a monitor may take to show a terminal, and to end when the terminal has.
+const MONITOR: Duration = Duration::from_secs(3);
+
+/// Sends what the container writes until it ends, and then how it ended.
 pub async fn attach(tools: &Tools, target: &Target, line: &mut Line) -> Result<(), ApiError> {
-    let mut input = stdin(target)?;
+    let Target { task, container, .. } = target;
+    let spec = task.template.containers.iter().find(|spec| container_name(&spec.name, &task.service) == container.name);
+    let (takes_input, has_terminal) = spec.map_or((false, false), |spec| (spec.stdin, spec.tty));
+    let (mut ends, screen) = if has_terminal {
+        let (screen, master) = monitor::terminal(&target.place.tty_socket(), MONITOR).await.map_err(|error| {
+            ApiError::new(ErrorCode::Conflict, format!("the terminal of container {}: {}", container.name, chain(&error)))
+                .hint("try again; rclusterctl ps -a says whether the container still runs")
+        })?;
+        let (input, control) = terminal::of_container(master).map_err(|error| internal("use the container's terminal", &error))?;
+        // Without an open standard input a terminal is only looked at, as in Docker.
+        (Ends { input: Some(input).filter(|_| takes_input), control: Some(control), has_size: false }, Some(screen))
+    } else {
+        (Ends { input: stdin(target)?, control: None, has_size: false }, None)
+    };
     let mut opened = opened(tools, target);
     if let relay_output::Kind::Opened(opened) = &mut opened {
-        opened.stdin = input.is_some();
+        (opened.stdin, opened.tty) = (ends.input.is_some(), has_terminal);
     }
     if line.say(opened).await.is_err() {
         return Ok(());
     }
     let (speaker, line) = line.split();
+    let output = async {
+        match &screen {
+            Some(screen) => show(target, screen, &speaker).await,
+            None => follow(tools, target, &speaker).await,
+        }
+    };
     tokio::select! {
-        followed = follow(tools, target, &speaker) => followed,
-        Gone = hear(line, target, &mut input) => Ok(()),
+        shown = output => shown,
+        Gone = hear(line, target, &mut ends) => Ok(()),
         () = speaker.closed() => Ok(()),
     }
+}
+
+/// Where goes what the user sends.
+struct Ends {
+    input: Option<pipe::Sender>,
+    control: Option<Control>,
+    /// Whether the user has said how large the terminal is.
+    has_size: bool,
 }
 
 /// The way to the container's standard input, if it has one.
@@ -90,6 +124,27 @@ async fn follow(tools: &Tools, target: &Target, speaker: &Speaker) -> Result<(),
     }
 }
 
+/// Sends what the terminal shows.
+async fn show(target: &Target, screen: &Screen, speaker: &Speaker) -> Result<(), ApiError> {
+    loop {
+        let kind = match screen.next().await.map_err(|error| internal("look at the container's terminal", &error))? {
+            Seen::Output(bytes) => relay_output::Kind::Stdout(bytes),
+            Seen::Missed(bytes) => relay_output::Kind::Stderr(
+                format!("\r\nrcluster: {bytes} bytes were left out: they were not taken in time\r\n").into_bytes(),
+            ),
+            Seen::End => break,
+        };
+        if speaker.say(kind).await.is_err() {
+            return Ok(());
+        }
+    }
+    if let Some(monitor) = target.container.monitor {
+        let ended = timeout(MONITOR, process::ended(monitor)).await;
+        ended.unwrap_or(Ok(())).map_err(|error| internal("wait for the container's end", &error))?;
+    }
+    finish(target, speaker).await
+}
+
 async fn finish(target: &Target, speaker: &Speaker) -> Result<(), ApiError> {
     match read_exit(&target.place.exit_file()) {
         Ok(Some(exit)) => {
@@ -111,9 +166,9 @@ fn frame(entry: LogEntry) -> relay_output::Kind {
     if entry.stream == "stderr" { relay_output::Kind::Stderr(data) } else { relay_output::Kind::Stdout(data) }
 }
 
-/// Passes data and signals on to the container's first process; returns when the user has gone. While the container does not read, the
+/// Passes data, the terminal's size and signals on to the container's first process; returns when the user has gone. While the container does not read, the
 /// user is not heard.
-async fn hear(line: &mut Line, target: &Target, input: &mut Option<pipe::Sender>) -> Gone {
+async fn hear(line: &mut Line, target: &Target, ends: &mut Ends) -> Gone {
     loop {
         match line.hear().await {
             Err(Gone) => return Gone,
@@ -124,11 +179,20 @@ async fn hear(line: &mut Line, target: &Target, input: &mut Option<pipe::Sender>
                 }
             }
             Ok(relay_input::Kind::Data(data)) => {
-                if let Some(sender) = input
+                if let Some(sender) = &mut ends.input
                     && sender.write_all(&data).await.is_err()
                 {
                     // It has ended, which its monitor tells.
-                    *input = None;
+                    ends.input = None;
+                }
+            }
+            Ok(relay_input::Kind::Resize(v1::RelayResize { rows, columns })) => {
+                if let Some(control) = &ends.control {
+                    let set = if ends.has_size { control.resize(rows, columns) } else { control.change(rows, columns) };
+                    ends.has_size = true;
+                    if let Err(error) = set {
+                        debug!(container = target.container.id, %error, "a terminal keeps its size");
+                    }
                 }
             }
             // The container's input stays open for whoever attaches next.

@@ -240,6 +240,7 @@ fn opened(tools: &Tools, target: &Target) -> relay_output::Kind {
         container: target.container.name.clone(),
         containers: target.record.containers.iter().map(|container| container.name.clone()).collect(),
         stdin: false,
+        tty: false,
     })
 }
 

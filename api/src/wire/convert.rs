@@ -585,7 +585,7 @@ mod tests {
                 "mounts": [{"type": "bind", "source": "/a", "target": "/b", "read_only": true}, {"type": "tmpfs", "target": "/t"},
                     {"type": "volume", "source": "data", "target": "/d"}, {"type": "tmpfs", "target": "/u", "size": "1MiB", "mode": "0700"}],
                 "sysctls": {"net.core.somaxconn": "1"}, "cap_add": ["NET_ADMIN"], "cap_drop": ["ALL"], "no_new_privileges": true,
-                "privileged": true, "devices": ["/dev/fuse:/dev/fuse:rw"], "shm_size": "1MiB", "pull": "always", "stdin": true,
+                "privileged": true, "devices": ["/dev/fuse:/dev/fuse:rw"], "shm_size": "1MiB", "pull": "always", "stdin": true, "tty": true,
                 "secrets": ["a", {"source": "b", "target": "/b", "uid": 1, "gid": 2, "mode": "0400"}], "configs": ["c"],
                 "logging": {"driver": "syslog", "address": "udp://10.0.0.1:514", "facility": "local0", "tag": "t", "max_size": "1MiB"}}, {"image": "b", "name": "b", "pull": "never",
                 "healthcheck": {"tcp": {"port": 5}}}, {"image": "c", "name": "c", "healthcheck": {"command": "true", "retries": 1}},

@@ -293,6 +293,7 @@ impl Control for Manager {
             container: "web".to_owned(),
             containers: vec!["web".to_owned()],
             stdin: false,
+            tty: false,
         };
         let Some(relay_open::Kind::Exec(exec)) = open.kind else { return Err(ApiError::new(ErrorCode::Invalid, "exec only").into()) };
         let kinds = [

@@ -48,25 +48,30 @@ fn image() -> ImageConfig {
     }
 }
 
-fn golden(spec: &ContainerSpec, identity: &Identity, network: &Network, pod_pid: Option<u32>, (name, expected): (&str, &str)) {
-    let input = Input {
-        task: &task(),
+fn input<'a>(spec: &'a ContainerSpec, identity: &'a Identity, network: &'a Network) -> Input<'a> {
+    Input {
+        task: Box::leak(Box::new(task())),
         spec,
         name: "web",
-        image: &image(),
+        image: Box::leak(Box::new(image())),
         identity,
         network,
-        pod_pid,
+        pod_pid: None,
         node: "n1",
         cgroup_parent: "/rcluster/n1",
         rootfs: Path::new("/run/x/rootfs"),
         files: Path::new("/run/x/etc"),
         data: Path::new("/run/x/data/web"),
         volumes: Path::new("/var/x/volumes"),
-        image_volumes: &[("/data".into(), "/run/x/rootfs/data".into())],
-        binds: &BTreeMap::new(),
+        image_volumes: &[],
+        binds: const { &BTreeMap::new() },
         devices: &[],
-    };
+    }
+}
+
+fn golden(spec: &ContainerSpec, identity: &Identity, network: &Network, pod_pid: Option<u32>, (name, expected): (&str, &str)) {
+    let image_volumes = [("/data".into(), "/run/x/rootfs/data".into())];
+    let input = Input { pod_pid, image_volumes: &image_volumes, ..input(spec, identity, network) };
     let mut config: serde_json::Value = serde_json::from_slice(&config_json(&input).expect("a configuration")).expect("JSON");
     // Its own golden text shows it; every container has it.
     let seccomp = config["linux"].as_object_mut().expect("an object").remove("seccomp").expect("a profile");
@@ -96,6 +101,21 @@ fn a_second_container_joins_the_pod_and_a_user_without_privileges_has_no_capabil
     let spec = ContainerSpec { args: vec!["-v".into()], ..ContainerSpec::default() };
     let identity = Identity { uid: 33, gid: 34, additional_gids: vec![40], home: "/srv".into() };
     golden(&spec, &identity, &Network::default(), Some(4711), ("second.json", include_str!("../golden/second.json")));
+}
+
+#[test]
+fn a_container_with_a_terminal_is_told_its_kind_unless_it_says_otherwise() {
+    let made = |spec: &ContainerSpec| {
+        let (identity, network) = (Identity::default(), Network::default());
+        let process: Process = process(&input(spec, &identity, &network)).expect("a process");
+        let term = process.env().iter().flatten().find(|pair| pair.starts_with("TERM=")).cloned();
+        (process.terminal(), term)
+    };
+    let mut spec = ContainerSpec { tty: true, ..ContainerSpec::default() };
+    assert_eq!(made(&spec), (Some(true), Some("TERM=xterm".to_owned())));
+    spec.env.insert("TERM".into(), "linux".into());
+    assert_eq!(made(&spec), (Some(true), Some("TERM=linux".to_owned())));
+    assert_eq!(made(&ContainerSpec::default()), (Some(false), None));
 }
 
 #[test]

@@ -51,6 +51,7 @@ impl From<ContainerSpec> for v1::ContainerSpec {
             configs,
             logging,
             stdin,
+            tty,
             pull,
         } = spec;
         Self {
@@ -80,6 +81,7 @@ impl From<ContainerSpec> for v1::ContainerSpec {
             configs: configs.into_iter().map(Into::into).collect(),
             logging: logging.map(Into::into),
             stdin,
+            tty,
             pull: pull.map_or(v1::PullPolicy::Unspecified, v1::PullPolicy::from).into(),
         }
     }
@@ -116,6 +118,7 @@ impl TryFrom<v1::ContainerSpec> for ContainerSpec {
             configs,
             logging,
             stdin,
+            tty,
             pull,
         } = wire;
         Ok(Self {
@@ -144,6 +147,7 @@ impl TryFrom<v1::ContainerSpec> for ContainerSpec {
             configs: configs.into_iter().map(Into::into).collect(),
             logging: logging.map(TryInto::try_into).transpose()?,
             stdin,
+            tty,
             pull: if pull == 0 { None } else { Some(read_enum::<v1::PullPolicy, _>(pull, "pull")?) },
         })
     }

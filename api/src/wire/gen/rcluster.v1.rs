@@ -199,6 +199,9 @@ pub struct ContainerSpec {
     /// standard input stays open, for who attaches
     #[prost(bool, tag = "26")]
     pub stdin: bool,
+    /// a terminal instead of pipes
+    #[prost(bool, tag = "27")]
+    pub tty: bool,
     /// absent: kept on the node alone
     #[prost(message, optional, tag = "40")]
     pub logging: ::core::option::Option<Logging>,
@@ -1292,7 +1295,8 @@ pub struct RelayExec {
     pub size: ::core::option::Option<RelayResize>,
 }
 /// What the container's first process writes from now on. Answered with stdout and stderr, and exit when it ends. Data goes to its standard
-/// input, if that is open, and it stays open when there is no more.
+/// input, if that is open, and it stays open when there is no more. Of a container with a terminal, stdout is all that it writes there, as it
+/// comes, and resize sets its size.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RelayAttach {}
 /// Answered with stdout: a tar archive whose entries are below `root_name`.
@@ -1401,6 +1405,9 @@ pub struct RelayOpened {
     /// of attach: the container takes data
     #[prost(bool, tag = "5")]
     pub stdin: bool,
+    /// of attach: the container has a terminal, whose size is wanted
+    #[prost(bool, tag = "6")]
+    pub tty: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RelayExit {
