@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use rcluster_api::object::Kind;
 use rcluster_api::resource::Millis;
 
+use crate::detach_keys::{DEFAULT as DEFAULT_DETACH_KEYS, DetachKeys};
 use crate::error::{CliError, EXIT_CODES};
 
 pub use image::{ImageCommand, OnNodes};
@@ -343,6 +344,9 @@ pub struct Attach {
     /// Leaves the container's standard input alone; one that is open (`stdin: true`) otherwise gets this program's.
     #[arg(long)]
     pub no_stdin: bool,
+    /// Leaves a container with a terminal (`tty: true`), which goes on; an empty text is for no keys.
+    #[arg(long, value_name = "KEYS", default_value = DEFAULT_DETACH_KEYS)]
+    pub detach_keys: DetachKeys,
     /// A task's name or id; a service's name stands for one of its running tasks.
     #[arg(value_name = "TASK|SERVICE")]
     pub target: String,

@@ -3,6 +3,7 @@
 mod args;
 mod cmd;
 mod config;
+mod detach_keys;
 mod error;
 mod output;
 mod session;

@@ -105,13 +105,13 @@ pub fn pass_input(inputs: Inputs) {
     });
 }
 
-fn window_changes(tty: bool) -> Result<Option<Signal>, CliError> {
+pub fn window_changes(tty: bool) -> Result<Option<Signal>, CliError> {
     let watch =
         || signal(SignalKind::window_change()).map_err(|error| CliError::refused(format!("watch the terminal's size: {error}"), ""));
     tty.then(watch).transpose()
 }
 
-async fn next(changes: &mut Option<Signal>) {
+pub async fn next(changes: &mut Option<Signal>) {
     match changes {
         Some(changes) => drop(changes.recv().await),
         None => std::future::pending().await,
@@ -119,16 +119,16 @@ async fn next(changes: &mut Option<Signal>) {
 }
 
 /// The size of the terminal that one of the standard streams is.
-fn terminal_size() -> Option<v1::RelayResize> {
+pub fn terminal_size() -> Option<v1::RelayResize> {
     let size = tcgetwinsize(stdout()).or_else(|_| tcgetwinsize(stdin())).or_else(|_| tcgetwinsize(stderr())).ok()?;
     Some(v1::RelayResize { rows: size.ws_row.into(), columns: size.ws_col.into() })
 }
 
 /// The terminal passes every key on, until this is dropped.
-struct RawTerminal(Termios);
+pub struct RawTerminal(Termios);
 
 impl RawTerminal {
-    fn enter() -> Result<Self, CliError> {
+    pub fn enter() -> Result<Self, CliError> {
         let failed = |error| CliError::refused(format!("set the terminal: {error}"), "");
         let before = tcgetattr(stdin()).map_err(failed)?;
         let mut raw = before.clone();

@@ -1,9 +1,12 @@
 //! A conversation with a container, or with a node about its images, by way of the managers.
 
+use std::time::Duration;
+
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::object::Kind;
 use rcluster_api::wire::v1::{self, relay_input, relay_open, relay_output};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -13,6 +16,9 @@ use crate::session::Session;
 
 /// Frames that wait for a slow connection.
 const FRAMES_MAX: usize = 8;
+
+/// How long who goes waits for what was sent to get there.
+const LEAVE: Duration = Duration::from_secs(1);
 
 /// An open conversation.
 pub struct Relay {
@@ -95,6 +101,13 @@ impl Relay {
             }
             _ => Err(self.ended()),
         }
+    }
+
+    /// Goes; what was sent before gets there, unless that takes too long.
+    pub async fn leave(self) {
+        let Self { target: _, hint: _, inputs, mut outputs } = self;
+        drop(inputs);
+        drop(timeout(LEAVE, async { while let Ok(Some(_)) = outputs.message().await {} }).await);
     }
 
     /// The error of a conversation that ended before it was over.

@@ -9,6 +9,7 @@ mod images;
 mod lifecycle;
 mod relay;
 mod secrets;
+mod terminal;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

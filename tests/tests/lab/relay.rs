@@ -10,10 +10,10 @@ use rcluster_tests::lab::{Lab, bin_dir, wait_for};
 
 use crate::Turn;
 
-const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(20);
 
 /// A lab with one pod of two containers: `main`, in which there is a shell, and `side`.
-fn pod(name: &str, managers: usize) -> (Turn, TaskJson) {
+pub fn pod(name: &str, managers: usize) -> (Turn, TaskJson) {
     let image = bin_dir().unwrap().join("busybox.tar").to_string_lossy().into_owned();
     let turn = Turn::with(name, managers, 1, &["--image", &image]);
     let lab = turn.lab();
@@ -29,7 +29,7 @@ fn pod(name: &str, managers: usize) -> (Turn, TaskJson) {
     (turn, task)
 }
 
-fn run(lab: &Lab, arguments: &[&str], input: &[u8]) -> Output {
+pub fn run(lab: &Lab, arguments: &[&str], input: &[u8]) -> Output {
     let mut command = lab.command(arguments);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
@@ -41,7 +41,7 @@ fn run(lab: &Lab, arguments: &[&str], input: &[u8]) -> Output {
     output
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -194,80 +194,6 @@ fn a_command_goes_with_its_user_with_the_leader_and_with_the_agent() {
     lab.ctl(&["rm", "service", "box"]).unwrap();
     let output = user.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(137), "it ends with its container: {}", text(&output.stderr));
-    turn.finish();
-}
-
-/// A person at a terminal of 31 rows and 101 columns, who runs a command.
-struct Person {
-    screen: std::fs::File,
-    child: std::process::Child,
-    seen: String,
-}
-
-impl Person {
-    fn runs(lab: &Lab, arguments: &[&str]) -> Self {
-        let size = nix::pty::Winsize { ws_row: 31, ws_col: 101, ws_xpixel: 0, ws_ypixel: 0 };
-        let pty = nix::pty::openpty(Some(&size), None).unwrap();
-        let stdio = || Stdio::from(pty.slave.try_clone().unwrap());
-        // A session of its own, whose terminal this is: SIGWINCH goes to those in its foreground.
-        let mut command = std::process::Command::new("setsid");
-        let inner = lab.command(arguments);
-        command.args(["--ctty", "--wait"]).arg(inner.get_program()).args(inner.get_args());
-        command.envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?))));
-        let child = command.stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().unwrap();
-        drop(pty.slave);
-        Self { screen: std::fs::File::from(pty.master), child, seen: String::new() }
-    }
-
-    /// Reads until `wanted` is on the screen; what comes before it is forgotten.
-    fn sees(&mut self, wanted: &str) {
-        let mut buffer = [0; 4096];
-        while !self.seen.contains(wanted) {
-            let count = self.screen.read(&mut buffer).unwrap_or(0);
-            assert!(count > 0, "the end, and {wanted:?} is not in {:?}", self.seen);
-            self.seen.push_str(&text(&buffer[..count]));
-        }
-        let end = self.seen.find(wanted).unwrap() + wanted.len();
-        self.seen.drain(..end);
-    }
-
-    fn types(&mut self, keys: &str) {
-        self.screen.write_all(keys.as_bytes()).unwrap();
-    }
-}
-
-impl Drop for Person {
-    fn drop(&mut self) {
-        // It may have ended by itself; it must not outlive the test.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-#[test]
-fn a_terminal_has_the_persons_size_follows_it_and_passes_keys_on() {
-    let (turn, _) = pod("exec-tty", 1);
-    let lab = turn.lab();
-    let mut person = Person::runs(lab, &["exec", "-it", "box.1", "sh"]);
-    person.sees("# ");
-    person.types("stty size; tty; echo $TERM\r");
-    person.sees("31 101\r\n/dev/pts/");
-    person.sees("xterm\r\n");
-    person.types("sleep 6001\r");
-    wait_for("it sleeps", SOON, || Ok(lab.ctl(&["exec", "box.1", "sh", "-c", "ps -o args | grep '[s]leep 6001'"]).ok())).unwrap();
-    person.types("\x03");
-    person.sees("# ");
-    let size = rustix::termios::Winsize { ws_row: 41, ws_col: 77, ws_xpixel: 0, ws_ypixel: 0 };
-    rustix::termios::tcsetwinsize(&person.screen, size).unwrap();
-    wait_for("the command's terminal follows", SOON, || {
-        person.types("stty size\r");
-        person.sees("stty size\r\n");
-        person.sees("# ");
-        Ok(lab.ctl(&["exec", "box.1", "sh", "-c", "stty size < /dev/pts/0"]).ok().filter(|size| size == "41 77\n"))
-    })
-    .unwrap();
-    person.types("exit 9\r");
-    assert_eq!(person.child.wait().unwrap().code(), Some(9));
     turn.finish();
 }
 
