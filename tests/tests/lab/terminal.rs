@@ -182,7 +182,7 @@ fn a_terminal_without_open_input_is_looked_at() {
     })
     .unwrap();
     say("word");
-    person.sees("word\r\n");
+    person.sees("word\r");
     assert!(person.echoes());
     assert!(!lab.ctl(&["logs", "deaf"]).unwrap().contains("unheard"));
     // A program gets the output as it is, when it asks for no more than that.
