@@ -174,9 +174,14 @@ impl Agent {
                     continue;
                 };
                 let id = format!("{}-{name}", task.file_name().expect("a name").to_string_lossy());
-                let mut command = Command::new(runtime());
-                command.arg("--root").arg(self.run().join("runtime")).args(["delete", "--force", &id]);
-                drop(command.stderr(Stdio::null()).status());
+                // Others by the names that their programs have.
+                let others = fs::read_dir(self.run().join("runtimes")).into_iter().flatten().flatten();
+                let others = others.map(|entry| (PathBuf::from(entry.file_name()), entry.path()));
+                for (program, root) in others.chain([(runtime().to_owned(), self.run().join("runtime"))]) {
+                    let mut command = Command::new(program);
+                    command.arg("--root").arg(root).args(["delete", "--force", &id]);
+                    drop(command.stderr(Stdio::null()).status());
+                }
                 drop(unmount_all(&bundle.join("rootfs")));
             }
         }
