@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 
 /// A container that a monitor with a socket keeps.
 fn served(script: &str) -> Monitored {
@@ -66,6 +67,21 @@ fn who_serves_holds_nothing_but_its_connection() {
     let open: Vec<_> = open.map(|link| link.to_str().unwrap().to_owned()).collect();
     let kind = |name: &str| open.iter().filter(|link| link.starts_with(name)).count();
     assert_eq!((kind("socket:"), kind("pipe:"), kind("anon_inode:[signalfd]")), (1, 0, 0), "{open:?}");
+}
+
+#[test]
+fn a_process_is_described_as_in_a_file() {
+    let monitored = served("sleep 1000");
+    let ask = |process: &serde_json::Value| Client::ask(&monitored, &request(8, process.to_string().as_bytes()));
+    let mut process =
+        json!({"args":["sh","-c","echo $A; pwd; id -u; exit 7"],"env":["PATH=/bin","A=b c"],"cwd":"/bin","user":{"uid":5,"gid":6}});
+    let mut client = ask(&process);
+    client.started();
+    assert_eq!(client.answer(), Answer::Ended(7));
+    assert_eq!(client.printed(), "b c\n/bin\n5\n");
+    process["terminal"] = json!(true);
+    assert!(ask(&process).refused().contains("process.terminal: needs --console-socket"));
+    assert!(Client::ask(&monitored, &request(8, b"{\"args\":7}")).refused().contains("process: args"));
 }
 
 #[test]

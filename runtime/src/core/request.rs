@@ -18,6 +18,7 @@ const REFUSED: u8 = 4;
 const TERMINAL: u8 = 5;
 const OUTPUT: u8 = 6;
 const MISSED: u8 = 7;
+const EXEC_PROCESS: u8 = 8;
 
 /// The largest payload of a request.
 pub const PAYLOAD_BYTES_MAX: usize = 64 << 10;
@@ -33,6 +34,8 @@ pub const OUTPUT_BYTES_MAX: usize = 8 << 10;
 pub enum Request {
     /// To run a program in the container; its standard input, output and error come along as descriptors.
     Exec { args: Vec<String> },
+    /// The same, described as a `process` of runtime-spec.
+    ExecProcess { process: Vec<u8> },
 }
 
 /// What the monitor answers.
@@ -58,6 +61,7 @@ impl Request {
         let (kind, payload) = frame(bytes)?;
         match kind {
             EXEC => Ok(Self::Exec { args: strings(payload)? }),
+            EXEC_PROCESS => Ok(Self::ExecProcess { process: payload.to_vec() }),
             other => Err(format!("request: this monitor knows none of kind {other}")),
         }
     }

@@ -8,7 +8,7 @@
 //! client                         monitor                  servant                       container
 //!   │ connect ──────────────────► │ root? below the bound?
 //!   │                             │ fork ────────────────► │ an alarm is set
-//!   │ Exec{args} + stdin, stdout, stderr ────────────────► │ as the verb `exec` does ─────► │ program
+//!   │ Exec{…} + stdin, stdout, stderr ───────────────────► │ as the verb `exec` does ─────► │ program
 //!   │ ◄────────────────────────── Started{pid} + its pidfd │ the alarm is off               │
 //!   │ ◄─────────────────────────────────────── Ended{code} │ ◄─────────────────────── ended │
 //!   │                             │ ◄────────────── reaped │
@@ -166,13 +166,17 @@ pub fn serve(root: &Path, id: &str, connection: &Connection) -> ExitCode {
 
 /// The exit code; `None` when the client has gone away.
 fn execute(root: &Path, id: &str, connection: &Connection) -> Result<Option<i32>> {
-    let Some((Request::Exec { args }, [stdin, stdout, stderr])) = connection.receive()? else { return Ok(None) };
+    let Some((request, [stdin, stdout, stderr])) = connection.receive()? else { return Ok(None) };
+    let process = match request {
+        Request::Exec { args } => ProcessSource::Options(Asked { args, ..Asked::default() }),
+        Request::ExecProcess { process } => ProcessSource::Given(process),
+    };
     rustix::stdio::dup2_stdin(&stdin).context("set standard input")?;
     rustix::stdio::dup2_stdout(&stdout).context("set standard output")?;
     rustix::stdio::dup2_stderr(&stderr).context("set standard error")?;
     drop((stdin, stdout, stderr));
     let options = ExecOptions {
-        process: ProcessSource::Options(Asked { args, ..Asked::default() }),
+        process,
         detach: true,
         pid_file: None,
         console_socket: None,

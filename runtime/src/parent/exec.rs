@@ -50,6 +50,8 @@ pub enum ProcessSource {
     Options(Asked),
     /// In a file of its own; the switch asks for a terminal in any case.
     File { path: PathBuf, terminal: bool },
+    /// As such a file's content.
+    Given(Vec<u8>),
 }
 
 /// Runs a process in a container; returns its exit code, 128 and the signal for one that was killed, or 0 at once with `detach`.
@@ -159,6 +161,10 @@ fn container(bundle: &Path, mut spec: spec::Spec, source: &ProcessSource) -> Res
             let bytes = read_bounded(file).with_context(|| format!("--process: read {}", path.display()))?;
             let given = spec::parse_process(&bytes).map_err(|error| anyhow!("--process {}: {error}", path.display()))?;
             spec::Process { terminal: given.terminal || *terminal, ..exec::completed(&own, given) }
+        }
+        ProcessSource::Given(bytes) => {
+            let given = spec::parse_process(bytes).map_err(|error| anyhow!("process: {error}"))?;
+            spec::Process { terminal: given.terminal, ..exec::completed(&own, given) }
         }
     };
     spec.process = Some(process);

@@ -88,7 +88,11 @@ impl Client {
         let mut control = SendAncillaryBuffer::new(&mut space);
         let files = [theirs_in.as_fd(), theirs_out.as_fd(), theirs_out.as_fd()];
         assert!(control.push(SendAncillaryMessage::ScmRights(&files)));
-        rustix::net::sendmsg(&socket, &[IoSlice::new(message)], &mut control, SendFlags::empty()).unwrap();
+        match rustix::net::sendmsg(&socket, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL) {
+            // It may be refused before it asks: the answer is there all the same.
+            Ok(_) | Err(rustix::io::Errno::PIPE) => {}
+            Err(errno) => panic!("ask: {errno}"),
+        }
         Self { socket, stdin: stdin.into(), stdout: stdout.into() }
     }
 
