@@ -15,6 +15,7 @@ const REFUSED: u8 = 4;
 const TERMINAL: u8 = 5;
 const OUTPUT: u8 = 6;
 const MISSED: u8 = 7;
+const EXEC_PROCESS: u8 = 8;
 const PAYLOAD_BYTES_MAX: usize = 64 << 10;
 
 /// What a monitor answers.
@@ -44,11 +45,20 @@ pub fn exec(args: &[String]) -> Result<Vec<u8>, String> {
         payload.extend(arg.as_bytes());
         payload.push(0);
     }
+    request(EXEC, &payload)
+}
+
+/// The same for a command that is described as a `process` of runtime-spec, in JSON.
+pub fn exec_process(process: &[u8]) -> Result<Vec<u8>, String> {
+    request(EXEC_PROCESS, process)
+}
+
+fn request(kind: u8, payload: &[u8]) -> Result<Vec<u8>, String> {
     if payload.len() > PAYLOAD_BYTES_MAX {
         return Err(format!("the command has {} bytes, more than the limit of {PAYLOAD_BYTES_MAX}", payload.len()));
     }
     let length = u32::try_from(payload.len()).unwrap_or(u32::MAX).to_le_bytes();
-    Ok([&[VERSION, EXEC, 0, 0, 0, 0, 0, 0], &length[..], &payload].concat())
+    Ok([&[VERSION, kind, 0, 0, 0, 0, 0, 0], &length[..], payload].concat())
 }
 
 /// Reads an answer.
@@ -82,6 +92,7 @@ mod tests {
     fn a_request_has_the_monitors_form() {
         let bytes = exec(&["sh".to_owned(), String::new()]).expect("encode");
         assert_eq!(bytes, b"\x01\x01\0\0\0\0\0\0\x04\0\0\0sh\0\0");
+        assert_eq!(exec_process(b"{}").expect("encode"), b"\x01\x08\0\0\0\0\0\0\x02\0\0\0{}");
         assert!(exec(&["a\0b".to_owned()]).expect_err("it cannot be told apart").contains("NUL"));
         assert!(exec(&["x".repeat(PAYLOAD_BYTES_MAX)]).expect_err("it is too long").contains("limit of 65536"));
     }

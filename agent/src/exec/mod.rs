@@ -7,6 +7,7 @@ pub mod process;
 pub mod runtime_cli;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rcluster_api::container::PullPolicy;
 use rcluster_api::object::Task;
@@ -23,6 +24,8 @@ use runtime_cli::Runtime;
 
 /// So many tasks are prepared at once; the others wait their turn.
 const PREPARING_MAX: usize = 8;
+/// So many commands of users run by monitors at once: fewer than one monitor serves, so that its container's health can be checked still.
+const BY_MONITOR_MAX: usize = 24;
 
 /// What every task on this node is done with.
 #[derive(Debug)]
@@ -37,6 +40,8 @@ pub struct Tools {
     pub data: Data,
     /// What containers may have of this host.
     pub policy: NodePolicy,
+    /// Who has a permit may have a monitor run a user's command.
+    pub by_monitor: Arc<Semaphore>,
     runtimes: Runtimes,
     preparing: Semaphore,
 }
@@ -72,6 +77,7 @@ impl Tools {
             data: Data::new(),
             policy: config.policy.clone(),
             runtimes: Runtimes { others: others.collect(), own },
+            by_monitor: Arc::new(Semaphore::new(BY_MONITOR_MAX)),
             preparing: Semaphore::new(PREPARING_MAX),
             places,
         }

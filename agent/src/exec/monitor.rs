@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -59,14 +59,8 @@ pub async fn run(socket: &Path, args: &[String], start: Duration) -> Result<(), 
     let request = monitor_message::exec(args).map_err(MonitorError::Failed)?;
     let ((out, their_out), (err, their_err)) = (output().map_err(unreachable)?, output().map_err(unreachable)?);
     let null = File::open("/dev/null").map_err(unreachable)?;
-    let connection = ask(socket, &request, [null.as_fd(), their_out.as_fd(), their_err.as_fd()]).map_err(unreachable)?;
+    let mut command = begin(socket, &request, [null.as_fd(), their_out.as_fd(), their_err.as_fd()], start).await?;
     drop((null, their_out, their_err));
-    let silent = || MonitorError::Silent { path: socket.to_owned(), millis: start.as_millis() };
-    let mut command = match timeout(start, receive(&connection)).await.map_err(|_| silent())?.map_err(unreachable)? {
-        (Reply::Started, Some(process)) => Command { connection, process, ended: false },
-        (Reply::Refused { why }, _) => return Err(MonitorError::Failed(why)),
-        _ => return Err(MonitorError::Failed(NONSENSE.to_owned())),
-    };
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let reading = async {
         tokio::join!(keep_end(Some(out), &mut stdout), keep_end(Some(err), &mut stderr));
@@ -78,16 +72,39 @@ pub async fn run(socket: &Path, args: &[String], start: Duration) -> Result<(), 
     Err(MonitorError::Failed(said(if stderr.is_empty() { &stdout } else { &stderr }, &format!("exit status: {code}"))))
 }
 
+/// Begins a command that is described as a `process` of runtime-spec; its standard streams are these.
+pub async fn begin_process(socket: &Path, process: &[u8], streams: [BorrowedFd<'_>; 3], start: Duration) -> Result<Command, MonitorError> {
+    let request = monitor_message::exec_process(process).map_err(MonitorError::Failed)?;
+    begin(socket, &request, streams, start).await
+}
+
+async fn begin(socket: &Path, request: &[u8], streams: [BorrowedFd<'_>; 3], start: Duration) -> Result<Command, MonitorError> {
+    let unreachable = |source| MonitorError::Unreachable { path: socket.to_owned(), source };
+    let connection = ask(socket, request, streams).map_err(unreachable)?;
+    let silent = || MonitorError::Silent { path: socket.to_owned(), millis: start.as_millis() };
+    match timeout(start, receive(&connection)).await.map_err(|_| silent())?.map_err(unreachable)? {
+        (Reply::Started, Some(process)) => Ok(Command { connection, process, ended: false }),
+        (Reply::Refused { why }, _) => Err(MonitorError::Failed(why)),
+        _ => Err(MonitorError::Failed(NONSENSE.to_owned())),
+    }
+}
+
 /// A command that runs; killed when dropped before its end.
 #[derive(Debug)]
-struct Command {
+pub struct Command {
     connection: AsyncFd<OwnedFd>,
     process: OwnedFd,
     ended: bool,
 }
 
 impl Command {
-    async fn ended(&mut self) -> io::Result<i32> {
+    /// A pidfd of it.
+    pub fn process(&self) -> io::Result<OwnedFd> {
+        self.process.try_clone()
+    }
+
+    /// Waits for its end; out: its exit code, or 128 and the signal that killed it.
+    pub async fn ended(&mut self) -> io::Result<i32> {
         let answer = receive(&self.connection).await;
         match answer? {
             (Reply::Ended { code }, _) => {
@@ -154,14 +171,21 @@ impl Screen {
 }
 
 /// A pipe that is read here and written there.
-fn output() -> io::Result<(pipe::Receiver, OwnedFd)> {
+pub fn output() -> io::Result<(pipe::Receiver, OwnedFd)> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK)?;
     Ok((pipe::Receiver::from_owned_fd(read)?, write))
 }
 
+/// A pipe that is written here and read there.
+pub fn input() -> io::Result<(pipe::Sender, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::fs::fcntl_setfl(&write, OFlags::NONBLOCK)?;
+    Ok((pipe::Sender::from_owned_fd(write)?, read))
+}
+
 /// Sends a request without waiting.
-fn ask(path: &Path, request: &[u8], streams: [std::os::fd::BorrowedFd<'_>; 3]) -> io::Result<AsyncFd<OwnedFd>> {
+fn ask(path: &Path, request: &[u8], streams: [BorrowedFd<'_>; 3]) -> io::Result<AsyncFd<OwnedFd>> {
     let socket = connect(path)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut control = SendAncillaryBuffer::new(&mut space);

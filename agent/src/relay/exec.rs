@@ -2,39 +2,48 @@
 //!
 //! ```text
 //! user ──data──► queue ──► standard input ─┐
-//!                                          ├ the runtime's `exec`, in the foreground: its exit code is the command's
+//!                                          ├ the container's monitor, or the runtime's `exec` in the foreground
 //! user ◄──frames── stdout, stderr ◄────────┘
 //! ```
 //!
+//! The monitor begins a command faster. It has no terminals for commands, and there is none that executes in containers of other runtimes; one
+//! that is of an older release, does not answer or refuses leaves the command to the runtime, whose words the user then reads.
+//!
 //! When the user goes, the command gets SIGHUP and soon SIGKILL; a terminal hangs up as well.
 
-use std::fs;
+use std::error::Error;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rcluster_api::error::ApiError;
 use rcluster_api::wire::v1::{self, relay_input, relay_output};
 use rustix::fs::{FileType, fstat};
-use rustix::process::Signal;
+use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::process::Child;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::terminal::{self, Control};
-use super::{DATA_BYTES_MAX, Gone, Line, Speaker, Target, internal, invalid, opened};
+use super::{DATA_BYTES_MAX, Gone, Line, Speaker, Target, chain, internal, invalid, opened};
 use crate::core::exec::{Asked, Command, candidates, command};
 use crate::core::user::{Identity, identify};
 use crate::exec::process::PidFile;
 use crate::exec::runtime_cli::{ExecCall, Streams};
-use crate::exec::{Tools, process};
+use crate::exec::{Tools, monitor, process};
 
 /// Pieces of input that wait for a command that does not read.
 const PIECES_MAX: usize = 4;
+/// How long the monitor may take to begin a command, before that is left to the runtime.
+const START: Duration = Duration::from_secs(3);
 /// How long a command may take to end after SIGHUP.
 const HANGUP: Duration = Duration::from_secs(1);
 /// How long the output may pause after the command's end before no more is expected: what it left running in the container may hold
@@ -59,8 +68,8 @@ pub async fn run(tools: &Tools, target: &Target, asked: v1::RelayExec, line: &mu
         }
         return Ok(());
     }
-    let mut running = Running::begin(tools, target, &asked, &command, &line.id)?;
-    let ended = running.converse(&asked, line).await;
+    let mut running = Running::begin(tools, target, &asked, &command, &line.id).await?;
+    let ended = running.converse(line).await;
     match ended {
         Ok(code) => drop(line.say(exit(code)).await),
         Err(Gone) => running.hang_up().await,
@@ -122,10 +131,50 @@ fn missing(target: &Target, program: &str, command: &Command) -> Result<Option<(
 
 /// A command that runs. Killed when dropped, as far as it has begun.
 struct Running {
-    child: Child,
-    terminal: Option<terminal::Terminal>,
-    files: Files,
+    runner: Runner,
+    signals: Signals,
+    stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    outputs: Vec<(Stream, Box<dyn AsyncRead + Send + Unpin>)>,
+    /// Of a terminal, with the runtime's number.
+    control: Option<(Control, Option<u32>)>,
     ended: bool,
+}
+
+/// Who tells of the command's end.
+enum Runner {
+    Monitor { command: monitor::Command, _permit: OwnedSemaphorePermit },
+    Runtime(Child),
+}
+
+impl Runner {
+    /// Waits for the end; out: the exit code.
+    async fn ended(&mut self) -> i32 {
+        match self {
+            Self::Monitor { command, _permit } => command.ended().await.unwrap_or_else(|error| {
+                warn!(%error, "how a command ended is not known");
+                i32::from(u8::MAX)
+            }),
+            Self::Runtime(child) => child.wait().await.map_or(i32::from(u8::MAX), code),
+        }
+    }
+}
+
+/// The way to the command's process.
+enum Signals {
+    Process(OwnedFd),
+    Files(Files),
+}
+
+impl Signals {
+    fn send(&self, signal: Signal) {
+        match self {
+            Self::Process(process) => match pidfd_send_signal(process, signal) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(error) => warn!(%error, "cannot send a command a signal"),
+            },
+            Self::Files(files) => files.pid.signal(signal),
+        }
+    }
 }
 
 /// Files that go with the command.
@@ -142,11 +191,47 @@ impl Drop for Files {
 }
 
 impl Running {
-    fn begin(tools: &Tools, target: &Target, asked: &v1::RelayExec, command: &Command, id: &str) -> Result<Self, ApiError> {
+    async fn begin(tools: &Tools, target: &Target, asked: &v1::RelayExec, command: &Command, id: &str) -> Result<Self, ApiError> {
+        let process = serde_json::to_vec(&command.process).map_err(|error| internal("encode the command", &error))?;
+        let permit = Arc::clone(&tools.by_monitor).try_acquire_owned().ok();
+        if let Some(permit) = permit.filter(|_| !asked.tty && tools.runtime(&target.task).foreign.is_none()) {
+            match Self::by_monitor(target, asked, &process, permit).await {
+                Ok(running) => return Ok(running),
+                Err(why) => debug!(container = target.container.id, why = chain(why.as_ref()), "a command is left to the runtime"),
+            }
+        }
+        Self::by_runtime(tools, target, asked, &process, id)
+    }
+
+    async fn by_monitor(
+        target: &Target,
+        asked: &v1::RelayExec,
+        process: &[u8],
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let ((out, their_out), (err, their_err)) = (monitor::output()?, monitor::output()?);
+        let (stdin, their_in) = if asked.stdin {
+            let (stdin, their_in) = monitor::input()?;
+            (Some(Box::new(stdin) as _), their_in)
+        } else {
+            (None, File::open("/dev/null")?.into())
+        };
+        let streams = [their_in.as_fd(), their_out.as_fd(), their_err.as_fd()];
+        let command = monitor::begin_process(&target.place.monitor_socket(), process, streams, START).await?;
+        Ok(Self {
+            signals: Signals::Process(command.process()?),
+            runner: Runner::Monitor { command, _permit: permit },
+            stdin,
+            outputs: vec![(Stream::Stdout, Box::new(out)), (Stream::Stderr, Box::new(err))],
+            control: None,
+            ended: false,
+        })
+    }
+
+    fn by_runtime(tools: &Tools, target: &Target, asked: &v1::RelayExec, process: &[u8], id: &str) -> Result<Self, ApiError> {
         let file = |end: &str| target.place.command_file(id, end);
         let files = Files { process: file("json"), pid: PidFile::new(file("pid")) };
-        let text = serde_json::to_vec(&command.process).map_err(|error| internal("encode the command", &error))?;
-        fs::write(&files.process, text).map_err(|error| internal("write the command for the runtime", &error))?;
+        fs::write(&files.process, process).map_err(|error| internal("write the command for the runtime", &error))?;
         let (terminal, streams) = if asked.tty {
             let (terminal, runtimes) = terminal::open().map_err(|error| internal("make a terminal", &error))?;
             if let Some(size) = &asked.size {
@@ -157,31 +242,32 @@ impl Running {
             (None, if asked.stdin { Streams::Pipes } else { Streams::OutputOnly })
         };
         let call = ExecCall { id: &target.container.id, process: &files.process, pid_file: files.pid.path(), streams };
-        let child = tools.runtime(&target.task).begin_exec(call).map_err(|error| internal("begin the command", &error))?;
-        Ok(Self { child, terminal, files, ended: false })
-    }
-
-    /// Passes data on both ways until the command ends; the answer is its exit code.
-    async fn converse(&mut self, asked: &v1::RelayExec, line: &mut Line) -> Result<i32, Gone> {
-        let (speaker, line) = line.split();
-        let (pieces, queue) = mpsc::channel(PIECES_MAX);
-        let mut streams: Vec<(Stream, Box<dyn AsyncRead + Send + Unpin>)> = Vec::new();
+        let mut child = tools.runtime(&target.task).begin_exec(call).map_err(|error| internal("begin the command", &error))?;
+        let mut outputs: Vec<(Stream, Box<dyn AsyncRead + Send + Unpin>)> = Vec::new();
         let mut control = None;
-        let stdin: Option<Box<dyn AsyncWrite + Send + Unpin>> = match self.terminal.take() {
+        let stdin: Option<Box<dyn AsyncWrite + Send + Unpin>> = match terminal {
             Some(terminal) => {
-                control = Some((terminal.control, self.child.id()));
-                streams.push((Stream::Stdout, Box::new(terminal.reader)));
+                control = Some((terminal.control, child.id()));
+                outputs.push((Stream::Stdout, Box::new(terminal.reader)));
                 asked.stdin.then(|| Box::new(terminal.writer) as _)
             }
             None => {
-                streams.extend(self.child.stdout.take().map(|stdout| (Stream::Stdout, Box::new(stdout) as _)));
-                self.child.stdin.take().map(|stdin| Box::new(stdin) as _)
+                outputs.extend(child.stdout.take().map(|stdout| (Stream::Stdout, Box::new(stdout) as _)));
+                child.stdin.take().map(|stdin| Box::new(stdin) as _)
             }
         };
-        streams.extend(self.child.stderr.take().map(|stderr| (Stream::Stderr, Box::new(stderr) as _)));
+        outputs.extend(child.stderr.take().map(|stderr| (Stream::Stderr, Box::new(stderr) as _)));
+        Ok(Self { runner: Runner::Runtime(child), signals: Signals::Files(files), stdin, outputs, control, ended: false })
+    }
+
+    /// Passes data on both ways until the command ends; the answer is its exit code.
+    async fn converse(&mut self, line: &mut Line) -> Result<i32, Gone> {
+        let (speaker, line) = line.split();
+        let (pieces, queue) = mpsc::channel(PIECES_MAX);
+        let control = self.control.take();
         let tty = control.is_some();
-        let files = &self.files;
-        let hear = hear(line, pieces, control, files);
+        let hear = hear(line, pieces, control, &self.signals);
+        let stdin = self.stdin.take();
         let feed = async {
             if let Some(stdin) = stdin {
                 feed(stdin, queue, tty).await;
@@ -194,7 +280,7 @@ impl Running {
             Gone = hear => Err(Gone),
             () = speaker.closed() => Err(Gone),
             () = feed => Err(Gone),
-            code = pass_out(&mut self.child, streams, &speaker) => code,
+            code = pass_out(&mut self.runner, std::mem::take(&mut self.outputs), &speaker) => code,
         };
         self.ended = code.is_ok();
         code
@@ -202,27 +288,21 @@ impl Running {
 
     /// The user has gone: the command is asked to end, and then killed.
     async fn hang_up(&mut self) {
-        self.send(Signal::HUP);
-        if timeout(HANGUP, self.child.wait()).await.is_ok() {
-            self.ended = true;
-            return;
+        for signal in [Signal::HUP, Signal::KILL] {
+            self.signals.send(signal);
+            if timeout(HANGUP, self.runner.ended()).await.is_ok() {
+                self.ended = true;
+                return;
+            }
         }
-        self.send(Signal::KILL);
-        match timeout(HANGUP, self.child.wait()).await {
-            Ok(_) => self.ended = true,
-            Err(_) => warn!("the runtime's exec does not end after its command was killed: it is killed too"),
-        }
-    }
-
-    fn send(&self, signal: Signal) {
-        self.files.pid.signal(signal);
+        warn!("a command's end is not told after it was killed: who was to tell is left or killed too");
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.ended {
-            self.send(Signal::KILL);
+            self.signals.send(Signal::KILL);
         }
     }
 }
@@ -240,7 +320,7 @@ fn adjust(control: &Control, size: &v1::RelayResize) {
 }
 
 /// Takes the user's frames; returns when the user has gone.
-async fn hear(line: &mut Line, pieces: mpsc::Sender<Vec<u8>>, control: Option<(Control, Option<u32>)>, files: &Files) -> Gone {
+async fn hear(line: &mut Line, pieces: mpsc::Sender<Vec<u8>>, control: Option<(Control, Option<u32>)>, signals: &Signals) -> Gone {
     let mut pieces = Some(pieces);
     loop {
         match line.hear().await {
@@ -264,7 +344,7 @@ async fn hear(line: &mut Line, pieces: mpsc::Sender<Vec<u8>>, control: Option<(C
                 }
             }
             Ok(relay_input::Kind::Signal(name)) => match signal(&name) {
-                Some(signal) => files.pid.signal(signal),
+                Some(signal) => signals.send(signal),
                 None => debug!(name, "not a signal that is passed on"),
             },
             Ok(relay_input::Kind::Open(_)) => debug!("a relay is opened once"),
@@ -304,17 +384,17 @@ async fn discard(mut queue: mpsc::Receiver<Vec<u8>>) {
 }
 
 /// Sends what the command writes; returns its exit code after its end, when all it wrote is sent.
-async fn pass_out(child: &mut Child, streams: Vec<(Stream, Box<dyn AsyncRead + Send + Unpin>)>, speaker: &Speaker) -> Result<i32, Gone> {
+async fn pass_out(runner: &mut Runner, streams: Vec<(Stream, Box<dyn AsyncRead + Send + Unpin>)>, speaker: &Speaker) -> Result<i32, Gone> {
     let (over, is_over) = tokio::sync::watch::channel(false);
     let reading =
         futures::future::try_join_all(streams.into_iter().map(|(stream, reader)| pass_stream(stream, reader, speaker, is_over.clone())));
     let waiting = async {
-        let status = child.wait().await;
+        let code = runner.ended().await;
         over.send_replace(true);
-        Ok::<_, Gone>(status)
+        Ok::<_, Gone>(code)
     };
-    let (_, status) = tokio::try_join!(reading, waiting)?;
-    Ok(status.map_or(i32::from(u8::MAX), code))
+    let (_, code) = tokio::try_join!(reading, waiting)?;
+    Ok(code)
 }
 
 async fn pass_stream(

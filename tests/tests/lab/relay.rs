@@ -66,6 +66,55 @@ fn exec_passes_output_input_and_exit_codes_on() {
     turn.finish();
 }
 
+/// The command line of the parent of the process that sleeps for so long, which no other test uses.
+fn parent_of_sleeper(seconds: &str) -> Option<String> {
+    let read = |pid: &str, file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok();
+    let pids = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let is_it = |pid: &String| read(pid, "cmdline").is_some_and(|line| line == format!("sleep\0{seconds}\0"));
+    let stat = pids.into_iter().find(is_it).and_then(|pid| read(&pid, "stat"))?;
+    let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.to_owned();
+    read(&parent, "cmdline").map(|line| line.replace('\0', " "))
+}
+
+#[test]
+fn a_command_is_run_by_its_containers_monitor_and_ends_with_its_user() {
+    let (turn, _) = pod("exec-monitor", 1);
+    let lab = turn.lab();
+    let sleeps = |seconds: &'static str, arguments: &[&str]| {
+        let mut command = lab.command(arguments);
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        (child, wait_for("it sleeps", SOON, || Ok(parent_of_sleeper(seconds))).unwrap())
+    };
+    let gone = |seconds: &'static str| wait_for("it has gone", SOON, || Ok(parent_of_sleeper(seconds).is_none().then_some(()))).unwrap();
+    let (mut user, parent) = sleeps("6004", &["exec", "-i", "box.1", "sleep", "6004"]);
+    assert!(parent.contains(" monitor "), "{parent}");
+    user.kill().unwrap();
+    user.wait().unwrap();
+    gone("6004");
+    // With the agent too.
+    let (mut user, _) = sleeps("6005", &["exec", "box.1", "sleep", "6005"]);
+    lab.host("kill", &["n1/agent"]).unwrap();
+    gone("6005");
+    assert_eq!(user.wait().unwrap().code(), Some(1));
+    lab.host("start", &["n1/agent"]).unwrap();
+    wait_for("the agent is back", SOON, || lab.ctl(&["exec", "box.1", "true"]).map(Some)).unwrap();
+    // More than a monitor may run for users are left to the runtime.
+    let mut users: Vec<_> = (0..30)
+        .map(|number| {
+            let mut command = lab.command(&["exec", "-i", "box.1", "--", "sh", "-c", &format!("read line; exit {number}")]);
+            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    let count = "n=0; for f in /proc/[0-9]*/cmdline; do grep -q '[r]ead line; exit' $f && n=$((n+1)); done; echo $n";
+    let all = || Ok((lab.ctl(&["exec", "box.1", "sh", "-c", count])? == "30\n").then_some(()));
+    wait_for("all thirty run", Duration::from_secs(60), all).unwrap();
+    for (number, user) in users.iter_mut().enumerate() {
+        user.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        assert_eq!(user.wait().unwrap().code(), i32::try_from(number).ok());
+    }
+    turn.finish();
+}
+
 #[test]
 fn what_cannot_be_executed_says_why() {
     let (turn, _) = pod("exec-no", 1);
