@@ -200,7 +200,7 @@ impl Pipe {
                 true
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => false,
-            // EIO is how a terminal says that nobody has its other side open any more.
+            // EIO is how a terminal says that nobody has its other side open any more. A process that opens it again is not heard, as under runc.
             Err(_) => {
                 self.file = None;
                 false
