@@ -4,6 +4,7 @@
 //! before the verb; values follow `=` or a space; one dash is as good as two. Only behind the id of `exec` everything is the command.
 //! Never drops an option: those of runc that are not built are refused by name.
 
+mod exec;
 mod update;
 
 use std::ffi::OsString;
@@ -11,10 +12,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::core::exec::{self, Asked};
 use crate::core::{signal, time};
 use crate::output::{Log, LogFormat};
-use crate::parent::{CreateOptions, ExecOptions, ProcessSource, Schemas, UpdateSource};
+use crate::parent::{CreateOptions, ExecOptions, Schemas, UpdateSource};
 
 /// One call of the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,6 +127,31 @@ pub struct MonitorOptions {
     pub tty: Option<PathBuf>,
 }
 
+/// Why a call is none, and the code it ends with, which is runc's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub code: u8,
+    pub why: String,
+}
+
+impl From<String> for Refusal {
+    fn from(why: String) -> Self {
+        Self { code: FAILED, why }
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(why: &str) -> Self {
+        why.to_owned().into()
+    }
+}
+
+/// What most failures end with.
+pub const FAILED: u8 = 1;
+const UNKNOWN_VERB: u8 = 3;
+/// What a failed `exec` ends with: a program executed in a container can end with 1 by itself.
+pub const EXEC_FAILED: u8 = 255;
+
 /// Where state is kept unless `--root` says otherwise.
 pub const ROOT_DEFAULT: &str = "/run/rcluster/runtime";
 
@@ -172,27 +197,42 @@ usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--de
 ";
 
 /// Reads the arguments after the program's name.
-pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Call, String> {
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Call, Refusal> {
     let mut args = Args {
         rest: args.into_iter().collect::<Vec<_>>().into_iter(),
         root: ROOT_DEFAULT.into(),
         log: Log::default(),
         systemd_cgroup: false,
+        rootless: None,
+        help: false,
     };
+    // They take the place of the verb, once the options of all verbs are read.
+    let mut told = None;
     let mut verb = loop {
-        let Some(argument) = args.rest.next() else { return Err(format!("name a verb\n\n{HELP}")) };
-        let Some(option) = Given::parse(&argument)? else { break verb(&text(argument)?, &mut args)? };
+        let Some(argument) = args.rest.next() else { break told.unwrap_or(Verb::Help) };
+        let Some(option) = Given::parse(&argument)? else {
+            let name = text(argument)?;
+            match told {
+                Some(told) => break told,
+                None => break verb(&name, &mut args).or_else(|refusal| if args.help { Ok(Verb::Help) } else { Err(refusal) })?,
+            }
+        };
         match option.name.as_str() {
-            "--version" | "-v" => break Verb::Version,
-            "--help" | "-h" => break Verb::Help,
+            "--version" | "-v" => told = told.or(Some(Verb::Version)),
+            "--help" | "-h" => told = Some(Verb::Help),
             _ => {
                 let name = option.name.clone();
                 if !args.global(option)? {
-                    return Err(format!("unknown option {name}: see --help"));
+                    return Err(format!("unknown option {name}: see --help").into());
                 }
             }
         }
     };
+    // Others do not ask for it.
+    let asks = matches!(verb, Verb::Create { .. } | Verb::Run { .. } | Verb::Ps { .. } | Verb::Pause { .. } | Verb::Resume { .. });
+    if let Some(other) = args.rootless.filter(|given| asks && given != "auto" && switch("--rootless", Some(given)).is_err()) {
+        return Err(format!("--rootless {other:?}: use true, false or auto").into());
+    }
     // It may stand behind the verb.
     if let Verb::Create { options, .. } | Verb::Run { options, .. } = &mut verb {
         options.systemd_cgroup = args.systemd_cgroup;
@@ -200,47 +240,80 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Call, String> {
     Ok(Call { root: args.root, log: args.log, verb })
 }
 
-fn verb(name: &str, args: &mut Args) -> Result<Verb, String> {
-    match name {
-        "create" | "run" => create_or_run(name, args),
-        "exec" => exec(args),
-        "start" => Ok(Verb::Start { id: args.only_id(name, &[])?.0 }),
-        "pause" => Ok(Verb::Pause { id: args.only_id(name, &[])?.0 }),
-        "resume" => Ok(Verb::Resume { id: args.only_id(name, &[])?.0 }),
-        "update" => update::update(args),
-        "ps" => ps(args),
-        "events" => events(args),
-        "state" => Ok(Verb::State { id: args.only_id(name, &[])?.0 }),
+const VERBS: [&str; 20] = [
+    "checkpoint",
+    "create",
+    "delete",
+    "events",
+    "exec",
+    "features",
+    "h",
+    "help",
+    "kill",
+    "list",
+    "monitor",
+    "pause",
+    "ps",
+    "restore",
+    "resume",
+    "run",
+    "spec",
+    "start",
+    "state",
+    "update",
+];
+
+fn verb(name: &str, args: &mut Args) -> Result<Verb, Refusal> {
+    let verb = match name {
+        "create" | "run" => create_or_run(name, args)?,
+        "exec" => return exec::exec(args),
+        "start" => Verb::Start { id: args.only_id(name, &[])?.0 },
+        "pause" => Verb::Pause { id: args.only_id(name, &[])?.0 },
+        "resume" => Verb::Resume { id: args.only_id(name, &[])?.0 },
+        "update" => update::update(args)?,
+        "ps" => ps(args)?,
+        "events" => events(args)?,
+        "state" => Verb::State { id: args.only_id(name, &[])?.0 },
         "delete" => {
             let (id, options) = args.only_id(name, &[("--force", "-f", false)])?;
-            Ok(Verb::Delete { id, force: options.has("--force")? })
+            Verb::Delete { id, force: options.has("--force")? }
         }
-        "kill" => kill(args),
-        "list" => {
-            let options = args.collect(name, &[("--format", "-f", true), ("--quiet", "-q", false)])?;
-            options.no_words(name)?;
-            let format = match options.text("--format")?.as_deref() {
-                _ if options.has("--quiet")? => ListFormat::Ids,
-                None | Some("table") => ListFormat::Table,
-                Some("json") => ListFormat::Json,
-                Some(other) => return Err(format!("list --format {other:?}: use table or json")),
-            };
-            Ok(Verb::List { format })
-        }
+        "kill" => kill(args)?,
+        "list" => list(args)?,
         "spec" => {
             let options = args.collect(name, &[("--bundle", "-b", true), ("--rootless", "", false)])?;
             options.no_words(name)?;
             let rootless = options.has("--rootless")?;
-            Ok(Verb::Spec { bundle: options.path("--bundle").unwrap_or_else(|| ".".into()), rootless })
+            Verb::Spec { bundle: options.path("--bundle").unwrap_or_else(|| ".".into()), rootless }
         }
-        "features" => args.collect(name, &[])?.no_words(name).map(|()| Verb::Features),
-        "monitor" => monitor(args),
-        "help" => Ok(Verb::Help),
+        "features" => args.collect(name, &[])?.no_words(name).map(|()| Verb::Features)?,
+        "monitor" => monitor(args)?,
+        "help" | "h" => match args.collect(name, &[])?.words.first() {
+            Some(other) if !VERBS.contains(&other.as_str()) => return Err(unknown_verb(other)),
+            _ => Verb::Help,
+        },
         "checkpoint" | "restore" => {
-            Err(format!("{name}: not built yet in this runtime: use another OCI runtime for a container that needs it"))
+            return Err(format!("{name}: not built yet in this runtime: use another OCI runtime for a container that needs it").into());
         }
-        other => Err(format!("unknown verb {other:?}: see --help")),
-    }
+        other => return Err(unknown_verb(other)),
+    };
+    Ok(verb)
+}
+
+fn unknown_verb(name: &str) -> Refusal {
+    Refusal { code: UNKNOWN_VERB, why: format!("unknown verb {name:?}: see --help") }
+}
+
+fn list(args: &mut Args) -> Result<Verb, String> {
+    let options = args.collect("list", &[("--format", "-f", true), ("--quiet", "-q", false)])?;
+    options.no_words("list")?;
+    let format = match options.text("--format")?.as_deref() {
+        _ if options.has("--quiet")? => ListFormat::Ids,
+        None | Some("table") => ListFormat::Table,
+        Some("json") => ListFormat::Json,
+        Some(other) => return Err(format!("list --format {other:?}: use table or json")),
+    };
+    Ok(Verb::List { format })
 }
 
 fn create_or_run(name: &str, args: &mut Args) -> Result<Verb, String> {
@@ -276,85 +349,6 @@ fn create_or_run(name: &str, args: &mut Args) -> Result<Verb, String> {
     }
 }
 
-fn exec(args: &mut Args) -> Result<Verb, String> {
-    const KNOWN: [Known; 17] = [
-        ("--process", "-p", true),
-        ("--cwd", "", true),
-        ("--env", "-e", true),
-        ("--user", "-u", true),
-        ("--additional-gids", "-g", true),
-        ("--cap", "-c", true),
-        ("--no-new-privs", "", false),
-        ("--tty", "-t", false),
-        ("--console-socket", "", true),
-        ("--apparmor", "", true),
-        ("--process-label", "", true),
-        ("--detach", "-d", false),
-        ("--pid-file", "", true),
-        ("--preserve-fds", "", true),
-        ("--ignore-paused", "", false),
-        ("--cgroup", "", true),
-        // Without effect in runc as well; old callers give it.
-        ("--no-subreaper", "", false),
-    ];
-    let mut options = args.collect_before_word("exec", &KNOWN)?;
-    let mut words = std::mem::take(&mut options.words).into_iter();
-    let id = words.next().ok_or("exec: give a container id")?;
-    let args: Vec<String> = words.collect();
-    let terminal = options.has("--tty")?;
-    let process = if let Some(path) = options.path("--process") {
-        let own = ["--cwd", "--env", "--user", "--additional-gids", "--cap", "--no-new-privs", "--apparmor", "--process-label"];
-        if let Some(other) = own.iter().find(|name| options.given(name)) {
-            return Err(format!("exec {other}: belongs into the file of --process, which tells all of the process"));
-        }
-        ProcessSource::File { path, terminal }
-    } else {
-        if args.is_empty() {
-            return Err("exec: give a program behind the container id, or --process".into());
-        }
-        ProcessSource::Options(Asked {
-            args,
-            cwd: options.text("--cwd")?,
-            env: options.texts("--env")?,
-            user: options
-                .text("--user")?
-                .map(|text| exec::parse_user(&text).ok_or_else(|| format!("exec --user {text:?}: give UID or UID:GID as numbers")))
-                .transpose()?,
-            additional_gids: options
-                .texts("--additional-gids")?
-                .iter()
-                .map(|text| exec::parse_id(text).ok_or_else(|| format!("exec --additional-gids {text:?}: give a number")))
-                .collect::<Result<_, _>>()?,
-            capabilities: options.texts("--cap")?,
-            no_new_privileges: options.has("--no-new-privs")?,
-            terminal,
-            apparmor_profile: options.text("--apparmor")?,
-            selinux_label: options.text("--process-label")?,
-        })
-    };
-    let cgroups = options
-        .texts("--cgroup")?
-        .iter()
-        .map(|text| {
-            exec::parse_sub_cgroup(text).ok_or_else(|| {
-                format!("exec --cgroup {text:?}: give [CONTROLLER:]PATH, a path below the container's cgroup without \"..\"")
-            })
-        })
-        .collect::<Result<_, _>>()?;
-    Ok(Verb::Exec {
-        id,
-        options: ExecOptions {
-            process,
-            detach: options.has("--detach")?,
-            pid_file: options.path("--pid-file"),
-            console_socket: options.path("--console-socket"),
-            preserve_fds: options.number("exec", "--preserve-fds")?.unwrap_or(0),
-            ignore_paused: options.has("--ignore-paused")?,
-            cgroups,
-        },
-    })
-}
-
 fn ps(args: &mut Args) -> Result<Verb, String> {
     let mut options = args.collect_before_word("ps", &[("--format", "-f", true)])?;
     let mut words = std::mem::take(&mut options.words).into_iter();
@@ -382,6 +376,7 @@ fn kill(args: &mut Args) -> Result<Verb, String> {
     let options = args.collect("kill", &[("--all", "-a", false)])?;
     let (id, signal) = match options.words.as_slice() {
         [id] => (id, signal::TERM),
+        [id, none] if none.is_empty() => (id, signal::TERM),
         [id, name] => (id, signal::parse(name).ok_or_else(|| format!("kill: {name:?} is no signal"))?),
         _ => return Err("kill: give a container id and, if it is not TERM, a signal".into()),
     };
@@ -427,7 +422,7 @@ fn monitor(args: &mut Args) -> Result<Verb, String> {
         },
     };
     Ok(Verb::Monitor(MonitorOptions {
-        id: options.text("--id")?.ok_or("monitor: --id is missing")?,
+        id: options.filled("--id")?.ok_or("monitor: --id is missing")?,
         bundle: needed("--bundle")?,
         log: needed("--log")?,
         exit_file: needed("--exit-file")?,
@@ -435,7 +430,7 @@ fn monitor(args: &mut Args) -> Result<Verb, String> {
         runtime: runtime.map(|path| (path, runtime_root)),
         socket,
         log_bytes_max,
-        log_sink: options.text("--log-sink")?,
+        log_sink: options.filled("--log-sink")?,
         stdin,
         tty,
     }))
@@ -450,6 +445,10 @@ struct Args {
     root: PathBuf,
     log: Log,
     systemd_cgroup: bool,
+    /// Of no effect: whether this is so is seen from the user this program runs as.
+    rootless: Option<OsString>,
+    /// A verb was asked for help.
+    help: bool,
 }
 
 /// An option as written.
@@ -498,7 +497,7 @@ fn switch(name: &str, value: Option<&OsString>) -> Result<bool, String> {
 
 impl Args {
     fn value(&mut self, option: Given) -> Result<OsString, String> {
-        let value = option.value.or_else(|| self.rest.next()).filter(|value| !value.is_empty());
+        let value = option.value.or_else(|| self.rest.next());
         value.ok_or_else(|| format!("{} needs a value", option.name))
     }
 
@@ -513,7 +512,7 @@ impl Args {
 
     fn collect_until(&mut self, verb: &str, known: &[Known], first_word_ends: bool) -> Result<Collected, String> {
         let mut collected = Collected { options: Vec::new(), words: Vec::new() };
-        let mut only_words = false;
+        let (mut only_words, mut help) = (false, false);
         while let Some(argument) = self.rest.next() {
             if argument == "--" && !only_words {
                 only_words = true;
@@ -531,7 +530,9 @@ impl Args {
             let known = known.iter().find(|(long, short, _)| given.name == *long || !short.is_empty() && given.name == *short);
             let Some((long, _, takes_value)) = known else {
                 let name = given.name.clone();
-                if !self.global(given)? {
+                if ["--help", "-h"].contains(&name.as_str()) {
+                    help = true;
+                } else if !self.global(given)? {
                     return Err(format!("{verb}: unknown option {name}: see --help"));
                 }
                 continue;
@@ -539,28 +540,31 @@ impl Args {
             let value = if *takes_value { Some(self.value(given)?) } else { given.value };
             collected.options.push((long, value));
         }
+        if help {
+            self.help = true;
+            return Err(format!("{verb}: help is asked for"));
+        }
         Ok(collected)
     }
 
     /// Reads an option of all verbs; whether it is one.
     fn global(&mut self, option: Given) -> Result<bool, String> {
         match option.name.as_str() {
-            "--root" => self.root = self.value(option)?.into(),
-            "--log" => self.log.file = Some(self.value(option)?.into()),
+            "--root" => match self.value(option)? {
+                root if root.is_empty() => return Err("--root needs a value".into()),
+                root => self.root = root.into(),
+            },
+            "--log" => self.log.file = Some(self.value(option)?).filter(|path| !path.is_empty()).map(PathBuf::from),
             "--log-format" => {
                 self.log.format = match text(self.value(option)?)?.as_str() {
-                    "text" => LogFormat::Text,
+                    "text" | "" => LogFormat::Text,
                     "json" => LogFormat::Json,
                     other => return Err(format!("--log-format {other:?}: use text or json")),
                 }
             }
             "--debug" => self.log.debug = option.flag()?,
             "--systemd-cgroup" => self.systemd_cgroup = option.flag()?,
-            // Whether this is so is seen from the user this program runs as.
-            "--rootless" => match text(self.value(option)?)?.as_str() {
-                "true" | "false" | "auto" => {}
-                other => return Err(format!("--rootless {other:?}: use true, false or auto")),
-            },
+            "--rootless" => self.rootless = Some(self.value(option)?),
             _ => return Ok(false),
         }
         Ok(true)
@@ -588,8 +592,14 @@ impl Collected {
         self.last(name).map_or(Ok(false), |value| switch(name, value.as_ref()))
     }
 
+    /// An empty one is none, as under runc.
     fn path(&self, name: &str) -> Option<PathBuf> {
-        self.last(name).cloned().flatten().map(PathBuf::from)
+        self.last(name).cloned().flatten().filter(|path| !path.is_empty()).map(PathBuf::from)
+    }
+
+    /// An empty one is none, as under runc.
+    fn filled(&self, name: &str) -> Result<Option<String>, String> {
+        Ok(self.text(name)?.filter(|text| !text.is_empty()))
     }
 
     fn text(&self, name: &str) -> Result<Option<String>, String> {

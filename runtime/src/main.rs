@@ -30,24 +30,22 @@ use anyhow::{Context, Result, bail};
 
 use parent::{CreateOptions, ExecOptions};
 
-use args::{Call, ListFormat, PsOutput, Verb};
+use args::{Call, EXEC_FAILED, FAILED, ListFormat, PsOutput, Verb};
 use output::{Level, Log};
-
-const FAILED: u8 = 1;
-const REFUSED: u8 = 2;
-/// runc's.
-const EXEC_FAILED: u8 = 255;
 
 fn main() -> ExitCode {
     let call = match args::parse(std::env::args_os().skip(1)) {
         Ok(call) => call,
-        Err(why) => {
-            Log::default().say(Level::Error, &why);
-            return ExitCode::from(REFUSED);
+        Err(refusal) => {
+            Log::default().say(Level::Error, &refusal.why);
+            return ExitCode::from(refusal.code);
         }
     };
     let log = call.log.clone();
-    // A program executed in a container can end with 1 by itself.
+    if let Err(error) = log.open() {
+        Log::default().say(Level::Error, &error);
+        return ExitCode::from(FAILED);
+    }
     let (failed, what) = if matches!(call.verb, Verb::Exec { .. }) { (EXEC_FAILED, "exec failed: ") } else { (FAILED, "") };
     perform(call).unwrap_or_else(|error| {
         log.say(Level::Error, &format!("{what}{error:#}"));
@@ -115,45 +113,28 @@ fn perform(call: Call) -> Result<ExitCode> {
 fn list(root: &Path, format: ListFormat) -> Result<String> {
     let states = parent::list(root)?;
     Ok(match format {
+        // An empty list of runc's.
+        ListFormat::Json if states.is_empty() => "null".to_owned(),
         ListFormat::Json => serde_json::to_string(&states)?,
         ListFormat::Ids => states.iter().map(|state| state.id.as_str()).collect::<Vec<_>>().join("\n"),
         ListFormat::Table => {
-            let row = |state: &parent::State| {
-                let pid = state.pid.map_or("-".to_owned(), |pid| pid.to_string());
-                format!("{:<32} {:<8} {:<8} {}", state.id, pid, state.status.to_string(), state.bundle.display())
+            let head = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned);
+            let row = |state: parent::State| {
+                let parent::State { id, pid, status, bundle, created, owner, .. } = state;
+                [id, pid.to_string(), status.to_string(), bundle.display().to_string(), created, owner]
             };
-            let head = format!("{:<32} {:<8} {:<8} {}", "ID", "PID", "STATUS", "BUNDLE");
-            [head].into_iter().chain(states.iter().map(row)).collect::<Vec<_>>().join("\n")
+            core::table::lines(&[head].into_iter().chain(states.into_iter().map(row)).collect::<Vec<_>>())
         }
     })
 }
 
 /// Writes a configuration to begin with, but over none.
 fn write_spec(bundle: &Path, rootless: bool) -> Result<()> {
-    const SPEC: &str = include_str!("spec.json");
     let path = bundle.join("config.json");
     if path.exists() {
         bail!("{} exists already: remove it first", path.display());
     }
-    let text = if rootless {
-        let spec = serde_json::from_str(SPEC).context("read the built-in configuration")?;
-        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        serde_json::to_string_pretty(&core::rootless::configuration(spec, uid, gid))?
-    } else {
-        SPEC.to_owned()
-    };
+    let user = rootless.then(|| (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()));
+    let text = serde_json::to_string_pretty(&core::template::configuration(parent::only_version_2(), user))?;
     std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_configuration_passes_every_check() {
-        let spec = core::spec::parse(include_bytes!("spec.json")).unwrap();
-        let container = core::check::check(Path::new("/b"), &spec).unwrap();
-        assert_eq!(container.process.args, ["sh"]);
-        assert_eq!(spec.oci_version, core::check::OCI_VERSION);
-    }
 }

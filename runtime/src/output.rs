@@ -2,9 +2,9 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the one place that prints")]
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
@@ -36,6 +36,12 @@ pub struct Log {
 }
 
 impl Log {
+    /// Makes the log, if one is asked for; a caller that reads it for the error must not find none.
+    pub fn open(&self) -> Result<(), String> {
+        let Some(path) = &self.file else { return Ok(()) };
+        append(path).map(drop).map_err(|error| format!("--log {}: {error}", path.display()))
+    }
+
     /// Says something on standard error, and in the log if there is one.
     pub fn say(&self, level: Level, message: &str) {
         if level == Level::Debug && !self.debug {
@@ -53,7 +59,7 @@ impl Log {
                 LogFormat::Text => format!("time=\"{time}\" level={name} msg={message:?}\n"),
                 LogFormat::Json => format!("{}\n", json!({ "level": name, "msg": message, "time": time })),
             };
-            let written = OpenOptions::new().append(true).create(true).open(path).and_then(|mut log| log.write_all(line.as_bytes()));
+            let written = append(path).and_then(|mut log| log.write_all(line.as_bytes()));
             if let Err(error) = written {
                 eprintln!("warning: write log {}: {error}", path.display());
             }
@@ -63,6 +69,10 @@ impl Log {
             eprintln!("{name}: {message}");
         }
     }
+}
+
+fn append(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().append(true).create(true).open(path)
 }
 
 /// Writes bytes to standard output as they are.

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,9 @@ pub struct Record {
     pub oci_version: String,
     /// Absolute.
     pub bundle: PathBuf,
+    /// Absolute; not recorded by earlier versions.
+    #[serde(default)]
+    pub rootfs: Option<PathBuf>,
     pub annotations: BTreeMap<String, String>,
     /// RFC 3339.
     pub created_at: String,
@@ -70,6 +73,7 @@ impl Record {
             id: id.to_owned(),
             oci_version: oci_version.to_owned(),
             bundle: bundle.to_owned(),
+            rootfs: None,
             annotations: BTreeMap::new(),
             created_at,
             init: None,
@@ -144,6 +148,12 @@ impl StateDir {
         }
         let lock = dir.lock()?;
         Ok((dir, lock))
+    }
+
+    /// The user whose container it is.
+    pub fn owner(&self) -> Result<u32> {
+        let seen = fs::metadata(&self.path).with_context(|| format!("look at {}", self.path.display()))?;
+        Ok(seen.uid())
     }
 
     /// Whether anything is remembered.

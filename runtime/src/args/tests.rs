@@ -1,6 +1,8 @@
 use super::*;
+use crate::core::exec;
+use crate::parent::ProcessSource;
 
-fn read(line: &str) -> Result<Call, String> {
+fn read(line: &str) -> Result<Call, Refusal> {
     parse(line.split_whitespace().map(OsString::from))
 }
 
@@ -66,7 +68,6 @@ fn the_monitor_has_a_log_of_its_own() {
 #[test]
 fn refusals_name_what_they_refuse() {
     let cases = [
-        ("", "name a verb"),
         ("fly", "unknown verb \"fly\""),
         ("exec web", "exec: give a program"),
         ("exec --user root web id", "exec --user \"root\": give UID or UID:GID as numbers"),
@@ -74,7 +75,6 @@ fn refusals_name_what_they_refuse() {
         ("exec --cgroup ../x web id", "exec --cgroup \"../x\""),
         ("ps -f x web", "ps --format \"x\": use table or json"),
         ("events --interval 0s web", "events --interval \"0s\": give a duration"),
-        ("update web", "update: name a limit"),
         ("update --memory x web", "update --memory \"x\": give a size"),
         ("update --cpu-share -1 web", "update --cpu-share \"-1\": give a number"),
         ("update -r - --memory 1m web", "update --memory: belongs into the file of --resources"),
@@ -88,14 +88,37 @@ fn refusals_name_what_they_refuse() {
         ("start", "start: give exactly one container id"),
         ("kill web NOPE", "kill: \"NOPE\" is no signal"),
         ("delete --force=perhaps web", "--force takes no value"),
-        ("--rootless perhaps state web", "--rootless \"perhaps\": use true, false or auto"),
+        ("--rootless perhaps pause web", "--rootless \"perhaps\": use true, false or auto"),
         ("--root", "--root needs a value"),
+        ("--root= list", "--root needs a value"),
         ("monitor --id a", "monitor: --bundle is missing"),
         ("monitor --id a --bundle b --log l --exit-file e --socket s --runtime r", "monitor --socket: "),
         ("monitor --id a --bundle b --log l --exit-file e --log-max-bytes 1", "monitor --log-max-bytes \"1\""),
     ];
     for (line, expected) in cases {
-        let error = read(line).expect_err(line);
+        let error = read(line).expect_err(line).why;
         assert!(error.starts_with(expected), "{line}: {error}");
     }
+}
+
+#[test]
+fn help_is_given_wherever_it_is_asked_for() {
+    for line in
+        ["", "--debug", "help", "h", "help state", "--help fly", "--version --help", "state --help", "exec -h web true", "kill web -h"]
+    {
+        assert_eq!(read(line).unwrap().verb, Verb::Help, "{line}");
+    }
+    assert_eq!(read("--version fly").unwrap().verb, Verb::Version);
+    for (line, code) in [("fly --help", 3), ("help fly", 3), ("state --help --fly", 1), ("--version --fly", 1)] {
+        assert_eq!(read(line).unwrap_err().code, code, "{line}");
+    }
+}
+
+#[test]
+fn an_empty_value_is_none() {
+    let read = |args: &[&str]| parse(args.iter().map(OsString::from)).unwrap();
+    assert_eq!(read(&["--log", "", "--log-format=", "create", "--bundle", "", "web"]), read(&["create", "web"]));
+    assert_eq!(read(&["exec", "--cwd=", "--user", "", "--process=", "web", "id"]), read(&["exec", "web", "id"]));
+    assert_eq!(read(&["update", "--memory", "", "web"]), read(&["update", "web"]));
+    assert_eq!(read(&["kill", "web", ""]), read(&["kill", "web", "TERM"]));
 }

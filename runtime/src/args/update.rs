@@ -53,7 +53,7 @@ pub(super) fn update(args: &mut Args) -> Result<Verb, String> {
     }
     let mut asked = serde_json::Map::new();
     for (name, group, field, limit) in LIMITS {
-        let Some(text) = options.text(name)? else { continue };
+        let Some(text) = options.filled(name)? else { continue };
         let value = match limit {
             Limit::Bytes => update::parse_bytes(&text).map(Value::from).ok_or("a size such as 512m"),
             Limit::Number => text.parse::<i64>().map(Value::from).map_err(|_| "a number"),
@@ -62,9 +62,6 @@ pub(super) fn update(args: &mut Args) -> Result<Verb, String> {
         };
         let value = value.map_err(|what| format!("update {name} {text:?}: give {what}"))?;
         asked.entry(group).or_insert_with(|| serde_json::json!({}))[field] = value;
-    }
-    if asked.is_empty() && schemas == Schemas::default() && !options.given("--kernel-memory") && !options.given("--kernel-memory-tcp") {
-        return Err("update: name a limit to change: see --help".into());
     }
     Ok(Verb::Update { id, source: UpdateSource::Options(Value::Object(asked)), schemas })
 }

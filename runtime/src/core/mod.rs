@@ -26,7 +26,7 @@ pub mod update;
 pub mod route;
 
 pub mod plan;
-pub mod rootless;
+pub mod template;
 
 pub mod caller;
 pub mod exec;
@@ -36,3 +36,5 @@ pub mod request;
 pub mod members;
 pub mod stats;
 pub mod status;
+pub mod table;
+pub mod user;

@@ -73,6 +73,7 @@ pub fn create(root: &Path, id: &str, options: &CreateOptions) -> Result<Created>
     let opened = Opened::new(&bundle)?;
     let (dir, lock) = StateDir::create(root, id)?;
     let mut record = Record {
+        rootfs: Some(bundle.container.root.clone()),
         annotations: bundle.container.annotations.clone(),
         own_pid_namespace: bundle.container.has_new(NamespaceKind::Pid),
         cgroups: bundle.cgroups.groups.iter().map(|group| group.directory.clone()).collect(),

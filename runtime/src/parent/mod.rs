@@ -34,7 +34,7 @@ pub use own_binary::protect;
 pub use passed::check as check_passed_fds;
 pub use pause::{pause, resume};
 pub use ps::{processes, ps};
-pub use query::{State, features, list, state};
+pub use query::{State, features, list, only_version_2, state};
 pub use run::run;
 pub use start::start;
 pub use update::{Schemas, UpdateSource, update};

@@ -10,6 +10,7 @@ pub mod own;
 pub mod probe;
 pub mod terminals;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -50,6 +51,7 @@ impl Bundle {
         let mut bundle = Self { dir, id, config: Value::Null, program: env!("CARGO_BIN_EXE_rcluster-runtime").into() };
         bundle.ok(&["spec", "--bundle", bundle.path("").to_str().unwrap()]);
         bundle.config = serde_json::from_slice(&fs::read(bundle.path("config.json")).unwrap()).unwrap();
+        bundle.widen();
         bundle.config["linux"]["cgroupsPath"] = json!(format!("/{}", bundle.id));
         bundle.script(script);
         bundle
@@ -62,6 +64,33 @@ impl Bundle {
         assert!(Command::new("cp").arg(&self.program).arg(&copy).status().unwrap().success());
         self.program.clone_from(&copy);
         copy
+    }
+
+    /// What `spec` writes is narrow and asks for a terminal: tests have none, and look at what engines' containers may do.
+    pub fn widen(&mut self) {
+        let may = [
+            "AUDIT_WRITE",
+            "CHOWN",
+            "DAC_OVERRIDE",
+            "FOWNER",
+            "FSETID",
+            "KILL",
+            "MKNOD",
+            "NET_BIND_SERVICE",
+            "NET_RAW",
+            "SETFCAP",
+            "SETGID",
+            "SETPCAP",
+            "SETUID",
+            "SYS_CHROOT",
+        ]
+        .map(|name| format!("CAP_{name}"));
+        self.set("/process/terminal", json!(false));
+        self.set("/process/capabilities", json!({"bounding": may, "effective": may, "permitted": may}));
+        let namespaces = self.config["linux"]["namespaces"].as_array_mut().unwrap();
+        if namespaces.iter().all(|namespace| namespace["type"] != "cgroup") {
+            namespaces.push(json!({"type": "cgroup"}));
+        }
     }
 
     pub fn script(&mut self, script: &str) {
@@ -259,6 +288,26 @@ pub fn eventually<T>(what: &str, mut value: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Where two values differ, property by property.
+pub fn differences(ours: &Value, theirs: &Value) -> Vec<String> {
+    fn compare(ours: &Value, theirs: &Value, at: &str, found: &mut Vec<String>) {
+        match (ours, theirs) {
+            (Value::Object(ours), Value::Object(theirs)) => {
+                let names: BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+                for name in names {
+                    let [ours, theirs] = [ours, theirs].map(|fields| fields.get(name).unwrap_or(&Value::Null));
+                    compare(ours, theirs, &format!("{at}/{name}"), found);
+                }
+            }
+            (ours, theirs) if ours != theirs => found.push(format!("{at}: {ours}, not {theirs}")),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    compare(ours, theirs, "", &mut found);
+    found
 }
 
 pub fn alive(pid: i32) -> bool {

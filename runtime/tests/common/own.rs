@@ -32,6 +32,7 @@ impl Own {
         let output = own.call(&["spec", "--rootless", "--bundle", own.bundle.path("").to_str().unwrap()]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         own.bundle.config = serde_json::from_slice(&fs::read(own.bundle.path("config.json")).unwrap()).unwrap();
+        own.bundle.widen();
         own.bundle.script(script);
         own
     }

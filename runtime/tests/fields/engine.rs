@@ -40,6 +40,11 @@ impl<'a> Engine<'a> {
         Some(Self { kind, program: program?, bundle })
     }
 
+    /// Where it keeps its state.
+    pub fn root(&self) -> PathBuf {
+        self.bundle.path(if self.kind == Kind::Ours { "state" } else { "other" })
+    }
+
     pub fn command(&self, args: &[&str]) -> Command {
         if self.kind == Kind::Ours {
             return self.bundle.command(args);

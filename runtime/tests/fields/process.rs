@@ -44,6 +44,8 @@ fn arguments_environment_and_directory() {
             refused("a directory", args(&["/bin"]), "process.args[0]"),
             refused("no format", args(&["/bin/broken"]), "process.args[0]"),
             refused("no arguments", args(&[]), "process.args"),
+            refused("a variable without a value", json!({"/process/env":["PATH=/bin","A"]}), "process.env[1]"),
+            refused("a variable without a name", json!({"/process/env":["=x","PATH=/bin"]}), "process.env[0]"),
             refused("a relative directory", json!({"/process/cwd":"bin"}), "process.cwd"),
             refused("a file as the directory", json!({"/process/cwd":"/bin/busybox"}), "process.cwd"),
         ],

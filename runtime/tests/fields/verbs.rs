@@ -1,11 +1,11 @@
 //! The verbs on the same bundle: what `state`, `list` and `features` say, what ends with which code, and what both refuse.
 
 use std::fs;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::common::{Bundle, eventually};
+use crate::common::{Bundle, differences, eventually};
 use crate::engine::{Engine, Kind, Said, check, refused, same};
 
 /// What `look` sees under ours and under runc, line by line.
@@ -27,16 +27,9 @@ fn both(bundle: &Bundle, look: impl Fn(&Engine<'_>) -> Vec<String>) {
 fn shape(state: &Value) -> String {
     let mut state = state.clone();
     if let Some(fields) = state.as_object_mut() {
-        // runc's own, beside what the specification names.
-        fields.remove("owner");
-        fields.remove("rootfs");
-        // Of a stopped container runc says 0, and ours nothing.
-        if fields.get("pid") == Some(&json!(0)) {
-            fields.remove("pid");
-        }
         for (name, value) in fields.iter_mut() {
             match name.as_str() {
-                "pid" => *value = json!(value.is_u64()),
+                "pid" if *value != json!(0) => *value = json!(value.is_u64()),
                 "created" => *value = json!(value.as_str().is_some_and(|time| time.ends_with('Z') && time.len() >= 20)),
                 "ociVersion" => *value = json!("some"),
                 _ => {}
@@ -54,12 +47,10 @@ fn states_of_a_life() {
         let id = bundle.id.as_str();
         let mut seen = Vec::new();
         let mut look = |what: &str, code: i32| {
-            let list = engine.call(&["list", "--format", "json"]);
-            let listed: Vec<String> = serde_json::from_str::<Value>(&list.stdout)
-                .map_or(Vec::new(), |list| list.as_array().map_or(Vec::new(), |list| list.iter().map(shape).collect()));
+            let list: Value = serde_json::from_str(&engine.call(&["list", "--format", "json"]).stdout).unwrap();
+            let listed = list.as_array().map(|list| list.iter().map(shape).collect::<Vec<_>>());
             let quiet = engine.call(&["list", "--quiet"]).stdout;
-            // What is no call at all ends with 2, as of most programs; under runc with 1.
-            seen.push(format!("{what}: {}", code.min(1)));
+            seen.push(format!("{what}: {code}"));
             seen.push(format!("{what}: state {}", shape(&engine.state())));
             seen.push(format!("{what}: list {listed:?} {quiet}"));
         };
@@ -83,6 +74,46 @@ fn states_of_a_life() {
         look("delete", engine.call(&["delete", id]).code);
         look("delete again", engine.call(&["delete", id]).code);
         look("delete by force", engine.call(&["delete", "--force", id]).code);
+        seen
+    });
+}
+
+/// The table's cells, where its columns begin, and whose a container is.
+#[test]
+fn lists_as_tables() {
+    let mut bundle = Bundle::new("");
+    bundle.set("/process/args", json!(["sleep", "1000"]));
+    both(&bundle, |engine| {
+        let table = || {
+            let state = engine.state();
+            let text = engine.call(&["list"]).stdout;
+            let head = text.lines().next().unwrap();
+            let mut seen: Vec<String> =
+                ["ID", "PID", "STATUS", "BUNDLE", "CREATED"].map(|name| format!("{name} at {:?}", head.find(name))).into();
+            let width = head.find("OWNER").unwrap() - head.find("CREATED").unwrap();
+            seen.push(format!("OWNER follows: {}", width == state["created"].as_str().map_or(12, |time| time.len() + 3)));
+            for line in text.lines().skip(1) {
+                let mut cells: Vec<&str> = line.split_whitespace().collect();
+                assert_eq!((json!(cells[1].parse::<u32>().unwrap()), cells[4]), (state["pid"].clone(), state["created"].as_str().unwrap()));
+                cells.remove(4);
+                cells[1] = if cells[1] == "0" { "0" } else { "a number" };
+                seen.push(cells.join(" "));
+            }
+            seen
+        };
+        let mut seen = table();
+        engine.started();
+        seen.extend(table());
+        engine.call(&["kill", &bundle.id, "KILL"]);
+        eventually("it stops", || (engine.state()["status"] == "stopped").then_some(()));
+        seen.extend(table());
+        // As the owner of the state directory is called, if at all.
+        let dir = engine.root().join(&bundle.id);
+        for uid in [65_534, 54_399] {
+            std::os::unix::fs::chown(&dir, Some(uid), None).unwrap();
+            seen.push(engine.call(&["list"]).stdout.lines().last().unwrap().split(' ').next_back().unwrap().to_owned());
+            seen.push(shape(&engine.state()));
+        }
         seen
     });
 }
@@ -218,37 +249,31 @@ fn options_of_run_and_create() {
     });
 }
 
-/// `spec` writes the same configuration, but for the version, the masked paths of later years and what a hybrid host can do.
+/// `spec` prints the same configuration, but for the version.
 #[test]
 fn the_configuration_to_begin_with() {
     let bundle = Bundle::new("true");
-    both(&bundle, |engine| {
+    let written = |kind: Kind, host: Option<&str>| {
+        let engine = Engine::new(kind, &bundle)?;
         let dir = bundle.path("fresh");
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir(&dir).unwrap();
-        let mut seen = vec![format!("{}", engine.call(&["spec", "--bundle", dir.to_str().unwrap()]).code)];
-        let config: Value = serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
-        for pointer in [
-            "/root",
-            "/process/user",
-            "/process/args",
-            "/process/env",
-            "/process/cwd",
-            "/process/rlimits",
-            "/process/noNewPrivileges",
-            "/mounts/0",
-            "/mounts/1",
-            "/mounts/2",
-            "/mounts/3",
-            "/mounts/4",
-            "/mounts/5",
-            "/mounts/6",
-            "/linux/resources",
-            "/linux/readonlyPaths",
-        ] {
-            seen.push(format!("{pointer}: {}", config.pointer(pointer).unwrap_or(&Value::Null)));
-        }
-        seen.push(format!("again: {}", engine.call(&["spec", "--bundle", dir.to_str().unwrap()]).code));
-        seen
-    });
+        let spec = engine.command(&["spec", "--bundle", dir.to_str().unwrap()]);
+        let mut call = Command::new("unshare");
+        call.args(["--mount", "sh", "-ec", &format!("{}; exec \"$@\"", host.unwrap_or("true")), "sh"]);
+        call.arg(spec.get_program()).args(spec.get_args());
+        let output = call.output().unwrap();
+        assert!(output.status.success(), "{kind:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(engine.call(&["spec", "--bundle", dir.to_str().unwrap()]).code, 1, "{kind:?} writes over what is there");
+        let mut config: Value = serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
+        assert!(config.as_object_mut().unwrap().remove("ociVersion").is_some());
+        Some(config)
+    };
+    // As it is, and with version 2 alone.
+    for host in [None, Some("mount -t cgroup2 cgroup2 /sys/fs/cgroup")] {
+        let [Some(ours), Some(theirs)] = [Kind::Ours, Kind::Runc].map(|kind| written(kind, host)) else { return };
+        assert_eq!(differences(&ours, &theirs), Vec::<String>::new(), "{host:?}");
+        let namespaces = ours["linux"]["namespaces"].as_array().unwrap();
+        assert!(host.is_none() || namespaces.contains(&json!({"type": "cgroup"})), "{namespaces:?}");
+    }
 }

@@ -124,6 +124,9 @@ impl Refusals {
                 self.refuse(format!("{field}[{index}]"), "holds a NUL byte");
             }
         }
+        if let Some(index) = given.env.iter().position(|pair| !pair.contains('=') || pair.starts_with('=')) {
+            self.refuse(format!("process.env[{index}]"), format!("{:?} is not of the form NAME=value", given.env[index]));
+        }
         let umask = given.user.umask.unwrap_or(0o022);
         if umask > 0o777 {
             self.refuse("process.user.umask", format!("{umask} is above 511 (0777)"));

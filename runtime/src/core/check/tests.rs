@@ -83,6 +83,7 @@ fn bad_values_are_refused_by_name() {
         ("/process/cwd", r#""tmp""#, "process.cwd: \"tmp\" is not an absolute path"),
         ("/process/args", "[]", "process.args: empty"),
         ("/process/env", r#"["A=\u0000"]"#, "process.env[0]: holds a NUL byte"),
+        ("/process/env", r#"["A=", "B"]"#, "process.env[1]: \"B\" is not of the form"),
         ("/process/oomScoreAdj", "1001", "process.oomScoreAdj: 1001"),
         ("/process/user", r#"{"uid":4294967295}"#, "process.user.uid: 4294967295"),
         ("/process/rlimits", r#"[{"type":"RLIMIT_X","soft":1,"hard":1}]"#, "process.rlimits[0].type: \"RLIMIT_X\""),
@@ -311,7 +312,7 @@ proptest::proptest! {
             json!(null), json!(true), json!(-1), json!(0), json!(u64::MAX), json!(i64::MIN), json!(1e300), json!(""), json!("x".repeat(length)),
             json!("\0"), json!("é:\u{1F600}=%n../"), json!([]), json!({}), json!([{"path": "../..", "type": 7}, [], "a=b"]),
         ];
-        let mut spec: Value = serde_json::from_str(include_str!("../../spec.json")).unwrap();
+        let mut spec: Value = serde_json::from_str(crate::core::template::TEXT).unwrap();
         *place(&mut spec, &turns) = values[which].clone();
         if let Ok(spec) = crate::core::spec::parse(spec.to_string().as_bytes()) {
             let _ = check(Path::new("/bundle"), &spec);
