@@ -5,6 +5,7 @@
 //! Never drops an option: those of runc that are not built are refused by name.
 
 mod exec;
+mod monitor;
 mod update;
 
 use std::ffi::OsString;
@@ -156,8 +157,6 @@ pub const EXEC_FAILED: u8 = 255;
 pub const ROOT_DEFAULT: &str = "/run/rcluster/runtime";
 
 const EVENTS_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
-const LOG_BYTES_MAX_DEFAULT: u64 = 10 << 20;
-const LOG_BYTES_MAX_LEAST: u64 = 64 << 10;
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -228,7 +227,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Call, Refusal> 
             }
         }
     };
-    // Others do not ask for it.
+    // As under runc, other verbs do not look at it.
     let asks = matches!(verb, Verb::Create { .. } | Verb::Run { .. } | Verb::Ps { .. } | Verb::Pause { .. } | Verb::Resume { .. });
     if let Some(other) = args.rootless.filter(|given| asks && given != "auto" && switch("--rootless", Some(given)).is_err()) {
         return Err(format!("--rootless {other:?}: use true, false or auto").into());
@@ -240,6 +239,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Call, Refusal> 
     Ok(Call { root: args.root, log: args.log, verb })
 }
 
+/// Those `help` is asked about.
 const VERBS: [&str; 20] = [
     "checkpoint",
     "create",
@@ -287,7 +287,7 @@ fn verb(name: &str, args: &mut Args) -> Result<Verb, Refusal> {
             Verb::Spec { bundle: options.path("--bundle").unwrap_or_else(|| ".".into()), rootless }
         }
         "features" => args.collect(name, &[])?.no_words(name).map(|()| Verb::Features)?,
-        "monitor" => monitor(args)?,
+        "monitor" => monitor::monitor(args)?,
         "help" | "h" => match args.collect(name, &[])?.words.first() {
             Some(other) if !VERBS.contains(&other.as_str()) => return Err(unknown_verb(other)),
             _ => Verb::Help,
@@ -381,59 +381,6 @@ fn kill(args: &mut Args) -> Result<Verb, String> {
         _ => return Err("kill: give a container id and, if it is not TERM, a signal".into()),
     };
     Ok(Verb::Kill { id: id.clone(), signal, all: options.has("--all")? })
-}
-
-fn monitor(args: &mut Args) -> Result<Verb, String> {
-    const KNOWN: [Known; 12] = [
-        ("--log-sink", "", true),
-        ("--stdin", "", true),
-        ("--tty", "", true),
-        ("--id", "", true),
-        ("--socket", "", true),
-        ("--bundle", "-b", true),
-        ("--log", "", true),
-        ("--exit-file", "", true),
-        ("--pid-file", "", true),
-        ("--runtime", "", true),
-        ("--runtime-root", "", true),
-        ("--log-max-bytes", "", true),
-    ];
-    let options = args.collect("monitor", &KNOWN)?;
-    options.no_words("monitor")?;
-    let needed = |name: &str| options.path(name).ok_or_else(|| format!("monitor: {name} is missing"));
-    let runtime_root = options.path("--runtime-root");
-    let runtime = options.path("--runtime");
-    if runtime.is_none() && runtime_root.is_some() {
-        return Err("monitor --runtime-root: belongs to --runtime; this runtime's own root is --root, before the verb".into());
-    }
-    let socket = options.path("--socket");
-    if runtime.is_some() && socket.is_some() {
-        return Err("monitor --socket: a monitor executes nothing in a container of another --runtime: leave one out".into());
-    }
-    let (stdin, tty) = (options.path("--stdin"), options.path("--tty"));
-    if stdin.is_some() && tty.is_some() {
-        return Err("monitor --stdin: with --tty the input goes by the terminal: leave one out".into());
-    }
-    let log_bytes_max = match options.text("--log-max-bytes")? {
-        None => LOG_BYTES_MAX_DEFAULT,
-        Some(text) => match text.parse() {
-            Ok(bytes) if bytes >= LOG_BYTES_MAX_LEAST => bytes,
-            _ => return Err(format!("monitor --log-max-bytes {text:?}: give a number of at least {LOG_BYTES_MAX_LEAST}")),
-        },
-    };
-    Ok(Verb::Monitor(MonitorOptions {
-        id: options.filled("--id")?.ok_or("monitor: --id is missing")?,
-        bundle: needed("--bundle")?,
-        log: needed("--log")?,
-        exit_file: needed("--exit-file")?,
-        pid_file: options.path("--pid-file"),
-        runtime: runtime.map(|path| (path, runtime_root)),
-        socket,
-        log_bytes_max,
-        log_sink: options.filled("--log-sink")?,
-        stdin,
-        tty,
-    }))
 }
 
 /// An option's long name, its short one or none, and whether a value follows.

@@ -42,7 +42,8 @@ fn main() -> ExitCode {
         }
     };
     let log = call.log.clone();
-    if let Err(error) = log.open() {
+    let needs_log = !matches!(call.verb, Verb::Help | Verb::Version);
+    if let Err(error) = if needs_log { log.open() } else { Ok(()) } {
         Log::default().say(Level::Error, &error);
         return ExitCode::from(FAILED);
     }

@@ -23,7 +23,7 @@ fn a_container_goes_through_its_states() {
     assert!(bundle.fails(&["delete", &bundle.id]).contains("delete --force"));
     bundle.ok(&["kill", &bundle.id, "KILL"]);
     eventually("stopped", || (bundle.status() == "stopped").then_some(()));
-    assert_eq!(bundle.state().get("pid"), None);
+    assert_eq!(bundle.state()["pid"], 0);
     assert!(bundle.fails(&["kill", &bundle.id]).contains("is stopped"));
     bundle.ok(&["delete", &bundle.id]);
     bundle.assert_nothing_is_left();

@@ -28,9 +28,9 @@ const CGROUP2_SUPER_MAGIC: rustix::fs::FsWord = 0x6367_7270;
 pub struct State {
     oci_version: String,
     pub id: String,
-    pub status: Status,
     /// 0 when there is no process.
     pub pid: i32,
+    pub status: Status,
     pub bundle: PathBuf,
     /// Absent when an earlier version of this runtime made the container.
     #[serde(skip_serializing_if = "Option::is_none")]
