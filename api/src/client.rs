@@ -8,6 +8,10 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::error::{ApiError, ErrorCode};
+use crate::identity::JoinToken;
+use crate::tls::{Credentials, Security, SigningRequest, TlsError};
+use crate::wire::v1;
+use crate::wire::v1::admission_client::AdmissionClient;
 use crate::wire::v1::control_client::ControlClient;
 
 /// Longest wait for one manager to accept a connection.
@@ -30,7 +34,7 @@ pub fn endpoint(addr: &str) -> Result<Endpoint, ApiError> {
 }
 
 /// Opens a channel to the first of `addrs` that accepts one; a silent one does not hold the others up.
-pub async fn connect(addrs: &[String]) -> Result<Channel, ApiError> {
+pub async fn connect(addrs: &[String], security: &Security) -> Result<Channel, ApiError> {
     if addrs.is_empty() {
         return Err(
             ApiError::new(ErrorCode::Invalid, "no manager's address is known").hint("choose a context, or give --managers HOST:PORT")
@@ -40,7 +44,7 @@ pub async fn connect(addrs: &[String]) -> Result<Channel, ApiError> {
         let addr = addr.clone();
         async move {
             tokio::time::sleep(HEAD_START * place).await;
-            let connected = endpoint(&addr)?.connect().await;
+            let connected = security.connect(endpoint(&addr)?).await;
             connected.map_err(|error| ApiError::new(ErrorCode::Unavailable, format!("{addr}: {}", root_cause(&error))))
         }
     };
@@ -57,8 +61,48 @@ pub async fn connect(addrs: &[String]) -> Result<Channel, ApiError> {
         .hint("check that managers run and that the addresses are right"))
 }
 
+/// What a host that has joined is, and how it proves that; no credentials in a cluster without TLS.
+#[derive(Debug)]
+pub struct Joined {
+    /// Of the node or manager.
+    pub id: String,
+    pub cluster_id: String,
+    pub credentials: Option<Credentials>,
+    /// A manager's.
+    pub raft_id: u64,
+    pub managers: Vec<v1::Peer>,
+}
+
+/// Joins a cluster at one of `addrs`. `token`: none for a cluster without TLS. `addr`: where others reach a manager; empty for an agent.
+pub async fn join(addrs: &[String], token: Option<&JoinToken>, name: &str, addr: &str) -> Result<Joined, ApiError> {
+    let internal = |error: TlsError| ApiError::new(ErrorCode::Internal, error.to_string());
+    let security = token.map_or_else(|| Ok(Security::plain()), Security::joining).map_err(internal)?;
+    let request = SigningRequest::new().map_err(internal)?;
+    let asked = v1::JoinRequest {
+        token: token.map(ToString::to_string).unwrap_or_default(),
+        name: name.to_owned(),
+        addr: addr.to_owned(),
+        signing_request: request.request,
+    };
+    let channel = connect(addrs, &security).await?;
+    let v1::JoinResponse { id, cluster_id, credentials, raft_id, managers } = AdmissionClient::new(channel).join(asked).await?.into_inner();
+    let credentials = credentials.map(|credentials| Credentials::new(credentials, request.key));
+    if token.is_some() && credentials.is_none() {
+        return Err(ApiError::new(ErrorCode::Internal, "the cluster gave no certificate"));
+    }
+    Ok(Joined { id, cluster_id, credentials, raft_id, managers })
+}
+
+/// A new certificate for who has `security`'s, by a connection that shows it.
+pub async fn renew(channel: Channel) -> Result<Credentials, ApiError> {
+    let request = SigningRequest::new().map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
+    let answer = AdmissionClient::new(channel).renew(v1::RenewRequest { signing_request: request.request }).await?.into_inner();
+    let credentials = answer.credentials.ok_or_else(|| ApiError::new(ErrorCode::Internal, "the manager gave no certificate"))?;
+    Ok(Credentials::new(credentials, request.key))
+}
+
 /// The innermost cause of an error: what a person needs to read.
-fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+pub fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;
@@ -67,6 +111,8 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// Opens a connection for control calls.
-pub async fn control(addrs: &[String]) -> Result<ControlClient<Channel>, ApiError> {
-    Ok(ControlClient::new(connect(addrs).await?).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
+pub async fn control(addrs: &[String], security: &Security) -> Result<ControlClient<Channel>, ApiError> {
+    Ok(ControlClient::new(connect(addrs, security).await?)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX))
 }

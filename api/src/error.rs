@@ -21,6 +21,10 @@ pub enum ErrorCode {
     /// No leader, or no quorum, for now: try again.
     Unavailable,
     TooLarge,
+    /// Nobody knows who calls.
+    Unauthenticated,
+    /// The caller may not do this.
+    Forbidden,
     Internal,
 }
 
@@ -34,15 +38,16 @@ impl ErrorCode {
             Self::NotLeader => "not_leader",
             Self::Unavailable => "unavailable",
             Self::TooLarge => "too_large",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Forbidden => "forbidden",
             Self::Internal => "internal",
         }
     }
 
     /// The code that stands so on the wire.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Invalid, Self::NotFound, Self::Conflict, Self::NotLeader, Self::Unavailable, Self::TooLarge, Self::Internal]
-            .into_iter()
-            .find(|code| code.as_str() == name)
+        let known = [Self::Invalid, Self::NotFound, Self::Conflict, Self::NotLeader, Self::Unavailable, Self::TooLarge];
+        known.into_iter().chain([Self::Unauthenticated, Self::Forbidden, Self::Internal]).find(|code| code.as_str() == name)
     }
 
     fn grpc(self) -> Code {
@@ -53,6 +58,8 @@ impl ErrorCode {
             Self::NotLeader => Code::FailedPrecondition,
             Self::Unavailable => Code::Unavailable,
             Self::TooLarge => Code::ResourceExhausted,
+            Self::Unauthenticated => Code::Unauthenticated,
+            Self::Forbidden => Code::PermissionDenied,
             Self::Internal => Code::Internal,
         }
     }
@@ -65,6 +72,8 @@ impl ErrorCode {
             Self::Conflict => 409,
             Self::NotLeader | Self::Unavailable => 503,
             Self::TooLarge => 413,
+            Self::Unauthenticated => 401,
+            Self::Forbidden => 403,
             Self::Internal => 500,
         }
     }
@@ -134,9 +143,12 @@ impl From<Status> for ApiError {
             Code::InvalidArgument => ErrorCode::Invalid,
             Code::NotFound => ErrorCode::NotFound,
             Code::Aborted => ErrorCode::Conflict,
-            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => ErrorCode::Unavailable,
+            // Nothing of ours answers `Unknown`: the connection broke.
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => ErrorCode::Unavailable,
             Code::FailedPrecondition => ErrorCode::NotLeader,
             Code::ResourceExhausted | Code::OutOfRange => ErrorCode::TooLarge,
+            Code::Unauthenticated => ErrorCode::Unauthenticated,
+            Code::PermissionDenied => ErrorCode::Forbidden,
             _ => ErrorCode::Internal,
         };
         Self::new(code, status.message().to_owned())

@@ -81,4 +81,8 @@ ids! {
     DataId,
     /// An event.
     EventId,
+    /// A manager.
+    ManagerId,
+    /// Someone who uses the cluster.
+    UserId,
 }

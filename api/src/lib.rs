@@ -1,18 +1,21 @@
 //! The words that managers, agents, netd and the command line share: what a user asks for, what the managers keep, how both stand
-//! on the wire. Conversion and checking are pure; only `client` talks to anyone.
+//! on the wire. Conversion and checking are pure; only `client` and `tls` talk to anyone.
 
 pub mod client;
+pub mod cluster;
 pub mod container;
 pub mod copy;
 pub mod data;
 pub mod error;
 pub mod health;
 pub mod id;
+pub mod identity;
 pub mod object;
 pub mod policy;
 pub mod resource;
 pub mod rest;
 pub mod spec;
 pub mod task;
+pub mod tls;
 pub mod validate;
 pub mod wire;

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::{CLUSTER, Cluster, Manager, User};
 use crate::data::Data;
 use crate::health::Health;
 use crate::id::{NetworkId, NodeId, ServiceId, TaskId};
@@ -34,6 +35,9 @@ pub enum Kind {
     Event,
     Secret,
     Config,
+    Manager,
+    Cluster,
+    User,
 }
 
 impl Kind {
@@ -47,6 +51,9 @@ impl Kind {
             Self::Event => "event",
             Self::Secret => "secret",
             Self::Config => "config",
+            Self::Manager => "manager",
+            Self::Cluster => "cluster",
+            Self::User => "user",
         }
     }
 }
@@ -317,6 +324,9 @@ pub enum Object {
     Network(Network),
     Event(Event),
     Data(Data),
+    Manager(Manager),
+    Cluster(Box<Cluster>),
+    User(User),
 }
 
 impl Object {
@@ -329,6 +339,9 @@ impl Object {
             Self::Network(_) => Kind::Network,
             Self::Event(_) => Kind::Event,
             Self::Data(data) => data.spec.kind.object_kind(),
+            Self::Manager(_) => Kind::Manager,
+            Self::Cluster(_) => Kind::Cluster,
+            Self::User(_) => Kind::User,
         }
     }
 
@@ -341,6 +354,9 @@ impl Object {
             Self::Network(object) => object.id.as_str(),
             Self::Event(object) => object.id.as_str(),
             Self::Data(object) => object.id.as_str(),
+            Self::Manager(object) => object.id.as_str(),
+            Self::Cluster(_) => CLUSTER,
+            Self::User(object) => object.id.as_str(),
         }
     }
 
@@ -353,6 +369,9 @@ impl Object {
             Self::Network(object) => object.stamp,
             Self::Event(object) => object.stamp,
             Self::Data(object) => object.stamp,
+            Self::Manager(object) => object.stamp,
+            Self::Cluster(object) => object.stamp,
+            Self::User(object) => object.stamp,
         }
     }
 
@@ -365,6 +384,9 @@ impl Object {
             Self::Network(object) => &mut object.stamp,
             Self::Event(object) => &mut object.stamp,
             Self::Data(object) => &mut object.stamp,
+            Self::Manager(object) => &mut object.stamp,
+            Self::Cluster(object) => &mut object.stamp,
+            Self::User(object) => &mut object.stamp,
         }
     }
 }

@@ -106,7 +106,7 @@ impl FromStr for Millis {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a time span: write it like 500ms, 10s, 1m30s or 2h");
+        let wrong = || format!("{text:?} is not a time span: write it like 500ms, 10s, 1m30s, 2h or 90d");
         let mut rest = text.trim();
         if rest.is_empty() {
             return Err(wrong());
@@ -125,6 +125,7 @@ impl FromStr for Millis {
                 "s" => 1000,
                 "m" => 60_000,
                 "h" => 3_600_000,
+                "d" => 86_400_000,
                 _ => return Err(wrong()),
             };
             total = total.checked_add(scaled(number, factor).ok_or_else(wrong)?).ok_or_else(wrong)?;
@@ -262,11 +263,13 @@ mod tests {
 
     #[test]
     fn spans_read_and_print() {
-        for (text, millis, printed) in [("1m30s", 90_000, "1m30s"), ("500ms", 500, "500ms"), ("1.5s", 1500, "1s500ms"), ("0", 0, "0s")] {
+        for (text, millis, printed) in
+            [("1m30s", 90_000, "1m30s"), ("500ms", 500, "500ms"), ("1.5s", 1500, "1s500ms"), ("0", 0, "0s"), ("1d", 86_400_000, "24h")]
+        {
             assert_eq!(text.parse::<Millis>().unwrap(), Millis(millis));
             assert_eq!(Millis(millis).to_string(), printed);
         }
-        for text in ["10", "s", "1d", ""] {
+        for text in ["10", "s", "1w", ""] {
             text.parse::<Millis>().unwrap_err();
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::{User, UserRole};
 use crate::data::{Data, DataKind, DataSpec};
 use crate::health::Health;
 use crate::object::{Availability, Capacity, ContainerStatus, Event, Network, Node, NodeState, Service, Task};
@@ -300,6 +301,32 @@ impl From<&Event> for EventJson {
     }
 }
 
+/// A user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserJson {
+    pub id: String,
+    pub name: String,
+    pub role: UserRole,
+    /// By what the user is known: `certificate` or `token`.
+    pub credentials: String,
+    pub created: String,
+    /// Empty: never.
+    pub expires: String,
+}
+
+impl From<&User> for UserJson {
+    fn from(user: &User) -> Self {
+        Self {
+            id: user.id.to_string(),
+            name: user.name.clone(),
+            role: user.role,
+            credentials: if user.token_digest.is_empty() { "certificate" } else { "token" }.to_owned(),
+            created: timestamp(user.stamp.created_at_ms),
+            expires: if user.expires_at_ms == 0 { String::new() } else { timestamp(user.expires_at_ms) },
+        }
+    }
+}
+
 /// One manager as the one that answered sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManagerJson {
@@ -308,11 +335,17 @@ pub struct ManagerJson {
     pub role: String,
     pub reachable: bool,
     pub matched: u64,
+    pub voter: bool,
+    /// Entries that the leader's log has and it does not; 0 when asked of another than the leader.
+    pub lag: u64,
+    /// How long its last write to the log took; 0: not known.
+    pub write_us: u64,
 }
 
 /// The managers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterJson {
+    pub cluster_id: String,
     pub leader: String,
     pub term: u64,
     pub committed: u64,

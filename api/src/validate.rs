@@ -42,6 +42,15 @@ pub fn check_name(what: &str, name: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// `HOST:PORT`, at which others reach a manager.
+pub fn check_address(addr: &str) -> Result<(), ApiError> {
+    let parts = addr.rsplit_once(':').filter(|(host, _)| !host.is_empty() && !host.contains(['/', ' ', '@', '?', '#']));
+    match parts.and_then(|(_, port)| port.parse::<u16>().ok()).filter(|port| *port != 0) {
+        Some(_) => Ok(()),
+        None => Err(ApiError::new(ErrorCode::Invalid, format!("{addr:?} is no address")).field("addr").hint("write HOST:PORT")),
+    }
+}
+
 /// Checks a spec of any kind.
 pub fn check(spec: &Spec) -> Result<(), ApiError> {
     match spec {

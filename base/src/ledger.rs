@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -23,12 +24,27 @@ pub enum LedgerError {
 
 /// Replaces `path` with `bytes`; afterwards the file holds the old or the new content, never a part.
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), LedgerError> {
+    replace(path, bytes, 0o644)
+}
+
+/// The same for what only the file's owner may read.
+pub fn write_secret_bytes(path: &Path, bytes: &[u8]) -> Result<(), LedgerError> {
+    replace(path, bytes, 0o600)
+}
+
+/// Replaces `path` with `value` as JSON, which only the file's owner may read.
+pub fn write_secret<T: Serialize>(path: &Path, value: &T) -> Result<(), LedgerError> {
+    let bytes = serde_json::to_vec_pretty(value).map_err(|source| LedgerError::Encode { path: path.to_path_buf(), source })?;
+    write_secret_bytes(path, &bytes)
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), LedgerError> {
     let failed = |source| LedgerError::Write { path: path.to_path_buf(), source };
     let dir = path.parent().unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let aside = dir.join(format!(".{name}.{}", rand::random::<u32>()));
     let written = (|| {
-        let mut file = File::create(&aside)?;
+        let mut file = File::options().write(true).create_new(true).mode(mode).open(&aside)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&aside, path)?;

@@ -34,7 +34,7 @@ impl Current {
                 Object::Network(network) => current.networks.push(network),
                 Object::Task(task) => current.tasks.push(*task),
                 Object::Data(data) => current.data.push(data),
-                Object::Node(_) | Object::Event(_) => {}
+                Object::Node(_) | Object::Event(_) | Object::Manager(_) | Object::Cluster(_) | Object::User(_) => {}
             }
         }
         current

@@ -41,6 +41,7 @@ impl Picture {
                 Object::Task(task) => drop(self.tasks.insert(id, *task)),
                 Object::Node(node) => drop(self.nodes.insert(id, node)),
                 Object::Network(_) | Object::Event(_) | Object::Data(_) => {}
+                Object::Manager(_) | Object::Cluster(_) | Object::User(_) => {}
             }
         }
         for (kind, id) in deletes {
@@ -49,6 +50,7 @@ impl Picture {
                 Kind::Task => drop(self.tasks.remove(&id)),
                 Kind::Node => drop(self.nodes.remove(&id)),
                 Kind::Network | Kind::Event | Kind::Secret | Kind::Config => {}
+                Kind::Manager | Kind::Cluster | Kind::User => {}
             }
         }
     }

@@ -1,123 +1,214 @@
-//! What the manager is told at start: flags, checked before anything is touched.
+//! What the manager is told at start: verbs and flags, checked before anything is touched.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
+use rcluster_api::error::ApiError;
+use rcluster_api::identity::JoinToken;
+use rcluster_api::resource::Millis;
+use rcluster_api::validate;
 use rcluster_base::telemetry::LogFormat;
 use thiserror::Error;
 
 /// rcluster-manager: keeps the cluster's state, decides what runs where.
 #[derive(Debug, Parser)]
 #[command(name = "rcluster-manager", version, about)]
-pub struct Flags {
-    /// This manager's name, as it stands in --initial-cluster.
+pub struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Makes a new cluster in a state directory, of which this is the first manager; `run` starts it
+    Init(InitArgs),
+    /// Runs this manager; with --join it joins a cluster first, if it has not yet
+    Run(RunArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// This manager's name, such as the host's
     #[arg(long)]
     name: String,
-    /// Where the log and snapshots are kept.
+    /// Where the log, snapshots and credentials are kept; empty, or not there
     #[arg(long)]
     state_dir: PathBuf,
-    /// Address and port to serve on.
+    /// HOST:PORT at which others reach this manager
+    #[arg(long)]
+    advertise: String,
+    /// How long certificates of managers, agents and users are valid; they are renewed at half of it
+    #[arg(long, default_value = "90d")]
+    certificate_ttl: String,
+    /// Without TLS: anyone who reaches the managers may do anything
+    #[arg(long)]
+    insecure: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Where the log, snapshots and credentials are kept
+    #[arg(long)]
+    state_dir: PathBuf,
+    /// Address and port to serve on
     #[arg(long)]
     listen: SocketAddr,
-    /// Address at which others reach this manager; --listen when not given.
+    /// Managers of the cluster to join, HOST:PORT,…; has no effect once it has joined
+    #[arg(long, value_delimiter = ',')]
+    join: Vec<String>,
+    /// A join token for managers: rclusterctl cluster token manager
+    #[arg(long, env = "RCLUSTER_JOIN_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// A file with the join token
+    #[arg(long, conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+    /// To join: this manager's name
+    #[arg(long)]
+    name: Option<String>,
+    /// To join: HOST:PORT at which others reach this manager; --listen when not given
     #[arg(long)]
     advertise: Option<String>,
-    /// Every manager of the cluster: NAME=HOST:PORT,…
-    #[arg(long)]
-    initial_cluster: String,
-    /// Serve in plain text. TLS is not built yet, so this flag is needed.
+    /// Without TLS, in a cluster that was made so
     #[arg(long)]
     insecure: bool,
     #[arg(long, default_value = "text")]
-    log_format: LogFormat,
-}
-
-/// The checked configuration.
-#[derive(Debug, Clone)]
-pub struct Config {
-    pub name: String,
-    pub id: u64,
-    pub state_dir: PathBuf,
-    pub listen: SocketAddr,
-    /// Id, name and address of each manager, in the order of --initial-cluster.
-    pub members: Vec<(u64, String, String)>,
     pub log_format: LogFormat,
 }
 
+/// A cluster to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Init {
+    pub name: String,
+    pub state_dir: PathBuf,
+    pub advertise: String,
+    pub certificate_ttl_ms: u64,
+    pub insecure: bool,
+    pub json: bool,
+}
+
+/// A manager to be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub state_dir: PathBuf,
+    pub listen: SocketAddr,
+    pub join: Option<Join>,
+    pub insecure: bool,
+}
+
+/// How to join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Join {
+    pub managers: Vec<String>,
+    pub token: Option<JoinToken>,
+    pub name: String,
+    pub advertise: String,
+}
+
 /// A flag that does not make sense.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Debug, Error)]
 pub enum ConfigError {
-    #[error("TLS is not built yet: start with --insecure to serve in plain text, on a network that you trust")]
-    Insecure,
-    #[error("--initial-cluster: {0:?} is not NAME=HOST:PORT")]
-    Member(String),
-    #[error("--initial-cluster names {0} twice")]
-    Twice(String),
-    #[error("--initial-cluster does not name this manager, {0}; it names {1}")]
-    NotMember(String, String),
-    #[error("--initial-cluster gives {0} the address {1}, --advertise says {2}")]
-    Address(String, String, String),
-    #[error("--initial-cluster names {0} managers; 1, 3, 5 or 7 make sense (an even number survives no more failures than one less)")]
-    Count(usize),
+    #[error("--{flag}: {why}")]
+    Flag { flag: &'static str, why: String },
+    #[error("--token-file {path}")]
+    TokenFile { path: PathBuf, source: std::io::Error },
+    #[error("to join, a token is needed: `rclusterctl cluster token manager` prints it; give it with --token-file, or RCLUSTER_JOIN_TOKEN")]
+    NoToken,
+    #[error("--join needs --name, this manager's name")]
+    NoName,
 }
 
-impl Flags {
-    /// The checked configuration.
+fn flag(flag: &'static str) -> impl Fn(ApiError) -> ConfigError {
+    move |error| ConfigError::Flag { flag, why: error.to_string() }
+}
+
+/// Shorter certificates would be renewed all the time.
+const TTL_MS_MIN: u64 = 60_000;
+
+impl InitArgs {
+    /// The checked flags.
+    pub fn check(self) -> Result<Init, ConfigError> {
+        let Self { name, state_dir, advertise, certificate_ttl, insecure, json } = self;
+        validate::check_name("manager", &name).map_err(flag("name"))?;
+        validate::check_address(&advertise).map_err(flag("advertise"))?;
+        let ttl = certificate_ttl.parse::<Millis>().map_err(|why| ConfigError::Flag { flag: "certificate-ttl", why: why.to_string() })?;
+        if ttl.0 < TTL_MS_MIN {
+            let why = format!("{certificate_ttl} is too short: a minute at least");
+            return Err(ConfigError::Flag { flag: "certificate-ttl", why });
+        }
+        Ok(Init { name, state_dir, advertise, certificate_ttl_ms: ttl.0, insecure, json })
+    }
+}
+
+impl RunArgs {
+    /// The checked flags.
     pub fn check(self) -> Result<Config, ConfigError> {
-        if !self.insecure {
-            return Err(ConfigError::Insecure);
+        let Self { state_dir, listen, join, token, token_file, name, advertise, insecure, log_format: _ } = self;
+        if join.is_empty() {
+            return Ok(Config { state_dir, listen, join: None, insecure });
         }
-        let members = members(&self.initial_cluster)?;
-        let advertise = self.advertise.unwrap_or_else(|| self.listen.to_string());
-        let names = || members.iter().map(|(_, name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
-        let own = members.iter().find(|(_, name, _)| *name == self.name);
-        let (id, _, addr) = own.ok_or_else(|| ConfigError::NotMember(self.name.clone(), names()))?;
-        if *addr != advertise {
-            return Err(ConfigError::Address(self.name.clone(), addr.clone(), advertise));
+        for manager in &join {
+            validate::check_address(manager).map_err(flag("join"))?;
         }
-        Ok(Config { id: *id, name: self.name, state_dir: self.state_dir, listen: self.listen, log_format: self.log_format, members })
+        let token = match token_file {
+            Some(path) => Some(std::fs::read_to_string(&path).map_err(|source| ConfigError::TokenFile { path, source })?),
+            None => token,
+        };
+        let token = token.map(|token| token.parse()).transpose();
+        let token: Option<JoinToken> =
+            token.map_err(|error: rcluster_api::identity::NotAToken| ConfigError::Flag { flag: "token", why: error.to_string() })?;
+        if token.is_none() && !insecure {
+            return Err(ConfigError::NoToken);
+        }
+        let name = name.ok_or(ConfigError::NoName)?;
+        validate::check_name("manager", &name).map_err(flag("name"))?;
+        let advertise = advertise.unwrap_or_else(|| listen.to_string());
+        validate::check_address(&advertise).map_err(flag("advertise"))?;
+        Ok(Config { state_dir, listen, join: Some(Join { managers: join, token, name, advertise }), insecure })
     }
-}
-
-fn members(text: &str) -> Result<Vec<(u64, String, String)>, ConfigError> {
-    let mut members: Vec<(u64, String, String)> = Vec::new();
-    for (index, part) in text.split(',').enumerate() {
-        let wrong = || ConfigError::Member(part.to_owned());
-        let (name, addr) = part.split_once('=').ok_or_else(wrong)?;
-        if name.is_empty() || addr.to_socket_addrs().is_err() {
-            return Err(wrong());
-        }
-        if members.iter().any(|(_, other, other_addr)| other == name || other_addr == addr) {
-            return Err(ConfigError::Twice(part.to_owned()));
-        }
-        members.push((index as u64 + 1, name.to_owned(), addr.to_owned()));
-    }
-    if members.len() > 7 || members.len().is_multiple_of(2) {
-        return Err(ConfigError::Count(members.len()));
-    }
-    Ok(members)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn flags(arguments: &[&str]) -> Result<Config, ConfigError> {
-        let base = ["rcluster-manager", "--name", "m1", "--state-dir", "state", "--listen", "127.0.0.1:7443"];
-        Flags::try_parse_from(base.iter().chain(arguments)).unwrap().check()
+    fn init(arguments: &[&str]) -> String {
+        let base = ["rcluster-manager", "init", "--name", "m1", "--state-dir", "s", "--advertise", "10.0.0.1:7443"];
+        match Cli::try_parse_from(base.iter().chain(arguments)).unwrap().verb {
+            Verb::Init(args) => args.check().map_or_else(|error| error.to_string(), |init| format!("{}", init.certificate_ttl_ms)),
+            Verb::Run(_) => panic!("another verb"),
+        }
+    }
+
+    fn run(arguments: &[&str]) -> String {
+        let base = ["rcluster-manager", "run", "--state-dir", "s", "--listen", "127.0.0.1:7443"];
+        match Cli::try_parse_from(base.iter().chain(arguments)).unwrap().verb {
+            Verb::Run(args) => {
+                args.check().map_or_else(|error| error.to_string(), |config| format!("{:?}", config.join.map(|join| join.advertise)))
+            }
+            Verb::Init(_) => panic!("another verb"),
+        }
     }
 
     #[test]
-    fn members_are_numbered_and_must_hold_this_manager() {
-        let three = "m1=127.0.0.1:7443,m2=127.0.0.2:7443,m3=127.0.0.3:7443";
-        let config = flags(&["--insecure", "--initial-cluster", three]).unwrap();
-        assert_eq!((config.id, config.members[2].clone()), (1, (3, "m3".to_owned(), "127.0.0.3:7443".to_owned())));
-        let refused = |arguments: &[&str]| flags(arguments).unwrap_err().to_string();
-        assert!(refused(&["--initial-cluster", three]).contains("--insecure"));
-        assert!(refused(&["--insecure", "--initial-cluster", "m1=127.0.0.1:7443,m2=127.0.0.2:7443"]).contains("names 2 managers"));
-        assert!(refused(&["--insecure", "--initial-cluster", "m1"]).contains("NAME=HOST:PORT"));
-        assert!(refused(&["--insecure", "--initial-cluster", "m2=127.0.0.1:7443"]).contains("does not name this manager"));
-        assert!(refused(&["--insecure", "--initial-cluster", "m1=127.0.0.1:1"]).contains("--advertise says"));
+    fn what_init_is_told_is_checked() {
+        assert_eq!(init(&[]), "7776000000");
+        assert_eq!(init(&["--certificate-ttl", "1s"]), "--certificate-ttl: 1s is too short: a minute at least");
+        assert!(init(&["--certificate-ttl", "long"]).starts_with("--certificate-ttl: "));
+    }
+
+    #[test]
+    fn joining_needs_a_token_and_a_name() {
+        let token = JoinToken { manager: true, authority: [1; 32], secret: vec![2; 16] }.to_string();
+        assert_eq!(run(&[]), "None");
+        assert!(run(&["--join", "m1:1"]).contains("rclusterctl cluster token manager"));
+        assert_eq!(run(&["--join", "m1:1", "--token", &token]), "--join needs --name, this manager's name");
+        assert_eq!(run(&["--join", "m1:1", "--token", &token, "--name", "m2"]), "Some(\"127.0.0.1:7443\")");
+        assert!(run(&["--join", "m1", "--token", &token, "--name", "m2"]).starts_with("--join: "));
+        assert!(run(&["--join", "m1:1", "--token", "x", "--name", "m2"]).starts_with("--token: not a join token"));
+        assert_eq!(run(&["--join", "m1:1", "--insecure", "--name", "m2", "--advertise", "h:5"]), "Some(\"h:5\")");
     }
 }

@@ -1,7 +1,10 @@
 //! The managers: they keep the cluster's state through Raft, decide what runs where, and tell the agents.
 
+pub mod ca;
 pub mod config;
 pub mod core;
 pub mod drive;
+pub mod found;
+pub mod renewal;
 pub mod rpc;
 pub mod store;

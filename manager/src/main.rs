@@ -1,50 +1,109 @@
 //! rcluster-manager: the store, the leader's scope and the interfaces in one process.
 
-use std::time::Duration;
+use std::io::Write;
 
-use anyhow::{Context, Result};
-use axum::serve::ListenerExt;
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use rcluster_api::client::MESSAGE_BYTES_MAX;
+use rcluster_api::wire::v1::admission_server::AdmissionServer;
 use rcluster_api::wire::v1::control_server::ControlServer;
 use rcluster_api::wire::v1::dispatcher_server::DispatcherServer;
 use rcluster_api::wire::v1::raft_server::RaftServer;
 use rcluster_base::scope::Scope;
 use rcluster_base::telemetry;
-use rcluster_manager::config::{Config, Flags};
+use rcluster_manager::config::{Cli, Config, Init, Verb};
 use rcluster_manager::core::node::liveness::Timing;
 use rcluster_manager::drive::Leadership;
+use rcluster_manager::found::{self, Founded};
+use rcluster_manager::renewal;
+use rcluster_manager::rpc::admission::AdmissionService;
 use rcluster_manager::rpc::control::ControlService;
 use rcluster_manager::rpc::dispatcher::DispatcherService;
 use rcluster_manager::rpc::raft::RaftService;
-use rcluster_manager::rpc::{Router, rest};
-use rcluster_manager::store::{self, Member, StoreConfig};
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpStream};
+use rcluster_manager::rpc::{Router, listen, rest};
+use rcluster_manager::store::{self, StoreConfig};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{info, warn};
+use tracing::info;
 
 fn main() -> Result<()> {
-    let config = Flags::parse().check()?;
-    telemetry::start(config.log_format);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start the async runtime")?;
-    runtime.block_on(run(config))
+    match Cli::parse().verb {
+        Verb::Init(args) => init(&args.check()?),
+        Verb::Run(args) => {
+            telemetry::start(args.log_format);
+            let config = args.check()?;
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(2).enable_all().build().context("start the async runtime")?.block_on(run(config))
+        }
+    }
+}
+
+fn init(init: &Init) -> Result<()> {
+    let founded = found::init(init)?;
+    let text = if init.json { serde_json::to_string(&founded).context("encode as JSON")? } else { told(init, &founded) };
+    writeln!(std::io::stdout().lock(), "{text}").context("write to stdout")
+}
+
+fn told(init: &Init, founded: &Founded) -> String {
+    let Founded { cluster_id, manager, manager_token, agent_token, admin_file } = founded;
+    let (dir, addr, admin) = (init.state_dir.display(), &init.advertise, admin_file.display());
+    let flag = if init.insecure { " --insecure" } else { "" };
+    let mut text = format!(
+        "cluster {cluster_id} is made, with manager {manager}\n\n\
+         start it:             rcluster-manager run --state-dir {dir} --listen {addr}{flag}\n\
+         use it:               rclusterctl context create NAME --from {admin}\n"
+    );
+    if init.insecure {
+        text += &format!(
+            "more managers:        rcluster-manager run --join {addr} --name NAME --state-dir DIR --listen HOST:PORT --insecure\n"
+        );
+        text += &format!("agents:               rcluster-agent run --managers {addr} … --insecure");
+    } else {
+        text += &format!("more managers:        RCLUSTER_JOIN_TOKEN={manager_token} \\\n");
+        text += &format!("                      rcluster-manager run --join {addr} --name NAME --state-dir DIR --listen HOST:PORT\n");
+        text += &format!("agents:               RCLUSTER_JOIN_TOKEN={agent_token} rcluster-agent run --managers {addr} …\n");
+        text += "\nWho has a token can join. rclusterctl cluster token manager|agent prints it again; --rotate makes another.";
+    }
+    text
 }
 
 async fn run(config: Config) -> Result<()> {
-    let listener = TcpListener::bind(config.listen)
+    let Config { state_dir, listen, join, insecure } = config;
+    let listener = TcpListener::bind(listen)
         .await
-        .with_context(|| format!("listen on {} (is another manager running, or is the address not this host's?)", config.listen))?;
-    let members = config.members.iter().map(|(id, name, addr)| Member { id: *id, name: name.clone(), addr: addr.clone() }).collect();
-    let (store, raft) = store::start(StoreConfig::new(config.name.clone(), config.id, members, config.state_dir.clone()))
-        .with_context(|| format!("open the store in {}", config.state_dir.display()))?;
+        .with_context(|| format!("listen on {listen} (is another manager running, or is the address not this host's?)"))?;
+    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+    if store::identity(&state_dir)?.is_none() {
+        let Some(join) = &join else {
+            bail!(
+                "{} holds no manager: make a cluster with `rcluster-manager init`, or join one with --join, --token-file and --name",
+                state_dir.display()
+            );
+        };
+        tokio::select! {
+            joined = found::join(join, &state_dir) => joined?,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        }
+    }
+    let identity = store::identity(&state_dir)?.context("find out whose the state directory is")?;
+    let security = found::security(&state_dir, insecure)?;
+    let name = identity.name.clone();
+    let config = StoreConfig::new(identity.cluster_id, identity.name, identity.id, identity.seeds, state_dir.clone());
+    let opened = store::start(config, security.clone());
+    let (store, raft) = opened.with_context(|| format!("open the store in {}", state_dir.display()))?;
     let mut scope = Scope::new();
     let leadership = Leadership::start(store.clone(), Timing::default(), &mut scope);
-    let router = Router::new(store.clone(), leadership);
+    let router = Router::new(store.clone(), leadership, security.clone());
+    if !security.is_plain() {
+        scope.spawn(renewal::keep(router.clone(), security.clone(), state_dir));
+    }
     let control = ControlService::new(router.clone());
     let routes = tonic::service::Routes::new(
         ControlServer::new(control.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),
     )
+    .add_service(AdmissionServer::new(AdmissionService::new(router.clone())))
     .add_service(
         DispatcherServer::new(DispatcherService::new(router))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -54,24 +113,13 @@ async fn run(config: Config) -> Result<()> {
         RaftServer::new(RaftService::new(raft)).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),
     );
     let app = rest::routes(control).merge(routes.into_axum_router().reset_fallback());
-    info!(name = config.name, listen = %config.listen, "serving");
-    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+    info!(name, %listen, security = ?security, "serving");
     tokio::select! {
-        served = axum::serve(listener.tap_io(tune), app).into_future() => served.context("serve")?,
+        () = listen::serve(listener, security, app) => {}
         _ = terminate.recv() => info!("stopping: SIGTERM"),
         _ = interrupt.recv() => info!("stopping: SIGINT"),
     }
     store.shutdown().await;
     scope.shutdown().await;
     Ok(())
-}
-
-/// Small messages leave at once, and a peer that lost power is noticed: its connection ends within seconds instead of hours.
-fn tune(connection: &mut TcpStream) {
-    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(2)).with_retries(3);
-    let tuned = connection.set_nodelay(true).and_then(|()| SockRef::from(&*connection).set_tcp_keepalive(&keepalive));
-    if let Err(error) = tuned {
-        warn!(%error, "a connection keeps the system's defaults");
-    }
 }

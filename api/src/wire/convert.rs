@@ -3,6 +3,7 @@
 //! Out of the wire: `TryFrom`, naming the field that does not fit. Onto it: `From`, which destructures without `..` so that a new field
 //! does not compile until it is handled.
 
+mod cluster;
 mod container;
 mod data;
 
@@ -10,9 +11,11 @@ use std::net::Ipv4Addr;
 
 use thiserror::Error;
 
+pub use self::cluster::{manager_role, user_role};
 pub use self::data::data_kind;
 
 use super::v1;
+use crate::cluster::{Cluster, ManagerRole, UserRole};
 use crate::container::PullPolicy;
 use crate::object::{
     Availability, Capacity, Event, Kind, Network, Node, NodeDescription, NodeState, Object, Service, Stamp, Task, TaskNetwork, TaskStatus,
@@ -69,7 +72,12 @@ twins! {
     PullPolicy <=> PullPolicy, "pull" { Missing = Missing, Always = Always, Never = Never }
     Availability <=> Availability, "availability" { Active = Active, Pause = Pause, Drain = Drain }
     NodeState <=> NodeState, "node state" { Ready = Ready, Suspect = Suspect, Down = Down }
-    Kind <=> Kind, "kind" { Service = Service, Task = Task, Node = Node, Network = Network, Event = Event, Secret = Secret, Config = Config }
+    Kind <=> Kind, "kind" {
+        Service = Service, Task = Task, Node = Node, Network = Network, Event = Event, Secret = Secret, Config = Config,
+        Manager = Manager, Cluster = Cluster, User = User,
+    }
+    ManagerRole <=> ManagerRole, "role" { Voter = Voter, Standby = Standby, Leaving = Leaving }
+    UserRole <=> UserRole, "role" { ReadOnly = ReadOnly, Deploy = Deploy, Admin = Admin }
 }
 
 /// An enum field as it stands in a message.
@@ -542,6 +550,9 @@ impl From<Object> for v1::Object {
             Object::Network(network) => v1::object::Kind::Network(network.into()),
             Object::Event(event) => v1::object::Kind::Event(event.into()),
             Object::Data(data) => v1::object::Kind::Data(data.into()),
+            Object::Manager(manager) => v1::object::Kind::Manager(manager.into()),
+            Object::Cluster(cluster) => v1::object::Kind::Cluster((*cluster).into()),
+            Object::User(user) => v1::object::Kind::User(user.into()),
         };
         Self { kind: Some(kind) }
     }
@@ -558,6 +569,9 @@ impl TryFrom<v1::Object> for Object {
             v1::object::Kind::Network(network) => network.try_into().map(Self::Network),
             v1::object::Kind::Event(event) => event.try_into().map(Self::Event),
             v1::object::Kind::Data(data) => data.try_into().map(Self::Data),
+            v1::object::Kind::Manager(manager) => manager.try_into().map(Self::Manager),
+            v1::object::Kind::Cluster(cluster) => Cluster::try_from(cluster).map(|cluster| Self::Cluster(Box::new(cluster))),
+            v1::object::Kind::User(user) => user.try_into().map(Self::User),
         }
     }
 }

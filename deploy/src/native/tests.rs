@@ -111,7 +111,7 @@ fn wrong_types_and_words_say_what_is_wanted() {
     );
     refuse(
         &format!("{WEB}  stop_grace: 10\n"),
-        "web.yaml:7:15: spec.stop_grace of service web: \"10\" is not a time span: write it like 500ms, 10s, 1m30s or 2h",
+        "web.yaml:7:15: spec.stop_grace of service web: \"10\" is not a time span: write it like 500ms, 10s, 1m30s, 2h or 90d",
     );
     refuse(
         &format!("{WEB}  placement:\n    constraints:\n    - node.labels.zone=b\n"),

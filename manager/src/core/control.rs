@@ -3,18 +3,21 @@
 //! In: the state and a request. Out: the objects to write, with what to answer, or a refusal that says which field, why and what mends
 //! it. Never: half of a request.
 
+mod access;
 mod data;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rcluster_api::data::DataKind;
+use rcluster_api::cluster::{Authority, Manager, ManagerRole, UserRole};
+use rcluster_api::data::{DataKind, Payload};
 use rcluster_api::error::{ApiError, ErrorCode};
-use rcluster_api::id::{NetworkId, ServiceId};
+use rcluster_api::id::{NetworkId, ServiceId, UserId};
 use rcluster_api::object::{Availability, Kind, Network, Node, Object, Service, Stamp};
 use rcluster_api::spec::{Mode, NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::validate;
 
 use super::allocate::holds_addresses;
+use super::members::{self, Standing};
 use super::plan::{ChangeSet, Ctx, Note};
 use super::state::State;
 
@@ -34,6 +37,41 @@ pub enum Request {
         availability: Option<Availability>,
         labels_set: BTreeMap<String, String>,
         labels_removed: Vec<String>,
+    },
+    /// `standing`: how the leader sees the managers.
+    AddManager {
+        name: String,
+        addr: String,
+        standing: Standing,
+    },
+    RemoveManager {
+        manager: String,
+        standing: Standing,
+    },
+    /// Forgets managers that have left.
+    ForgetManagers {
+        standing: Standing,
+    },
+    UpdateManager {
+        manager: String,
+        role: Option<ManagerRole>,
+        addr: String,
+        standing: Standing,
+    },
+    RotateToken {
+        manager: bool,
+        secret: Payload,
+    },
+    /// `before`: certificate of the authority that issues until then.
+    RotateAuthority {
+        authority: Authority,
+        before: Payload,
+    },
+    CreateUser {
+        name: String,
+        role: UserRole,
+        token_digest: String,
+        expires_at_ms: u64,
     },
 }
 
@@ -62,16 +100,34 @@ pub enum Answer {
     Removed,
     Scaled { replicas_before: u32 },
     NodeUpdated,
+    ManagerAdded(Manager),
+    UserCreated(UserId),
+    Done,
 }
 
 /// Decides what `request` changes.
 pub fn decide(state: &State, request: Request, ctx: &mut Ctx) -> Result<(ChangeSet, Answer), ApiError> {
     match request {
         Request::Apply(specs) => apply(state, specs, ctx),
-        Request::Remove(refs) => remove(state, &refs),
+        Request::Remove(refs) => remove(state, &refs, ctx.now_ms),
         Request::Scale { service, replicas } => scale(state, &service, replicas),
         Request::UpdateNode { node, availability, labels_set, labels_removed } => {
             update_node(state, &node, availability, labels_set, &labels_removed)
+        }
+        Request::AddManager { name, addr, standing } => {
+            let (changes, manager) = members::add(state, &name, &addr, &standing, ctx)?;
+            Ok((changes, Answer::ManagerAdded(manager)))
+        }
+        Request::RemoveManager { manager, standing } => Ok((members::remove(state, &manager, &standing)?, Answer::Removed)),
+        Request::ForgetManagers { standing } => Ok((members::forget(state, &standing, ctx.now_ms)?, Answer::Done)),
+        Request::UpdateManager { manager, role, addr, standing } => {
+            Ok((members::update(state, &manager, role, &addr, &standing)?, Answer::Done))
+        }
+        Request::RotateToken { manager, secret } => Ok((access::rotate_token(state, manager, secret, ctx.now_ms)?, Answer::Done)),
+        Request::RotateAuthority { authority, before } => Ok((access::rotate_authority(state, authority, &before)?, Answer::Done)),
+        Request::CreateUser { name, role, token_digest, expires_at_ms } => {
+            let (changes, id) = access::create_user(state, &name, role, token_digest, expires_at_ms, ctx)?;
+            Ok((changes, Answer::UserCreated(id)))
         }
     }
 }
@@ -259,7 +315,7 @@ fn not_found(kind: Kind, name: &str) -> ApiError {
         .hint(format!("`rclusterctl get {}s` lists them", kind.as_str()))
 }
 
-fn remove(state: &State, refs: &[(Kind, String)]) -> Result<(ChangeSet, Answer), ApiError> {
+fn remove(state: &State, refs: &[(Kind, String)], now_ms: u64) -> Result<(ChangeSet, Answer), ApiError> {
     let mut changes = ChangeSet::default();
     let mut going: BTreeSet<ServiceId> = state.services().values().filter(|s| s.removing).map(|s| s.id.clone()).collect();
     for (kind, name) in refs.iter().filter(|(kind, _)| *kind == Kind::Service) {
@@ -286,7 +342,7 @@ fn remove(state: &State, refs: &[(Kind, String)]) -> Result<(ChangeSet, Answer),
                 changes.puts.push(Object::Network(Network { removing: true, ..(**network).clone() }));
                 note_removal(*kind, network.id.as_str(), &network.spec.name, &mut changes);
             }
-            Kind::Node => remove_node(state, name, &mut changes)?,
+            Kind::Node => remove_node(state, name, now_ms, &mut changes)?,
             Kind::Task => {
                 return Err(ApiError::new(ErrorCode::Invalid, format!("task {name} belongs to a service and would come back"))
                     .hint("scale the service down, or remove it"));
@@ -294,6 +350,11 @@ fn remove(state: &State, refs: &[(Kind, String)]) -> Result<(ChangeSet, Answer),
             Kind::Secret => data::remove(state, DataKind::Secret, name, &going, &mut changes)?,
             Kind::Config => data::remove(state, DataKind::Config, name, &going, &mut changes)?,
             Kind::Event => return Err(ApiError::new(ErrorCode::Invalid, "events cannot be removed")),
+            Kind::User => access::remove_user(state, name, &mut changes)?,
+            Kind::Manager | Kind::Cluster => {
+                return Err(ApiError::new(ErrorCode::Invalid, format!("a {} is not removed together with others", kind.as_str()))
+                    .hint("a manager leaves by a command of its own: rclusterctl node rm NAME"));
+            }
             Kind::Service => {}
         }
     }
@@ -306,7 +367,7 @@ fn note_removal(kind: Kind, id: &str, name: &str, changes: &mut ChangeSet) {
 }
 
 /// A node can go once it is down; what was lost with it is lost for good, and its tasks' addresses are free.
-fn remove_node(state: &State, name: &str, changes: &mut ChangeSet) -> Result<(), ApiError> {
+fn remove_node(state: &State, name: &str, now_ms: u64, changes: &mut ChangeSet) -> Result<(), ApiError> {
     let node = state.find_node(name).ok_or_else(|| not_found(Kind::Node, name))?;
     if node.state != rcluster_api::object::NodeState::Down {
         return Err(ApiError::new(ErrorCode::Invalid, format!("node {name} is {}", node.state.as_str()))
@@ -315,6 +376,16 @@ fn remove_node(state: &State, name: &str, changes: &mut ChangeSet) -> Result<(),
     let held = state.tasks_of_node(&node.id).filter(|task| holds_addresses(task) || task.status.state.is_terminal());
     changes.deletes.extend(held.map(|task| (Kind::Task, task.id.to_string())));
     changes.deletes.push((Kind::Node, node.id.to_string()));
+    // Its certificate would let the agent come back under the same id.
+    let staged = changes.puts.iter_mut().find_map(|put| if let Object::Cluster(cluster) = put { Some(cluster) } else { None });
+    match staged {
+        Some(cluster) => members::revoke(cluster, node.id.as_str(), now_ms),
+        None => {
+            let mut cluster = members::cluster(state)?.clone();
+            members::revoke(&mut cluster, node.id.as_str(), now_ms);
+            changes.puts.push(Object::Cluster(Box::new(cluster)));
+        }
+    }
     note_removal(Kind::Node, node.id.as_str(), node.name(), changes);
     Ok(())
 }

@@ -3,8 +3,10 @@
 //! No await, clock, randomness, IO, lock or map with random order. Time and ids come in through [`plan::Ctx`].
 
 pub mod allocate;
+pub mod authorize;
 pub mod control;
 pub mod dispatch;
+pub mod members;
 pub mod node;
 pub mod orchestrate;
 pub mod plan;

@@ -145,6 +145,7 @@ impl ChangeSet {
 /// Roughly the bytes of an object in the log: its texts, and something for the rest.
 pub fn weight(object: &Object) -> usize {
     const REST: usize = 512;
+    const CREDENTIALS_BYTES: usize = 2048;
     REST + match object {
         Object::Task(task) => {
             let template = &task.template;
@@ -154,7 +155,8 @@ pub fn weight(object: &Object) -> usize {
         }
         Object::Service(service) => validate::text_size(&service.spec),
         Object::Data(data) => data.spec.data.as_ref().map_or(0, |payload| payload.0.len()),
-        Object::Node(_) | Object::Network(_) | Object::Event(_) => 0,
+        Object::Node(_) | Object::Network(_) | Object::Event(_) | Object::Manager(_) | Object::User(_) => 0,
+        Object::Cluster(cluster) => (1 + cluster.authorities.len()) * CREDENTIALS_BYTES + 64 * cluster.revocations.len(),
     }
 }
 

@@ -367,6 +367,6 @@ fn latest_ms(state: &State) -> u64 {
     let stamps = stamps.chain(state.tasks().values().map(|object| object.stamp)).chain(state.nodes().values().map(|object| object.stamp));
     let stamps =
         stamps.chain(state.networks().values().map(|object| object.stamp)).chain(state.events().values().map(|object| object.stamp));
-    let stamps = stamps.chain(state.data().values().map(|object| object.stamp));
+    let stamps = stamps.chain(state.data().values().map(|object| object.stamp)).chain(state.cluster().map(|object| object.stamp));
     stamps.map(|stamp| stamp.updated_at_ms).max().unwrap_or_default()
 }

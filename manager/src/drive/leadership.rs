@@ -11,6 +11,7 @@ use tracing::info;
 
 use super::brain::{Brain, Event, Outcome};
 use super::logs::LogBroker;
+use super::members;
 use super::relays::RelayBroker;
 use super::sessions::Sessions;
 use crate::core::control::Request;
@@ -120,5 +121,6 @@ fn begin(store: &Store, timing: Timing, number: u64) -> (Arc<Term>, Scope) {
     });
     let mut scope = Scope::new();
     scope.spawn(Brain::new(store.clone(), number, timing, inbox).run());
+    scope.spawn(members::keep(store.clone(), term.clone()));
     (term, scope)
 }

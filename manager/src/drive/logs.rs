@@ -43,9 +43,11 @@ impl LogBroker {
         LogRequest { id, chunks }
     }
 
-    /// Where chunks of a request go; `None` when its reader has gone.
-    pub fn reader(&self, id: &str) -> Option<mpsc::Sender<LogChunk>> {
-        self.lock().get(id).map(|asked| &asked.reader).filter(|reader| !reader.is_closed()).cloned()
+    /// Where chunks of a request go; `None` when its reader has gone, or it was sent to another than `agent`.
+    pub fn reader(&self, id: &str, agent: Option<&str>) -> Option<mpsc::Sender<LogChunk>> {
+        let requests = self.lock();
+        let asked = requests.get(id).filter(|asked| agent.is_none_or(|agent| asked.node.as_str() == agent));
+        asked.map(|asked| &asked.reader).filter(|reader| !reader.is_closed()).cloned()
     }
 
     /// The request is over: its reader sees the end of the chunks.

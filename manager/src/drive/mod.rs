@@ -1,17 +1,19 @@
 //! What only a leader runs, and who owns it.
 //!
 //! [`Leadership`] watches the store's role. While this manager leads there is one [`Term`]; when it ends, everything that the term owns
-//! ends with it: the brain's loop, the agents' sessions, the log readers, the relays. The only way to change the cluster's state is an [`Event`]
+//! ends with it: the brain's loop, the keeper of Raft's members, the agents' sessions, the log readers, the relays. The only way to change the cluster's state is an [`Event`]
 //! to the term's brain.
 
 mod brain;
 mod leadership;
 mod logs;
+mod members;
 mod relays;
 mod sessions;
 
 pub use brain::{Event, Outcome};
 pub use leadership::{Leadership, Term};
 pub use logs::{LogBroker, LogRequest};
+pub use members::standing;
 pub use relays::{AgentEnd, RelayBroker, RelayRequest};
 pub use sessions::Sessions;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rcluster_api::id::random_id;
+use rcluster_api::id::{NodeId, random_id};
 use rcluster_api::wire::v1::{RelayInput, RelayOutput};
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Status, Streaming};
@@ -20,7 +20,14 @@ pub struct AgentEnd {
 /// The requests of this leader that no agent has answered yet.
 #[derive(Debug, Clone, Default)]
 pub struct RelayBroker {
-    waiting: Arc<Mutex<BTreeMap<String, oneshot::Sender<AgentEnd>>>>,
+    waiting: Arc<Mutex<BTreeMap<String, Waiting>>>,
+}
+
+/// A request that was sent to a node's agent.
+#[derive(Debug)]
+struct Waiting {
+    node: NodeId,
+    user: oneshot::Sender<AgentEnd>,
 }
 
 /// One request: its id, and the agent's side once it is there. Forgotten when dropped.
@@ -32,21 +39,23 @@ pub struct RelayRequest {
 }
 
 impl RelayBroker {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, oneshot::Sender<AgentEnd>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a request.
-    pub fn open(&self) -> RelayRequest {
-        let (sender, agent) = oneshot::channel();
+    /// Opens a request to a node's agent.
+    pub fn open(&self, node: NodeId) -> RelayRequest {
+        let (user, agent) = oneshot::channel();
         let id = random_id(&mut rand::rng());
-        self.lock().insert(id.clone(), sender);
+        self.lock().insert(id.clone(), Waiting { node, user });
         RelayRequest { id, agent, broker: self.clone() }
     }
 
-    /// Where the agent's side of a request goes, once; `None` when its user has gone.
-    pub fn take(&self, id: &str) -> Option<oneshot::Sender<AgentEnd>> {
-        self.lock().remove(id).filter(|request| !request.is_closed())
+    /// Where the agent's side of a request goes, once; `None` when its user has gone, or it was sent to another than `agent`.
+    pub fn take(&self, id: &str, agent: Option<&str>) -> Option<oneshot::Sender<AgentEnd>> {
+        let mut waiting = self.lock();
+        waiting.get(id).filter(|request| agent.is_none_or(|agent| request.node.as_str() == agent))?;
+        waiting.remove(id).map(|request| request.user).filter(|user| !user.is_closed())
     }
 }
 

@@ -2,19 +2,24 @@
 
 use std::pin::Pin;
 
-use rcluster_api::data::DataKind;
+use rcluster_api::cluster::{ManagerRole, UserRole};
+use rcluster_api::data::{DataKind, Payload};
 use rcluster_api::error::{ApiError, ErrorCode};
+use rcluster_api::identity::{self, Part};
 use rcluster_api::object::{Kind, Object};
 use rcluster_api::spec::Spec;
 use rcluster_api::wire::convert;
 use rcluster_api::wire::v1::control_server::Control;
 use rcluster_api::wire::v1::{self};
+use rcluster_base::clock::unix_ms;
 use tokio_stream::{Stream, StreamExt};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::route::{Route, Router, forward};
-use super::{logs, relay, watch};
+use super::route::{Route, Router, control, forward};
+use super::{admission, auth, logs, relay, watch};
+use crate::ca;
 use crate::core::control::{Answer, Outcome, Request as Asked};
+use crate::core::members;
 use crate::core::state::State;
 
 /// A stream of answers.
@@ -42,7 +47,7 @@ fn specs(request: v1::ApplyRequest) -> Result<Vec<(Spec, u64)>, ApiError> {
         .collect()
 }
 
-fn unexpected(answer: &Answer) -> Status {
+pub fn unexpected(answer: &Answer) -> Status {
     ApiError::new(ErrorCode::Internal, format!("the brain gave another kind of answer: {answer:?}")).into()
 }
 
@@ -94,6 +99,14 @@ fn list(state: &State, request: &v1::ListRequest) -> Result<Vec<Object>, ApiErro
         Kind::Secret => data(DataKind::Secret),
         Kind::Config => data(DataKind::Config),
         Kind::Event => state.events().values().map(|e| Object::Event((**e).clone())).collect(),
+        Kind::Manager if !name.is_empty() => state.find_manager(name).map(|m| Object::Manager((**m).clone())).into_iter().collect(),
+        Kind::User if !name.is_empty() => state.find_user(name).map(|u| Object::User((**u).clone())).into_iter().collect(),
+        Kind::Manager => state.managers().values().map(|m| Object::Manager((**m).clone())).collect(),
+        Kind::User => state.users().values().map(|u| Object::User((**u).clone())).collect(),
+        Kind::Cluster => {
+            return Err(ApiError::new(ErrorCode::Forbidden, "the cluster's own object holds its keys and never leaves the managers")
+                .hint("`rclusterctl cluster status` shows the managers"));
+        }
     };
     if !name.is_empty() && objects.is_empty() {
         return Err(ApiError::new(ErrorCode::NotFound, format!("there is no {} {name}", kind.as_str()))
@@ -105,9 +118,11 @@ fn list(state: &State, request: &v1::ListRequest) -> Result<Vec<Object>, ApiErro
 #[tonic::async_trait]
 impl Control for ControlService {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
+        auth::admit(&request)?;
         match self.router.route(&request).await? {
-            Route::There(mut leader) => leader.apply(forward(request)).await,
+            Route::There(leader) => control(leader).apply(forward(request)).await,
             Route::Here(term) => {
+                self.router.permit(&request, UserRole::Deploy, "deploying")?;
                 let (revision, answer) = term.request(Asked::Apply(specs(request.into_inner())?)).await?;
                 applied_response(revision, answer).map(Response::new)
             }
@@ -115,21 +130,35 @@ impl Control for ControlService {
     }
 
     async fn remove(&self, request: Request<v1::RemoveRequest>) -> Result<Response<v1::RemoveResponse>, Status> {
+        auth::admit(&request)?;
         match self.router.route(&request).await? {
-            Route::There(mut leader) => leader.remove(forward(request)).await,
+            Route::There(leader) => control(leader).remove(forward(request)).await,
             Route::Here(term) => {
+                let caller = auth::known(&request, &self.router.store.state())?;
                 let refs = request.into_inner().refs.into_iter().map(|v1::Ref { kind, name }| Ok((convert::kind(kind)?, name)));
-                let refs = refs.collect::<Result<_, convert::WireError>>().map_err(ApiError::from)?;
-                let (revision, _) = term.request(Asked::Remove(refs)).await?;
+                let refs: Vec<(Kind, String)> = refs.collect::<Result<_, convert::WireError>>().map_err(ApiError::from)?;
+                let of_users = |kind: &Kind| match kind {
+                    Kind::Service | Kind::Task | Kind::Network | Kind::Event | Kind::Secret | Kind::Config => true,
+                    Kind::Node | Kind::Manager | Kind::Cluster | Kind::User => false,
+                };
+                let role = if refs.iter().all(|(kind, _)| of_users(kind)) { UserRole::Deploy } else { UserRole::Admin };
+                caller.needs(role, "removing")?;
+                let asked = match &refs[..] {
+                    [(Kind::Manager, name)] => Asked::RemoveManager { manager: name.clone(), standing: self.router.standing() },
+                    _ => Asked::Remove(refs),
+                };
+                let (revision, _) = term.request(asked).await?;
                 Ok(Response::new(v1::RemoveResponse { revision }))
             }
         }
     }
 
     async fn scale(&self, request: Request<v1::ScaleRequest>) -> Result<Response<v1::ScaleResponse>, Status> {
+        auth::admit(&request)?;
         match self.router.route(&request).await? {
-            Route::There(mut leader) => leader.scale(forward(request)).await,
+            Route::There(leader) => control(leader).scale(forward(request)).await,
             Route::Here(term) => {
+                self.router.permit(&request, UserRole::Deploy, "scaling")?;
                 let v1::ScaleRequest { service, replicas } = request.into_inner();
                 match term.request(Asked::Scale { service, replicas }).await? {
                     (revision, Answer::Scaled { replicas_before }) => Ok(Response::new(v1::ScaleResponse { revision, replicas_before })),
@@ -140,9 +169,11 @@ impl Control for ControlService {
     }
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
+        auth::admit(&request)?;
         match self.router.route(&request).await? {
-            Route::There(mut leader) => leader.list(forward(request)).await,
+            Route::There(leader) => control(leader).list(forward(request)).await,
             Route::Here(_) => {
+                self.router.permit(&request, UserRole::ReadOnly, "listing")?;
                 self.router.store.read_barrier().await.map_err(|error| ApiError::new(ErrorCode::Unavailable, error.to_string()))?;
                 let state = self.router.store.state();
                 let objects = list(&state, request.get_ref())?.into_iter().map(Into::into).collect();
@@ -154,11 +185,14 @@ impl Control for ControlService {
     type WatchStream = Answers<v1::WatchResponse>;
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        auth::admit(&request)?;
         match self.router.route(&request).await? {
-            Route::There(mut leader) => {
-                leader.watch(forward(request)).await.map(|answer| Response::new(Box::pin(answer.into_inner()) as Self::WatchStream))
-            }
+            Route::There(leader) => control(leader)
+                .watch(forward(request))
+                .await
+                .map(|answer| Response::new(Box::pin(answer.into_inner()) as Self::WatchStream)),
             Route::Here(term) => {
+                self.router.permit(&request, UserRole::ReadOnly, "watching")?;
                 self.router.store.read_barrier().await.map_err(|error| ApiError::new(ErrorCode::Unavailable, error.to_string()))?;
                 let kinds = request.into_inner().kinds.into_iter().map(convert::kind).collect::<Result<_, _>>().map_err(ApiError::from)?;
                 Ok(Response::new(watch::stream(self.router.store.clone(), &term, kinds)))
@@ -167,9 +201,11 @@ impl Control for ControlService {
     }
 
     async fn update_node(&self, request: Request<v1::UpdateNodeRequest>) -> Result<Response<v1::UpdateNodeResponse>, Status> {
+        auth::admit(&request)?;
         match self.router.route(&request).await? {
-            Route::There(mut leader) => leader.update_node(forward(request)).await,
+            Route::There(leader) => control(leader).update_node(forward(request)).await,
             Route::Here(term) => {
+                self.router.permit(&request, UserRole::Admin, "changing a node")?;
                 let v1::UpdateNodeRequest { node, availability, labels_set, labels_removed } = request.into_inner();
                 let availability = convert::availability(availability).map_err(ApiError::from)?;
                 let (revision, _) = term.request(Asked::UpdateNode { node, availability, labels_set, labels_removed }).await?;
@@ -181,52 +217,159 @@ impl Control for ControlService {
     type LogsStream = Answers<v1::LogLine>;
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        auth::admit(&request)?;
         match self.router.route(&request).await? {
-            Route::There(mut leader) => {
-                leader.logs(forward(request)).await.map(|answer| Response::new(Box::pin(answer.into_inner()) as Self::LogsStream))
+            Route::There(leader) => {
+                control(leader).logs(forward(request)).await.map(|answer| Response::new(Box::pin(answer.into_inner()) as Self::LogsStream))
             }
-            Route::Here(term) => Ok(Response::new(logs::stream(self.router.store.clone(), term, request.into_inner())?)),
+            Route::Here(term) => {
+                self.router.permit(&request, UserRole::ReadOnly, "reading logs")?;
+                Ok(Response::new(logs::stream(self.router.store.clone(), term, request.into_inner())?))
+            }
         }
     }
 
     type RelayStream = Answers<v1::RelayOutput>;
 
     async fn relay(&self, request: Request<Streaming<v1::RelayInput>>) -> Result<Response<Self::RelayStream>, Status> {
+        auth::admit(&request)?;
         match self.router.route(&request).await? {
-            Route::There(mut leader) => {
+            Route::There(leader) => {
                 // A user's connection that breaks ends the answer too, and with it this call: the error itself need not be passed on.
                 let request = request.map(|inputs| inputs.map_while(Result::ok));
-                leader.relay(forward(request)).await.map(|answer| Response::new(Box::pin(answer.into_inner()) as Self::RelayStream))
+                control(leader)
+                    .relay(forward(request))
+                    .await
+                    .map(|answer| Response::new(Box::pin(answer.into_inner()) as Self::RelayStream))
             }
-            Route::Here(term) => Ok(Response::new(relay::stream(self.router.store.clone(), term, request.into_inner()).await?)),
+            Route::Here(term) => {
+                let caller = auth::known(&request, &self.router.store.state())?;
+                Ok(Response::new(relay::stream(self.router.store.clone(), term, &caller, request.into_inner()).await?))
+            }
         }
     }
 
     async fn cluster(&self, request: Request<v1::ClusterRequest>) -> Result<Response<v1::ClusterResponse>, Status> {
-        let own = || {
-            let status = self.router.store.status();
-            let managers = status.members.into_iter().map(|member| v1::ManagerStatus {
-                id: member.id,
-                name: member.name,
-                addr: member.addr,
-                role: member.role,
-                reachable: member.reachable,
-                matched: member.matched,
-            });
-            v1::ClusterResponse {
-                leader: status.leader,
-                term: status.term,
-                committed: status.committed,
-                applied: status.applied,
-                revision: self.router.store.state().revision(),
-                managers: managers.collect(),
-                answered_by: status.answered_by,
-            }
-        };
+        auth::admit(&request)?;
         // Without a leader a manager's own picture is worth more than none.
         match self.router.route(&request).await {
-            Ok(Route::There(mut leader)) => Ok(leader.cluster(forward(request)).await.unwrap_or_else(|_| Response::new(own()))),
-            Ok(Route::Here(_)) | Err(_) => Ok(Response::new(own())),
+            Ok(Route::There(leader)) => match control(leader)
+                .cluster(forward(Request::from_parts(request.metadata().clone(), request.extensions().clone(), v1::ClusterRequest {})))
+                .await
+            {
+                Ok(answer) => return Ok(answer),
+                Err(status) if status.code() == Code::Unavailable => {}
+                Err(status) => return Err(status),
+            },
+            Ok(Route::Here(_)) | Err(_) => {}
+        }
+        self.router.permit(&request, UserRole::ReadOnly, "seeing the managers")?;
+        let state = self.router.store.state();
+        let status = self.router.store.status();
+        let object_id = |raft_id: u64| {
+            let manager = state.managers().values().find(|manager| manager.raft_id == raft_id);
+            manager.map(|manager| manager.id.to_string()).unwrap_or_default()
+        };
+        let managers = status.members.into_iter().map(|member| v1::ManagerStatus {
+            id: member.id,
+            name: member.name,
+            addr: member.addr,
+            role: member.role,
+            reachable: member.reachable,
+            matched: member.matched,
+            voter: member.voter,
+            object_id: object_id(member.id),
+            write_us: member.write_us,
+        });
+        Ok(Response::new(v1::ClusterResponse {
+            leader: status.leader,
+            term: status.term,
+            committed: status.committed,
+            applied: status.applied,
+            revision: state.revision(),
+            managers: managers.collect(),
+            answered_by: status.answered_by,
+            cluster_id: state.cluster_id().to_owned(),
+        }))
+    }
+
+    async fn update_manager(&self, request: Request<v1::UpdateManagerRequest>) -> Result<Response<v1::UpdateManagerResponse>, Status> {
+        auth::admit(&request)?;
+        match self.router.route(&request).await? {
+            Route::There(leader) => control(leader).update_manager(forward(request)).await,
+            Route::Here(term) => {
+                self.router.permit(&request, UserRole::Admin, "changing a manager")?;
+                let v1::UpdateManagerRequest { manager, role, addr } = request.into_inner();
+                let role = convert::manager_role(role).map_err(ApiError::from)?;
+                if role == Some(ManagerRole::Leaving) {
+                    return Err(ApiError::new(ErrorCode::Invalid, "a manager leaves by being removed").field("role").into());
+                }
+                let standing = self.router.standing();
+                let (revision, _) = term.request(Asked::UpdateManager { manager, role, addr, standing }).await?;
+                Ok(Response::new(v1::UpdateManagerResponse { revision }))
+            }
+        }
+    }
+
+    async fn join_token(&self, request: Request<v1::JoinTokenRequest>) -> Result<Response<v1::JoinTokenResponse>, Status> {
+        auth::admit(&request)?;
+        match self.router.route(&request).await? {
+            Route::There(leader) => control(leader).join_token(forward(request)).await,
+            Route::Here(term) => {
+                self.router.permit(&request, UserRole::Admin, "reading join tokens")?;
+                let v1::JoinTokenRequest { manager, rotate } = request.into_inner();
+                if rotate {
+                    let secret = Payload(identity::join_secret(&mut rand::rng()));
+                    term.request(Asked::RotateToken { manager, secret }).await?;
+                }
+                let state = self.router.store.state();
+                let token = admission::join_token(members::cluster(&state)?, manager)?.to_string();
+                let managers = state.managers().values().map(|manager| manager.addr.clone()).collect();
+                Ok(Response::new(v1::JoinTokenResponse { token, managers }))
+            }
+        }
+    }
+
+    async fn create_user(&self, request: Request<v1::CreateUserRequest>) -> Result<Response<v1::CreateUserResponse>, Status> {
+        auth::admit(&request)?;
+        match self.router.route(&request).await? {
+            Route::There(leader) => control(leader).create_user(forward(request)).await,
+            Route::Here(term) => {
+                self.router.permit(&request, UserRole::Admin, "creating a user")?;
+                let v1::CreateUserRequest { name, role, ttl_ms, signing_request } = request.into_inner();
+                let role = convert::user_role(role).map_err(ApiError::from)?;
+                let token = if signing_request.is_empty() { admission::bearer_token() } else { String::new() };
+                let token_digest = if token.is_empty() { String::new() } else { Payload(token.clone().into_bytes()).digest() };
+                let expires_at_ms = if ttl_ms == 0 { 0 } else { unix_ms().saturating_add(ttl_ms) };
+                let (_, answer) = term.request(Asked::CreateUser { name, role, token_digest, expires_at_ms }).await?;
+                let Answer::UserCreated(id) = answer else { return Err(unexpected(&answer)) };
+                let credentials = if signing_request.is_empty() {
+                    None
+                } else {
+                    let state = self.router.store.state();
+                    Some(admission::issue(&state, Part::User, id.as_str(), "", "", &signing_request)?)
+                };
+                Ok(Response::new(v1::CreateUserResponse { id: id.to_string(), token, credentials }))
+            }
+        }
+    }
+
+    async fn rotate_authority(
+        &self,
+        request: Request<v1::RotateAuthorityRequest>,
+    ) -> Result<Response<v1::RotateAuthorityResponse>, Status> {
+        auth::admit(&request)?;
+        match self.router.route(&request).await? {
+            Route::There(leader) => control(leader).rotate_authority(forward(request)).await,
+            Route::Here(term) => {
+                self.router.permit(&request, UserRole::Admin, "rotating the authority")?;
+                let state = self.router.store.state();
+                let before = members::cluster(&state)?.authorities.first().cloned().ok_or(ApiError::from(ca::CaError::None))?;
+                let authority = ca::succeed(&before).map_err(ApiError::from)?;
+                let digest = authority.certificate.digest();
+                term.request(Asked::RotateAuthority { authority, before: before.certificate }).await?;
+                Ok(Response::new(v1::RotateAuthorityResponse { digest }))
+            }
         }
     }
 }

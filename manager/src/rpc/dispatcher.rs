@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rcluster_api::cluster::Cluster;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{DataId, NodeId, TaskId};
 use rcluster_api::object::TaskStatus;
@@ -17,8 +18,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
+use super::auth;
 use super::control::Answers;
 use super::route::Router;
+use crate::ca;
 use crate::core::dispatch::assignments::{assigned_data, assignments, used_data};
 use crate::core::dispatch::netview::Networks;
 use crate::core::node::register::Registration;
@@ -121,8 +124,13 @@ impl Dispatcher for DispatcherService {
 
     async fn session(&self, request: Request<Streaming<v1::AgentMessage>>) -> Result<Response<Self::SessionStream>, Status> {
         let term = self.term()?;
+        let agent = auth::agent(&request, &self.router.store.state())?;
         let mut inbox = request.into_inner();
         let first = first_message(&mut inbox).await?;
+        if let Some(own) = agent.filter(|own| *own != first.node_id) {
+            let why = format!("the agent of node {own} says that it is {}", first.node_id);
+            return Err(ApiError::new(ErrorCode::Forbidden, why).into());
+        }
         let name = first.description.as_ref().map(|description| description.name.clone()).unwrap_or_default();
         let node = register(&term, first).await?;
         let (outbox, messages) = mpsc::channel(OUTBOX_MAX);
@@ -153,6 +161,7 @@ impl Dispatcher for DispatcherService {
 
     async fn publish_logs(&self, request: Request<Streaming<v1::LogChunk>>) -> Result<Response<v1::PublishLogsResponse>, Status> {
         let term = self.term()?;
+        let agent = auth::agent(&request, &self.router.store.state())?;
         let mut chunks = request.into_inner();
         let mut request_id = String::new();
         let ended = loop {
@@ -162,7 +171,7 @@ impl Dispatcher for DispatcherService {
                 Err(status) => break Err(status),
             };
             request_id.clone_from(&chunk.request_id);
-            let Some(reader) = term.logs.reader(&request_id) else { break Ok(()) };
+            let Some(reader) = term.logs.reader(&request_id, agent.as_deref()) else { break Ok(()) };
             if reader.send(chunk).await.is_err() {
                 break Ok(());
             }
@@ -176,6 +185,7 @@ impl Dispatcher for DispatcherService {
 
     async fn relay(&self, request: Request<Streaming<v1::RelayOutput>>) -> Result<Response<Self::RelayStream>, Status> {
         let term = self.term()?;
+        let agent = auth::agent(&request, &self.router.store.state())?;
         let mut outputs = request.into_inner();
         let refused = |message: &str| Status::from(ApiError::new(ErrorCode::Invalid, message));
         let first = tokio::time::timeout(REGISTER_TIMEOUT, outputs.message()).await;
@@ -185,7 +195,7 @@ impl Dispatcher for DispatcherService {
         };
         let (inputs, messages) = mpsc::channel(RELAY_FRAMES_MAX);
         let gone = || Status::from(ApiError::new(ErrorCode::NotFound, "the user of this relay has gone"));
-        term.relays.take(&id).ok_or_else(gone)?.send(AgentEnd { inputs, outputs }).map_err(|_| gone())?;
+        term.relays.take(&id, agent.as_deref()).ok_or_else(gone)?.send(AgentEnd { inputs, outputs }).map_err(|_| gone())?;
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 }
@@ -228,6 +238,7 @@ impl DispatcherService {
         let mut told_view: Option<v1::NetView> = None;
         let mut told_set: Option<Digest> = None;
         let mut told_data: BTreeMap<DataId, u64> = BTreeMap::new();
+        let mut told_cluster: Option<Arc<Cluster>> = None;
         loop {
             revisions.borrow_and_update();
             let state = self.router.store.state();
@@ -235,6 +246,12 @@ impl DispatcherService {
             let set = assignments(&state, node, term.number);
             let digest = Digest::of(&set);
             let mut messages = Vec::new();
+            if let Some(cluster) = state.cluster()
+                && told_cluster.as_ref().is_none_or(|told| told.authorities != cluster.authorities)
+            {
+                messages.push(manager_message::Kind::Trust(v1::Trust { authorities: ca::trusted(&cluster.authorities) }));
+                told_cluster = Some(cluster.clone());
+            }
             if told_view.as_ref().is_none_or(|told| told.nodes != view.nodes || told.networks != view.networks) {
                 messages.push(manager_message::Kind::View(view.clone()));
                 told_view = Some(view);

@@ -1,8 +1,11 @@
-//! The managers' interfaces on one port: gRPC (control, dispatcher, raft) and REST. Decode → validate → call → encode; nothing is
+//! The managers' interfaces on one port: gRPC (control, admission, dispatcher, raft) and REST. Decode → authorize → validate → call → encode; nothing is
 //! decided here.
 
+pub mod admission;
+pub mod auth;
 pub mod control;
 pub mod dispatcher;
+pub mod listen;
 mod logs;
 pub mod raft;
 mod relay;

@@ -8,9 +8,12 @@ use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::raft_server::Raft;
 use tokio::sync::Semaphore;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::store::Inbound;
+use super::auth;
+use crate::core::authorize::Caller;
+use crate::store::{Inbound, REMOVED, Standing};
 
 /// Largest snapshot that is taken.
 const SNAPSHOT_BYTES_MAX: usize = 1 << 30;
@@ -41,18 +44,46 @@ impl RaftService {
     }
 
     fn check(&self, from: u64, to: u64, cluster_id: &str) -> Result<(), Status> {
-        let Inbound { id, cluster_id: own, members, .. } = &self.inbound;
+        let Inbound { id, cluster_id: own, .. } = &self.inbound;
         if cluster_id != own {
             return Err(refuse(format!(
-                "manager {from} is of cluster {cluster_id}, this one of {own}: were they given the same --initial-cluster?"
+                "manager {from} is of cluster {cluster_id}, this one of {own}: does the address belong to another cluster?"
             )));
         }
-        if to != *id || from == *id || !members.contains(&from) {
-            return Err(refuse(format!(
-                "a message from manager {from} to {to} has come to {id}, whose cluster has the managers {members:?}"
-            )));
+        if to != *id || from == *id {
+            return Err(refuse(format!("a message from manager {from} to {to} has come to {id}")));
         }
-        Ok(())
+        match self.inbound.standing(from) {
+            Standing::Member => Ok(()),
+            Standing::Unknown => Err(refuse(format!("manager {from} is not known here yet"))),
+            Standing::Removed => {
+                let mut status = refuse(format!("manager {from} was removed from the cluster"));
+                status.metadata_mut().insert(REMOVED, MetadataValue::from_static("true"));
+                Err(status)
+            }
+        }
+    }
+
+    /// The id in the calling manager's certificate; none in plain text.
+    fn caller<T>(&self, request: &Request<T>) -> Result<Option<String>, Status> {
+        match auth::known(request, &self.inbound.state())? {
+            Caller::Anyone => Ok(None),
+            Caller::Manager(id) => Ok(Some(id)),
+            other @ (Caller::Agent(_) | Caller::User { .. }) => {
+                Err(ApiError::new(ErrorCode::Forbidden, format!("only managers may do this; the caller is {}", other.describe())).into())
+            }
+        }
+    }
+
+    /// A manager speaks for itself alone. Before the tables have come it is known only that it is one.
+    fn check_caller(&self, from: u64, caller: Option<&str>) -> Result<(), Status> {
+        let Some(caller) = caller else { return Ok(()) };
+        let state = self.inbound.state();
+        let other = state.managers().values().find(|manager| manager.raft_id == from && manager.id.as_str() != caller);
+        match other {
+            None => Ok(()),
+            Some(other) => Err(ApiError::new(ErrorCode::Forbidden, format!("manager {caller} speaks for {}", other.name)).into()),
+        }
     }
 
     /// A message that a member may send: its own, to us, and not one that makes this manager propose or hand over for another.
@@ -93,9 +124,12 @@ impl RaftService {
 #[tonic::async_trait]
 impl Raft for RaftService {
     async fn send(&self, request: Request<Streaming<v1::RaftBatch>>) -> Result<Response<v1::RaftSendResponse>, Status> {
+        let caller = self.caller(&request)?;
         let mut batches = request.into_inner();
         while let Some(batch) = batches.message().await? {
             self.check(batch.from, batch.to, &batch.cluster_id)?;
+            self.check_caller(batch.from, caller.as_deref())?;
+            self.inbound.heard_write(batch.from, batch.write_us);
             for bytes in batch.messages {
                 self.step(self.read(batch.from, &bytes, Way::Stream)?)?;
             }
@@ -107,11 +141,13 @@ impl Raft for RaftService {
         let Ok(_alone) = self.snapshots.try_acquire() else {
             return Err(Status::resource_exhausted("another snapshot is on its way to this manager"));
         };
+        let caller = self.caller(&request)?;
         let mut chunks = request.into_inner();
         let mut message = None;
         let mut data = Vec::new();
         while let Some(chunk) = chunks.message().await? {
             self.check(chunk.from, chunk.to, &chunk.cluster_id)?;
+            self.check_caller(chunk.from, caller.as_deref())?;
             if message.is_none() {
                 message = Some(self.read(chunk.from, &chunk.message, Way::Snapshot)?);
             }

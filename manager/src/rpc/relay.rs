@@ -12,17 +12,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rcluster_api::cluster::UserRole;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{NodeId, TaskId};
 use rcluster_api::object::{Node, NodeState, Task};
 use rcluster_api::task::TaskState;
-use rcluster_api::wire::v1::{self, manager_message, relay_input, relay_open, relay_output};
+use rcluster_api::wire::v1::{self, image_request, manager_message, relay_input, relay_open, relay_output};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::control::Answers;
+use crate::core::authorize::Caller;
 use crate::core::state::State;
 use crate::drive::{AgentEnd, RelayRequest, Term};
 use crate::store::Store;
@@ -37,8 +39,15 @@ const ANSWER: Duration = Duration::from_secs(5);
 const REST: Duration = Duration::from_secs(5);
 
 /// Passes on what the user sends and what the agent answers.
-pub async fn stream(store: Store, term: Arc<Term>, mut inputs: Streaming<v1::RelayInput>) -> Result<Answers<v1::RelayOutput>, Status> {
+pub async fn stream(
+    store: Store,
+    term: Arc<Term>,
+    caller: &Caller,
+    mut inputs: Streaming<v1::RelayInput>,
+) -> Result<Answers<v1::RelayOutput>, Status> {
     let open = opening(&mut inputs).await?;
+    let (role, deed) = needed(&open);
+    caller.needs(role, deed)?;
     let state = store.state();
     let partner = match &open.kind {
         Some(relay_open::Kind::Image(_)) => Partner::Node(find_node(&state, &open.target)?),
@@ -49,7 +58,7 @@ pub async fn stream(store: Store, term: Arc<Term>, mut inputs: Streaming<v1::Rel
         ApiError::new(ErrorCode::Conflict, format!("{} is not connected to the leader", partner.place()))
             .hint(format!("wait until it is back, or look at it: rclusterctl node inspect {}", partner.node()))
     })?;
-    let request = term.relays.open();
+    let request = term.relays.open(node.clone());
     let task_id = partner.task_id().map(ToString::to_string).unwrap_or_default();
     let command = v1::RelayCommand { request_id: request.id.clone(), task_id, open: Some(open) };
     let message = v1::ManagerMessage { kind: Some(manager_message::Kind::Relay(command)) };
@@ -62,6 +71,26 @@ pub async fn stream(store: Store, term: Arc<Term>, mut inputs: Streaming<v1::Rel
     let (sender, outputs) = mpsc::channel(FRAMES_MAX);
     tokio::spawn(Relay { store, term, partner, sender }.run(request, inputs));
     Ok(Box::pin(ReceiverStream::new(outputs)))
+}
+
+/// Which role a conversation needs, and what it is called.
+fn needed(open: &v1::RelayOpen) -> (UserRole, &'static str) {
+    use image_request::Kind as Image;
+    match &open.kind {
+        Some(relay_open::Kind::Stats(_) | relay_open::Kind::Top(_)) => (UserRole::ReadOnly, "seeing a container's figures"),
+        Some(relay_open::Kind::Image(v1::ImageRequest { kind: Some(Image::Ls(_) | Image::History(_) | Image::Inspect(_)) })) => {
+            (UserRole::ReadOnly, "listing images")
+        }
+        Some(relay_open::Kind::Image(_)) => (UserRole::Deploy, "changing images"),
+        Some(
+            relay_open::Kind::Exec(_)
+            | relay_open::Kind::Attach(_)
+            | relay_open::Kind::Pause(_)
+            | relay_open::Kind::CopyFrom(_)
+            | relay_open::Kind::CopyTo(_),
+        )
+        | None => (UserRole::Deploy, "working in a container"),
+    }
 }
 
 async fn opening(inputs: &mut Streaming<v1::RelayInput>) -> Result<v1::RelayOpen, Status> {

@@ -1,22 +1,28 @@
 //! REST under `/v1`: the same calls as Control, with the objects as JSON.
 
-use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use std::convert::Infallible;
+
+use axum::extract::{FromRequestParts, Path, Query};
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use axum::http::{Extensions, HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
 use rcluster_api::data::{DataKind, DataSpec};
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::object::{Kind, Object, Task};
-use rcluster_api::rest::{ClusterJson, DataJson, EventJson, ManagerJson, NetworkJson, NodeJson, ServiceJson, TaskJson};
+use rcluster_api::rest::{ClusterJson, DataJson, EventJson, ManagerJson, NetworkJson, NodeJson, ServiceJson, TaskJson, UserJson};
 use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::control_server::Control;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tonic::Request;
+use tonic::metadata::MetadataMap;
 
 use super::control::ControlService;
+use crate::core::authorize::Claim;
 
 /// A refusal as HTTP has it.
 struct Refusal(ApiError);
@@ -35,6 +41,33 @@ impl From<tonic::Status> for Refusal {
 }
 
 type Answer = Result<Json<Value>, Refusal>;
+
+/// The control calls, with who makes them.
+struct Api {
+    control: ControlService,
+    claim: Claim,
+    /// A token goes along when the call is forwarded.
+    authorization: Option<HeaderValue>,
+}
+
+impl FromRequestParts<ControlService> for Api {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, control: &ControlService) -> Result<Self, Infallible> {
+        let claim = parts.extensions.get::<Claim>().cloned().unwrap_or(Claim::Nobody);
+        Ok(Self { control: control.clone(), claim, authorization: parts.headers.get(AUTHORIZATION).cloned() })
+    }
+}
+
+impl Api {
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut headers = HeaderMap::new();
+        headers.extend(self.authorization.clone().map(|value| (AUTHORIZATION, value)));
+        let mut extensions = Extensions::new();
+        extensions.insert(self.claim.clone());
+        Request::from_parts(MetadataMap::from_headers(headers), extensions, message)
+    }
+}
 
 /// Narrows a list.
 #[derive(Debug, Default, Deserialize)]
@@ -65,41 +98,42 @@ pub fn routes(control: ControlService) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/v1/cluster", get(cluster))
-        .route("/v1/services", get(|state, query| list(state, Kind::Service, query)))
-        .route("/v1/services/{name}", get(|state, path| one(state, Kind::Service, path)).put(put_service).delete(delete_service))
+        .route("/v1/services", get(|api, query| list(api, Kind::Service, query)))
+        .route("/v1/services/{name}", get(|api, path| one(api, Kind::Service, path)).put(put_service).delete(delete_service))
         .route("/v1/services/{name}/scale", axum::routing::post(scale))
-        .route("/v1/networks", get(|state, query| list(state, Kind::Network, query)))
-        .route("/v1/networks/{name}", get(|state, path| one(state, Kind::Network, path)).put(put_network).delete(delete_network))
-        .route("/v1/secrets", get(|state, query| list(state, Kind::Secret, query)))
+        .route("/v1/networks", get(|api, query| list(api, Kind::Network, query)))
+        .route("/v1/networks/{name}", get(|api, path| one(api, Kind::Network, path)).put(put_network).delete(delete_network))
+        .route("/v1/secrets", get(|api, query| list(api, Kind::Secret, query)))
         .route("/v1/secrets/{name}", data_routes(DataKind::Secret))
-        .route("/v1/configs", get(|state, query| list(state, Kind::Config, query)))
+        .route("/v1/configs", get(|api, query| list(api, Kind::Config, query)))
         .route("/v1/configs/{name}", data_routes(DataKind::Config))
-        .route("/v1/nodes", get(|state, query| list(state, Kind::Node, query)))
-        .route("/v1/nodes/{name}", get(|state, path| one(state, Kind::Node, path)))
-        .route("/v1/tasks", get(|state, query| list(state, Kind::Task, query)))
-        .route("/v1/tasks/{name}", get(|state, path| one(state, Kind::Task, path)))
-        .route("/v1/events", get(|state, query| list(state, Kind::Event, query)))
+        .route("/v1/nodes", get(|api, query| list(api, Kind::Node, query)))
+        .route("/v1/nodes/{name}", get(|api, path| one(api, Kind::Node, path)))
+        .route("/v1/tasks", get(|api, query| list(api, Kind::Task, query)))
+        .route("/v1/tasks/{name}", get(|api, path| one(api, Kind::Task, path)))
+        .route("/v1/users", get(|api, query| list(api, Kind::User, query)))
+        .route("/v1/events", get(|api, query| list(api, Kind::Event, query)))
         .fallback(|| async { Refusal(ApiError::new(ErrorCode::NotFound, "there is no such path").hint("the paths begin with /v1")) })
         .with_state(control)
 }
 
 fn data_routes(kind: DataKind) -> MethodRouter<ControlService> {
-    get(move |state, path| one(state, kind.object_kind(), path))
-        .put(move |state: State<ControlService>, name: Path<String>, expected: Query<Expected>, body: axum::body::Bytes| async move {
+    get(move |api, path| one(api, kind.object_kind(), path))
+        .put(move |api: Api, name: Path<String>, expected: Query<Expected>, body: axum::body::Bytes| async move {
             let spec = DataSpec { kind, name: name.0, ..read(&body)? };
-            apply(&state.0, Spec::Data(spec), expected.0.version).await
+            apply(&api, Spec::Data(spec), expected.0.version).await
         })
-        .delete(move |state: State<ControlService>, name: Path<String>| async move { remove(&state.0, kind.object_kind(), name.0).await })
+        .delete(move |api: Api, name: Path<String>| async move { remove(&api, kind.object_kind(), name.0).await })
 }
 
-async fn objects(control: &ControlService, request: v1::ListRequest) -> Result<Vec<Object>, Refusal> {
-    let answer = control.list(Request::new(request)).await?.into_inner();
+async fn objects(api: &Api, request: v1::ListRequest) -> Result<Vec<Object>, Refusal> {
+    let answer = api.control.list(api.request(request)).await?.into_inner();
     answer.objects.into_iter().map(|object| Object::try_from(object).map_err(|error| Refusal(error.into()))).collect()
 }
 
-async fn tasks(control: &ControlService) -> Result<Vec<Task>, Refusal> {
+async fn tasks(api: &Api) -> Result<Vec<Task>, Refusal> {
     let request = v1::ListRequest { kind: v1::Kind::Task.into(), ..v1::ListRequest::default() };
-    let tasks = objects(control, request).await?.into_iter().filter_map(|object| match object {
+    let tasks = objects(api, request).await?.into_iter().filter_map(|object| match object {
         Object::Task(task) => Some(*task),
         _ => None,
     });
@@ -107,9 +141,9 @@ async fn tasks(control: &ControlService) -> Result<Vec<Task>, Refusal> {
 }
 
 /// Objects as JSON; services, nodes and networks with what their tasks tell.
-async fn views(control: &ControlService, found: Vec<Object>) -> Result<Vec<Value>, Refusal> {
+async fn views(api: &Api, found: Vec<Object>) -> Result<Vec<Value>, Refusal> {
     let needs_tasks = found.iter().any(|object| matches!(object, Object::Service(_) | Object::Node(_) | Object::Network(_)));
-    let tasks = if needs_tasks { tasks(control).await? } else { Vec::new() };
+    let tasks = if needs_tasks { tasks(api).await? } else { Vec::new() };
     let view = |object: &Object| match object {
         Object::Service(service) => serde_json::to_value(ServiceJson::new(service, &tasks)),
         Object::Node(node) => serde_json::to_value(NodeJson::new(node, &tasks)),
@@ -117,6 +151,9 @@ async fn views(control: &ControlService, found: Vec<Object>) -> Result<Vec<Value
         Object::Task(task) => serde_json::to_value(TaskJson::from(&**task)),
         Object::Event(event) => serde_json::to_value(EventJson::from(event)),
         Object::Data(data) => serde_json::to_value(DataJson::from(data)),
+        Object::User(user) => serde_json::to_value(UserJson::from(user)),
+        // The managers are told of by /v1/cluster, and what they share by nobody.
+        Object::Manager(_) | Object::Cluster(_) => Ok(Value::Null),
     };
     found
         .iter()
@@ -124,42 +161,46 @@ async fn views(control: &ControlService, found: Vec<Object>) -> Result<Vec<Value
         .collect()
 }
 
-async fn list(State(control): State<ControlService>, kind: Kind, Query(filter): Query<Filter>) -> Answer {
+async fn list(api: Api, kind: Kind, Query(filter): Query<Filter>) -> Answer {
     let request = v1::ListRequest { kind: v1::Kind::from(kind).into(), name: String::new(), service: filter.service, stack: filter.stack };
-    let found = objects(&control, request).await?;
-    Ok(Json(Value::Array(views(&control, found).await?)))
+    let found = objects(&api, request).await?;
+    Ok(Json(Value::Array(views(&api, found).await?)))
 }
 
-async fn one(State(control): State<ControlService>, kind: Kind, Path(name): Path<String>) -> Answer {
+async fn one(api: Api, kind: Kind, Path(name): Path<String>) -> Answer {
     let request = v1::ListRequest { kind: v1::Kind::from(kind).into(), name, ..v1::ListRequest::default() };
-    let mut found = objects(&control, request).await?;
+    let mut found = objects(&api, request).await?;
     // A task's name is that of all tasks its slot has had: the one that lives is meant, else the last.
     let newest = |object: &Object| match object {
         Object::Task(task) => (task.is_live(), task.stamp.created_at_ms),
         Object::Service(_) | Object::Node(_) | Object::Network(_) | Object::Event(_) | Object::Data(_) => (true, 0),
+        Object::Manager(_) | Object::Cluster(_) | Object::User(_) => (true, 0),
     };
     found.sort_by_key(newest);
     let one = found.pop().into_iter().collect();
-    Ok(Json(views(&control, one).await?.pop().unwrap_or_default()))
+    Ok(Json(views(&api, one).await?.pop().unwrap_or_default()))
 }
 
-async fn cluster(State(control): State<ControlService>) -> Answer {
-    let v1::ClusterResponse { leader, term, committed, applied, revision, managers, answered_by } =
-        control.cluster(Request::new(v1::ClusterRequest {})).await?.into_inner();
+async fn cluster(api: Api) -> Answer {
+    let v1::ClusterResponse { leader, term, committed, applied, revision, managers, answered_by, cluster_id } =
+        api.control.cluster(api.request(v1::ClusterRequest {})).await?.into_inner();
     let managers = managers.into_iter().map(|manager| ManagerJson {
         name: manager.name,
         addr: manager.addr,
         role: manager.role,
         reachable: manager.reachable,
         matched: manager.matched,
+        voter: manager.voter,
+        lag: committed.saturating_sub(manager.matched),
+        write_us: manager.write_us,
     });
-    let status = ClusterJson { leader, term, committed, applied, revision, answered_by, managers: managers.collect() };
+    let status = ClusterJson { cluster_id, leader, term, committed, applied, revision, answered_by, managers: managers.collect() };
     Ok(Json(json!(status)))
 }
 
-async fn apply(control: &ControlService, spec: Spec, expected_version: u64) -> Answer {
+async fn apply(api: &Api, spec: Spec, expected_version: u64) -> Answer {
     let spec = v1::Spec { kind: Some(spec.into()), expected_version };
-    let answer = control.apply(Request::new(v1::ApplyRequest { specs: vec![spec] })).await?.into_inner();
+    let answer = api.control.apply(api.request(v1::ApplyRequest { specs: vec![spec] })).await?.into_inner();
     let outcome = |number: i32| match v1::Outcome::try_from(number) {
         Ok(v1::Outcome::Created) => "created",
         Ok(v1::Outcome::Updated) => "updated",
@@ -179,42 +220,32 @@ fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     })
 }
 
-async fn put_service(
-    State(control): State<ControlService>,
-    Path(name): Path<String>,
-    Query(expected): Query<Expected>,
-    body: axum::body::Bytes,
-) -> Answer {
+async fn put_service(api: Api, Path(name): Path<String>, Query(expected): Query<Expected>, body: axum::body::Bytes) -> Answer {
     let spec = ServiceSpec { name, ..read(&body)? };
-    apply(&control, Spec::Service(spec), expected.version).await
+    apply(&api, Spec::Service(spec), expected.version).await
 }
 
-async fn put_network(
-    State(control): State<ControlService>,
-    Path(name): Path<String>,
-    Query(expected): Query<Expected>,
-    body: axum::body::Bytes,
-) -> Answer {
+async fn put_network(api: Api, Path(name): Path<String>, Query(expected): Query<Expected>, body: axum::body::Bytes) -> Answer {
     let spec = NetworkSpec { name, ..read(&body)? };
-    apply(&control, Spec::Network(spec), expected.version).await
+    apply(&api, Spec::Network(spec), expected.version).await
 }
 
-async fn remove(control: &ControlService, kind: Kind, name: String) -> Answer {
+async fn remove(api: &Api, kind: Kind, name: String) -> Answer {
     let refs = vec![v1::Ref { kind: v1::Kind::from(kind).into(), name }];
-    let answer = control.remove(Request::new(v1::RemoveRequest { refs })).await?.into_inner();
+    let answer = api.control.remove(api.request(v1::RemoveRequest { refs })).await?.into_inner();
     Ok(Json(json!({ "revision": answer.revision })))
 }
 
-async fn delete_service(State(control): State<ControlService>, Path(name): Path<String>) -> Answer {
-    remove(&control, Kind::Service, name).await
+async fn delete_service(api: Api, Path(name): Path<String>) -> Answer {
+    remove(&api, Kind::Service, name).await
 }
 
-async fn delete_network(State(control): State<ControlService>, Path(name): Path<String>) -> Answer {
-    remove(&control, Kind::Network, name).await
+async fn delete_network(api: Api, Path(name): Path<String>) -> Answer {
+    remove(&api, Kind::Network, name).await
 }
 
-async fn scale(State(control): State<ControlService>, Path(service): Path<String>, body: axum::body::Bytes) -> Answer {
+async fn scale(api: Api, Path(service): Path<String>, body: axum::body::Bytes) -> Answer {
     let ScaleBody { replicas } = read(&body)?;
-    let answer = control.scale(Request::new(v1::ScaleRequest { service, replicas })).await?.into_inner();
+    let answer = api.control.scale(api.request(v1::ScaleRequest { service, replicas })).await?.into_inner();
     Ok(Json(json!({ "revision": answer.revision, "replicas_before": answer.replicas_before })))
 }

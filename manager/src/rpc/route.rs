@@ -3,14 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rcluster_api::client::{MESSAGE_BYTES_MAX, endpoint};
+use rcluster_api::client::{MESSAGE_BYTES_MAX, endpoint, root_cause};
+use rcluster_api::cluster::UserRole;
 use rcluster_api::error::{ApiError, ErrorCode};
+use rcluster_api::tls::Security;
 use rcluster_api::wire::v1::control_client::ControlClient;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 use tracing::debug;
 
-use crate::drive::{Leadership, Term};
+use super::auth;
+use crate::core::members::Standing;
+use crate::drive::{Leadership, Term, standing};
 use crate::store::{RoleKind, Store};
 
 /// Set on a forwarded request, so that it is forwarded once at most.
@@ -25,19 +29,38 @@ const TRY_AGAIN: Duration = Duration::from_millis(50);
 pub struct Router {
     pub store: Store,
     pub leadership: Leadership,
+    pub security: Security,
 }
 
 /// Where to go.
 #[derive(Debug)]
 pub enum Route {
     Here(Arc<Term>),
-    There(Box<ControlClient<Channel>>),
+    /// A connection to the leader.
+    There(Channel),
 }
 
 impl Router {
     /// A router over the store's role.
-    pub fn new(store: Store, leadership: Leadership) -> Self {
-        Self { store, leadership }
+    pub fn new(store: Store, leadership: Leadership, security: Security) -> Self {
+        Self { store, leadership, security }
+    }
+
+    /// Refuses a request of a user without this role, by the leader's state; `deed` says what it needs the role for.
+    pub fn permit<T>(&self, request: &Request<T>, role: UserRole, deed: &str) -> Result<(), ApiError> {
+        auth::known(request, &self.store.state())?.needs(role, deed)
+    }
+
+    /// How this manager sees the others.
+    pub fn standing(&self) -> Standing {
+        standing(&self.store.status())
+    }
+
+    /// A fresh connection: what a leader that has just died would swallow is not sent at all.
+    pub async fn connect(&self, addr: &str) -> Result<Channel, ApiError> {
+        let unreachable =
+            |error: tonic::transport::Error| ApiError::new(ErrorCode::Unavailable, format!("the leader at {addr}: {}", root_cause(&error)));
+        self.security.connect(endpoint(addr)?).await.map_err(unreachable)
     }
 
     /// Where `request` is to be answered; waits a little when there is no leader.
@@ -61,8 +84,8 @@ impl Router {
                 && now.kind != RoleKind::Leader
                 && !forwarded
             {
-                match client(&leader.addr).await {
-                    Ok(client) => return Ok(Route::There(Box::new(client))),
+                match self.connect(&leader.addr).await {
+                    Ok(channel) => return Ok(Route::There(channel)),
                     // It may have just died: the next leader is told by a change of the role, or it is tried again.
                     Err(unreachable) => debug!(leader = leader.name, %unreachable, "forwarding waits"),
                 }
@@ -76,16 +99,15 @@ impl Router {
     }
 }
 
-/// A fresh connection: what a leader that has just died would swallow is not sent at all.
-async fn client(addr: &str) -> Result<ControlClient<Channel>, ApiError> {
-    let unreachable = |error: tonic::transport::Error| ApiError::new(ErrorCode::Unavailable, format!("the leader at {addr}: {error}"));
-    let channel = endpoint(addr)?.connect().await.map_err(unreachable)?;
-    Ok(ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
+/// Control calls on a connection to the leader.
+pub fn control(channel: Channel) -> ControlClient<Channel> {
+    ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-/// The request, marked as forwarded.
+/// The request, marked as forwarded, with who made it.
 pub fn forward<T>(request: Request<T>) -> Request<T> {
     let mut request = request;
+    auth::pass_on(&mut request);
     request.metadata_mut().insert(FORWARDED, tonic::metadata::MetadataValue::from_static("1"));
     request
 }

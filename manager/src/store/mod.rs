@@ -5,11 +5,13 @@
 
 mod raft;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{Semaphore, oneshot, watch};
 
@@ -18,7 +20,8 @@ use crate::core::state::{Conflict, State, Transaction, encode_transaction};
 pub use self::raft::disk::RedbLog;
 pub use self::raft::log::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver, checksum};
 pub use self::raft::storage::Terms;
-pub use self::raft::{Fatal, Inbound, Inbox, StoreError, Transport, first, start, start_with};
+pub use self::raft::transport::REMOVED;
+pub use self::raft::{Fatal, Identity, Inbound, Inbox, Standing, StoreError, Transport, first, identity, prepare, start, start_with};
 
 /// Most bytes of one transaction in the log.
 pub const TRANSACTION_BYTES_MAX: usize = 8 << 20;
@@ -30,7 +33,7 @@ const PERMIT_BYTES: usize = 64 << 10;
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A manager of the cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     pub id: u64,
     pub name: String,
@@ -41,9 +44,11 @@ pub struct Member {
 /// What the store is told at start.
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
+    pub cluster_id: String,
     pub name: String,
     pub id: u64,
-    pub members: Vec<Member>,
+    /// The managers that a new one knows of before it has the tables, which name them all.
+    pub seeds: Vec<Member>,
     pub dir: PathBuf,
     pub timing: RaftTiming,
     /// A snapshot is made after so many applied entries, or after so many bytes of them.
@@ -78,23 +83,18 @@ impl Default for RaftTiming {
 
 impl StoreConfig {
     /// The usual configuration.
-    pub fn new(name: String, id: u64, members: Vec<Member>, dir: PathBuf) -> Self {
+    pub fn new(cluster_id: String, name: String, id: u64, seeds: Vec<Member>, dir: PathBuf) -> Self {
         Self {
+            cluster_id,
             name,
             id,
-            members,
+            seeds,
             dir,
             timing: RaftTiming::default(),
             snapshot_entries: 10_000,
             snapshot_bytes: 64 << 20,
             trailing_entries: 1_000,
         }
-    }
-
-    /// The cluster's id: the same for all who were started with the same members (FNV-1a, 64 bits).
-    pub fn cluster_id(&self) -> String {
-        let members: String = self.members.iter().map(|member| format!("{}={}={};", member.id, member.name, member.addr)).collect();
-        format!("{:016x}", checksum(members.as_bytes()))
     }
 }
 
@@ -157,6 +157,9 @@ pub struct MemberStatus {
     pub reachable: bool,
     /// Last log index known to be on it; known to the leader only, else 0.
     pub matched: u64,
+    pub voter: bool,
+    /// How long its last write to the log took, in microseconds, as it said; 0: it has not said.
+    pub write_us: u64,
 }
 
 /// The managers as this one sees them.
@@ -169,6 +172,31 @@ pub struct ClusterStatus {
     pub leader: String,
     pub members: Vec<MemberStatus>,
     pub answered_by: String,
+    /// This manager's Raft id.
+    pub own: u64,
+    /// Raft's configuration as it is.
+    pub configuration: Configuration,
+    /// Last index of this manager's log.
+    pub last: u64,
+}
+
+/// Who takes part in Raft, by id.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Configuration {
+    pub voters: BTreeSet<u64>,
+    /// They have a copy and do not vote.
+    pub learners: BTreeSet<u64>,
+    /// Between two configurations: both must agree to all that is done (Raft, §6).
+    pub joint: bool,
+}
+
+/// One step of a change of Raft's configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberChange {
+    /// It becomes, or goes back to being, one that does not vote.
+    Learner(u64),
+    Voter(u64),
+    Remove(u64),
 }
 
 /// A handle on the store; clones share it.
@@ -231,6 +259,23 @@ impl Store {
             Ok(answer) => answer.map_err(|_| ProposeError::Unavailable),
             Err(_) => Err(ProposeError::Unavailable),
         }
+    }
+
+    /// Asks for a change of Raft's configuration; several steps are made as one, by joint consensus. Whether it comes about is seen in
+    /// [`Store::status`]: a change that meets another on its way is dropped.
+    ///
+    /// # Errors
+    /// Nothing was proposed.
+    pub async fn change_members(&self, changes: Vec<MemberChange>) -> Result<(), ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(raft::Input::ChangeMembers { changes, reply }).map_err(|_| ProposeError::ShuttingDown)?;
+        answer.await.unwrap_or(Err(ProposeError::Unavailable))
+    }
+
+    /// Begins to hand leadership to another voter.
+    pub fn transfer_leadership(&self, to: u64) {
+        // A store that has stopped leads no more.
+        drop(self.inbox.send(raft::Input::Transfer { to }));
     }
 
     /// Hands leadership over, if this manager has it and another has kept up, and stops the store's thread.

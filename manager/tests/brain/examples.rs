@@ -235,7 +235,7 @@ fn bad_requests_change_nothing_and_say_what_mends_them() {
         ),
         (
             Request::Apply(vec![(service("web", web(2)), 1)]),
-            "version: service web has changed: it is at version 5, the request was made for version 1 \
+            "version: service web has changed: it is at version 6, the request was made for version 1 \
              (look at it again with `rclusterctl get service web -o yaml`)",
         ),
         (

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rcluster_api::cluster::Cluster;
 use rcluster_api::id::{NodeId, TaskId};
 use rcluster_api::object::{Availability, Capacity, ContainerStatus, Kind, Node, NodeDescription, NodeState, Object, Task, TaskStatus};
 use rcluster_api::resource::{Bytes, Cpus};
@@ -12,6 +13,7 @@ use rcluster_manager::core::node::register::{Registration, register};
 use rcluster_manager::core::node::report;
 use rcluster_manager::core::plan::{ChangeSet, Ctx, Dirty, plan, stage};
 use rcluster_manager::core::state::{Draft, State, encode_transaction};
+use rcluster_manager::found::first_state;
 
 /// The cluster and the time in it.
 pub struct World {
@@ -28,7 +30,8 @@ const TRANSACTION_BYTES_MAX: usize = 8 << 20;
 
 impl World {
     pub fn new(seed: u64) -> Self {
-        let state = State::new("world".to_owned());
+        let cluster = Object::Cluster(Box::new(Cluster { certificate_ttl_ms: 1000, ..Cluster::default() }));
+        let state = first_state("world".to_owned(), vec![cluster]);
         Self { seen: state.clone(), state, now_ms: 1_000_000, seed: seed * 1_000_000, left: Dirty::default() }
     }
 

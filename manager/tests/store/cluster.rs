@@ -3,11 +3,11 @@
 use rcluster_manager::store::{ProposeError, RoleKind, TRANSACTION_BYTES_MAX};
 
 use crate::disk::Failure;
-use crate::world::{Cluster, has, make, make_large, soon, until};
+use crate::world::{Stores, has, make, make_large, soon, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_leads_and_all_know_it() {
-    let cluster = Cluster::start(3);
+    let cluster = Stores::start(3);
     let leader = cluster.leader().await;
     for store in &cluster.stores {
         let name = until("the leader's name", || store.role().borrow().leader.clone().map(|leader| leader.name)).await;
@@ -21,7 +21,7 @@ async fn one_leads_and_all_know_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lone_manager_leads_and_writes() {
-    let cluster = Cluster::start(1);
+    let cluster = Stores::start(1);
     cluster.write(&[0], &make("a")).await;
     cluster.stores[0].read_barrier().await.unwrap();
     assert!(has(&cluster.stores[0].state(), "a"));
@@ -29,7 +29,7 @@ async fn a_lone_manager_leads_and_writes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_is_in_the_tables_when_it_is_answered_and_soon_everywhere() {
-    let cluster = Cluster::start(3);
+    let cluster = Stores::start(3);
     let leader = cluster.leader().await;
     let revision = cluster.stores[leader].propose(make("a")).await.unwrap();
     let state = cluster.stores[leader].state();
@@ -40,7 +40,7 @@ async fn a_write_is_in_the_tables_when_it_is_answered_and_soon_everywhere() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_conflict_changes_nothing_and_is_told() {
-    let cluster = Cluster::start(3);
+    let cluster = Stores::start(3);
     let leader = cluster.leader().await;
     let revision = cluster.stores[leader].propose(make("a")).await.unwrap();
     let refused = cluster.stores[leader].propose(make("a")).await.unwrap_err();
@@ -50,7 +50,7 @@ async fn a_conflict_changes_nothing_and_is_told() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_says_who_leads_and_a_transaction_too_large_is_refused() {
-    let cluster = Cluster::start(3);
+    let cluster = Stores::start(3);
     let leader = cluster.leader().await;
     let follower = (leader + 1) % 3;
     until("the follower knows", || cluster.stores[follower].role().borrow().leader.clone()).await;
@@ -65,7 +65,7 @@ async fn a_follower_says_who_leads_and_a_transaction_too_large_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_proposals_at_once_are_all_made() {
-    let cluster = Cluster::start(3);
+    let cluster = Stores::start(3);
     let leader = cluster.leader().await;
     let writers = (0..1000).map(|number| {
         let store = cluster.stores[leader].clone();
@@ -84,7 +84,7 @@ async fn many_proposals_at_once_are_all_made() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_asked_before_there_is_a_leader_are_answered() {
-    let cluster = Cluster::start(3);
+    let cluster = Stores::start(3);
     for store in &cluster.stores {
         soon("a read", store.read_barrier()).await.unwrap();
     }
@@ -92,7 +92,7 @@ async fn reads_asked_before_there_is_a_leader_are_answered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_s_read_sees_what_the_leader_has_answered() {
-    let cluster = Cluster::start(3);
+    let cluster = Stores::start(3);
     let leader = cluster.leader().await;
     for number in 0..50 {
         let id = format!("{number:02}");
@@ -105,7 +105,7 @@ async fn a_follower_s_read_sees_what_the_leader_has_answered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_without_a_quorum_is_refused() {
-    let cluster = Cluster::start(3);
+    let cluster = Stores::start(3);
     let leader = cluster.leader().await;
     cluster.network.cut(leader as u64 + 1);
     let refused = soon("an answer", cluster.stores[leader].read_barrier()).await.unwrap_err();
@@ -114,7 +114,7 @@ async fn a_read_without_a_quorum_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_stops_hands_leadership_over() {
-    let cluster = Cluster::start(3);
+    let cluster = Stores::start(3);
     let leader = cluster.leader().await;
     cluster.write(&[leader], &make("a")).await;
     until("the others are heard", || cluster.stores[leader].status().members.iter().all(|member| member.reachable).then_some(())).await;
@@ -129,7 +129,7 @@ async fn a_store_that_stops_hands_leadership_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_lags_too_far_is_sent_the_tables() {
-    let mut cluster = Cluster::start_tuned(3, |config| (config.snapshot_entries, config.trailing_entries) = (20, 5));
+    let mut cluster = Stores::start_tuned(3, |config| (config.snapshot_entries, config.trailing_entries) = (20, 5));
     let leader = cluster.leader().await;
     let (near, far) = ((leader + 1) % 3, (leader + 2) % 3);
     cluster.network.cut(far as u64 + 1);
@@ -152,7 +152,7 @@ async fn a_follower_that_lags_too_far_is_sent_the_tables() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manager_whose_log_cannot_be_written_ends_and_the_others_go_on() {
     for failure in [Failure::Nothing, Failure::Everything] {
-        let mut cluster = Cluster::start(3);
+        let mut cluster = Stores::start(3);
         let leader = cluster.leader().await;
         cluster.stores[leader].propose(make("before")).await.unwrap();
         cluster.disks[leader].break_down(failure);

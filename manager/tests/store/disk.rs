@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use raft::eraftpb::{Entry, HardState};
+use crate::world::founded;
+use raft::eraftpb::{Entry, HardState, Snapshot};
+use rcluster_manager::core::state::{State, encode_snapshot};
 use rcluster_manager::store::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver, StoreConfig, Terms, checksum, first};
 
 /// What a failing write leaves behind.
@@ -33,12 +35,23 @@ struct Content {
 impl Disk {
     /// A disk with the first log of a cluster.
     pub fn new(config: &StoreConfig) -> Self {
+        let (hard_state, snapshot) = first(&founded(&config.seeds));
+        Self::with(&hard_state, snapshot)
+    }
+
+    /// A disk with the log of a manager that joins.
+    pub fn empty(config: &StoreConfig) -> Self {
+        let mut snapshot = Snapshot::default();
+        snapshot.set_data(encode_snapshot(&State::new(config.cluster_id.clone())).into());
+        Self::with(&HardState::default(), snapshot)
+    }
+
+    fn with(hard_state: &HardState, mut snapshot: Snapshot) -> Self {
         let disk = Self(Arc::default());
-        let (hard_state, mut snapshot) = first(config);
         let saved = disk.saver()(snapshot.take_metadata(), &snapshot.take_data()).unwrap();
         let (index, term) = (saved.metadata.index, saved.metadata.term);
         let compaction = Some(Compaction::Reset { index, term });
-        disk.clone().write(&Batch { hard_state: &hard_state, entries: &[], snapshot: Some(&saved), compaction }).unwrap();
+        disk.clone().write(&Batch { hard_state, entries: &[], snapshot: Some(&saved), compaction }).unwrap();
         disk
     }
 

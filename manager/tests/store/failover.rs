@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use rcluster_manager::store::{ProposeError, RoleKind};
 
-use crate::world::{Cluster, has, make, soon, until};
+use crate::world::{Stores, has, make, soon, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_cut_off_is_replaced_and_its_pending_proposal_is_told_so() {
-    let cluster = Cluster::start(3);
+    let cluster = Stores::start(3);
     let old = cluster.leader().await;
     for number in 0..20 {
         cluster.stores[old].propose(make(&format!("{number:02}"))).await.unwrap();
@@ -33,7 +33,7 @@ async fn a_leader_that_is_cut_off_is_replaced_and_its_pending_proposal_is_told_s
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_comes_back_does_not_disturb_the_leader() {
-    let cluster = Cluster::start(3);
+    let cluster = Stores::start(3);
     let leader = cluster.leader().await;
     let term = cluster.stores[leader].role().borrow().term;
     let follower = (leader + 1) % 3;
@@ -47,7 +47,7 @@ async fn a_follower_that_comes_back_does_not_disturb_the_leader() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_while_leaders_come_and_go() {
-    let cluster = Cluster::start(3);
+    let cluster = Stores::start(3);
     let mut made = Vec::new();
     for round in 0..4 {
         let leader = cluster.leader().await;
@@ -80,7 +80,7 @@ async fn nothing_acknowledged_is_lost_while_leaders_come_and_go() {
 async fn failover_times() {
     let mut times = Vec::new();
     for round in 0..30 {
-        let cluster = Cluster::start(3);
+        let cluster = Stores::start(3);
         let leader = cluster.leader().await;
         cluster.write(&[leader], &make("before")).await;
         // A random part of a heartbeat, so that the leader dies at any point of it.

@@ -3,6 +3,7 @@
 mod cluster;
 mod disk;
 mod failover;
+mod members;
 mod power;
 mod start;
 mod wire;

@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use rcluster_manager::store::{Batch, LogStore, RedbLog, first};
 use redb::{Database, StorageBackend};
 
-use crate::world::config;
+use crate::world::{config, founded};
 
 #[derive(Debug, Default)]
 struct Platter {
@@ -129,7 +129,7 @@ fn a_batch_is_there_as_a_whole_or_not_at_all_and_always_once_it_was_confirmed() 
         let mut rng = StdRng::seed_from_u64(seed);
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::default();
-        let (hard_state, snapshot) = first(&config(1, 1));
+        let (hard_state, snapshot) = first(&founded(&config(1, 1).seeds));
         let mut log = RedbLog::create_on(open(&disk), dir.path(), b"m1", &hard_state, snapshot).unwrap();
         disk.fail_after(rng.random_range(1..200));
         let mut confirmed = content(&mut log);

@@ -4,23 +4,26 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-use rcluster_manager::store::{LogError, Store, StoreConfig, StoreError, start};
+use rcluster_api::tls::Security;
+use rcluster_manager::store::{LogError, RoleKind, Store, StoreConfig, StoreError, identity, prepare, start};
 
-use crate::world::{config, has, make, soon, until};
-use rcluster_manager::store::RoleKind;
+use crate::world::{config, founded, has, make, soon, until};
 
 fn lone(dir: &Path) -> StoreConfig {
     StoreConfig { dir: dir.to_path_buf(), snapshot_entries: 20, trailing_entries: 5, ..config(1, 1) }
 }
 
 async fn leading(config: StoreConfig) -> Store {
-    let (store, _) = start(config).unwrap();
+    if identity(&config.dir).unwrap().is_none() {
+        prepare(&config, Some(&founded(&config.seeds))).unwrap();
+    }
+    let (store, _) = start(config, Security::plain()).unwrap();
     until("it leads", || (store.role().borrow().kind == RoleKind::Leader).then_some(())).await;
     store
 }
 
 fn refusal(config: StoreConfig) -> String {
-    let error: StoreError = start(config).unwrap_err();
+    let error: StoreError = start(config, Security::plain()).unwrap_err();
     match error.source() {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),
@@ -58,7 +61,7 @@ async fn a_state_directory_without_its_log_is_refused() {
 async fn a_state_directory_of_another_manager_or_cluster_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     leading(lone(dir.path())).await.shutdown().await;
-    let other_cluster = StoreConfig { dir: dir.path().to_path_buf(), ..config(1, 3) };
+    let other_cluster = StoreConfig { cluster_id: "other".to_owned(), ..lone(dir.path()) };
     assert!(refusal(other_cluster.clone()).contains("belongs to manager m1 (id 1) of cluster"));
     let other_manager = StoreConfig { id: 2, name: "m2".to_owned(), ..lone(dir.path()) };
     assert!(refusal(other_manager).contains("not to manager m2 (id 2)"));
@@ -86,7 +89,7 @@ async fn a_damaged_snapshot_is_refused() {
     let mut bytes = fs::read(&snapshot).unwrap();
     bytes.push(0);
     fs::write(&snapshot, bytes).unwrap();
-    assert!(matches!(start(lone(dir.path())), Err(StoreError::Log(LogError::Damaged(_)))));
+    assert!(matches!(start(lone(dir.path()), Security::plain()), Err(StoreError::Log(LogError::Damaged(_)))));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,16 +5,17 @@ use std::path::Path;
 
 use raft::eraftpb::{Message, MessageType};
 use rcluster_api::client::MESSAGE_BYTES_MAX;
+use rcluster_api::tls::Security;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::raft_client::RaftClient;
 use rcluster_api::wire::v1::raft_server::RaftServer;
+use rcluster_manager::rpc::listen;
 use rcluster_manager::rpc::raft::RaftService;
-use rcluster_manager::store::{Member, RoleKind, Store, StoreConfig, start};
+use rcluster_manager::store::{Member, RoleKind, Store, StoreConfig, identity, prepare, start};
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
-use tokio_stream::wrappers::TcpListenerStream;
 
-use crate::world::{has, make, soon, until};
+use crate::world::{founded, has, make, soon, until};
 
 struct Manager {
     store: Store,
@@ -38,12 +39,15 @@ async fn listen(addr: SocketAddr) -> TcpListener {
 
 async fn serve(listener: TcpListener, dir: &Path, id: u64, members: Vec<Member>) -> Manager {
     let addr = listener.local_addr().unwrap();
-    let mut config = StoreConfig::new(format!("m{id}"), id, members, dir.join(format!("m{id}")));
+    let mut config = StoreConfig::new("cluster".to_owned(), format!("m{id}"), id, members.clone(), dir.join(format!("m{id}")));
     (config.snapshot_entries, config.trailing_entries) = (20, 5);
-    let (store, inbound) = start(config).unwrap();
+    if identity(&config.dir).unwrap().is_none() {
+        prepare(&config, Some(&founded(&members))).unwrap();
+    }
+    let (store, inbound) = start(config, Security::plain()).unwrap();
     let service = RaftServer::new(RaftService::new(inbound)).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let serving = tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
-    Manager { store, server: tokio::spawn(serving).abort_handle(), addr }
+    let app = tonic::service::Routes::new(service).into_axum_router();
+    Manager { store, server: tokio::spawn(listen::serve(listener, Security::plain(), app)).abort_handle(), addr }
 }
 
 async fn cluster(dir: &Path) -> (Vec<Member>, Vec<Manager>) {
@@ -115,10 +119,10 @@ async fn strangers_are_refused() {
     message.set_msg_type(MessageType::MsgPropose);
     (message.from, message.to) = (2, 1);
     let proposal = protobuf::Message::write_to_bytes(&message).unwrap();
-    let batch = |from, to, cluster_id: &str, messages| v1::RaftBatch { from, to, cluster_id: cluster_id.to_owned(), messages };
+    let batch = |from, to, cluster_id: &str, messages| v1::RaftBatch { from, to, cluster_id: cluster_id.to_owned(), messages, write_us: 0 };
     let cases = [
-        (batch(2, 1, "another", vec![]), "--initial-cluster"),
-        (batch(9, 1, &cluster_id, vec![]), "manager 9"),
+        (batch(2, 1, "another", vec![]), "of cluster another"),
+        (batch(9, 1, &cluster_id, vec![]), "manager 9 is not known here yet"),
         (batch(2, 3, &cluster_id, vec![]), "has come to 1"),
         (batch(2, 1, &cluster_id, vec![proposal]), "MsgPropose"),
         (batch(2, 1, &cluster_id, vec![vec![0xff; 9]]), "cannot be read"),

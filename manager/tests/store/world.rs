@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use raft::eraftpb::Message;
+use rcluster_api::cluster::{Cluster, Manager, ManagerRole};
 use rcluster_api::id::EventId;
 use rcluster_api::object::{Event, Object};
 use rcluster_manager::core::state::{Change, State, Transaction, encode_snapshot};
+use rcluster_manager::found::first_state;
 use rcluster_manager::store::{Fatal, Inbound, Inbox, Member, ProposeError, RoleKind, Store, StoreConfig, Transport, start_with};
 use tokio::sync::watch;
 
@@ -60,12 +62,29 @@ pub fn has(state: &State, id: &str) -> bool {
     state.events().contains_key(&EventId::from(id))
 }
 
+pub fn member(id: u64) -> Member {
+    Member { id, name: format!("m{id}"), addr: format!("127.0.0.1:{}", 10_000 + id) }
+}
+
 pub fn members(count: u64) -> Vec<Member> {
-    (1..=count).map(|id| Member { id, name: format!("m{id}"), addr: format!("127.0.0.1:{}", 10_000 + id) }).collect()
+    (1..=count).map(member).collect()
 }
 
 pub fn config(id: u64, count: u64) -> StoreConfig {
-    StoreConfig::new(format!("m{id}"), id, members(count), PathBuf::new())
+    StoreConfig::new("cluster".to_owned(), format!("m{id}"), id, members(count), PathBuf::new())
+}
+
+pub fn manager(member: &Member) -> Manager {
+    let Member { id, name, addr } = member.clone();
+    Manager { id: name.as_str().into(), stamp: Default::default(), raft_id: id, name, addr, role: ManagerRole::Voter }
+}
+
+/// The tables that a cluster of these begins with.
+pub fn founded(members: &[Member]) -> State {
+    let made = members.iter().map(|member| member.id).max().unwrap_or_default();
+    let managers = members.iter().map(|member| Object::Manager(manager(member)));
+    let cluster = Object::Cluster(Box::new(Cluster { managers_made: made, ..Cluster::default() }));
+    first_state("cluster".to_owned(), managers.chain([cluster]).collect())
 }
 
 /// A network on which a member can be cut off.
@@ -90,6 +109,10 @@ impl Network {
 
     pub fn wire(&self, own: u64, inbox: Inbox) -> Wire {
         Wire { network: self.clone(), own, inbox }
+    }
+
+    pub fn inbound(&self, id: u64) -> Inbound {
+        self.links().nodes[&id].clone()
     }
 
     pub fn cut(&self, id: u64) {
@@ -132,6 +155,10 @@ impl Transport for Wire {
         self.inbox.snapshot_sent(to, true);
     }
 
+    fn set_members(&mut self, _members: &[Member]) {}
+
+    fn set_write(&mut self, _write_us: u64) {}
+
     fn is_connected(&self, peer: u64) -> bool {
         let links = self.network.links();
         !links.cut.contains(&peer) && !links.cut.contains(&self.own)
@@ -140,7 +167,7 @@ impl Transport for Wire {
 
 /// Stores `1..=count` on disks of their own.
 #[derive(Debug)]
-pub struct Cluster {
+pub struct Stores {
     pub network: Network,
     pub configs: Vec<StoreConfig>,
     pub disks: Vec<Disk>,
@@ -148,7 +175,7 @@ pub struct Cluster {
     pub fatal: Vec<watch::Receiver<Option<String>>>,
 }
 
-impl Cluster {
+impl Stores {
     pub fn start(count: u64) -> Self {
         Self::start_tuned(count, |_| {})
     }
@@ -166,6 +193,20 @@ impl Cluster {
             cluster.fatal.push(fatal);
         }
         cluster
+    }
+
+    /// A store without a log that knows the members there are and itself.
+    pub fn join(&mut self, id: u64) -> usize {
+        let mut seeds = members(self.stores.len() as u64);
+        seeds.push(member(id));
+        let config = StoreConfig { seeds, ..config(id, 0) };
+        let disk = Disk::empty(&config);
+        let (store, fatal) = self.start_on(config.clone(), disk.clone());
+        self.configs.push(config);
+        self.disks.push(disk);
+        self.stores.push(store);
+        self.fatal.push(fatal);
+        self.stores.len() - 1
     }
 
     fn start_on(&self, config: StoreConfig, disk: Disk) -> (Store, watch::Receiver<Option<String>>) {

@@ -10,8 +10,9 @@ mod draft;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
+use rcluster_api::cluster::{Cluster, Manager, ManagerRole, User};
 use rcluster_api::data::{Data, DataKind};
-use rcluster_api::id::{DataId, EventId, NetworkId, NodeId, ServiceId, TaskId};
+use rcluster_api::id::{DataId, EventId, ManagerId, NetworkId, NodeId, ServiceId, TaskId, UserId};
 use rcluster_api::object::{Event, Kind, Network, Node, Object, Service, Task};
 use rcluster_api::task::TaskState;
 
@@ -30,6 +31,9 @@ pub struct State {
     networks: OrdMap<NetworkId, Arc<Network>>,
     events: OrdMap<EventId, Arc<Event>>,
     data: OrdMap<DataId, Arc<Data>>,
+    managers: OrdMap<ManagerId, Arc<Manager>>,
+    users: OrdMap<UserId, Arc<User>>,
+    cluster: Option<Arc<Cluster>>,
     service_names: OrdMap<String, ServiceId>,
     network_names: OrdMap<String, NetworkId>,
     node_names: OrdMap<String, NodeId>,
@@ -85,6 +89,32 @@ impl State {
         &self.data
     }
 
+    /// All managers, by id.
+    pub fn managers(&self) -> &OrdMap<ManagerId, Arc<Manager>> {
+        &self.managers
+    }
+
+    /// A manager by id or name; one that stays before one that leaves.
+    pub fn find_manager(&self, name: &str) -> Option<&Arc<Manager>> {
+        let named = self.managers.values().filter(|manager| manager.name == name);
+        self.managers.get(&ManagerId::from(name)).or_else(|| named.min_by_key(|manager| manager.role == ManagerRole::Leaving))
+    }
+
+    /// All users, by id.
+    pub fn users(&self) -> &OrdMap<UserId, Arc<User>> {
+        &self.users
+    }
+
+    /// A user by id or name.
+    pub fn find_user(&self, name: &str) -> Option<&Arc<User>> {
+        self.users.get(&UserId::from(name)).or_else(|| self.users.values().find(|user| user.name == name))
+    }
+
+    /// What the managers share; `None` only before the first snapshot has come.
+    pub fn cluster(&self) -> Option<&Arc<Cluster>> {
+        self.cluster.as_ref()
+    }
+
     /// A secret or config by id or name.
     pub fn find_data(&self, kind: DataKind, name: &str) -> Option<&Arc<Data>> {
         let by_id = self.data.get(&DataId::from(name)).filter(|data| data.spec.kind == kind);
@@ -134,6 +164,9 @@ impl State {
             Kind::Network => self.networks.get(&NetworkId::from(id)).map(|object| object.stamp.version),
             Kind::Event => self.events.get(&EventId::from(id)).map(|object| object.stamp.version),
             Kind::Secret | Kind::Config => self.data.get(&DataId::from(id)).map(|object| object.stamp.version),
+            Kind::Manager => self.managers.get(&ManagerId::from(id)).map(|object| object.stamp.version),
+            Kind::Cluster => self.cluster.as_ref().map(|object| object.stamp.version),
+            Kind::User => self.users.get(&UserId::from(id)).map(|object| object.stamp.version),
         }
         .unwrap_or_default()
     }
@@ -146,7 +179,10 @@ impl State {
         let networks = self.networks.values().map(|object| Object::Network((**object).clone()));
         let events = self.events.values().map(|object| Object::Event((**object).clone()));
         let data = self.data.values().map(|object| Object::Data((**object).clone()));
-        services.chain(nodes).chain(networks).chain(tasks).chain(events).chain(data)
+        let managers = self.managers.values().map(|object| Object::Manager((**object).clone()));
+        let users = self.users.values().map(|object| Object::User((**object).clone()));
+        let cluster = self.cluster.iter().map(|object| Object::Cluster(Box::new((**object).clone())));
+        services.chain(nodes).chain(networks).chain(tasks).chain(events).chain(data).chain(managers).chain(users).chain(cluster)
     }
 
     /// Writes an object with its stamp as it is, keeping the indices right.
@@ -181,6 +217,13 @@ impl State {
             Object::Data(data) => {
                 self.data_names.insert((data.spec.kind, data.spec.name.clone()), data.id.clone());
                 self.data.insert(data.id.clone(), Arc::new(data));
+            }
+            Object::Manager(manager) => {
+                self.managers.insert(manager.id.clone(), Arc::new(manager));
+            }
+            Object::Cluster(cluster) => self.cluster = Some(Arc::new(*cluster)),
+            Object::User(user) => {
+                self.users.insert(user.id.clone(), Arc::new(user));
             }
         }
     }
@@ -219,6 +262,13 @@ impl State {
                 if let Some(data) = self.data.remove(&DataId::from(id)) {
                     self.data_names.remove(&(data.spec.kind, data.spec.name.clone()));
                 }
+            }
+            Kind::Manager => {
+                self.managers.remove(&ManagerId::from(id));
+            }
+            Kind::Cluster => self.cluster = None,
+            Kind::User => {
+                self.users.remove(&UserId::from(id));
             }
         }
     }

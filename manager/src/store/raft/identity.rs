@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::Path;
 
 use raft::eraftpb::{ConfState, HardState, Snapshot};
+use rcluster_api::cluster::ManagerRole;
 use rcluster_base::ledger;
 use serde::{Deserialize, Serialize};
 
@@ -14,15 +15,27 @@ use super::disk::RedbLog;
 use super::log::LogError;
 use super::{StoreConfig, StoreError};
 use crate::core::state::{State, encode_snapshot};
+use crate::store::Member;
 
 const FILE: &str = "identity.json";
 
 /// A member of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    cluster_id: String,
-    name: String,
-    id: u64,
+    pub cluster_id: String,
+    pub name: String,
+    /// Raft's.
+    pub id: u64,
+    /// The managers that were there when this one joined.
+    #[serde(default)]
+    pub seeds: Vec<Member>,
+}
+
+impl Identity {
+    fn of(config: &StoreConfig) -> Self {
+        let StoreConfig { cluster_id, name, id, seeds, .. } = config;
+        Self { cluster_id: cluster_id.clone(), name: name.clone(), id: *id, seeds: seeds.clone() }
+    }
 }
 
 impl fmt::Display for Identity {
@@ -31,45 +44,74 @@ impl fmt::Display for Identity {
     }
 }
 
-/// Opens the log of this manager, or makes its first one.
+/// Whose directory it is; `None` when no manager has used it, or one has only begun to. A log that stands there alone says it too: the
+/// last step of [`prepare`] was not reached.
+pub fn identity(dir: &Path) -> Result<Option<Identity>, StoreError> {
+    let path = dir.join(FILE);
+    if let Some(known) = ledger::read(&path)? {
+        return Ok(Some(known));
+    }
+    if !RedbLog::exists(dir) {
+        return Ok(None);
+    }
+    let (_, identity) = RedbLog::open(dir)?;
+    let known = read(&identity)?;
+    ledger::write(&path, &known)?;
+    Ok(Some(known))
+}
+
+fn read(identity: &[u8]) -> Result<Identity, LogError> {
+    serde_json::from_slice(identity).map_err(|_| LogError::Damaged("it does not say whose it is".to_owned()))
+}
+
+/// Opens the log that [`prepare`] made.
 pub fn open(config: &StoreConfig) -> Result<RedbLog, StoreError> {
     let dir = &config.dir;
-    std::fs::create_dir_all(dir).map_err(|source| StoreError::Dir { path: dir.clone(), source })?;
-    let own = Identity { cluster_id: config.cluster_id(), name: config.name.clone(), id: config.id };
-    let path = dir.join(FILE);
-    let known = ledger::read::<Identity>(&path)?;
-    if let Some(found) = &known {
-        check(dir, &own, found)?;
-    }
-    let log = if known.is_some() || RedbLog::exists(dir) {
-        let (log, identity) = RedbLog::open(dir)?;
-        let found = serde_json::from_slice(&identity).map_err(|_| LogError::Damaged("it does not say whose it is".to_owned()))?;
+    let own = Identity::of(config);
+    if let Some(found) = identity(dir)? {
         check(dir, &own, &found)?;
-        log
-    } else {
-        let identity = serde_json::to_vec(&own).expect("an identity has nothing that JSON lacks");
-        let (hard_state, snapshot) = first(config);
-        RedbLog::create(dir, &identity, &hard_state, snapshot)?
-    };
-    if known.is_none() {
-        ledger::write(&path, &own)?;
     }
+    let (log, identity) = RedbLog::open(dir)?;
+    check(dir, &own, &read(&identity)?)?;
     Ok(log)
 }
 
+/// Makes the first log of a manager: with the tables of a cluster that it founds, or empty for one that joins and is sent them.
+pub fn prepare(config: &StoreConfig, founded: Option<&State>) -> Result<(), StoreError> {
+    let dir = &config.dir;
+    std::fs::create_dir_all(dir).map_err(|source| StoreError::Dir { path: dir.clone(), source })?;
+    let own = Identity::of(config);
+    if identity(dir)?.is_some() {
+        return Err(StoreError::Used { path: dir.clone() });
+    }
+    let (hard_state, snapshot) = match founded {
+        Some(state) => first(state),
+        None => {
+            let mut snapshot = Snapshot::default();
+            snapshot.set_data(encode_snapshot(&State::new(config.cluster_id.clone())).into());
+            (HardState::default(), snapshot)
+        }
+    };
+    let bytes = serde_json::to_vec(&own).expect("an identity has nothing that JSON lacks");
+    RedbLog::create(dir, &bytes, &hard_state, snapshot)?;
+    ledger::write(&dir.join(FILE), &own)?;
+    Ok(())
+}
+
 /// What a cluster begins with: a snapshot at index 1 that names every voter, so that a member never has to replay the configuration.
-pub fn first(config: &StoreConfig) -> (HardState, Snapshot) {
-    let voters: Vec<u64> = config.members.iter().map(|member| member.id).collect();
+pub fn first(state: &State) -> (HardState, Snapshot) {
+    let voters = state.managers().values().filter(|manager| manager.role == ManagerRole::Voter).map(|manager| manager.raft_id);
     let mut snapshot = Snapshot::default();
-    snapshot.set_data(encode_snapshot(&State::new(config.cluster_id())).into());
+    snapshot.set_data(encode_snapshot(state).into());
     let metadata = snapshot.mut_metadata();
     (metadata.index, metadata.term) = (1, 1);
-    metadata.set_conf_state(ConfState::from((voters, Vec::new())));
+    metadata.set_conf_state(ConfState::from((voters.collect::<Vec<_>>(), Vec::new())));
     (HardState { term: 1, commit: 1, ..HardState::default() }, snapshot)
 }
 
 fn check(dir: &Path, own: &Identity, found: &Identity) -> Result<(), StoreError> {
-    if own == found {
+    let same = |one: &Identity| (one.cluster_id.clone(), one.name.clone(), one.id);
+    if same(own) == same(found) {
         return Ok(());
     }
     Err(StoreError::OtherIdentity { path: dir.to_path_buf(), found: Box::new(found.clone()), own: Box::new(own.clone()) })

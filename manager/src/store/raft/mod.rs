@@ -13,7 +13,7 @@ mod node;
 mod publish;
 mod reads;
 pub mod storage;
-mod transport;
+pub mod transport;
 
 use std::fmt;
 use std::io;
@@ -24,15 +24,16 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use arc_swap::ArcSwap;
 use raft::eraftpb::Message;
+use rcluster_api::tls::Security;
 use rcluster_api::wire::v1;
 use rcluster_base::ledger::LedgerError;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tracing::error;
 
-use super::{ClusterStatus, PERMITS, ProposeError, Role, RoleKind, Store, StoreConfig};
+use super::{ClusterStatus, Member, MemberChange, PERMITS, ProposeError, Role, RoleKind, Store, StoreConfig};
 use crate::core::state::{CodecError, State};
-pub use identity::{Identity, first};
+pub use identity::{Identity, first, identity, prepare};
 use log::{LogError, LogStore, Saved};
 
 /// Bytes of peers' messages that wait for the owner thread; more are lost, as a wire might lose them.
@@ -41,13 +42,43 @@ const STEPS_BYTES_MAX: usize = 32 << 20;
 /// What the owner thread is told.
 #[derive(Debug)]
 pub enum Input {
-    Propose { entry: v1::Transaction, reply: oneshot::Sender<Result<u64, ProposeError>>, permit: OwnedSemaphorePermit },
-    Read { reply: oneshot::Sender<()> },
-    Step { message: Box<Message>, bytes: usize },
-    Unreachable { peer: u64 },
-    SnapshotSent { to: u64, arrived: bool },
+    Propose {
+        entry: v1::Transaction,
+        reply: oneshot::Sender<Result<u64, ProposeError>>,
+        permit: OwnedSemaphorePermit,
+    },
+    Read {
+        reply: oneshot::Sender<()>,
+    },
+    Step {
+        message: Box<Message>,
+        bytes: usize,
+    },
+    /// A peer's last write to its log took so many microseconds.
+    HeardWrite {
+        from: u64,
+        write_us: u64,
+    },
+    Unreachable {
+        peer: u64,
+    },
+    SnapshotSent {
+        to: u64,
+        arrived: bool,
+    },
     SnapshotSaved(Result<Saved, LogError>),
-    Shutdown { done: oneshot::Sender<()> },
+    ChangeMembers {
+        changes: Vec<MemberChange>,
+        reply: oneshot::Sender<Result<(), ProposeError>>,
+    },
+    Transfer {
+        to: u64,
+    },
+    /// A manager that is one says that this one is none any more.
+    Removed,
+    Shutdown {
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// The way to the owner thread. Sending never waits: proposals are bounded by their permits, peers' messages by their bytes, reports by
@@ -95,6 +126,11 @@ impl Inbox {
         drop(self.send(Input::Unreachable { peer }));
     }
 
+    /// A manager says that this one was removed.
+    pub fn removed(&self) {
+        drop(self.send(Input::Removed));
+    }
+
     /// A snapshot has arrived at a peer, or has not.
     pub fn snapshot_sent(&self, to: u64, arrived: bool) {
         drop(self.send(Input::SnapshotSent { to, arrived }));
@@ -106,12 +142,52 @@ impl Inbox {
 pub struct Inbound {
     pub id: u64,
     pub cluster_id: String,
-    /// Who may send.
-    pub members: Vec<u64>,
+    seeds: Arc<[u64]>,
+    state: Arc<ArcSwap<State>>,
     inbox: Inbox,
 }
 
+/// What a manager is to this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    Member,
+    /// It was one, and was removed.
+    Removed,
+    /// It may have joined since the last that this one has heard.
+    Unknown,
+}
+
 impl Inbound {
+    /// The tables as this manager has them.
+    pub fn state(&self) -> State {
+        (**self.state.load()).clone()
+    }
+
+    /// A peer says how long its last write to its log took.
+    pub fn heard_write(&self, from: u64, write_us: u64) {
+        drop(self.inbox.send(Input::HeardWrite { from, write_us }));
+    }
+
+    /// Another manager says that this one was removed.
+    pub fn removed(&self) {
+        self.inbox.removed();
+    }
+
+    /// What the manager with this id is.
+    pub fn standing(&self, id: u64) -> Standing {
+        let state = self.state.load();
+        let Some(cluster) = state.cluster() else {
+            return if self.seeds.contains(&id) { Standing::Member } else { Standing::Unknown };
+        };
+        if state.managers().values().any(|manager| manager.raft_id == id) {
+            Standing::Member
+        } else if id <= cluster.managers_made {
+            Standing::Removed
+        } else {
+            Standing::Unknown
+        }
+    }
+
     /// Hands a message to the owner thread.
     ///
     /// # Errors
@@ -129,6 +205,12 @@ pub trait Transport: Send + 'static {
     /// Sends a snapshot message whose data is to be the encoded `state`, and reports [`Inbox::snapshot_sent`] once.
     fn send_snapshot(&mut self, message: Message, state: State);
 
+    /// These are the members from now on, this manager among them.
+    fn set_members(&mut self, members: &[Member]);
+
+    /// This manager's last write to its log took so many microseconds; the others are told with what is sent.
+    fn set_write(&mut self, write_us: u64);
+
     /// Whether a connection to `peer` stands.
     fn is_connected(&self, peer: u64) -> bool;
 }
@@ -140,11 +222,10 @@ pub enum StoreError {
     Dir { path: PathBuf, source: io::Error },
     #[error("say whose directory it is")]
     Identity(#[from] LedgerError),
-    #[error(
-        "{path} belongs to {found}, not to {own}: the cluster's \
-         id comes from --initial-cluster, which must be as it was when the directory was made; use that, or another directory"
-    )]
+    #[error("{path} belongs to {found}, not to {own}; give the directory that is this manager's")]
     OtherIdentity { path: PathBuf, found: Box<Identity>, own: Box<Identity> },
+    #[error("{path} is a manager's already; it goes on from there with `run`, and a new one needs an empty directory")]
+    Used { path: PathBuf },
     #[error(transparent)]
     Log(#[from] LogError),
     #[error("read the snapshot of the tables")]
@@ -153,8 +234,6 @@ pub enum StoreError {
     Raft(#[from] raft::Error),
     #[error("start a thread")]
     Thread(#[source] io::Error),
-    #[error("{addr:?} is not the address of manager {name}: {why}")]
-    Address { name: String, addr: String, why: String },
 }
 
 /// Why the store cannot go on: what it promised is not on the disk, or it cannot read what all others read.
@@ -164,16 +243,21 @@ pub enum Fatal {
     Log(#[from] LogError),
     #[error("entry {index} cannot be applied: {why}; was it written by a newer version? upgrade this manager")]
     Entry { index: u64, why: String },
+    #[error("this manager was removed from its cluster: to bring the host back, join with an empty state directory")]
+    Removed,
     #[error("the leader's snapshot cannot be read: is it of a newer version? upgrade this manager")]
     Snapshot(#[from] CodecError),
 }
 
 /// Starts the store on redb, with real connections to the other managers. Must be called inside a tokio runtime.
-pub fn start(config: StoreConfig) -> Result<(Store, Inbound), StoreError> {
+pub fn start(config: StoreConfig, security: Security) -> Result<(Store, Inbound), StoreError> {
     let log = identity::open(&config)?;
-    let peers = transport::Peers::new(&config)?;
+    let connect = transport::connector(&config, security);
     // After a failed write nobody knows what is on the disk. A manager that dies is replaced; one that goes on could lie.
-    start_with(config, log, |inbox| peers.connect(inbox), |_| std::process::abort())
+    start_with(config, log, connect, |fatal| match fatal {
+        Fatal::Removed => std::process::exit(1),
+        Fatal::Log(_) | Fatal::Entry { .. } | Fatal::Snapshot(_) => std::process::abort(),
+    })
 }
 
 /// Starts the store on any log and any transport, made from the inbox that it reports to. `on_fatal` is told when the store cannot go on;
@@ -185,16 +269,12 @@ pub fn start_with<L: LogStore, T: Transport>(
     on_fatal: impl FnOnce(&Fatal) + Send + 'static,
 ) -> Result<(Store, Inbound), StoreError> {
     let (inbox, receiver) = Inbox::new();
-    let inbound = Inbound {
-        id: config.id,
-        cluster_id: config.cluster_id(),
-        members: config.members.iter().map(|member| member.id).collect(),
-        inbox: inbox.clone(),
-    };
     let (revision, revisions) = watch::channel(0);
     let (role_sender, role) = watch::channel(Role { term: 0, kind: RoleKind::Follower, leader: None });
     let state = Arc::new(ArcSwap::from_pointee(State::default()));
     let status = Arc::new(ArcSwap::from_pointee(ClusterStatus::default()));
+    let seeds = config.seeds.iter().map(|member| member.id).collect();
+    let inbound = Inbound { id: config.id, cluster_id: config.cluster_id.clone(), seeds, state: state.clone(), inbox: inbox.clone() };
     let publisher = publish::Publisher::new(&config, state.clone(), status.clone(), revision, role_sender);
     let node = node::Node::new(config, log, transport(inbox.clone()), publisher, inbox.clone())?;
     let run = move || {

@@ -9,7 +9,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use prost::Message as _;
-use raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType, Snapshot};
+use protobuf::Message as _;
+use raft::eraftpb::{
+    ConfChange, ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot,
+};
 use raft::{RawNode, SnapshotStatus, StateRole};
 use rcluster_api::wire::v1;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -21,10 +24,12 @@ use super::reads::Reads;
 use super::storage::Storage;
 use super::{Chain, Fatal, Inbox, Input, StoreError, Transport};
 use crate::core::state::{State, decode_snapshot, decode_transaction, encode_snapshot};
-use crate::store::{ProposeError, RaftTiming, StoreConfig};
+use crate::store::{MemberChange, ProposeError, RaftTiming, StoreConfig};
 
 /// Inputs taken in before the log is written once for all of them.
 const DRAIN_MAX: usize = 1024;
+/// Voters that stand for election one after the other; more share the last place.
+const VOTERS_MAX: usize = 9;
 /// How long a stopping leader waits for another to take over.
 const TRANSFER_WAIT: Duration = Duration::from_secs(1);
 /// Bytes of entries in one message, one peer's messages on their way, entries not committed, entries applied at once.
@@ -59,26 +64,37 @@ pub struct Node<L: LogStore, T> {
     /// Applied index and log bytes at which the next snapshot is due.
     snapshot_due: (u64, u64),
     making_snapshot: bool,
+    /// Whether the configuration has named this manager: one that joins is not named at first.
+    member: bool,
+    /// Ticks of silence after which it stands for election, as this chose them.
+    patience: usize,
     stopping: Option<(Instant, oneshot::Sender<()>)>,
 }
 
 impl<L: LogStore, T: Transport> Node<L, T> {
     /// Loads the log and publishes the tables of its snapshot.
-    pub fn new(config: StoreConfig, mut log: L, transport: T, publisher: Publisher, inbox: Inbox) -> Result<Self, StoreError> {
+    pub fn new(config: StoreConfig, mut log: L, mut transport: T, mut publisher: Publisher, inbox: Inbox) -> Result<Self, StoreError> {
         let loaded = log.load()?;
         let state = decode_snapshot(&loaded.data)?;
-        if state.cluster_id() != config.cluster_id() {
-            let (found, own) = (state.cluster_id(), config.cluster_id());
+        if state.cluster_id() != config.cluster_id {
+            let (found, own) = (state.cluster_id(), &config.cluster_id);
             return Err(LogError::Damaged(format!("its snapshot is of cluster {found}, not of {own}")).into());
+        }
+        if state.managers().is_empty() && config.seeds.is_empty() {
+            return Err(LogError::Damaged("it names no managers: it was made by a version before there were any in it".to_owned()).into());
         }
         let applied = loaded.snapshot.index;
         info!(snapshot = applied, last = loaded.terms.last(), bytes = loaded.bytes, "log loaded");
         let storage = Storage::new(log, loaded, state)?;
         publisher.publish_state(storage.state());
+        transport.set_members(publisher.members());
         let raw = RawNode::new(&raft_config(&config, applied), storage, &slog::Logger::root(Bridge, slog::o!()))?;
         publisher.publish_status(&raw.raft, &transport, Instant::now());
         let run = rand::random();
+        let member = Self::takes_part(raw.store(), config.id);
         let mut node = Self {
+            member,
+            patience: 0,
             reads: Reads::new(config.id, run),
             config,
             raw,
@@ -100,7 +116,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         let tick = self.config.timing.tick;
         // What is known to be committed first: raft-rs holds all that is not applied in memory at once when it stands for election.
         self.work()?;
-        if self.config.members.len() == 1
+        if self.raw.store().configuration().voters == [self.config.id]
             && let Err(error) = self.raw.campaign()
         {
             warn!(%error, "cannot stand for election yet");
@@ -145,11 +161,15 @@ impl<L: LogStore, T: Transport> Node<L, T> {
                     debug!(%error, "dropped a message");
                 }
             }
+            Input::HeardWrite { from, write_us } => self.publisher.hear_write(from, write_us),
             Input::Unreachable { peer } => self.raw.report_unreachable(peer),
             Input::SnapshotSent { to, arrived } => {
                 self.raw.report_snapshot(to, if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
             }
             Input::SnapshotSaved(saved) => self.keep_snapshot(saved)?,
+            Input::ChangeMembers { changes, reply } => drop(reply.send(self.change_members(&changes))),
+            Input::Transfer { to } => self.raw.transfer_leader(to),
+            Input::Removed => return Err(Fatal::Removed),
             Input::Shutdown { done } => self.begin_stopping(done),
         }
         Ok(())
@@ -184,6 +204,71 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         }
     }
 
+    fn change_members(&mut self, changes: &[MemberChange]) -> Result<(), ProposeError> {
+        if !self.leads() || self.stopping.is_some() {
+            return Err(self.not_leader());
+        }
+        let single = |change: &MemberChange| {
+            let (kind, id) = match *change {
+                MemberChange::Learner(id) => (ConfChangeType::AddLearnerNode, id),
+                MemberChange::Voter(id) => (ConfChangeType::AddNode, id),
+                MemberChange::Remove(id) => (ConfChangeType::RemoveNode, id),
+            };
+            let mut single = ConfChangeSingle::default();
+            single.set_change_type(kind);
+            single.node_id = id;
+            single
+        };
+        let mut change = ConfChangeV2::default();
+        change.set_changes(changes.iter().map(single).collect::<Vec<_>>().into());
+        self.raw.propose_conf_change(Vec::new(), change).map_err(|error| {
+            debug!(%error, "change of members refused");
+            self.not_leader()
+        })
+    }
+
+    /// A change of the configuration that all apply alike. One that raft-rs cannot make, it makes for nobody.
+    fn reconfigure(&mut self, entry: &Entry) -> Result<(), Fatal> {
+        let unreadable = |error: protobuf::ProtobufError| Fatal::Entry { index: entry.index, why: error.to_string() };
+        let made = if entry.get_entry_type() == EntryType::EntryConfChange {
+            self.raw.apply_conf_change(&ConfChange::parse_from_bytes(&entry.data).map_err(unreadable)?)
+        } else {
+            self.raw.apply_conf_change(&ConfChangeV2::parse_from_bytes(&entry.data).map_err(unreadable)?)
+        };
+        match made {
+            Ok(configuration) => {
+                info!(index = entry.index, voters = ?configuration.voters, learners = ?configuration.learners, "members");
+                self.raw.mut_store().set_configuration(configuration);
+            }
+            Err(error) => warn!(index = entry.index, %error, "a change of members has no effect"),
+        }
+        let takes_part = Self::takes_part(self.raw.store(), self.config.id);
+        if self.member && !takes_part {
+            return Err(Fatal::Removed);
+        }
+        self.member = takes_part;
+        Ok(())
+    }
+
+    fn takes_part(storage: &Storage<L>, id: u64) -> bool {
+        let ConfState { voters, learners, voters_outgoing, learners_next, .. } = storage.configuration();
+        [voters, learners, voters_outgoing, learners_next].into_iter().any(|ids| ids.contains(&id))
+    }
+
+    /// Voters stand for election one after the other, see [`RaftTiming`]: raft-rs chooses a time for itself whenever its term or role
+    /// changes, and is told another.
+    fn spread_elections(&mut self) {
+        if self.raw.raft.randomized_election_timeout() == self.patience {
+            return;
+        }
+        let RaftTiming { tick: _, heartbeat: _, election, slack, stagger } = self.config.timing;
+        let mut voters = self.raw.store().configuration().voters.clone();
+        voters.sort_unstable();
+        let rank = voters.iter().position(|id| *id == self.config.id).unwrap_or_default().min(VOTERS_MAX - 1);
+        self.patience = election + slack + rank * stagger + rand::random_range(0..stagger.max(1));
+        self.raw.raft.set_randomized_election_timeout(self.patience);
+    }
+
     fn not_leader(&self) -> ProposeError {
         let raft = &self.raw.raft;
         let leader = self.publisher.member(raft.leader_id).filter(|leader| leader.id != self.config.id).cloned();
@@ -205,6 +290,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
     fn work(&mut self) -> Result<(), Fatal> {
         loop {
             self.reads.ask(&mut self.raw, Instant::now());
+            self.spread_elections();
             if !self.raw.has_ready() {
                 break;
             }
@@ -255,6 +341,9 @@ impl<L: LogStore, T: Transport> Node<L, T> {
             let started = Instant::now();
             self.raw.mut_store().append(hard_state, entries)?;
             self.watch_disk(started);
+            let write_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.publisher.hear_write(self.config.id, write_us);
+            self.transport.set_write(write_us);
         } else if let Some(hard_state) = hard_state {
             self.raw.mut_store().set_commit(hard_state.commit);
         }
@@ -273,13 +362,14 @@ impl<L: LogStore, T: Transport> Node<L, T> {
     fn install(&mut self, snapshot: Snapshot, hard_state: Option<HardState>, entries: Vec<Entry>) -> Result<(), Fatal> {
         let Snapshot { data, metadata, .. } = snapshot;
         let state = decode_snapshot(&data)?;
-        if state.cluster_id() != self.config.cluster_id() {
+        if state.cluster_id() != self.config.cluster_id {
             return Err(LogError::Damaged(format!("the leader sent the tables of cluster {:?}", state.cluster_id())).into());
         }
         let saved = self.raw.store().saver()(metadata.unwrap_or_default(), &data)?;
         self.raw.mut_store().install(&saved, state, hard_state, entries)?;
         info!(index = saved.metadata.index, bytes = saved.bytes, "snapshot installed");
-        self.publisher.publish_state(self.raw.store().state());
+        self.member = Self::takes_part(self.raw.store(), self.config.id);
+        self.publish_state();
         self.plan_snapshot();
         Ok(())
     }
@@ -289,22 +379,32 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         let mut state = self.raw.store().state().clone();
         let mut answers = Vec::new();
         for entry in entries {
-            answers.extend(self.apply_entry(&mut state, entry)?);
+            if entry.get_entry_type() == EntryType::EntryNormal {
+                answers.extend(self.apply_entry(&mut state, entry)?);
+            } else {
+                // raft-rs may ask for a snapshot while it changes the configuration: one of the tables and the configuration before.
+                self.raw.mut_store().set_applied(entry.index - 1, state.clone());
+                self.reconfigure(entry)?;
+                self.raw.mut_store().set_applied(entry.index, state.clone());
+            }
         }
         self.raw.mut_store().set_applied(last.index, state);
-        self.publisher.publish_state(self.raw.store().state());
+        self.publish_state();
         for (reply, outcome) in answers {
             drop(reply.send(outcome));
         }
         Ok(())
     }
 
+    fn publish_state(&mut self) {
+        if self.publisher.publish_state(self.raw.store().state()) {
+            self.transport.set_members(self.publisher.members());
+        }
+    }
+
     /// Applies one entry; if this run has proposed it and waits for it, says what to answer.
     fn apply_entry(&mut self, state: &mut State, entry: &Entry) -> Result<Option<Answer>, Fatal> {
         let unreadable = |why: String| Fatal::Entry { index: entry.index, why };
-        if entry.get_entry_type() != EntryType::EntryNormal {
-            return Err(unreadable("it changes the members, which this version cannot".to_owned()));
-        }
         if entry.data.is_empty() {
             return Ok(None);
         }
@@ -385,13 +485,13 @@ impl<L: LogStore, T: Transport> Node<L, T> {
 
 fn raft_config(config: &StoreConfig, applied: u64) -> raft::Config {
     let RaftTiming { tick: _, heartbeat, election, slack, stagger } = config.timing;
-    let rank = config.members.iter().position(|member| member.id == config.id).unwrap_or_default();
-    let min_election_tick = election + slack + rank * stagger;
+    let min_election_tick = election + slack;
     raft::Config {
         id: config.id,
         election_tick: election,
         min_election_tick,
-        max_election_tick: min_election_tick + stagger.max(1),
+        // Room for what `spread_elections` chooses.
+        max_election_tick: min_election_tick + VOTERS_MAX * stagger.max(1) + 1,
         heartbeat_tick: heartbeat,
         applied,
         max_size_per_msg: APPEND_BYTES_MAX,

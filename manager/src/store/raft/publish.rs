@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use imbl::OrdMap;
 use raft::{Raft, StateRole};
+use rcluster_api::cluster::Manager;
+use rcluster_api::id::ManagerId;
 use tokio::sync::watch;
 use tracing::info;
 
@@ -13,7 +16,7 @@ use super::Transport;
 use super::log::LogStore;
 use super::storage::Storage;
 use crate::core::state::State;
-use crate::store::{ClusterStatus, Member, MemberStatus, Role, RoleKind, StoreConfig};
+use crate::store::{ClusterStatus, Configuration, Member, MemberStatus, Role, RoleKind, StoreConfig};
 
 /// A peer heard this recently is reachable.
 const REACHABLE: Duration = Duration::from_secs(1);
@@ -23,12 +26,16 @@ const REACHABLE: Duration = Duration::from_secs(1);
 pub struct Publisher {
     own: u64,
     name: String,
+    /// By Raft id.
     members: Vec<Member>,
+    /// Where they were taken from.
+    managers: OrdMap<ManagerId, Arc<Manager>>,
     state: Arc<ArcSwap<State>>,
     status: Arc<ArcSwap<ClusterStatus>>,
     revision: watch::Sender<u64>,
     role: watch::Sender<Role>,
     heard: BTreeMap<u64, Instant>,
+    writes_us: BTreeMap<u64, u64>,
 }
 
 impl Publisher {
@@ -40,8 +47,24 @@ impl Publisher {
         revision: watch::Sender<u64>,
         role: watch::Sender<Role>,
     ) -> Self {
-        let (own, name, members) = (config.id, config.name.clone(), config.members.clone());
-        Self { own, name, members, state, status, revision, role, heard: BTreeMap::new() }
+        let (own, name, members) = (config.id, config.name.clone(), config.seeds.clone());
+        Self {
+            own,
+            name,
+            members,
+            managers: OrdMap::new(),
+            state,
+            status,
+            revision,
+            role,
+            heard: BTreeMap::new(),
+            writes_us: BTreeMap::new(),
+        }
+    }
+
+    /// The managers as the tables have them; those known from joining until the tables have come.
+    pub fn members(&self) -> &[Member] {
+        &self.members
     }
 
     /// A member by id.
@@ -54,16 +77,32 @@ impl Publisher {
         self.heard.insert(id, now);
     }
 
+    /// `id` says how long its last write to the log took.
+    pub fn hear_write(&mut self, id: u64, write_us: u64) {
+        self.writes_us.insert(id, write_us);
+    }
+
     /// Whether `id` was heard lately.
     pub fn is_heard(&self, id: u64, now: Instant) -> bool {
         self.heard.get(&id).is_some_and(|at| now.duration_since(*at) < REACHABLE)
     }
 
-    /// The tables first, then word of them.
-    pub fn publish_state(&self, state: &State) {
+    /// The tables first, then word of them. True: there are other members now.
+    pub fn publish_state(&mut self, state: &State) -> bool {
         self.state.store(Arc::new(state.clone()));
         let revision = state.revision();
         self.revision.send_if_modified(|known| std::mem::replace(known, revision) != revision);
+        let managers = state.managers();
+        if managers.is_empty() || self.managers.ptr_eq(managers) {
+            return false;
+        }
+        self.managers = managers.clone();
+        let member = |manager: &Arc<Manager>| Member { id: manager.raft_id, name: manager.name.clone(), addr: manager.addr.clone() };
+        let mut members: Vec<Member> = managers.values().map(member).collect();
+        members.sort_by_key(|member| member.id);
+        let changed = self.members != members;
+        self.members = members;
+        changed
     }
 
     /// Whether the role is news.
@@ -86,6 +125,7 @@ impl Publisher {
     /// The cluster as it looks from here.
     pub fn publish_status<L: LogStore>(&self, raft: &Raft<Storage<L>>, transport: &impl Transport, now: Instant) {
         let leads = raft.state == StateRole::Leader;
+        let configuration = configuration(raft);
         let members = self.members.iter().map(|member| {
             let own = member.id == self.own;
             let kind = match (own, member.id == raft.leader_id) {
@@ -101,16 +141,31 @@ impl Publisher {
                 role: kind.as_str().to_owned(),
                 reachable: own || self.is_heard(member.id, now) || (among_followers && transport.is_connected(member.id)),
                 matched: if leads { raft.prs().get(member.id).map_or(0, |progress| progress.matched) } else { 0 },
+                voter: configuration.voters.contains(&member.id),
+                write_us: self.writes_us.get(&member.id).copied().unwrap_or_default(),
             }
         });
+        let members = members.collect();
         self.status.store(Arc::new(ClusterStatus {
             term: raft.term,
             committed: raft.raft_log.committed,
             applied: raft.store().applied(),
             leader: self.member(raft.leader_id).map(|leader| leader.name.clone()).unwrap_or_default(),
-            members: members.collect(),
+            members,
             answered_by: self.name.clone(),
+            own: self.own,
+            configuration,
+            last: raft.raft_log.last_index(),
         }));
+    }
+}
+
+fn configuration<L: LogStore>(raft: &Raft<Storage<L>>) -> Configuration {
+    let state = raft.prs().conf().to_conf_state();
+    Configuration {
+        joint: !state.voters_outgoing.is_empty(),
+        voters: state.voters.into_iter().collect(),
+        learners: state.learners.into_iter().chain(state.learners_next).collect(),
     }
 }
 

@@ -197,6 +197,16 @@ impl<L: LogStore> Storage<L> {
         self.applied = (index, state);
     }
 
+    /// Takes over the configuration after an applied entry has changed it.
+    pub fn set_configuration(&mut self, conf_state: ConfState) {
+        self.conf_state = conf_state;
+    }
+
+    /// Who votes and who is sent the log, as applied.
+    pub fn configuration(&self) -> &ConfState {
+        &self.conf_state
+    }
+
     /// The tables for a snapshot message that raft-rs has just made.
     pub fn take_outgoing(&self, to: u64) -> Option<State> {
         self.outgoing.borrow_mut().remove(&to)
@@ -318,7 +328,10 @@ impl<L: LogStore> raft::Storage for Storage<L> {
     }
 
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
-        if self.applied.0 < request_index {
+        let ConfState { voters, learners, voters_outgoing, learners_next, .. } = &self.conf_state;
+        let named = [voters, learners, voters_outgoing, learners_next].into_iter().any(|ids| ids.contains(&to));
+        // One that does not name its receiver is refused there: it is asked for again once the change that adds it is applied.
+        if self.applied.0 < request_index || !named {
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         }
         self.outgoing.borrow_mut().insert(to, self.applied.1.clone());

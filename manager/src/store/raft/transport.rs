@@ -3,26 +3,30 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 use rcluster_api::client::MESSAGE_BYTES_MAX;
+use rcluster_api::tls::Security;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::raft_client::RaftClient;
 use rcluster_base::backoff::Backoff;
 use rcluster_base::scope::Scope;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, info, warn};
 
-use super::{Inbox, StoreError, Transport};
+use super::{Inbox, Transport};
 use crate::core::state::{State, encode_snapshot};
-use crate::store::StoreConfig;
+use crate::store::{Member, StoreConfig};
 
+/// Set on the refusal of a manager that was removed.
+pub const REMOVED: &str = "x-rcluster-removed";
 /// Messages that wait for a slow peer.
 const QUEUE_MAX: usize = 256;
 /// Batches on the stream: one on the way, one behind it.
@@ -40,70 +44,60 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause before the next try to connect.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(200));
 
-/// The addresses of the peers, checked.
-#[derive(Debug)]
-pub struct Peers {
-    envelope: Envelope,
-    endpoints: BTreeMap<u64, (String, Endpoint)>,
-}
-
 /// What every batch says about itself.
 #[derive(Debug, Clone)]
 struct Envelope {
     from: u64,
     cluster_id: String,
+    write_us: Arc<AtomicU64>,
 }
 
 /// The connections to the peers; they end when this is dropped.
 #[derive(Debug)]
 pub struct Connections {
+    envelope: Envelope,
     peers: BTreeMap<u64, Peer>,
     inbox: Inbox,
-    _scope: Scope,
+    runtime: Handle,
+    security: Security,
 }
 
 #[derive(Debug)]
 struct Peer {
+    member: Member,
     queue: mpsc::Sender<Message>,
     snapshots: mpsc::Sender<(Message, State)>,
     connected: Arc<AtomicBool>,
+    _scope: Scope,
 }
 
-impl Peers {
-    /// The peers of this manager.
-    pub fn new(config: &StoreConfig) -> Result<Self, StoreError> {
-        let mut endpoints = BTreeMap::new();
-        for member in config.members.iter().filter(|member| member.id != config.id) {
-            let endpoint = Endpoint::from_shared(format!("http://{}", member.addr)).map_err(|error| StoreError::Address {
-                name: member.name.clone(),
-                addr: member.addr.clone(),
-                why: error.to_string(),
-            })?;
-            let endpoint = endpoint
-                .connect_timeout(CONNECT_TIMEOUT)
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(PING_INTERVAL)
-                .keep_alive_timeout(PING_TIMEOUT)
-                .keep_alive_while_idle(true);
-            endpoints.insert(member.id, (member.name.clone(), endpoint));
-        }
-        Ok(Self { envelope: Envelope { from: config.id, cluster_id: config.cluster_id() }, endpoints })
-    }
+/// Connections for the manager of `config`, on the runtime that this is called in.
+pub fn connector(config: &StoreConfig, security: Security) -> impl FnOnce(Inbox) -> Connections + use<> {
+    let envelope = Envelope { from: config.id, cluster_id: config.cluster_id.clone(), write_us: Arc::default() };
+    let runtime = Handle::current();
+    move |inbox| Connections { envelope, peers: BTreeMap::new(), inbox, runtime, security }
+}
 
-    /// Starts to connect. Must be called inside a tokio runtime.
-    pub fn connect(self, inbox: Inbox) -> Connections {
+impl Connections {
+    /// Begins to connect to a peer, and goes on trying for as long as it is one.
+    fn peer(&self, member: Member) -> Peer {
+        let _runtime = self.runtime.enter();
+        let (queue, messages) = mpsc::channel(QUEUE_MAX);
+        let (snapshots, to_send) = mpsc::channel(1);
+        let connected = Arc::new(AtomicBool::new(false));
+        let link = Link {
+            envelope: self.envelope.clone(),
+            to: member.id,
+            name: member.name.clone(),
+            addr: member.addr.clone(),
+            security: self.security.clone(),
+            inbox: self.inbox.clone(),
+            connected: connected.clone(),
+        };
         let mut scope = Scope::new();
-        let mut peers = BTreeMap::new();
-        for (id, (name, endpoint)) in self.endpoints {
-            let (queue, messages) = mpsc::channel(QUEUE_MAX);
-            let (snapshots, to_send) = mpsc::channel(1);
-            let connected = Arc::new(AtomicBool::new(false));
-            let link = Link { envelope: self.envelope.clone(), to: id, name, endpoint, inbox: inbox.clone(), connected: connected.clone() };
-            scope.spawn(link.clone().pump(messages));
-            scope.spawn(link.pump_snapshots(to_send));
-            peers.insert(id, Peer { queue, snapshots, connected });
-        }
-        Connections { peers, inbox, _scope: scope }
+        scope.spawn(link.clone().pump(messages));
+        scope.spawn(link.pump_snapshots(to_send));
+        Peer { member, queue, snapshots, connected, _scope: scope }
     }
 }
 
@@ -118,16 +112,40 @@ impl Transport for Connections {
 
     fn send_snapshot(&mut self, message: Message, state: State) {
         let to = message.to;
-        let Some(peer) = self.peers.get(&to) else { return };
+        let Some(peer) = self.peers.get(&to) else { return self.inbox.snapshot_sent(to, false) };
         // When one is on its way already, that one's end is reported, and raft asks for another if it needs it.
         if let Err(mpsc::error::TrySendError::Closed(_)) = peer.snapshots.try_send((message, state)) {
             self.inbox.snapshot_sent(to, false);
         }
     }
 
+    fn set_members(&mut self, members: &[Member]) {
+        self.peers.retain(|_, peer| members.contains(&peer.member));
+        for member in members.iter().filter(|member| member.id != self.envelope.from) {
+            if !self.peers.contains_key(&member.id) {
+                let peer = self.peer(member.clone());
+                self.peers.insert(member.id, peer);
+            }
+        }
+    }
+
+    fn set_write(&mut self, write_us: u64) {
+        self.envelope.write_us.store(write_us, Ordering::Relaxed);
+    }
+
     fn is_connected(&self, peer: u64) -> bool {
         self.peers.get(&peer).is_some_and(|peer| peer.connected.load(Ordering::Relaxed))
     }
+}
+
+/// An endpoint for a manager's address.
+fn endpoint(addr: &str) -> Result<Endpoint, tonic::transport::Error> {
+    Ok(Endpoint::from_shared(format!("http://{addr}"))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(true))
 }
 
 /// One peer's end of the tasks.
@@ -136,7 +154,8 @@ struct Link {
     envelope: Envelope,
     to: u64,
     name: String,
-    endpoint: Endpoint,
+    addr: String,
+    security: Security,
     inbox: Inbox,
     connected: Arc<AtomicBool>,
 }
@@ -147,7 +166,7 @@ impl Link {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut told = None;
         loop {
-            let why = match self.endpoint.connect().await {
+            let why = match self.connect().await {
                 Ok(channel) => {
                     info!(peer = self.name, "connected");
                     // What waited meanwhile is old news to raft.
@@ -159,6 +178,10 @@ impl Link {
                     self.connected.store(false, Ordering::Relaxed);
                     self.inbox.unreachable(self.to);
                     let Some(status) = ended else { return };
+                    if status.metadata().contains_key(REMOVED) {
+                        self.inbox.removed();
+                        return;
+                    }
                     root_cause(&status)
                 }
                 Err(error) => root_cause(&error),
@@ -169,6 +192,10 @@ impl Link {
             }
             tokio::time::sleep(backoff.delay()).await;
         }
+    }
+
+    async fn connect(&self) -> Result<Channel, tonic::transport::Error> {
+        self.security.connect(endpoint(&self.addr)?).await
     }
 
     /// Streams until the connection ends, and says why; `None` when the queue has ended.
@@ -193,8 +220,8 @@ impl Link {
     }
 
     fn batch(&self, first: Message, more: &mut mpsc::Receiver<Message>) -> v1::RaftBatch {
-        let mut batch =
-            v1::RaftBatch { from: self.envelope.from, to: self.to, cluster_id: self.envelope.cluster_id.clone(), messages: Vec::new() };
+        let Envelope { from, cluster_id, write_us } = self.envelope.clone();
+        let mut batch = v1::RaftBatch { from, to: self.to, cluster_id, messages: Vec::new(), write_us: write_us.load(Ordering::Relaxed) };
         let mut bytes = 0;
         let mut next = Some(first);
         while let Some(message) = next {
@@ -229,9 +256,9 @@ impl Link {
         let data = tokio::task::spawn_blocking(move || encode_snapshot(&state));
         let data = bytes::Bytes::from(data.await.map_err(|error| Status::internal(error.to_string()))?);
         let head = message.write_to_bytes().map_err(|error| Status::internal(error.to_string()))?;
-        let channel = self.endpoint.connect().await.map_err(|error| Status::unavailable(root_cause(&error)))?;
+        let channel = self.connect().await.map_err(|error| Status::unavailable(root_cause(&error)))?;
         debug!(peer = self.name, bytes = data.len(), "sending a snapshot");
-        let Envelope { from, cluster_id } = self.envelope.clone();
+        let Envelope { from, cluster_id, write_us: _ } = self.envelope.clone();
         let to = self.to;
         let chunk = move |message: Vec<u8>, data: Vec<u8>| v1::SnapshotChunk { from, to, cluster_id: cluster_id.clone(), message, data };
         let parts = (0..data.len()).step_by(CHUNK_BYTES).map(move |start| data.slice(start..data.len().min(start + CHUNK_BYTES)));

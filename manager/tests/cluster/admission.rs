@@ -1,0 +1,179 @@
+//! Joining, and who is kept out.
+
+use std::time::Duration;
+
+use rcluster_api::client;
+use rcluster_api::cluster::Authority;
+use rcluster_api::error::ErrorCode;
+use rcluster_api::identity::{Identity, JoinToken, Part};
+use rcluster_api::tls::{Credentials, Security, SigningRequest};
+use rcluster_api::wire::v1;
+use rcluster_api::wire::v1::dispatcher_client::DispatcherClient;
+use rcluster_api::wire::v1::raft_client::RaftClient;
+use rcluster_manager::ca;
+
+use crate::support::{Cluster, addr, run_program, start, until};
+
+/// Credentials by an authority of the test's own.
+fn foreign(authority: &Authority, part: Part, ttl: Duration) -> Security {
+    let request = SigningRequest::new().unwrap();
+    let identity = Identity { part, id: "x".to_owned(), cluster_id: "other".to_owned() };
+    let issued = ca::issue(std::slice::from_ref(authority), &identity, &[], &request.request, ttl).unwrap();
+    Security::new(Credentials::new(issued, request.key)).unwrap()
+}
+
+async fn refused(cluster: &Cluster, token: &str, name: &str, addr: &str) -> String {
+    let token: JoinToken = token.parse().unwrap();
+    client::join(&cluster.addrs(), Some(&token), name, addr).await.unwrap_err().to_string()
+}
+
+/// The certificate that an agent has after joining.
+async fn agent(cluster: &Cluster, name: &str) -> (String, Security) {
+    let token: JoinToken = cluster.founded.agent_token.parse().unwrap();
+    let joined = client::join(&cluster.addrs(), Some(&token), name, "").await.unwrap();
+    (joined.id, Security::new(joined.credentials.unwrap()).unwrap())
+}
+
+#[tokio::test]
+async fn strangers_and_those_of_other_clusters_are_kept_out() {
+    let cluster = Cluster::found().await;
+    let plain = cluster.control(&Security::plain()).await;
+    let plain = match plain {
+        Ok(mut control) => control.cluster(v1::ClusterRequest {}).await.unwrap_err().message().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    assert!(!plain.is_empty());
+    let other = ca::found().unwrap();
+    let error = cluster.connect(&foreign(&other, Part::User, Duration::from_secs(60))).await.unwrap_err().to_string();
+    assert!(error.contains("its certificate is of another cluster"), "{error}");
+    // One who only joins shows no certificate, and is let in no further.
+    let token: JoinToken = cluster.founded.agent_token.parse().unwrap();
+    let joining = Security::joining(&token).unwrap();
+    let error = cluster.list(&joining, v1::Kind::Service).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Unauthenticated);
+    assert!(error.message.contains("neither a certificate nor a token"), "{error}");
+}
+
+#[tokio::test]
+async fn join_tokens_let_in_whom_they_are_for() {
+    let cluster = Cluster::found().await;
+    let manager: JoinToken = cluster.founded.manager_token.parse().unwrap();
+    let agent: JoinToken = cluster.founded.agent_token.parse().unwrap();
+    // A manager's secret does not make an agent, nor the other way round.
+    let swapped = JoinToken { secret: manager.secret.clone(), ..agent.clone() }.to_string();
+    assert!(refused(&cluster, &swapped, "n1", "").await.contains("the join token is not taken"));
+    let wrong = JoinToken { secret: vec![0; 16], ..manager.clone() }.to_string();
+    assert!(refused(&cluster, &wrong, "m2", &addr()).await.contains("rclusterctl cluster token manager"));
+    // The host that joins sees that it speaks with another cluster before it says its secret.
+    let elsewhere = JoinToken { authority: [7; 32], ..agent.clone() }.to_string();
+    assert!(refused(&cluster, &elsewhere, "n1", "").await.contains("the join token is for another cluster"));
+    let mut control = cluster.control(&cluster.admin).await.unwrap();
+    let rotated = control.join_token(v1::JoinTokenRequest { manager: false, rotate: true }).await.unwrap().into_inner().token;
+    assert!(refused(&cluster, &cluster.founded.agent_token, "n1", "").await.contains("was rotated"));
+    let joined = client::join(&cluster.addrs(), Some(&rotated.parse().unwrap()), "n1", "").await.unwrap();
+    assert_eq!(joined.cluster_id, cluster.founded.cluster_id);
+    let taken = refused(&cluster, &cluster.founded.manager_token, "m1", &addr()).await;
+    assert!(taken.contains("manager m1 at") && taken.contains("has the name m1"), "{taken}");
+}
+
+#[tokio::test]
+async fn an_agent_speaks_for_itself_alone() {
+    let cluster = Cluster::found().await;
+    let (id, security) = agent(&cluster, "n1").await;
+    let error = cluster.list(&security, v1::Kind::Service).await.unwrap_err();
+    assert_eq!((error.code, error.message), (ErrorCode::Forbidden, format!("listing is for users; the caller is agent {id}")));
+    let register = |node_id: &str| v1::AgentMessage {
+        kind: Some(v1::agent_message::Kind::Register(v1::Register { node_id: node_id.to_owned(), ..v1::Register::default() })),
+    };
+    let channel = cluster.connect(&security).await.unwrap();
+    let mut dispatcher = DispatcherClient::new(channel.clone());
+    let error = dispatcher.session(tokio_stream::once(register("0123456789abcdef"))).await.unwrap_err();
+    assert!(error.message().contains(&format!("the agent of node {id} says that it is 0123456789abcdef")), "{error}");
+    // Its own id is believed; what is missing then is another matter.
+    let error = dispatcher.session(tokio_stream::once(register(&id))).await.unwrap_err();
+    assert!(error.message().contains("did not describe its host"), "{error}");
+    let batch = v1::RaftBatch { from: 1, to: 1, cluster_id: cluster.founded.cluster_id.clone(), ..v1::RaftBatch::default() };
+    let error = RaftClient::new(channel).send(tokio_stream::once(batch)).await.unwrap_err();
+    assert!(error.message().contains("only managers may do this"), "{error}");
+}
+
+#[tokio::test]
+async fn certificates_are_renewed_before_they_expire_and_when_the_authority_changes() {
+    let cluster = Cluster::found().await;
+    let (_, security) = agent(&cluster, "n1").await;
+    let before = security.credentials().unwrap();
+    let own = cluster.managers[0].dir.join("credentials.json");
+    let credentials = || -> Credentials { serde_json::from_slice(&std::fs::read(&own).unwrap()).unwrap() };
+    let first = credentials();
+    let mut control = cluster.control(&cluster.admin).await.unwrap();
+    let digest = control.rotate_authority(v1::RotateAuthorityRequest {}).await.unwrap().into_inner().digest;
+    let by_both = |found: &Credentials| found.authorities.len() == 2 && found.is_current();
+    let renewed = until("the manager has a new certificate", || async { Some(credentials()).filter(by_both) }).await;
+    assert_eq!(renewed.authorities[0].digest(), digest);
+    assert_eq!(renewed.authorities[1], first.authorities[0]);
+    // Those who know only the authority before are served as before, and renew.
+    assert_eq!(cluster.networks().await, 0);
+    let channel = cluster.connect(&security).await.unwrap();
+    let after = client::renew(channel).await.unwrap();
+    assert!(after.is_current() && after.chain[0] != before.chain[0]);
+    assert_eq!(after.certificate().unwrap().identity, before.certificate().unwrap().identity);
+    security.replace(after).unwrap();
+    cluster.connect(&security).await.unwrap();
+    // A token that was printed before still leads to this cluster.
+    agent(&cluster, "n2").await;
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_refused_and_the_clock_is_named() {
+    let cluster = Cluster::found().await;
+    let authority = ca::found().unwrap();
+    // The manager's side of a connection, whose certificate has expired, as seen by a client that trusts its authority.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap().to_string();
+    let expired = foreign(&authority, Part::Manager, Duration::ZERO);
+    let server = tokio::spawn(rcluster_manager::rpc::listen::serve(listener, expired, axum::Router::new()));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let client_side = foreign(&authority, Part::User, Duration::from_secs(600));
+    let error = client::connect(&[at], &client_side).await.unwrap_err().to_string();
+    assert!(error.contains("its certificate has expired: is the clock of one of the two hosts wrong?"), "{error}");
+    server.abort();
+    drop(cluster);
+}
+
+#[tokio::test]
+async fn a_cluster_without_tls_says_so_and_is_never_half_of_one() {
+    let mut cluster = Cluster::found_with(&["--insecure"]).await;
+    assert!(cluster.admin.is_plain() && cluster.founded.manager_token.is_empty());
+    cluster.join("m2");
+    cluster.join("m3");
+    cluster.settled(&["m1", "m2", "m3"]).await;
+    cluster.write("a").await;
+    let error = cluster.control(&cluster.admin).await.unwrap().join_token(v1::JoinTokenRequest::default()).await.unwrap_err();
+    assert!(error.message().contains("it was made without TLS"), "{error}");
+    let (dir, addr) = (cluster.manager("m1").dir.clone(), cluster.manager("m1").addr.clone());
+    cluster.manager("m1").kill();
+    let mut with_tls = start("m1", &dir, &addr, &[]);
+    assert_eq!(with_tls.end().await, 1);
+    assert!(with_tls.log().contains("if the cluster was made without TLS, start with --insecure"), "{}", with_tls.log());
+    let secure = Cluster::found().await;
+    let mut without = start("m1", &secure.managers[0].dir.clone(), &crate::support::addr(), &["--insecure"]);
+    assert_eq!(without.end().await, 1);
+    assert!(without.log().contains("this cluster was made with TLS: start without --insecure"), "{}", without.log());
+}
+
+#[tokio::test]
+async fn what_does_not_fit_together_is_refused_at_start() {
+    let cluster = Cluster::found().await;
+    let dir = cluster.dir.path();
+    let again = run_program(&["init", "--name", "m1", "--state-dir", dir.join("m1").to_str().unwrap(), "--advertise", "127.0.0.1:1"]);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("holds a manager already"), "{again:?}");
+    let said = |name: &str, arguments: &[&str]| {
+        let mut manager = start(name, &dir.join(name), &addr(), arguments);
+        async move {
+            let code = manager.end().await;
+            (code, manager.log())
+        }
+    };
+    let (code, log) = said("nobody", &[]).await;
+    assert!(code == 1 && log.contains("holds no manager: make a cluster"), "{log}");
+}

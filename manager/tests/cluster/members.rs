@@ -1,0 +1,77 @@
+//! Managers that join, are lost, and leave.
+
+use std::path::Path;
+
+use rcluster_api::wire::v1;
+use rcluster_manager::store::Identity;
+
+use crate::support::{Cluster, until};
+
+#[tokio::test]
+async fn three_managers_survive_the_loss_of_one_and_it_comes_back_with_an_empty_disk() {
+    let mut cluster = Cluster::found().await;
+    cluster.join("m2");
+    cluster.join("m3");
+    cluster.settled(&["m1", "m2", "m3"]).await;
+    cluster.write("before").await;
+    let status = cluster.status().await.unwrap();
+    let leader = status.leader.clone();
+    cluster.manager(&leader).kill();
+    cluster.write("during").await;
+    until("the loss is seen", || async {
+        let status = cluster.status().await.ok()?;
+        status.managers.iter().any(|manager| manager.name == leader && !manager.reachable).then_some(())
+    })
+    .await;
+    // Its host comes back without its disk, under the same name at the same address.
+    let (dir, addr) = (cluster.manager(&leader).dir.clone(), cluster.manager(&leader).addr.clone());
+    let identity = |dir: &Path| -> Option<Identity> {
+        std::fs::read(dir.join("identity.json")).ok().map(|bytes| serde_json::from_slice(&bytes).unwrap())
+    };
+    let before = identity(&dir).unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    cluster.join_at(&leader, &dir, &addr);
+    let after = until("it has joined", || async { identity(&dir) }).await;
+    assert_eq!(after.id, 4, "Raft ids are never used again: it was {}", before.id);
+    cluster.settled(&["m1", "m2", "m3"]).await;
+    let status = cluster.status().await.unwrap();
+    assert!(status.managers.iter().any(|manager| manager.id == 4), "{status:?}");
+    assert_eq!(cluster.networks().await, 2);
+}
+
+#[tokio::test]
+async fn a_manager_leaves_by_command_and_what_would_lose_the_quorum_is_refused() {
+    let mut cluster = Cluster::found().await;
+    cluster.join("m2");
+    cluster.join("m3");
+    cluster.settled(&["m1", "m2", "m3"]).await;
+    let remove = |name: &str| {
+        let reference = v1::Ref { kind: v1::Kind::Manager.into(), name: name.to_owned() };
+        v1::RemoveRequest { refs: vec![reference] }
+    };
+    let leader = cluster.status().await.unwrap().leader;
+    let mut others = ["m1", "m2", "m3"].into_iter().filter(|name| *name != leader);
+    let (lost, kept) = (others.next().unwrap(), others.next().unwrap());
+    cluster.manager(lost).kill();
+    until("the loss is seen", || async {
+        let status = cluster.status().await.ok().filter(|status| status.leader == leader && status.answered_by == leader)?;
+        status.managers.iter().any(|manager| manager.name == lost && !manager.reachable).then_some(())
+    })
+    .await;
+    let request = v1::UpdateManagerRequest { manager: kept.to_owned(), role: v1::ManagerRole::Standby.into(), addr: String::new() };
+    let refused = cluster.control(&cluster.admin).await.unwrap().update_manager(request).await.unwrap_err();
+    let arithmetic = format!("demoting {kept} leaves 1 of 2 voters reachable; quorum needs 2, and would be lost");
+    assert!(refused.message().starts_with(&arithmetic), "{refused}");
+    // The lost one may go: two of two are left.
+    cluster.control(&cluster.admin).await.unwrap().remove(remove(lost)).await.unwrap();
+    let mut left = [leader.as_str(), kept];
+    left.sort_unstable();
+    cluster.settled(&left).await;
+    // The leader itself may go as well: it hands over first.
+    cluster.control(&cluster.admin).await.unwrap().remove(remove(&leader)).await.unwrap();
+    cluster.settled(&[kept]).await;
+    let gone = cluster.manager(&leader);
+    assert_eq!(gone.end().await, 1);
+    assert!(gone.log().contains("this manager was removed from its cluster"), "{}", gone.log());
+    cluster.write("after").await;
+}

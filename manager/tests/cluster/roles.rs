@@ -1,0 +1,93 @@
+//! What users may do, by their certificates and tokens.
+
+use rcluster_api::error::ErrorCode;
+use rcluster_api::identity::JoinToken;
+use rcluster_api::tls::{Credentials, Security, SigningRequest};
+use rcluster_api::wire::v1;
+use tonic::transport::Channel;
+use tower::{Service, ServiceExt};
+
+use crate::support::Cluster;
+
+async fn user(cluster: &Cluster, name: &str, role: v1::UserRole) -> Security {
+    let signing = SigningRequest::new().unwrap();
+    let request = v1::CreateUserRequest { name: name.to_owned(), role: role.into(), ttl_ms: 0, signing_request: signing.request };
+    let answer = cluster.control(&cluster.admin).await.unwrap().create_user(request).await.unwrap().into_inner();
+    Security::new(Credentials::new(answer.credentials.unwrap(), signing.key)).unwrap()
+}
+
+async fn token(cluster: &Cluster, name: &str, role: v1::UserRole) -> String {
+    let request = v1::CreateUserRequest { name: name.to_owned(), role: role.into(), ..v1::CreateUserRequest::default() };
+    cluster.control(&cluster.admin).await.unwrap().create_user(request).await.unwrap().into_inner().token
+}
+
+/// A call of the REST interface: status and body.
+async fn rest(channel: &Channel, method: &str, path: &str, token: Option<&str>, body: &str) -> (u16, String) {
+    let mut request = http::Request::builder().method(method).uri(format!("http://manager{path}"));
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let body = tonic::body::Body::new(http_body_util::Full::new(bytes::Bytes::from(body.to_owned())));
+    let answer = channel.clone().ready().await.unwrap().call(request.body(body).unwrap()).await.unwrap();
+    let status = answer.status().as_u16();
+    let bytes = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+    (status, String::from_utf8(bytes.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn users_may_what_their_roles_allow_until_they_are_removed() {
+    let cluster = Cluster::found().await;
+    let reader = user(&cluster, "eve", v1::UserRole::ReadOnly).await;
+    let deployer = user(&cluster, "dan", v1::UserRole::Deploy).await;
+    cluster.list(&reader, v1::Kind::Service).await.unwrap();
+    let error = cluster.try_write(&reader, "a").await.unwrap_err();
+    assert_eq!((error.code, error.message.as_str()), (ErrorCode::Forbidden, "user eve has the role read-only; deploying needs deploy"));
+    cluster.try_write(&deployer, "a").await.unwrap();
+    let mut control = cluster.control(&deployer).await.unwrap();
+    let error = control.join_token(v1::JoinTokenRequest { manager: true, rotate: false }).await.unwrap_err();
+    assert!(error.message().contains("reading join tokens needs admin"), "{error}");
+    let create = v1::CreateUserRequest { name: "x".to_owned(), role: v1::UserRole::Admin.into(), ..v1::CreateUserRequest::default() };
+    assert!(control.create_user(create).await.unwrap_err().message().contains("creating a user needs admin"));
+    let removal = |kind: v1::Kind, name: &str| v1::RemoveRequest { refs: vec![v1::Ref { kind: kind.into(), name: name.to_owned() }] };
+    assert!(control.remove(removal(v1::Kind::User, "admin")).await.unwrap_err().message().contains("removing needs admin"));
+    control.remove(removal(v1::Kind::Network, "a")).await.unwrap();
+    let mut admin = cluster.control(&cluster.admin).await.unwrap();
+    let error = admin.remove(removal(v1::Kind::User, "admin")).await.unwrap_err();
+    assert!(error.message().contains("user admin is the last with the role admin"), "{error}");
+    admin.remove(removal(v1::Kind::User, "dan")).await.unwrap();
+    // Its connection stands, and is worth nothing.
+    let error = control.list(v1::ListRequest { kind: v1::Kind::Service.into(), ..v1::ListRequest::default() }).await.unwrap_err();
+    assert!(error.message().contains("was it removed?"), "{error}");
+    let error = cluster.list(&cluster.admin, v1::Kind::Cluster).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Forbidden);
+}
+
+#[tokio::test]
+async fn rest_takes_tokens_and_certificates_also_by_a_follower() {
+    let mut cluster = Cluster::found().await;
+    cluster.join("m2");
+    cluster.join("m3");
+    let status = cluster.settled(&["m1", "m2", "m3"]).await;
+    let reader = token(&cluster, "rita", v1::UserRole::ReadOnly).await;
+    let writer = token(&cluster, "will", v1::UserRole::Deploy).await;
+    let nobody = Security::joining(&cluster.founded.agent_token.parse::<JoinToken>().unwrap()).unwrap();
+    for manager in &status.managers {
+        let addr = [manager.addr.clone()];
+        let channel = rcluster_api::client::connect(&addr, &nobody).await.unwrap();
+        assert_eq!(rest(&channel, "GET", "/healthz", None, "").await, (200, "ok\n".to_owned()));
+        let (status, body) = rest(&channel, "GET", "/v1/services", None, "").await;
+        assert_eq!(status, 401, "{body}");
+        let (status, body) = rest(&channel, "GET", "/v1/services", Some("rct_wrong"), "").await;
+        assert!(status == 401 && body.contains("no user with these credentials"), "{body}");
+        assert_eq!(rest(&channel, "GET", "/v1/services", Some(&reader), "").await, (200, "[]".to_owned()));
+        let path = format!("/v1/networks/{}", manager.name);
+        let (status, body) = rest(&channel, "PUT", &path, Some(&reader), "{}").await;
+        assert!(status == 403 && body.contains("user rita has the role read-only; deploying needs deploy"), "{body}");
+        let (status, body) = rest(&channel, "PUT", &path, Some(&writer), "{}").await;
+        assert_eq!(status, 200, "{body}");
+        let admin = rcluster_api::client::connect(&addr, &cluster.admin).await.unwrap();
+        let (status, body) = rest(&admin, "GET", "/v1/users", None, "").await;
+        assert!(status == 200 && body.contains("\"rita\"") && !body.contains("sha256"), "{body}");
+    }
+    assert_eq!(cluster.networks().await, 3);
+}

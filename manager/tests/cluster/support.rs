@@ -1,0 +1,214 @@
+//! Managers as processes, each on a loopback address of its own.
+
+use std::future::Future;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rcluster_api::client;
+use rcluster_api::error::ApiError;
+use rcluster_api::tls::{Credentials, Security};
+use rcluster_api::wire::v1;
+use rcluster_api::wire::v1::control_client::ControlClient;
+use serde::Deserialize;
+use tempfile::TempDir;
+use tonic::transport::Channel;
+
+/// Longest wait for what must happen.
+const DEADLINE: Duration = Duration::from_secs(30);
+const PROGRAM: &str = env!("CARGO_BIN_EXE_rcluster-manager");
+
+/// Asks again until there is an answer.
+pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+    let started = Instant::now();
+    while started.elapsed() < DEADLINE {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("never: {what}");
+}
+
+/// What `init` prints.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Founded {
+    pub cluster_id: String,
+    pub manager_token: String,
+    pub agent_token: String,
+    pub admin_file: PathBuf,
+}
+
+/// What `init` writes for the administrator.
+#[derive(Debug, Deserialize)]
+struct Access {
+    credentials: Option<Credentials>,
+}
+
+/// A manager; it is killed when this goes.
+#[derive(Debug)]
+pub struct Manager {
+    pub name: String,
+    pub addr: String,
+    pub dir: PathBuf,
+    pub process: Child,
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+impl Manager {
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// How it has ended by itself.
+    pub async fn end(&mut self) -> i32 {
+        let started = Instant::now();
+        while started.elapsed() < DEADLINE {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status.code().expect("it was not killed");
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("manager {} goes on", self.name);
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.with_extension("log")).unwrap()
+    }
+}
+
+/// A cluster that began with one manager.
+#[derive(Debug)]
+pub struct Cluster {
+    pub dir: TempDir,
+    pub founded: Founded,
+    pub admin: Security,
+    pub managers: Vec<Manager>,
+}
+
+/// An address of 127.0.0.0/8 that nobody else has.
+pub fn addr() -> String {
+    let [a, b, c] = rand::random::<[u8; 3]>();
+    format!("{}:7443", Ipv4Addr::new(127, a.clamp(1, 250), b, c.clamp(1, 250)))
+}
+
+pub fn run_program(arguments: &[&str]) -> Output {
+    Command::new(PROGRAM).args(arguments).env_remove("RCLUSTER_JOIN_TOKEN").stdin(Stdio::null()).output().unwrap()
+}
+
+/// Starts `run` with these arguments; what it logs is beside its directory.
+pub fn start(name: &str, dir: &Path, addr: &str, arguments: &[&str]) -> Manager {
+    let log = std::fs::File::options().create(true).append(true).open(dir.with_extension("log")).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(["run", "--state-dir", dir.to_str().unwrap(), "--listen", addr]).args(arguments);
+    let process = command.env_remove("RCLUSTER_JOIN_TOKEN").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    Manager { name: name.to_owned(), addr: addr.to_owned(), dir: dir.to_owned(), process }
+}
+
+impl Cluster {
+    /// One manager, m1, that leads.
+    pub async fn found() -> Self {
+        Self::found_with(&[]).await
+    }
+
+    pub async fn found_with(flags: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, addr) = (dir.path().join("m1"), addr());
+        let mut arguments = vec!["init", "--name", "m1", "--state-dir", state.to_str().unwrap(), "--advertise", &addr, "--json"];
+        arguments.extend(flags);
+        let output = run_program(&arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let founded: Founded = serde_json::from_slice(&output.stdout).unwrap();
+        let access: Access = serde_json::from_slice(&std::fs::read(&founded.admin_file).unwrap()).unwrap();
+        let admin = access.credentials.map_or_else(Security::plain, |credentials| Security::new(credentials).unwrap());
+        let flags = if admin.is_plain() { vec!["--insecure"] } else { Vec::new() };
+        let manager = start("m1", &state, &addr, &flags);
+        let cluster = Self { dir, founded, admin, managers: vec![manager] };
+        until("m1 leads", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
+        cluster
+    }
+
+    /// Starts a manager that joins.
+    pub fn join(&mut self, name: &str) {
+        let (dir, addr) = (self.dir.path().join(name), addr());
+        self.join_at(name, &dir, &addr);
+    }
+
+    pub fn join_at(&mut self, name: &str, dir: &Path, addr: &str) {
+        let token = self.dir.path().join("token");
+        std::fs::write(&token, &self.founded.manager_token).unwrap();
+        let all: Vec<&str> = self.managers.iter().map(|manager| manager.addr.as_str()).collect();
+        let all = all.join(",");
+        let mut arguments = vec!["--name", name, "--join", &all];
+        if self.admin.is_plain() {
+            arguments.push("--insecure");
+        } else {
+            arguments.extend(["--token-file", token.to_str().unwrap()]);
+        }
+        self.managers.push(start(name, dir, addr, &arguments));
+    }
+
+    pub fn manager(&mut self, name: &str) -> &mut Manager {
+        self.managers.iter_mut().rev().find(|manager| manager.name == name).unwrap()
+    }
+
+    pub fn addrs(&self) -> Vec<String> {
+        self.managers.iter().map(|manager| manager.addr.clone()).collect()
+    }
+
+    /// A connection to any of the managers.
+    pub async fn connect(&self, security: &Security) -> Result<Channel, ApiError> {
+        client::connect(&self.addrs(), security).await
+    }
+
+    pub async fn control(&self, security: &Security) -> Result<ControlClient<Channel>, ApiError> {
+        client::control(&self.addrs(), security).await
+    }
+
+    pub async fn status(&self) -> Result<v1::ClusterResponse, ApiError> {
+        Ok(self.control(&self.admin).await?.cluster(v1::ClusterRequest {}).await?.into_inner())
+    }
+
+    /// Waits until exactly these are managers, vote, are reachable, and one of them leads.
+    pub async fn settled(&self, voters: &[&str]) -> v1::ClusterResponse {
+        let what = format!("{voters:?} vote");
+        until(&what, || async {
+            let status = self.status().await.ok().filter(|status| !status.leader.is_empty())?;
+            let voting = status.managers.iter().filter(|manager| manager.voter);
+            let mut names: Vec<&str> = voting.clone().map(|manager| manager.name.as_str()).collect();
+            names.sort_unstable();
+            let alone = names == voters && status.managers.len() == voters.len();
+            (alone && voting.clone().all(|manager| manager.reachable)).then(|| status.clone())
+        })
+        .await
+    }
+
+    /// Writes a network called `name`, trying on while there is no leader.
+    pub async fn write(&self, name: &str) {
+        until(&format!("{name} is written"), || async { self.try_write(&self.admin, name).await.ok() }).await;
+    }
+
+    pub async fn try_write(&self, security: &Security, name: &str) -> Result<u64, ApiError> {
+        let network = v1::NetworkSpec { name: name.to_owned(), ..v1::NetworkSpec::default() };
+        let spec = v1::Spec { kind: Some(v1::spec::Kind::Network(network)), expected_version: 0 };
+        let answer = self.control(security).await?.apply(v1::ApplyRequest { specs: vec![spec] }).await?;
+        Ok(answer.into_inner().revision)
+    }
+
+    pub async fn list(&self, security: &Security, kind: v1::Kind) -> Result<Vec<v1::Object>, ApiError> {
+        let request = v1::ListRequest { kind: kind.into(), ..v1::ListRequest::default() };
+        Ok(self.control(security).await?.list(request).await?.into_inner().objects)
+    }
+
+    pub async fn networks(&self) -> usize {
+        self.list(&self.admin, v1::Kind::Network).await.unwrap().len()
+    }
+}
