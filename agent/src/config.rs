@@ -1,6 +1,7 @@
 //! The command line: parsed and checked at start, and nowhere else.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand};
 use rcluster_api::container::PullPolicy;
+use rcluster_api::identity::JoinToken;
 use rcluster_api::policy::NodePolicy;
 use rcluster_api::resource::Millis;
 use rcluster_api::validate::check_name;
@@ -132,6 +134,12 @@ pub struct RunArgs {
     /// Addresses of managers, separated by commas; one that answers is enough
     #[arg(long, value_delimiter = ',', required = true)]
     managers: Vec<String>,
+    /// A join token for agents: rclusterctl cluster token agent; has no effect once the node has joined
+    #[arg(long, env = "RCLUSTER_JOIN_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// A file with the join token
+    #[arg(long, conflicts_with = "token")]
+    token_file: Option<PathBuf>,
     /// The cgroup below which tasks get theirs, from the root of each hierarchy
     #[arg(long, default_value = "/rcluster")]
     cgroup_parent: String,
@@ -270,6 +278,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     pub addr: IpAddr,
     pub managers: Vec<String>,
+    pub token: Option<JoinToken>,
+    pub insecure: bool,
     pub cgroup_parent: String,
     pub labels: BTreeMap<String, String>,
     pub runtime: PathBuf,
@@ -290,6 +300,8 @@ impl RunArgs {
             run_dir,
             addr,
             managers,
+            token,
+            token_file,
             cgroup_parent,
             labels,
             runtime,
@@ -303,9 +315,11 @@ impl RunArgs {
             insecure,
             log_format: _,
         } = self;
-        if !insecure {
-            bail!("mutual TLS is not built yet: give --insecure to speak with the managers in plain text, on networks you trust");
-        }
+        let token = match token_file {
+            Some(path) => Some(fs::read_to_string(&path).with_context(|| format!("--token-file: read {}", path.display()))?),
+            None => token,
+        };
+        let token = token.map(|token| token.parse::<JoinToken>()).transpose().context("--token")?;
         if name.is_empty()
             || name.len() > 63
             || !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
@@ -349,6 +363,8 @@ impl RunArgs {
             run_dir: absolute(run_dir)?,
             addr,
             managers,
+            token,
+            insecure,
             cgroup_parent,
             labels,
             runtime: absolute(runtime)?,

@@ -26,9 +26,12 @@ pub struct Identity {
 }
 
 /// Reads the node's identity; makes it at the first start and counts the boot when this is the first start since.
-pub fn identify(places: &Places) -> Result<Identity> {
+/// `joined`: the id that its certificate gives it.
+pub fn identify(places: &Places, joined: Option<String>) -> Result<Identity> {
     let kept: Option<Identity> = ledger::read(&places.node_file())?;
     let boot: Option<Identity> = ledger::read(&places.boot_file())?;
+    let joined = joined.map(NodeId::from);
+    let kept = kept.filter(|kept| joined.as_ref().is_none_or(|joined| kept.node_id == *joined));
     if let Some(kept) = &kept
         && boot.as_ref() == Some(kept)
     {
@@ -36,7 +39,7 @@ pub fn identify(places: &Places) -> Result<Identity> {
     }
     let identity = match kept {
         Some(kept) => Identity { incarnation: kept.incarnation + 1, ..kept },
-        None => Identity { node_id: NodeId::random(&mut rand::rng()), incarnation: 1 },
+        None => Identity { node_id: joined.unwrap_or_else(|| NodeId::random(&mut rand::rng())), incarnation: 1 },
     };
     ledger::write(&places.node_file(), &identity)?;
     ledger::write(&places.boot_file(), &identity)?;
@@ -206,10 +209,10 @@ mod tests {
         let places = Places { state: dir.path().join("state"), run: dir.path().join("run") };
         fs::create_dir_all(&places.state).expect("state");
         fs::create_dir_all(&places.run).expect("run");
-        let first = identify(&places).expect("first start");
-        assert_eq!((first.incarnation, identify(&places).expect("second start")), (1, first.clone()));
+        let first = identify(&places, None).expect("first start");
+        assert_eq!((first.incarnation, identify(&places, None).expect("second start")), (1, first.clone()));
         fs::remove_file(places.boot_file()).expect("boot");
-        let booted = identify(&places).expect("after a boot");
+        let booted = identify(&places, None).expect("after a boot");
         assert_eq!((booted.node_id, booted.incarnation), (first.node_id, 2));
     }
 

@@ -10,6 +10,7 @@ pub mod agent;
 pub mod session;
 pub mod worker;
 
+pub mod credentials;
 pub mod data;
 pub mod exec;
 pub mod health;

@@ -40,6 +40,11 @@ impl Places {
         self.state.join("node.json")
     }
 
+    /// The node's certificate and key.
+    pub fn credentials_file(&self) -> PathBuf {
+        self.state.join("credentials.json")
+    }
+
     pub fn boot_file(&self) -> PathBuf {
         self.run.join("boot.json")
     }

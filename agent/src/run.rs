@@ -12,6 +12,7 @@ use tracing::info;
 
 use crate::agent::{Agent, EVENTS_MAX, Statuses};
 use crate::config::Config;
+use crate::credentials::{self, Trust};
 use crate::exec::netd_client::Netd;
 use crate::exec::{Images, Tools};
 use crate::host;
@@ -37,7 +38,14 @@ pub async fn run(config: Config) -> Result<()> {
     for dir in [places.tasks(), places.writes(), places.logs(), places.volumes(), places.runtime_root()] {
         fs::create_dir_all(&dir).with_context(|| format!("make directory {}", dir.display()))?;
     }
-    let identity = host::identify(&places).context("read the node's identity")?;
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let security = tokio::select! {
+        security = credentials::security(&config, &places) => security?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let identity = host::identify(&places, credentials::node_id(&security)?).context("read the node's identity")?;
     let description = host::describe(&config.name, &config.addr.to_string(), config.labels.clone(), config.policy.clone())?;
     info!(
         node = config.name,
@@ -53,11 +61,13 @@ pub async fn run(config: Config) -> Result<()> {
     let housekeeper = Housekeeper { store: store.clone(), limits: config.collection.limits, every: config.collection.every };
     let images = Images { puller: Puller::new(store.clone(), client), store, policy: config.pull };
     let netd = Netd::new(&places)?;
-    let tools = Arc::new(Tools::new(&config, places, images, netd));
+    let credentials_file = places.credentials_file();
+    let tools = Arc::new(Tools::new(&config, places, images, netd, security.clone()));
 
     let (events, inbox) = mpsc::channel(EVENTS_MAX);
     let statuses = watch::Sender::new(Statuses::new());
     let (assignments, latest) = watch::channel(None);
+    let (trust, heard) = watch::channel(Trust::default());
     let session = Session {
         tools: Arc::clone(&tools),
         node_id: identity.node_id,
@@ -65,6 +75,7 @@ pub async fn run(config: Config) -> Result<()> {
         description,
         statuses: statuses.subscribe(),
         assignments,
+        trust,
     };
     relay::leftover::end(&tools.places);
     let agent = Agent::restore(Arc::clone(&tools), events.clone(), statuses).context("take up what is on the node")?;
@@ -73,11 +84,10 @@ pub async fn run(config: Config) -> Result<()> {
     scope.spawn(agent.run(inbox));
     scope.spawn(session::take_in(Arc::clone(&tools), latest, events));
     scope.spawn(session::run(session, config.managers.clone()));
+    scope.spawn(credentials::keep(security, credentials_file, heard));
     scope.spawn(async move { tools.netd.drive().await });
     scope.spawn(async move { match housekeeper.run().await {} });
 
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

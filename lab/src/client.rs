@@ -199,6 +199,14 @@ impl Lab {
         Ok(self.status()?.managers)
     }
 
+    /// A file with the administrator's way to the cluster, as `rcluster-manager init` writes it.
+    pub fn access_file(&self) -> Result<PathBuf, LabError> {
+        let plan = self.plan()?;
+        let first = plan.hosts.iter().find(|host| plan.founds(host));
+        let first = first.ok_or_else(|| LabError::Refused(format!("lab {} has no manager", self.name)))?;
+        Ok(plan.state_dir(first).join("manager/admin.json"))
+    }
+
     /// Cuts the power of hosts, or kills single processes (HOST/DAEMON); all or, when one does not fit, none. Returns when they are gone.
     pub fn kill(&self, targets: Vec<String>) -> Result<(), LabError> {
         self.ask(&Request::Kill { targets })

@@ -21,13 +21,14 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{dup2_stderr, dup2_stdin, setsid};
 use rcluster_base::ledger;
 use rcluster_base::telemetry::{self, LogFormat};
+use serde::Deserialize;
 use tracing::{error, info, warn};
 
 use crate::PART;
 use crate::cgroup::Cgroups;
 use crate::client::open_pid;
 use crate::core::machine::{Client, Deed, Input, Machine, STARTER};
-use crate::core::plan::{LabPlan, cgroup_root, control_socket, log_dir, log_file, plan_file, run_root, state_root};
+use crate::core::plan::{LabPlan, Role, cgroup_root, control_socket, log_dir, log_file, plan_file, run_root, state_root};
 use crate::error::LabError;
 use crate::host::{make_dirs, wait_for};
 use crate::leftovers::{self, take_name};
@@ -121,6 +122,7 @@ fn prepare(plan: &LabPlan, cgroups: &Cgroups, starter: &Line) -> Result<(UnixLis
     telemetry::start(LogFormat::Text);
     setsid().map_err(LabError::kernel("leave the terminal"))?;
     std::env::set_current_dir("/").map_err(LabError::io("go to the root directory"))?;
+    found_cluster(plan)?;
     ledger::write(&plan_file(name), plan).map_err(|error| LabError::Refused(error.to_string()))?;
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
@@ -134,6 +136,34 @@ fn prepare(plan: &LabPlan, cgroups: &Cgroups, starter: &Line) -> Result<(UnixLis
     listener.set_nonblocking(true).map_err(LabError::io("set up the control socket"))?;
     let own_pids = File::open("/proc/self/ns/pid").map_err(LabError::io("open this process's PID namespace"))?;
     Ok((listener, signals, own_pids))
+}
+
+/// What the managers' `init` prints.
+#[derive(Deserialize)]
+struct Founded {
+    manager_token: String,
+    agent_token: String,
+}
+
+/// Makes the cluster on the first manager's disk, and puts on each other host's what lets it join.
+fn found_cluster(plan: &LabPlan) -> Result<(), LabError> {
+    let words = plan.init_command()?;
+    let output = Command::new(&words[0]).args(&words[1..]).output().map_err(LabError::io(format!("run {}", words[0])))?;
+    if !output.status.success() {
+        let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(LabError::Refused(format!("the cluster could not be made: {why}")));
+    }
+    let what = || format!("what {} printed", words[0]);
+    let founded: Founded = serde_json::from_slice(&output.stdout).map_err(|source| LabError::Json { what: what(), source })?;
+    for host in plan.hosts.iter().filter(|host| !plan.founds(host)) {
+        let token = match host.role {
+            Role::Manager => &founded.manager_token,
+            Role::Node => &founded.agent_token,
+        };
+        make_dirs(&[&plan.state_dir(host)])?;
+        ledger::write_secret_bytes(&plan.token_file(host), token.as_bytes()).map_err(|error| LabError::Refused(error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// Removes what a lab of this name that was killed has left, and says so.

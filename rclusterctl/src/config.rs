@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 use rcluster_api::data::DATA_BYTES_MAX;
+use rcluster_api::tls::Credentials;
 use serde::{Deserialize, Serialize};
 
 use crate::error::CliError;
@@ -25,6 +26,9 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct Context {
     pub managers: Vec<String>,
+    /// Who the user is there; none in a cluster without TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Credentials>,
     /// The lab on whose wire the managers stand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lab: Option<String>,
@@ -39,6 +43,7 @@ pub struct Target {
     pub context: Option<String>,
     pub managers: Vec<String>,
     pub lab: Option<String>,
+    pub credentials: Option<Credentials>,
 }
 
 impl Target {
@@ -85,7 +90,7 @@ pub fn save(config: &Config) -> Result<(), CliError> {
         fs::create_dir_all(dir).map_err(|error| failed(&error))?;
     }
     let text = serde_yaml::to_string(config).map_err(|error| failed(&error))?;
-    rcluster_base::ledger::write_bytes(&path, text.as_bytes()).map_err(|error| failed(&error))
+    rcluster_base::ledger::write_secret_bytes(&path, text.as_bytes()).map_err(|error| failed(&error))
 }
 
 /// The cluster that the flags, the environment and the current context mean, in this order.
@@ -98,13 +103,42 @@ pub fn target(context: Option<&str>, managers: &[String]) -> Result<Target, CliE
         .collect();
     let given = if managers.is_empty() { from_environment } else { managers.to_vec() };
     let mut target = match context {
-        None if !given.is_empty() => Target::default(),
+        // Who one is to a cluster does not depend on how it is reached.
+        None if !given.is_empty() => Target { credentials: known_to(&load()?, &given), ..Target::default() },
         _ => in_contexts(&load()?, context)?,
     };
     if !given.is_empty() {
         target.managers = given;
     }
     Ok(target)
+}
+
+/// The credentials of a context that knows one of these managers.
+fn known_to(config: &Config, managers: &[String]) -> Option<Credentials> {
+    let knows = |context: &&Context| context.managers.iter().any(|known| managers.contains(known));
+    config.contexts.values().find(knows).and_then(|context| context.credentials.clone())
+}
+
+/// What `rcluster-manager init` writes for the first administrator.
+pub fn access(path: &Path) -> Result<Context, CliError> {
+    let failed = |error: &dyn std::fmt::Display| CliError::refused(format!("read {}: {error}", path.display()), "");
+    let bytes = fs::read(path).map_err(|error| failed(&error))?;
+    serde_json::from_slice(&bytes).map_err(|error| failed(&error))
+}
+
+/// Writes the same for another user.
+pub fn write_access(path: &Path, context: &Context) -> Result<(), CliError> {
+    rcluster_base::ledger::write_secret(path, context).map_err(|error| CliError::refused(format!("write {}: {error}", path.display()), ""))
+}
+
+/// Keeps renewed credentials.
+pub fn keep(context: &str, credentials: &Credentials) -> Result<(), CliError> {
+    let mut config = load()?;
+    if let Some(context) = config.contexts.get_mut(context) {
+        context.credentials = Some(credentials.clone());
+        save(&config)?;
+    }
+    Ok(())
 }
 
 fn in_contexts(config: &Config, name: Option<&str>) -> Result<Target, CliError> {
@@ -115,7 +149,8 @@ fn in_contexts(config: &Config, name: Option<&str>) -> Result<Target, CliError> 
         ));
     };
     let context = named(config, name)?;
-    Ok(Target { context: Some(name.to_owned()), managers: context.managers.clone(), lab: context.lab.clone() })
+    let Context { managers, credentials, lab, previous: _ } = context.clone();
+    Ok(Target { context: Some(name.to_owned()), managers, lab, credentials })
 }
 
 /// The context with this name.

@@ -95,9 +95,13 @@ impl From<ApiError> for CliError {
         let message = if field.is_empty() { message } else { format!("{field}: {message}") };
         match code {
             ErrorCode::Unavailable | ErrorCode::NotLeader => Self::Unreachable { message, hint },
-            ErrorCode::Invalid | ErrorCode::NotFound | ErrorCode::Conflict | ErrorCode::TooLarge | ErrorCode::Internal => {
-                Self::Refused { message, hint }
-            }
+            ErrorCode::Invalid
+            | ErrorCode::NotFound
+            | ErrorCode::Conflict
+            | ErrorCode::TooLarge
+            | ErrorCode::Unauthenticated
+            | ErrorCode::Forbidden
+            | ErrorCode::Internal => Self::Refused { message, hint },
         }
     }
 }

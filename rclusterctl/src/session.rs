@@ -9,15 +9,17 @@ use std::time::Duration;
 use rcluster_api::client;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::object::{Kind, Object};
+use rcluster_api::tls::Security;
 use rcluster_api::wire::convert;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::control_client::ControlClient;
 use rcluster_base::backoff::Backoff;
+use rcluster_base::clock::unix_ms;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
 
-use crate::config::Target;
+use crate::config::{self, Target};
 use crate::error::CliError;
 
 /// How long a call is repeated while the managers answer but have no leader.
@@ -106,9 +108,35 @@ impl Session {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
-        let client = client::control(self.addrs.make_contiguous()).await?;
+        let security = self.security()?;
+        let client = client::control(self.addrs.make_contiguous(), &security).await?;
         self.client = Some(client.clone());
+        self.renew().await;
         Ok(client)
+    }
+
+    fn security(&self) -> Result<Security, ApiError> {
+        let Some(credentials) = self.target.credentials.clone() else { return Ok(Security::plain()) };
+        Security::new(credentials).map_err(|error| {
+            ApiError::new(ErrorCode::Invalid, format!("the credentials of {}: {error}", self.target.describe()))
+                .hint("write the context anew: rclusterctl context create NAME --from FILE")
+        })
+    }
+
+    /// Has the certificate renewed at half of its life. When that fails it is tried at the next command: there is time.
+    async fn renew(&mut self) {
+        let (Some(context), Some(credentials)) = (self.target.context.clone(), &self.target.credentials) else { return };
+        let now = i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX);
+        if credentials.certificate().is_ok_and(|certificate| certificate.renew_at() > now) {
+            return;
+        }
+        let Ok(security) = self.security() else { return };
+        let Ok(channel) = client::connect(self.addrs.make_contiguous(), &security).await else { return };
+        if let Ok(renewed) = client::renew(channel).await
+            && config::keep(&context, &renewed).is_ok()
+        {
+            self.target.credentials = Some(renewed);
+        }
     }
 
     /// Leaves the manager that failed for the next one.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rcluster_api::object::{Kind, Object, Task};
 use rcluster_api::resource::Millis;
-use rcluster_api::rest::{ClusterJson, DataJson, EventJson, ManagerJson, NetworkJson, NodeJson, ServiceJson, TaskJson};
+use rcluster_api::rest::{ClusterJson, DataJson, EventJson, ManagerJson, NetworkJson, NodeJson, ServiceJson, TaskJson, UserJson};
 use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1;
 use serde::Serialize;
@@ -23,6 +23,7 @@ pub enum View {
     Network(Box<NetworkJson>),
     Event(EventJson),
     Data(Box<DataJson>),
+    User(UserJson),
 }
 
 /// A manager among the nodes: the fields that nodes have too.
@@ -74,6 +75,8 @@ impl Objects {
             Kind::Event => &[Kind::Event],
             Kind::Secret => &[Kind::Secret, Kind::Task],
             Kind::Config => &[Kind::Config, Kind::Task],
+            Kind::User => &[Kind::User],
+            Kind::Manager | Kind::Cluster => &[],
         }
     }
 
@@ -97,25 +100,30 @@ impl Objects {
         self.objects.values().filter_map(|object| match object {
             Object::Task(task) => Some(&**task),
             Object::Service(_) | Object::Node(_) | Object::Network(_) | Object::Event(_) | Object::Data(_) => None,
+            Object::Manager(_) | Object::Cluster(_) | Object::User(_) => None,
         })
     }
 
     /// The views of `kind` in the order in which they are shown.
     pub fn views(&self, kind: Kind) -> Vec<View> {
-        let mut views: Vec<View> = self.objects.values().filter(|object| object.kind() == kind).map(|object| self.view(object)).collect();
+        let of_kind = self.objects.values().filter(|object| object.kind() == kind);
+        let mut views: Vec<View> = of_kind.filter_map(|object| self.view(object)).collect();
         views.sort_by_cached_key(View::order);
         views
     }
 
-    fn view(&self, object: &Object) -> View {
-        match object {
+    /// Managers are shown by their standing, see [`cluster`].
+    fn view(&self, object: &Object) -> Option<View> {
+        Some(match object {
             Object::Service(service) => View::Service(Box::new(ServiceJson::new(service, self.tasks()))),
             Object::Task(task) => View::Task(Box::new(TaskJson::from(&**task))),
             Object::Node(node) => View::Node(Box::new(NodeJson::new(node, self.tasks()))),
             Object::Network(network) => View::Network(Box::new(NetworkJson::new(network, self.tasks()))),
             Object::Event(event) => View::Event(EventJson::from(event)),
             Object::Data(data) => View::Data(Box::new(DataJson::from(data))),
-        }
+            Object::User(user) => View::User(UserJson::from(user)),
+            Object::Manager(_) | Object::Cluster(_) => return None,
+        })
     }
 }
 
@@ -131,6 +139,7 @@ impl View {
             Self::Event(_) => "event",
             Self::Data(data) if data.kind == "Secret" => "secret",
             Self::Data(_) => "config",
+            Self::User(_) => "user",
         }
     }
 
@@ -138,7 +147,8 @@ impl View {
     pub fn task(&self) -> Option<&TaskJson> {
         match self {
             Self::Task(task) => Some(task),
-            Self::Service(_) | Self::Node(_) | Self::Manager(_) | Self::Network(_) | Self::Event(_) | Self::Data(_) => None,
+            Self::Service(_) | Self::Node(_) | Self::Manager(_) | Self::Network(_) | Self::Event(_) => None,
+            Self::Data(_) | Self::User(_) => None,
         }
     }
 
@@ -152,6 +162,7 @@ impl View {
             Self::Network(view) => &view.name,
             Self::Event(view) => &view.id,
             Self::Data(view) => &view.name,
+            Self::User(view) => &view.name,
         }
     }
 
@@ -165,13 +176,16 @@ impl View {
             Self::Network(view) => (&view.name, 0, "", ""),
             Self::Event(view) => (&view.time, 0, "", view.id.as_str()),
             Self::Data(view) => (&view.name, 0, "", ""),
+            Self::User(view) => (&view.name, 0, "", ""),
         };
         let (word, digits) = match self {
             Self::Node(_) | Self::Manager(_) => {
                 let word = group.trim_end_matches(|c: char| c.is_ascii_digit());
                 (word, group[word.len()..].parse().unwrap_or(number))
             }
-            Self::Service(_) | Self::Task(_) | Self::Network(_) | Self::Event(_) | Self::Data(_) => (group.as_str(), number),
+            Self::Service(_) | Self::Task(_) | Self::Network(_) | Self::Event(_) | Self::Data(_) | Self::User(_) => {
+                (group.as_str(), number)
+            }
         };
         (word.to_owned(), digits, std::cmp::Reverse(newest.to_owned()), rest.to_owned())
     }
@@ -193,12 +207,16 @@ pub fn present(tasks: Vec<View>) -> Vec<View> {
 
 /// The managers' standing as it is printed.
 pub fn cluster(response: v1::ClusterResponse) -> ClusterJson {
-    let v1::ClusterResponse { leader, term, committed, applied, revision, managers, answered_by } = response;
-    let managers = managers
-        .into_iter()
-        .map(|v1::ManagerStatus { id: _, name, addr, role, reachable, matched }| ManagerJson { name, addr, role, reachable, matched })
-        .collect();
-    ClusterJson { leader, term, committed, applied, revision, answered_by, managers }
+    let v1::ClusterResponse { leader, term, committed, applied, revision, managers, answered_by, cluster_id } = response;
+    let view = |manager: v1::ManagerStatus| {
+        let v1::ManagerStatus { id: _, name, addr, role, reachable, matched, voter, object_id: _, write_us } = manager;
+        // Only the leader knows how far the others are.
+        let lag = if matched == 0 { 0 } else { committed.saturating_sub(matched) };
+        ManagerJson { name, addr, role, reachable, matched, voter, lag, write_us }
+    };
+    let mut managers: Vec<ManagerJson> = managers.into_iter().map(view).collect();
+    managers.sort_by(|a, b| a.name.cmp(&b.name));
+    ClusterJson { cluster_id, leader, term, committed, applied, revision, answered_by, managers }
 }
 
 /// The managers as they stand among the nodes.

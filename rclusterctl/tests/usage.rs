@@ -33,7 +33,13 @@ fn contexts_are_created_chosen_and_forgotten() {
     check(&user, "context rm b", 0, "", "context b is forgotten\n");
     check(&user, "context use b", 1, "", "error: there is no context b\nhint: there are a\n");
     check(&user, "context create a --managers h:1", 1, "", "error: there is a context a already\nhint: rclusterctl context rm a\n");
-    check(&user, "context create c", 2, "", "error: a context needs the managers' addresses\nhint: give --managers HOST:PORT,…\n");
+    check(
+        &user,
+        "context create c",
+        2,
+        "",
+        "error: a context needs the managers' addresses\nhint: give --managers HOST:PORT,… or --from FILE\n",
+    );
     check(
         &user,
         "context create c --managers host",
@@ -80,9 +86,12 @@ fn managers_that_do_not_answer_are_named() {
 
 #[test]
 fn what_is_not_built_yet_is_refused_by_name() {
-    for (line, verb) in
-        [("run web.1 -- sh", "run"), ("node promote n1", "node promote"), ("get volumes", "get volumes"), ("image build .", "image build")]
-    {
+    for (line, verb) in [
+        ("run web.1 -- sh", "run"),
+        ("cluster backup f", "cluster backup"),
+        ("get volumes", "get volumes"),
+        ("image build .", "image build"),
+    ] {
         check(&User::new(), line, 2, "", &format!("error: rclusterctl {verb} is not built yet\nhint: README's table says what works\n"));
     }
 }

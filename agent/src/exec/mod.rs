@@ -12,6 +12,7 @@ use std::sync::Arc;
 use rcluster_api::container::PullPolicy;
 use rcluster_api::object::Task;
 use rcluster_api::policy::NodePolicy;
+use rcluster_api::tls::Security;
 use tokio::sync::Semaphore;
 
 use crate::config::Config;
@@ -42,6 +43,8 @@ pub struct Tools {
     pub policy: NodePolicy,
     /// Who has a permit may have a monitor run a user's command.
     pub by_monitor: Arc<Semaphore>,
+    /// How the managers are reached.
+    pub security: Security,
     runtimes: Runtimes,
     preparing: Semaphore,
 }
@@ -63,7 +66,7 @@ pub struct Runtimes {
 }
 
 impl Tools {
-    pub fn new(config: &Config, places: Places, images: Images, netd: Netd) -> Self {
+    pub fn new(config: &Config, places: Places, images: Images, netd: Netd, security: Security) -> Self {
         let own = Runtime { program: config.runtime.clone(), root: places.runtime_root(), foreign: None };
         let others = config.runtimes.iter().map(|(name, program)| {
             let root = places.foreign_runtime_root(name);
@@ -71,6 +74,7 @@ impl Tools {
         });
         Self {
             node: config.name.clone(),
+            security,
             cgroup_parent: config.cgroup_parent.clone(),
             images,
             netd,

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rcluster_api::client::endpoint;
+use rcluster_api::client::{endpoint, root_cause};
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{TaskId, is_id};
 use rcluster_api::object::Task;
@@ -67,7 +67,7 @@ impl Relays {
         let (address, tools) = (self.address.clone(), Arc::clone(&self.tools));
         self.running.spawn(async move {
             let id = command.request_id.clone();
-            let mut line = match timeout(CONNECT, connect(&address, &id)).await {
+            let mut line = match timeout(CONNECT, connect(&tools, &address, &id)).await {
                 Ok(Ok(line)) => line,
                 Ok(Err(why)) => return debug!(id, why, "no relay"),
                 Err(_) => return debug!(id, "no relay: the leader does not answer"),
@@ -101,8 +101,9 @@ pub struct Line {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gone;
 
-async fn connect(address: &str, id: &str) -> Result<Line, String> {
-    let channel = endpoint(address).map_err(|error| error.to_string())?.connect().await.map_err(|error| error.to_string())?;
+async fn connect(tools: &Tools, address: &str, id: &str) -> Result<Line, String> {
+    let endpoint = endpoint(address).map_err(|error| error.to_string())?;
+    let channel = tools.security.connect(endpoint).await.map_err(|error| root_cause(&error))?;
     let (outputs, messages) = mpsc::channel(FRAMES_MAX);
     let first = v1::RelayOutput { kind: Some(relay_output::Kind::RequestId(id.to_owned())) };
     outputs.try_send(first).map_err(|error| error.to_string())?;

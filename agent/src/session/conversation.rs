@@ -14,10 +14,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rcluster_api::client::root_cause;
+use rcluster_api::data::Payload;
 use rcluster_api::id::TaskId;
 use rcluster_api::object::TaskStatus;
 use rcluster_api::wire::v1::dispatcher_client::DispatcherClient;
-use rcluster_api::wire::v1::{AgentMessage, Heartbeat, ManagerMessage, Register, StatusReport, TaskReport, agent_message, manager_message};
+use rcluster_api::wire::v1::{
+    AgentMessage, Heartbeat, ManagerMessage, Register, StatusReport, TaskReport, Trust, agent_message, manager_message,
+};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,6 +31,7 @@ use tracing::{debug, info, warn};
 
 use super::Session;
 use crate::agent::Statuses;
+use crate::credentials;
 use crate::logs::Readers;
 use crate::relay::Relays;
 
@@ -82,10 +87,10 @@ struct Conversation {
 async fn begin(session: &mut Session, address: &str) -> Result<Conversation, End> {
     let lost = |why: String| End::Lost { why };
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| lost(error.to_string()))?;
-    let channel: Channel = timeout(CONNECT, endpoint.connect())
+    let channel: Channel = timeout(CONNECT, session.tools.security.connect(endpoint))
         .await
         .map_err(|_| lost(format!("no connection within {} ms", CONNECT.as_millis())))?
-        .map_err(|error| lost(error.to_string()))?;
+        .map_err(|error| lost(root_cause(&error)))?;
     let mut client =
         DispatcherClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX);
     let (outbound, messages) = mpsc::channel(OUTBOUND_MAX);
@@ -164,6 +169,10 @@ impl Conversation {
                 } else if !session.tools.netd.set_view(view) {
                     debug!("the network view is not newer than the last");
                 }
+            }
+            Some(manager_message::Kind::Trust(Trust { authorities })) => {
+                let authorities = authorities.into_iter().map(Payload).collect();
+                drop(session.trust.send_replace(credentials::Trust { leader: self.address.clone(), authorities }));
             }
             Some(manager_message::Kind::Data(data)) => session.tools.data.take(data),
             Some(manager_message::Kind::Assignments(assignments)) => {

@@ -19,6 +19,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::agent::{Event, Statuses};
 use crate::core::seek::Seek;
+use crate::credentials::Heard;
 use crate::exec::Tools;
 use conversation::{End, converse};
 
@@ -34,6 +35,8 @@ pub struct Session {
     pub statuses: watch::Receiver<Statuses>,
     /// The managers' latest set, for [`take_in`].
     pub assignments: watch::Sender<Option<v1::Assignments>>,
+    /// Whom the leader trusts, for [`crate::credentials::keep`].
+    pub trust: Heard,
 }
 
 /// The pause after managers who do not want this node, whom asking again soon will not change.

@@ -146,12 +146,11 @@ impl LabPlan {
         let program = self.bin_dir.join(format!("rcluster-{daemon}")).to_string_lossy().into_owned();
         let mut words = match daemon {
             "manager" => {
-                let members = self.hosts.iter().filter(|host| host.role == Role::Manager);
-                let members: Vec<String> = members.map(|host| format!("{}={}:{PORT}", host.name, host.addr)).collect();
-                let members = members.join(",");
-                let flags = ["--name", &host.name, "--state-dir", &state, "--listen", &own, "--advertise", &own];
-                let mut words: Vec<String> = flags.into_iter().map(str::to_owned).collect();
-                words.extend(["--initial-cluster".to_owned(), members, "--insecure".to_owned()]);
+                let mut words = ["run", "--state-dir", &state, "--listen", &own].map(str::to_owned).to_vec();
+                if !self.founds(host) {
+                    let token = self.token_file(host).to_string_lossy().into_owned();
+                    words.extend(["--name", &host.name, "--join", &self.managers().join(","), "--token-file", &token].map(str::to_owned));
+                }
                 words
             }
             "netd" => ["--state-dir", &state, "--run-dir", &run, "--addr", &host.addr.to_string()].map(str::to_owned).to_vec(),
@@ -159,6 +158,7 @@ impl LabPlan {
                 let addr = host.addr.to_string();
                 let cgroup = format!("/{}/pods", self.cgroup(host));
                 let managers = self.managers().join(",");
+                let token = self.token_file(host).to_string_lossy().into_owned();
                 let flags = [
                     "run",
                     "--name",
@@ -179,7 +179,8 @@ impl LabPlan {
                     // The disk is this machine's, however full it is.
                     "--image-gc-high",
                     "100",
-                    "--insecure",
+                    "--token-file",
+                    &token,
                 ];
                 let labels = host.labels.iter().flat_map(|label| ["--label".to_owned(), label.clone()]);
                 flags.into_iter().map(str::to_owned).chain(labels).collect()
@@ -187,6 +188,26 @@ impl LabPlan {
         };
         words.insert(0, program);
         words
+    }
+
+    /// Whether the host's manager is the first of the cluster, which the others join.
+    pub fn founds(&self, host: &HostPlan) -> bool {
+        self.hosts.iter().find(|host| host.role == Role::Manager) == Some(host)
+    }
+
+    /// The command line that makes the cluster in the first manager's state directory.
+    pub fn init_command(&self) -> Result<Vec<String>, LabError> {
+        let none = || LabError::Refused("a lab has one manager at least".to_owned());
+        let host = self.hosts.iter().find(|host| host.role == Role::Manager).ok_or_else(none)?;
+        let program = self.bin_dir.join("rcluster-manager").to_string_lossy().into_owned();
+        let state = self.state_dir(host).join("manager").to_string_lossy().into_owned();
+        let own = format!("{}:{PORT}", host.addr);
+        Ok([&program, "init", "--name", &host.name, "--state-dir", &state, "--advertise", &own, "--json"].map(str::to_owned).to_vec())
+    }
+
+    /// What lets the host's daemon join.
+    pub fn token_file(&self, host: &HostPlan) -> PathBuf {
+        self.state_dir(host).join("join.token")
     }
 
     /// The command line that loads an image into a node's store.
@@ -278,10 +299,11 @@ mod tests {
             .iter()
             .flat_map(|host| host.role.daemons().iter().map(|daemon| plan.command(host, daemon).join(" ")).collect::<Vec<_>>())
             .collect();
+        assert_eq!(lines[0], "/bin/rcluster-manager run --state-dir /var/lib/rcluster/labs/lab/m1/manager --listen 10.90.0.11:7443");
         assert_eq!(
             lines[2],
-            "/bin/rcluster-manager --name m3 --state-dir /var/lib/rcluster/labs/lab/m3/manager --listen 10.90.0.13:7443 \
-             --advertise 10.90.0.13:7443 --initial-cluster m1=10.90.0.11:7443,m2=10.90.0.12:7443,m3=10.90.0.13:7443 --insecure"
+            "/bin/rcluster-manager run --state-dir /var/lib/rcluster/labs/lab/m3/manager --listen 10.90.0.13:7443 --name m3 \
+             --join 10.90.0.11:7443,10.90.0.12:7443,10.90.0.13:7443 --token-file /var/lib/rcluster/labs/lab/m3/join.token"
         );
         assert_eq!(
             lines[5],
@@ -291,7 +313,8 @@ mod tests {
             lines[6],
             "/bin/rcluster-agent run --name n2 --state-dir /var/lib/rcluster/labs/lab/n2/agent \
              --run-dir /run/rcluster/labs/lab/hosts/n2/run --addr 10.90.0.102 --managers 10.90.0.11:7443,10.90.0.12:7443,10.90.0.13:7443 \
-             --cgroup-parent /rcluster-lab-lab/n2/pods --pull never --image-gc-high 100 --insecure --label zone=b"
+             --cgroup-parent /rcluster-lab-lab/n2/pods --pull never --image-gc-high 100 --token-file /var/lib/rcluster/labs/lab/n2/join.token \
+             --label zone=b"
         );
     }
 

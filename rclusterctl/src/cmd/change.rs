@@ -17,7 +17,8 @@ use crate::session::Session;
 /// Kinds that a user may remove.
 fn check_removable(kind: Kind) -> Result<(), CliError> {
     match kind {
-        Kind::Service | Kind::Network | Kind::Node | Kind::Secret | Kind::Config => Ok(()),
+        Kind::Service | Kind::Network | Kind::Node | Kind::Secret | Kind::Config | Kind::Manager | Kind::User => Ok(()),
+        Kind::Cluster => Err(CliError::usage("a cluster is not removed: stop its managers", "")),
         Kind::Task => Err(CliError::usage("a task cannot be removed: its service would make another", "see rclusterctl scale")),
         Kind::Event => Err(CliError::usage("events cannot be removed", "the managers keep the latest ones")),
     }

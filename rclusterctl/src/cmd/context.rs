@@ -1,6 +1,7 @@
 //! `context`: which cluster is meant.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -30,7 +31,7 @@ pub fn run(command: ContextCommand, managers: Vec<String>, out: Out) -> Result<(
             config::save(&config)?;
             output::talk(&format!("context {name} is current"))
         }
-        ContextCommand::Create { name } => create(&name, managers),
+        ContextCommand::Create { name, from } => create(&name, managers, from.as_deref()),
         ContextCommand::Rm { name } => {
             let mut config = config::load()?;
             let lab = config::named(&config, &name)?.lab.clone();
@@ -43,21 +44,25 @@ pub fn run(command: ContextCommand, managers: Vec<String>, out: Out) -> Result<(
     }
 }
 
-fn create(name: &str, managers: Vec<String>) -> Result<(), CliError> {
+fn create(name: &str, managers: Vec<String>, from: Option<&Path>) -> Result<(), CliError> {
     if name.is_empty() || name.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err(CliError::usage(format!("{name:?} cannot be the name of a context"), "use letters, digits and -"));
     }
-    if managers.is_empty() {
-        return Err(CliError::usage("a context needs the managers' addresses", "give --managers HOST:PORT,…"));
+    let mut context = from.map(config::access).transpose()?.unwrap_or_default();
+    if !managers.is_empty() {
+        context.managers = managers;
     }
-    for addr in &managers {
+    if context.managers.is_empty() {
+        return Err(CliError::usage("a context needs the managers' addresses", "give --managers HOST:PORT,… or --from FILE"));
+    }
+    for addr in &context.managers {
         check_addr(addr)?;
     }
     let mut config = config::load()?;
     if config.contexts.contains_key(name) {
         return Err(CliError::refused(format!("there is a context {name} already"), format!("rclusterctl context rm {name}")));
     }
-    config.contexts.insert(name.to_owned(), Context { managers, lab: None, previous: None });
+    config.contexts.insert(name.to_owned(), context);
     let first = config.current.is_none();
     if first {
         config.current = Some(name.to_owned());

@@ -80,7 +80,9 @@ pub fn enter(lab: &str) -> Result<(), CliError> {
 
 /// Runs something that talks to a lab's managers in a thread of its own, which enters the wire; this one stays where it is.
 fn on_wire<T: Send>(lab: &Lab, verb: impl AsyncFnOnce(Session) -> Result<T, CliError> + Send) -> Result<T, CliError> {
-    let target = Target { context: Some(context_name(lab.name())), managers: lab.managers()?, lab: Some(lab.name().to_owned()) };
+    let credentials = config::access(&lab.access_file()?)?.credentials;
+    let context = Some(context_name(lab.name()));
+    let target = Target { context, managers: lab.managers()?, lab: Some(lab.name().to_owned()), credentials };
     let call = || {
         lab.enter_wire()?;
         block_on(verb(Session::new(target)))
@@ -165,10 +167,10 @@ async fn wait_ready(mut session: Session, managers: usize, agents: usize, starte
                     stage(started, &format!("{} leads", seen.leader))?;
                     leader_told = true;
                 }
-                if !seen.leader.is_empty() && seen.reachable == managers && seen.ready == agents {
+                if !seen.leader.is_empty() && seen.voters == managers && seen.ready == agents {
                     return stage(started, "all nodes are ready");
                 }
-                format!("{} of {managers} managers are reachable, {} of {agents} nodes ready", seen.reachable, seen.ready)
+                format!("{} of {managers} managers take part, {} of {agents} nodes are ready", seen.voters, seen.ready)
             }
             Err(error) => error.to_string(),
         };
@@ -184,7 +186,8 @@ async fn wait_ready(mut session: Session, managers: usize, agents: usize, starte
 
 struct Seen {
     leader: String,
-    reachable: usize,
+    /// Managers that vote and can be reached.
+    voters: usize,
     ready: usize,
 }
 
@@ -193,7 +196,7 @@ async fn look(session: &mut Session) -> Result<Seen, CliError> {
     let nodes = if cluster.leader.is_empty() { Vec::new() } else { session.list(Kind::Node, "", "").await? };
     Ok(Seen {
         leader: cluster.leader,
-        reachable: cluster.managers.iter().filter(|manager| manager.reachable).count(),
+        voters: cluster.managers.iter().filter(|manager| manager.reachable && manager.voter).count(),
         ready: nodes.iter().filter(|node| matches!(node, Object::Node(node) if node.state == NodeState::Ready)).count(),
     })
 }
@@ -214,8 +217,9 @@ fn not_taken(config: &Config, lab: &str) -> Result<(), CliError> {
 fn remember(lab: &Lab) -> Result<String, CliError> {
     let mut config = config::load()?;
     let name = context_name(lab.name());
+    let credentials = config::access(&lab.access_file()?)?.credentials;
     let previous = config.current.take().filter(|current| *current != name);
-    config.contexts.insert(name.clone(), Context { managers: lab.managers()?, lab: Some(lab.name().to_owned()), previous });
+    config.contexts.insert(name.clone(), Context { managers: lab.managers()?, credentials, lab: Some(lab.name().to_owned()), previous });
     config.current = Some(name.clone());
     config::save(&config)?;
     Ok(name)

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod change;
+pub mod cluster;
 pub mod context;
 pub mod copy;
 pub mod data;
@@ -15,10 +16,11 @@ pub mod relay;
 pub mod show;
 pub mod stats;
 
+use rcluster_api::cluster::ManagerRole;
 use rcluster_api::data::DataKind;
 use rcluster_api::object::Kind;
 
-use crate::args::{ClusterCommand, Command, DataCommand, ImageCommand, NetworkCommand, NodeCommand, OnNodes};
+use crate::args::{Command, DataCommand, ImageCommand, NetworkCommand, NodeCommand, OnNodes};
 use crate::error::CliError;
 use crate::output::Out;
 use crate::session::Session;
@@ -57,7 +59,8 @@ pub async fn run(command: Command, session: Session, out: Out) -> Result<(), Cli
         Command::Image(command) => image::run(session, out, command).await,
         Command::Secret(command) => data(session, out, DataKind::Secret, command).await,
         Command::Config(command) => data(session, out, DataKind::Config, command).await,
-        Command::Cluster(ClusterCommand::Status) => show::cluster(session, out).await,
+        Command::Cluster(command) => cluster::run(session, out, command).await,
+        Command::User(command) => cluster::user(session, out, command).await,
         Command::Context(_) | Command::Lab(_) | Command::Completion { .. } | Command::Version => {
             Err(CliError::usage("this command talks to no manager", ""))
         }
@@ -72,7 +75,10 @@ async fn node(session: Session, out: Out, command: NodeCommand) -> Result<(), Cl
         NodeCommand::Drain { node } => change::availability(session, &node, Drain).await,
         NodeCommand::Activate { node } => change::availability(session, &node, Active).await,
         NodeCommand::Pause { node } => change::availability(session, &node, Pause).await,
-        NodeCommand::Rm { nodes, wait } => change::rm(session, Kind::Node, &nodes, wait).await,
+        NodeCommand::Rm { nodes, wait } => cluster::remove(session, &nodes, wait).await,
+        NodeCommand::Promote { manager } => cluster::set_role(session, &manager, ManagerRole::Voter).await,
+        NodeCommand::Demote { manager } => cluster::set_role(session, &manager, ManagerRole::Standby).await,
+        NodeCommand::Update { manager, addr } => cluster::set_addr(session, &manager, &addr).await,
         NodeCommand::Label { node, changes } => change::label(session, &node, &changes).await,
     }
 }

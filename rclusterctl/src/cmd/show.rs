@@ -118,7 +118,7 @@ fn belongs(task: &View, to: &View, objects: &Objects) -> bool {
             let Some(key) = key(DataKind::Secret).or_else(|| key(DataKind::Config)) else { return false };
             !task.state.is_terminal() && object(&|object| object.template.data().any(|used| used == key))
         }
-        View::Task(_) | View::Manager(_) | View::Event(_) => false,
+        View::Task(_) | View::Manager(_) | View::Event(_) | View::User(_) => false,
     }
 }
 
@@ -139,6 +139,7 @@ fn id(view: &View) -> &str {
         View::Network(view) => &view.id,
         View::Event(view) => &view.id,
         View::Data(view) => &view.id,
+        View::User(view) => &view.id,
     }
 }
 

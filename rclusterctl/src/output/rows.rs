@@ -1,7 +1,7 @@
 //! Which columns each kind of object has, and what stands in them.
 
 use rcluster_api::resource::{Bytes, Cpus, Millis};
-use rcluster_api::rest::{ClusterJson, DataJson, EventJson, NetworkJson, NodeJson, ServiceJson, TaskJson};
+use rcluster_api::rest::{ClusterJson, DataJson, EventJson, NetworkJson, NodeJson, ServiceJson, TaskJson, UserJson};
 
 use super::table::Table;
 use crate::views::{ManagerNode, View, age_ms};
@@ -44,11 +44,12 @@ fn head(view: &View, wide: bool) -> Vec<&'static str> {
         ),
         View::Network(_) => (&["NAME", "SUBNET", "VNI", "ENDPOINTS", "AGE"], &["ID", "STACK", "INTERNAL"]),
         View::Data(_) => (&["NAME", "SIZE", "DIGEST", "AGE"], &["ID", "STACK", "VERSION"]),
+        View::User(_) => (&["NAME", "ROLE", "BY", "EXPIRES", "AGE"], &["ID"]),
         View::Event(_) => (&["TIME", "KIND", "OBJECT", "REASON", "MESSAGE"], &[]),
     };
     match view {
         View::Task(_) | View::Node(_) | View::Manager(_) if wide => more.to_vec(),
-        View::Service(_) | View::Network(_) | View::Data(_) if wide => [narrow, more].concat(),
+        View::Service(_) | View::Network(_) | View::Data(_) | View::User(_) if wide => [narrow, more].concat(),
         _ => narrow.to_vec(),
     }
 }
@@ -62,7 +63,16 @@ fn row(view: &View, wide: bool, now_ms: u64) -> Vec<String> {
         View::Network(network) => network_row(network, wide, now_ms),
         View::Event(event) => event_row(event),
         View::Data(data) => data_row(data, wide, now_ms),
+        View::User(user) => user_row(user, wide, now_ms),
     }
+}
+
+fn user_row(user: &UserJson, wide: bool, now_ms: u64) -> Vec<String> {
+    let expires = if user.expires.is_empty() { "never" } else { &user.expires };
+    let mut row =
+        vec![user.name.clone(), user.role.as_str().to_owned(), user.credentials.clone(), expires.to_owned(), age(&user.created, now_ms)];
+    row.extend(wide.then(|| user.id.clone()));
+    row
 }
 
 fn or_dash(text: impl Into<String>) -> String {
@@ -215,19 +225,21 @@ pub fn seconds(ms: u64) -> String {
 pub fn cluster(cluster: &ClusterJson, nodes: &[View]) -> String {
     let leader = if cluster.leader.is_empty() { "none" } else { &cluster.leader };
     let mut text = format!(
-        "Leader     {leader} (term {})\nCommitted  {} (applied {}, revision {})\nAsked      {}\n",
-        cluster.term, cluster.committed, cluster.applied, cluster.revision, cluster.answered_by
+        "Cluster    {}\nLeader     {leader} (term {})\nCommitted  {} (applied {}, revision {})\nAsked      {}\n",
+        cluster.cluster_id, cluster.term, cluster.committed, cluster.applied, cluster.revision, cluster.answered_by
     );
     let count = |status: &str| nodes.iter().filter(|view| matches!(view, View::Node(node) if node.status.as_str() == status)).count();
     text.push_str(&format!("Nodes      {} ready, {} suspect, {} down\n\n", count("ready"), count("suspect"), count("down")));
-    let mut table = Table::new(&["MANAGER", "ROLE", "REACHABLE", "MATCHED", "ADDRESS"]);
+    let mut table = Table::new(&["MANAGER", "ROLE", "VOTES", "REACHABLE", "LAG", "WRITE", "ADDRESS"]);
     for manager in &cluster.managers {
         let reachable = if manager.reachable { "yes" } else { "no" };
         table.row(vec![
             manager.name.clone(),
             manager.role.clone(),
+            if manager.voter { "yes" } else { "no" }.to_owned(),
             reachable.to_owned(),
-            manager.matched.to_string(),
+            if manager.matched == 0 { "-".to_owned() } else { manager.lag.to_string() },
+            if manager.write_us == 0 { "-".to_owned() } else { format!("{:.1}ms", manager.write_us as f64 / 1000.0) },
             manager.addr.clone(),
         ]);
     }
@@ -281,6 +293,7 @@ mod tests {
         }))
         .unwrap();
         let cluster = ClusterJson {
+            cluster_id: "c1".to_owned(),
             leader: "m1".to_owned(),
             term: 2,
             committed: 9,
@@ -293,6 +306,9 @@ mod tests {
                 role: "leader".to_owned(),
                 reachable: true,
                 matched: 9,
+                voter: true,
+                lag: 0,
+                write_us: 1500,
             }],
         };
         let mut views = crate::views::manager_nodes(&cluster);
@@ -309,8 +325,9 @@ mod tests {
         );
         assert_eq!(
             super::cluster(&cluster, &views),
-            "Leader     m1 (term 2)\nCommitted  9 (applied 9, revision 7)\nAsked      m2\nNodes      1 ready, 0 suspect, 0 down\n\n\
-             MANAGER   ROLE     REACHABLE   MATCHED   ADDRESS\nm1        leader   yes         9         10.90.0.11:7443\n"
+            "Cluster    c1\nLeader     m1 (term 2)\nCommitted  9 (applied 9, revision 7)\nAsked      m2\nNodes      1 ready, 0 suspect, 0 down\n\n\
+             MANAGER   ROLE     VOTES   REACHABLE   LAG   WRITE   ADDRESS\n\
+             m1        leader   yes     yes         0     1.5ms   10.90.0.11:7443\n"
         );
     }
 

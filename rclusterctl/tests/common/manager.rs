@@ -66,7 +66,8 @@ impl State {
                     Object::Task(task) => task.name == name,
                     Object::Node(node) => node.name() == name,
                     Object::Data(data) => data.spec.name == name,
-                    Object::Event(_) => false,
+                    Object::User(user) => user.name == name,
+                    Object::Event(_) | Object::Manager(_) | Object::Cluster(_) => false,
                 }
         };
         self.objects.values().filter(|object| object.kind() == kind).filter(|object| name.is_empty() || is_named(object)).cloned().collect()
@@ -313,6 +314,9 @@ impl Control for Manager {
             role: "leader".to_owned(),
             reachable: true,
             matched: 9,
+            voter: true,
+            object_id: String::new(),
+            write_us: 1500,
         };
         Ok(Response::new(v1::ClusterResponse {
             leader: "m1".to_owned(),
@@ -322,6 +326,29 @@ impl Control for Manager {
             revision: 7,
             managers: vec![manager],
             answered_by: "m1".to_owned(),
+            cluster_id: "c1".to_owned(),
         }))
+    }
+
+    async fn update_manager(&self, request: Request<v1::UpdateManagerRequest>) -> Result<Response<v1::UpdateManagerResponse>, Status> {
+        let v1::UpdateManagerRequest { manager, .. } = request.into_inner();
+        match manager.as_str() {
+            "m1" => Ok(Response::new(v1::UpdateManagerResponse { revision: 8 })),
+            other => Err(ApiError::new(ErrorCode::NotFound, format!("there is no manager {other}")).into()),
+        }
+    }
+
+    async fn join_token(&self, request: Request<v1::JoinTokenRequest>) -> Result<Response<v1::JoinTokenResponse>, Status> {
+        let token = format!("{:?}", request.into_inner());
+        Ok(Response::new(v1::JoinTokenResponse { token, managers: vec!["127.0.0.1:7443".to_owned()] }))
+    }
+
+    async fn create_user(&self, request: Request<v1::CreateUserRequest>) -> Result<Response<v1::CreateUserResponse>, Status> {
+        let token = format!("token of {}", request.into_inner().name);
+        Ok(Response::new(v1::CreateUserResponse { id: "u1".to_owned(), token, credentials: None }))
+    }
+
+    async fn rotate_authority(&self, _: Request<v1::RotateAuthorityRequest>) -> Result<Response<v1::RotateAuthorityResponse>, Status> {
+        Ok(Response::new(v1::RotateAuthorityResponse { digest: "sha256:0".to_owned() }))
     }
 }
