@@ -21,7 +21,10 @@ pub use self::raft::disk::RedbLog;
 pub use self::raft::log::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver, checksum};
 pub use self::raft::storage::Terms;
 pub use self::raft::transport::REMOVED;
-pub use self::raft::{Fatal, Identity, Inbound, Inbox, Standing, StoreError, Transport, first, identity, prepare, start, start_with};
+pub use self::raft::{
+    Assembled, Environment, Fatal, Identity, Inbound, Inbox, Input, Job, Node, Standing, StoreError, Transport, assemble, first, identity,
+    prepare, start, start_with,
+};
 
 /// Most bytes of one transaction in the log.
 pub const TRANSACTION_BYTES_MAX: usize = 8 << 20;
@@ -253,12 +256,20 @@ impl Store {
     /// # Errors
     /// [`ProposeError::Unavailable`] when no leader with a quorum answers within three seconds.
     pub async fn read_barrier(&self) -> Result<(), ProposeError> {
-        let (reply, answer) = oneshot::channel();
-        self.inbox.send(raft::Input::Read { reply }).map_err(|_| ProposeError::ShuttingDown)?;
-        match tokio::time::timeout(READ_TIMEOUT, answer).await {
+        match tokio::time::timeout(READ_TIMEOUT, self.ask_read()?).await {
             Ok(answer) => answer.map_err(|_| ProposeError::Unavailable),
             Err(_) => Err(ProposeError::Unavailable),
         }
+    }
+
+    /// Asks for what [`Store::read_barrier`] waits for. The answer may never come: who waits for it says how long.
+    ///
+    /// # Errors
+    /// [`ProposeError::ShuttingDown`].
+    pub fn ask_read(&self) -> Result<oneshot::Receiver<()>, ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(raft::Input::Read { reply }).map_err(|_| ProposeError::ShuttingDown)?;
+        Ok(answer)
     }
 
     /// Asks for a change of Raft's configuration; several steps are made as one, by joint consensus. Whether it comes about is seen in

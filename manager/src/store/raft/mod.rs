@@ -13,6 +13,7 @@ mod node;
 mod publish;
 mod reads;
 pub mod storage;
+mod thread;
 pub mod transport;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use raft::eraftpb::Message;
@@ -35,6 +37,7 @@ use super::{ClusterStatus, Member, MemberChange, PERMITS, ProposeError, Role, Ro
 use crate::core::state::{CodecError, State};
 pub use identity::{Identity, first, identity, prepare};
 use log::{LogError, LogStore, Saved};
+pub use node::Node;
 
 /// Bytes of peers' messages that wait for the owner thread; more are lost, as a wire might lose them.
 const STEPS_BYTES_MAX: usize = 32 << 20;
@@ -215,6 +218,18 @@ pub trait Transport: Send + 'static {
     fn is_connected(&self, peer: u64) -> bool;
 }
 
+/// What a node uses of the process that it runs in; a simulation has its own.
+pub trait Environment: Send + 'static {
+    /// Time that only rises, by the clock that a round's time is taken from: read around a write, to know what it took.
+    fn now(&self) -> Duration;
+
+    /// Has something done beside the node, which goes on meanwhile.
+    fn beside(&mut self, job: Job) -> io::Result<()>;
+}
+
+/// Something to be done beside a node, once.
+pub type Job = Box<dyn FnOnce() + Send>;
+
 /// Why the store cannot start.
 #[derive(Debug, Error)]
 pub enum StoreError {
@@ -260,15 +275,25 @@ pub fn start(config: StoreConfig, security: Security) -> Result<(Store, Inbound)
     })
 }
 
-/// Starts the store on any log and any transport, made from the inbox that it reports to. `on_fatal` is told when the store cannot go on;
-/// in production it must not return.
-pub fn start_with<L: LogStore, T: Transport>(
+/// A store that nobody runs yet.
+pub struct Assembled<L: LogStore, T> {
+    pub store: Store,
+    pub inbound: Inbound,
+    pub node: Node<L, T>,
+    /// What the node is to be given, in this order.
+    pub inputs: Receiver<Input>,
+}
+
+/// Puts a store together on any log, any transport, made from the inbox that it reports to, and any environment. Equal seeds make equal
+/// choices; two runs on one log must not have the same.
+pub fn assemble<L: LogStore, T: Transport>(
     config: StoreConfig,
     log: L,
     transport: impl FnOnce(Inbox) -> T,
-    on_fatal: impl FnOnce(&Fatal) + Send + 'static,
-) -> Result<(Store, Inbound), StoreError> {
-    let (inbox, receiver) = Inbox::new();
+    environment: Box<dyn Environment>,
+    seed: u64,
+) -> Result<Assembled<L, T>, StoreError> {
+    let (inbox, inputs) = Inbox::new();
     let (revision, revisions) = watch::channel(0);
     let (role_sender, role) = watch::channel(Role { term: 0, kind: RoleKind::Follower, leader: None });
     let state = Arc::new(ArcSwap::from_pointee(State::default()));
@@ -276,10 +301,24 @@ pub fn start_with<L: LogStore, T: Transport>(
     let seeds = config.seeds.iter().map(|member| member.id).collect();
     let inbound = Inbound { id: config.id, cluster_id: config.cluster_id.clone(), seeds, state: state.clone(), inbox: inbox.clone() };
     let publisher = publish::Publisher::new(&config, state.clone(), status.clone(), revision, role_sender);
-    let node = node::Node::new(config, log, transport(inbox.clone()), publisher, inbox.clone())?;
+    let node = Node::new(config, log, transport(inbox.clone()), environment, publisher, inbox.clone(), seed)?;
+    let store = Store { state, status, revisions, role, inbox, permits: Arc::new(Semaphore::new(PERMITS)) };
+    Ok(Assembled { store, inbound, node, inputs })
+}
+
+/// Starts the store on any log and any transport, on a thread of its own. `on_fatal` is told when the store cannot go on; in production it
+/// must not return.
+pub fn start_with<L: LogStore, T: Transport>(
+    config: StoreConfig,
+    log: L,
+    transport: impl FnOnce(Inbox) -> T,
+    on_fatal: impl FnOnce(&Fatal) + Send + 'static,
+) -> Result<(Store, Inbound), StoreError> {
+    let (clock, tick) = (thread::Process::new(), config.timing.tick);
+    let Assembled { store, inbound, node, inputs } = assemble(config, log, transport, Box::new(clock), rand::random())?;
     let run = move || {
         let _guard = AbortOnPanic;
-        match node.run(&receiver) {
+        match thread::run(node, &inputs, tick, clock) {
             // A store whose caller did not wait has stopped all the same.
             Ok(done) => drop(done.map(|done| done.send(()))),
             Err(fatal) => {
@@ -289,7 +328,7 @@ pub fn start_with<L: LogStore, T: Transport>(
         }
     };
     std::thread::Builder::new().name("raft".to_owned()).spawn(run).map_err(StoreError::Thread)?;
-    Ok((Store { state, status, revisions, role, inbox, permits: Arc::new(Semaphore::new(PERMITS)) }, inbound))
+    Ok((store, inbound))
 }
 
 /// raft-rs panics when it finds its log impossible; a manager without its store must not look alive.

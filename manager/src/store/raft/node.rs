@@ -1,19 +1,21 @@
-//! The thread that owns raft-rs, the log and the tables.
+//! The node that owns raft-rs, the log and the tables: inputs and the time in, messages, batches and answers out.
 //!
-//! Order of a round: a leader's messages leave first (followers write while it does), then entries and hard state become durable
+//! It has no clock, no thread and no source of chance of its own: `thread` gives it those of the process, a simulation its own. Order of
+//! a round: a leader's messages leave first (followers write while it does), then entries and hard state become durable
 //! together, then the messages that promise them leave, then committed entries are applied and their proposers told. Disk and clock are
 //! on one thread on purpose: a leader whose disk hangs falls silent, and is replaced.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use prost::Message as _;
 use protobuf::Message as _;
 use raft::eraftpb::{
     ConfChange, ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot,
 };
-use raft::{RawNode, SnapshotStatus, StateRole};
+use raft::{Raft, RawNode, SnapshotStatus, StateRole};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use rcluster_api::wire::v1;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::{debug, error, info, warn};
@@ -22,12 +24,10 @@ use super::log::{LogError, LogStore, Saved};
 use super::publish::Publisher;
 use super::reads::Reads;
 use super::storage::Storage;
-use super::{Chain, Fatal, Inbox, Input, StoreError, Transport};
+use super::{Chain, Environment, Fatal, Inbox, Input, StoreError, Transport};
 use crate::core::state::{State, decode_snapshot, decode_transaction, encode_snapshot};
 use crate::store::{MemberChange, ProposeError, RaftTiming, StoreConfig};
 
-/// Inputs taken in before the log is written once for all of them.
-const DRAIN_MAX: usize = 1024;
 /// Voters that stand for election one after the other; more share the last place.
 const VOTERS_MAX: usize = 9;
 /// How long a stopping leader waits for another to take over.
@@ -55,8 +55,10 @@ pub struct Node<L: LogStore, T> {
     config: StoreConfig,
     raw: RawNode<Storage<L>>,
     transport: T,
+    environment: Box<dyn Environment>,
     publisher: Publisher,
     inbox: Inbox,
+    rng: ChaCha8Rng,
     /// Random per start, so that an entry of an earlier run is not taken for one of this.
     run: u64,
     proposals: Proposals,
@@ -68,12 +70,22 @@ pub struct Node<L: LogStore, T> {
     member: bool,
     /// Ticks of silence after which it stands for election, as this chose them.
     patience: usize,
-    stopping: Option<(Instant, oneshot::Sender<()>)>,
+    /// Term, role and place among the voters that `patience` was drawn for.
+    drawn_for: Option<(u64, StateRole, usize)>,
+    stopping: Option<(Duration, oneshot::Sender<()>)>,
 }
 
 impl<L: LogStore, T: Transport> Node<L, T> {
-    /// Loads the log and publishes the tables of its snapshot.
-    pub fn new(config: StoreConfig, mut log: L, mut transport: T, mut publisher: Publisher, inbox: Inbox) -> Result<Self, StoreError> {
+    /// Loads the log and publishes the tables of its snapshot. Equal seeds make equal choices; those of two runs must not be equal.
+    pub fn new(
+        config: StoreConfig,
+        mut log: L,
+        mut transport: T,
+        environment: Box<dyn Environment>,
+        mut publisher: Publisher,
+        inbox: Inbox,
+        seed: u64,
+    ) -> Result<Self, StoreError> {
         let loaded = log.load()?;
         let state = decode_snapshot(&loaded.data)?;
         if state.cluster_id() != config.cluster_id {
@@ -89,18 +101,22 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         publisher.publish_state(storage.state());
         transport.set_members(publisher.members());
         let raw = RawNode::new(&raft_config(&config, applied), storage, &slog::Logger::root(Bridge, slog::o!()))?;
-        publisher.publish_status(&raw.raft, &transport, Instant::now());
-        let run = rand::random();
+        publisher.publish_status(&raw.raft, &transport, environment.now());
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let run = rng.random();
         let member = Self::takes_part(raw.store(), config.id);
         let mut node = Self {
             member,
             patience: 0,
+            drawn_for: None,
             reads: Reads::new(config.id, run),
             config,
             raw,
             transport,
+            environment,
             publisher,
             inbox,
+            rng,
             run,
             proposals: Proposals::default(),
             snapshot_due: (0, 0),
@@ -111,51 +127,26 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         Ok(node)
     }
 
-    /// Runs until shut down; who wants to be told is to be told once this node, and its log with it, is gone.
-    pub fn run(mut self, receiver: &Receiver<Input>) -> Result<Option<oneshot::Sender<()>>, Fatal> {
-        let tick = self.config.timing.tick;
+    /// The first round. A lone voter need not wait for an election.
+    pub fn start(&mut self, now: Duration) -> Result<(), Fatal> {
         // What is known to be committed first: raft-rs holds all that is not applied in memory at once when it stands for election.
-        self.work()?;
+        self.work(now)?;
         if self.raw.store().configuration().voters == [self.config.id]
             && let Err(error) = self.raw.campaign()
         {
             warn!(%error, "cannot stand for election yet");
         }
-        let mut next_tick = Instant::now() + tick;
-        loop {
-            self.work()?;
-            if self.is_stopped() {
-                return Ok(self.stopping.take().map(|(_, done)| done));
-            }
-            match receiver.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
-                Ok(input) => self.take(input)?,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Ok(None),
-            }
-            for input in receiver.try_iter().take(DRAIN_MAX) {
-                self.take(input)?;
-            }
-            let now = Instant::now();
-            if now >= next_tick {
-                // Ticks that a stall swallowed are not made up for: what came in meanwhile has been heard above, and silence that was
-                // not listened to proves nothing.
-                next_tick += tick;
-                if next_tick <= now {
-                    next_tick = now + tick;
-                }
-                self.raw.tick();
-                self.publisher.publish_status(&self.raw.raft, &self.transport, now);
-            }
-        }
+        self.work(now)
     }
 
-    fn take(&mut self, input: Input) -> Result<(), Fatal> {
+    /// Takes an input in; what follows from it, [`Node::work`] does, once for all inputs that were there.
+    pub fn handle(&mut self, now: Duration, input: Input) -> Result<(), Fatal> {
         match input {
             Input::Propose { entry, reply, permit } => self.propose(entry, reply, permit),
             Input::Read { reply } => self.reads.push(reply),
             Input::Step { message, bytes } => {
                 self.inbox.taken(bytes);
-                self.publisher.hear(message.from, Instant::now());
+                self.publisher.hear(message.from, now);
                 // What does not fit the configuration is dropped by raft, as it should be.
                 if let Err(error) = self.raw.step(*message) {
                     debug!(%error, "dropped a message");
@@ -170,9 +161,70 @@ impl<L: LogStore, T: Transport> Node<L, T> {
             Input::ChangeMembers { changes, reply } => drop(reply.send(self.change_members(&changes))),
             Input::Transfer { to } => self.raw.transfer_leader(to),
             Input::Removed => return Err(Fatal::Removed),
-            Input::Shutdown { done } => self.begin_stopping(done),
+            Input::Shutdown { done } => self.begin_stopping(now, done),
         }
         Ok(())
+    }
+
+    /// Raft's clock goes on by one; [`Node::work`] does what follows.
+    pub fn tick(&mut self, now: Duration) {
+        self.spread_elections();
+        self.raw.tick();
+        self.publisher.publish_status(&self.raw.raft, &self.transport, now);
+    }
+
+    /// Handles everything that raft has ready.
+    pub fn work(&mut self, now: Duration) -> Result<(), Fatal> {
+        loop {
+            self.reads.ask(&mut self.raw, now);
+            self.spread_elections();
+            if !self.raw.has_ready() {
+                break;
+            }
+            let mut ready = self.raw.ready();
+            self.send(ready.take_messages());
+            ready.take_read_states().iter().for_each(|read| self.reads.confirm(read));
+            let entries = ready.take_entries();
+            let (hard_state, must_sync) = (ready.hs().cloned(), ready.must_sync());
+            if ready.snapshot().is_empty() {
+                self.write(hard_state, entries, must_sync)?;
+            } else {
+                self.install(ready.snapshot().clone(), hard_state, entries)?;
+            }
+            self.send(ready.take_persisted_messages());
+            self.apply(&ready.take_committed_entries())?;
+            let mut light = self.raw.advance(ready);
+            if let Some(commit) = light.commit_index() {
+                self.raw.mut_store().set_commit(commit);
+            }
+            self.send(light.take_messages());
+            self.apply(&light.take_committed_entries())?;
+            self.raw.advance_apply();
+        }
+        self.end_proposals_of_other_terms();
+        if self.publisher.publish_role(&self.raw.raft) {
+            self.publisher.publish_status(&self.raw.raft, &self.transport, now);
+        }
+        self.reads.answer(self.raw.store().applied());
+        self.make_snapshot_when_due();
+        Ok(())
+    }
+
+    /// Whether it was shut down and has handed leadership over, as far as anyone takes it.
+    pub fn is_stopped(&self, now: Duration) -> bool {
+        let Some((since, _)) = &self.stopping else { return false };
+        let handing_over = self.leads() && self.raw.raft.lead_transferee.is_some();
+        !handing_over || now.saturating_sub(*since) >= TRANSFER_WAIT
+    }
+
+    /// Who is to be told of the end of a stopped node, once it is gone, and its log with it.
+    pub fn end(self) -> Option<oneshot::Sender<()>> {
+        self.stopping.map(|(_, done)| done)
+    }
+
+    /// Raft as it is, for looking at.
+    pub fn raft(&self) -> &Raft<Storage<L>> {
+        &self.raw.raft
     }
 
     fn leads(&self) -> bool {
@@ -255,17 +307,18 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         [voters, learners, voters_outgoing, learners_next].into_iter().any(|ids| ids.contains(&id))
     }
 
-    /// Voters stand for election one after the other, see [`RaftTiming`]: raft-rs chooses a time for itself whenever its term or role
-    /// changes, and is told another.
+    /// Voters stand for election one after the other, see [`RaftTiming`]. raft-rs draws a time for itself whenever its term or role
+    /// changes, by a chance of its own; that one is never waited for, since another is set before the next tick.
     fn spread_elections(&mut self) {
-        if self.raw.raft.randomized_election_timeout() == self.patience {
-            return;
-        }
         let RaftTiming { tick: _, heartbeat: _, election, slack, stagger } = self.config.timing;
         let mut voters = self.raw.store().configuration().voters.clone();
         voters.sort_unstable();
         let rank = voters.iter().position(|id| *id == self.config.id).unwrap_or_default().min(VOTERS_MAX - 1);
-        self.patience = election + slack + rank * stagger + rand::random_range(0..stagger.max(1));
+        let drawing_for = Some((self.raw.raft.term, self.raw.raft.state, rank));
+        if self.drawn_for != drawing_for {
+            self.drawn_for = drawing_for;
+            self.patience = election + slack + rank * stagger + self.rng.random_range(0..stagger.max(1));
+        }
         self.raw.raft.set_randomized_election_timeout(self.patience);
     }
 
@@ -286,43 +339,6 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         }
     }
 
-    /// Handles everything that raft has ready.
-    fn work(&mut self) -> Result<(), Fatal> {
-        loop {
-            self.reads.ask(&mut self.raw, Instant::now());
-            self.spread_elections();
-            if !self.raw.has_ready() {
-                break;
-            }
-            let mut ready = self.raw.ready();
-            self.send(ready.take_messages());
-            ready.take_read_states().iter().for_each(|read| self.reads.confirm(read));
-            let entries = ready.take_entries();
-            let (hard_state, must_sync) = (ready.hs().cloned(), ready.must_sync());
-            if ready.snapshot().is_empty() {
-                self.write(hard_state, entries, must_sync)?;
-            } else {
-                self.install(ready.snapshot().clone(), hard_state, entries)?;
-            }
-            self.send(ready.take_persisted_messages());
-            self.apply(&ready.take_committed_entries())?;
-            let mut light = self.raw.advance(ready);
-            if let Some(commit) = light.commit_index() {
-                self.raw.mut_store().set_commit(commit);
-            }
-            self.send(light.take_messages());
-            self.apply(&light.take_committed_entries())?;
-            self.raw.advance_apply();
-        }
-        self.end_proposals_of_other_terms();
-        if self.publisher.publish_role(&self.raw.raft) {
-            self.publisher.publish_status(&self.raw.raft, &self.transport, Instant::now());
-        }
-        self.reads.answer(self.raw.store().applied());
-        self.make_snapshot_when_due();
-        Ok(())
-    }
-
     fn send(&mut self, messages: Vec<Message>) {
         for message in messages {
             if message.get_msg_type() != MessageType::MsgSnapshot {
@@ -338,10 +354,11 @@ impl<L: LogStore, T: Transport> Node<L, T> {
 
     fn write(&mut self, hard_state: Option<HardState>, entries: Vec<Entry>, must_sync: bool) -> Result<(), Fatal> {
         if must_sync {
-            let started = Instant::now();
+            let started = self.environment.now();
             self.raw.mut_store().append(hard_state, entries)?;
-            self.watch_disk(started);
-            let write_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let took = self.environment.now().saturating_sub(started);
+            self.watch_disk(took);
+            let write_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             self.publisher.hear_write(self.config.id, write_us);
             self.transport.set_write(write_us);
         } else if let Some(hard_state) = hard_state {
@@ -350,9 +367,9 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         Ok(())
     }
 
-    fn watch_disk(&self, started: Instant) {
+    fn watch_disk(&self, took: Duration) {
         let timing = self.config.timing;
-        let (took, patience) = (started.elapsed(), timing.tick.saturating_mul(u32::try_from(timing.election).unwrap_or(u32::MAX)));
+        let patience = timing.tick.saturating_mul(u32::try_from(timing.election).unwrap_or(u32::MAX));
         if took > patience {
             warn!(took_ms = took.as_millis(), "the disk is slow: a write took longer than followers wait for a leader");
         }
@@ -422,7 +439,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         self.snapshot_due = (storage.snapshot_index() + config.snapshot_entries, config.snapshot_bytes);
     }
 
-    /// Has the tables encoded and written beside this thread; their copy costs nothing.
+    /// Has the tables encoded and written beside this node; their copy costs nothing.
     fn make_snapshot_when_due(&mut self) {
         let storage = self.raw.store();
         let due = storage.applied() >= self.snapshot_due.0 || storage.bytes() >= self.snapshot_due.1;
@@ -430,13 +447,13 @@ impl<L: LogStore, T: Transport> Node<L, T> {
             return;
         }
         let (state, metadata, save, inbox) = (storage.state().clone(), storage.applied_metadata(), storage.saver(), self.inbox.clone());
-        let made = std::thread::Builder::new().name("snapshot".to_owned()).spawn(move || {
+        let made = self.environment.beside(Box::new(move || {
             let saved = save(metadata, &encode_snapshot(&state));
             // When the owner has ended, the file is left for the next start's snapshot to sweep.
             drop(inbox.send(Input::SnapshotSaved(saved)));
-        });
+        }));
         match made {
-            Ok(_) => self.making_snapshot = true,
+            Ok(()) => self.making_snapshot = true,
             Err(error) => self.put_snapshot_off(&error),
         }
     }
@@ -462,8 +479,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         self.snapshot_due.1 = self.raw.store().bytes() + self.config.snapshot_bytes.div_ceil(10);
     }
 
-    fn begin_stopping(&mut self, done: oneshot::Sender<()>) {
-        let now = Instant::now();
+    fn begin_stopping(&mut self, now: Duration, done: oneshot::Sender<()>) {
         let own = self.config.id;
         let peers = self.raw.raft.prs().iter().filter(|(id, _)| **id != own && self.publisher.is_heard(**id, now));
         let successor = peers.max_by_key(|(_, progress)| progress.matched).map(|(id, _)| *id);
@@ -474,12 +490,6 @@ impl<L: LogStore, T: Transport> Node<L, T> {
             self.raw.transfer_leader(successor);
         }
         self.stopping = Some((now, done));
-    }
-
-    fn is_stopped(&self) -> bool {
-        let Some((since, _)) = &self.stopping else { return false };
-        let handing_over = self.leads() && self.raw.raft.lead_transferee.is_some();
-        !handing_over || since.elapsed() >= TRANSFER_WAIT
     }
 }
 

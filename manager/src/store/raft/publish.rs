@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use imbl::OrdMap;
@@ -34,7 +34,7 @@ pub struct Publisher {
     status: Arc<ArcSwap<ClusterStatus>>,
     revision: watch::Sender<u64>,
     role: watch::Sender<Role>,
-    heard: BTreeMap<u64, Instant>,
+    heard: BTreeMap<u64, Duration>,
     writes_us: BTreeMap<u64, u64>,
 }
 
@@ -73,7 +73,7 @@ impl Publisher {
     }
 
     /// A message from `id` has come.
-    pub fn hear(&mut self, id: u64, now: Instant) {
+    pub fn hear(&mut self, id: u64, now: Duration) {
         self.heard.insert(id, now);
     }
 
@@ -83,8 +83,8 @@ impl Publisher {
     }
 
     /// Whether `id` was heard lately.
-    pub fn is_heard(&self, id: u64, now: Instant) -> bool {
-        self.heard.get(&id).is_some_and(|at| now.duration_since(*at) < REACHABLE)
+    pub fn is_heard(&self, id: u64, now: Duration) -> bool {
+        self.heard.get(&id).is_some_and(|at| now.saturating_sub(*at) < REACHABLE)
     }
 
     /// The tables first, then word of them. True: there are other members now.
@@ -123,7 +123,7 @@ impl Publisher {
     }
 
     /// The cluster as it looks from here.
-    pub fn publish_status<L: LogStore>(&self, raft: &Raft<Storage<L>>, transport: &impl Transport, now: Instant) {
+    pub fn publish_status<L: LogStore>(&self, raft: &Raft<Storage<L>>, transport: &impl Transport, now: Duration) {
         let leads = raft.state == StateRole::Leader;
         let configuration = configuration(raft);
         let members = self.members.iter().map(|member| {

@@ -4,7 +4,7 @@
 //! it can be answered, and an unanswered round starts over with everyone who still waits.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use raft::{RawNode, ReadState, StateRole, Storage};
 use tokio::sync::oneshot;
@@ -19,7 +19,7 @@ type Reply = oneshot::Sender<()>;
 #[derive(Debug)]
 struct Round {
     replies: Vec<Reply>,
-    asked: Instant,
+    asked: Duration,
     /// What must be applied before the answer.
     index: Option<u64>,
 }
@@ -46,7 +46,7 @@ impl Reads {
     }
 
     /// Asks for everyone who waits, when there is someone to ask.
-    pub fn ask<S: Storage>(&mut self, raw: &mut RawNode<S>, now: Instant) {
+    pub fn ask<S: Storage>(&mut self, raw: &mut RawNode<S>, now: Duration) {
         self.give_up(now);
         let answerable = match raw.raft.state {
             StateRole::Leader => raw.raft.commit_to_current_term(),
@@ -81,8 +81,8 @@ impl Reads {
         }
     }
 
-    fn give_up(&mut self, now: Instant) {
-        let overdue = |_: &u64, round: &mut Round| round.index.is_none() && now.duration_since(round.asked) >= RETRY;
+    fn give_up(&mut self, now: Duration) {
+        let overdue = |_: &u64, round: &mut Round| round.index.is_none() && now.saturating_sub(round.asked) >= RETRY;
         for (_, round) in self.rounds.extract_if(.., overdue) {
             self.waiting.extend(round.replies);
         }
