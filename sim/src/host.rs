@@ -1,0 +1,229 @@
+//! A host: a name, a clock, perhaps a disk with a manager's log on it, and perhaps its process.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use raft::eraftpb::Message;
+use rcluster_manager::core::state::State;
+use rcluster_manager::store::{
+    Assembled, Environment, Inbound, Inbox, Input, Job, Member, Node, Store, StoreConfig, StoreError, Transport, assemble,
+};
+
+use crate::disk::Disk;
+
+/// A clock that does not go like the others.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    /// What it has shown at `since_us` of the virtual time.
+    offset_us: u64,
+    since_us: u64,
+    /// Microseconds that it goes on in a second.
+    rate: u64,
+}
+
+const SECOND: u64 = 1_000_000;
+
+impl Clock {
+    pub fn new(offset_us: u64) -> Self {
+        Self { offset_us, since_us: 0, rate: SECOND }
+    }
+
+    /// What it shows.
+    pub fn show(&self, at_us: u64) -> Duration {
+        Duration::from_micros(self.offset_us + (at_us - self.since_us) * self.rate / SECOND)
+    }
+
+    /// Goes on at another rate.
+    pub fn set_rate(&mut self, at_us: u64, rate: u64) {
+        *self = Self { offset_us: u64::try_from(self.show(at_us).as_micros()).expect("a simulation is short"), since_us: at_us, rate };
+    }
+
+    /// Jumps ahead.
+    pub fn jump(&mut self, by_us: u64) {
+        self.offset_us += by_us;
+    }
+
+    /// How much virtual time passes while it goes on by so much.
+    pub fn lasts(&self, by: Duration) -> u64 {
+        u64::try_from(by.as_micros()).expect("a tick is short") * SECOND / self.rate
+    }
+}
+
+/// What leaves a process, and when.
+pub enum Out {
+    Message(Message),
+    Snapshot(Message, State),
+}
+
+/// A process's end of what is made up: it runs when the world says, and its writes take their time.
+#[derive(Clone)]
+pub struct Local(Arc<Mutex<Surface>>);
+
+struct Surface {
+    now_us: u64,
+    clock: Clock,
+    out: Vec<(u64, Out)>,
+    jobs: Vec<Job>,
+    members: BTreeSet<u64>,
+}
+
+impl Local {
+    fn surface(&self) -> MutexGuard<'_, Surface> {
+        self.0.lock().expect("one thread runs everything")
+    }
+
+    /// The process waits for its disk.
+    pub fn stall(&self, took_us: u64) {
+        self.surface().now_us += took_us;
+    }
+}
+
+impl Environment for Local {
+    fn now(&self) -> Duration {
+        let surface = self.surface();
+        surface.clock.show(surface.now_us)
+    }
+
+    fn beside(&mut self, job: Job) -> io::Result<()> {
+        self.surface().jobs.push(job);
+        Ok(())
+    }
+}
+
+impl Transport for Local {
+    fn send(&mut self, message: Message) {
+        let mut surface = self.surface();
+        if surface.members.contains(&message.to) {
+            let at_us = surface.now_us;
+            surface.out.push((at_us, Out::Message(message)));
+        }
+    }
+
+    fn send_snapshot(&mut self, message: Message, state: State) {
+        let mut surface = self.surface();
+        let at_us = surface.now_us;
+        surface.out.push((at_us, Out::Snapshot(message, state)));
+    }
+
+    fn set_members(&mut self, members: &[Member]) {
+        self.surface().members = members.iter().map(|member| member.id).collect();
+    }
+
+    fn set_write(&mut self, _write_us: u64) {}
+
+    fn is_connected(&self, _peer: u64) -> bool {
+        true
+    }
+}
+
+/// What a round has left to do for the world.
+pub struct Round {
+    /// When the process is free again.
+    pub until_us: u64,
+    pub out: Vec<(u64, Out)>,
+    pub jobs: Vec<Job>,
+}
+
+/// A manager's process.
+pub struct Process {
+    pub store: Store,
+    pub inbound: Inbound,
+    pub inbox: Inbox,
+    pub node: Node<Disk, Local>,
+    inputs: Receiver<Input>,
+    waiting: VecDeque<Input>,
+    local: Local,
+    /// Until when it waits for its disk, or does not run at all.
+    pub busy_until_us: u64,
+    /// Whether a round is on its way that takes in what has arrived.
+    pub is_woken: bool,
+}
+
+impl Process {
+    pub fn start(config: StoreConfig, disk: Disk, clock: Clock, at_us: u64, seed: u64) -> Result<Self, StoreError> {
+        let surface = Surface { now_us: at_us, clock, out: Vec::new(), jobs: Vec::new(), members: BTreeSet::new() };
+        let local = Local(Arc::new(Mutex::new(surface)));
+        disk.attach(local.clone());
+        let (mut kept, wire) = (None, local.clone());
+        let transport = |inbox| {
+            kept = Some(inbox);
+            wire
+        };
+        let Assembled { store, inbound, node, inputs } = assemble(config, disk, transport, Box::new(local.clone()), seed)?;
+        let inbox = kept.expect("a transport is made once");
+        let (waiting, busy_until_us) = (VecDeque::new(), at_us);
+        Ok(Self { store, inbound, inbox, node, inputs, waiting, local, busy_until_us, is_woken: false })
+    }
+
+    /// The first round, and then one that takes in what has arrived, at most `batch_max` of it; `ticks`: its clock has ticked. The rounds
+    /// are those of the store's own thread.
+    pub fn round(&mut self, at_us: u64, clock: Clock, ticks: bool, first: bool, batch_max: usize) -> (Round, Result<(), rcluster_manager::store::Fatal>) {
+        let now = clock.show(at_us);
+        {
+            let mut surface = self.local.surface();
+            (surface.now_us, surface.clock) = (at_us, clock);
+        }
+        let ended = self.live(now, ticks, first, batch_max);
+        let mut surface = self.local.surface();
+        let (until_us, out, jobs) = (surface.now_us, std::mem::take(&mut surface.out), std::mem::take(&mut surface.jobs));
+        self.busy_until_us = until_us;
+        (Round { until_us, out, jobs }, ended)
+    }
+
+    fn live(&mut self, now: Duration, ticks: bool, first: bool, batch_max: usize) -> Result<(), rcluster_manager::store::Fatal> {
+        if first {
+            return self.node.start(now);
+        }
+        self.take_in();
+        for _ in 0..batch_max {
+            let Some(input) = self.waiting.pop_front() else { break };
+            self.node.handle(now, input)?;
+        }
+        if ticks {
+            self.node.tick(now);
+        }
+        self.node.work(now)
+    }
+
+    fn take_in(&mut self) {
+        self.waiting.extend(self.inputs.try_iter());
+    }
+
+    /// Whether anything waits for a round.
+    pub fn has_inputs(&mut self) -> bool {
+        self.take_in();
+        !self.waiting.is_empty()
+    }
+}
+
+/// A manager's own: who it is, and its disk.
+pub struct Manager {
+    pub config: StoreConfig,
+    pub disk: Disk,
+}
+
+/// A host.
+pub struct Host {
+    pub name: String,
+    pub clock: Clock,
+    pub manager: Option<Manager>,
+    pub process: Option<Process>,
+    /// Rises with each process: what was meant for an earlier one is not for this.
+    pub life: u64,
+    /// Whether it is to become a manager, and tries on until it is one.
+    pub joining: bool,
+}
+
+impl Host {
+    pub fn new(name: String, clock: Clock) -> Self {
+        Self { name, clock, manager: None, process: None, life: 0, joining: false }
+    }
+
+    /// Its manager's id in Raft.
+    pub fn id(&self) -> Option<u64> {
+        self.manager.as_ref().map(|manager| manager.config.id)
+    }
+}

@@ -1,0 +1,33 @@
+//! The managers' store in one thread, under a seed: the store's own code with a clock, a network, disks and users that are made up.
+//!
+//! In: a seed. Out: whether everything that the store promises held after every event, and whether it came back once the faults had
+//! stopped. Equal seeds do exactly the same. See `docs/simulation.md`.
+
+mod chance;
+mod check;
+mod disk;
+mod faults;
+mod host;
+mod network;
+mod plan;
+mod queue;
+mod users;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+pub use check::Violation;
+pub use plan::Plan;
+pub use world::{Outcome, World};
+
+/// Runs one seed to its end; a panic in the store is a violation too.
+///
+/// # Errors
+/// What the store promised and did not keep.
+pub fn run(seed: u64, trace: bool) -> Result<Outcome, Violation> {
+    let plan = Plan::draw(seed);
+    catch_unwind(AssertUnwindSafe(|| World::new(plan, trace)?.run())).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(Violation(format!("a panic: {}", text.unwrap_or("without words"))))
+    })
+}

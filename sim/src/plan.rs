@@ -1,0 +1,156 @@
+//! What a seed does: which faults there are and how hard, how the store is tuned, how busy its users are.
+//!
+//! Each seed has a random part of the faults: one that is always there would hide what happens without it.
+
+use std::time::Duration;
+
+use rand::Rng;
+use rcluster_manager::store::{RaftTiming, StoreConfig};
+
+use crate::chance::{Chance, stream};
+
+/// A kind of fault or deed that is drawn again and again while a seed's faults are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The process dies, at once.
+    Crash,
+    /// The process dies in one of its next writes, before or after the write is on the disk.
+    CrashAtWrite,
+    /// A write fails, and is on the disk or is not.
+    FailedSync,
+    /// Writes take long for a while.
+    SlowDisk,
+    /// No room for snapshots for a while.
+    NoSnapshots,
+    /// The hosts fall into two parts that do not reach each other.
+    Partition,
+    /// One host does not reach another, which reaches it.
+    OneWay,
+    /// A link holds back all messages for a while.
+    Clog,
+    /// The process does not run for a while.
+    Pause,
+    /// The host's clock goes faster or slower.
+    Drift,
+    /// The host's clock jumps ahead.
+    ClockJump,
+    /// The leader is asked to hand over.
+    Transfer,
+    /// The process is asked to stop, and is started again.
+    Restart,
+    /// A new manager joins.
+    Join,
+    /// A manager is removed.
+    Leave,
+    /// A manager is to vote, or not to vote.
+    ChangeRole,
+    /// A disk is lost with all that is on it; the host joins again.
+    Wipe,
+}
+
+impl Fault {
+    const ALL: [Self; 17] = [
+        Self::Crash,
+        Self::CrashAtWrite,
+        Self::FailedSync,
+        Self::SlowDisk,
+        Self::NoSnapshots,
+        Self::Partition,
+        Self::OneWay,
+        Self::Clog,
+        Self::Pause,
+        Self::Drift,
+        Self::ClockJump,
+        Self::Transfer,
+        Self::Restart,
+        Self::Join,
+        Self::Leave,
+        Self::ChangeRole,
+        Self::Wipe,
+    ];
+}
+
+/// All that a seed decides before it begins.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub seed: u64,
+    pub hosts: usize,
+    pub clients: usize,
+    /// How long the faults are on.
+    pub safety_us: u64,
+    pub faults: Vec<Fault>,
+    /// Mean time between two of them.
+    pub fault_every_us: u64,
+    /// Longest time that one of them lasts.
+    pub fault_lasts_us: u64,
+    /// Mean time of a client between two requests.
+    pub think_us: u64,
+    /// Part of the requests that are reads.
+    pub reads: f64,
+    pub keys: usize,
+    /// Shortest way of a message, and the mean of what comes on top.
+    pub latency_us: (u64, u64),
+    pub loss: f64,
+    pub duplication: f64,
+    /// Messages overtake each other.
+    pub reordering: bool,
+    /// Mean time from a message's arrival to the round that takes it in, with all that have arrived by then; 0: each its own round.
+    pub batching_us: u64,
+    /// Inputs that one round takes in.
+    pub batch_max: usize,
+    /// Mean of a write's time.
+    pub write_us: u64,
+    pub timing: RaftTiming,
+    pub snapshot_entries: u64,
+    pub snapshot_bytes: u64,
+    pub trailing_entries: u64,
+}
+
+fn one_of<T: Copy>(chance: &mut Chance, choices: &[T]) -> T {
+    choices[chance.random_range(0..choices.len())]
+}
+
+impl Plan {
+    /// The plan of `seed`.
+    pub fn draw(seed: u64) -> Self {
+        let chance = &mut stream(seed, "plan");
+        let share = one_of(chance, &[0.0, 0.15, 0.3, 0.5, 0.8]);
+        let usual = RaftTiming::default();
+        let timing = match chance.random_range(0..4) {
+            0 => RaftTiming { stagger: 1, slack: 0, ..usual },
+            1 => RaftTiming { tick: Duration::from_millis(100), heartbeat: 1, election: 5, slack: 1, stagger: 2 },
+            _ => usual,
+        };
+        Self {
+            seed,
+            hosts: one_of(chance, &[1, 2, 3, 3, 3, 3, 4, 5, 5]),
+            clients: chance.random_range(1..=5),
+            safety_us: chance.random_range(60..=180) * 1_000_000,
+            faults: Fault::ALL.into_iter().filter(|_| chance.random_bool(share)).collect(),
+            fault_every_us: one_of(chance, &[300_000, 1_000_000, 3_000_000, 10_000_000]),
+            fault_lasts_us: one_of(chance, &[200_000, 1_000_000, 5_000_000, 20_000_000]),
+            think_us: one_of(chance, &[20_000, 100_000, 300_000, 1_000_000]),
+            reads: one_of(chance, &[0.0, 0.2, 0.5, 0.9]),
+            keys: one_of(chance, &[1, 4, 16, 64]),
+            latency_us: (one_of(chance, &[50, 500, 5_000]), one_of(chance, &[10, 200, 3_000, 30_000])),
+            loss: one_of(chance, &[0.0, 0.0, 0.01, 0.1, 0.25]),
+            duplication: one_of(chance, &[0.0, 0.0, 0.01, 0.2]),
+            reordering: chance.random_bool(0.4),
+            batching_us: one_of(chance, &[0, 0, 100, 2_000]),
+            batch_max: one_of(chance, &[1, 4, 1024]),
+            write_us: one_of(chance, &[10, 100, 2_000, 10_000]),
+            timing,
+            snapshot_entries: one_of(chance, &[1, 5, 30, 200, 10_000]),
+            snapshot_bytes: one_of(chance, &[500, 20_000, 64 << 20]),
+            trailing_entries: one_of(chance, &[0, 1, 10, 1_000]),
+        }
+    }
+
+    /// The store's configuration, but for who it is.
+    pub fn tune(&self, config: &mut StoreConfig) {
+        config.timing = self.timing;
+        config.snapshot_entries = self.snapshot_entries;
+        config.snapshot_bytes = self.snapshot_bytes;
+        config.trailing_entries = self.trailing_entries;
+    }
+}
