@@ -121,14 +121,17 @@ impl Plan {
             1 => RaftTiming { tick: Duration::from_millis(100), heartbeat: 1, election: 5, slack: 1, stagger: 2 },
             _ => usual,
         };
+        let fault_every_us = one_of(chance, &[300_000, 1_000_000, 3_000_000, 10_000_000]);
+        // So that at most a few are on at a time: a cluster of which nothing works for long proves little.
+        let fault_lasts_us = fault_every_us * one_of(chance, &[1, 3, 10, 30]) / 5;
         Self {
             seed,
             hosts: one_of(chance, &[1, 2, 3, 3, 3, 3, 4, 5, 5]),
             clients: chance.random_range(1..=5),
             safety_us: chance.random_range(60..=180) * 1_000_000,
             faults: Fault::ALL.into_iter().filter(|_| chance.random_bool(share)).collect(),
-            fault_every_us: one_of(chance, &[300_000, 1_000_000, 3_000_000, 10_000_000]),
-            fault_lasts_us: one_of(chance, &[200_000, 1_000_000, 5_000_000, 20_000_000]),
+            fault_every_us,
+            fault_lasts_us,
             think_us: one_of(chance, &[20_000, 100_000, 300_000, 1_000_000]),
             reads: one_of(chance, &[0.0, 0.2, 0.5, 0.9]),
             keys: one_of(chance, &[1, 4, 16, 64]),
