@@ -14,6 +14,8 @@ use crate::world::{Event, World};
 const SLOWNESS: u64 = 50;
 /// Writes before the one that fails.
 const WRITES_MAX: u64 = 20;
+/// After so long a leader has seen that a manager is gone.
+const UNSEEN_US: u64 = 3_000_000;
 /// How far a clock jumps ahead.
 const JUMP_MAX_US: u64 = 5_000_000;
 
@@ -102,6 +104,8 @@ impl World {
             }
             Fault::Restart => self.stop(host)?,
             Fault::Join => self.add_host()?,
+            // Nobody knows at once of a disk that is lost: one who then takes away another manager loses the quorum.
+            Fault::Leave | Fault::ChangeRole if self.now_us < self.wiped_us + UNSEEN_US => {}
             Fault::Leave => self.remove_manager()?,
             Fault::ChangeRole => self.change_role()?,
             Fault::Wipe => self.wipe(host)?,
@@ -146,12 +150,13 @@ impl World {
         (wanted.sort_unstable(), voters.sort_unstable());
         let settled = configuration.voters_outgoing.is_empty() && wanted == voters && raft.raft_log.committed == raft.raft_log.last_index();
         let kept = |id: &u64| self.hosts.iter().any(|host| host.id() == Some(*id));
-        let all_kept = managers.values().all(|manager| kept(&manager.raft_id));
+        let all_kept = managers.values().all(|manager| kept(&manager.raft_id) && manager.role != ManagerRole::Leaving);
         let enough = !voters.contains(&id) || voters.len() >= 3;
         if !settled || !all_kept || !enough || host == leader {
             return Ok(());
         }
         self.tell(|| format!("the disk of {id} is lost"));
+        self.wiped_us = self.now_us;
         self.end(host)?;
         self.hosts[host].manager = None;
         self.hosts[host].joining = true;

@@ -220,21 +220,17 @@ impl World {
         decide: impl FnOnce(&State, &members::Standing, &mut Ctx) -> Option<(ChangeSet, Manager)>,
     ) -> Result<bool, Violation> {
         let Some(host) = self.leader() else { return Ok(false) };
-        let Some(process) = &self.hosts[host].process else { return Ok(false) };
+        // One that stands still answers nobody.
+        let process = self.hosts[host].process.as_ref().filter(|process| process.busy_until_us <= self.now_us);
+        let Some(process) = process else { return Ok(false) };
         let state = process.store.state();
         let mut ctx = Ctx::new(self.now_us / 1000, self.chances.users.random());
         let Some((changes, manager)) = decide(&state, &standing(&process.store.status()), &mut ctx) else { return Ok(false) };
-        let mut draft = Draft::new(state, 0);
-        for (kind, id) in changes.deletes {
-            draft.delete(kind, &id);
-        }
-        for object in changes.puts {
-            draft.put(object);
-        }
-        if draft.is_empty() {
+        let transaction = transaction(state, changes);
+        if transaction.changes.is_empty() {
             return Ok(false);
         }
-        self.propose(who(&manager), host, draft.into_transaction())?;
+        self.propose(who(&manager), host, transaction)?;
         Ok(true)
     }
 
@@ -273,9 +269,9 @@ impl World {
         let chosen = self.any_manager();
         self.administer(
             |_| Who::Operator,
-            |state, standing, ctx| {
+            |state, standing, _| {
                 let manager = chosen?;
-                Some((members::remove(state, &manager.name, standing, ctx.now_ms).ok()?, manager))
+                Some((members::remove(state, &manager.name, standing).ok()?, manager))
             },
         )?;
         Ok(())
@@ -288,17 +284,39 @@ impl World {
             |_| Who::Operator,
             |state, standing, _| {
                 let manager = chosen?;
-                let role = if manager.role == ManagerRole::Voter { ManagerRole::Standby } else { ManagerRole::Voter };
+                let role = match manager.role {
+                    ManagerRole::Voter => ManagerRole::Standby,
+                    ManagerRole::Standby | ManagerRole::Leaving => ManagerRole::Voter,
+                };
                 Some((members::update(state, &manager.name, Some(role), "", standing).ok()?, manager))
             },
         )?;
         Ok(())
     }
 
+    /// The leader forgets who has left.
+    pub fn forget(&mut self, host: usize) -> Result<(), Violation> {
+        let Some(process) = &self.hosts[host].process else { return Ok(()) };
+        let (state, seen) = (process.store.state(), standing(&process.store.status()));
+        let Ok(changes) = members::forget(&state, &seen, self.now_us / 1000) else { return Ok(()) };
+        self.propose(Who::Operator, host, transaction(state, changes))
+    }
+
     fn any_manager(&mut self) -> Option<Manager> {
         let managers = self.checker.latest().managers().clone();
         managers.values().choose(&mut self.chances.users).map(|manager| (**manager).clone())
     }
+}
+
+fn transaction(state: State, changes: ChangeSet) -> Transaction {
+    let mut draft = Draft::new(state, 0);
+    for (kind, id) in changes.deletes {
+        draft.delete(kind, &id);
+    }
+    for object in changes.puts {
+        draft.put(object);
+    }
+    draft.into_transaction()
 }
 
 fn event(id: String, bytes: usize) -> Event {

@@ -14,7 +14,7 @@ use raft::eraftpb::Message;
 use rand::Rng;
 use rcluster_api::cluster::{Cluster, Manager, ManagerRole};
 use rcluster_api::object::{Object, Stamp};
-use rcluster_manager::core::members::{Step, next};
+use rcluster_manager::core::members::{Step, departed, next};
 use rcluster_manager::core::state::{Change, State, Transaction, encode_snapshot};
 use rcluster_manager::drive::standing;
 use rcluster_manager::store::{Fatal, Job, LogError, Member, MemberChange, RoleKind, Standing, StoreConfig};
@@ -120,6 +120,8 @@ pub struct World {
     pub writes: u64,
     pub reads: usize,
     pub cuts: u64,
+    /// When the last disk was lost.
+    pub wiped_us: u64,
     pub is_calm: bool,
     calm_since_us: u64,
     founded: State,
@@ -171,6 +173,7 @@ impl World {
             writes: 0,
             reads: 0,
             cuts: 0,
+            wiped_us: 0,
             is_calm: false,
             calm_since_us: 0,
             founded,
@@ -428,15 +431,17 @@ impl World {
         self.hash = position.into_iter().fold(mix(self.hash, until_us), mix);
         let has_stopped = process.node.is_stopped(clock.show(until_us));
         let goes_on = ended.is_ok() && !has_stopped && process.has_inputs();
-        let looked = self.checker.look(host, id, process, &manager.disk);
+        let looked = self.checker.look(host, id, process, &manager.disk, ended.is_err());
         if self.trace {
             let (raft, role) = (process.node.raft(), process.store.role().borrow().kind);
             let (term, log) = (raft.term, &raft.raft_log);
             let text = format!("{id} {role:?} term {term} committed {} of {} wants to send {}", log.committed, log.last_index(), out.len());
+            let members = raft.store().configuration();
+            let text = format!("{text} voters {:?} {:?} learners {:?} {:?}", members.voters, members.voters_outgoing, members.learners, members.learners_next);
             self.tell(|| text);
         }
         looked?;
-        self.send(host, id, life, out);
+        self.send(host, id, life, out)?;
         for job in jobs {
             let at_us = until_us + exponential(&mut self.chances.network, JOB_US);
             self.queue.push(at_us, Event::Job { host, life, job });
@@ -474,7 +479,7 @@ impl World {
         (0..self.hosts.len()).find(|at| self.hosts[*at].id() == Some(id))
     }
 
-    fn send(&mut self, host: usize, id: u64, life: u64, out: Vec<(u64, Out)>) {
+    fn send(&mut self, host: usize, id: u64, life: u64, out: Vec<(u64, Out)>) -> Result<(), Violation> {
         for (at_us, out) in out {
             let (message, times) = match out {
                 Out::Message(message) => (message, 1),
@@ -484,7 +489,8 @@ impl World {
                 }
             };
             let (peer, is_snapshot) = (message.to, times > 1);
-            debug_assert_eq!(message.from, id);
+            // The Raft service takes nothing else, and ends the stream on which it comes.
+            hold!(message.from == id, "{id} sends a {:?} to {peer} in the name of {}", message.get_msg_type(), message.from);
             let target = self.host_of(peer);
             let arrivals = target.map_or_else(Vec::new, |to| self.network.arrivals((host, to), at_us, times));
             let told_us = arrivals.last().copied().unwrap_or(at_us) + self.network.latency();
@@ -499,6 +505,7 @@ impl World {
                 self.queue.push(at_us, Event::Arrive { from: host, to, message: Box::new(message.clone()) });
             }
         }
+        Ok(())
     }
 
     /// A message arrives, and is taken as the Raft service takes it: from members alone.
@@ -534,8 +541,12 @@ impl World {
                 continue;
             }
             let (store, state) = (process.store.clone(), process.store.state());
-            let step = next(state.managers().values().map(AsRef::as_ref), &standing(&store.status()));
-            let Some(step) = step else { continue };
+            let seen = standing(&store.status());
+            let managers = || state.managers().values().map(AsRef::as_ref);
+            if departed(managers(), &seen).next().is_some() {
+                self.forget(host)?;
+            }
+            let Some(step) = next(managers(), &seen) else { continue };
             self.tell(|| format!("h{host} as the leader: {step:?}"));
             match step {
                 Step::Change { learners, voters, removed } => {
@@ -591,7 +602,11 @@ impl World {
         }
         for manager in state.managers().values() {
             let id = manager.raft_id;
-            let configured = if manager.role == ManagerRole::Voter { &status.configuration.voters } else { &status.configuration.learners };
+            let configured = match manager.role {
+                ManagerRole::Voter => &status.configuration.voters,
+                ManagerRole::Standby => &status.configuration.learners,
+                ManagerRole::Leaving => return Err(format!("{id} has not left yet")),
+            };
             if !configured.contains(&id) {
                 return Err(format!("{id} is to be {:?}, and is not in {:?}", manager.role, status.configuration));
             }

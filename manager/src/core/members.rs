@@ -58,8 +58,12 @@ pub fn next<'a>(managers: impl Iterator<Item = &'a Manager>, standing: &Standing
     let stays = |id: &u64| wanted.get(id) == Some(&ManagerRole::Voter);
     let mut learners: Vec<u64> = wanted.keys().filter(|id| !is_voter(id) && !is_learner(id)).copied().collect();
     let voters: Vec<u64> = wanted.keys().filter(|id| stays(id) && is_learner(id) && caught_up(id)).copied().collect();
-    // A voter that goes becomes one that does not vote first.
-    learners.extend(standing.voters.iter().filter(|id| !stays(id)));
+    // A voter that goes becomes one that does not vote first; not as long as those who would be left are too few, whatever was true when
+    // it was told to go.
+    let left: BTreeSet<u64> = standing.voters.iter().filter(|id| stays(id)).chain(&voters).copied().collect();
+    if left.intersection(&standing.reachable).count() > left.len() / 2 {
+        learners.extend(standing.voters.iter().filter(|id| !stays(id)));
+    }
     let removed: Vec<u64> = standing.learners.iter().filter(|id| !wanted.contains_key(id)).copied().collect();
     if learners.contains(&standing.own) {
         let heirs = standing.voters.iter().filter(|id| **id != standing.own && stays(id) && standing.reachable.contains(id));
@@ -69,9 +73,10 @@ pub fn next<'a>(managers: impl Iterator<Item = &'a Manager>, standing: &Standing
     (!nothing).then_some(Step::Change { learners, voters, removed })
 }
 
-/// Refuses when the quorum would be lost without `going`.
+/// Refuses when the quorum would be lost without `going`. Voters that are to go themselves do not count any more.
 fn check_quorum(state: &State, standing: &Standing, going: &Manager, deed: &str) -> Result<(), ApiError> {
-    let rest: BTreeSet<u64> = standing.voters.iter().filter(|id| **id != going.raft_id).copied().collect();
+    let staying = state.managers().values().filter(|manager| manager.role == ManagerRole::Voter && manager.raft_id != going.raft_id);
+    let rest: BTreeSet<u64> = staying.map(|manager| manager.raft_id).filter(|id| standing.voters.contains(id)).collect();
     if !standing.voters.contains(&going.raft_id) {
         return Ok(());
     }
@@ -278,7 +283,7 @@ mod tests {
     fn a_voter_that_goes_stops_voting_first_and_a_leader_hands_over_before() {
         assert_eq!(next(voters(&[1, 2]).iter(), &standing(1, &[1, 2, 3], &[], &[])), change(&[3], &[], &[]));
         assert_eq!(next(voters(&[1, 2]).iter(), &standing(1, &[1, 2], &[3], &[])), change(&[], &[], &[3]));
-        assert_eq!(next(voters(&[1, 2]).iter(), &standing(3, &[1, 2, 3], &[], &[2])), Some(Step::HandOver(1)));
+        assert_eq!(next(voters(&[1, 2, 4]).iter(), &standing(3, &[1, 2, 3, 4], &[], &[4])), Some(Step::HandOver(2)));
         let demoted = [manager(1, ManagerRole::Standby), manager(2, ManagerRole::Voter)];
         assert_eq!(next(demoted.iter(), &standing(2, &[1, 2], &[], &[])), change(&[1], &[], &[]));
         assert_eq!(next(demoted.iter(), &standing(2, &[2], &[1], &[])), None);
@@ -304,6 +309,27 @@ mod tests {
         assert!(refused.message.starts_with("demoting m3 leaves 1 of 2"), "{refused}");
         let refused = remove(&state, "m1", &standing(1, &[1], &[2, 3], &[])).unwrap_err();
         assert_eq!(refused.message, "removing m1 leaves no manager that votes");
+    }
+
+    #[test]
+    fn voters_that_are_about_to_go_do_not_count() {
+        let mut managers = voters(&[1, 2, 3]);
+        managers[1].role = ManagerRole::Leaving;
+        managers[2].role = ManagerRole::Standby;
+        let state = state(&managers);
+        // Raft's configuration is as it was: a second command comes before the first has had its effect.
+        let refused = remove(&state, "m1", &standing(1, &[1, 2, 3], &[], &[])).unwrap_err();
+        assert_eq!(refused.message, "removing m1 leaves no manager that votes");
+    }
+
+    #[test]
+    fn nobody_stops_voting_when_the_quorum_would_be_lost_meanwhile() {
+        let mut managers = voters(&[1, 2, 3]);
+        managers[2].role = ManagerRole::Leaving;
+        assert_eq!(next(managers.iter(), &standing(1, &[1, 2, 3], &[], &[2])), None);
+        assert_eq!(next(managers.iter(), &standing(1, &[1, 2, 3], &[], &[])), change(&[3], &[], &[]));
+        managers.push(manager(4, ManagerRole::Standby));
+        assert_eq!(next(managers.iter(), &standing(1, &[1, 2, 3], &[], &[2])), change(&[4], &[], &[]));
     }
 
     #[test]

@@ -341,7 +341,11 @@ impl<L: LogStore, T: Transport> Node<L, T> {
 
     fn send(&mut self, messages: Vec<Message>) {
         for message in messages {
-            if message.get_msg_type() != MessageType::MsgSnapshot {
+            if message.from != self.config.id {
+                // A manager speaks for itself alone, and what it sends for another is refused with all that comes behind it. raft-rs
+                // passes reads on that have come to one who leads no more; whoever reads asks again.
+                debug!(from = message.from, to = message.to, "another's message is not passed on");
+            } else if message.get_msg_type() != MessageType::MsgSnapshot {
                 self.transport.send(message);
             } else if let Some(state) = self.raw.store().take_outgoing(message.to) {
                 info!(to = message.to, index = message.get_snapshot().get_metadata().index, "sending a snapshot");
