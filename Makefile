@@ -15,12 +15,13 @@ RUNTIME_OUT := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,small)
 export RCLUSTER_BIN_DIR := $(BIN)
 export RCLUSTER_VM_KERNEL := $(abspath $(TARGET))/vm/vmlinuz
 
-.PHONY: help build demo test bench lint codegen tools
+.PHONY: help build demo test bench sim lint codegen tools
 
 help:
 	@echo "make demo    builds everything and runs the story: a lab of 3 + 3 hosts, a service, power cuts"
 	@echo "make test    builds and runs every test"
 	@echo "make bench   measures, beside Debian's docker where it is installed; prints docs/benchmarks.md's table"
+	@echo "make sim     simulates the managers' store under fresh seeds, for HOURS=n of this machine's time"
 	@echo "make build   builds the programs into $(BIN)"
 	@echo "make lint    formatting and clippy, warnings are errors"
 
@@ -87,6 +88,11 @@ run-bench:
 	$(BIN)/rcluster-bench
 	$(BIN)/rcluster-bench-runtime --runtime $(BIN)/rcluster-runtime
 	$(BIN)/rcluster-bench pull
+
+HOURS ?= 1
+
+sim:
+	cargo run --release -p rcluster-sim -- --hours $(HOURS)
 
 lint:
 	cargo fmt --all --check

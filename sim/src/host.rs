@@ -160,7 +160,14 @@ impl Process {
 
     /// The first round, and then one that takes in what has arrived, at most `batch_max` of it; `ticks`: its clock has ticked. The rounds
     /// are those of the store's own thread.
-    pub fn round(&mut self, at_us: u64, clock: Clock, ticks: bool, first: bool, batch_max: usize) -> (Round, Result<(), rcluster_manager::store::Fatal>) {
+    pub fn round(
+        &mut self,
+        at_us: u64,
+        clock: Clock,
+        ticks: bool,
+        first: bool,
+        batch_max: usize,
+    ) -> (Round, Result<(), rcluster_manager::store::Fatal>) {
         let now = clock.show(at_us);
         {
             let mut surface = self.local.surface();

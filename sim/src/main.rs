@@ -50,6 +50,10 @@ fn main() -> ExitCode {
             }
         }
     }
-    println!("{seeds} seeds, {failed} failed, {:.1} h simulated in {:.1} s", simulated.as_secs_f64() / 3600.0, began.elapsed().as_secs_f64());
+    println!(
+        "{seeds} seeds, {failed} failed, {:.1} h simulated in {:.1} s",
+        simulated.as_secs_f64() / 3600.0,
+        began.elapsed().as_secs_f64()
+    );
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -128,7 +128,7 @@ impl Plan {
             seed,
             hosts: one_of(chance, &[1, 2, 3, 3, 3, 3, 4, 5, 5]),
             clients: chance.random_range(1..=5),
-            safety_us: chance.random_range(60..=180) * 1_000_000,
+            safety_us: chance.random_range(20..=80) * 1_000_000,
             faults: Fault::ALL.into_iter().filter(|_| chance.random_bool(share)).collect(),
             fault_every_us,
             fault_lasts_us,

@@ -47,17 +47,45 @@ const EVENTS_AT_ONCE_MAX: u64 = 200_000;
 /// What happens.
 pub enum Event {
     /// A process ticks, and takes in what has arrived.
-    Tick { host: usize, life: u64 },
+    Tick {
+        host: usize,
+        life: u64,
+    },
     /// A process takes in what has arrived.
-    Round { host: usize, life: u64 },
-    Arrive { from: usize, to: usize, message: Box<Message> },
+    Round {
+        host: usize,
+        life: u64,
+    },
+    Arrive {
+        from: usize,
+        to: usize,
+        message: Box<Message>,
+    },
     /// A process is told that a peer cannot be reached.
-    Unreachable { host: usize, life: u64, peer: u64 },
-    SnapshotSent { host: usize, life: u64, to: u64, arrived: bool },
+    Unreachable {
+        host: usize,
+        life: u64,
+        peer: u64,
+    },
+    SnapshotSent {
+        host: usize,
+        life: u64,
+        to: u64,
+        arrived: bool,
+    },
     /// A process is told by a peer that it was removed.
-    Refused { host: usize, life: u64 },
-    Job { host: usize, life: u64, job: Job },
-    Start { host: usize },
+    Refused {
+        host: usize,
+        life: u64,
+    },
+    Job {
+        host: usize,
+        life: u64,
+        job: Job,
+    },
+    Start {
+        host: usize,
+    },
     /// The leader among them looks after the members.
     Keep,
     Sweep,
@@ -102,7 +130,11 @@ pub struct Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { hash, simulated, events, terms, entries, writes, reads, recovery } = self;
-        write!(formatter, "{} s, {events} events, {terms} terms, {entries} entries, {writes} writes, {reads} reads, ", simulated.as_secs())?;
+        write!(
+            formatter,
+            "{} s, {events} events, {terms} terms, {entries} entries, {writes} writes, {reads} reads, ",
+            simulated.as_secs()
+        )?;
         write!(formatter, "well after {} ms, hash {hash:016x}", recovery.as_millis())
     }
 }
@@ -437,7 +469,10 @@ impl World {
             let (term, log) = (raft.term, &raft.raft_log);
             let text = format!("{id} {role:?} term {term} committed {} of {} wants to send {}", log.committed, log.last_index(), out.len());
             let members = raft.store().configuration();
-            let text = format!("{text} voters {:?} {:?} learners {:?} {:?}", members.voters, members.voters_outgoing, members.learners, members.learners_next);
+            let text = format!(
+                "{text} voters {:?} {:?} learners {:?} {:?}",
+                members.voters, members.voters_outgoing, members.learners, members.learners_next
+            );
             self.tell(|| text);
         }
         looked?;
