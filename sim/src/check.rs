@@ -161,7 +161,8 @@ impl Checker {
         let (storage, before) = (raft.store(), self.seen.get(&host).copied().unwrap_or_default());
         let state = storage.state();
         let seen = Seen {
-            commit: raft.raft_log.committed,
+            // One that has ended may know of what its log has not taken in: a snapshot that could not be written.
+            commit: if has_ended { storage.applied().max(before.commit) } else { raft.raft_log.committed },
             applied: storage.applied(),
             term: raft.term,
             revision: state.revision(),
