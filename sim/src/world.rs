@@ -41,6 +41,9 @@ const JOB_US: u64 = 5_000;
 const START_US: u64 = 50_000;
 /// Once nothing goes wrong any more, all is well after so long.
 const RECOVERY_US: u64 = 60_000_000;
+/// How often it is looked whether all is well, and how often someone helps when it is not.
+const INSPECT_US: u64 = 100_000;
+const HELP_US: u64 = 15_000_000;
 /// So many events at one time are a loop.
 const EVENTS_AT_ONCE_MAX: u64 = 200_000;
 
@@ -256,7 +259,12 @@ impl World {
                     Err(why) if since_us >= RECOVERY_US => {
                         return Err(Violation(format!("{} s after the last fault: {why}", since_us / 1_000_000)));
                     }
-                    Err(_) => self.queue.push(self.now_us + 100_000, Event::Inspect),
+                    Err(why) => {
+                        self.queue.push(self.now_us + INSPECT_US, Event::Inspect);
+                        if since_us >= HELP_US && since_us % HELP_US < INSPECT_US {
+                            self.help(&why)?;
+                        }
+                    }
                 }
             }
             self.happen(event)?;
@@ -620,6 +628,20 @@ impl World {
         }
         self.queue.push(self.now_us + 1_000_000, Event::Inspect);
         Ok(())
+    }
+
+    /// What a person does who sees a manager that does not catch up: has another lead. One that was away while a new manager joined and
+    /// came to lead knows neither it nor its address, refuses what it sends, and learns of it only from another leader.
+    fn help(&mut self, why: &str) -> Result<(), Violation> {
+        let Some(leader) = self.leader() else { return Ok(()) };
+        let Some(process) = &self.hosts[leader].process else { return Ok(()) };
+        let own = process.inbound.id;
+        let heir = process.node.raft().store().configuration().voters.iter().filter(|id| **id != own).min();
+        if let Some(heir) = heir {
+            self.tell(|| format!("{why}: {heir} is to lead"));
+            process.store.transfer_leadership(*heir);
+        }
+        self.wake(leader)
     }
 
     /// Whether all is well: someone leads, the managers are what their objects say, and all have what was ever committed.
