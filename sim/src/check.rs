@@ -189,7 +189,7 @@ impl Checker {
             let published = process.store.state();
             let published = if has_ended { state } else { &published };
             // What is once different stays different: not all of it need be looked at each time.
-            let whole = seen.applied != before.applied + 1 || seen.applied % WHOLE_EVERY == 0;
+            let whole = seen.applied != before.applied + 1 || seen.applied.is_multiple_of(WHOLE_EVERY);
             for found in [state, published] {
                 hold!(
                     same(expected, found, whole),

@@ -147,7 +147,8 @@ impl World {
         let managers = self.checker.latest().managers();
         let wanted = managers.values().filter(|manager| manager.role == ManagerRole::Voter).map(|manager| manager.raft_id);
         let (mut wanted, mut voters): (Vec<u64>, Vec<u64>) = (wanted.collect(), configuration.voters.clone());
-        (wanted.sort_unstable(), voters.sort_unstable());
+        wanted.sort_unstable();
+        voters.sort_unstable();
         let settled = configuration.voters_outgoing.is_empty() && wanted == voters && raft.raft_log.committed == raft.raft_log.last_index();
         let kept = |id: &u64| self.hosts.iter().any(|host| host.id() == Some(*id));
         let all_kept = managers.values().all(|manager| kept(&manager.raft_id) && manager.role != ManagerRole::Leaving);

@@ -55,7 +55,7 @@ impl Clock {
 /// What leaves a process, and when.
 pub enum Out {
     Message(Message),
-    Snapshot(Message, State),
+    Snapshot(Message, Box<State>),
 }
 
 /// A process's end of what is made up: it runs when the world says, and its writes take their time.
@@ -105,7 +105,7 @@ impl Transport for Local {
     fn send_snapshot(&mut self, message: Message, state: State) {
         let mut surface = self.surface();
         let at_us = surface.now_us;
-        surface.out.push((at_us, Out::Snapshot(message, state)));
+        surface.out.push((at_us, Out::Snapshot(message, Box::new(state))));
     }
 
     fn set_members(&mut self, members: &[Member]) {

@@ -11,6 +11,7 @@ mod host;
 mod network;
 mod plan;
 mod queue;
+mod recovery;
 mod users;
 mod world;
 

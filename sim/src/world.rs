@@ -42,8 +42,8 @@ const START_US: u64 = 50_000;
 /// Once nothing goes wrong any more, all is well after so long.
 const RECOVERY_US: u64 = 60_000_000;
 /// How often it is looked whether all is well, and how often someone helps when it is not.
-const INSPECT_US: u64 = 100_000;
-const HELP_US: u64 = 15_000_000;
+pub const INSPECT_US: u64 = 100_000;
+pub const HELP_US: u64 = 15_000_000;
 /// So many events at one time are a loop.
 const EVENTS_AT_ONCE_MAX: u64 = 200_000;
 
@@ -158,7 +158,8 @@ pub struct World {
     /// When the last disk was lost.
     pub wiped_us: u64,
     pub is_calm: bool,
-    calm_since_us: u64,
+    /// When the faults have ended.
+    pub calm_since_us: u64,
     founded: State,
     hash: u64,
     events: u64,
@@ -357,7 +358,8 @@ impl World {
         self.start(host)
     }
 
-    fn start(&mut self, host: usize) -> Result<(), Violation> {
+    /// Starts a host's process, if it has a manager and none runs.
+    pub fn start(&mut self, host: usize) -> Result<(), Violation> {
         let Host { manager: Some(manager), clock, process, life, .. } = &mut self.hosts[host] else { return Ok(()) };
         if process.is_some() {
             return Ok(());
@@ -518,7 +520,8 @@ impl World {
         }
     }
 
-    fn host_of(&self, id: u64) -> Option<usize> {
+    /// Where the manager with this id is.
+    pub fn host_of(&self, id: u64) -> Option<usize> {
         (0..self.hosts.len()).find(|at| self.hosts[*at].id() == Some(id))
     }
 
@@ -603,78 +606,6 @@ impl World {
                 Step::HandOver(to) => store.transfer_leadership(to),
             }
             self.wake(host)?;
-        }
-        Ok(())
-    }
-
-    /// The faults end: wires carry, disks write, clocks go right, and whoever is down is started.
-    fn calm(&mut self) -> Result<(), Violation> {
-        self.tell(|| String::from("the faults end"));
-        self.is_calm = true;
-        self.calm_since_us = self.now_us;
-        self.network.calm();
-        for host in 0..self.hosts.len() {
-            let now_us = self.now_us;
-            self.hosts[host].clock.set_rate(now_us, 1_000_000);
-            if let Some(process) = &mut self.hosts[host].process {
-                process.busy_until_us = process.busy_until_us.min(now_us);
-            }
-            if let Some(manager) = &self.hosts[host].manager {
-                manager.disk.set_write_us(self.plan.write_us);
-                manager.disk.set_full(false);
-                manager.disk.mend();
-            }
-            self.start(host)?;
-        }
-        self.queue.push(self.now_us + 1_000_000, Event::Inspect);
-        Ok(())
-    }
-
-    /// What a person does who sees a manager that does not catch up: has another lead. One that was away while a new manager joined and
-    /// came to lead knows neither it nor its address, refuses what it sends, and learns of it only from another leader.
-    fn help(&mut self, why: &str) -> Result<(), Violation> {
-        let Some(leader) = self.leader() else { return Ok(()) };
-        let Some(process) = &self.hosts[leader].process else { return Ok(()) };
-        let own = process.inbound.id;
-        let heir = process.node.raft().store().configuration().voters.iter().filter(|id| **id != own).min();
-        if let Some(heir) = heir {
-            self.tell(|| format!("{why}: {heir} is to lead"));
-            process.store.transfer_leadership(*heir);
-        }
-        self.wake(leader)
-    }
-
-    /// Whether all is well: someone leads, the managers are what their objects say, and all have what was ever committed.
-    fn inspect(&self) -> Result<(), String> {
-        let leader = self.leader().ok_or("nobody leads")?;
-        let process = self.hosts[leader].process.as_ref().ok_or("nobody leads")?;
-        let status = process.store.status();
-        let state = self.checker.latest();
-        let step = next(state.managers().values().map(AsRef::as_ref), &standing(&status));
-        if status.configuration.joint || step.is_some() {
-            return Err(format!("the members are not settled: {:?}, next {step:?}", status.configuration));
-        }
-        if let Some(host) = self.hosts.iter().find(|host| host.joining) {
-            return Err(format!("{} has not joined yet", host.name));
-        }
-        for manager in state.managers().values() {
-            let id = manager.raft_id;
-            let configured = match manager.role {
-                ManagerRole::Voter => &status.configuration.voters,
-                ManagerRole::Standby => &status.configuration.learners,
-                ManagerRole::Leaving => return Err(format!("{id} has not left yet")),
-            };
-            if !configured.contains(&id) {
-                return Err(format!("{id} is to be {:?}, and is not in {:?}", manager.role, status.configuration));
-            }
-            let Some(process) = self.host_of(id).and_then(|host| self.hosts[host].process.as_ref()) else {
-                // One that was never started: its joiner has not heard that it was taken in, and has become another.
-                return Err(format!("{id} does not run"));
-            };
-            let applied = process.node.raft().store().applied();
-            if applied + 50 < self.checker.last() {
-                return Err(format!("{id} has applied {applied} of {}", self.checker.last()));
-            }
         }
         Ok(())
     }

@@ -1,0 +1,85 @@
+//! The end of the faults, and whether all becomes well.
+
+use rcluster_api::cluster::ManagerRole;
+use rcluster_manager::core::members::next;
+use rcluster_manager::drive::standing;
+
+use crate::check::Violation;
+use crate::world::{Event, World};
+
+/// Who is so many entries behind while clients go on writing has caught up.
+const BEHIND_MAX: u64 = 50;
+
+impl World {
+    /// The faults end: wires carry, disks write, clocks go right, and whoever is down is started.
+    pub fn calm(&mut self) -> Result<(), Violation> {
+        self.tell(|| String::from("the faults end"));
+        self.is_calm = true;
+        self.calm_since_us = self.now_us;
+        self.network.calm();
+        for host in 0..self.hosts.len() {
+            let now_us = self.now_us;
+            self.hosts[host].clock.set_rate(now_us, 1_000_000);
+            if let Some(process) = &mut self.hosts[host].process {
+                process.busy_until_us = process.busy_until_us.min(now_us);
+            }
+            if let Some(manager) = &self.hosts[host].manager {
+                manager.disk.set_write_us(self.plan.write_us);
+                manager.disk.set_full(false);
+                manager.disk.mend();
+            }
+            self.start(host)?;
+        }
+        self.queue.push(self.now_us + 1_000_000, Event::Inspect);
+        Ok(())
+    }
+
+    /// What a person does who sees a manager that does not catch up: has another lead. One that was away while a new manager joined and
+    /// came to lead knows neither it nor its address, refuses what it sends, and learns of it only from another leader.
+    pub fn help(&mut self, why: &str) -> Result<(), Violation> {
+        let Some(leader) = self.leader() else { return Ok(()) };
+        let Some(process) = &self.hosts[leader].process else { return Ok(()) };
+        let own = process.inbound.id;
+        let heir = process.node.raft().store().configuration().voters.iter().filter(|id| **id != own).min();
+        if let Some(heir) = heir {
+            self.tell(|| format!("{why}: {heir} is to lead"));
+            process.store.transfer_leadership(*heir);
+        }
+        self.wake(leader)
+    }
+
+    /// Whether all is well: someone leads, the managers are what their objects say, and all have what was ever committed.
+    pub fn inspect(&self) -> Result<(), String> {
+        let leader = self.leader().ok_or("nobody leads")?;
+        let process = self.hosts[leader].process.as_ref().ok_or("nobody leads")?;
+        let status = process.store.status();
+        let state = self.checker.latest();
+        let step = next(state.managers().values().map(AsRef::as_ref), &standing(&status));
+        if status.configuration.joint || step.is_some() {
+            return Err(format!("the members are not settled: {:?}, next {step:?}", status.configuration));
+        }
+        if let Some(host) = self.hosts.iter().find(|host| host.joining) {
+            return Err(format!("{} has not joined yet", host.name));
+        }
+        for manager in state.managers().values() {
+            let id = manager.raft_id;
+            let configured = match manager.role {
+                ManagerRole::Voter => &status.configuration.voters,
+                ManagerRole::Standby => &status.configuration.learners,
+                ManagerRole::Leaving => return Err(format!("{id} has not left yet")),
+            };
+            if !configured.contains(&id) {
+                return Err(format!("{id} is to be {:?}, and is not in {:?}", manager.role, status.configuration));
+            }
+            let Some(process) = self.host_of(id).and_then(|host| self.hosts[host].process.as_ref()) else {
+                // One that was never started: its joiner has not heard that it was taken in, and has become another.
+                return Err(format!("{id} does not run"));
+            };
+            let applied = process.node.raft().store().applied();
+            if applied + BEHIND_MAX < self.checker.last() {
+                return Err(format!("{id} has applied {applied} of {}", self.checker.last()));
+            }
+        }
+        Ok(())
+    }
+}
