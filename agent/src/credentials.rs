@@ -25,8 +25,8 @@ use crate::place::Places;
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// Pause before a renewal that failed is tried again.
 const RENEW_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// How often the calendar is looked at.
-const LOOK: Duration = Duration::from_secs(600);
+/// How often the calendar is looked at, at least and at most.
+const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 /// How long a manager may take for a renewal.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -113,7 +113,7 @@ pub async fn keep(security: Security, path: PathBuf, mut heard: watch::Receiver<
     let mut backoff = Backoff::new(RENEW_RETRY.0, RENEW_RETRY.1);
     loop {
         let trust = heard.borrow_and_update().clone();
-        let mut again = LOOK;
+        let mut again = security.credentials().map_or(LOOK.1, |own| next_look(&own));
         if let Some(own) = security.credentials()
             && !trust.authorities.is_empty()
         {
@@ -128,7 +128,7 @@ pub async fn keep(security: Security, path: PathBuf, mut heard: watch::Receiver<
                 Some(Ok(())) => {
                     info!("new credentials");
                     backoff.reset();
-                    continue;
+                    again = LOOK.0;
                 }
                 Some(Err(error)) => {
                     warn!("{error:#}: trying on");
@@ -142,6 +142,12 @@ pub async fn keep(security: Security, path: PathBuf, mut heard: watch::Receiver<
             return;
         }
     }
+}
+
+/// When it is time to look again: at the renewal, if that comes first.
+fn next_look(own: &Credentials) -> Duration {
+    let due = own.certificate().map_or(0, |certificate| certificate.renew_at().saturating_sub(now()));
+    Duration::from_secs(u64::try_from(due).unwrap_or_default()).clamp(LOOK.0, LOOK.1)
 }
 
 fn is_due(own: &Credentials) -> bool {

@@ -86,7 +86,7 @@ impl Certificate {
     pub fn renew_at(&self) -> i64 {
         let life = (self.not_after - self.not_before).max(0);
         let share = i64::from(digest(self.identity.id.as_bytes())[0]) * 200 / 255;
-        self.not_before + life / 1000 * (500 + share)
+        self.not_before + life * (500 + share) / 1000
     }
 }
 

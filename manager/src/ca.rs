@@ -114,6 +114,11 @@ pub fn issue(
     Ok(v1::Credentials { chain, authorities: trusted(authorities) })
 }
 
+/// Refuses a signing request that [`issue`] would refuse.
+pub fn check_request(request: &[u8]) -> Result<(), CaError> {
+    CertificateSigningRequestParams::from_der(&request.into()).map(|_| ()).map_err(CaError::Request)
+}
+
 /// The certificates of `authorities`.
 pub fn trusted(authorities: &[Authority]) -> Vec<Vec<u8>> {
     authorities.iter().map(|authority| authority.certificate.0.clone()).collect()
@@ -158,6 +163,19 @@ mod tests {
         let second = credentials(&[new.clone(), old.clone()]);
         assert!(second.is_current() && identity::is_issued_by(&new.cross.0, &old.certificate.0));
         assert!(!Credentials { authorities: second.authorities.clone(), ..first }.is_current());
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_in_the_middle_of_its_life() {
+        let authority = [found().unwrap()];
+        for seconds in [60, 900, 90 * 86_400] {
+            let request = SigningRequest::new().unwrap();
+            let issued = issue(&authority, &manager(), &[], &request.request, Duration::from_secs(seconds)).unwrap();
+            let certificate = Credentials::new(issued, request.key).certificate().unwrap();
+            let (now, ttl) = (i64::try_from(rcluster_base::clock::unix_ms() / 1000).unwrap(), i64::try_from(seconds).unwrap());
+            let wait = certificate.renew_at() - now;
+            assert!(wait >= ttl * 2 / 5 && wait <= ttl * 3 / 4, "{wait} s of {ttl} s");
+        }
     }
 
     #[test]

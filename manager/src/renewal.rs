@@ -17,8 +17,8 @@ use crate::found;
 use crate::rpc::Router;
 use crate::rpc::admission::issue;
 
-/// How often the calendar is looked at.
-const LOOK: Duration = Duration::from_secs(600);
+/// How often the calendar is looked at, at least and at most.
+const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 /// Pause before a renewal that failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
 
@@ -30,13 +30,13 @@ pub async fn keep(router: Router, security: Security, state_dir: PathBuf) {
     loop {
         revisions.borrow_and_update();
         let cluster = router.store.state().cluster().cloned();
-        let mut again = LOOK;
+        let mut again = security.credentials().map_or(LOOK.1, |own| next_look(&own));
         if let (Some(cluster), Some(own)) = (&cluster, security.credentials()) {
             let authorities: Vec<Payload> = cluster.authorities.iter().map(|authority| authority.certificate.clone()).collect();
             let renewed = if own.authorities != authorities && !authorities.is_empty() {
                 Some(Ok(Credentials { authorities, ..own }))
             } else if is_due(&own) {
-                Some(renew(&router).await)
+                Some(renew(&router))
             } else {
                 None
             };
@@ -45,7 +45,7 @@ pub async fn keep(router: Router, security: Security, state_dir: PathBuf) {
                 Some(Ok(())) => {
                     info!("new credentials");
                     backoff.reset();
-                    again = Duration::ZERO;
+                    again = LOOK.0;
                 }
                 Some(Err(error)) => {
                     warn!("{error:#}: trying on");
@@ -76,19 +76,22 @@ fn is_due(own: &Credentials) -> bool {
     !own.is_current() || own.certificate().is_ok_and(|certificate| certificate.renew_at() <= now)
 }
 
-/// By the leader, which may be this manager.
-async fn renew(router: &Router) -> Result<Credentials> {
-    if router.leadership.term().is_some() {
-        let state = router.store.state();
-        let own = router.store.status().own;
-        let manager = state.managers().values().find(|manager| manager.raft_id == own).context("find this manager in the tables")?;
-        let request = SigningRequest::new()?;
-        let issued = issue(&state, Part::Manager, manager.id.as_str(), &manager.addr, &manager.name, &request.request)?;
-        return Ok(Credentials::new(issued, request.key));
-    }
-    let leader = router.store.role().borrow().leader.clone().context("renew the certificate: there is no leader")?;
-    let channel = router.connect(&leader.addr).await?;
-    Ok(rcluster_api::client::renew(channel).await?)
+/// When it is time to look again: at the renewal, if that comes first.
+fn next_look(own: &Credentials) -> Duration {
+    let now = i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX);
+    let due = own.certificate().map_or(0, |certificate| certificate.renew_at().saturating_sub(now));
+    Duration::from_secs(u64::try_from(due).unwrap_or_default()).clamp(LOOK.0, LOOK.1)
+}
+
+/// A manager issues its own: the authority's key is in its tables, and a cluster whose managers were all off for longer than their
+/// certificates were valid must come up again.
+fn renew(router: &Router) -> Result<Credentials> {
+    let state = router.store.state();
+    let own = router.store.status().own;
+    let manager = state.managers().values().find(|manager| manager.raft_id == own).context("renew the certificate: this is no manager")?;
+    let request = SigningRequest::new()?;
+    let issued = issue(&state, Part::Manager, manager.id.as_str(), &manager.addr, &manager.name, &request.request)?;
+    Ok(Credentials::new(issued, request.key))
 }
 
 fn used(security: &Security, state_dir: &std::path::Path, credentials: Credentials) -> Result<()> {

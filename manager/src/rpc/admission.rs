@@ -94,12 +94,14 @@ impl Admission for AdmissionService {
             Route::There(leader) => return AdmissionClient::new(leader).join(forward(request)).await,
             Route::Here(term) => term,
         };
-        let claim = auth::of(&request);
+        let is_plain = auth::is_plain(&request);
         let v1::JoinRequest { token, name, addr, signing_request } = request.into_inner();
         let state = self.router.store.state();
         let cluster = members::cluster(&state)?;
         let plain = cluster.authorities.is_empty();
-        let manager = if plain && claim == crate::core::authorize::Claim::Plain { !addr.is_empty() } else { check_token(cluster, &token)? };
+        // Before anything is written for it.
+        ca::check_request(&signing_request).map_err(ApiError::from)?;
+        let manager = if plain && is_plain { !addr.is_empty() } else { check_token(cluster, &token)? };
         let (id, raft_id) = if manager {
             let standing = self.router.standing();
             match term.request(Asked::AddManager { name: name.clone(), addr: addr.clone(), standing }).await? {

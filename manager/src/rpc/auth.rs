@@ -12,6 +12,7 @@ use rcluster_api::data::Payload;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::identity::{self, Identity, Part};
 use rcluster_base::clock::unix_ms;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
 use crate::core::authorize::{Caller, Claim, caller};
@@ -38,31 +39,48 @@ impl Peer {
             Some(Err(_)) | None => Self::Nobody,
         }
     }
+}
 
-    fn is_manager(&self) -> bool {
-        matches!(self, Self::Plain | Self::Certificate(Identity { part: Part::Manager, .. }))
+/// What a request claims.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claims {
+    /// Who made the connection, or whose token came with it.
+    own: Claim,
+    /// For whom a manager passes the request on.
+    other: Option<Claim>,
+}
+
+impl Claims {
+    /// Neither certificate nor token.
+    pub fn nobody() -> Self {
+        Self { own: Claim::Nobody, other: None }
+    }
+
+    fn made_by(&self) -> &Claim {
+        self.other.as_ref().unwrap_or(&self.own)
     }
 }
 
 /// What a request claims, by its connection and its headers.
-pub fn claim(peer: &Peer, headers: &HeaderMap) -> Claim {
-    if peer.is_manager()
-        && let Some(origin) = headers.get(ORIGIN).and_then(|value| value.to_str().ok())
-    {
-        return forwarded(origin, headers);
-    }
-    match peer {
-        Peer::Plain => Claim::Plain,
-        Peer::Certificate(Identity { part, id, cluster_id: _ }) => Claim::Certificate { part: *part, id: id.clone() },
-        Peer::Nobody => token(headers),
-    }
+pub fn claims(peer: &Peer, headers: &HeaderMap) -> Claims {
+    let (own, may_pass_on) = match peer {
+        Peer::Plain => (Claim::Plain, true),
+        Peer::Certificate(Identity { part, id, cluster_id: _ }) => {
+            (Claim::Certificate { part: *part, id: id.clone() }, *part == Part::Manager)
+        }
+        Peer::Nobody => (token(headers), false),
+    };
+    let origin = headers.get(ORIGIN).filter(|_| may_pass_on);
+    let other = origin.map(|origin| passed_on(origin.to_str().unwrap_or_default(), headers, &own));
+    Claims { own, other }
 }
 
-fn forwarded(origin: &str, headers: &HeaderMap) -> Claim {
+fn passed_on(origin: &str, headers: &HeaderMap, by: &Claim) -> Claim {
     let part = |word: &str| [Part::Manager, Part::Agent, Part::User].into_iter().find(|part| part.as_str() == word);
     match origin.split_once(' ').and_then(|(word, id)| Some((part(word)?, id))) {
         Some((part, id)) => Claim::Certificate { part, id: id.to_owned() },
-        None if origin == "plain" => Claim::Plain,
+        // Where there is TLS, nobody has come without.
+        None if origin == "plain" && *by == Claim::Plain => Claim::Plain,
         None => token(headers),
     }
 }
@@ -76,40 +94,69 @@ fn token(headers: &HeaderMap) -> Claim {
     }
 }
 
-/// The claim of a request that has come in, as the listener has set it.
-pub fn of<T>(request: &Request<T>) -> Claim {
-    request.extensions().get::<Claim>().cloned().unwrap_or(Claim::Nobody)
+/// The claims of a request that has come in, as the listener has set them.
+pub fn of<T>(request: &Request<T>) -> Claims {
+    request.extensions().get::<Claims>().cloned().unwrap_or_else(Claims::nobody)
+}
+
+/// Whether a request was made in plain text.
+pub fn is_plain<T>(request: &Request<T>) -> bool {
+    *of(request).made_by() == Claim::Plain
 }
 
 /// Refuses at once who cannot be served anywhere.
 pub fn admit<T>(request: &Request<T>) -> Result<(), Status> {
-    match of(request) {
-        claim @ Claim::Nobody => Err(caller(&State::default(), &claim, 0).expect_err("nobody is refused").into()),
+    match of(request).made_by() {
+        claim @ Claim::Nobody => Err(caller(&State::default(), claim, 0).expect_err("nobody is refused").into()),
         Claim::Plain | Claim::Certificate { .. } | Claim::Token { .. } => Ok(()),
     }
 }
 
-/// Who calls, by this manager's state.
+/// Who made a request, by this manager's state; one that was passed on counts only from a manager of the cluster.
 pub fn known<T>(request: &Request<T>, state: &State) -> Result<Caller, ApiError> {
-    caller(state, &of(request), unix_ms())
+    let Claims { own, other } = of(request);
+    let Some(other) = other else { return caller(state, &own, unix_ms()) };
+    match caller(state, &own, unix_ms())? {
+        Caller::Anyone => {}
+        Caller::Manager(id) if state.managers().values().any(|manager| manager.id.as_str() == id) => {}
+        by @ (Caller::Manager(_) | Caller::Agent(_) | Caller::User { .. }) => {
+            return Err(ApiError::new(ErrorCode::Forbidden, format!("{} may not pass requests on", by.describe())));
+        }
+    }
+    caller(state, &other, unix_ms())
+}
+
+/// Who has made the connection, by this manager's state.
+pub fn peer<T>(request: &Request<T>, state: &State) -> Result<Caller, ApiError> {
+    caller(state, &of(request).own, unix_ms())
+}
+
+/// Whether a manager has made the connection that was removed from the cluster.
+pub fn is_removed_manager<T>(request: &Request<T>, state: &State) -> bool {
+    match of(request).own {
+        Claim::Certificate { part: Part::Manager, id } => {
+            state.cluster().is_some_and(|cluster| cluster.revocations.iter().any(|revocation| revocation.id == id))
+        }
+        Claim::Certificate { .. } | Claim::Plain | Claim::Nobody | Claim::Token { .. } => false,
+    }
 }
 
 /// Says in a request that is passed on to the leader who made it.
 pub fn pass_on<T>(request: &mut Request<T>) {
-    let origin = match of(request) {
+    let origin = match of(request).made_by() {
         Claim::Plain => "plain".to_owned(),
         // A token is in a header of its own, and goes along.
         Claim::Nobody | Claim::Token { .. } => "nobody".to_owned(),
         Claim::Certificate { part, id } => format!("{} {id}", part.as_str()),
     };
-    if let Ok(value) = origin.parse() {
-        request.metadata_mut().insert(ORIGIN, value);
-    }
+    // An id that cannot stand in a header is none of ours.
+    let origin = origin.parse().unwrap_or_else(|_| MetadataValue::from_static("nobody"));
+    request.metadata_mut().insert(ORIGIN, origin);
 }
 
 /// The id of the agent that calls; in plain text it is not known, and anyone may be it.
 pub fn agent<T>(request: &Request<T>, state: &State) -> Result<Option<String>, ApiError> {
-    match known(request, state)? {
+    match peer(request, state)? {
         Caller::Anyone => Ok(None),
         Caller::Agent(id) => Ok(Some(id)),
         other @ (Caller::Manager(_) | Caller::User { .. }) => {
@@ -126,28 +173,47 @@ mod tests {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
     }
 
-    fn peer(part: Part) -> Peer {
+    fn peer_of(part: Part) -> Peer {
         Peer::Certificate(Identity { part, id: "i".into(), cluster_id: "c".into() })
+    }
+
+    fn made_by(peer: &Peer, headers: &HeaderMap) -> Claim {
+        claims(peer, headers).made_by().clone()
     }
 
     #[test]
     fn only_managers_speak_for_others() {
-        let forwarded = headers(&[(ORIGIN, "user u1")]);
+        let passed_on = headers(&[(ORIGIN, "user u1")]);
         let user = Claim::Certificate { part: Part::User, id: "u1".into() };
-        assert_eq!(claim(&peer(Part::Manager), &forwarded), user);
-        assert_eq!(claim(&peer(Part::Agent), &forwarded), Claim::Certificate { part: Part::Agent, id: "i".into() });
-        assert_eq!(claim(&Peer::Nobody, &forwarded), Claim::Nobody);
-        assert_eq!(claim(&peer(Part::Manager), &headers(&[(ORIGIN, "nobody")])), Claim::Nobody);
-        assert_eq!(claim(&peer(Part::User), &headers(&[(ORIGIN, "plain")])), Claim::Certificate { part: Part::User, id: "i".into() });
+        assert_eq!(made_by(&peer_of(Part::Manager), &passed_on), user);
+        assert_eq!(made_by(&Peer::Plain, &passed_on), user);
+        assert_eq!(made_by(&peer_of(Part::Agent), &passed_on), Claim::Certificate { part: Part::Agent, id: "i".into() });
+        assert_eq!(made_by(&Peer::Nobody, &passed_on), Claim::Nobody);
+        assert_eq!(made_by(&peer_of(Part::Manager), &headers(&[(ORIGIN, "nobody")])), Claim::Nobody);
+        // With TLS nobody has come without.
+        assert_eq!(made_by(&peer_of(Part::Manager), &headers(&[(ORIGIN, "plain")])), Claim::Nobody);
+        assert_eq!(made_by(&Peer::Plain, &headers(&[(ORIGIN, "plain")])), Claim::Plain);
+    }
+
+    #[test]
+    fn what_is_passed_on_counts_from_managers_that_are_some() {
+        let state = State::new("c".into());
+        let mut request = Request::new(());
+        let origin = headers(&[(ORIGIN, "user u1")]);
+        request.extensions_mut().insert(claims(&peer_of(Part::Manager), &origin));
+        // A certificate of a manager that the tables do not have: it was removed.
+        let refused = known(&request, &state).unwrap_err();
+        assert_eq!(refused.message, "manager i may not pass requests on");
+        assert_eq!(peer(&request, &state).unwrap(), Caller::Manager("i".into()));
     }
 
     #[test]
     fn a_token_counts_where_there_is_no_certificate() {
         let bearer = headers(&[("authorization", "Bearer abc")]);
         let token = Claim::Token { digest: Payload(b"abc".to_vec()).digest() };
-        assert_eq!(claim(&Peer::Nobody, &bearer), token);
-        assert_eq!(claim(&peer(Part::Manager), &headers(&[(ORIGIN, "nobody"), ("authorization", "Bearer abc")])), token);
-        assert_eq!(claim(&peer(Part::User), &bearer), Claim::Certificate { part: Part::User, id: "i".into() });
-        assert_eq!(claim(&Peer::Nobody, &headers(&[("authorization", "Bearer ")])), Claim::Nobody);
+        assert_eq!(made_by(&Peer::Nobody, &bearer), token);
+        assert_eq!(made_by(&peer_of(Part::Manager), &headers(&[(ORIGIN, "nobody"), ("authorization", "Bearer abc")])), token);
+        assert_eq!(made_by(&peer_of(Part::User), &bearer), Claim::Certificate { part: Part::User, id: "i".into() });
+        assert_eq!(made_by(&Peer::Nobody, &headers(&[("authorization", "Bearer ")])), Claim::Nobody);
     }
 }

@@ -338,6 +338,11 @@ impl Control for ControlService {
                 self.router.permit(&request, UserRole::Admin, "creating a user")?;
                 let v1::CreateUserRequest { name, role, ttl_ms, signing_request } = request.into_inner();
                 let role = convert::user_role(role).map_err(ApiError::from)?;
+                if !signing_request.is_empty() {
+                    // Before anything is written for it.
+                    ca::check_request(&signing_request).map_err(ApiError::from)?;
+                    members::cluster(&self.router.store.state())?.authorities.first().ok_or(ApiError::from(ca::CaError::None))?;
+                }
                 let token = if signing_request.is_empty() { admission::bearer_token() } else { String::new() };
                 let token_digest = if token.is_empty() { String::new() } else { Payload(token.clone().into_bytes()).digest() };
                 let expires_at_ms = if ttl_ms == 0 { 0 } else { unix_ms().saturating_add(ttl_ms) };

@@ -22,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use super::auth::{Peer, claim};
+use super::auth::{Peer, claims};
 
 /// Connections at once: an agent has one for its session and one for each conversation of a user.
 const CONNECTIONS_MAX: usize = 8192;
@@ -70,8 +70,8 @@ async fn connection(stream: TcpStream, security: Security, app: Router, _permit:
 
 async fn requests(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer, app: Router) {
     let app = app.map_request(move |mut request: Request<hyper::body::Incoming>| {
-        let claim = claim(&peer, request.headers());
-        request.extensions_mut().insert(claim);
+        let claims = claims(&peer, request.headers());
+        request.extensions_mut().insert(claims);
         request
     });
     let mut builder = Builder::new(TokioExecutor::new());

@@ -37,6 +37,12 @@ fn refuse(why: String) -> Status {
     ApiError::new(ErrorCode::Invalid, why).into()
 }
 
+/// The refusal, marked so that the manager ends.
+fn removed(mut status: Status) -> Status {
+    status.metadata_mut().insert(REMOVED, MetadataValue::from_static("true"));
+    status
+}
+
 impl RaftService {
     /// A service that hands messages to `inbound`.
     pub fn new(inbound: Inbound) -> Self {
@@ -56,17 +62,19 @@ impl RaftService {
         match self.inbound.standing(from) {
             Standing::Member => Ok(()),
             Standing::Unknown => Err(refuse(format!("manager {from} is not known here yet"))),
-            Standing::Removed => {
-                let mut status = refuse(format!("manager {from} was removed from the cluster"));
-                status.metadata_mut().insert(REMOVED, MetadataValue::from_static("true"));
-                Err(status)
-            }
+            Standing::Removed => Err(removed(refuse(format!("manager {from} was removed from the cluster")))),
         }
     }
 
     /// The id in the calling manager's certificate; none in plain text.
     fn caller<T>(&self, request: &Request<T>) -> Result<Option<String>, Status> {
-        match auth::known(request, &self.inbound.state())? {
+        let state = self.inbound.state();
+        let caller = match auth::peer(request, &state) {
+            Ok(caller) => caller,
+            Err(refusal) if auth::is_removed_manager(request, &state) => return Err(removed(refusal.into())),
+            Err(refusal) => return Err(refusal.into()),
+        };
+        match caller {
             Caller::Anyone => Ok(None),
             Caller::Manager(id) => Ok(Some(id)),
             other @ (Caller::Agent(_) | Caller::User { .. }) => {

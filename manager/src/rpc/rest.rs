@@ -21,8 +21,8 @@ use serde_json::{Value, json};
 use tonic::Request;
 use tonic::metadata::MetadataMap;
 
+use super::auth::Claims;
 use super::control::ControlService;
-use crate::core::authorize::Claim;
 
 /// A refusal as HTTP has it.
 struct Refusal(ApiError);
@@ -45,7 +45,7 @@ type Answer = Result<Json<Value>, Refusal>;
 /// The control calls, with who makes them.
 struct Api {
     control: ControlService,
-    claim: Claim,
+    claims: Claims,
     /// A token goes along when the call is forwarded.
     authorization: Option<HeaderValue>,
 }
@@ -54,8 +54,8 @@ impl FromRequestParts<ControlService> for Api {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, control: &ControlService) -> Result<Self, Infallible> {
-        let claim = parts.extensions.get::<Claim>().cloned().unwrap_or(Claim::Nobody);
-        Ok(Self { control: control.clone(), claim, authorization: parts.headers.get(AUTHORIZATION).cloned() })
+        let claims = parts.extensions.get::<Claims>().cloned().unwrap_or_else(Claims::nobody);
+        Ok(Self { control: control.clone(), claims, authorization: parts.headers.get(AUTHORIZATION).cloned() })
     }
 }
 
@@ -64,7 +64,7 @@ impl Api {
         let mut headers = HeaderMap::new();
         headers.extend(self.authorization.clone().map(|value| (AUTHORIZATION, value)));
         let mut extensions = Extensions::new();
-        extensions.insert(self.claim.clone());
+        extensions.insert(self.claims.clone());
         Request::from_parts(MetadataMap::from_headers(headers), extensions, message)
     }
 }

@@ -73,6 +73,12 @@ fn difference(old: &State, new: &State, kinds: &BTreeSet<Kind>) -> v1::WatchResp
     if wanted(Kind::Event) {
         gather(old.events(), new.events(), Kind::Event, &mut response, |object| Object::Event((**object).clone()));
     }
+    if wanted(Kind::Manager) {
+        gather(old.managers(), new.managers(), Kind::Manager, &mut response, |object| Object::Manager((**object).clone()));
+    }
+    if wanted(Kind::User) {
+        gather(old.users(), new.users(), Kind::User, &mut response, |object| Object::User((**object).clone()));
+    }
     for kind in [DataKind::Secret, DataKind::Config].into_iter().filter(|kind| wanted(kind.object_kind())) {
         let of_kind = |item: &DiffItem<'_, '_, DataId, Arc<Data>>| match item {
             DiffItem::Add(_, data) | DiffItem::Remove(_, data) | DiffItem::Update { new: (_, data), .. } => data.spec.kind == kind,

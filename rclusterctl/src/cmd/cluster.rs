@@ -2,7 +2,7 @@
 
 use rcluster_api::cluster::{ManagerRole, UserRole};
 use rcluster_api::error::{ApiError, ErrorCode};
-use rcluster_api::object::Kind;
+use rcluster_api::object::{Kind, Object};
 use rcluster_api::tls::{Credentials, SigningRequest};
 use rcluster_api::wire::v1;
 use serde::Serialize;
@@ -86,18 +86,26 @@ async fn update(session: &mut Session, request: v1::UpdateManagerRequest) -> Res
     session.call(call).await.map(|_| ())
 }
 
-/// Whether `name` is a manager's, and no node's.
-pub async fn is_manager(session: &mut Session, name: &str) -> Result<bool, CliError> {
+/// Whether `name` is a manager's.
+async fn is_manager(session: &mut Session, name: &str) -> Result<bool, CliError> {
     let cluster = session.cluster().await?;
     Ok(cluster.managers.iter().any(|manager| manager.name == name || manager.object_id == name))
 }
 
 /// `node rm NAME…`: nodes together, a manager alone.
 pub async fn remove(mut session: Session, names: &[String], wait: Wait) -> Result<(), CliError> {
-    match names {
-        [name] if is_manager(&mut session, name).await? => change::rm(session, Kind::Manager, names, wait).await,
-        _ => change::rm(session, Kind::Node, names, wait).await,
+    let [name] = names else { return change::rm(session, Kind::Node, names, wait).await };
+    if !is_manager(&mut session, name).await? {
+        return change::rm(session, Kind::Node, names, wait).await;
     }
+    let nodes = session.list(Kind::Node, "", "").await?;
+    if nodes.iter().any(|object| matches!(object, Object::Node(node) if node.name() == name || node.id.as_str() == name)) {
+        return Err(CliError::refused(
+            format!("a manager and a node are called {name}"),
+            format!("say which: rclusterctl cluster leave {name}, or rclusterctl rm node {name}"),
+        ));
+    }
+    change::rm(session, Kind::Manager, names, wait).await
 }
 
 /// `user …`.

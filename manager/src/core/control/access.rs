@@ -73,10 +73,10 @@ pub(super) fn create_user(
 /// The last administrator stays: nobody could make another.
 pub(super) fn remove_user(state: &State, name: &str, changes: &mut ChangeSet) -> Result<(), ApiError> {
     let user = state.find_user(name).ok_or_else(|| not_found(Kind::User, name))?;
-    let others = state.users().values().filter(|other| other.role == UserRole::Admin && other.id != user.id);
+    let others = state.users().values().filter(|other| other.role == UserRole::Admin && other.expires_at_ms == 0 && other.id != user.id);
     let going = |other: &User| changes.deletes.contains(&(Kind::User, other.id.to_string()));
     if user.role == UserRole::Admin && others.filter(|other| !going(other)).count() == 0 {
-        return Err(ApiError::new(ErrorCode::Conflict, format!("user {name} is the last with the role admin"))
+        return Err(ApiError::new(ErrorCode::Conflict, format!("user {name} is the last with the role admin that does not expire"))
             .hint("make another first: rclusterctl user create NAME --role admin"));
     }
     changes.deletes.push((Kind::User, user.id.to_string()));

@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use protobuf::Message;
@@ -92,6 +93,9 @@ impl RedbLog {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove the unfinished", &aside)(error)),
             Ok(()) | Err(_) => {}
         }
+        // It holds the authority's key and secrets: made before redb opens it, so that nobody else ever reads it.
+        let made = fs::File::options().write(true).create_new(true).mode(0o600).open(&aside);
+        made.map_err(failed("make", &aside))?;
         let log = Self::create_on(open_database(&aside)?, dir, identity, hard_state, snapshot)?;
         fs::rename(&aside, &path).map_err(failed("name the log", &path))?;
         fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", dir))?;
@@ -279,7 +283,7 @@ impl LogStore for RedbLog {
         let dir = self.dir.clone();
         Box::new(move |metadata, data| {
             let name = format!("snapshot-{:020}-{:08x}", metadata.index, rand::random::<u32>());
-            ledger::write_bytes(&dir.join(&name), data).map_err(|error| {
+            ledger::write_secret_bytes(&dir.join(&name), data).map_err(|error| {
                 let path = dir.join(&name);
                 let source = match error {
                     LedgerError::Write { source, .. } | LedgerError::Read { source, .. } => source,

@@ -4,6 +4,8 @@
 //! `identity.json` is written after the first log is whole: where it stands and the log does not, the log was lost.
 
 use std::fmt;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use raft::eraftpb::{ConfState, HardState, Snapshot};
@@ -79,7 +81,9 @@ pub fn open(config: &StoreConfig) -> Result<RedbLog, StoreError> {
 /// Makes the first log of a manager: with the tables of a cluster that it founds, or empty for one that joins and is sent them.
 pub fn prepare(config: &StoreConfig, founded: Option<&State>) -> Result<(), StoreError> {
     let dir = &config.dir;
-    std::fs::create_dir_all(dir).map_err(|source| StoreError::Dir { path: dir.clone(), source })?;
+    // Others have no business here.
+    let made = std::fs::create_dir_all(dir).and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(0o700)));
+    made.map_err(|source| StoreError::Dir { path: dir.clone(), source })?;
     let own = Identity::of(config);
     if identity(dir)?.is_some() {
         return Err(StoreError::Used { path: dir.clone() });
