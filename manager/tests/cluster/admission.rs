@@ -1,5 +1,6 @@
 //! Joining, and who is kept out.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use rcluster_api::client;
@@ -159,6 +160,20 @@ async fn a_cluster_without_tls_says_so_and_is_never_half_of_one() {
     let mut without = start("m1", &secure.managers[0].dir.clone(), &crate::support::addr(), &["--insecure"]);
     assert_eq!(without.end().await, 1);
     assert!(without.log().contains("this cluster was made with TLS: start without --insecure"), "{}", without.log());
+}
+
+#[tokio::test]
+async fn what_a_manager_keeps_is_for_its_owner_alone() {
+    let cluster = Cluster::found().await;
+    cluster.write("a").await;
+    let dir = &cluster.managers[0].dir;
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let open: Vec<_> = entries
+        .chain([dir.clone()])
+        .filter(|path| path.file_name().is_none_or(|name| name != "identity.json"))
+        .filter(|path| std::fs::metadata(path).unwrap().permissions().mode() & 0o077 != 0)
+        .collect();
+    assert!(open.is_empty(), "others may read {open:?}");
 }
 
 #[tokio::test]

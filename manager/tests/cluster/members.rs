@@ -5,7 +5,7 @@ use std::path::Path;
 use rcluster_api::wire::v1;
 use rcluster_manager::store::Identity;
 
-use crate::support::{Cluster, until};
+use crate::support::{Cluster, start, until};
 
 #[tokio::test]
 async fn three_managers_survive_the_loss_of_one_and_it_comes_back_with_an_empty_disk() {
@@ -67,6 +67,11 @@ async fn a_manager_leaves_by_command_and_what_would_lose_the_quorum_is_refused()
     let mut left = [leader.as_str(), kept];
     left.sort_unstable();
     cluster.settled(&left).await;
+    // It hears of it when it comes back, although its certificate is no longer taken.
+    let (dir, addr) = (cluster.manager(lost).dir.clone(), cluster.manager(lost).addr.clone());
+    let mut back = start(lost, &dir, &addr, &[]);
+    assert_eq!(back.end().await, 1);
+    assert!(back.log().contains("this manager was removed from its cluster"), "{}", back.log());
     // The leader itself may go as well: it hands over first.
     cluster.control(&cluster.admin).await.unwrap().remove(remove(&leader)).await.unwrap();
     cluster.settled(&[kept]).await;

@@ -485,7 +485,8 @@ impl<L: LogStore, T: Transport> Node<L, T> {
 
     fn begin_stopping(&mut self, now: Duration, done: oneshot::Sender<()>) {
         let own = self.config.id;
-        let peers = self.raw.raft.prs().iter().filter(|(id, _)| **id != own && self.publisher.is_heard(**id, now));
+        let voters = &self.raw.store().configuration().voters;
+        let peers = self.raw.raft.prs().iter().filter(|(id, _)| **id != own && voters.contains(id) && self.publisher.is_heard(**id, now));
         let successor = peers.max_by_key(|(_, progress)| progress.matched).map(|(id, _)| *id);
         if self.leads()
             && let Some(successor) = successor
