@@ -78,6 +78,12 @@ async fn a_check_is_the_monitors_and_ends_with_the_agent_that_wanted_it() {
     assert!(!is_alive(next) && sleeper("71.5").is_none());
 }
 
+/// Whether a check has found it unhealthy: it fails for that soon after, and may be seen only then.
+fn is_sick(status: &TaskStatus) -> bool {
+    let unhealthy = status.containers.first().is_some_and(|container| container.health() == Health::Unhealthy);
+    unhealthy || status.message.contains("is unhealthy")
+}
+
 #[tokio::test]
 async fn a_check_that_takes_too_long_is_killed() {
     let manager = Manager::leader().await;
@@ -86,7 +92,6 @@ async fn a_check_that_takes_too_long_is_killed() {
     let check = eventually("a check", || sleeper("72.5")).await;
     assert!(command_line(parent(check).expect("it has one")).contains(" monitor "));
     eventually("its end", || (!is_alive(check)).then_some(())).await;
-    let is_sick = |status: &TaskStatus| status.containers.first().is_some_and(|container| container.health() == Health::Unhealthy);
     let sick = manager.until("it is unhealthy", |seen| seen.statuses.get(A).filter(|status| is_sick(status)).cloned()).await;
     assert!(format!("{sick:?}").contains("the check did not end within 400ms"), "{sick:?}");
     manager.assign(Vec::new());
@@ -100,7 +105,6 @@ async fn what_a_check_says_and_how_it_ends_is_told() {
     let agent = Agent::start(&[manager.address]);
     manager.assign(vec![checked(A, &["sh", "-c", "echo low on luck >&2; exit 3"], 5000), checked(B, &["sh", "-c", "exit 3"], 5000)]);
     for (task, why) in [(A, "low on luck"), (B, "exit status: 3")] {
-        let is_sick = |status: &TaskStatus| status.containers.first().is_some_and(|container| container.health() == Health::Unhealthy);
         let sick = manager.until("it is unhealthy", |seen| seen.statuses.get(task).filter(|status| is_sick(status)).cloned()).await;
         assert!(format!("{sick:?}").contains(why), "{sick:?}");
     }
