@@ -1,20 +1,23 @@
 //! The command line: what may be said, and in which words. Reads nothing but its arguments.
 
+mod cluster;
 mod image;
+mod lab;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use rcluster_api::cluster::UserRole;
 use rcluster_api::object::Kind;
 use rcluster_api::resource::Millis;
 
 use crate::detach_keys::{DEFAULT as DEFAULT_DETACH_KEYS, DetachKeys};
 use crate::error::{CliError, EXIT_CODES};
 
+pub use cluster::{ClusterCommand, ContextCommand, JoinPart, UserCommand, UserCreate};
 pub use image::{ImageCommand, OnNodes};
+pub use lab::{LabCommand, LabExec, LabUp};
 
 /// The command of rcluster: deploys services, shows what runs, operates nodes, makes labs.
 #[derive(Debug, Parser)]
@@ -477,170 +480,6 @@ pub struct DataCreate {
     pub replace: bool,
 }
 
-#[derive(Debug, Subcommand)]
-pub enum ClusterCommand {
-    /// Shows who leads and how far each manager is.
-    Status,
-    /// Prints the token that lets hosts join.
-    Token {
-        /// What is to join.
-        part: JoinPart,
-        /// Makes another; the one before lets nobody join any more.
-        #[arg(long)]
-        rotate: bool,
-    },
-    /// Makes a new certificate authority, by which all certificates are renewed; nothing stops.
-    RotateCa,
-    /// Takes a manager out of the cluster.
-    Leave {
-        manager: String,
-        #[command(flatten)]
-        wait: Wait,
-    },
-}
-
-/// What joins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum JoinPart {
-    Manager,
-    Agent,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum UserCommand {
-    /// Shows who may use the cluster.
-    Ls,
-    /// Lets someone in, by a bearer token for REST, or with --access by a certificate for rclusterctl.
-    Create(UserCreate),
-    /// Lets users in no more, at once.
-    Rm {
-        #[arg(required = true, value_name = "USER")]
-        users: Vec<String>,
-        #[command(flatten)]
-        wait: Wait,
-    },
-}
-
-#[derive(Debug, Args)]
-pub struct UserCreate {
-    pub name: String,
-    /// read-only, deploy or admin.
-    #[arg(long)]
-    pub role: UserRole,
-    /// Lets the user in for so long; a token for ever when not given, a certificate as long as it is renewed.
-    #[arg(long, value_name = "SPAN")]
-    pub expires: Option<Millis>,
-    /// Writes a file with a certificate, for rclusterctl context create NAME --from FILE.
-    #[arg(long, value_name = "FILE")]
-    pub access: Option<PathBuf>,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum ContextCommand {
-    /// Shows all contexts; * marks the current one.
-    Ls,
-    /// Makes a context the current one.
-    Use { name: String },
-    /// Writes a context; its managers come from --managers.
-    Create {
-        name: String,
-        /// A file with managers and credentials, as rcluster-manager init and rclusterctl user create write it.
-        #[arg(long, value_name = "FILE")]
-        from: Option<PathBuf>,
-    },
-    /// Forgets a context.
-    Rm { name: String },
-}
-
-#[derive(Debug, Subcommand)]
-pub enum LabCommand {
-    /// Makes a lab, waits until it is ready, and makes its context current.
-    Up(LabUp),
-    /// Shows a lab's hosts.
-    Status(LabName),
-    /// A power cut: every process of a host gets SIGKILL at once, containers included. HOST/PROCESS kills that one alone.
-    Kill(LabHosts),
-    /// Boots killed hosts on their old disks; HOST/PROCESS starts that one.
-    Start(LabHosts),
-    /// Freezes every process of the hosts.
-    Pause(LabHosts),
-    /// Lets them run on.
-    Resume(LabHosts),
-    /// Cuts a host off from all others, or two from each other.
-    Cut {
-        #[command(flatten)]
-        lab: LabName,
-        host: String,
-        other: Option<String>,
-    },
-    /// Mends every cut.
-    Heal(LabName),
-    /// Runs a command on a host, or inside a container of a task that runs there.
-    Exec(LabExec),
-    /// Prints what a host's processes have logged.
-    Logs {
-        #[command(flatten)]
-        lab: LabName,
-        host: String,
-        /// manager, agent or netd; all when not given.
-        process: Option<String>,
-    },
-    /// Takes the lab down and leaves nothing behind.
-    Down(LabName),
-}
-
-/// Which lab is meant.
-#[derive(Debug, Clone, Args)]
-pub struct LabName {
-    /// The lab's name; the current context's lab when not given, else "lab".
-    #[arg(long = "lab", alias = "name", value_name = "NAME")]
-    pub name: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct LabHosts {
-    #[command(flatten)]
-    pub lab: LabName,
-    #[arg(required = true, value_name = "HOST|HOST/PROCESS")]
-    pub hosts: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct LabExec {
-    #[command(flatten)]
-    pub lab: LabName,
-    /// In the task with this name or id: in its namespaces and its root.
-    #[arg(long, value_name = "TASK")]
-    pub task: Option<String>,
-    /// Which container of the task; its first when not given.
-    #[arg(long, value_name = "NAME", requires = "task")]
-    pub container: Option<String>,
-    pub host: String,
-    #[arg(required = true, last = true, value_name = "COMMAND")]
-    pub command: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct LabUp {
-    #[command(flatten)]
-    pub lab: LabName,
-    /// How many nodes: n1… (how many managers, m1…: --managers N, 3 when not given)
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    pub agents: usize,
-    /// An image to load on every node: an OCI layout, as a tar file or a directory.
-    #[arg(long = "image", value_name = "FILE")]
-    pub images: Vec<PathBuf>,
-    /// A label of a node, as n1:zone=a.
-    #[arg(long = "label", value_name = "NODE:KEY=VALUE", value_parser = parse_node_label)]
-    pub labels: Vec<(String, String, String)>,
-    /// Takes the lab down when this process ends.
-    #[arg(long, value_name = "PID")]
-    pub owner_pid: Option<i32>,
-    /// Gives up waiting for the cluster after this, and takes the lab down.
-    #[arg(long, value_name = "SPAN", default_value = "30s")]
-    pub timeout: Millis,
-}
-
 fn parse_env(text: &str) -> Result<String, String> {
     let key = text.split_once('=').map_or("", |(key, _)| key);
     if key.is_empty() { Err(format!("{text:?} is not KEY=VALUE, such as LANG=C")) } else { Ok(text.to_owned()) }
@@ -666,16 +505,6 @@ fn parse_label_change(text: &str) -> Result<LabelChange, String> {
         }
         LabelChange::Set(..) | LabelChange::Remove(_) => Ok(change),
     }
-}
-
-fn parse_node_label(text: &str) -> Result<(String, String, String), String> {
-    let wrong = || format!("{text:?} is not NODE:KEY=VALUE, such as n1:zone=a");
-    let (node, label) = text.split_once(':').ok_or_else(wrong)?;
-    let (key, value) = label.split_once('=').ok_or_else(wrong)?;
-    if node.is_empty() || key.is_empty() {
-        return Err(wrong());
-    }
-    Ok((node.to_owned(), key.to_owned(), value.to_owned()))
 }
 
 /// `KEY=VALUE` of a label.
@@ -752,10 +581,6 @@ mod tests {
         assert_eq!(parse_label_change("zone=a=b"), Ok(LabelChange::Set("zone".to_owned(), "a=b".to_owned())));
         for text in ["zone", "=a", "-"] {
             parse_label_change(text).unwrap_err();
-        }
-        assert_eq!(parse_node_label("n1:zone=a"), Ok(("n1".to_owned(), "zone".to_owned(), "a".to_owned())));
-        for text in ["n1", "n1:zone", ":zone=a", "n1:=a"] {
-            parse_node_label(text).unwrap_err();
         }
     }
 

@@ -1,0 +1,84 @@
+//! The words of `cluster`, `user` and `context`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use rcluster_api::cluster::UserRole;
+use rcluster_api::resource::Millis;
+
+use super::Wait;
+
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Shows who leads and how far each manager is.
+    Status,
+    /// Prints the token that lets hosts join.
+    Token {
+        /// What is to join.
+        part: JoinPart,
+        /// Makes another; the one before lets nobody join any more.
+        #[arg(long)]
+        rotate: bool,
+    },
+    /// Makes a new certificate authority, by which all certificates are renewed; nothing stops.
+    RotateCa,
+    /// Takes a manager out of the cluster.
+    Leave {
+        manager: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+/// What joins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum JoinPart {
+    Manager,
+    Agent,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum UserCommand {
+    /// Shows who may use the cluster.
+    Ls,
+    /// Lets someone in, by a bearer token for REST, or with --access by a certificate for rclusterctl.
+    Create(UserCreate),
+    /// Lets users in no more, at once.
+    Rm {
+        #[arg(required = true, value_name = "USER")]
+        users: Vec<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct UserCreate {
+    pub name: String,
+    /// read-only, deploy or admin.
+    #[arg(long)]
+    pub role: UserRole,
+    /// Lets the user in for so long; a token for ever when not given, a certificate as long as it is renewed.
+    #[arg(long, value_name = "SPAN")]
+    pub expires: Option<Millis>,
+    /// Writes a file with a certificate, for rclusterctl context create NAME --from FILE.
+    #[arg(long, value_name = "FILE")]
+    pub access: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ContextCommand {
+    /// Shows all contexts; * marks the current one.
+    Ls,
+    /// Makes a context the current one.
+    Use { name: String },
+    /// Writes a context; its managers come from --managers.
+    Create {
+        name: String,
+        /// A file with managers and credentials, as rcluster-manager init and rclusterctl user create write it.
+        #[arg(long, value_name = "FILE")]
+        from: Option<PathBuf>,
+    },
+    /// Forgets a context.
+    Rm { name: String },
+}
