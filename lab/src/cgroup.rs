@@ -159,12 +159,14 @@ impl Cgroups {
     }
 
     /// Stops, or lets go on, everything in a cgroup and below. Returns when it stands still, or may go on.
+    ///
+    /// The word is written again until it is so: a v1 freezer stays at FREEZING when a process was in the middle of vfork(2).
     pub fn freeze(&self, path: &str, on: bool) -> Result<(), LabError> {
         let freezer = self.freezer(on)?;
         let dir = freezer.hierarchy.mount.join(path);
         let (file, report) = (dir.join(freezer.file), dir.join(freezer.report));
-        fs::write(&file, freezer.word).map_err(LabError::io(format!("write {}", file.display())))?;
         settle(&format!("{} to say {}", report.display(), freezer.line), || {
+            fs::write(&file, freezer.word).map_err(LabError::io(format!("write {}", file.display())))?;
             let text = fs::read_to_string(&report).map_err(LabError::io(format!("read {}", report.display())))?;
             Ok(text.lines().any(|line| line == freezer.line))
         })
@@ -286,7 +288,56 @@ fn settle(what: &str, mut is_so: impl FnMut() -> Result<bool, LabError>) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Child, Command};
+
     use super::*;
+
+    /// Processes that start others without end, in a cgroup of their own; all go however the test ends.
+    struct Storm {
+        cgroups: Cgroups,
+        path: String,
+        shells: Vec<Child>,
+    }
+
+    impl Storm {
+        fn new() -> Self {
+            let cgroups = Cgroups::find().unwrap();
+            let path = format!("rcluster-lab-storm-{}", std::process::id());
+            cgroups.make(&path).unwrap();
+            let mut storm = Self { cgroups, path, shells: Vec::new() };
+            let freezer = storm.cgroups.freezer(true).unwrap();
+            let procs = freezer.hierarchy.mount.join(&storm.path).join("cgroup.procs");
+            for _ in 0..6 {
+                let script = format!("echo 0 > {}; while :; do /bin/true; done", procs.display());
+                storm.shells.push(Command::new("sh").args(["-c", &script]).spawn().unwrap());
+            }
+            storm
+        }
+    }
+
+    impl Drop for Storm {
+        fn drop(&mut self) {
+            for shell in &mut self.shells {
+                shell.kill().unwrap();
+            }
+            self.cgroups.thaw_all(&self.path).unwrap();
+            for shell in &mut self.shells {
+                shell.wait().unwrap();
+            }
+            self.cgroups.kill(&self.path).unwrap();
+            self.cgroups.remove(&self.path).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_starts_processes_all_the_time_is_frozen() {
+        let storm = Storm::new();
+        for _ in 0..200 {
+            storm.cgroups.freeze(&storm.path, true).unwrap();
+            storm.cgroups.freeze(&storm.path, false).unwrap();
+            thread::sleep(Duration::from_millis(3));
+        }
+    }
 
     #[test]
     fn hierarchies_are_read_from_mountinfo() {
