@@ -65,9 +65,13 @@ pub fn next<'a>(managers: impl Iterator<Item = &'a Manager>, standing: &Standing
         learners.extend(standing.voters.iter().filter(|id| !stays(id)));
     }
     let removed: Vec<u64> = standing.learners.iter().filter(|id| !wanted.contains_key(id)).copied().collect();
-    if learners.contains(&standing.own) {
+    if learners.contains(&standing.own) || is_learner(&standing.own) {
         let heirs = standing.voters.iter().filter(|id| **id != standing.own && stays(id) && standing.reachable.contains(id));
-        return heirs.max_by_key(|id| standing.matched.get(id).copied().unwrap_or_default()).map(|id| Step::HandOver(*id));
+        if let Some(heir) = heirs.max_by_key(|id| standing.matched.get(id).copied().unwrap_or_default()) {
+            return Some(Step::HandOver(*heir));
+        }
+        // Nobody can lead in its place: it stays, and the rest goes on.
+        learners.retain(|id| *id != standing.own);
     }
     let nothing = learners.is_empty() && voters.is_empty() && removed.is_empty();
     (!nothing).then_some(Step::Change { learners, voters, removed })
@@ -287,6 +291,16 @@ mod tests {
         let demoted = [manager(1, ManagerRole::Standby), manager(2, ManagerRole::Voter)];
         assert_eq!(next(demoted.iter(), &standing(2, &[1, 2], &[], &[])), change(&[1], &[], &[]));
         assert_eq!(next(demoted.iter(), &standing(2, &[2], &[1], &[])), None);
+    }
+
+    #[test]
+    fn a_leader_that_has_no_heir_stays_and_lets_others_in() {
+        let mut managers = voters(&[1, 2]);
+        managers[0].role = ManagerRole::Leaving;
+        assert_eq!(next(managers.iter(), &standing(1, &[1], &[], &[])), change(&[2], &[], &[]));
+        // One that was made a learner by the leader before it leads only until another can.
+        let managers = [manager(1, ManagerRole::Standby), manager(2, ManagerRole::Voter), manager(3, ManagerRole::Voter)];
+        assert_eq!(next(managers.iter(), &standing(1, &[2, 3], &[1], &[2])), Some(Step::HandOver(3)));
     }
 
     #[test]
