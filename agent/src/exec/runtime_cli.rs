@@ -113,6 +113,8 @@ const CALL: Duration = Duration::from_secs(10);
 const FREEZE: Duration = Duration::from_secs(30);
 const LATE: Duration = Duration::from_millis(50);
 const ERROR_BYTES_MAX: usize = 2000;
+/// What let this node join is nothing for runtimes, nor for their hooks.
+const JOIN_TOKEN: &str = "RCLUSTER_JOIN_TOKEN";
 
 impl Runtime {
     /// Creates the container of a bundle under a monitor of its own.
@@ -120,6 +122,7 @@ impl Runtime {
         let refused = |why: String| RuntimeError::Refused { verb: "create", id: call.id.to_owned(), why };
         let spawn = |source| RuntimeError::Spawn { program: self.program.clone(), source };
         let mut command = Command::new(&self.program);
+        command.env_remove(JOIN_TOKEN);
         match &self.foreign {
             None => command.arg("--root").arg(&self.root).arg("monitor").arg("--socket").arg(call.socket),
             Some(foreign) => command.args(["monitor", "--runtime"]).arg(foreign).arg("--runtime-root").arg(&self.root),
@@ -239,6 +242,7 @@ impl Runtime {
 
     fn command(&self) -> Command {
         let mut command = Command::new(self.foreign.as_ref().unwrap_or(&self.program));
+        command.env_remove(JOIN_TOKEN);
         command.arg("--root").arg(&self.root).stdin(Stdio::null());
         command
     }
