@@ -39,6 +39,8 @@ use crate::wire::Wire;
 
 /// Longest time for a host to make itself ready for daemons.
 const BOOT_MAX: Duration = Duration::from_secs(30);
+/// Longest time for a cluster to be made.
+const INIT_MS_MAX: u16 = 30_000;
 /// How often deadlines and the length of logs are looked at.
 const TICK_MS: u16 = 2000;
 const CLIENTS_MAX: usize = 64;
@@ -148,7 +150,15 @@ struct Founded {
 /// Makes the cluster on the first manager's disk, and puts on each other host's what lets it join.
 fn found_cluster(plan: &LabPlan) -> Result<(), LabError> {
     let words = plan.init_command()?;
-    let output = Command::new(&words[0]).args(&words[1..]).output().map_err(LabError::io(format!("run {}", words[0])))?;
+    let failed = || LabError::io(format!("run {}", words[0]));
+    let mut init = Command::new(&words[0]);
+    let mut init = init.args(&words[1..]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed())?;
+    let ended = open_pid(init.id().cast_signed())?;
+    if wait_for(&[ended.as_fd()], PollTimeout::from(INIT_MS_MAX))?.as_slice() != [true] {
+        init.kill().and_then(|()| init.wait()).map_err(failed())?;
+        return Err(LabError::Refused(format!("the cluster could not be made: {} has not ended within {INIT_MS_MAX} ms", words.join(" "))));
+    }
+    let output = init.wait_with_output().map_err(failed())?;
     if !output.status.success() {
         let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(LabError::Refused(format!("the cluster could not be made: {why}")));
