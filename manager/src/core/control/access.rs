@@ -41,7 +41,7 @@ pub(super) fn rotate_authority(state: &State, authority: Authority, before: &Pay
     }
     if cluster.authorities.len() >= AUTHORITIES_MAX {
         return Err(ApiError::new(ErrorCode::Conflict, format!("{AUTHORITIES_MAX} authorities are trusted already"))
-            .hint("wait until certificates of the oldest have expired"));
+            .hint("taking an old authority away is not built yet"));
     }
     cluster.authorities.insert(0, authority);
     let notes = vec![note("authority", "Rotated", "a new certificate authority issues from now on".to_owned())];
