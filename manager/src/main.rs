@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use anyhow::{Context, Result, bail};
+use axum::middleware::from_fn;
 use clap::Parser;
 use rcluster_api::client::MESSAGE_BYTES_MAX;
 use rcluster_api::wire::v1::admission_server::AdmissionServer;
@@ -20,7 +21,7 @@ use rcluster_manager::rpc::admission::AdmissionService;
 use rcluster_manager::rpc::control::ControlService;
 use rcluster_manager::rpc::dispatcher::DispatcherService;
 use rcluster_manager::rpc::raft::RaftService;
-use rcluster_manager::rpc::{Router, listen, rest};
+use rcluster_manager::rpc::{Router, auth, listen, rest};
 use rcluster_manager::store::{self, StoreConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -93,6 +94,9 @@ async fn run(config: Config) -> Result<()> {
     let config = StoreConfig::new(identity.cluster_id, identity.name, identity.id, identity.seeds, state_dir.clone());
     let opened = store::start(config, security.clone());
     let (store, raft) = opened.with_context(|| format!("open the store in {}", state_dir.display()))?;
+    if security.is_plain() && store.state().cluster().is_some_and(|cluster| !cluster.authorities.is_empty()) {
+        bail!("this cluster was made with TLS: start without --insecure, and bring back credentials.json if it is missing");
+    }
     let mut scope = Scope::new();
     let leadership = Leadership::start(store.clone(), Timing::default(), &mut scope);
     let router = Router::new(store.clone(), leadership, security.clone());
@@ -112,7 +116,7 @@ async fn run(config: Config) -> Result<()> {
     .add_service(
         RaftServer::new(RaftService::new(raft)).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),
     );
-    let app = rest::routes(control).merge(routes.into_axum_router().reset_fallback());
+    let app = rest::routes(control).merge(routes.into_axum_router().reset_fallback()).layer(from_fn(auth::gate));
     info!(name, %listen, security = ?security, "serving");
     tokio::select! {
         () = listen::serve(listener, security, app) => {}

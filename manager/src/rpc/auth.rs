@@ -6,6 +6,7 @@
 //! another manager forwards ── x-… ────┘   (the headers of a forwarded request count only from a manager)
 //! ```
 
+use axum::middleware::Next;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use rcluster_api::data::Payload;
@@ -107,9 +108,25 @@ pub fn is_plain<T>(request: &Request<T>) -> bool {
 /// Refuses at once who cannot be served anywhere.
 pub fn admit<T>(request: &Request<T>) -> Result<(), Status> {
     match of(request).made_by() {
-        claim @ Claim::Nobody => Err(caller(&State::default(), claim, 0).expect_err("nobody is refused").into()),
+        Claim::Nobody => Err(stranger().into()),
         Claim::Plain | Claim::Certificate { .. } | Claim::Token { .. } => Ok(()),
     }
+}
+
+/// Refuses calls of those who show nothing before their messages are read; to join they need not. REST refuses by itself: its bodies are
+/// small, and its answers are read by people.
+pub async fn gate(request: axum::extract::Request, next: Next) -> axum::response::Response {
+    const JOIN: &str = "/rcluster.v1.Admission/Join";
+    let claims = request.extensions().get::<Claims>().cloned().unwrap_or_else(Claims::nobody);
+    let path = request.uri().path();
+    if *claims.made_by() == Claim::Nobody && path.starts_with("/rcluster.v1.") && path != JOIN {
+        return Status::from(stranger()).into_http();
+    }
+    next.run(request).await
+}
+
+fn stranger() -> ApiError {
+    caller(&State::default(), &Claim::Nobody, 0).expect_err("nobody is refused")
 }
 
 /// Who made a request, by this manager's state; one that was passed on counts only from a manager of the cluster.

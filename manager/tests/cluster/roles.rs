@@ -1,5 +1,7 @@
 //! What users may do, by their certificates and tokens.
 
+use std::time::Duration;
+
 use rcluster_api::error::ErrorCode;
 use rcluster_api::identity::JoinToken;
 use rcluster_api::tls::{Credentials, Security, SigningRequest};
@@ -60,6 +62,19 @@ async fn users_may_what_their_roles_allow_until_they_are_removed() {
     assert!(error.message().contains("was it removed?"), "{error}");
     let error = cluster.list(&cluster.admin, v1::Kind::Cluster).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::Forbidden);
+}
+
+#[tokio::test]
+async fn a_stranger_is_refused_before_its_message_has_come() {
+    let cluster = Cluster::found().await;
+    let nobody = Security::joining(&cluster.founded.agent_token.parse::<JoinToken>().unwrap()).unwrap();
+    let endless = http_body_util::StreamBody::new(tokio_stream::pending::<Result<hyper::body::Frame<bytes::Bytes>, tonic::Status>>());
+    let request = http::Request::builder().method("POST").uri("http://manager/rcluster.v1.Control/Apply");
+    let request = request.header("content-type", "application/grpc").body(tonic::body::Body::new(endless)).unwrap();
+    let mut channel = cluster.connect(&nobody).await.unwrap();
+    let answer = channel.ready().await.unwrap().call(request);
+    let answer = tokio::time::timeout(Duration::from_secs(10), answer).await.expect("an answer").unwrap();
+    assert_eq!(answer.headers()["grpc-status"], "16");
 }
 
 #[tokio::test]
