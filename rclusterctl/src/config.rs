@@ -113,10 +113,11 @@ pub fn target(context: Option<&str>, managers: &[String]) -> Result<Target, CliE
     Ok(target)
 }
 
-/// The credentials of a context that knows one of these managers.
+/// The credentials of the current context if it knows one of these managers, else of another that does.
 fn known_to(config: &Config, managers: &[String]) -> Option<Credentials> {
     let knows = |context: &&Context| context.managers.iter().any(|known| managers.contains(known));
-    config.contexts.values().find(knows).and_then(|context| context.credentials.clone())
+    let current = config.current.as_ref().and_then(|name| config.contexts.get(name));
+    current.into_iter().chain(config.contexts.values()).find(knows).and_then(|context| context.credentials.clone())
 }
 
 /// What `rcluster-manager init` writes for the first administrator.
