@@ -12,7 +12,7 @@ use rcluster_api::error::ErrorCode;
 use rcluster_api::identity::JoinToken;
 use rcluster_api::tls::{Credentials, Security};
 use rcluster_base::backoff::Backoff;
-use rcluster_base::clock::unix_ms;
+use rcluster_base::clock::unix_s;
 use rcluster_base::ledger;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -40,10 +40,6 @@ pub struct Trust {
 /// Where a session puts what it hears of [`Trust`].
 pub type Heard = watch::Sender<Trust>;
 
-fn now() -> i64 {
-    i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX)
-}
-
 /// How this node speaks with the managers; joins the cluster if it has not yet, trying on while no manager answers.
 pub async fn security(config: &Config, places: &Places) -> Result<Security> {
     let path = places.credentials_file();
@@ -56,7 +52,7 @@ pub async fn security(config: &Config, places: &Places) -> Result<Security> {
     }
     if let Some(kept) = kept {
         let certificate = kept.certificate().with_context(|| format!("read {}", path.display()))?;
-        if certificate.not_after > now() {
+        if certificate.not_after > unix_s() {
             return Security::new(kept).with_context(|| format!("use {}", path.display()));
         }
         if config.token.is_none() {
@@ -113,13 +109,15 @@ pub async fn keep(security: Security, path: PathBuf, mut heard: watch::Receiver<
     let mut backoff = Backoff::new(RENEW_RETRY.0, RENEW_RETRY.1);
     loop {
         let trust = heard.borrow_and_update().clone();
-        let mut again = security.credentials().map_or(LOOK.1, |own| next_look(&own));
+        let mut again = LOOK.1;
         if let Some(own) = security.credentials()
             && !trust.authorities.is_empty()
         {
+            let left = own.until_renewal(unix_s());
+            again = left.clamp(LOOK.0, LOOK.1);
             let used = if own.authorities != trust.authorities {
                 Some(use_them(&security, &path, Credentials { authorities: trust.authorities, ..own }))
-            } else if is_due(&own) {
+            } else if left.is_zero() {
                 Some(renew(&security, &trust.leader).await.and_then(|renewed| use_them(&security, &path, renewed)))
             } else {
                 None
@@ -142,16 +140,6 @@ pub async fn keep(security: Security, path: PathBuf, mut heard: watch::Receiver<
             return;
         }
     }
-}
-
-/// When it is time to look again: at the renewal, if that comes first.
-fn next_look(own: &Credentials) -> Duration {
-    let due = own.certificate().map_or(0, |certificate| certificate.renew_at().saturating_sub(now()));
-    Duration::from_secs(u64::try_from(due).unwrap_or_default()).clamp(LOOK.0, LOOK.1)
-}
-
-fn is_due(own: &Credentials) -> bool {
-    !own.is_current() || own.certificate().is_ok_and(|certificate| certificate.renew_at() <= now())
 }
 
 async fn renew(security: &Security, leader: &str) -> Result<Credentials> {

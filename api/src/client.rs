@@ -9,7 +9,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::error::{ApiError, ErrorCode};
 use crate::identity::JoinToken;
-use crate::tls::{Credentials, Security, SigningRequest, TlsError};
+use crate::tls::{Credentials, OTHER_CLUSTER, Security, SigningRequest, TlsError};
 use crate::wire::v1;
 use crate::wire::v1::admission_client::AdmissionClient;
 use crate::wire::v1::control_client::ControlClient;
@@ -84,7 +84,10 @@ pub async fn join(addrs: &[String], token: Option<&JoinToken>, name: &str, addr:
         addr: addr.to_owned(),
         signing_request: request.request,
     };
-    let channel = connect(addrs, &security).await?;
+    let channel = connect(addrs, &security).await.map_err(|error| {
+        // However often it is tried.
+        if error.message.contains(OTHER_CLUSTER) { ApiError { code: ErrorCode::Unauthenticated, ..error } } else { error }
+    })?;
     let v1::JoinResponse { id, cluster_id, credentials, raft_id, managers } = AdmissionClient::new(channel).join(asked).await?.into_inner();
     let credentials = credentials.map(|credentials| Credentials::new(credentials, request.key));
     if token.is_some() && credentials.is_none() {

@@ -30,6 +30,8 @@ use crate::data::Payload;
 use crate::identity::{self, Certificate, IdentityError, JoinToken, MANAGER_NAME};
 use crate::wire::v1;
 
+/// What is said of a manager that is not of the cluster that a join token is for.
+pub const OTHER_CLUSTER: &str = "the join token is for another cluster";
 /// Longest wait for a TLS handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// HTTP/2 and, for people's tools, HTTP/1.1.
@@ -81,6 +83,14 @@ impl Credentials {
             (Some(own), Some(authority)) => identity::is_issued_by(&own.0, &authority.0),
             _ => false,
         }
+    }
+
+    /// How long until they are to be renewed, at `now_s` in Unix seconds; nothing is left when another authority issues, or when half of the
+    /// certificate's life has passed (see [`Certificate::renew_at`]).
+    pub fn until_renewal(&self, now_s: i64) -> Duration {
+        let at = self.certificate().map_or(now_s, |certificate| certificate.renew_at());
+        let left = if self.is_current() { at.saturating_sub(now_s) } else { 0 };
+        Duration::from_secs(u64::try_from(left).unwrap_or_default())
     }
 
     fn chain(&self) -> Vec<CertificateDer<'static>> {
@@ -286,7 +296,7 @@ impl ServerCertVerifier for ByDigest {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let shown = intermediates.iter().find(|der| identity::digest(der) == self.digest);
-        let authority = shown.ok_or_else(|| rustls::Error::General("the join token is for another cluster".to_owned()))?;
+        let authority = shown.ok_or_else(|| rustls::Error::General(OTHER_CLUSTER.to_owned()))?;
         let mut roots = RootCertStore::empty();
         roots.add(authority.clone().into_owned())?;
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone()).build();

@@ -9,7 +9,7 @@ use rcluster_api::data::Payload;
 use rcluster_api::identity::Part;
 use rcluster_api::tls::{Credentials, Security, SigningRequest};
 use rcluster_base::backoff::Backoff;
-use rcluster_base::clock::unix_ms;
+use rcluster_base::clock::unix_s;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -30,12 +30,14 @@ pub async fn keep(router: Router, security: Security, state_dir: PathBuf) {
     loop {
         revisions.borrow_and_update();
         let cluster = router.store.state().cluster().cloned();
-        let mut again = security.credentials().map_or(LOOK.1, |own| next_look(&own));
+        let mut again = LOOK.1;
         if let (Some(cluster), Some(own)) = (&cluster, security.credentials()) {
             let authorities: Vec<Payload> = cluster.authorities.iter().map(|authority| authority.certificate.clone()).collect();
+            let left = own.until_renewal(unix_s());
+            again = left.clamp(LOOK.0, LOOK.1);
             let renewed = if own.authorities != authorities && !authorities.is_empty() {
                 Some(Ok(Credentials { authorities, ..own }))
-            } else if is_due(&own) {
+            } else if left.is_zero() {
                 Some(renew(&router))
             } else {
                 None
@@ -69,18 +71,6 @@ pub async fn keep(router: Router, security: Security, state_dir: PathBuf) {
         }
         seen = cluster;
     }
-}
-
-fn is_due(own: &Credentials) -> bool {
-    let now = i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX);
-    !own.is_current() || own.certificate().is_ok_and(|certificate| certificate.renew_at() <= now)
-}
-
-/// When it is time to look again: at the renewal, if that comes first.
-fn next_look(own: &Credentials) -> Duration {
-    let now = i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX);
-    let due = own.certificate().map_or(0, |certificate| certificate.renew_at().saturating_sub(now));
-    Duration::from_secs(u64::try_from(due).unwrap_or_default()).clamp(LOOK.0, LOOK.1)
 }
 
 /// A manager issues its own: the authority's key is in its tables, and a cluster whose managers were all off for longer than their

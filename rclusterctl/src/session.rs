@@ -14,7 +14,7 @@ use rcluster_api::wire::convert;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::control_client::ControlClient;
 use rcluster_base::backoff::Backoff;
-use rcluster_base::clock::unix_ms;
+use rcluster_base::clock::unix_s;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
@@ -126,13 +126,12 @@ impl Session {
     /// Has the certificate renewed at half of its life. When that fails it is tried at the next command: there is time.
     async fn renew(&mut self) {
         let (Some(context), Some(credentials)) = (self.target.context.clone(), &self.target.credentials) else { return };
-        let now = i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX);
-        if credentials.certificate().is_ok_and(|certificate| certificate.renew_at() > now) {
+        if !credentials.until_renewal(unix_s()).is_zero() {
             return;
         }
         let Ok(security) = self.security() else { return };
-        let Ok(channel) = client::connect(self.addrs.make_contiguous(), &security).await else { return };
-        if let Ok(renewed) = client::renew(channel).await
+        let asked = async { client::renew(client::connect(self.addrs.make_contiguous(), &security).await?).await };
+        if let Ok(Ok(renewed)) = timeout(ATTEMPT, asked).await
             && config::keep(&context, &renewed).is_ok()
         {
             self.target.credentials = Some(renewed);

@@ -24,7 +24,9 @@ pub async fn run(mut session: Session, out: Out, command: ClusterCommand) -> Res
                 session.once(|mut client| async move { Ok(client.rotate_authority(v1::RotateAuthorityRequest {}).await?) }).await?;
             let digest = answer.into_inner().digest;
             output::talk("a new certificate authority issues from now on; managers and agents renew their certificates by themselves")?;
-            output::talk("join tokens that were printed before still work; certificates of users are renewed as they are used")?;
+            output::talk(
+                "join tokens that were printed before still work; certificates of users are renewed at half of their life, as they are used",
+            )?;
             output::data(&format!("{digest}\n"))
         }
         ClusterCommand::Leave { manager, wait } => change::rm(session, Kind::Manager, &[manager], wait).await,
