@@ -17,10 +17,11 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::core::state::{Conflict, State, Transaction, encode_transaction};
 
-pub use self::raft::disk::RedbLog;
 pub use self::raft::log::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver, checksum};
 pub use self::raft::storage::Terms;
 pub use self::raft::transport::REMOVED;
+pub use self::raft::wal::Wal;
+pub use self::raft::wal::disk::{Directory, Disk, DiskFile};
 pub use self::raft::{
     Assembled, Environment, Fatal, Identity, Inbound, Inbox, Input, Job, Node, Standing, StoreError, Transport, assemble, first, identity,
     prepare, start, start_with,

@@ -52,9 +52,9 @@ async fn what_was_written_is_there_after_a_restart_with_and_without_a_snapshot()
 async fn a_state_directory_without_its_log_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     leading(lone(dir.path())).await.shutdown().await;
-    fs::remove_file(dir.path().join("raft.redb")).unwrap();
+    fs::remove_dir_all(dir.path().join("raft")).unwrap();
     let refusal = refusal(lone(dir.path()));
-    assert!(refusal.contains("raft.redb is missing") && refusal.contains("empty state directory"), "{refusal}");
+    assert!(refusal.contains("raft is missing") && refusal.contains("empty state directory"), "{refusal}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,6 +95,7 @@ async fn a_damaged_snapshot_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unfinished_first_start_is_begun_again() {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("raft.redb.new"), b"half a log").unwrap();
+    fs::create_dir(dir.path().join("raft")).unwrap();
+    fs::write(dir.path().join("raft/new"), b"half a log").unwrap();
     leading(lone(dir.path())).await.shutdown().await;
 }

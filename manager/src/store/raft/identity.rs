@@ -13,8 +13,8 @@ use rcluster_api::cluster::ManagerRole;
 use rcluster_base::ledger;
 use serde::{Deserialize, Serialize};
 
-use super::disk::RedbLog;
 use super::log::LogError;
+use super::wal::{self, Wal};
 use super::{StoreConfig, StoreError};
 use crate::core::state::{State, encode_snapshot};
 use crate::store::Member;
@@ -53,10 +53,10 @@ pub fn identity(dir: &Path) -> Result<Option<Identity>, StoreError> {
     if let Some(known) = ledger::read(&path)? {
         return Ok(Some(known));
     }
-    if !RedbLog::exists(dir) {
+    if !wal::exists(dir)? {
         return Ok(None);
     }
-    let (_, identity) = RedbLog::open(dir)?;
+    let (_, identity) = Wal::open(dir)?;
     let known = read(&identity)?;
     ledger::write(&path, &known)?;
     Ok(Some(known))
@@ -67,13 +67,13 @@ fn read(identity: &[u8]) -> Result<Identity, LogError> {
 }
 
 /// Opens the log that [`prepare`] made.
-pub fn open(config: &StoreConfig) -> Result<RedbLog, StoreError> {
+pub fn open(config: &StoreConfig) -> Result<Wal, StoreError> {
     let dir = &config.dir;
     let own = Identity::of(config);
     if let Some(found) = identity(dir)? {
         check(dir, &own, &found)?;
     }
-    let (log, identity) = RedbLog::open(dir)?;
+    let (log, identity) = Wal::open(dir)?;
     check(dir, &own, &read(&identity)?)?;
     Ok(log)
 }
@@ -97,7 +97,7 @@ pub fn prepare(config: &StoreConfig, founded: Option<&State>) -> Result<(), Stor
         }
     };
     let bytes = serde_json::to_vec(&own).expect("an identity has nothing that JSON lacks");
-    RedbLog::create(dir, &bytes, &hard_state, snapshot)?;
+    Wal::create(dir, &bytes, &hard_state, snapshot)?;
     ledger::write(&dir.join(FILE), &own)?;
     Ok(())
 }

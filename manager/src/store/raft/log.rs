@@ -79,18 +79,26 @@ pub enum LogError {
     Missing { path: PathBuf },
     #[error("{path} is open in another process: is a manager running on this state directory?")]
     InUse { path: PathBuf },
-    #[error("open {path}")]
-    Open { path: PathBuf, source: Box<redb::DatabaseError> },
-    #[error("{what}")]
-    Redb { what: &'static str, source: Box<redb::Error> },
+    #[error(
+        "{path} is the log of an earlier version, which this one does not read; nothing was changed. Start a cluster anew with an empty state \
+             directory, or remove this manager from its cluster and join again with one"
+    )]
+    Earlier { path: PathBuf },
     #[error("{what} {path}")]
     File { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{what}")]
     Io { what: &'static str, source: io::Error },
     #[error("{what}")]
     Decode { what: &'static str, source: protobuf::ProtobufError },
-    #[error("the log has format {found}, newer than this version reads ({known}); upgrade this manager")]
-    Format { found: u64, known: u64 },
+    #[error("{path} has format {found}, newer than this version reads ({known}); nothing was changed: upgrade this manager")]
+    Format { path: PathBuf, found: u64, known: u64 },
+    #[error(
+        "{path} is damaged at byte {offset}: {why}. This manager may have voted or confirmed writes that stood there, so it must not go on \
+             without them. Look after the disk, then remove the manager from the cluster and join again with an empty state directory"
+    )]
+    Segment { path: PathBuf, offset: u64, why: String },
+    #[error("{bytes} bytes at once are more than a segment of the log takes ({limit})")]
+    TooLarge { bytes: u64, limit: u64 },
     #[error("the log is damaged: {0}")]
     Damaged(String),
 }

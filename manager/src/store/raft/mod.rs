@@ -6,15 +6,16 @@
 //!  clock ─────────┘                              └─► committed entries ─► tables ─► state, revision, role ─► answers
 //! ```
 
-pub mod disk;
 mod identity;
 pub mod log;
 mod node;
 mod publish;
 mod reads;
+mod snapshots;
 pub mod storage;
 mod thread;
 pub mod transport;
+pub mod wal;
 
 use std::fmt;
 use std::io;
@@ -264,7 +265,7 @@ pub enum Fatal {
     Snapshot(#[from] CodecError),
 }
 
-/// Starts the store on redb, with real connections to the other managers. Must be called inside a tokio runtime.
+/// Starts the store on the log in its state directory, with real connections to the other managers. Must be called inside a tokio runtime.
 pub fn start(config: StoreConfig, security: Security) -> Result<(Store, Inbound), StoreError> {
     let log = identity::open(&config)?;
     let connect = transport::connector(&config, security);

@@ -1,0 +1,1 @@
+//! What is read back from segments that were cut, flipped, or are as they were written.
