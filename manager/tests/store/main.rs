@@ -6,5 +6,6 @@ mod failover;
 mod members;
 mod power;
 mod start;
+mod wal;
 mod wire;
 mod world;

@@ -133,16 +133,11 @@ impl Wal {
 
     /// Opens the log in `dir` and says whose it is.
     pub fn open(dir: &Path) -> Result<(Self, Vec<u8>), LogError> {
-        Self::open_with(dir, SEGMENT_BYTES)
-    }
-
-    /// The same with segments of another length.
-    pub fn open_with(dir: &Path, segment_bytes: u64) -> Result<(Self, Vec<u8>), LogError> {
         if !exists(dir)? {
             return Err(LogError::Missing { path: dir.join(DIR) });
         }
         let lock = lock(dir)?;
-        let (log, identity) = Self::open_on(Directory::new(&dir.join(DIR)), dir, segment_bytes)?;
+        let (log, identity) = Self::open_on(Directory::new(&dir.join(DIR)), dir, SEGMENT_BYTES)?;
         Ok((Self { _lock: Some(lock), ..log }, identity))
     }
 }

@@ -283,9 +283,9 @@ fn torn(bytes: &[u8], offset: usize, salt: u32) -> Option<usize> {
     let last = bytes.iter().rposition(|byte| *byte != 0)? + 1;
     let end = match record::batch_bounds(bytes, offset, salt) {
         Some((_, end)) => end.max(last),
-        None => last,
+        None => last.max(offset + HEADER_BYTES),
     };
-    let cut = end > bytes.len() || offset + HEADER_BYTES > bytes.len();
+    let cut = end > bytes.len();
     let mut begin = offset;
     let mut unwritten = false;
     while begin < end.min(bytes.len()) {
