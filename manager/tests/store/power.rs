@@ -1,5 +1,6 @@
 //! The log on a disk that loses power: of the writes that were not synced, each sector is there as it was before one of them, or after;
-//! names that were not synced come back in the order in which they were made, up to some point.
+//! names that were not synced come back in the order in which they were made, up to some point. And on one whose manager is killed: the
+//! next one finds what was written, synced or not.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -36,6 +37,8 @@ struct Platter {
     unsynced: Vec<Names>,
     /// Calls left until the power goes.
     left: Option<u64>,
+    /// A sync that fails takes what it should have written for written, as Linux does.
+    forgetful: bool,
     beside: Vec<Work>,
 }
 
@@ -94,9 +97,19 @@ impl Fragile {
         self.0.lock().unwrap()
     }
 
-    /// The power goes after so many calls.
-    fn fail_after(&self, calls: u64) {
-        self.platter().left = Some(calls);
+    /// The power goes, or calls fail, after so many.
+    fn fail_after(&self, calls: u64, forgetful: bool) {
+        let mut platter = self.platter();
+        (platter.left, platter.forgetful) = (Some(calls), forgetful);
+    }
+
+    /// The manager is killed: the kernel has everything that was written.
+    fn after_kill(&self) -> Self {
+        let mut platter = self.platter();
+        platter.left = None;
+        platter.beside.clear();
+        drop(platter);
+        self.clone()
     }
 
     /// What is there when the power is back.
@@ -214,10 +227,19 @@ impl DiskFile for File {
 
     fn sync(&self) -> io::Result<()> {
         let mut platter = self.disk.platter();
-        platter.call()?;
-        let content = &mut platter.contents[self.content];
-        content.durable = content.current.clone();
-        content.unsynced.clear();
+        let called = platter.call();
+        let forgetful = platter.forgetful;
+        let Content { durable, unsynced, .. } = &mut platter.contents[self.content];
+        if called.is_err() && forgetful {
+            unsynced.clear();
+        }
+        called?;
+        for (offset, data) in unsynced.drain(..) {
+            if durable.len() < offset + data.len() {
+                durable.resize(offset + data.len(), 0);
+            }
+            durable[offset..offset + data.len()].copy_from_slice(&data);
+        }
         Ok(())
     }
 }
@@ -324,13 +346,13 @@ fn write_until_the_power_goes(
     }
 }
 
-/// The log after a power cut; the power may go again while it is opened.
+/// The log after a power cut or a kill; the same may happen again while it is opened.
 fn open_again(disk: &mut Fragile, dir: &Path, segment_bytes: u64, rng: &mut StdRng, seed: u64) -> Wal<Fragile> {
     loop {
-        *disk = disk.after_power_cut(rng);
+        *disk = if rng.random_bool(0.3) { disk.after_kill() } else { disk.after_power_cut(rng) };
         let cut_again = rng.random_bool(0.4);
         if cut_again {
-            disk.fail_after(rng.random_range(0..8));
+            disk.fail_after(rng.random_range(0..8), rng.random_bool(0.5));
         }
         match Wal::open_on(disk.clone(), dir, segment_bytes) {
             Ok((log, identity)) => {
@@ -354,8 +376,9 @@ fn a_batch_is_there_as_a_whole_or_not_at_all_and_always_once_it_was_confirmed() 
         let (hard_state, snapshot) = first(&founded(&config(1, 1).seeds));
         let mut log = Wal::create_on(disk.clone(), dir.path(), segment_bytes, b"m1", &hard_state, snapshot).unwrap();
         let mut confirmed = found(&mut log);
-        for _ in 0..4 {
-            disk.fail_after(rng.random_range(1..200));
+        for _ in 0..6 {
+            let calls = if rng.random_bool(0.2) { 0 } else { rng.random_range(1..150) };
+            disk.fail_after(calls, rng.random_bool(0.5));
             let attempts = write_until_the_power_goes(&mut log, &disk, confirmed, &mut rng, &mut rolled);
             drop(log);
             log = open_again(&mut disk, dir.path(), segment_bytes, &mut rng, seed);
@@ -377,7 +400,7 @@ fn a_first_log_is_there_as_a_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Fragile::default();
         let (hard_state, snapshot) = first(&founded(&config(1, 1).seeds));
-        disk.fail_after(rng.random_range(0..6));
+        disk.fail_after(rng.random_range(0..6), false);
         let made = Wal::create_on(disk.clone(), dir.path(), 8 << 10, b"m1", &hard_state, snapshot.clone()).is_ok();
         let disk = disk.after_power_cut(&mut rng);
         let exists = disk.names().unwrap().iter().any(|name| name.starts_with("segment-"));
