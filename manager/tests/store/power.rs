@@ -357,6 +357,7 @@ fn open_again(disk: &mut Fragile, dir: &Path, segment_bytes: u64, rng: &mut StdR
         match Wal::open_on(disk.clone(), dir, segment_bytes) {
             Ok((log, identity)) => {
                 assert_eq!(identity, b"m1");
+                assert!(!disk.names().unwrap().iter().any(|name| name == "new"), "seed {seed}: an unfinished segment stays");
                 return log;
             }
             Err(LogError::File { .. }) if cut_again => {}

@@ -1,4 +1,4 @@
-//! Stores on redb with real connections.
+//! Stores on logs in directories, with real connections.
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -168,18 +168,17 @@ impl<D: Disk> Wal<D> {
         let gap = numbers.windows(2).rposition(|pair| pair[1] != pair[0] + 1);
         // Segments before a gap were forgotten: what still needs one also needs all that follow it.
         let (forgotten, needed) = numbers.split_at(gap.map_or(0, |gap| gap + 1));
-        let (mut replay, mut segments, mut last) = (Replay::default(), Vec::new(), None);
+        let (mut replay, mut segments, mut bytes, mut last) = (Replay::default(), Vec::new(), Vec::new(), None);
         for number in needed {
-            let (file, bytes) = read_segment(&disk, &segment_name(*number))?;
-            let is_last = Some(number) == needed.last();
-            let end = replay.segment(*number, &bytes, is_last).map_err(|wrong| refusal(&disk, wrong))?;
+            let file = read_segment(&disk, &segment_name(*number), &mut bytes)?;
+            let end = replay.segment(*number, &bytes, Some(number) == needed.last()).map_err(|wrong| refusal(&disk, wrong))?;
             segments.push(Segment { number: *number, salt: end.salt, file, end: end.end as u64 });
-            last = is_last.then_some((end, bytes));
+            last = Some(end);
         }
         let held = replay.finish().map_err(|wrong| refusal(&disk, wrong))?;
         let identity = held.identity.clone();
         let mut log = Self::new(disk, dir, segment_bytes, segments, held);
-        if let (Some((end, bytes)), Some(segment)) = (last, log.segments.last()) {
+        if let (Some(end), Some(segment)) = (last, log.segments.last()) {
             log.settle(segment, &end, &bytes)?;
         }
         log.spares.retire(forgotten.iter().copied());
@@ -206,6 +205,10 @@ impl<D: Disk> Wal<D> {
         segment.file.write(end.last as u64, &bytes[end.last..end.end]).map_err(failed())?;
         segment.file.sync().map_err(failed())?;
         spare::fill(&segment.file, bytes.len() as u64, self.segment_bytes, &go_on).map_err(failed())?;
+        let names = self.disk.names().map_err(file_error(&self.disk, "list", ""))?;
+        if names.iter().any(|name| name == NEW) {
+            self.disk.remove(NEW).map_err(file_error(&self.disk, "remove the unfinished", NEW))?;
+        }
         self.disk.sync().map_err(file_error(&self.disk, "sync", ""))
     }
 
@@ -319,13 +322,13 @@ fn take_in(held: &mut Held, batch: &Batch<'_>, placed: &[Placed], segment: u64, 
     held.take_in(batch, placed, segment, offset).map_err(LogError::Damaged)
 }
 
-fn read_segment<D: Disk>(disk: &D, name: &str) -> Result<(D::File, Vec<u8>), LogError> {
-    let read = || {
+fn read_segment<D: Disk>(disk: &D, name: &str, bytes: &mut Vec<u8>) -> Result<D::File, LogError> {
+    let mut read = || {
         let file = disk.open(name)?;
         let length = usize::try_from(file.length()?).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-        let mut bytes = vec![0; length];
-        file.read(0, &mut bytes)?;
-        Ok((file, bytes))
+        bytes.resize(length, 0);
+        file.read(0, bytes)?;
+        Ok(file)
     };
     read().map_err(file_error(disk, "open", name))
 }

@@ -16,7 +16,7 @@ use super::segment_name;
 /// A segment to be; what it holds is never read.
 pub const SPARE: &str = "spare";
 /// Zeros written at a time.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 64 << 10;
 
 /// The spare segment and who makes it.
 #[derive(Debug)]
