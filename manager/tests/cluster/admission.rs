@@ -28,7 +28,12 @@ fn copy(from: &Path, to: &Path) {
     std::fs::create_dir(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
-        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        let there = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &there);
+        } else {
+            std::fs::copy(&path, there).unwrap();
+        }
     }
 }
 
@@ -185,8 +190,9 @@ async fn what_a_manager_keeps_is_for_its_owner_alone() {
     let cluster = Cluster::found().await;
     cluster.write("a").await;
     let dir = &cluster.managers[0].dir;
-    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let entries = [dir.clone(), dir.join("raft")].into_iter().flat_map(|dir| std::fs::read_dir(dir).unwrap());
     let open: Vec<_> = entries
+        .map(|entry| entry.unwrap().path())
         .chain([dir.clone()])
         .filter(|path| path.file_name().is_none_or(|name| name != "identity.json"))
         .filter(|path| std::fs::metadata(path).unwrap().permissions().mode() & 0o077 != 0)

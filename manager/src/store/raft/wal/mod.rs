@@ -16,8 +16,9 @@ pub mod disk;
 mod spare;
 
 use std::fmt;
-use std::fs::{self, File, TryLockError};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -97,7 +98,7 @@ fn file_error(disk: &impl Disk, what: &'static str, name: &str) -> impl FnOnce(i
 
 fn lock(dir: &Path) -> Result<File, LogError> {
     let path = dir.join(LOCK);
-    let opened = File::options().write(true).create(true).truncate(false).open(&path);
+    let opened = File::options().write(true).create(true).truncate(false).mode(0o600).open(&path);
     let file = opened.map_err(|source| LogError::File { what: "open", path: path.clone(), source })?;
     match file.try_lock() {
         Ok(()) => Ok(file),
@@ -125,7 +126,8 @@ impl Wal {
     pub fn create(dir: &Path, identity: &[u8], hard_state: &HardState, snapshot: Snapshot) -> Result<Self, LogError> {
         let lock = lock(dir)?;
         let path = dir.join(DIR);
-        let made = fs::create_dir_all(&path).and_then(|()| File::open(dir)?.sync_all());
+        // The tables' secrets pass through the log.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path).and_then(|()| File::open(dir)?.sync_all());
         made.map_err(|source| LogError::File { what: "make", path: path.clone(), source })?;
         let log = Self::create_on(Directory::new(&path), dir, SEGMENT_BYTES, identity, hard_state, snapshot)?;
         Ok(Self { _lock: Some(lock), ..log })
