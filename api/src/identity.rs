@@ -174,7 +174,7 @@ pub fn encode(bytes: &[u8]) -> String {
     (0..(bytes.len() * 8).div_ceil(5)).map(|index| char::from(ALPHABET[digit(index)])).collect()
 }
 
-fn decode(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
     let digits = text.bytes().map(|byte| ALPHABET.iter().position(|known| *known == byte));
     let digits = digits.collect::<Option<Vec<usize>>>()?;
     let bit = |index: usize| digits.get(index / 5).is_some_and(|digit| digit >> (4 - index % 5) & 1 == 1);

@@ -14,6 +14,7 @@ pub mod object;
 pub mod policy;
 pub mod resource;
 pub mod rest;
+pub mod seal;
 pub mod spec;
 pub mod task;
 pub mod tls;
