@@ -7,4 +7,5 @@ pub mod drive;
 pub mod found;
 pub mod renewal;
 pub mod rpc;
+pub mod seal;
 pub mod store;

@@ -16,6 +16,7 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::core::state::{Conflict, State, Transaction, encode_transaction};
+use crate::seal::Keys;
 
 pub use self::raft::log::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver, checksum};
 pub use self::raft::storage::Terms;
@@ -54,6 +55,8 @@ pub struct StoreConfig {
     /// The managers that a new one knows of before it has the tables, which name them all.
     pub seeds: Vec<Member>,
     pub dir: PathBuf,
+    /// What the disk is sealed with; `None`: it is written in clear.
+    pub keys: Option<Keys>,
     pub timing: RaftTiming,
     /// A snapshot is made after so many applied entries, or after so many bytes of them.
     pub snapshot_entries: u64,
@@ -94,6 +97,7 @@ impl StoreConfig {
             id,
             seeds,
             dir,
+            keys: None,
             timing: RaftTiming::default(),
             snapshot_entries: 10_000,
             snapshot_bytes: 64 << 20,

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use raft::eraftpb::{Entry, HardState, SnapshotMetadata};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use rcluster_manager::seal::Keys;
 use rcluster_manager::store::{Batch, Compaction, Disk, DiskFile, LogError, LogStore, Saved, Wal, first};
 
 use crate::world::{config, founded};
@@ -347,14 +348,14 @@ fn write_until_the_power_goes(
 }
 
 /// The log after a power cut or a kill; the same may happen again while it is opened.
-fn open_again(disk: &mut Fragile, dir: &Path, segment_bytes: u64, rng: &mut StdRng, seed: u64) -> Wal<Fragile> {
+fn open_again(disk: &mut Fragile, dir: &Path, segment_bytes: u64, keys: Option<&Keys>, rng: &mut StdRng, seed: u64) -> Wal<Fragile> {
     loop {
         *disk = if rng.random_bool(0.3) { disk.after_kill() } else { disk.after_power_cut(rng) };
         let cut_again = rng.random_bool(0.4);
         if cut_again {
             disk.fail_after(rng.random_range(0..8), rng.random_bool(0.5));
         }
-        match Wal::open_on(disk.clone(), dir, segment_bytes) {
+        match Wal::open_on(disk.clone(), dir, segment_bytes, keys.cloned()) {
             Ok((log, identity)) => {
                 assert_eq!(identity, b"m1");
                 assert!(!disk.names().unwrap().iter().any(|name| name == "new"), "seed {seed}: an unfinished segment stays");
@@ -375,14 +376,16 @@ fn a_batch_is_there_as_a_whole_or_not_at_all_and_always_once_it_was_confirmed() 
         let mut disk = Fragile::default();
         let segment_bytes = [4 << 10, 20 << 10, 100 << 10][rng.random_range(0..3)];
         let (hard_state, snapshot) = first(&founded(&config(1, 1).seeds));
-        let mut log = Wal::create_on(disk.clone(), dir.path(), segment_bytes, b"m1", &hard_state, snapshot).unwrap();
+        // Half of them are sealed.
+        let keys = (seed % 2 == 0).then(Keys::random);
+        let mut log = Wal::create_on(disk.clone(), dir.path(), segment_bytes, keys.clone(), b"m1", &hard_state, snapshot).unwrap();
         let mut confirmed = found(&mut log);
         for _ in 0..6 {
             let calls = if rng.random_bool(0.2) { 0 } else { rng.random_range(1..150) };
             disk.fail_after(calls, rng.random_bool(0.5));
             let attempts = write_until_the_power_goes(&mut log, &disk, confirmed, &mut rng, &mut rolled);
             drop(log);
-            log = open_again(&mut disk, dir.path(), segment_bytes, &mut rng, seed);
+            log = open_again(&mut disk, dir.path(), segment_bytes, keys.as_ref(), &mut rng, seed);
             confirmed = found(&mut log);
             assert!(attempts.contains(&confirmed), "seed {seed}: found {confirmed:?}, confirmed and attempted {attempts:?}");
             cuts += 1;
@@ -402,17 +405,18 @@ fn a_first_log_is_there_as_a_whole_or_not_at_all() {
         let disk = Fragile::default();
         let (hard_state, snapshot) = first(&founded(&config(1, 1).seeds));
         disk.fail_after(rng.random_range(0..6), false);
-        let made = Wal::create_on(disk.clone(), dir.path(), 8 << 10, b"m1", &hard_state, snapshot.clone()).is_ok();
+        let keys = (seed % 2 == 0).then(Keys::random);
+        let made = Wal::create_on(disk.clone(), dir.path(), 8 << 10, keys.clone(), b"m1", &hard_state, snapshot.clone()).is_ok();
         let disk = disk.after_power_cut(&mut rng);
         let exists = disk.names().unwrap().iter().any(|name| name.starts_with("segment-"));
         assert!(exists || !made, "seed {seed}: it was made and is gone");
         if !exists {
             absent += 1;
-            Wal::create_on(disk.clone(), dir.path(), 8 << 10, b"m1", &hard_state, snapshot).unwrap();
+            Wal::create_on(disk.clone(), dir.path(), 8 << 10, keys.clone(), b"m1", &hard_state, snapshot).unwrap();
         } else {
             whole += 1;
         }
-        let (mut log, _) = Wal::open_on(disk, dir.path(), 8 << 10).unwrap();
+        let (mut log, _) = Wal::open_on(disk, dir.path(), 8 << 10, keys).unwrap();
         assert_eq!(found(&mut log).snapshot, 1);
     }
     assert!(whole > 20 && absent > 20, "{whole} whole, {absent} absent");

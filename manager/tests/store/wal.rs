@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use raft::eraftpb::{Entry, HardState, Snapshot, SnapshotMetadata};
+use rcluster_api::seal::Key;
 use rcluster_api::tls::Security;
+use rcluster_manager::seal::Keys;
 use rcluster_manager::store::{
     Batch, Compaction, Directory, Fatal, LogError, LogStore, ProposeError, Store, StoreConfig, StoreError, Wal, identity, prepare, start,
     start_with,
@@ -60,9 +62,13 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 
 /// A log with short segments in a directory of its own.
 fn short_log(dir: &Path, segment_bytes: u64) -> Wal {
-    fs::create_dir(dir.join("raft")).unwrap();
+    short_log_with(dir, segment_bytes, None)
+}
+
+fn short_log_with(dir: &Path, segment_bytes: u64, keys: Option<Keys>) -> Wal {
+    fs::create_dir_all(dir.join("raft")).unwrap();
     let (hard_state, snapshot) = (HardState { term: 1, commit: 1, ..HardState::default() }, first_snapshot());
-    Wal::create_on(Directory::new(&dir.join("raft")), dir, segment_bytes, b"m1", &hard_state, snapshot).unwrap()
+    Wal::create_on(Directory::new(&dir.join("raft")), dir, segment_bytes, keys, b"m1", &hard_state, snapshot).unwrap()
 }
 
 fn first_snapshot() -> Snapshot {
@@ -90,7 +96,7 @@ fn segments_are_used_again_and_the_log_takes_no_more_room() {
     }
     drop(log);
     // 2,000 entries were some 34 segments; those that nothing needs go beside the log's thread, a few at a time.
-    let (mut log, _) = Wal::open_on(Directory::new(&dir.path().join("raft")), dir.path(), SEGMENT_BYTES).unwrap();
+    let (mut log, _) = Wal::open_on(Directory::new(&dir.path().join("raft")), dir.path(), SEGMENT_BYTES, None).unwrap();
     let loaded = log.load().unwrap();
     assert_eq!((loaded.terms.first(), loaded.terms.last(), loaded.snapshot.index), (1992, 2001, 1991));
     assert_eq!(log.entries(1992, 2002, u64::MAX).unwrap(), (1992..2002).map(|index| entry(index, 1, 1000)).collect::<Vec<_>>());
@@ -110,7 +116,7 @@ fn a_batch_larger_than_a_segment_and_entries_by_their_bytes() {
     append(&mut log, &(2..6).map(|index| entry(index, 1, 10_000)).collect::<Vec<_>>());
     append(&mut log, &[entry(6, 1, 10)]);
     drop(log);
-    let (log, identity) = Wal::open_on(Directory::new(&dir.path().join("raft")), dir.path(), 16 << 10).unwrap();
+    let (log, identity) = Wal::open_on(Directory::new(&dir.path().join("raft")), dir.path(), 16 << 10, None).unwrap();
     assert_eq!(identity, b"m1");
     let lengths = |low, bytes_max| {
         let entries = log.entries(low, 7, bytes_max).unwrap();
@@ -166,7 +172,7 @@ fn refusal(dir: &Path) -> String {
 fn a_write_that_was_cut_is_taken_off_and_what_was_confirmed_stays() {
     const SEGMENT_BYTES: u64 = 64 << 10;
     let dir = tempfile::tempdir().unwrap();
-    let open = || Wal::open_on(Directory::new(&dir.path().join("raft")), dir.path(), SEGMENT_BYTES).unwrap().0;
+    let open = || Wal::open_on(Directory::new(&dir.path().join("raft")), dir.path(), SEGMENT_BYTES, None).unwrap().0;
     let mut log = short_log(dir.path(), SEGMENT_BYTES);
     append(&mut log, &[entry(2, 1, 3000)]);
     append(&mut log, &[entry(3, 1, 3000)]);
@@ -206,11 +212,11 @@ async fn a_newer_format_is_refused_and_nothing_is_changed() {
     let dir = used().await;
     let segment = segments(dir.path()).pop().unwrap();
     let mut bytes = fs::read(&segment).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 3;
     fs::write(&segment, bytes).unwrap();
     let before = contents(dir.path());
     let refusal = refusal(dir.path());
-    assert!(refusal.contains("has format 2, newer than this version reads (1)") && refusal.contains("upgrade this manager"), "{refusal}");
+    assert!(refusal.contains("has format 3, newer than this version reads (2)") && refusal.contains("upgrade this manager"), "{refusal}");
     assert_eq!(contents(dir.path()), before);
 }
 
@@ -244,9 +250,9 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// What the log in `tests/fixtures/log-1` was made by.
-fn make_fixture(dir: &Path) {
-    let mut log = short_log(dir, 4 << 10);
+/// What the logs in `tests/fixtures` were made by.
+fn make_fixture(dir: &Path, keys: Option<Keys>) {
+    let mut log = short_log_with(dir, 4 << 10, keys);
     append(&mut log, &[entry(2, 1, 600), entry(3, 1, 600), entry(4, 1, 0)]);
     append(&mut log, &[entry(5, 1, 1200), entry(6, 1, 1200)]);
     append(&mut log, &[entry(6, 2, 900)]);
@@ -254,8 +260,8 @@ fn make_fixture(dir: &Path) {
     append(&mut log, &[entry(7, 3, 300)]);
 }
 
-fn check_fixture(dir: &Path) {
-    let (mut log, identity) = Wal::open_on(Directory::new(&dir.join("raft")), dir, 4 << 10).unwrap();
+fn check_fixture(dir: &Path, keys: Option<Keys>) {
+    let (mut log, identity) = Wal::open_on(Directory::new(&dir.join("raft")), dir, 4 << 10, keys).unwrap();
     assert_eq!(identity, b"m1");
     let loaded = log.load().unwrap();
     assert_eq!(loaded.hard_state, HardState { term: 3, vote: 2, commit: 7, ..HardState::default() });
@@ -267,16 +273,86 @@ fn check_fixture(dir: &Path) {
     assert_eq!(log.entries(8, 9, u64::MAX).unwrap(), [entry(8, 3, 9)]);
 }
 
+/// A log that an earlier version made.
+fn fixture(name: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name), dir.path());
+    assert!(segments(dir.path()).len() > 1);
+    dir
+}
+
+/// Those that the fixture of format 2 is sealed with.
+fn fixed_keys() -> Keys {
+    Keys::new(BTreeMap::from([(1, Key::from_bytes(&[7; 32]).unwrap())])).unwrap()
+}
+
 #[test]
 fn a_log_of_format_1_is_read() {
-    let dir = tempfile::tempdir().unwrap();
-    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/log-1"), dir.path());
-    assert!(segments(dir.path()).len() > 1);
-    check_fixture(dir.path());
-    // What this version writes is the same.
+    check_fixture(fixture("log-1").path(), None);
+    // What this version writes in clear is the same.
     let own = tempfile::tempdir().unwrap();
-    make_fixture(own.path());
-    check_fixture(own.path());
+    make_fixture(own.path(), None);
+    check_fixture(own.path(), None);
+}
+
+#[test]
+fn a_log_of_format_2_is_read() {
+    check_fixture(fixture("log-2").path(), Some(fixed_keys()));
+    let own = tempfile::tempdir().unwrap();
+    make_fixture(own.path(), Some(fixed_keys()));
+    check_fixture(own.path(), Some(fixed_keys()));
+    let refused = Wal::open_on(Directory::new(&own.path().join("raft")), own.path(), 4 << 10, None).unwrap_err().to_string();
+    assert!(refused.contains("is sealed with key 1 of this disk, which seal.json does not hold"), "{refused}");
+}
+
+#[test]
+fn a_log_in_clear_goes_on_sealed() {
+    let dir = fixture("log-1");
+    let open = || Wal::open_on(Directory::new(&dir.path().join("raft")), dir.path(), 4 << 10, Some(fixed_keys())).unwrap().0;
+    let text = b"a text that is seen";
+    let shown = || contents(dir.path()).values().any(|bytes| bytes.windows(text.len()).any(|part| part == text));
+    let write = |log: &mut Wal, index| {
+        let mut entry = Entry { index, term: 3, ..Entry::default() };
+        entry.data = text.to_vec().into();
+        append(log, &[entry]);
+    };
+    let mut log = open();
+    log.load().unwrap();
+    write(&mut log, 8);
+    drop(log);
+    assert!(!shown());
+    let mut log = open();
+    assert_eq!(log.load().unwrap().terms.last(), 8);
+    assert_eq!(log.entries(4, 9, u64::MAX).unwrap().len(), 5);
+    drop(log);
+    let clear = fixture("log-1");
+    let mut log = Wal::open_on(Directory::new(&clear.path().join("raft")), clear.path(), 4 << 10, None).unwrap().0;
+    write(&mut log, 8);
+    assert!(contents(clear.path()).values().any(|bytes| bytes.windows(text.len()).any(|part| part == text)), "what is not sealed is seen");
+}
+
+#[test]
+fn a_new_key_seals_what_is_written_from_then_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = fixed_keys();
+    let mut log = short_log_with(dir.path(), 16 << 10, Some(keys.clone()));
+    append(&mut log, &[entry(2, 1, 100)]);
+    let both = BTreeMap::from([(1, Key::from_bytes(&[7; 32]).unwrap()), (2, Key::random())]);
+    keys.replace(&Keys::new(both.clone()).unwrap());
+    append(&mut log, &[entry(3, 1, 100)]);
+    compact(&mut log, 1, 3);
+    assert_eq!(log.entries(2, 4, u64::MAX).unwrap().len(), 2);
+    drop(log);
+    let open = |keys| Wal::open_on(Directory::new(&dir.path().join("raft")), dir.path(), 16 << 10, keys);
+    assert!(matches!(open(Some(fixed_keys())), Err(LogError::NoKey { key: 2, .. })));
+    let mut log = open(Keys::new(both)).unwrap().0;
+    assert_eq!((log.load().unwrap().data, log.entries(2, 4, u64::MAX).unwrap().len()), (b"tables".to_vec(), 2));
+}
+
+#[test]
+#[ignore = "makes the fixture anew: only for a format that nobody has used"]
+fn make_log_2() {
+    make_fixture(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/log-2"), Some(fixed_keys()));
 }
 
 /// Runs `test` with a tmpfs of so many bytes at a directory that only it sees and that is gone with it.
@@ -319,7 +395,7 @@ fn a_manager_on_a_full_disk_ends_and_nothing_confirmed_is_lost() {
         let config = lone(dir);
         prepare(&config, Some(&founded(&config.seeds))).unwrap();
         let confirmed = runtime.block_on(async {
-            let (log, _) = Wal::open(dir).unwrap();
+            let (log, _) = Wal::open(dir, None).unwrap();
             let (told, mut fatal) = watch::channel(None);
             let wire = |inbox| Network::default().wire(1, inbox);
             let on_fatal = move |fatal: &Fatal| {

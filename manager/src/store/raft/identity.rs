@@ -56,7 +56,7 @@ pub fn identity(dir: &Path) -> Result<Option<Identity>, StoreError> {
     if !wal::exists(dir)? {
         return Ok(None);
     }
-    let (_, identity) = Wal::open(dir)?;
+    let identity = wal::whose(dir)?;
     let known = read(&identity)?;
     ledger::write(&path, &known)?;
     Ok(Some(known))
@@ -73,7 +73,7 @@ pub fn open(config: &StoreConfig) -> Result<Wal, StoreError> {
     if let Some(found) = identity(dir)? {
         check(dir, &own, &found)?;
     }
-    let (log, identity) = Wal::open(dir)?;
+    let (log, identity) = Wal::open(dir, config.keys.clone())?;
     check(dir, &own, &read(&identity)?)?;
     Ok(log)
 }
@@ -97,7 +97,7 @@ pub fn prepare(config: &StoreConfig, founded: Option<&State>) -> Result<(), Stor
         }
     };
     let bytes = serde_json::to_vec(&own).expect("an identity has nothing that JSON lacks");
-    Wal::create(dir, &bytes, &hard_state, snapshot)?;
+    Wal::create(dir, config.keys.clone(), &bytes, &hard_state, snapshot)?;
     ledger::write(&dir.join(FILE), &own)?;
     Ok(())
 }

@@ -97,6 +97,10 @@ pub enum LogError {
              without them. Look after the disk, then remove the manager from the cluster and join again with an empty state directory"
     )]
     Segment { path: PathBuf, offset: u64, why: String },
+    #[error(
+        "{path} is sealed with key {key} of this disk, which seal.json does not hold; nothing was changed. Bring back the seal.json that belongs to it"
+    )]
+    NoKey { path: PathBuf, key: u32 },
     #[error("{bytes} bytes at once are more than a segment of the log takes ({limit})")]
     TooLarge { bytes: u64, limit: u64 },
     #[error("the log is damaged: {0}")]

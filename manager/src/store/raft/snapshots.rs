@@ -1,22 +1,35 @@
 //! Snapshots' data: files beside the log.
 //!
 //! ```text
-//! D/snapshot-<index>-<hex>    data of the snapshot in use; written and synced before the log names it, removed after it names another
+//! D/snapshot-<index>-<hex>           data of the snapshot in use; written and synced before the log names it, removed after it names
+//! D/snapshot-<index>-<hex>.sealed    another. Sealed: number of the key 4, little-endian │ seed 24 │ what api's seal makes of the data
 //! ```
 
+use std::convert::Infallible;
 use std::fs;
 use std::path::Path;
 
+use rcluster_api::seal::OVERHEAD_BYTES;
 use rcluster_base::ledger::{self, LedgerError};
 use tracing::warn;
 
 use super::log::{LogError, Saved, Saver, checksum};
+use crate::seal::{Keys, SEED_BYTES};
 
-/// Writes a snapshot's data into `dir`.
-pub fn saver(dir: &Path) -> Saver {
+/// Whether a file is sealed is told by its name, which the log holds.
+const SEALED: &str = ".sealed";
+const LABEL: &str = "rcluster snapshot";
+
+/// Writes a snapshot's data into `dir`, sealed if there are `keys`.
+pub fn saver(dir: &Path, keys: Option<Keys>) -> Saver {
     let dir = dir.to_path_buf();
     Box::new(move |metadata, data| {
-        let name = format!("snapshot-{:020}-{:08x}", metadata.index, rand::random::<u32>());
+        let mut name = format!("snapshot-{:020}-{:08x}", metadata.index, rand::random::<u32>());
+        let sealed = keys.map(|keys| {
+            name += SEALED;
+            seal(&keys, &name, data)
+        });
+        let data = sealed.as_deref().unwrap_or(data);
         ledger::write_secret_bytes(&dir.join(&name), data).map_err(|error| {
             let path = dir.join(&name);
             let source = match error {
@@ -29,15 +42,38 @@ pub fn saver(dir: &Path) -> Saver {
     })
 }
 
+fn seal(keys: &Keys, name: &str, data: &[u8]) -> Vec<u8> {
+    let (number, seed, cipher) = keys.draw(LABEL);
+    let mut out = Vec::with_capacity(data.len() + OVERHEAD_BYTES + SEED_BYTES + 4);
+    out.extend_from_slice(&number.to_le_bytes());
+    out.extend_from_slice(&seed);
+    let written = cipher.seal_into(name.as_bytes(), &mut out, |out| {
+        out.extend_from_slice(data);
+        Ok::<(), Infallible>(())
+    });
+    match written {
+        Ok(()) => out,
+        Err(never) => match never {},
+    }
+}
+
 /// The data of the snapshot in use.
-pub fn read(dir: &Path, used: &Saved) -> Result<Vec<u8>, LogError> {
+pub fn read(dir: &Path, used: &Saved, keys: Option<&Keys>) -> Result<Vec<u8>, LogError> {
     let path = dir.join(&used.name);
-    let data = fs::read(&path).map_err(|source| LogError::File { what: "read the snapshot", path, source })?;
+    let data = fs::read(&path).map_err(|source| LogError::File { what: "read the snapshot", path: path.clone(), source })?;
     if data.len() as u64 != used.bytes || checksum(&data) != used.checksum {
         let (name, found, written) = (&used.name, data.len(), used.bytes);
         return Err(LogError::Damaged(format!("{name} has {found} bytes and is not what was written ({written} bytes)")));
     }
-    Ok(data)
+    if !used.name.ends_with(SEALED) {
+        return Ok(data);
+    }
+    let short = || LogError::Damaged(format!("{} is too short", used.name));
+    let (key, rest) = data.split_first_chunk().ok_or_else(short)?;
+    let (seed, sealed) = rest.split_first_chunk().ok_or_else(short)?;
+    let key = u32::from_le_bytes(*key);
+    let cipher = keys.and_then(|keys| keys.cipher(key, seed, LABEL)).ok_or(LogError::NoKey { path, key })?;
+    cipher.open(used.name.as_bytes(), sealed).map_err(|error| LogError::Damaged(format!("{}: {error}", used.name)))
 }
 
 /// Removes the data of snapshots that are older than the one in use.

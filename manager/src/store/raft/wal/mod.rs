@@ -25,13 +25,14 @@ use std::sync::atomic::AtomicBool;
 use raft::eraftpb::{Entry, HardState, Snapshot};
 use tracing::warn;
 
-use self::core::record::{self, FORMAT, HEADER_BYTES, Placed, Preamble, Writer};
+use self::core::record::{self, FORMAT, HEADER_BYTES, Kind, Placed, Preamble, Sealing, Writer};
 use self::core::replay::{End, Held, Place, Replay, Why, Wrong};
 use self::disk::{Directory, Disk, DiskFile};
 use self::spare::{SPARE, Spares};
 use super::log::{Batch, Compaction, Loaded, LogError, LogStore, Saver};
 use super::snapshots;
 use super::storage::Terms;
+use crate::seal::Keys;
 
 /// Bytes of a segment; a batch that is larger has a longer segment to itself.
 const SEGMENT_BYTES: u64 = 16 << 20;
@@ -51,6 +52,8 @@ pub struct Wal<D: Disk = Directory> {
     /// Where snapshots' data stand.
     dir: PathBuf,
     segment_bytes: u64,
+    /// What it is sealed with; `None`: it is written in clear.
+    keys: Option<Keys>,
     /// Those that are read and, the last, written; oldest first.
     segments: Vec<Segment<D::File>>,
     held: Held,
@@ -63,6 +66,7 @@ pub struct Wal<D: Disk = Directory> {
 struct Segment<F> {
     number: u64,
     salt: u32,
+    sealing: Option<Sealing>,
     file: F,
     /// Where the next batch goes.
     end: u64,
@@ -120,26 +124,40 @@ pub fn exists(dir: &Path) -> Result<bool, LogError> {
     if path.exists() { Err(LogError::Earlier { path }) } else { Ok(false) }
 }
 
+/// Whose log stands in `dir`: what the oldest segment that is needed begins with. Asks for no key and changes nothing.
+pub fn whose(dir: &Path) -> Result<Vec<u8>, LogError> {
+    let disk = Directory::new(&dir.join(DIR));
+    let numbers = segment_numbers(&disk)?;
+    let number = *numbers.last().ok_or(LogError::Missing { path: dir.join(DIR) })?;
+    let mut bytes = Vec::new();
+    read_segment(&disk, &segment_name(number), &mut bytes)?;
+    let wrong = |offset, why: Why| refusal(&disk, Wrong { segment: number, offset, why });
+    let preamble = Preamble::decode(&bytes).map_err(|no| wrong(0, no.into()))?;
+    let batch = record::batch(&bytes, preamble.end(), preamble.salt).map_err(|why| wrong(preamble.end(), Why::Damaged(why.to_owned())))?;
+    let identity = batch.records.iter().find(|record| record.kind == Kind::Identity).map(|record| record.content.to_vec());
+    identity.ok_or_else(|| wrong(preamble.end(), Why::Damaged("it does not say whose it is".to_owned())))
+}
+
 impl Wal {
     /// Makes the first log in `dir`, for `identity`, holding `hard_state` and a snapshot. It is there as a whole afterwards, or not at
     /// all.
-    pub fn create(dir: &Path, identity: &[u8], hard_state: &HardState, snapshot: Snapshot) -> Result<Self, LogError> {
+    pub fn create(dir: &Path, keys: Option<Keys>, identity: &[u8], hard_state: &HardState, snapshot: Snapshot) -> Result<Self, LogError> {
         let lock = lock(dir)?;
         let path = dir.join(DIR);
         // The tables' secrets pass through the log.
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&path).and_then(|()| File::open(dir)?.sync_all());
         made.map_err(|source| LogError::File { what: "make", path: path.clone(), source })?;
-        let log = Self::create_on(Directory::new(&path), dir, SEGMENT_BYTES, identity, hard_state, snapshot)?;
+        let log = Self::create_on(Directory::new(&path), dir, SEGMENT_BYTES, keys, identity, hard_state, snapshot)?;
         Ok(Self { _lock: Some(lock), ..log })
     }
 
     /// Opens the log in `dir` and says whose it is.
-    pub fn open(dir: &Path) -> Result<(Self, Vec<u8>), LogError> {
+    pub fn open(dir: &Path, keys: Option<Keys>) -> Result<(Self, Vec<u8>), LogError> {
         if !exists(dir)? {
             return Err(LogError::Missing { path: dir.join(DIR) });
         }
         let lock = lock(dir)?;
-        let (log, identity) = Self::open_on(Directory::new(&dir.join(DIR)), dir, SEGMENT_BYTES)?;
+        let (log, identity) = Self::open_on(Directory::new(&dir.join(DIR)), dir, SEGMENT_BYTES, keys)?;
         Ok((Self { _lock: Some(lock), ..log }, identity))
     }
 }
@@ -150,36 +168,37 @@ impl<D: Disk> Wal<D> {
         disk: D,
         dir: &Path,
         segment_bytes: u64,
+        keys: Option<Keys>,
         identity: &[u8],
         hard_state: &HardState,
         snapshot: Snapshot,
     ) -> Result<Self, LogError> {
         let Snapshot { data, metadata, .. } = snapshot;
-        let saved = snapshots::saver(dir)(metadata.unwrap_or_default(), &data)?;
+        let saved = snapshots::saver(dir, keys.clone())(metadata.unwrap_or_default(), &data)?;
         let (index, term) = (saved.metadata.index, saved.metadata.term);
         let held = Held { identity: identity.to_vec(), offset: (index, term), number: 1, ..Held::default() };
-        let mut log = Self::new(disk, dir, segment_bytes, Vec::new(), held);
+        let mut log = Self::new(disk, dir, segment_bytes, keys, Vec::new(), held);
         let compaction = Some(Compaction::Reset { index, term });
         log.write(&Batch { hard_state, entries: &[], snapshot: Some(&saved), compaction })?;
         Ok(log)
     }
 
     /// Opens the log on a disk and says whose it is. What is wrong with it is found before anything is written.
-    pub fn open_on(disk: D, dir: &Path, segment_bytes: u64) -> Result<(Self, Vec<u8>), LogError> {
+    pub fn open_on(disk: D, dir: &Path, segment_bytes: u64, keys: Option<Keys>) -> Result<(Self, Vec<u8>), LogError> {
         let numbers = segment_numbers(&disk)?;
         let gap = numbers.windows(2).rposition(|pair| pair[1] != pair[0] + 1);
         // Segments before a gap were forgotten: what still needs one also needs all that follow it.
         let (forgotten, needed) = numbers.split_at(gap.map_or(0, |gap| gap + 1));
-        let (mut replay, mut segments, mut bytes, mut last) = (Replay::default(), Vec::new(), Vec::new(), None);
+        let (mut replay, mut segments, mut bytes, mut last) = (Replay::new(keys.clone()), Vec::new(), Vec::new(), None);
         for number in needed {
             let file = read_segment(&disk, &segment_name(*number), &mut bytes)?;
             let end = replay.segment(*number, &bytes, Some(number) == needed.last()).map_err(|wrong| refusal(&disk, wrong))?;
-            segments.push(Segment { number: *number, salt: end.salt, file, end: end.end as u64 });
+            segments.push(Segment { number: *number, salt: end.salt, sealing: end.sealing.clone(), file, end: end.end as u64 });
             last = Some(end);
         }
         let held = replay.finish().map_err(|wrong| refusal(&disk, wrong))?;
         let identity = held.identity.clone();
-        let mut log = Self::new(disk, dir, segment_bytes, segments, held);
+        let mut log = Self::new(disk, dir, segment_bytes, keys, segments, held);
         if let (Some(end), Some(segment)) = (last, log.segments.last()) {
             log.settle(segment, &end, &bytes)?;
         }
@@ -187,10 +206,10 @@ impl<D: Disk> Wal<D> {
         Ok((log, identity))
     }
 
-    fn new(disk: D, dir: &Path, segment_bytes: u64, segments: Vec<Segment<D::File>>, held: Held) -> Self {
+    fn new(disk: D, dir: &Path, segment_bytes: u64, keys: Option<Keys>, segments: Vec<Segment<D::File>>, held: Held) -> Self {
         let spares = Spares::new(disk.clone(), segment_bytes);
         let dir = dir.to_path_buf();
-        Self { spares, disk, dir, segment_bytes, segments, held, buffer: Vec::new(), failed: false, _lock: None }
+        Self { spares, disk, dir, segment_bytes, keys, segments, held, buffer: Vec::new(), failed: false, _lock: None }
     }
 
     /// Makes the last segment such that it can be written on: nothing but zeros after its last batch, and that batch durable. A process
@@ -247,10 +266,13 @@ impl<D: Disk> Wal<D> {
         Ok(())
     }
 
-    /// Appends to the segment that is being written; `false` when it has no room.
+    /// Appends to the segment that is being written; `false` when it has no room, or is not sealed with the newest key.
     fn append_to_last(&mut self, batch: &Batch<'_>, bytes: &mut Vec<u8>) -> Result<bool, LogError> {
-        let Some(segment) = self.segments.last_mut() else { return Ok(false) };
-        let placed = encode(batch, None, segment.salt, self.held.number, bytes)?;
+        let newest = self.keys.as_ref().map(Keys::newest);
+        let sealed_so = |segment: &&mut Segment<D::File>| newest == segment.sealing.as_ref().map(|sealing| sealing.key);
+        let Some(segment) = self.segments.last_mut().filter(sealed_so) else { return Ok(false) };
+        let writer = Writer::new(bytes, segment.salt, segment.sealing.as_ref(), segment.end);
+        let placed = encode(batch, None, writer, self.held.number)?;
         if segment.end + bytes.len() as u64 > self.segment_bytes {
             return Ok(false);
         }
@@ -266,8 +288,10 @@ impl<D: Disk> Wal<D> {
         let number = self.segments.last().map_or(1, |segment| segment.number + 1);
         // Never 0, which is what a place that was not written holds.
         let salt = rand::random::<u32>() | 1;
-        Preamble { number, salt }.encode(bytes);
-        let placed = encode(batch, Some(&self.held), salt, self.held.number, bytes)?;
+        let (seal, sealing) = self.keys.as_ref().map(|keys| Sealing::draw(keys, number)).unzip();
+        Preamble { number, salt, seal }.encode(bytes);
+        let writer = Writer::new(bytes, salt, sealing.as_ref(), 0);
+        let placed = encode(batch, Some(&self.held), writer, self.held.number)?;
         let (from, file) = match self.spares.take() {
             Some(file) => (SPARE, file),
             None => (NEW, self.disk.create(NEW).map_err(file_error(&self.disk, "make", NEW))?),
@@ -276,7 +300,7 @@ impl<D: Disk> Wal<D> {
         let name = segment_name(number);
         self.disk.rename(from, &name).and_then(|()| self.disk.sync()).map_err(file_error(&self.disk, "name", &name))?;
         take_in(&mut self.held, batch, &placed, number, 0)?;
-        self.segments.push(Segment { number, salt, file, end: bytes.len() as u64 });
+        self.segments.push(Segment { number, salt, sealing, file, end: bytes.len() as u64 });
         self.spares.work();
         Ok(())
     }
@@ -299,15 +323,17 @@ impl<D: Disk> Wal<D> {
         let begin = u64::from(place.offset) - HEADER_BYTES as u64;
         let mut bytes = vec![0; HEADER_BYTES + place.bytes as usize];
         segment.file.read(begin, &mut bytes).map_err(file_error(&self.disk, "read", &name))?;
-        let found = record::record(&bytes, 0, segment.salt).and_then(|(record, _)| record::entry(&record));
+        let found = record::record(&bytes, 0, segment.salt).and_then(|(record, _)| {
+            let content = record.opened(segment.sealing.as_ref(), begin)?;
+            record::entry(&record::Record { content: &content, ..record })
+        });
         let entry = found.and_then(|entry| if entry.index == index { Ok(entry) } else { Err("another entry stands there") });
         entry.map_err(|why| LogError::Segment { path: self.disk.path(&name), offset: begin, why: why.to_owned() })
     }
 }
 
 /// A batch as bytes; as the first one of a segment it repeats what was held before it, so that no older segment is needed for that.
-fn encode(batch: &Batch<'_>, before: Option<&Held>, salt: u32, number: u64, out: &mut Vec<u8>) -> Result<Vec<Placed>, LogError> {
-    let mut writer = Writer::new(out, salt);
+fn encode(batch: &Batch<'_>, before: Option<&Held>, mut writer: Writer<'_>, number: u64) -> Result<Vec<Placed>, LogError> {
     if let Some(held) = before {
         writer.identity(&held.identity)?;
         writer.compaction(Compaction::Through { index: held.offset.0, term: held.offset.1 })?;
@@ -339,6 +365,7 @@ fn refusal(disk: &impl Disk, wrong: Wrong) -> LogError {
     let path = disk.path(&segment_name(wrong.segment));
     match wrong.why {
         Why::Newer(found) => LogError::Format { path, found: u64::from(found), known: u64::from(FORMAT) },
+        Why::NoKey(key) => LogError::NoKey { path, key },
         Why::Damaged(why) => LogError::Segment { path, offset: wrong.offset as u64, why },
     }
 }
@@ -353,7 +380,7 @@ impl<D: Disk> LogStore for Wal<D> {
             }
             bytes += u64::from(place.bytes);
         }
-        let data = snapshots::read(&self.dir, snapshot)?;
+        let data = snapshots::read(&self.dir, snapshot, self.keys.as_ref())?;
         let loaded = Loaded { hard_state: hard_state.clone(), snapshot: snapshot.metadata.clone(), data, terms, bytes };
         self.forget();
         self.spares.work();
@@ -386,6 +413,6 @@ impl<D: Disk> LogStore for Wal<D> {
     }
 
     fn saver(&self) -> Saver {
-        snapshots::saver(&self.dir)
+        snapshots::saver(&self.dir, self.keys.clone())
     }
 }

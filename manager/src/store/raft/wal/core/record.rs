@@ -2,17 +2,26 @@
 //!
 //! In: what is to be written. Out: bytes, or what bytes hold. Never: a guess about bytes that do not hold together.
 
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
 use protobuf::Message;
 use raft::eraftpb::{ConfState, Entry, HardState, SnapshotMetadata};
+use rcluster_api::seal::Cipher;
 
+use crate::seal::{Keys, SEED_BYTES};
 use crate::store::raft::log::{Batch, Compaction, LogError, Saved};
 
-/// The format that this version writes, and the newest that it reads.
-pub const FORMAT: u32 = 1;
+/// The newest format that this version reads, which it writes with keys.
+pub const FORMAT: u32 = 2;
+/// The format of a log in clear.
+const FORMAT_CLEAR: u32 = 1;
 /// What a segment begins with.
 const MAGIC: [u8; 8] = *b"rclu-log";
-/// Bytes before a segment's first batch.
-pub const PREAMBLE_BYTES: usize = 32;
+/// Bytes before a segment's first batch, in clear and sealed.
+const PREAMBLE_BYTES: usize = 32;
+const PREAMBLE_SEALED_BYTES: usize = 64;
 /// Bytes before the content of a record.
 pub const HEADER_BYTES: usize = 32;
 /// Bytes after the last record of a batch.
@@ -53,6 +62,16 @@ pub struct Preamble {
     pub number: u64,
     /// Drawn for each segment and part of every record in it, so that nothing that was written elsewhere passes for one.
     pub salt: u32,
+    pub seal: Option<Seal>,
+}
+
+/// What a segment is sealed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seal {
+    /// Number of the disk's key that the segment's is made from.
+    pub key: u32,
+    /// Drawn for each segment.
+    pub seed: [u8; SEED_BYTES],
 }
 
 /// Why there is no preamble to be read.
@@ -64,31 +83,89 @@ pub enum NoPreamble {
 }
 
 impl Preamble {
+    /// Where the first batch begins.
+    pub fn end(self) -> usize {
+        if self.seal.is_some() { PREAMBLE_SEALED_BYTES } else { PREAMBLE_BYTES }
+    }
+
     pub fn encode(self, out: &mut Vec<u8>) {
         let begin = out.len();
         out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&FORMAT.to_le_bytes());
+        out.extend_from_slice(&if self.seal.is_some() { FORMAT } else { FORMAT_CLEAR }.to_le_bytes());
         out.extend_from_slice(&self.salt.to_le_bytes());
         out.extend_from_slice(&self.number.to_le_bytes());
+        if let Some(Seal { key, seed }) = self.seal {
+            out.extend_from_slice(&key.to_le_bytes());
+            out.extend_from_slice(&seed);
+        }
         let crc = crc32c::crc32c(&out[begin..]);
         out.extend_from_slice(&crc.to_le_bytes());
-        out.resize(begin + PREAMBLE_BYTES, 0);
+        out.resize(begin + self.end(), 0);
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, NoPreamble> {
-        let bytes = bytes.get(..PREAMBLE_BYTES).ok_or(NoPreamble::Damaged("it is shorter than what a segment begins with"))?;
-        if bytes[..8] != MAGIC {
+        let short = NoPreamble::Damaged("it is shorter than what a segment begins with");
+        let clear = bytes.get(..PREAMBLE_BYTES).ok_or(short)?;
+        if clear[..8] != MAGIC {
             return Err(NoPreamble::Damaged("it does not begin as a segment of the log does"));
         }
-        let format = u32_at(bytes, 8);
-        if format > FORMAT {
-            return Err(NoPreamble::Newer(format));
-        }
-        if crc32c::crc32c(&bytes[..24]) != u32_at(bytes, 24) || bytes[28..].iter().any(|byte| *byte != 0) || format == 0 {
+        let (bytes, end, seal) = match u32_at(clear, 8) {
+            FORMAT_CLEAR => (clear, 24, None),
+            FORMAT => {
+                let sealed = bytes.get(..PREAMBLE_SEALED_BYTES).ok_or(short)?;
+                let seed = sealed[28..28 + SEED_BYTES].try_into().expect("a seed has so many bytes");
+                (sealed, 28 + SEED_BYTES, Some(Seal { key: u32_at(sealed, 24), seed }))
+            }
+            0 => return Err(NoPreamble::Damaged("its first bytes are not what was written")),
+            newer => return Err(NoPreamble::Newer(newer)),
+        };
+        if crc32c::crc32c(&bytes[..end]) != u32_at(bytes, end) || bytes[end + 4..].iter().any(|byte| *byte != 0) {
             return Err(NoPreamble::Damaged("its first bytes are not what was written"));
         }
-        Ok(Self { salt: u32_at(bytes, 12), number: u64_at(bytes, 16) })
+        Ok(Self { salt: u32_at(bytes, 12), number: u64_at(bytes, 16), seal })
     }
+}
+
+/// What seals and opens the records of one segment.
+#[derive(Clone)]
+pub struct Sealing {
+    /// Number of the disk's key that it comes from.
+    pub key: u32,
+    cipher: Arc<Cipher>,
+}
+
+impl fmt::Debug for Sealing {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Sealing(key {})", self.key)
+    }
+}
+
+impl Sealing {
+    /// For a new segment, with what its preamble is to say.
+    pub fn draw(keys: &Keys, number: u64) -> (Seal, Self) {
+        let (key, seed, cipher) = keys.draw(&label(number));
+        (Seal { key, seed }, Self { key, cipher: Arc::new(cipher) })
+    }
+
+    /// That of a segment that is there; `None` when the key is not among `keys`.
+    pub fn of(keys: &Keys, seal: Seal, number: u64) -> Option<Self> {
+        let cipher = keys.cipher(seal.key, &seal.seed, &label(number))?;
+        Some(Self { key: seal.key, cipher: Arc::new(cipher) })
+    }
+}
+
+fn label(number: u64) -> String {
+    format!("rcluster log segment {number}")
+}
+
+/// What the content of a record is bound to: the rest of the record, and the place in the segment where it begins.
+fn context(kind: Kind, term: u64, index: u64, begin: u64) -> [u8; 28] {
+    let mut bytes = [0; 28];
+    bytes[..4].copy_from_slice(&(kind as u32).to_le_bytes());
+    bytes[4..12].copy_from_slice(&term.to_le_bytes());
+    bytes[12..20].copy_from_slice(&index.to_le_bytes());
+    bytes[20..].copy_from_slice(&begin.to_le_bytes());
+    bytes
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -149,6 +226,17 @@ pub struct Record<'a> {
     /// Where the content stands in the bytes that the record was read from.
     pub offset: usize,
     pub content: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    /// The content as it was before it was sealed. `base`: where in the segment the bytes begin that the record was read from. Whose log
+    /// it is stands in clear: it is asked before there are keys.
+    pub fn opened(&self, sealing: Option<&Sealing>, base: u64) -> Result<Cow<'a, [u8]>, &'static str> {
+        let Some(sealing) = sealing.filter(|_| self.kind != Kind::Identity) else { return Ok(Cow::Borrowed(self.content)) };
+        let begin = base + (self.offset - HEADER_BYTES) as u64;
+        let opened = sealing.cipher.open(&context(self.kind, self.term, self.index, begin), self.content);
+        opened.map(Cow::Owned).map_err(|_| "a record cannot be opened: it was not sealed by this manager, there")
+    }
 }
 
 /// The record at `offset`, and where the next one would begin.
@@ -222,14 +310,17 @@ pub struct Writer<'a> {
     out: &'a mut Vec<u8>,
     begin: usize,
     salt: u32,
+    sealing: Option<&'a Sealing>,
+    /// Where in the segment `out` begins.
+    base: u64,
     placed: Vec<Placed>,
 }
 
 impl<'a> Writer<'a> {
-    pub fn new(out: &'a mut Vec<u8>, salt: u32) -> Self {
+    pub fn new(out: &'a mut Vec<u8>, salt: u32, sealing: Option<&'a Sealing>, base: u64) -> Self {
         let begin = out.len();
         out.resize(begin + HEADER_BYTES, 0);
-        Self { out, begin, salt, placed: Vec::new() }
+        Self { out, begin, salt, sealing, base, placed: Vec::new() }
     }
 
     pub fn identity(&mut self, identity: &[u8]) -> Result<(), LogError> {
@@ -283,7 +374,11 @@ impl<'a> Writer<'a> {
         let begin = self.out.len();
         let offset = begin + HEADER_BYTES;
         self.out.resize(offset, 0);
-        content(self.out).map_err(|source| LogError::Decode { what: "encode a record of the log", source })?;
+        let written = match self.sealing.filter(|_| kind != Kind::Identity) {
+            Some(sealing) => sealing.cipher.seal_into(&context(kind, term, index, self.base + begin as u64), self.out, content),
+            None => content(self.out),
+        };
+        written.map_err(|source| LogError::Decode { what: "encode a record of the log", source })?;
         let length = length(self.out.len() - offset)?;
         let bare = Header { length, crc: 0, kind: kind as u32, salt: self.salt, term, index };
         let header = Header { crc: bare.sum(&self.out[offset..]), ..bare };

@@ -20,7 +20,8 @@ use std::collections::VecDeque;
 
 use raft::eraftpb::HardState;
 
-use super::record::{self, ALIGNMENT, HEADER_BYTES, Kind, NoPreamble, PREAMBLE_BYTES, Placed, Preamble, Record, Whole};
+use super::record::{self, ALIGNMENT, HEADER_BYTES, Kind, NoPreamble, Placed, Preamble, Record, Sealing, Whole};
+use crate::seal::Keys;
 use crate::store::raft::log::{Batch, Compaction, Saved};
 
 /// What a disk writes as a whole or not at all.
@@ -116,7 +117,9 @@ impl Held {
         Ok(())
     }
 
-    fn take_in_record(&mut self, record: &Record<'_>, segment: u64) -> Result<(), String> {
+    fn take_in_record(&mut self, stored: &Record<'_>, segment: u64, sealing: Option<&Sealing>) -> Result<(), String> {
+        let content = stored.opened(sealing, 0)?;
+        let record = &Record { content: &content, ..*stored };
         let Record { kind, term, index, offset, content } = *record;
         match kind {
             Kind::Batch => return Err("a batch stands in a batch".to_owned()),
@@ -127,7 +130,7 @@ impl Held {
             Kind::Reset => self.compact(Compaction::Reset { index, term }),
             Kind::Entry => {
                 record::entry(record)?;
-                let bytes = u32::try_from(content.len()).map_err(|_| "an entry is too long")?;
+                let bytes = u32::try_from(stored.content.len()).map_err(|_| "an entry is too long")?;
                 self.put(&Placed { index, term, offset, bytes }, segment)?;
             }
         }
@@ -182,13 +185,26 @@ pub struct Wrong {
 pub enum Why {
     /// The segment is of this format, which is newer.
     Newer(u32),
+    /// The disk's key with this number, which seals the segment, is not there.
+    NoKey(u32),
     Damaged(String),
 }
 
+impl From<NoPreamble> for Why {
+    fn from(no: NoPreamble) -> Self {
+        match no {
+            NoPreamble::Newer(format) => Self::Newer(format),
+            NoPreamble::Damaged(why) => Self::Damaged(why.to_owned()),
+        }
+    }
+}
+
 /// How a segment ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct End {
     pub salt: u32,
+    /// `None`: it is in clear.
+    pub sealing: Option<Sealing>,
     /// Where its last batch begins.
     pub last: usize,
     /// Where the next batch would begin.
@@ -203,25 +219,33 @@ pub struct Replay {
     held: Held,
     /// The first segment that was read.
     first: Option<u64>,
+    keys: Option<Keys>,
 }
 
 impl Replay {
+    /// Reads with these keys what is sealed.
+    pub fn new(keys: Option<Keys>) -> Self {
+        Self { keys, ..Self::default() }
+    }
+
     /// Takes in segment `number`, `last` when no other follows, and says how it ends. It does not matter which was the first, as long as all follow that hold
     /// what the log still needs.
     pub fn segment(&mut self, number: u64, bytes: &[u8], last: bool) -> Result<End, Wrong> {
         let wrong = |offset, why: &str| Wrong { segment: number, offset, why: Why::Damaged(why.to_owned()) };
-        let preamble = Preamble::decode(bytes).map_err(|no| match no {
-            NoPreamble::Newer(format) => Wrong { segment: number, offset: 8, why: Why::Newer(format) },
-            NoPreamble::Damaged(why) => wrong(0, why),
-        })?;
+        let preamble = Preamble::decode(bytes).map_err(|no| Wrong { segment: number, offset: 0, why: no.into() })?;
         if preamble.number != number {
             return Err(wrong(0, &format!("it was written as segment {}", preamble.number)));
         }
-        let mut end = End { salt: preamble.salt, last: PREAMBLE_BYTES, end: PREAMBLE_BYTES, torn: 0 };
+        let sealing = preamble.seal.map(|seal| {
+            let sealing = self.keys.as_ref().and_then(|keys| Sealing::of(keys, seal, number));
+            sealing.ok_or(Wrong { segment: number, offset: 24, why: Why::NoKey(seal.key) })
+        });
+        let first = preamble.end();
+        let mut end = End { salt: preamble.salt, sealing: sealing.transpose()?, last: first, end: first, torn: 0 };
         while !is_zero(&bytes[end.end..]) {
             let why = match record::batch(bytes, end.end, end.salt) {
                 Ok(batch) => {
-                    self.take_in(&batch, number).map_err(|why| wrong(end.end, &why))?;
+                    self.take_in(&batch, number, end.sealing.as_ref()).map_err(|why| wrong(end.end, &why))?;
                     (end.last, end.end) = (end.end, batch.end);
                     continue;
                 }
@@ -230,7 +254,7 @@ impl Replay {
             if !last {
                 return Err(wrong(end.end, &format!("{why}, and another segment follows")));
             }
-            if end.end == PREAMBLE_BYTES {
+            if end.end == first {
                 // A segment gets its name after its first batch is durable.
                 return Err(wrong(end.end, why));
             }
@@ -240,13 +264,13 @@ impl Replay {
             end.torn = torn(bytes, end.end, end.salt).ok_or_else(|| wrong(end.end, why))?;
             break;
         }
-        if end.end == PREAMBLE_BYTES {
+        if end.end == first {
             return Err(wrong(end.end, "it holds no batch"));
         }
         Ok(end)
     }
 
-    fn take_in(&mut self, batch: &Whole<'_>, segment: u64) -> Result<(), String> {
+    fn take_in(&mut self, batch: &Whole<'_>, segment: u64, sealing: Option<&Sealing>) -> Result<(), String> {
         if self.first.is_none() {
             self.first = Some(segment);
             self.held.number = batch.number;
@@ -254,7 +278,7 @@ impl Replay {
         if batch.number != self.held.number {
             return Err(format!("batch {} stands where batch {} should", batch.number, self.held.number));
         }
-        batch.records.iter().try_for_each(|record| self.held.take_in_record(record, segment))?;
+        batch.records.iter().try_for_each(|record| self.held.take_in_record(record, segment, sealing))?;
         self.held.number += 1;
         Ok(())
     }
