@@ -350,6 +350,48 @@ fn a_new_key_seals_what_is_written_from_then_on() {
 }
 
 #[test]
+#[ignore = "a measurement, not a claim: cargo test --release -p rcluster-manager --test store -- --ignored --nocapture what_sealing_costs"]
+#[expect(clippy::print_stdout, reason = "a measurement says what it measured")]
+fn what_sealing_costs() {
+    const BATCHES: u64 = 400;
+    let run = |entries: u64, bytes: usize, keys: Option<Keys>| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = short_log_with(dir.path(), 16 << 20, keys.clone());
+        log.load().unwrap();
+        let began = std::time::Instant::now();
+        for batch in 0..BATCHES {
+            let from = 2 + batch * entries;
+            append(&mut log, &(from..from + entries).map(|index| entry(index, 1, bytes)).collect::<Vec<_>>());
+        }
+        let written = began.elapsed();
+        drop(log);
+        let began = std::time::Instant::now();
+        Wal::open_on(Directory::new(&dir.path().join("raft")), dir.path(), 16 << 20, keys).unwrap();
+        (written, began.elapsed())
+    };
+    for (entries, bytes) in [(1, 256), (16, 256), (128, 256), (8, 64 << 10)] {
+        let mut totals = [[0.0; 2]; 2];
+        for _ in 0..5 {
+            for (place, keys) in [None, Some(fixed_keys())].into_iter().enumerate() {
+                let (written, opened) = run(entries, bytes, keys);
+                totals[place][0] += written.as_secs_f64() / 5.0;
+                totals[place][1] += opened.as_secs_f64() / 5.0;
+            }
+        }
+        let [[clear, clear_open], [sealed, sealed_open]] = totals;
+        let per_batch = |seconds: f64| seconds / BATCHES as f64 * 1e6;
+        println!(
+            "{entries} entries of {bytes} bytes: a batch {:.0} µs in clear, {:.0} µs sealed ({:.2}); opening {:.1} ms, {:.1} ms",
+            per_batch(clear),
+            per_batch(sealed),
+            sealed / clear,
+            clear_open * 1e3,
+            sealed_open * 1e3
+        );
+    }
+}
+
+#[test]
 #[ignore = "makes the fixture anew: only for a format that nobody has used"]
 fn make_log_2() {
     make_fixture(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/log-2"), Some(fixed_keys()));
