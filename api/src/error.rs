@@ -21,6 +21,8 @@ pub enum ErrorCode {
     /// No leader, or no quorum, for now: try again.
     Unavailable,
     TooLarge,
+    /// What was to be gone on from is no longer kept: list again.
+    Compacted,
     /// Nobody knows who calls.
     Unauthenticated,
     /// The caller may not do this.
@@ -38,6 +40,7 @@ impl ErrorCode {
             Self::NotLeader => "not_leader",
             Self::Unavailable => "unavailable",
             Self::TooLarge => "too_large",
+            Self::Compacted => "compacted",
             Self::Unauthenticated => "unauthenticated",
             Self::Forbidden => "forbidden",
             Self::Internal => "internal",
@@ -47,7 +50,10 @@ impl ErrorCode {
     /// The code that stands so on the wire.
     pub fn from_name(name: &str) -> Option<Self> {
         let known = [Self::Invalid, Self::NotFound, Self::Conflict, Self::NotLeader, Self::Unavailable, Self::TooLarge];
-        known.into_iter().chain([Self::Unauthenticated, Self::Forbidden, Self::Internal]).find(|code| code.as_str() == name)
+        known
+            .into_iter()
+            .chain([Self::Compacted, Self::Unauthenticated, Self::Forbidden, Self::Internal])
+            .find(|code| code.as_str() == name)
     }
 
     fn grpc(self) -> Code {
@@ -58,6 +64,7 @@ impl ErrorCode {
             Self::NotLeader => Code::FailedPrecondition,
             Self::Unavailable => Code::Unavailable,
             Self::TooLarge => Code::ResourceExhausted,
+            Self::Compacted => Code::OutOfRange,
             Self::Unauthenticated => Code::Unauthenticated,
             Self::Forbidden => Code::PermissionDenied,
             Self::Internal => Code::Internal,
@@ -72,6 +79,7 @@ impl ErrorCode {
             Self::Conflict => 409,
             Self::NotLeader | Self::Unavailable => 503,
             Self::TooLarge => 413,
+            Self::Compacted => 410,
             Self::Unauthenticated => 401,
             Self::Forbidden => 403,
             Self::Internal => 500,

@@ -183,7 +183,7 @@ impl Session {
     /// Follows objects of some kinds.
     pub fn watch(self, kinds: &[Kind]) -> Watch {
         let kinds = kinds.iter().map(|kind| v1::Kind::from(*kind).into()).collect();
-        Watch { session: self, kinds, stream: None, synced: false }
+        Watch { session: self, kinds, stream: None, revision: 0, fresh: true, synced: false }
     }
 }
 
@@ -216,69 +216,75 @@ pub struct Watch {
     session: Session,
     kinds: Vec<i32>,
     stream: Option<Streaming<v1::WatchResponse>>,
+    /// The last that was seen whole; 0: the picture begins anew.
+    revision: u64,
+    /// The next message is the first of a picture.
+    fresh: bool,
     synced: bool,
 }
 
 impl Watch {
     /// The next message. Returns an error only when no manager can be reached for a while, or one refuses.
     pub async fn next(&mut self) -> Result<Change, CliError> {
-        let deadline = Instant::now() + PATIENCE;
+        let mut deadline = None;
         let mut backoff = Backoff::new(Duration::from_millis(40), Duration::from_millis(400));
         loop {
-            let mut fresh = false;
-            if self.stream.is_none() {
-                match self.open().await {
-                    Ok(stream) => {
-                        self.stream = Some(stream);
-                        self.synced = false;
-                        fresh = true;
-                    }
-                    Err(error @ CliError::Unreachable { .. }) if Instant::now() >= deadline => return Err(error),
-                    Err(CliError::Unreachable { .. }) => {
-                        self.session.next_manager();
-                        sleep(backoff.delay()).await;
-                        continue;
-                    }
-                    Err(error) => return Err(error),
-                }
+            let error = match self.attempt().await {
+                Ok(Some(message)) => return self.change(message),
+                Ok(None) => ApiError::new(ErrorCode::Unavailable, "the manager has ended the watch"),
+                Err(error) => error,
+            };
+            self.stream = None;
+            let goes_on = is_lost(&error) && self.revision > 0;
+            if goes_on || self.revision == 0 {
+                (self.revision, self.fresh, self.synced) = (0, true, false);
             }
-            let Some(stream) = self.stream.as_mut() else { continue };
-            match stream.message().await {
-                Ok(Some(message)) => return self.change(message, fresh),
-                Ok(None) => self.reopen(),
-                Err(status) => {
-                    let error = ApiError::from(status);
-                    if !may_pass(&error) && error.code != ErrorCode::Internal {
-                        return Err(error.into());
-                    }
-                    self.reopen();
-                }
+            if goes_on {
+                continue;
             }
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+            if !may_pass(&error) && error.code != ErrorCode::Internal || Instant::now() >= deadline {
+                return Err(self.session.explain(error));
+            }
+            self.session.next_manager();
             sleep(backoff.delay()).await;
         }
     }
 
-    fn reopen(&mut self) {
-        self.stream = None;
-        self.session.next_manager();
+    /// The next message of this manager's.
+    async fn attempt(&mut self) -> Result<Option<v1::WatchResponse>, ApiError> {
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            None => {
+                let request = v1::WatchRequest { kinds: self.kinds.clone(), from_revision: self.revision };
+                let open = async {
+                    let mut client = self.session.connect().await?;
+                    timeout(ATTEMPT, client.watch(request))
+                        .await
+                        .map_err(|_| ApiError::new(ErrorCode::Unavailable, "the manager has not answered"))?
+                        .map_err(ApiError::from)
+                };
+                self.stream.insert(open.await?.into_inner())
+            }
+        };
+        Ok(stream.message().await?)
     }
 
-    async fn open(&mut self) -> Result<Streaming<v1::WatchResponse>, CliError> {
-        let request = v1::WatchRequest { kinds: self.kinds.clone() };
-        self.session
-            .call(|mut client| {
-                let request = request.clone();
-                async move { client.watch(request).await }
-            })
-            .await
-    }
-
-    fn change(&mut self, message: v1::WatchResponse, fresh: bool) -> Result<Change, CliError> {
-        let v1::WatchResponse { revision, puts, deletes, synced } = message;
+    fn change(&mut self, message: v1::WatchResponse) -> Result<Change, CliError> {
+        let v1::WatchResponse { revision, puts, deletes, synced, after: _, partial } = message;
         self.synced |= synced;
+        if !partial {
+            self.revision = revision;
+        }
+        let fresh = std::mem::take(&mut self.fresh);
         let puts = puts.into_iter().map(Object::try_from).collect::<Result<_, _>>()?;
         let deletes =
             deletes.into_iter().map(|v1::Ref { kind, name }| Ok((convert::kind(kind)?, name))).collect::<Result<_, CliError>>()?;
-        Ok(Change { fresh, synced: self.synced, revision, puts, deletes })
+        Ok(Change { fresh, synced: self.synced && !partial, revision, puts, deletes })
     }
+}
+
+/// Whether a watch cannot go on from the revision that it has: it was away for too long, or the cluster was restored meanwhile.
+fn is_lost(error: &ApiError) -> bool {
+    error.code == ErrorCode::Compacted || (error.code == ErrorCode::Invalid && error.field == "from_revision")
 }

@@ -12,3 +12,4 @@ pub mod orchestrate;
 pub mod plan;
 pub mod schedule;
 pub mod state;
+pub mod watch;

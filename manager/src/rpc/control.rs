@@ -28,7 +28,7 @@ pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// Answers control calls, here or through the leader.
 #[derive(Debug, Clone)]
 pub struct ControlService {
-    router: Router,
+    pub(super) router: Router,
 }
 
 impl ControlService {
@@ -185,19 +185,8 @@ impl Control for ControlService {
     type WatchStream = Answers<v1::WatchResponse>;
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        auth::admit(&request)?;
-        match self.router.route(&request).await? {
-            Route::There(leader) => control(leader)
-                .watch(forward(request))
-                .await
-                .map(|answer| Response::new(Box::pin(answer.into_inner()) as Self::WatchStream)),
-            Route::Here(term) => {
-                self.router.permit(&request, UserRole::ReadOnly, "watching")?;
-                self.router.store.read_barrier().await.map_err(|error| ApiError::new(ErrorCode::Unavailable, error.to_string()))?;
-                let kinds = request.into_inner().kinds.into_iter().map(convert::kind).collect::<Result<_, _>>().map_err(ApiError::from)?;
-                Ok(Response::new(watch::stream(self.router.store.clone(), &term, kinds)))
-            }
-        }
+        let pieces = watch::open(&self.router, request).await?;
+        Ok(Response::new(Box::pin(pieces.map(|piece| piece.map(watch::response).map_err(Status::from)))))
     }
 
     async fn update_node(&self, request: Request<v1::UpdateNodeRequest>) -> Result<Response<v1::UpdateNodeResponse>, Status> {

@@ -1,5 +1,7 @@
 //! REST under `/v1`: the same calls as Control, with the objects as JSON.
 
+mod watch;
+
 use std::convert::Infallible;
 
 use axum::extract::{FromRequestParts, Path, Query};
@@ -112,6 +114,7 @@ pub fn routes(control: ControlService) -> Router {
         .route("/v1/tasks", get(|api, query| list(api, Kind::Task, query)))
         .route("/v1/tasks/{name}", get(|api, path| one(api, Kind::Task, path)))
         .route("/v1/users", get(|api, query| list(api, Kind::User, query)))
+        .route("/v1/watch", get(watch::get))
         .route("/v1/events", get(|api, query| list(api, Kind::Event, query)))
         .fallback(|| async { Refusal(ApiError::new(ErrorCode::NotFound, "there is no such path").hint("the paths begin with /v1")) })
         .with_state(control)
@@ -144,10 +147,15 @@ async fn tasks(api: &Api) -> Result<Vec<Task>, Refusal> {
 async fn views(api: &Api, found: Vec<Object>) -> Result<Vec<Value>, Refusal> {
     let needs_tasks = found.iter().any(|object| matches!(object, Object::Service(_) | Object::Node(_) | Object::Network(_)));
     let tasks = if needs_tasks { tasks(api).await? } else { Vec::new() };
-    let view = |object: &Object| match object {
-        Object::Service(service) => serde_json::to_value(ServiceJson::new(service, &tasks)),
-        Object::Node(node) => serde_json::to_value(NodeJson::new(node, &tasks)),
-        Object::Network(network) => serde_json::to_value(NetworkJson::new(network, &tasks)),
+    found.iter().map(|object| view(object, &tasks).map_err(Refusal)).collect()
+}
+
+/// An object as JSON, with what `tasks` tell of it.
+fn view<'a>(object: &Object, tasks: impl IntoIterator<Item = &'a Task>) -> Result<Value, ApiError> {
+    let value = match object {
+        Object::Service(service) => serde_json::to_value(ServiceJson::new(service, tasks)),
+        Object::Node(node) => serde_json::to_value(NodeJson::new(node, tasks)),
+        Object::Network(network) => serde_json::to_value(NetworkJson::new(network, tasks)),
         Object::Task(task) => serde_json::to_value(TaskJson::from(&**task)),
         Object::Event(event) => serde_json::to_value(EventJson::from(event)),
         Object::Data(data) => serde_json::to_value(DataJson::from(data)),
@@ -155,10 +163,7 @@ async fn views(api: &Api, found: Vec<Object>) -> Result<Vec<Value>, Refusal> {
         // The managers are told of by /v1/cluster, and what they share by nobody.
         Object::Manager(_) | Object::Cluster(_) => Ok(Value::Null),
     };
-    found
-        .iter()
-        .map(|object| view(object).map_err(|error| Refusal(ApiError::new(ErrorCode::Internal, format!("encode as JSON: {error}")))))
-        .collect()
+    value.map_err(|error| ApiError::new(ErrorCode::Internal, format!("encode as JSON: {error}")))
 }
 
 async fn list(api: Api, kind: Kind, Query(filter): Query<Filter>) -> Answer {

@@ -1,110 +1,121 @@
-//! Streams of changes: the difference between one revision's tables and the next's, so that nothing is missed however slow the reader.
+//! Streams of changes, from the tables of whichever manager was asked.
+//!
+//! A stream begins with nothing older than what was committed before the call. After that it may lag as its manager does, never skip: it
+//! ends with an error when its manager has no leader any more, when its reader does not read, and when its user may no longer.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::time::Duration;
 
-use imbl::ordmap::{DiffItem, OrdMap};
-use rcluster_api::data::{Data, DataKind};
-use rcluster_api::id::DataId;
-use rcluster_api::object::{Kind, Object};
+use rcluster_api::cluster::UserRole;
+use rcluster_api::error::{ApiError, ErrorCode};
+use rcluster_api::wire::convert;
 use rcluster_api::wire::v1;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tonic::{Request, Status};
 
-use super::control::Answers;
-use crate::core::state::State;
-use crate::drive::Term;
-use crate::store::Store;
+use super::auth;
+use super::route::Router;
+use crate::core::watch::{Piece, Watcher};
+use crate::store::{Role, RoleKind};
 
-/// The objects of `kinds` (none given: all) as they are, then every change, until the term ends.
-pub fn stream(store: Store, term: &Term, kinds: Vec<Kind>) -> Answers<v1::WatchResponse> {
-    let (sender, receiver) = mpsc::channel(4);
-    let kinds: BTreeSet<Kind> = kinds.into_iter().collect();
-    let ended = term.ended.clone();
+/// Pieces that wait for the reader.
+const PIECES_MAX: usize = 4;
+/// How long a reader may take for one piece: until then a copy of the tables is held for it.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a manager may be without a leader before its watches end: what it knows is old by then.
+const LEADERLESS: Duration = Duration::from_secs(3);
+
+/// A stream of pieces.
+pub type Pieces = ReceiverStream<Result<Piece, ApiError>>;
+
+/// Begins a watch.
+pub async fn open(router: &Router, request: Request<v1::WatchRequest>) -> Result<Pieces, Status> {
+    auth::admit(&request)?;
+    router.store.read_barrier().await.map_err(|error| {
+        ApiError::new(ErrorCode::Unavailable, error.to_string()).hint("a majority of the managers must run and reach each other")
+    })?;
+    let (metadata, extensions, v1::WatchRequest { kinds, from_revision }) = request.into_parts();
+    let caller = Request::from_parts(metadata, extensions, ());
+    router.permit(&caller, UserRole::ReadOnly, "watching")?;
+    let kinds = kinds.into_iter().map(convert::kind).collect::<Result<_, _>>().map_err(ApiError::from)?;
+    let state = router.store.state();
+    let mut watcher = Watcher::new(&state, kinds, from_revision)?;
+    // One that is too old is refused at once.
+    let first = watcher.turn(&state)?;
+    let (sender, receiver) = mpsc::channel(PIECES_MAX);
+    let follower = Follower { router: router.clone(), caller, watcher, sender };
     tokio::spawn(async move {
+        let sender = follower.sender.clone();
         tokio::select! {
-            () = ended.cancelled() => {}
-            () = follow(store, kinds, sender.clone()) => {}
-        }
-    });
-    Box::pin(ReceiverStream::new(receiver))
-}
-
-async fn follow(store: Store, kinds: BTreeSet<Kind>, sender: mpsc::Sender<Result<v1::WatchResponse, Status>>) {
-    let mut revisions = store.revisions();
-    let mut seen = State::default();
-    let mut synced = false;
-    loop {
-        revisions.borrow_and_update();
-        let state = store.state();
-        let mut response = difference(&seen, &state, &kinds);
-        if !synced || !response.puts.is_empty() || !response.deletes.is_empty() {
-            response.synced = !synced;
-            synced = true;
-            if sender.send(Ok(response)).await.is_err() {
-                return;
+            () = sender.closed() => {}
+            Err(error) = follower.run(first) => {
+                // The last word, for a reader who is there.
+                drop(sender.send_timeout(Err(error), READ_TIMEOUT).await);
             }
         }
-        seen = state;
-        tokio::select! {
-            changed = revisions.changed() => if changed.is_err() { return },
-            () = sender.closed() => return,
+    });
+    Ok(ReceiverStream::new(receiver))
+}
+
+struct Follower {
+    router: Router,
+    caller: Request<()>,
+    watcher: Watcher,
+    sender: mpsc::Sender<Result<Piece, ApiError>>,
+}
+
+impl Follower {
+    /// Tells of every change; returns why it cannot go on.
+    async fn run(mut self, first: Option<crate::core::watch::Pieces>) -> Result<(), ApiError> {
+        let mut revisions = self.router.store.revisions();
+        let mut role = self.router.store.role();
+        let mut pieces = first;
+        loop {
+            for piece in pieces.into_iter().flatten() {
+                let after = piece.after;
+                self.sender.send_timeout(Ok(piece), READ_TIMEOUT).await.map_err(|_| {
+                    let what = format!("the watch was not read for {} s", READ_TIMEOUT.as_secs());
+                    ApiError::new(ErrorCode::Unavailable, what).hint(format!("go on from revision {after}"))
+                })?;
+            }
+            tokio::select! {
+                changed = revisions.changed() => changed.map_err(|_| stopping())?,
+                lost = leaderless(&mut role) => return Err(lost),
+            }
+            revisions.borrow_and_update();
+            let state = self.router.store.state();
+            self.router.permit(&self.caller, UserRole::ReadOnly, "watching")?;
+            pieces = self.watcher.turn(&state)?;
         }
     }
 }
 
-/// What changed from `old` to `new`.
-fn difference(old: &State, new: &State, kinds: &BTreeSet<Kind>) -> v1::WatchResponse {
-    let mut response = v1::WatchResponse { revision: new.revision(), ..v1::WatchResponse::default() };
-    let wanted = |kind| kinds.is_empty() || kinds.contains(&kind);
-    if wanted(Kind::Service) {
-        gather(old.services(), new.services(), Kind::Service, &mut response, |object| Object::Service((**object).clone()));
-    }
-    if wanted(Kind::Network) {
-        gather(old.networks(), new.networks(), Kind::Network, &mut response, |object| Object::Network((**object).clone()));
-    }
-    if wanted(Kind::Node) {
-        gather(old.nodes(), new.nodes(), Kind::Node, &mut response, |object| Object::Node((**object).clone()));
-    }
-    if wanted(Kind::Task) {
-        gather(old.tasks(), new.tasks(), Kind::Task, &mut response, |object| Object::Task(Box::new((**object).clone())));
-    }
-    if wanted(Kind::Event) {
-        gather(old.events(), new.events(), Kind::Event, &mut response, |object| Object::Event((**object).clone()));
-    }
-    if wanted(Kind::Manager) {
-        gather(old.managers(), new.managers(), Kind::Manager, &mut response, |object| Object::Manager((**object).clone()));
-    }
-    if wanted(Kind::User) {
-        gather(old.users(), new.users(), Kind::User, &mut response, |object| Object::User((**object).clone()));
-    }
-    for kind in [DataKind::Secret, DataKind::Config].into_iter().filter(|kind| wanted(kind.object_kind())) {
-        let of_kind = |item: &DiffItem<'_, '_, DataId, Arc<Data>>| match item {
-            DiffItem::Add(_, data) | DiffItem::Remove(_, data) | DiffItem::Update { new: (_, data), .. } => data.spec.kind == kind,
+fn stopping() -> ApiError {
+    ApiError::new(ErrorCode::Unavailable, "this manager is stopping")
+}
+
+/// Returns when no leader has been known for a while.
+async fn leaderless(role: &mut watch::Receiver<Role>) -> ApiError {
+    loop {
+        let known = {
+            let role = role.borrow_and_update();
+            role.leader.is_some() || role.kind == RoleKind::Leader
         };
-        for item in old.data().diff(new.data()).filter(of_kind) {
-            tell(item, kind.object_kind(), &mut response, |data| Object::Data(data.listed()));
+        let changed = if known { Ok(role.changed().await) } else { tokio::time::timeout(LEADERLESS, role.changed()).await };
+        match changed {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return stopping(),
+            Err(_) => {
+                return ApiError::new(ErrorCode::Unavailable, "the managers have no leader")
+                    .hint("a majority of the managers must run and reach each other; `rclusterctl cluster status` shows them");
+            }
         }
     }
-    response
 }
 
-fn gather<K: Ord + Clone + ToString, V: PartialEq + Clone>(
-    old: &OrdMap<K, V>,
-    new: &OrdMap<K, V>,
-    kind: Kind,
-    response: &mut v1::WatchResponse,
-    object: impl Fn(&V) -> Object,
-) {
-    for item in old.diff(new) {
-        tell(item, kind, response, &object);
-    }
-}
-
-fn tell<K: ToString, V>(item: DiffItem<'_, '_, K, V>, kind: Kind, response: &mut v1::WatchResponse, object: impl Fn(&V) -> Object) {
-    match item {
-        DiffItem::Add(_, value) | DiffItem::Update { new: (_, value), .. } => response.puts.push(object(value).into()),
-        DiffItem::Remove(id, _) => response.deletes.push(v1::Ref { kind: v1::Kind::from(kind).into(), name: id.to_string() }),
-    }
+/// A piece on the wire.
+pub fn response(piece: Piece) -> v1::WatchResponse {
+    let Piece { after, revision, puts, deletes, synced, partial } = piece;
+    let deletes = deletes.into_iter().map(|(kind, id)| v1::Ref { kind: v1::Kind::from(kind).into(), name: id });
+    v1::WatchResponse { revision, puts: puts.into_iter().map(Into::into).collect(), deletes: deletes.collect(), synced, after, partial }
 }

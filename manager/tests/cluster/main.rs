@@ -4,3 +4,4 @@ mod admission;
 mod members;
 mod roles;
 mod support;
+mod watch;

@@ -4,37 +4,11 @@ use std::time::Duration;
 
 use rcluster_api::error::ErrorCode;
 use rcluster_api::identity::JoinToken;
-use rcluster_api::tls::{Credentials, Security, SigningRequest};
+use rcluster_api::tls::Security;
 use rcluster_api::wire::v1;
-use tonic::transport::Channel;
 use tower::{Service, ServiceExt};
 
-use crate::support::Cluster;
-
-async fn user(cluster: &Cluster, name: &str, role: v1::UserRole) -> Security {
-    let signing = SigningRequest::new().unwrap();
-    let request = v1::CreateUserRequest { name: name.to_owned(), role: role.into(), ttl_ms: 0, signing_request: signing.request };
-    let answer = cluster.control(&cluster.admin).await.unwrap().create_user(request).await.unwrap().into_inner();
-    Security::new(Credentials::new(answer.credentials.unwrap(), signing.key)).unwrap()
-}
-
-async fn token(cluster: &Cluster, name: &str, role: v1::UserRole) -> String {
-    let request = v1::CreateUserRequest { name: name.to_owned(), role: role.into(), ..v1::CreateUserRequest::default() };
-    cluster.control(&cluster.admin).await.unwrap().create_user(request).await.unwrap().into_inner().token
-}
-
-/// A call of the REST interface: status and body.
-async fn rest(channel: &Channel, method: &str, path: &str, token: Option<&str>, body: &str) -> (u16, String) {
-    let mut request = http::Request::builder().method(method).uri(format!("http://manager{path}"));
-    if let Some(token) = token {
-        request = request.header("authorization", format!("Bearer {token}"));
-    }
-    let body = tonic::body::Body::new(http_body_util::Full::new(bytes::Bytes::from(body.to_owned())));
-    let answer = channel.clone().ready().await.unwrap().call(request.body(body).unwrap()).await.unwrap();
-    let status = answer.status().as_u16();
-    let bytes = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
-    (status, String::from_utf8(bytes.to_vec()).unwrap())
-}
+use crate::support::{Cluster, rest, token, user};
 
 #[tokio::test]
 async fn users_may_what_their_roles_allow_until_they_are_removed() {

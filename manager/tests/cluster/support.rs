@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use rcluster_api::client;
 use rcluster_api::error::ApiError;
-use rcluster_api::tls::{Credentials, Security};
+use rcluster_api::tls::{Credentials, Security, SigningRequest};
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::control_client::ControlClient;
 use serde::Deserialize;
 use tempfile::TempDir;
 use tonic::transport::Channel;
+use tower::{Service, ServiceExt};
 
 /// Longest wait for what must happen.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -211,4 +212,29 @@ impl Cluster {
     pub async fn networks(&self) -> usize {
         self.list(&self.admin, v1::Kind::Network).await.unwrap().len()
     }
+}
+
+pub async fn user(cluster: &Cluster, name: &str, role: v1::UserRole) -> Security {
+    let signing = SigningRequest::new().unwrap();
+    let request = v1::CreateUserRequest { name: name.to_owned(), role: role.into(), ttl_ms: 0, signing_request: signing.request };
+    let answer = cluster.control(&cluster.admin).await.unwrap().create_user(request).await.unwrap().into_inner();
+    Security::new(Credentials::new(answer.credentials.unwrap(), signing.key)).unwrap()
+}
+
+pub async fn token(cluster: &Cluster, name: &str, role: v1::UserRole) -> String {
+    let request = v1::CreateUserRequest { name: name.to_owned(), role: role.into(), ..v1::CreateUserRequest::default() };
+    cluster.control(&cluster.admin).await.unwrap().create_user(request).await.unwrap().into_inner().token
+}
+
+/// A call of the REST interface: status and body.
+pub async fn rest(channel: &Channel, method: &str, path: &str, token: Option<&str>, body: &str) -> (u16, String) {
+    let mut request = http::Request::builder().method(method).uri(format!("http://manager{path}"));
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let body = tonic::body::Body::new(http_body_util::Full::new(bytes::Bytes::from(body.to_owned())));
+    let answer = channel.clone().ready().await.unwrap().call(request.body(body).unwrap()).await.unwrap();
+    let status = answer.status().as_u16();
+    let bytes = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+    (status, String::from_utf8(bytes.to_vec()).unwrap())
 }

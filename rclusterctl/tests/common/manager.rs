@@ -245,14 +245,14 @@ impl Control for Manager {
 
     type WatchStream = Answer<v1::WatchResponse>;
 
-    /// Every message is a whole picture, as that of a manager to which one has just turned.
+    /// Every message has all that there is.
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let kinds: Vec<Kind> = request.into_inner().kinds.into_iter().map(|kind| convert::kind(kind).unwrap()).collect();
         let state = Arc::clone(&self.state);
         let stream = tokio_stream::wrappers::WatchStream::new(self.changed.subscribe()).map(move |_| {
             let state = state.lock().unwrap();
             let puts = state.objects.values().filter(|object| kinds.contains(&object.kind())).cloned().map(Into::into).collect();
-            Ok(v1::WatchResponse { revision: state.revision, puts, deletes: Vec::new(), synced: true })
+            Ok(v1::WatchResponse { revision: state.revision, puts, synced: true, ..v1::WatchResponse::default() })
         });
         Ok(Response::new(Box::pin(stream)))
     }

@@ -2102,7 +2102,7 @@ pub struct RelayProblem {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ErrorDetail {
-    /// invalid, not_found, conflict, not_leader, unavailable, too_large, internal
+    /// invalid, not_found, conflict, not_leader, unavailable, too_large, compacted, unauthenticated, forbidden, internal
     #[prost(string, tag = "1")]
     pub code: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
@@ -2213,12 +2213,20 @@ pub struct ListResponse {
     #[prost(message, repeated, tag = "2")]
     pub objects: ::prost::alloc::vec::Vec<Object>,
 }
-/// The objects as they are, then every change, without a gap. `revision` rises.
+/// The objects as they are, then every change, without a gap; or, for who has seen a revision already, every change after it. Any manager
+/// answers, with nothing older than what was committed before the call.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchRequest {
+    /// none: all
     #[prost(enumeration = "Kind", repeated, tag = "1")]
     pub kinds: ::prost::alloc::vec::Vec<i32>,
+    /// the last revision that was seen whole; 0: a first picture
+    #[prost(uint64, tag = "2")]
+    pub from_revision: u64,
 }
+/// What happened after `after` and through `revision`: each object that changed as it is at `revision`. The next message goes on from
+/// there. A range that is too large for one message comes in several, all but the last of them partial: who is cut off in between goes on
+/// from `after`.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchResponse {
     #[prost(uint64, tag = "1")]
@@ -2228,9 +2236,13 @@ pub struct WatchResponse {
     /// name holds the id
     #[prost(message, repeated, tag = "3")]
     pub deletes: ::prost::alloc::vec::Vec<Ref>,
-    /// true on the message that completes the first picture
+    /// on the message that completes the first picture, or that reaches what was there at the call
     #[prost(bool, tag = "4")]
     pub synced: bool,
+    #[prost(uint64, tag = "5")]
+    pub after: u64,
+    #[prost(bool, tag = "6")]
+    pub partial: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateNodeRequest {

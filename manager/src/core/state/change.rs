@@ -67,6 +67,8 @@ impl State {
                 Change::Delete { kind, id, .. } => self.delete(*kind, id),
             }
         }
+        let keys = transaction.changes.iter().map(Change::target).map(|(kind, id)| (kind, id.to_owned()));
+        self.history.record(revision, keys.collect());
         self.revision = revision;
         Ok(())
     }

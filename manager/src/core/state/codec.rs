@@ -6,7 +6,7 @@ use rcluster_api::wire::convert::{self, WireError};
 use rcluster_api::wire::v1;
 use thiserror::Error;
 
-use super::{Change, State, Transaction};
+use super::{Change, History, State, Transaction};
 
 /// The format that this version writes; it reads this and older ones.
 pub const SNAPSHOT_FORMAT: u32 = 1;
@@ -75,6 +75,7 @@ pub fn decode_snapshot(bytes: &[u8]) -> Result<State, CodecError> {
     }
     let mut state = State::new(snapshot.cluster_id);
     state.revision = snapshot.revision;
+    state.history = History::new(snapshot.revision);
     for object in snapshot.objects {
         state.insert(Object::try_from(object)?);
     }

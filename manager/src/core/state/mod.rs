@@ -6,6 +6,7 @@
 mod change;
 mod codec;
 mod draft;
+mod history;
 
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ use rcluster_api::task::TaskState;
 pub use change::{Change, Conflict, Transaction};
 pub use codec::{CodecError, SNAPSHOT_FORMAT, decode_snapshot, decode_transaction, encode_snapshot, encode_transaction};
 pub use draft::Draft;
+pub use history::{CHANGES_MAX, Compacted, History, Key};
 
 /// All objects at one revision.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +43,8 @@ pub struct State {
     tasks_by_service: OrdSet<(ServiceId, TaskId)>,
     tasks_by_node: OrdSet<(NodeId, TaskId)>,
     unassigned: OrdSet<TaskId>,
+    /// Not replicated, and in no snapshot.
+    history: History,
 }
 
 impl State {
@@ -57,6 +61,11 @@ impl State {
     /// The log index of the last transaction that was applied.
     pub fn revision(&self) -> u64 {
         self.revision
+    }
+
+    /// What the last revisions have changed.
+    pub fn history(&self) -> &History {
+        &self.history
     }
 
     /// All services, by id.
@@ -169,6 +178,38 @@ impl State {
             Kind::User => self.users.get(&UserId::from(id)).map(|object| object.stamp.version),
         }
         .unwrap_or_default()
+    }
+
+    /// An object.
+    pub fn object(&self, kind: Kind, id: &str) -> Option<Object> {
+        match kind {
+            Kind::Service => self.services.get(&ServiceId::from(id)).map(|object| Object::Service((**object).clone())),
+            Kind::Task => self.tasks.get(&TaskId::from(id)).map(|object| Object::Task(Box::new((**object).clone()))),
+            Kind::Node => self.nodes.get(&NodeId::from(id)).map(|object| Object::Node((**object).clone())),
+            Kind::Network => self.networks.get(&NetworkId::from(id)).map(|object| Object::Network((**object).clone())),
+            Kind::Event => self.events.get(&EventId::from(id)).map(|object| Object::Event((**object).clone())),
+            Kind::Secret | Kind::Config => {
+                let of_kind = self.data.get(&DataId::from(id)).filter(|data| data.spec.kind.object_kind() == kind);
+                of_kind.map(|object| Object::Data((**object).clone()))
+            }
+            Kind::Manager => self.managers.get(&ManagerId::from(id)).map(|object| Object::Manager((**object).clone())),
+            Kind::Cluster => self.cluster.as_ref().map(|object| Object::Cluster(Box::new((**object).clone()))),
+            Kind::User => self.users.get(&UserId::from(id)).map(|object| Object::User((**object).clone())),
+        }
+    }
+
+    /// The kind and id of every object, kind by kind.
+    pub fn keys(&self) -> impl Iterator<Item = (Kind, &str)> {
+        let services = self.services.keys().map(|id| (Kind::Service, id.as_str()));
+        let tasks = self.tasks.keys().map(|id| (Kind::Task, id.as_str()));
+        let nodes = self.nodes.keys().map(|id| (Kind::Node, id.as_str()));
+        let networks = self.networks.keys().map(|id| (Kind::Network, id.as_str()));
+        let events = self.events.keys().map(|id| (Kind::Event, id.as_str()));
+        let data = self.data.values().map(|data| (data.spec.kind.object_kind(), data.id.as_str()));
+        let managers = self.managers.keys().map(|id| (Kind::Manager, id.as_str()));
+        let users = self.users.keys().map(|id| (Kind::User, id.as_str()));
+        let cluster = self.cluster.iter().map(|_| (Kind::Cluster, rcluster_api::cluster::CLUSTER));
+        services.chain(nodes).chain(networks).chain(tasks).chain(events).chain(data).chain(managers).chain(users).chain(cluster)
     }
 
     /// Every object, kind by kind.
