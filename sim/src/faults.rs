@@ -105,6 +105,7 @@ impl World {
             Fault::Restart => self.stop(host)?,
             Fault::Join => self.add_host()?,
             // Nobody knows at once of a disk that is lost: one who then takes away another manager loses the quorum.
+            Fault::Move => self.move_manager()?,
             Fault::Leave | Fault::ChangeRole if self.now_us < self.wiped_us + UNSEEN_US => {}
             Fault::Leave => self.remove_manager()?,
             Fault::ChangeRole => self.change_role()?,

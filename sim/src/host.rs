@@ -1,6 +1,6 @@
 //! A host: a name, a clock, perhaps a disk with a manager's log on it, and perhaps its process.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use raft::eraftpb::Message;
 use rcluster_manager::core::state::State;
 use rcluster_manager::store::{
-    Assembled, Environment, Inbound, Inbox, Input, Job, Member, Node, Store, StoreConfig, StoreError, Transport, assemble,
+    Assembled, Environment, Inbound, Inbox, Input, Introduction, Job, Member, Node, Store, StoreConfig, StoreError, Transport, assemble,
 };
 
 use crate::disk::Disk;
@@ -58,6 +58,14 @@ pub enum Out {
     Snapshot(Message, Box<State>),
 }
 
+/// What goes out at once: to the address that the sender takes for the receiver's, with what it says of itself.
+pub struct Sent {
+    pub at_us: u64,
+    pub out: Out,
+    pub addr: String,
+    pub sender: Arc<Introduction>,
+}
+
 /// A process's end of what is made up: it runs when the world says, and its writes take their time.
 #[derive(Clone)]
 pub struct Local(Arc<Mutex<Surface>>);
@@ -65,9 +73,24 @@ pub struct Local(Arc<Mutex<Surface>>);
 struct Surface {
     now_us: u64,
     clock: Clock,
-    out: Vec<(u64, Out)>,
+    out: Vec<Sent>,
     jobs: Vec<Job>,
-    members: BTreeSet<u64>,
+    own: u64,
+    /// Their addresses.
+    members: BTreeMap<u64, String>,
+    sender: Arc<Introduction>,
+}
+
+impl Surface {
+    fn put(&mut self, to: u64, out: Out) {
+        let addr = match self.members.get(&to) {
+            Some(addr) => addr.clone(),
+            None if matches!(out, Out::Message(_)) => return,
+            // It has no way, and the world says that it did not arrive.
+            None => String::new(),
+        };
+        self.out.push(Sent { at_us: self.now_us, out, addr, sender: self.sender.clone() });
+    }
 }
 
 impl Local {
@@ -95,21 +118,19 @@ impl Environment for Local {
 
 impl Transport for Local {
     fn send(&mut self, message: Message) {
-        let mut surface = self.surface();
-        if surface.members.contains(&message.to) {
-            let at_us = surface.now_us;
-            surface.out.push((at_us, Out::Message(message)));
-        }
+        self.surface().put(message.to, Out::Message(message));
     }
 
     fn send_snapshot(&mut self, message: Message, state: State) {
-        let mut surface = self.surface();
-        let at_us = surface.now_us;
-        surface.out.push((at_us, Out::Snapshot(message, Box::new(state))));
+        self.surface().put(message.to, Out::Snapshot(message, Box::new(state)));
     }
 
-    fn set_members(&mut self, members: &[Member]) {
-        self.surface().members = members.iter().map(|member| member.id).collect();
+    fn set_members(&mut self, members: &[Member], version: u64) {
+        let mut surface = self.surface();
+        surface.members = members.iter().map(|member| (member.id, member.addr.clone())).collect();
+        if let Some(member) = members.iter().find(|member| member.id == surface.own).cloned() {
+            surface.sender = Arc::new(Introduction { member, version });
+        }
     }
 
     fn set_write(&mut self, _write_us: u64) {}
@@ -123,7 +144,7 @@ impl Transport for Local {
 pub struct Round {
     /// When the process is free again.
     pub until_us: u64,
-    pub out: Vec<(u64, Out)>,
+    pub out: Vec<Sent>,
     pub jobs: Vec<Job>,
 }
 
@@ -144,7 +165,11 @@ pub struct Process {
 
 impl Process {
     pub fn start(config: StoreConfig, disk: Disk, clock: Clock, at_us: u64, seed: u64) -> Result<Self, StoreError> {
-        let surface = Surface { now_us: at_us, clock, out: Vec::new(), jobs: Vec::new(), members: BTreeSet::new() };
+        let own = config.id;
+        // Replaced as soon as it has its members.
+        let member = Member { id: own, name: config.name.clone(), addr: String::new() };
+        let sender = Arc::new(Introduction { member, version: 0 });
+        let surface = Surface { now_us: at_us, clock, out: Vec::new(), jobs: Vec::new(), own, members: BTreeMap::new(), sender };
         let local = Local(Arc::new(Mutex::new(surface)));
         disk.attach(local.clone());
         let (mut kept, wire) = (None, local.clone());
@@ -212,9 +237,16 @@ pub struct Manager {
     pub disk: Disk,
 }
 
+/// The address of the host called `name` after so many moves.
+pub fn address(name: &str, moves: u64) -> String {
+    format!("{name}:{}", 7400 + moves)
+}
+
 /// A host.
 pub struct Host {
     pub name: String,
+    /// Where its process listens.
+    pub addr: String,
     pub clock: Clock,
     pub manager: Option<Manager>,
     pub process: Option<Process>,
@@ -226,7 +258,8 @@ pub struct Host {
 
 impl Host {
     pub fn new(name: String, clock: Clock) -> Self {
-        Self { name, clock, manager: None, process: None, life: 0, joining: false }
+        let addr = address(&name, 0);
+        Self { name, addr, clock, manager: None, process: None, life: 0, joining: false }
     }
 
     /// Its manager's id in Raft.

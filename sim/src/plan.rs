@@ -44,12 +44,14 @@ pub enum Fault {
     Leave,
     /// A manager is to vote, or not to vote.
     ChangeRole,
+    /// A manager moves to another address.
+    Move,
     /// A disk is lost with all that is on it; the host joins again.
     Wipe,
 }
 
 impl Fault {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 18] = [
         Self::Crash,
         Self::CrashAtWrite,
         Self::FailedSync,
@@ -66,6 +68,7 @@ impl Fault {
         Self::Join,
         Self::Leave,
         Self::ChangeRole,
+        Self::Move,
         Self::Wipe,
     ];
 }

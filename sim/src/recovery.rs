@@ -34,20 +34,6 @@ impl World {
         Ok(())
     }
 
-    /// What a person does who sees a manager that does not catch up: has another lead. One that was away while a new manager joined and
-    /// came to lead knows neither it nor its address, refuses what it sends, and learns of it only from another leader.
-    pub fn help(&mut self, why: &str) -> Result<(), Violation> {
-        let Some(leader) = self.leader() else { return Ok(()) };
-        let Some(process) = &self.hosts[leader].process else { return Ok(()) };
-        let own = process.inbound.id;
-        let heir = process.node.raft().store().configuration().voters.iter().filter(|id| **id != own).min();
-        if let Some(heir) = heir {
-            self.tell(|| format!("{why}: {heir} is to lead"));
-            process.store.transfer_leadership(*heir);
-        }
-        self.wake(leader)
-    }
-
     /// Whether all is well: someone leads, the managers are what their objects say, and all have what was ever committed.
     pub fn inspect(&self) -> Result<(), String> {
         let leader = self.leader().ok_or("nobody leads")?;

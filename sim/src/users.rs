@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
 use crate::check::{Fate, Violation};
+use crate::host::{Host, address};
 use crate::network::exponential;
 use crate::world::{Event as Happening, World};
 
@@ -239,10 +240,11 @@ impl World {
         if !self.hosts[host].joining || self.hosts[host].manager.is_some() {
             return Ok(());
         }
-        let name = self.hosts[host].name.clone();
+        let Host { name, addr, .. } = &self.hosts[host];
+        let (name, addr) = (name.clone(), addr.clone());
         let asked = self.administer(
             |manager| Who::Joiner(host, Box::new(manager.clone())),
-            |state, standing, ctx| members::add(state, &name, &format!("{name}:7400"), standing, ctx).ok(),
+            |state, standing, ctx| members::add(state, &name, &addr, standing, ctx).ok(),
         )?;
         if !asked {
             self.queue.push(self.now_us + JOIN_AGAIN_US, Happening::Join(host));
@@ -291,6 +293,32 @@ impl World {
                 Some((members::update(state, &manager.name, Some(role), "", standing).ok()?, manager))
             },
         )?;
+        Ok(())
+    }
+
+    /// A manager is to be at another address.
+    pub fn move_manager(&mut self) -> Result<(), Violation> {
+        let Some(manager) = self.any_manager() else { return Ok(()) };
+        self.moves += 1;
+        let addr = address(&manager.name, self.moves);
+        self.administer(
+            |_| Who::Operator,
+            |state, standing, _| Some((members::update(state, &manager.name, None, &addr, standing).ok()?, manager)),
+        )?;
+        Ok(())
+    }
+
+    /// Whoever looks after the hosts sees in the objects where a manager is to be, and starts it there.
+    pub fn move_hosts(&mut self) -> Result<(), Violation> {
+        for host in 0..self.hosts.len() {
+            let Some(id) = self.hosts[host].id() else { continue };
+            let manager = self.checker.latest().managers().values().find(|manager| manager.raft_id == id).cloned();
+            if let Some(manager) = manager.filter(|manager| manager.addr != self.hosts[host].addr) {
+                self.tell(|| format!("h{host} moves to {}", manager.addr));
+                self.hosts[host].addr.clone_from(&manager.addr);
+                self.stop(host)?;
+            }
+        }
         Ok(())
     }
 

@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use raft::eraftpb::Message;
@@ -17,13 +18,13 @@ use rcluster_api::object::{Object, Stamp};
 use rcluster_manager::core::members::{Step, departed, next};
 use rcluster_manager::core::state::{Change, State, Transaction, encode_snapshot};
 use rcluster_manager::drive::standing;
-use rcluster_manager::store::{Fatal, Job, LogError, Member, MemberChange, RoleKind, Standing, StoreConfig};
+use rcluster_manager::store::{Fatal, Introduction, Job, LogError, Member, MemberChange, RoleKind, Standing, StoreConfig};
 
 use crate::chance::{Chance, mix, stream};
 use crate::check::{Checker, Violation, hold};
 use crate::disk::Disk;
 use crate::faults::Over;
-use crate::host::{self, Clock, Host, Out, Process, Round};
+use crate::host::{self, Clock, Host, Out, Process, Round, Sent};
 use crate::network::{Network, exponential};
 use crate::plan::Plan;
 use crate::users::Request;
@@ -41,9 +42,8 @@ const JOB_US: u64 = 5_000;
 const START_US: u64 = 50_000;
 /// Once nothing goes wrong any more, all is well after so long.
 const RECOVERY_US: u64 = 60_000_000;
-/// How often it is looked whether all is well, and how often someone helps when it is not.
-pub const INSPECT_US: u64 = 100_000;
-pub const HELP_US: u64 = 15_000_000;
+/// How often it is looked whether all is well.
+const INSPECT_US: u64 = 100_000;
 /// So many events at one time are a loop.
 const EVENTS_AT_ONCE_MAX: u64 = 200_000;
 
@@ -63,6 +63,8 @@ pub enum Event {
         from: usize,
         to: usize,
         message: Box<Message>,
+        /// What its sender says of itself.
+        sender: Arc<Introduction>,
     },
     /// A process is told that a peer cannot be reached.
     Unreachable {
@@ -155,6 +157,7 @@ pub struct World {
     pub writes: u64,
     pub reads: usize,
     pub cuts: u64,
+    pub moves: u64,
     /// When the last disk was lost.
     pub wiped_us: u64,
     pub is_calm: bool,
@@ -176,7 +179,7 @@ fn founded(hosts: usize) -> State {
         stamp: Stamp::default(),
         raft_id: host as u64 + 1,
         name: name(host),
-        addr: format!("{}:7400", name(host)),
+        addr: host::address(&name(host), 0),
         role: ManagerRole::Voter,
     };
     let cluster = Cluster { managers_made: hosts as u64, certificate_ttl_ms: 1, ..Cluster::default() };
@@ -209,6 +212,7 @@ impl World {
             writes: 0,
             reads: 0,
             cuts: 0,
+            moves: 0,
             wiped_us: 0,
             is_calm: false,
             calm_since_us: 0,
@@ -261,10 +265,8 @@ impl World {
                         return Err(Violation(format!("{} s after the last fault: {why}", since_us / 1_000_000)));
                     }
                     Err(why) => {
+                        self.tell(|| why);
                         self.queue.push(self.now_us + INSPECT_US, Event::Inspect);
-                        if since_us >= HELP_US && since_us % HELP_US < INSPECT_US {
-                            self.help(&why)?;
-                        }
                     }
                 }
             }
@@ -299,7 +301,7 @@ impl World {
                 }
                 Ok(())
             }
-            Event::Arrive { from, to, message } => self.arrive(from, to, *message),
+            Event::Arrive { from, to, message, sender } => self.arrive(from, to, *message, &sender),
             Event::Unreachable { host, life, peer } => self.report(host, life, |process| process.inbox.unreachable(peer)),
             Event::SnapshotSent { host, life, to, arrived } => self.report(host, life, |process| process.inbox.snapshot_sent(to, arrived)),
             Event::Refused { host, life } => self.report(host, life, |process| process.inbox.removed()),
@@ -317,6 +319,7 @@ impl World {
             }
             Event::Sweep => {
                 self.queue.push(self.now_us + SWEEP_US, Event::Sweep);
+                self.move_hosts()?;
                 self.answer(None)
             }
             Event::Client(client) => self.act(client),
@@ -525,8 +528,8 @@ impl World {
         (0..self.hosts.len()).find(|at| self.hosts[*at].id() == Some(id))
     }
 
-    fn send(&mut self, host: usize, id: u64, life: u64, out: Vec<(u64, Out)>) -> Result<(), Violation> {
-        for (at_us, out) in out {
+    fn send(&mut self, host: usize, id: u64, life: u64, out: Vec<Sent>) -> Result<(), Violation> {
+        for Sent { at_us, out, addr, sender } in out {
             let (message, times) = match out {
                 Out::Message(message) => (message, 1),
                 Out::Snapshot(mut message, state) => {
@@ -537,7 +540,7 @@ impl World {
             let (peer, is_snapshot) = (message.to, times > 1);
             // The Raft service takes nothing else, and ends the stream on which it comes.
             hold!(message.from == id, "{id} sends a {:?} to {peer} in the name of {}", message.get_msg_type(), message.from);
-            let target = self.host_of(peer);
+            let target = self.hosts.iter().position(|host| host.addr == addr);
             let arrivals = target.map_or_else(Vec::new, |to| self.network.arrivals((host, to), at_us, times));
             let told_us = arrivals.last().copied().unwrap_or(at_us) + self.network.latency();
             if is_snapshot {
@@ -548,14 +551,14 @@ impl World {
             }
             let Some(to) = target else { continue };
             for at_us in arrivals {
-                self.queue.push(at_us, Event::Arrive { from: host, to, message: Box::new(message.clone()) });
+                self.queue.push(at_us, Event::Arrive { from: host, to, message: Box::new(message.clone()), sender: sender.clone() });
             }
         }
         Ok(())
     }
 
-    /// A message arrives, and is taken as the Raft service takes it: from members alone.
-    fn arrive(&mut self, from: usize, to: usize, message: Message) -> Result<(), Violation> {
+    /// A message arrives, and is taken as the Raft service takes it: by whom it is for, from whoever was not removed.
+    fn arrive(&mut self, from: usize, to: usize, message: Message, said: &Introduction) -> Result<(), Violation> {
         let (sender, life) = (message.from, self.hosts[from].life);
         let Some(process) = &self.hosts[to].process else {
             if self.hosts[from].id() == Some(sender) {
@@ -563,9 +566,12 @@ impl World {
             }
             return Ok(());
         };
-        let standing = if message.to == process.inbound.id { process.inbound.standing(sender) } else { Standing::Unknown };
-        match standing {
-            Standing::Member => {
+        // A host that has joined again is another manager.
+        if message.to != process.inbound.id {
+            return Ok(());
+        }
+        match process.inbound.admit(said.clone()) {
+            Standing::Member | Standing::Unknown => {
                 // A store that has stopped takes nothing; that it has is seen at its end.
                 drop(process.inbound.step(message));
                 self.wake(to)
@@ -575,7 +581,7 @@ impl World {
                 self.queue.push(at_us, Event::Refused { host: from, life });
                 Ok(())
             }
-            Standing::Removed | Standing::Unknown => Ok(()),
+            Standing::Removed => Ok(()),
         }
     }
 

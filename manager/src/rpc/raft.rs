@@ -5,6 +5,7 @@ use std::sync::Arc;
 use protobuf::Message as _;
 use raft::eraftpb::{Message, MessageType};
 use rcluster_api::error::{ApiError, ErrorCode};
+use rcluster_api::validate;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::raft_server::Raft;
 use tokio::sync::Semaphore;
@@ -13,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::auth;
 use crate::core::authorize::Caller;
-use crate::store::{Inbound, REMOVED, Standing};
+use crate::store::{Inbound, Introduction, Member, REMOVED, Standing};
 
 /// Largest snapshot that is taken.
 const SNAPSHOT_BYTES_MAX: usize = 1 << 30;
@@ -24,6 +25,15 @@ pub struct RaftService {
     inbound: Inbound,
     /// Snapshots are held in memory until they are whole: one at a time.
     snapshots: Arc<Semaphore>,
+}
+
+/// What stands around messages.
+#[derive(Debug, Clone, Copy)]
+struct Envelope<'a> {
+    from: u64,
+    to: u64,
+    cluster_id: &'a str,
+    sender: Option<&'a v1::Introduction>,
 }
 
 /// The call that a message came by.
@@ -49,7 +59,8 @@ impl RaftService {
         Self { inbound, snapshots: Arc::new(Semaphore::new(1)) }
     }
 
-    fn check(&self, from: u64, to: u64, cluster_id: &str) -> Result<(), Status> {
+    fn check(&self, envelope: &Envelope<'_>, caller: Option<&str>) -> Result<(), Status> {
+        let Envelope { from, to, cluster_id, sender } = *envelope;
         let Inbound { id, cluster_id: own, .. } = &self.inbound;
         if cluster_id != own {
             return Err(refuse(format!(
@@ -59,9 +70,14 @@ impl RaftService {
         if to != *id || from == *id {
             return Err(refuse(format!("a message from manager {from} to {to} has come to {id}")));
         }
-        match self.inbound.standing(from) {
+        self.check_caller(from, caller)?;
+        let v1::Introduction { name, addr, version } = sender.cloned().unwrap_or_default();
+        let says_where = validate::check_address(&addr).is_ok();
+        let said = Introduction { member: Member { id: from, name, addr: if says_where { addr } else { String::new() } }, version };
+        match self.inbound.admit(said) {
             Standing::Member => Ok(()),
-            Standing::Unknown => Err(refuse(format!("manager {from} is not known here yet"))),
+            Standing::Unknown if says_where => Ok(()),
+            Standing::Unknown => Err(refuse(format!("manager {from} is not known here yet, and does not say where it is"))),
             Standing::Removed => Err(removed(refuse(format!("manager {from} was removed from the cluster")))),
         }
     }
@@ -83,14 +99,17 @@ impl RaftService {
         }
     }
 
-    /// A manager speaks for itself alone. Before the tables have come it is known only that it is one.
+    /// A manager speaks for itself alone. Of one that the tables do not know yet it is known only that it is one.
     fn check_caller(&self, from: u64, caller: Option<&str>) -> Result<(), Status> {
         let Some(caller) = caller else { return Ok(()) };
         let state = self.inbound.state();
-        let other = state.managers().values().find(|manager| manager.raft_id == from && manager.id.as_str() != caller);
+        let other = state.managers().values().find(|manager| (manager.raft_id == from) != (manager.id.as_str() == caller));
         match other {
             None => Ok(()),
-            Some(other) => Err(ApiError::new(ErrorCode::Forbidden, format!("manager {caller} speaks for {}", other.name)).into()),
+            Some(other) => {
+                let whom = if other.raft_id == from { other.name.clone() } else { format!("manager {from}, and is {}", other.raft_id) };
+                Err(ApiError::new(ErrorCode::Forbidden, format!("manager {caller} speaks for {whom}")).into())
+            }
         }
     }
 
@@ -135,8 +154,9 @@ impl Raft for RaftService {
         let caller = self.caller(&request)?;
         let mut batches = request.into_inner();
         while let Some(batch) = batches.message().await? {
-            self.check(batch.from, batch.to, &batch.cluster_id)?;
-            self.check_caller(batch.from, caller.as_deref())?;
+            let v1::RaftBatch { from, to, cluster_id, sender, .. } = &batch;
+            let envelope = Envelope { from: *from, to: *to, cluster_id, sender: sender.as_ref() };
+            self.check(&envelope, caller.as_deref())?;
             self.inbound.heard_write(batch.from, batch.write_us);
             for bytes in batch.messages {
                 self.step(self.read(batch.from, &bytes, Way::Stream)?)?;
@@ -154,8 +174,9 @@ impl Raft for RaftService {
         let mut message = None;
         let mut data = Vec::new();
         while let Some(chunk) = chunks.message().await? {
-            self.check(chunk.from, chunk.to, &chunk.cluster_id)?;
-            self.check_caller(chunk.from, caller.as_deref())?;
+            let v1::SnapshotChunk { from, to, cluster_id, sender, .. } = &chunk;
+            let envelope = Envelope { from: *from, to: *to, cluster_id, sender: sender.as_ref() };
+            self.check(&envelope, caller.as_deref())?;
             if message.is_none() {
                 message = Some(self.read(chunk.from, &chunk.message, Way::Snapshot)?);
             }

@@ -24,8 +24,8 @@ pub use self::raft::transport::REMOVED;
 pub use self::raft::wal::Wal;
 pub use self::raft::wal::disk::{Directory, Disk, DiskFile};
 pub use self::raft::{
-    Assembled, Environment, Fatal, Identity, Inbound, Inbox, Input, Job, Node, Standing, StoreError, Transport, assemble, first, identity,
-    prepare, start, start_with,
+    Assembled, Environment, Fatal, Identity, Inbound, Inbox, Input, Introduction, Job, Node, Standing, StoreError, Transport, assemble,
+    first, identity, prepare, start, start_with,
 };
 
 /// Most bytes of one transaction in the log.

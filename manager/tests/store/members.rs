@@ -1,7 +1,9 @@
 //! Managers that come and go.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use rcluster_api::cluster::Manager;
 use rcluster_api::object::{Kind, Object};
 use rcluster_manager::core::state::{Change, Transaction};
 use rcluster_manager::store::{MemberChange, RoleKind, Standing};
@@ -130,4 +132,55 @@ async fn a_change_that_meets_another_is_dropped_and_can_be_made_again() {
         soon("it votes", votes).await;
     }
     stores.write(&[0, 1, 2], &make("after")).await;
+}
+
+/// Has the store at `to` lead.
+async fn hand_over(stores: &Stores, indices: &[usize], to: usize) {
+    let handed = async {
+        loop {
+            let leader = stores.leader_among(indices).await;
+            if leader == to {
+                return;
+            }
+            stores.stores[leader].transfer_leadership(to as u64 + 1);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon("it leads", handed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_was_away_believes_a_leader_that_has_joined_meanwhile() {
+    let mut stores = Stores::start(3);
+    stores.write(&[0, 1, 2], &make("before")).await;
+    stores.all_have(&[0, 1, 2], "before").await;
+    stores.network.cut(3);
+    let joined = add(&mut stores, &[0, 1], 4).await;
+    change(&stores, &[0, 1], MemberChange::Voter(4)).await;
+    hand_over(&stores, &[0, 1, 3], joined).await;
+    assert_eq!(stores.network.inbound(3).standing(4), Standing::Unknown);
+    stores.network.heal();
+    stores.all_have(&[2], "before").await;
+    stores.write(&[joined], &make("after")).await;
+    stores.all_have(&[2], "after").await;
+    assert_eq!(stores.stores[joined].role().borrow().kind, RoleKind::Leader, "another has led meanwhile");
+    until("it knows it from the tables", || (stores.network.inbound(3).standing(4) == Standing::Member).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_was_away_answers_a_leader_where_that_has_moved_to() {
+    let stores = Stores::start(3);
+    stores.write(&[0, 1, 2], &make("before")).await;
+    stores.all_have(&[0, 1, 2], "before").await;
+    hand_over(&stores, &[0, 1, 2], 0).await;
+    stores.network.cut(3);
+    let expected = stores.stores[0].state().version(Kind::Manager, "m1");
+    let moved = Manager { addr: "127.0.0.1:20001".to_owned(), ..manager(&member(1)) };
+    let changes = vec![Change::Put { expected, object: Object::Manager(moved) }];
+    stores.write(&[0], &Transaction { at_ms: 1, changes }).await;
+    stores.network.move_to(1, "127.0.0.1:20001");
+    stores.write(&[0], &make("after")).await;
+    stores.network.heal();
+    stores.all_have(&[2], "after").await;
+    assert_eq!(stores.stores[0].role().borrow().kind, RoleKind::Leader, "another has led meanwhile");
 }

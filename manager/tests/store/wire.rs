@@ -119,10 +119,16 @@ async fn strangers_are_refused() {
     message.set_msg_type(MessageType::MsgPropose);
     (message.from, message.to) = (2, 1);
     let proposal = protobuf::Message::write_to_bytes(&message).unwrap();
-    let batch = |from, to, cluster_id: &str, messages| v1::RaftBatch { from, to, cluster_id: cluster_id.to_owned(), messages, write_us: 0 };
+    let batch = |from, to, cluster_id: &str, messages| v1::RaftBatch {
+        from,
+        to,
+        cluster_id: cluster_id.to_owned(),
+        messages,
+        ..v1::RaftBatch::default()
+    };
     let cases = [
         (batch(2, 1, "another", vec![]), "of cluster another"),
-        (batch(9, 1, &cluster_id, vec![]), "manager 9 is not known here yet"),
+        (batch(9, 1, &cluster_id, vec![]), "manager 9 is not known here yet, and does not say where it is"),
         (batch(2, 3, &cluster_id, vec![]), "has come to 1"),
         (batch(2, 1, &cluster_id, vec![proposal]), "MsgPropose"),
         (batch(2, 1, &cluster_id, vec![vec![0xff; 9]]), "cannot be read"),

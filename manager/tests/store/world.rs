@@ -12,7 +12,9 @@ use rcluster_api::id::EventId;
 use rcluster_api::object::{Event, Object};
 use rcluster_manager::core::state::{Change, State, Transaction, encode_snapshot};
 use rcluster_manager::found::first_state;
-use rcluster_manager::store::{Fatal, Inbound, Inbox, Member, ProposeError, RoleKind, Store, StoreConfig, Transport, start_with};
+use rcluster_manager::store::{
+    Fatal, Inbound, Inbox, Introduction, Member, ProposeError, RoleKind, Standing, Store, StoreConfig, Transport, start_with,
+};
 use tokio::sync::watch;
 
 use crate::disk::Disk;
@@ -94,6 +96,8 @@ pub struct Network(Arc<Mutex<Links>>);
 #[derive(Debug, Default)]
 struct Links {
     nodes: BTreeMap<u64, Inbound>,
+    /// Where they listen.
+    addrs: BTreeMap<u64, String>,
     cut: BTreeSet<u64>,
     snapshots: usize,
 }
@@ -104,11 +108,19 @@ impl Network {
     }
 
     pub fn join(&self, inbound: Inbound) {
-        self.links().nodes.insert(inbound.id, inbound);
+        let mut links = self.links();
+        links.addrs.entry(inbound.id).or_insert_with(|| member(inbound.id).addr);
+        links.nodes.insert(inbound.id, inbound);
+    }
+
+    /// A member listens at another address from now on.
+    pub fn move_to(&self, id: u64, addr: &str) {
+        self.links().addrs.insert(id, addr.to_owned());
     }
 
     pub fn wire(&self, own: u64, inbox: Inbox) -> Wire {
-        Wire { network: self.clone(), own, inbox }
+        let sender = Introduction { member: Member { addr: String::new(), ..member(own) }, version: 0 };
+        Wire { network: self.clone(), own, inbox, members: BTreeMap::new(), sender }
     }
 
     pub fn inbound(&self, id: u64) -> Inbound {
@@ -135,14 +147,19 @@ pub struct Wire {
     network: Network,
     own: u64,
     inbox: Inbox,
+    /// Their addresses, as the store has them.
+    members: BTreeMap<u64, String>,
+    sender: Introduction,
 }
 
 impl Transport for Wire {
     fn send(&mut self, message: Message) {
         let to = message.to;
         let links = self.network.links();
-        let target = links.nodes.get(&to).filter(|_| !links.cut.contains(&to) && !links.cut.contains(&self.own));
-        if target.is_none_or(|target| target.step(message).is_err()) {
+        let is_there = self.members.contains_key(&to) && self.members.get(&to) == links.addrs.get(&to);
+        let target = links.nodes.get(&to).filter(|_| is_there && !links.cut.contains(&to) && !links.cut.contains(&self.own));
+        let taken = target.is_some_and(|target| target.admit(self.sender.clone()) != Standing::Removed && target.step(message).is_ok());
+        if !taken {
             self.inbox.unreachable(to);
         }
     }
@@ -155,7 +172,12 @@ impl Transport for Wire {
         self.inbox.snapshot_sent(to, true);
     }
 
-    fn set_members(&mut self, _members: &[Member]) {}
+    fn set_members(&mut self, members: &[Member], version: u64) {
+        self.members = members.iter().map(|member| (member.id, member.addr.clone())).collect();
+        if let Some(member) = members.iter().find(|member| member.id == self.own).cloned() {
+            self.sender = Introduction { member, version };
+        }
+    }
 
     fn set_write(&mut self, _write_us: u64) {}
 

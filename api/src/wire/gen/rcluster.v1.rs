@@ -4932,6 +4932,20 @@ pub struct RaftBatch {
     /// the sender's last write to its log took so long
     #[prost(uint64, tag = "5")]
     pub write_us: u64,
+    #[prost(message, optional, tag = "6")]
+    pub sender: ::core::option::Option<Introduction>,
+}
+/// Where the sender is to be answered. It counts for a receiver whose tables do not know that manager yet, or know it at an earlier version:
+/// one that was away while the sender joined or moved could else neither hear nor answer it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Introduction {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub addr: ::prost::alloc::string::String,
+    /// of the manager's object that says so
+    #[prost(uint64, tag = "3")]
+    pub version: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RaftSendResponse {}
@@ -4948,6 +4962,8 @@ pub struct SnapshotChunk {
     pub message: ::prost::alloc::vec::Vec<u8>,
     #[prost(bytes = "vec", tag = "5")]
     pub data: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "6")]
+    pub sender: ::core::option::Option<Introduction>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SnapshotResponse {}

@@ -63,6 +63,8 @@ pub enum Input {
         from: u64,
         write_us: u64,
     },
+    /// A manager says where it is, which this one's tables do not say yet.
+    Introduced(Introduction),
     Unreachable {
         peer: u64,
     },
@@ -151,13 +153,20 @@ pub struct Inbound {
     inbox: Inbox,
 }
 
+/// Where a manager is, as it says itself, and the version of its object that says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Introduction {
+    pub member: Member,
+    pub version: u64,
+}
+
 /// What a manager is to this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
     Member,
     /// It was one, and was removed.
     Removed,
-    /// It may have joined since the last that this one has heard.
+    /// It has joined since the last that this one has heard: its messages are what tells of it.
     Unknown,
 }
 
@@ -192,6 +201,28 @@ impl Inbound {
         }
     }
 
+    /// What the sender of a message is, which says where it is. One whose tables are newer than this one's is believed: a manager that
+    /// was away while another joined or moved, and came to lead, hears of that only from it.
+    pub fn admit(&self, sender: Introduction) -> Standing {
+        let standing = self.standing(sender.member.id);
+        let known = match standing {
+            Standing::Removed => return standing,
+            Standing::Unknown => None,
+            Standing::Member => self.version(sender.member.id),
+        };
+        if !sender.member.addr.is_empty() && known.is_none_or(|known| sender.version > known) {
+            // When the owner has ended, the next message tells.
+            drop(self.inbox.send(Input::Introduced(sender)));
+        }
+        standing
+    }
+
+    /// Version of the object of the manager with this id, in the tables as they are here.
+    fn version(&self, id: u64) -> Option<u64> {
+        let state = self.state.load();
+        state.managers().values().find(|manager| manager.raft_id == id).map(|manager| manager.stamp.version)
+    }
+
     /// Hands a message to the owner thread.
     ///
     /// # Errors
@@ -209,8 +240,8 @@ pub trait Transport: Send + 'static {
     /// Sends a snapshot message whose data is to be the encoded `state`, and reports [`Inbox::snapshot_sent`] once.
     fn send_snapshot(&mut self, message: Message, state: State);
 
-    /// These are the members from now on, this manager among them.
-    fn set_members(&mut self, members: &[Member]);
+    /// These are the members from now on, this manager among them; `version`: of the object that says where this one is.
+    fn set_members(&mut self, members: &[Member], version: u64);
 
     /// This manager's last write to its log took so many microseconds; the others are told with what is sent.
     fn set_write(&mut self, write_us: u64);

@@ -99,7 +99,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         info!(snapshot = applied, last = loaded.terms.last(), bytes = loaded.bytes, "log loaded");
         let storage = Storage::new(log, loaded, state)?;
         publisher.publish_state(storage.state());
-        transport.set_members(publisher.members());
+        transport.set_members(publisher.members(), publisher.version());
         let raw = RawNode::new(&raft_config(&config, applied), storage, &slog::Logger::root(Bridge, slog::o!()))?;
         publisher.publish_status(&raw.raft, &transport, environment.now());
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -153,6 +153,11 @@ impl<L: LogStore, T: Transport> Node<L, T> {
                 }
             }
             Input::HeardWrite { from, write_us } => self.publisher.hear_write(from, write_us),
+            Input::Introduced(sender) => {
+                if self.publisher.introduce(sender) {
+                    self.transport.set_members(self.publisher.members(), self.publisher.version());
+                }
+            }
             Input::Unreachable { peer } => self.raw.report_unreachable(peer),
             Input::SnapshotSent { to, arrived } => {
                 self.raw.report_snapshot(to, if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
@@ -419,7 +424,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
 
     fn publish_state(&mut self) {
         if self.publisher.publish_state(self.raw.store().state()) {
-            self.transport.set_members(self.publisher.members());
+            self.transport.set_members(self.publisher.members(), self.publisher.version());
         }
     }
 

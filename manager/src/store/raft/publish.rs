@@ -12,12 +12,14 @@ use rcluster_api::id::ManagerId;
 use tokio::sync::watch;
 use tracing::info;
 
-use super::Transport;
 use super::log::LogStore;
 use super::storage::Storage;
+use super::{Introduction, Transport};
 use crate::core::state::State;
 use crate::store::{ClusterStatus, Configuration, Member, MemberStatus, Role, RoleKind, StoreConfig};
 
+/// Most managers that are known from what they say alone.
+const INTRODUCED_MAX: usize = 16;
 /// A peer heard this recently is reachable.
 const REACHABLE: Duration = Duration::from_secs(1);
 
@@ -30,6 +32,8 @@ pub struct Publisher {
     members: Vec<Member>,
     /// Where they were taken from.
     managers: OrdMap<ManagerId, Arc<Manager>>,
+    /// Those of which the tables do not know yet what they say themselves, by Raft id.
+    introduced: BTreeMap<u64, Introduction>,
     state: Arc<ArcSwap<State>>,
     status: Arc<ArcSwap<ClusterStatus>>,
     revision: watch::Sender<u64>,
@@ -53,6 +57,7 @@ impl Publisher {
             name,
             members,
             managers: OrdMap::new(),
+            introduced: BTreeMap::new(),
             state,
             status,
             revision,
@@ -62,9 +67,14 @@ impl Publisher {
         }
     }
 
-    /// The managers as the tables have them; those known from joining until the tables have come.
+    /// The managers as the tables have them, or say themselves where those are older; those known from joining until the tables have come.
     pub fn members(&self) -> &[Member] {
         &self.members
+    }
+
+    /// Version of this manager's own object; 0 until the tables have come.
+    pub fn version(&self) -> u64 {
+        self.managers.values().find(|manager| manager.raft_id == self.own).map_or(0, |manager| manager.stamp.version)
     }
 
     /// A member by id.
@@ -97,9 +107,36 @@ impl Publisher {
             return false;
         }
         self.managers = managers.clone();
+        let made = state.cluster().map_or(0, |cluster| cluster.managers_made);
+        let managers = &self.managers;
+        self.introduced.retain(|id, said| {
+            let known = managers.values().find(|manager| manager.raft_id == *id);
+            known.map_or(*id > made, |manager| manager.stamp.version < said.version)
+        });
+        self.gather()
+    }
+
+    /// A manager says where it is. True: there are other members now.
+    pub fn introduce(&mut self, said: Introduction) -> bool {
+        let id = said.member.id;
+        let known = self.introduced.get(&id).map(|known| known.version);
+        let news = known.map_or(self.introduced.len() < INTRODUCED_MAX, |known| known < said.version);
+        if news {
+            self.introduced.insert(id, said);
+        }
+        news && self.gather()
+    }
+
+    /// The members from the tables and from what they say themselves. True: they are others than before.
+    fn gather(&mut self) -> bool {
         let member = |manager: &Arc<Manager>| Member { id: manager.raft_id, name: manager.name.clone(), addr: manager.addr.clone() };
-        let mut members: Vec<Member> = managers.values().map(member).collect();
-        members.sort_by_key(|member| member.id);
+        let known: Vec<Member> = match self.managers.is_empty() {
+            true => self.members.clone(),
+            false => self.managers.values().map(member).collect(),
+        };
+        let said = self.introduced.values().map(|said| said.member.clone());
+        let members: BTreeMap<u64, Member> = known.into_iter().chain(said).map(|member| (member.id, member)).collect();
+        let members: Vec<Member> = members.into_values().collect();
         let changed = self.members != members;
         self.members = members;
         changed

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 use rcluster_api::client::MESSAGE_BYTES_MAX;
@@ -50,6 +51,14 @@ struct Envelope {
     from: u64,
     cluster_id: String,
     write_us: Arc<AtomicU64>,
+    /// Where this manager is, as its tables say.
+    sender: Arc<ArcSwap<v1::Introduction>>,
+}
+
+impl Envelope {
+    fn sender(&self) -> Option<v1::Introduction> {
+        Some((**self.sender.load()).clone())
+    }
 }
 
 /// The connections to the peers; they end when this is dropped.
@@ -73,7 +82,7 @@ struct Peer {
 
 /// Connections for the manager of `config`, on the runtime that this is called in.
 pub fn connector(config: &StoreConfig, security: Security) -> impl FnOnce(Inbox) -> Connections + use<> {
-    let envelope = Envelope { from: config.id, cluster_id: config.cluster_id.clone(), write_us: Arc::default() };
+    let envelope = Envelope { from: config.id, cluster_id: config.cluster_id.clone(), write_us: Arc::default(), sender: Arc::default() };
     let runtime = Handle::current();
     move |inbox| Connections { envelope, peers: BTreeMap::new(), inbox, runtime, security }
 }
@@ -119,7 +128,10 @@ impl Transport for Connections {
         }
     }
 
-    fn set_members(&mut self, members: &[Member]) {
+    fn set_members(&mut self, members: &[Member], version: u64) {
+        if let Some(Member { name, addr, .. }) = members.iter().find(|member| member.id == self.envelope.from).cloned() {
+            self.envelope.sender.store(Arc::new(v1::Introduction { name, addr, version }));
+        }
         self.peers.retain(|_, peer| members.contains(&peer.member));
         for member in members.iter().filter(|member| member.id != self.envelope.from) {
             if !self.peers.contains_key(&member.id) {
@@ -220,8 +232,9 @@ impl Link {
     }
 
     fn batch(&self, first: Message, more: &mut mpsc::Receiver<Message>) -> v1::RaftBatch {
-        let Envelope { from, cluster_id, write_us } = self.envelope.clone();
-        let mut batch = v1::RaftBatch { from, to: self.to, cluster_id, messages: Vec::new(), write_us: write_us.load(Ordering::Relaxed) };
+        let Envelope { from, cluster_id, write_us, .. } = self.envelope.clone();
+        let (messages, write_us, sender) = (Vec::new(), write_us.load(Ordering::Relaxed), self.envelope.sender());
+        let mut batch = v1::RaftBatch { from, to: self.to, cluster_id, messages, write_us, sender };
         let mut bytes = 0;
         let mut next = Some(first);
         while let Some(message) = next {
@@ -258,9 +271,12 @@ impl Link {
         let head = message.write_to_bytes().map_err(|error| Status::internal(error.to_string()))?;
         let channel = self.connect().await.map_err(|error| Status::unavailable(root_cause(&error)))?;
         debug!(peer = self.name, bytes = data.len(), "sending a snapshot");
-        let Envelope { from, cluster_id, write_us: _ } = self.envelope.clone();
-        let to = self.to;
-        let chunk = move |message: Vec<u8>, data: Vec<u8>| v1::SnapshotChunk { from, to, cluster_id: cluster_id.clone(), message, data };
+        let Envelope { from, cluster_id, .. } = self.envelope.clone();
+        let (to, sender) = (self.to, self.envelope.sender());
+        let chunk = move |message: Vec<u8>, data: Vec<u8>| {
+            let (cluster_id, sender) = (cluster_id.clone(), sender.clone());
+            v1::SnapshotChunk { from, to, cluster_id, message, data, sender }
+        };
         let parts = (0..data.len()).step_by(CHUNK_BYTES).map(move |start| data.slice(start..data.len().min(start + CHUNK_BYTES)));
         let chunks = std::iter::once((head, bytes::Bytes::new())).chain(parts.map(|part| (Vec::new(), part)));
         let stream = tokio_stream::iter(chunks.map(move |(message, data)| chunk(message, data.to_vec())));
