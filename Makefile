@@ -31,7 +31,7 @@ build:
 	cargo build --profile $(PROFILE) -p rcluster-probe --bin rcluster-probe-image
 	cargo rustc --profile $(RUNTIME_PROFILE) -p rcluster-runtime --bin rcluster-runtime -- $(STATIC)
 	mkdir -p $(BIN)
-	install -C $(OUT)/rcluster-{manager,agent,netd} $(RUNTIME_OUT)/rcluster-runtime $(OUT)/rclusterctl $(OUT)/rcluster-{demo,bench,bench-runtime} $(BIN)/
+	install -C $(OUT)/rcluster-{manager,agent,netd} $(RUNTIME_OUT)/rcluster-runtime $(OUT)/rclusterctl $(OUT)/rcluster-{demo,bench,bench-runtime,bench-store} $(BIN)/
 	cargo rustc --profile $(PROFILE) -p rcluster-probe --bin rcluster-probe -- $(STATIC)
 	$(OUT)/rcluster-probe-image --binary $(OUT)/rcluster-probe --ref rcluster/probe:demo --out $(BIN)/probe.tar
 
@@ -51,7 +51,7 @@ test-image: tools build
 tools:
 	@missing=""
 	for tool in busybox:busybox-static runc:runc crun:crun qemu-system-x86_64:qemu-system-x86 docker-registry:docker-registry \
-	  skopeo:skopeo zstd:zstd openssl:openssl containerd:containerd dockerd:docker.io newuidmap:uidmap; do
+	  skopeo:skopeo zstd:zstd openssl:openssl containerd:containerd dockerd:docker.io newuidmap:uidmap etcd:etcd-server; do
 	  command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool##*:}"
 	done
 	if [ -n "$$missing" ]; then
@@ -88,6 +88,7 @@ run-bench:
 	$(BIN)/rcluster-bench
 	$(BIN)/rcluster-bench-runtime --runtime $(BIN)/rcluster-runtime
 	$(BIN)/rcluster-bench pull
+	$(BIN)/rcluster-bench-store --manager $(BIN)/rcluster-manager
 
 HOURS ?= 1
 

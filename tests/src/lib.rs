@@ -3,4 +3,6 @@
 pub mod codegen;
 pub mod lab;
 pub mod leftovers;
+pub mod processes;
 pub mod pull_bench;
+pub mod store_bench;

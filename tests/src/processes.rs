@@ -1,0 +1,38 @@
+//! Processes that end with what started them, and addresses that nobody else has.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::process::Child;
+
+use anyhow::{Context, Result};
+
+/// A process; it is killed when this goes.
+#[derive(Debug)]
+pub struct Process(Child);
+
+impl Process {
+    pub fn new(child: Child) -> Self {
+        Self(child)
+    }
+
+    /// Its resident memory.
+    pub fn rss_kib(&self) -> Result<u32> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// An address of 127.0.0.0/8.
+pub fn loopback() -> String {
+    let [a, b, c] = rand::random::<[u8; 3]>();
+    Ipv4Addr::new(127, a.clamp(1, 250), b, c.clamp(1, 250)).to_string()
+}
