@@ -34,7 +34,7 @@ pub struct Manager {
 }
 
 /// A certificate authority of the cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Authority {
     /// DER.
     pub certificate: Payload,
@@ -42,6 +42,8 @@ pub struct Authority {
     pub key: Payload,
     /// The same key's certificate by the authority before it, DER; empty for the first.
     pub cross: Payload,
+    /// When another began to issue in its place, Unix time; 0: it issues.
+    pub retired_at_ms: u64,
 }
 
 /// What lets a host join.

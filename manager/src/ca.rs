@@ -17,10 +17,12 @@ use rcluster_api::identity::{Identity, MANAGER_NAME, Part};
 use rcluster_api::wire::v1;
 use thiserror::Error;
 
+use crate::core::control::access::CLOCKS_DIFFER_MS;
+
 /// How long an authority's certificate is valid: longer than the cluster; it is replaced by rotation.
 const AUTHORITY_TTL: Duration = Duration::from_secs(20 * 365 * 86_400);
 /// How far the clocks of two hosts may differ; less for certificates whose whole life is short.
-const SKEW_MAX: Duration = Duration::from_secs(3600);
+const SKEW_MAX: Duration = Duration::from_millis(CLOCKS_DIFFER_MS);
 
 /// An authority that cannot issue, or a request that cannot be answered.
 #[derive(Debug, Error)]
@@ -61,7 +63,12 @@ fn authority_name() -> String {
 pub fn found() -> Result<Authority, CaError> {
     let key = KeyPair::generate()?;
     let certificate = authority_params(&authority_name()).self_signed(&key)?;
-    Ok(Authority { certificate: Payload(certificate.der().to_vec()), key: Payload(key.serialize_der()), cross: Payload::default() })
+    Ok(Authority {
+        certificate: Payload(certificate.der().to_vec()),
+        key: Payload(key.serialize_der()),
+        cross: Payload::default(),
+        retired_at_ms: 0,
+    })
 }
 
 /// The authority that follows `before`: its own certificate, and one by `before` for those who do not know it yet.
@@ -74,6 +81,7 @@ pub fn succeed(before: &Authority) -> Result<Authority, CaError> {
         certificate: Payload(certificate.der().to_vec()),
         key: Payload(key.serialize_der()),
         cross: Payload(cross.der().to_vec()),
+        retired_at_ms: 0,
     })
 }
 

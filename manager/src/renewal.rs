@@ -35,9 +35,11 @@ pub async fn keep(router: Router, security: Security, state_dir: PathBuf) {
             let authorities: Vec<Payload> = cluster.authorities.iter().map(|authority| authority.certificate.clone()).collect();
             let left = own.until_renewal(unix_s());
             again = left.clamp(LOOK.0, LOOK.1);
-            let renewed = if own.authorities != authorities && !authorities.is_empty() {
+            // One that was dropped also goes from what this manager shows.
+            let dropped = authorities.len() < own.authorities.len();
+            let renewed = if own.authorities != authorities && !authorities.is_empty() && !dropped {
                 Some(Ok(Credentials { authorities, ..own }))
-            } else if left.is_zero() {
+            } else if left.is_zero() || dropped {
                 Some(renew(&router))
             } else {
                 None

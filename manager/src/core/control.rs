@@ -3,7 +3,7 @@
 //! In: the state and a request. Out: the objects to write, with what to answer, or a refusal that says which field, why and what mends
 //! it. Never: half of a request.
 
-mod access;
+pub mod access;
 mod data;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,6 +67,8 @@ pub enum Request {
         authority: Authority,
         before: Payload,
     },
+    /// Ends the trust in all authorities but the one that issues.
+    DropAuthorities,
     CreateUser {
         name: String,
         role: UserRole,
@@ -124,7 +126,10 @@ pub fn decide(state: &State, request: Request, ctx: &mut Ctx) -> Result<(ChangeS
             Ok((members::update(state, &manager, role, &addr, &standing)?, Answer::Done))
         }
         Request::RotateToken { manager, secret } => Ok((access::rotate_token(state, manager, secret, ctx.now_ms)?, Answer::Done)),
-        Request::RotateAuthority { authority, before } => Ok((access::rotate_authority(state, authority, &before)?, Answer::Done)),
+        Request::RotateAuthority { authority, before } => {
+            Ok((access::rotate_authority(state, authority, &before, ctx.now_ms)?, Answer::Done))
+        }
+        Request::DropAuthorities => Ok((access::drop_authorities(state)?, Answer::Done)),
         Request::CreateUser { name, role, token_digest, expires_at_ms } => {
             let (changes, id) = access::create_user(state, &name, role, token_digest, expires_at_ms, ctx)?;
             Ok((changes, Answer::UserCreated(id)))

@@ -1,4 +1,4 @@
-//! Runs the passes in order over one draft: orchestrate → allocate → schedule → trim, so that a new task is assigned in the commit that
+//! Runs the passes in order over one draft: orchestrate → allocate → schedule → trim (authorities, events), so that a new task is assigned in the commit that
 //! creates it.
 //!
 //! In: a state, what is dirty, the time and a source of ids. Out: one transaction (perhaps empty) and when to look again. Never: IO,
@@ -12,6 +12,7 @@ use rcluster_api::id::{EventId, ServiceId};
 use rcluster_api::object::{Event, Kind, Object, Stamp};
 use rcluster_api::validate;
 
+use super::control::access;
 use super::state::{Draft, State, Transaction};
 use super::{allocate, orchestrate, schedule};
 
@@ -173,7 +174,7 @@ pub struct Plan {
 
 type Pass = fn(&Draft, &Dirty, &mut Ctx) -> ChangeSet;
 
-const PASSES: [Pass; 4] = [orchestrate::pass, allocate::pass, schedule::pass, trim_events];
+const PASSES: [Pass; 5] = [orchestrate::pass, allocate::pass, schedule::pass, trim_authorities, trim_events];
 
 /// Plans what should change; `draft` may already hold what came in from users and agents, so that cause and effect are one commit.
 pub fn plan(mut draft: Draft, dirty: &Dirty, ctx: &mut Ctx) -> Plan {
@@ -201,6 +202,10 @@ pub fn stage(draft: &mut Draft, changes: ChangeSet, ctx: &mut Ctx) {
     for note in changes.notes {
         draft.put(Object::Event(ctx.event(note)));
     }
+}
+
+fn trim_authorities(draft: &Draft, _dirty: &Dirty, ctx: &mut Ctx) -> ChangeSet {
+    access::lapse(draft.state(), ctx.now_ms)
 }
 
 /// Forgets the oldest events beyond [`EVENTS_MAX`]; only when well over, so that not every transaction carries deletes.

@@ -96,7 +96,7 @@ impl Admission for AdmissionService {
         };
         let is_plain = auth::is_plain(&request);
         let v1::JoinRequest { token, name, addr, signing_request } = request.into_inner();
-        let state = self.router.store.state();
+        let state = self.router.fresh().await?;
         let cluster = members::cluster(&state)?;
         let plain = cluster.authorities.is_empty();
         // Before anything is written for it.
@@ -124,7 +124,7 @@ impl Admission for AdmissionService {
         match self.router.route(&request).await? {
             Route::There(leader) => AdmissionClient::new(leader).renew(forward(request)).await,
             Route::Here(_) => {
-                let state = self.router.store.state();
+                let state = self.router.fresh().await?;
                 let (part, id) = match auth::known(&request, &state)? {
                     Caller::Manager(id) => (Part::Manager, id),
                     Caller::Agent(id) => (Part::Agent, id),

@@ -311,7 +311,7 @@ impl Control for ControlService {
                     let secret = Payload(identity::join_secret(&mut rand::rng()));
                     term.request(Asked::RotateToken { manager, secret }).await?;
                 }
-                let state = self.router.store.state();
+                let state = self.router.fresh().await?;
                 let token = admission::join_token(members::cluster(&state)?, manager)?.to_string();
                 let managers = state.managers().values().map(|manager| manager.addr.clone()).collect();
                 Ok(Response::new(v1::JoinTokenResponse { token, managers }))
@@ -363,6 +363,21 @@ impl Control for ControlService {
                 let digest = authority.certificate.digest();
                 term.request(Asked::RotateAuthority { authority, before: before.certificate }).await?;
                 Ok(Response::new(v1::RotateAuthorityResponse { digest }))
+            }
+        }
+    }
+
+    async fn drop_authorities(
+        &self,
+        request: Request<v1::DropAuthoritiesRequest>,
+    ) -> Result<Response<v1::DropAuthoritiesResponse>, Status> {
+        auth::admit(&request)?;
+        match self.router.route(&request).await? {
+            Route::There(leader) => control(leader).drop_authorities(forward(request)).await,
+            Route::Here(term) => {
+                self.router.permit(&request, UserRole::Admin, "dropping old authorities")?;
+                let (revision, _) = term.request(Asked::DropAuthorities).await?;
+                Ok(Response::new(v1::DropAuthoritiesResponse { revision }))
             }
         }
     }

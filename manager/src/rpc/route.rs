@@ -14,6 +14,7 @@ use tracing::debug;
 
 use super::auth;
 use crate::core::members::Standing;
+use crate::core::state::State;
 use crate::drive::{Leadership, Term, standing};
 use crate::store::{RoleKind, Store};
 
@@ -49,6 +50,15 @@ impl Router {
     /// Refuses a request of a user without this role, by the leader's state; `deed` says what it needs the role for.
     pub fn permit<T>(&self, request: &Request<T>, role: UserRole, deed: &str) -> Result<(), ApiError> {
         auth::known(request, &self.store.state())?.needs(role, deed)
+    }
+
+    /// The tables with all that was committed anywhere before the call: what a leader that has been deposed and does not know it has
+    /// not seen, it does not judge by.
+    pub async fn fresh(&self) -> Result<State, ApiError> {
+        self.store.read_barrier().await.map_err(|error| {
+            ApiError::new(ErrorCode::Unavailable, error.to_string()).hint("try again: a majority of the managers must reach each other")
+        })?;
+        Ok(self.store.state())
     }
 
     /// How this manager sees the others.

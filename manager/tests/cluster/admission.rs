@@ -142,6 +142,36 @@ async fn certificates_are_renewed_before_they_expire_and_when_the_authority_chan
 }
 
 #[tokio::test]
+async fn an_authority_that_was_dropped_lets_nobody_in() {
+    let cluster = Cluster::found().await;
+    let (_, renewing) = agent(&cluster, "n1").await;
+    let (_, away) = agent(&cluster, "n2").await;
+    let mut control = cluster.control(&cluster.admin).await.unwrap();
+    let nothing = control.drop_authorities(v1::DropAuthoritiesRequest {}).await.unwrap_err();
+    assert!(nothing.message().contains("there is no old authority to drop"), "{nothing}");
+    control.rotate_authority(v1::RotateAuthorityRequest {}).await.unwrap();
+    for security in [&renewing, &cluster.admin] {
+        let channel = cluster.connect(security).await.unwrap();
+        security.replace(client::renew(channel).await.unwrap()).unwrap();
+    }
+    control.drop_authorities(v1::DropAuthoritiesRequest {}).await.unwrap();
+    let own = cluster.managers[0].dir.join("credentials.json");
+    let trusted = || -> Credentials { serde_json::from_slice(&std::fs::read(&own).unwrap()).unwrap() };
+    until("the manager trusts the new authority alone", || async { (trusted().authorities.len() == 1).then_some(()) }).await;
+    // Who has renewed goes on; who has not cannot even connect, and neither can a key of the old authority that someone has kept.
+    client::renew(cluster.connect(&renewing).await.unwrap()).await.unwrap();
+    assert_eq!(cluster.networks().await, 0);
+    let too_late = async { client::renew(cluster.connect(&away).await?).await }.await;
+    assert!(too_late.is_err());
+    // New hosts come in by a token with the new authority's digest.
+    let mut control = cluster.control(&cluster.admin).await.unwrap();
+    let token = control.join_token(v1::JoinTokenRequest { manager: false, rotate: false }).await.unwrap().into_inner().token;
+    let token: JoinToken = token.parse().unwrap();
+    client::join(&cluster.addrs(), Some(&token), "n3", "").await.unwrap();
+    assert!(refused(&cluster, &cluster.founded.agent_token, "n4", "").await.contains("the join token is for another cluster"));
+}
+
+#[tokio::test]
 async fn an_expired_certificate_is_refused_and_the_clock_is_named() {
     let authority = ca::found().unwrap();
     // The manager's side of a connection, whose certificate has expired, as seen by a client that trusts its authority.

@@ -21,7 +21,11 @@ pub enum ClusterCommand {
         rotate: bool,
     },
     /// Makes a new certificate authority, by which all certificates are renewed; nothing stops.
-    RotateCa,
+    RotateCa {
+        /// Makes none, but ends the trust in those before it: who still shows their certificates must join again.
+        #[arg(long)]
+        drop_old: bool,
+    },
     /// Takes a manager out of the cluster.
     Leave {
         manager: String,

@@ -19,7 +19,12 @@ pub async fn run(mut session: Session, out: Out, command: ClusterCommand) -> Res
     match command {
         ClusterCommand::Status => show::cluster(session, out).await,
         ClusterCommand::Token { part, rotate } => token(session, out, part, rotate).await,
-        ClusterCommand::RotateCa => {
+        ClusterCommand::RotateCa { drop_old: true } => {
+            session.once(|mut client| async move { Ok(client.drop_authorities(v1::DropAuthoritiesRequest {}).await?) }).await?;
+            output::talk("only the authority that issues is trusted from now on")?;
+            output::talk("a host or user that still shows a certificate of an older one is refused, and has to join again")
+        }
+        ClusterCommand::RotateCa { drop_old: false } => {
             let answer =
                 session.once(|mut client| async move { Ok(client.rotate_authority(v1::RotateAuthorityRequest {}).await?) }).await?;
             let digest = answer.into_inner().digest;

@@ -348,6 +348,10 @@ impl Control for Manager {
         Ok(Response::new(v1::CreateUserResponse { id: "u1".to_owned(), token, credentials: None }))
     }
 
+    async fn drop_authorities(&self, _: Request<v1::DropAuthoritiesRequest>) -> Result<Response<v1::DropAuthoritiesResponse>, Status> {
+        Ok(Response::new(v1::DropAuthoritiesResponse { revision: 1 }))
+    }
+
     async fn rotate_authority(&self, _: Request<v1::RotateAuthorityRequest>) -> Result<Response<v1::RotateAuthorityResponse>, Status> {
         Ok(Response::new(v1::RotateAuthorityResponse { digest: "sha256:0".to_owned() }))
     }

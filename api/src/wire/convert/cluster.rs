@@ -38,16 +38,16 @@ impl TryFrom<v1::Manager> for Manager {
 
 impl From<Authority> for v1::Authority {
     fn from(authority: Authority) -> Self {
-        let Authority { certificate, key, cross } = authority;
-        Self { certificate: Some(certificate.into()), key: Some(key.into()), cross: Some(cross.into()) }
+        let Authority { certificate, key, cross, retired_at_ms } = authority;
+        Self { certificate: Some(certificate.into()), key: Some(key.into()), cross: Some(cross.into()), retired_at_ms }
     }
 }
 
 impl From<v1::Authority> for Authority {
     fn from(wire: v1::Authority) -> Self {
-        let v1::Authority { certificate, key, cross } = wire;
+        let v1::Authority { certificate, key, cross, retired_at_ms } = wire;
         let bytes = |payload: Option<v1::Payload>| payload.map(Payload::from).unwrap_or_default();
-        Self { certificate: bytes(certificate), key: bytes(key), cross: bytes(cross) }
+        Self { certificate: bytes(certificate), key: bytes(key), cross: bytes(cross), retired_at_ms }
     }
 }
 

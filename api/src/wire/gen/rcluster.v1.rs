@@ -1312,6 +1312,9 @@ pub struct Authority {
     /// the same key's certificate by the authority before it, DER; empty for the first
     #[prost(message, optional, tag = "3")]
     pub cross: ::core::option::Option<Payload>,
+    /// when another began to issue in its place, Unix time; 0: it issues
+    #[prost(uint64, tag = "4")]
+    pub retired_at_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JoinToken {
@@ -2371,6 +2374,14 @@ pub struct RotateAuthorityResponse {
     #[prost(string, tag = "1")]
     pub digest: ::prost::alloc::string::String,
 }
+/// Ends the trust in all authorities but the one that issues.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DropAuthoritiesRequest {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DropAuthoritiesResponse {
+    #[prost(uint64, tag = "1")]
+    pub revision: u64,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ManagerStatus {
     #[prost(uint64, tag = "1")]
@@ -2830,6 +2841,30 @@ pub mod control_client {
                 .insert(GrpcMethod::new("rcluster.v1.Control", "RotateAuthority"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn drop_authorities(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DropAuthoritiesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DropAuthoritiesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rcluster.v1.Control/DropAuthorities",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rcluster.v1.Control", "DropAuthorities"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2928,6 +2963,13 @@ pub mod control_server {
             request: tonic::Request<super::RotateAuthorityRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RotateAuthorityResponse>,
+            tonic::Status,
+        >;
+        async fn drop_authorities(
+            &self,
+            request: tonic::Request<super::DropAuthoritiesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DropAuthoritiesResponse>,
             tonic::Status,
         >;
     }
@@ -3566,6 +3608,51 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RotateAuthoritySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rcluster.v1.Control/DropAuthorities" => {
+                    #[allow(non_camel_case_types)]
+                    struct DropAuthoritiesSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::DropAuthoritiesRequest>
+                    for DropAuthoritiesSvc<T> {
+                        type Response = super::DropAuthoritiesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DropAuthoritiesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::drop_authorities(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DropAuthoritiesSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

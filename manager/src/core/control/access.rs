@@ -14,6 +14,8 @@ use crate::core::state::State;
 
 /// Authorities that are trusted at once: one that issues, and those before it.
 const AUTHORITIES_MAX: usize = 4;
+/// How much longer an authority is trusted than what it has issued is valid: clocks of hosts differ.
+pub const CLOCKS_DIFFER_MS: u64 = 3_600_000;
 
 fn note(object: &str, reason: &'static str, message: String) -> Note {
     Note { kind: Kind::Cluster, object_id: rcluster_api::cluster::CLUSTER.to_owned(), object: object.to_owned(), reason, message }
@@ -34,18 +36,54 @@ pub(super) fn rotate_token(state: &State, manager: bool, secret: Payload, now_ms
 }
 
 /// `authority` issues from now on. `before`: the one that it was made after, by certificate.
-pub(super) fn rotate_authority(state: &State, authority: Authority, before: &Payload) -> Result<ChangeSet, ApiError> {
+pub(super) fn rotate_authority(state: &State, authority: Authority, before: &Payload, now_ms: u64) -> Result<ChangeSet, ApiError> {
     let mut cluster: Cluster = cluster(state)?.clone();
     if cluster.authorities.first().map(|first| &first.certificate) != Some(before) {
         return Err(ApiError::new(ErrorCode::Conflict, "the authority was rotated by someone else meanwhile").hint("look, then try again"));
     }
     if cluster.authorities.len() >= AUTHORITIES_MAX {
-        return Err(ApiError::new(ErrorCode::Conflict, format!("{AUTHORITIES_MAX} authorities are trusted already"))
-            .hint("taking an old authority away is not built yet"));
+        return Err(ApiError::new(ErrorCode::Conflict, format!("{AUTHORITIES_MAX} authorities are trusted already")).hint(
+            "once all hosts have renewed their certificates, end the trust in the old ones: rclusterctl cluster rotate-ca --drop-old",
+        ));
+    }
+    if let Some(retired) = cluster.authorities.first_mut() {
+        retired.retired_at_ms = now_ms;
     }
     cluster.authorities.insert(0, authority);
     let notes = vec![note("authority", "Rotated", "a new certificate authority issues from now on".to_owned())];
     Ok(ChangeSet { puts: vec![Object::Cluster(Box::new(cluster))], notes, ..ChangeSet::default() })
+}
+
+/// Only the authority that issues is trusted from now on: what the others have issued, or still issue where their keys have got to, is
+/// worth nothing.
+pub(super) fn drop_authorities(state: &State) -> Result<ChangeSet, ApiError> {
+    let mut cluster: Cluster = cluster(state)?.clone();
+    if cluster.authorities.len() < 2 {
+        return Err(
+            ApiError::new(ErrorCode::Conflict, "there is no old authority to drop").hint("rclusterctl cluster rotate-ca makes a new one")
+        );
+    }
+    cluster.authorities.truncate(1);
+    let notes = vec![note("authority", "Dropped", "only the authority that issues is trusted from now on".to_owned())];
+    Ok(ChangeSet { puts: vec![Object::Cluster(Box::new(cluster))], notes, ..ChangeSet::default() })
+}
+
+/// Ends the trust in authorities all of whose certificates have expired.
+pub fn lapse(state: &State, now_ms: u64) -> ChangeSet {
+    let Some(cluster) = state.cluster() else { return ChangeSet::default() };
+    let ends_ms = |authority: &Authority| {
+        let retired = (authority.retired_at_ms > 0).then_some(authority.retired_at_ms)?;
+        Some(retired.saturating_add(cluster.certificate_ttl_ms).saturating_add(CLOCKS_DIFFER_MS))
+    };
+    let has_lapsed = |authority: &&Authority| ends_ms(authority).is_some_and(|ends_ms| ends_ms <= now_ms);
+    let wake_at_ms = cluster.authorities.iter().filter(|authority| !has_lapsed(authority)).filter_map(ends_ms).min();
+    if !cluster.authorities.iter().any(|authority| has_lapsed(&authority)) {
+        return ChangeSet { wake_at_ms, ..ChangeSet::default() };
+    }
+    let kept = cluster.authorities.iter().filter(|authority| !has_lapsed(authority)).cloned().collect();
+    let cluster = Cluster { authorities: kept, ..(**cluster).clone() };
+    let notes = vec![note("authority", "Dropped", "all that an old authority had issued has expired".to_owned())];
+    ChangeSet { puts: vec![Object::Cluster(Box::new(cluster))], notes, wake_at_ms, ..ChangeSet::default() }
 }
 
 /// A user as asked for; its token or certificate is the caller's to make.
@@ -82,4 +120,48 @@ pub(super) fn remove_user(state: &State, name: &str, changes: &mut ChangeSet) ->
     changes.deletes.push((Kind::User, user.id.to_string()));
     note_removal(Kind::User, user.id.as_str(), &user.name, changes);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::state::{Change, Transaction};
+
+    fn authority(name: u8, retired_at_ms: u64) -> Authority {
+        Authority { certificate: Payload(vec![name]), retired_at_ms, ..Authority::default() }
+    }
+
+    fn state(authorities: Vec<Authority>) -> State {
+        let cluster = Cluster { authorities, certificate_ttl_ms: 1000, ..Cluster::default() };
+        let mut state = State::new("c".to_owned());
+        let put = Change::Put { expected: 0, object: Object::Cluster(Box::new(cluster)) };
+        state.apply(1, &Transaction { at_ms: 1, changes: vec![put] }).unwrap();
+        state
+    }
+
+    fn names(changes: &ChangeSet) -> Vec<u8> {
+        let Some(Object::Cluster(cluster)) = changes.puts.first() else { return Vec::new() };
+        cluster.authorities.iter().map(|authority| authority.certificate.0[0]).collect()
+    }
+
+    #[test]
+    fn an_authority_is_trusted_until_the_last_of_its_certificates_has_expired() {
+        let state = state(vec![authority(3, 0), authority(2, 5000), authority(1, 2000)]);
+        let first_ends = 2000 + 1000 + CLOCKS_DIFFER_MS;
+        let before = lapse(&state, first_ends - 1);
+        assert!(before.puts.is_empty() && before.wake_at_ms == Some(first_ends));
+        let then = lapse(&state, first_ends);
+        assert_eq!((names(&then), then.wake_at_ms), (vec![3, 2], Some(first_ends + 3000)));
+        // The one that issues stays, however old it is.
+        let last = lapse(&state, u64::MAX);
+        assert_eq!((names(&last), last.wake_at_ms), (vec![3], None));
+    }
+
+    #[test]
+    fn the_authority_before_is_retired_by_the_one_that_follows() {
+        let state = state(vec![authority(1, 0)]);
+        let changes = rotate_authority(&state, authority(2, 0), &Payload(vec![1]), 7).unwrap();
+        let Object::Cluster(cluster) = &changes.puts[0] else { panic!("{changes:?}") };
+        assert_eq!(cluster.authorities, [authority(2, 0), authority(1, 7)]);
+    }
 }
