@@ -75,6 +75,22 @@ pub struct Joined {
 
 /// Joins a cluster at one of `addrs`. `token`: none for a cluster without TLS. `addr`: where others reach a manager; empty for an agent.
 pub async fn join(addrs: &[String], token: Option<&JoinToken>, name: &str, addr: &str) -> Result<Joined, ApiError> {
+    join_as(addrs, token, Joiner { name, addr, etcd: false }).await
+}
+
+/// Who joins.
+#[derive(Debug, Clone, Copy)]
+pub struct Joiner<'a> {
+    pub name: &'a str,
+    /// Where others reach a manager; empty for an agent.
+    pub addr: &'a str,
+    /// A manager that was told of an etcd which keeps the cluster's state.
+    pub etcd: bool,
+}
+
+/// Joins a cluster at one of `addrs`. `token`: none for a cluster without TLS.
+pub async fn join_as(addrs: &[String], token: Option<&JoinToken>, joiner: Joiner<'_>) -> Result<Joined, ApiError> {
+    let Joiner { name, addr, etcd } = joiner;
     let internal = |error: TlsError| ApiError::new(ErrorCode::Internal, error.to_string());
     let security = token.map_or_else(|| Ok(Security::plain()), Security::joining).map_err(internal)?;
     let request = SigningRequest::new().map_err(internal)?;
@@ -83,6 +99,7 @@ pub async fn join(addrs: &[String], token: Option<&JoinToken>, name: &str, addr:
         name: name.to_owned(),
         addr: addr.to_owned(),
         signing_request: request.request,
+        etcd,
     };
     let channel = connect(addrs, &security).await.map_err(|error| {
         // However often it is tried.

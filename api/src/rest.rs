@@ -352,5 +352,7 @@ pub struct ClusterJson {
     pub applied: u64,
     pub revision: u64,
     pub answered_by: String,
+    /// `raft`, or the address of the etcd that keeps the state.
+    pub store: String,
     pub managers: Vec<ManagerJson>,
 }

@@ -11,6 +11,8 @@ use rcluster_api::validate;
 use rcluster_base::telemetry::LogFormat;
 use thiserror::Error;
 
+use crate::store::etcd::{Access, Address};
+
 /// rcluster-manager: keeps the cluster's state, decides what runs where.
 #[derive(Debug, Parser)]
 #[command(name = "rcluster-manager", version, about)]
@@ -44,9 +46,46 @@ pub struct InitArgs {
     /// Without TLS: anyone who reaches the managers may do anything
     #[arg(long)]
     insecure: bool,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Who keeps the cluster's state: the managers, unless an etcd is named.
+#[derive(Debug, Args)]
+struct StoreArgs {
+    /// Keep the cluster's state in this etcd instead of among the managers: etcd://HOST:PORT[,HOST:PORT…]/PREFIX
+    #[arg(long)]
+    store: Option<String>,
+    /// A file (PEM) with the authority that signs etcd's certificates; with it, etcd is reached over TLS
+    #[arg(long, requires = "store")]
+    etcd_ca: Option<PathBuf>,
+    /// A file (PEM) with the certificate that is shown to etcd
+    #[arg(long, requires = "etcd_ca", requires = "etcd_key")]
+    etcd_cert: Option<PathBuf>,
+    /// A file (PEM) with the key of --etcd-cert
+    #[arg(long, requires = "etcd_cert")]
+    etcd_key: Option<PathBuf>,
+    /// A user of etcd
+    #[arg(long, requires = "store", requires = "etcd_password_file")]
+    etcd_user: Option<String>,
+    /// A file with the password of --etcd-user
+    #[arg(long, requires = "etcd_user")]
+    etcd_password_file: Option<PathBuf>,
+}
+
+impl StoreArgs {
+    fn check(self) -> Result<Option<Access>, ConfigError> {
+        let Self { store, etcd_ca, etcd_cert, etcd_key, etcd_user, etcd_password_file } = self;
+        let Some(store) = store else { return Ok(None) };
+        let address: Address = store.parse().map_err(|error| ConfigError::Flag { flag: "store", why: format!("{error}") })?;
+        for path in [&etcd_ca, &etcd_cert, &etcd_key, &etcd_password_file].into_iter().flatten() {
+            std::fs::metadata(path).map_err(|source| ConfigError::EtcdFile { path: path.clone(), source })?;
+        }
+        Ok(Some(Access { address, ca: etcd_ca, certificate: etcd_cert.zip(etcd_key), user: etcd_user.zip(etcd_password_file) }))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -75,6 +114,8 @@ pub struct RunArgs {
     /// Without TLS, in a cluster that was made so
     #[arg(long)]
     insecure: bool,
+    #[command(flatten)]
+    store: StoreArgs,
     #[arg(long, default_value = "text")]
     pub log_format: LogFormat,
 }
@@ -87,6 +128,8 @@ pub struct Init {
     pub advertise: String,
     pub certificate_ttl_ms: u64,
     pub insecure: bool,
+    /// An etcd that keeps the state.
+    pub store: Option<Access>,
     pub json: bool,
 }
 
@@ -97,6 +140,8 @@ pub struct Config {
     pub listen: SocketAddr,
     pub join: Option<Join>,
     pub insecure: bool,
+    /// An etcd that keeps the state.
+    pub store: Option<Access>,
 }
 
 /// How to join.
@@ -117,6 +162,8 @@ pub enum ConfigError {
     TokenFile { path: PathBuf, source: std::io::Error },
     #[error("to join, a token is needed: `rclusterctl cluster token manager` prints it; give it with --token-file, or RCLUSTER_JOIN_TOKEN")]
     NoToken,
+    #[error("{path}, for etcd")]
+    EtcdFile { path: PathBuf, source: std::io::Error },
     #[error("--join needs --name, this manager's name")]
     NoName,
 }
@@ -131,7 +178,7 @@ const TTL_MS_MIN: u64 = 60_000;
 impl InitArgs {
     /// The checked flags.
     pub fn check(self) -> Result<Init, ConfigError> {
-        let Self { name, state_dir, advertise, certificate_ttl, insecure, json } = self;
+        let Self { name, state_dir, advertise, certificate_ttl, insecure, store, json } = self;
         validate::check_name("manager", &name).map_err(flag("name"))?;
         validate::check_address(&advertise).map_err(flag("advertise"))?;
         let ttl = certificate_ttl.parse::<Millis>().map_err(|why| ConfigError::Flag { flag: "certificate-ttl", why: why.to_string() })?;
@@ -139,16 +186,17 @@ impl InitArgs {
             let why = format!("{certificate_ttl} is too short: a minute at least");
             return Err(ConfigError::Flag { flag: "certificate-ttl", why });
         }
-        Ok(Init { name, state_dir, advertise, certificate_ttl_ms: ttl.0, insecure, json })
+        Ok(Init { name, state_dir, advertise, certificate_ttl_ms: ttl.0, insecure, store: store.check()?, json })
     }
 }
 
 impl RunArgs {
     /// The checked flags.
     pub fn check(self) -> Result<Config, ConfigError> {
-        let Self { state_dir, listen, join, token, token_file, name, advertise, insecure, log_format: _ } = self;
+        let Self { state_dir, listen, join, token, token_file, name, advertise, insecure, store, log_format: _ } = self;
+        let store = store.check()?;
         if join.is_empty() {
-            return Ok(Config { state_dir, listen, join: None, insecure });
+            return Ok(Config { state_dir, listen, join: None, insecure, store });
         }
         for manager in &join {
             validate::check_address(manager).map_err(flag("join"))?;
@@ -167,7 +215,7 @@ impl RunArgs {
         validate::check_name("manager", &name).map_err(flag("name"))?;
         let advertise = advertise.unwrap_or_else(|| listen.to_string());
         validate::check_address(&advertise).map_err(flag("advertise"))?;
-        Ok(Config { state_dir, listen, join: Some(Join { managers: join, token, name, advertise }), insecure })
+        Ok(Config { state_dir, listen, join: Some(Join { managers: join, token, name, advertise }), insecure, store })
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rcluster_api::client::{self, Joiner};
 use rcluster_api::cluster::{Cluster, JoinSecret, Manager, ManagerRole, User, UserRole};
 use rcluster_api::data::Payload;
 use rcluster_api::error::ErrorCode;
@@ -25,6 +26,7 @@ use crate::ca;
 use crate::config::{Init, Join};
 use crate::core::state::{Change, State, Transaction};
 use crate::rpc::admission::join_token;
+use crate::store::etcd;
 use crate::store::{self, Member, StoreConfig};
 
 const CREDENTIALS: &str = "credentials.json";
@@ -61,7 +63,7 @@ fn credentials(cluster: &Cluster, cluster_id: &str, part: Part, id: &str, hosts:
 
 /// Makes a cluster.
 pub fn init(init: &Init) -> Result<Founded> {
-    let Init { name, state_dir, advertise, certificate_ttl_ms, insecure, json: _ } = init;
+    let Init { name, state_dir, advertise, certificate_ttl_ms, insecure, store, json: _ } = init;
     let mut rng = rand::rng();
     let (cluster_id, now_ms) = (random_id(&mut rng), unix_ms());
     let secret = |rng: &mut _| JoinSecret { secret: Payload(identity::join_secret(rng)), rotated_at_ms: now_ms };
@@ -118,8 +120,26 @@ pub fn init(init: &Init) -> Result<Founded> {
         objects.push(Object::User(user));
     }
     objects.push(Object::Cluster(Box::new(cluster)));
-    store::prepare(&config, Some(&first_state(cluster_id, objects)))?;
+    let state = first_state(cluster_id, objects);
+    match store {
+        None => store::prepare(&config, Some(&state))?,
+        Some(access) => {
+            make_keys(access, state)?;
+            store::prepare_external(&config)?;
+        }
+    }
     Ok(founded)
+}
+
+/// Makes the keys of a new cluster in etcd. Those of one whose making was cut short are nobody's: its id was drawn for them.
+fn make_keys(access: &etcd::Access, state: State) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the async runtime")?;
+    let cluster_id = state.cluster_id().to_owned();
+    let made = runtime.block_on(etcd::found(access, &cluster_id, state));
+    if !made.with_context(|| format!("write the cluster's first state to {}", access.address))? {
+        bail!("{} has a cluster {cluster_id} already", access.address);
+    }
+    Ok(())
 }
 
 /// The state that a cluster begins with.
@@ -135,13 +155,13 @@ fn member(id: u64, name: &str, addr: &str) -> Member {
 }
 
 /// Joins a cluster, trying on while none of its managers answers.
-pub async fn join(join: &Join, state_dir: &Path) -> Result<()> {
+pub async fn join(join: &Join, state_dir: &Path, external: bool) -> Result<()> {
     let Join { managers, token, name, advertise } = join;
     fs::create_dir_all(state_dir).with_context(|| format!("make {}", state_dir.display()))?;
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     let mut told = String::new();
     let joined = loop {
-        match rcluster_api::client::join(managers, token.as_ref(), name, advertise).await {
+        match client::join_as(managers, token.as_ref(), Joiner { name, addr: advertise, etcd: external }).await {
             Ok(joined) => break joined,
             Err(error) if error.code == ErrorCode::Unavailable => {
                 if told != error.message {
@@ -161,7 +181,11 @@ pub async fn join(join: &Join, state_dir: &Path) -> Result<()> {
     }
     let seeds = joined.managers.iter().map(|peer| member(peer.raft_id, &peer.name, &peer.addr)).collect();
     let config = StoreConfig::new(joined.cluster_id.clone(), name.clone(), joined.raft_id, seeds, state_dir.to_path_buf());
-    store::prepare(&config, None)?;
+    if external {
+        store::prepare_external(&config)?
+    } else {
+        store::prepare(&config, None)?
+    }
     info!(cluster = joined.cluster_id, name, id = joined.raft_id, "joined");
     Ok(())
 }

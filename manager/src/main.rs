@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use axum::middleware::from_fn;
 use clap::Parser;
 use rcluster_api::client::MESSAGE_BYTES_MAX;
+use rcluster_api::tls::Security;
 use rcluster_api::wire::v1::admission_server::AdmissionServer;
 use rcluster_api::wire::v1::control_server::ControlServer;
 use rcluster_api::wire::v1::dispatcher_server::DispatcherServer;
@@ -22,7 +23,8 @@ use rcluster_manager::rpc::control::ControlService;
 use rcluster_manager::rpc::dispatcher::DispatcherService;
 use rcluster_manager::rpc::raft::RaftService;
 use rcluster_manager::rpc::{Router, auth, listen, rest};
-use rcluster_manager::store::{self, StoreConfig};
+use rcluster_manager::store::etcd::{self, Access, EtcdTiming};
+use rcluster_manager::store::{self, Inbound, Store, StoreConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -68,8 +70,25 @@ fn told(init: &Init, founded: &Founded) -> String {
     text
 }
 
+/// Starts the store of a manager, where its directory says that the state is; with what other managers' messages go to.
+async fn open(config: StoreConfig, in_etcd: bool, external: Option<Access>, security: &Security) -> Result<(Store, Option<Inbound>)> {
+    let dir = config.dir.display().to_string();
+    match (in_etcd, external) {
+        (false, None) => {
+            let (store, raft) = store::start(config, security.clone()).with_context(|| format!("open the store in {dir}"))?;
+            Ok((store, Some(raft)))
+        }
+        (true, Some(access)) => {
+            let opened = etcd::start(config, EtcdTiming::default(), &access).await;
+            Ok((opened.with_context(|| format!("open the store at {}", access.address))?, None))
+        }
+        (true, None) => bail!("the cluster of the manager in {dir} keeps its state in etcd: start with --store etcd://…"),
+        (false, Some(_)) => bail!("the manager in {dir} keeps the state itself: start without --store; the state cannot move to etcd"),
+    }
+}
+
 async fn run(config: Config) -> Result<()> {
-    let Config { state_dir, listen, join, insecure } = config;
+    let Config { state_dir, listen, join, insecure, store: external } = config;
     let listener = TcpListener::bind(listen)
         .await
         .with_context(|| format!("listen on {listen} (is another manager running, or is the address not this host's?)"))?;
@@ -83,7 +102,7 @@ async fn run(config: Config) -> Result<()> {
             );
         };
         tokio::select! {
-            joined = found::join(join, &state_dir) => joined?,
+            joined = found::join(join, &state_dir, external.is_some()) => joined?,
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
         }
@@ -92,8 +111,12 @@ async fn run(config: Config) -> Result<()> {
     let security = found::security(&state_dir, insecure)?;
     let name = identity.name.clone();
     let config = StoreConfig::new(identity.cluster_id, identity.name, identity.id, identity.seeds, state_dir.clone());
-    let opened = store::start(config, security.clone());
-    let (store, raft) = opened.with_context(|| format!("open the store in {}", state_dir.display()))?;
+    let opening = open(config, identity.etcd, external, &security);
+    let (store, raft) = tokio::select! {
+        opened = opening => opened?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     if security.is_plain() && store.state().cluster().is_some_and(|cluster| !cluster.authorities.is_empty()) {
         bail!("this cluster was made with TLS: start without --insecure, and bring back credentials.json if it is missing");
     }
@@ -112,10 +135,16 @@ async fn run(config: Config) -> Result<()> {
         DispatcherServer::new(DispatcherService::new(router))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX),
-    )
-    .add_service(
-        RaftServer::new(RaftService::new(raft)).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),
     );
+    let routes = match raft {
+        Some(raft) => routes.add_service(
+            RaftServer::new(RaftService::new(raft))
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(MESSAGE_BYTES_MAX),
+        ),
+        // Managers whose state is in etcd have nothing to tell each other.
+        None => routes,
+    };
     let app = rest::routes(control).merge(routes.into_axum_router().reset_fallback()).layer(from_fn(auth::gate));
     info!(name, %listen, security = ?security, "serving");
     tokio::select! {

@@ -207,7 +207,7 @@ pub fn present(tasks: Vec<View>) -> Vec<View> {
 
 /// The managers' standing as it is printed.
 pub fn cluster(response: v1::ClusterResponse) -> ClusterJson {
-    let v1::ClusterResponse { leader, term, committed, applied, revision, managers, answered_by, cluster_id } = response;
+    let v1::ClusterResponse { leader, term, committed, applied, revision, managers, answered_by, cluster_id, store } = response;
     let view = |manager: v1::ManagerStatus| {
         let v1::ManagerStatus { id: _, name, addr, role, reachable, matched, voter, object_id: _, write_us } = manager;
         // Only the leader knows how far the others are.
@@ -216,7 +216,7 @@ pub fn cluster(response: v1::ClusterResponse) -> ClusterJson {
     };
     let mut managers: Vec<ManagerJson> = managers.into_iter().map(view).collect();
     managers.sort_by(|a, b| a.name.cmp(&b.name));
-    ClusterJson { cluster_id, leader, term, committed, applied, revision, answered_by, managers }
+    ClusterJson { cluster_id, leader, term, committed, applied, revision, answered_by, store, managers }
 }
 
 /// The managers as they stand among the nodes.

@@ -33,6 +33,8 @@ pub struct Standing {
     pub matched: BTreeMap<u64, u64>,
     /// Last index of the leader's log.
     pub last: u64,
+    /// The state is in an external store: managers do not vote, and any one of them can lead.
+    pub external: bool,
 }
 
 /// What Raft is to do next.
@@ -88,6 +90,9 @@ fn check_quorum(state: &State, standing: &Standing, going: &Manager, deed: &str)
     if rest.is_empty() {
         return Err(ApiError::new(ErrorCode::Conflict, format!("{deed} {name} leaves no manager that votes"))
             .hint("join or promote another manager first"));
+    }
+    if standing.external {
+        return Ok(());
     }
     let reachable = rest.intersection(&standing.reachable).count();
     let needed = rest.len() / 2 + 1;
@@ -207,6 +212,12 @@ pub fn update(state: &State, name: &str, role: Option<ManagerRole>, addr: &str, 
     }
     let mut changed = manager.clone();
     if let Some(role) = role {
+        if standing.external {
+            let message = "this cluster keeps its state in etcd: its managers do not vote, so none can be promoted or demoted";
+            return Err(ApiError::new(ErrorCode::Invalid, message)
+                .field("role")
+                .hint("any manager that runs can lead; `rclusterctl node rm` removes one"));
+        }
         if role == ManagerRole::Standby && manager.role == ManagerRole::Voter {
             check_quorum(state, standing, manager, "demoting")?;
         }
@@ -252,6 +263,7 @@ mod tests {
             reachable: all().filter(|id| !silent.contains(id)).collect(),
             matched: all().map(|id| (id, 1000)).collect(),
             last: 1000,
+            external: false,
         }
     }
 
@@ -322,6 +334,20 @@ mod tests {
         let refused = update(&state, "m3", Some(ManagerRole::Standby), "", &standing(1, &[1, 2, 3], &[], &[2])).unwrap_err();
         assert!(refused.message.starts_with("demoting m3 leaves 1 of 2"), "{refused}");
         let refused = remove(&state, "m1", &standing(1, &[1], &[2, 3], &[])).unwrap_err();
+        assert_eq!(refused.message, "removing m1 leaves no manager that votes");
+    }
+
+    #[test]
+    fn managers_of_a_state_in_etcd_need_no_quorum_and_have_no_votes() {
+        let state = state(&voters(&[1, 2, 3]));
+        let external = |silent: &[u64]| Standing { external: true, ..standing(1, &[1, 2, 3], &[], silent) };
+        remove(&state, "m3", &external(&[2, 3])).unwrap();
+        for role in [ManagerRole::Standby, ManagerRole::Voter] {
+            let refused = update(&state, "m3", Some(role), "", &external(&[])).unwrap_err();
+            assert!(refused.message.contains("managers do not vote"), "{refused}");
+        }
+        update(&state, "m3", None, "m3:2", &external(&[])).unwrap();
+        let refused = remove(&state, "m1", &Standing { external: true, ..standing(1, &[1], &[], &[]) }).unwrap_err();
         assert_eq!(refused.message, "removing m1 leaves no manager that votes");
     }
 

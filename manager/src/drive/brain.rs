@@ -322,7 +322,9 @@ impl Brain {
                 self.dirty = Dirty::everything();
                 true
             }
-            Err(lost @ (ProposeError::NotLeader { .. } | ProposeError::Unavailable | ProposeError::ShuttingDown)) => {
+            Err(
+                lost @ (ProposeError::NotLeader { .. } | ProposeError::Unavailable | ProposeError::ShuttingDown | ProposeError::NoVoters),
+            ) => {
                 self.refuse(replies, &ApiError::new(ErrorCode::Unavailable, lost.to_string()).hint("look at the state, then try again"));
                 false
             }

@@ -26,7 +26,13 @@ pub fn standing(status: &ClusterStatus) -> Standing {
         reachable: status.members.iter().filter(|member| member.reachable).map(|member| member.id).collect(),
         matched: status.members.iter().map(|member| (member.id, member.matched)).collect(),
         last: status.last,
+        external: false,
     }
+}
+
+/// How the leader of `store` sees the managers.
+pub fn standing_in(store: &Store) -> Standing {
+    Standing { external: store.is_external(), ..standing(&store.status()) }
 }
 
 /// Runs while this manager leads.
@@ -35,9 +41,10 @@ pub async fn keep(store: Store, term: Arc<Term>) {
     loop {
         revisions.borrow_and_update();
         let state = store.state();
-        let seen = standing(&store.status());
+        let seen = standing_in(&store);
         let managers = || state.managers().values().map(AsRef::as_ref);
-        match next(managers(), &seen) {
+        // Without votes there is no configuration to bring along.
+        match next(managers(), &seen).filter(|_| !seen.external) {
             Some(Step::Change { learners, voters, removed }) => {
                 info!(?learners, ?voters, ?removed, "changing the members");
                 let changes = learners.into_iter().map(MemberChange::Learner);

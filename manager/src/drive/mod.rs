@@ -14,6 +14,6 @@ mod sessions;
 pub use brain::{Event, Outcome};
 pub use leadership::{Leadership, Term};
 pub use logs::{LogBroker, LogRequest};
-pub use members::standing;
+pub use members::{standing, standing_in};
 pub use relays::{AgentEnd, RelayBroker, RelayRequest};
 pub use sessions::Sessions;

@@ -20,6 +20,7 @@ use crate::core::authorize::Caller;
 use crate::core::control::{Answer, Request as Asked};
 use crate::core::members;
 use crate::core::state::State;
+use crate::store::Store;
 
 /// Lets hosts in, here or through the leader.
 #[derive(Debug, Clone)]
@@ -66,6 +67,18 @@ fn check_token(cluster: &Cluster, text: &str) -> Result<bool, ApiError> {
     Ok(token.manager)
 }
 
+/// Refuses a manager that would keep the state elsewhere than the others do.
+fn check_store(store: &Store, etcd: bool) -> Result<(), ApiError> {
+    let refused = |why: String, hint: &str| Err(ApiError::new(ErrorCode::Invalid, why).hint(hint));
+    match (store.is_external(), etcd) {
+        (true, false) => {
+            refused(format!("this cluster keeps its state in {}", store.place()), "join with --store, as the other managers were started")
+        }
+        (false, true) => refused("this cluster keeps its state among its managers".to_owned(), "join without --store"),
+        (true, true) | (false, false) => Ok(()),
+    }
+}
+
 /// The token that lets a manager, else an agent, join.
 pub fn join_token(cluster: &Cluster, manager: bool) -> Result<JoinToken, ApiError> {
     let authority = cluster.authorities.first().ok_or(ApiError::from(CaError::None))?;
@@ -95,7 +108,7 @@ impl Admission for AdmissionService {
             Route::Here(term) => term,
         };
         let is_plain = auth::is_plain(&request);
-        let v1::JoinRequest { token, name, addr, signing_request } = request.into_inner();
+        let v1::JoinRequest { token, name, addr, signing_request, etcd } = request.into_inner();
         let state = self.router.fresh().await?;
         let cluster = members::cluster(&state)?;
         let plain = cluster.authorities.is_empty();
@@ -103,6 +116,7 @@ impl Admission for AdmissionService {
         ca::check_request(&signing_request).map_err(ApiError::from)?;
         let manager = if plain && is_plain { !addr.is_empty() } else { check_token(cluster, &token)? };
         let (id, raft_id) = if manager {
+            check_store(&self.router.store, etcd)?;
             let standing = self.router.standing();
             match term.request(Asked::AddManager { name: name.clone(), addr: addr.clone(), standing }).await? {
                 (_, Answer::ManagerAdded(manager)) => (manager.id.to_string(), manager.raft_id),

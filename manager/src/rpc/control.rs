@@ -279,6 +279,7 @@ impl Control for ControlService {
             managers: managers.collect(),
             answered_by: status.answered_by,
             cluster_id: state.cluster_id().to_owned(),
+            store: self.router.store.place().to_owned(),
         }))
     }
 

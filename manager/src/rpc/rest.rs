@@ -187,7 +187,7 @@ async fn one(api: Api, kind: Kind, Path(name): Path<String>) -> Answer {
 }
 
 async fn cluster(api: Api) -> Answer {
-    let v1::ClusterResponse { leader, term, committed, applied, revision, managers, answered_by, cluster_id } =
+    let v1::ClusterResponse { leader, term, committed, applied, revision, managers, answered_by, cluster_id, store } =
         api.control.cluster(api.request(v1::ClusterRequest {})).await?.into_inner();
     let managers = managers.into_iter().map(|manager| ManagerJson {
         name: manager.name,
@@ -199,7 +199,7 @@ async fn cluster(api: Api) -> Answer {
         lag: committed.saturating_sub(manager.matched),
         write_us: manager.write_us,
     });
-    let status = ClusterJson { cluster_id, leader, term, committed, applied, revision, answered_by, managers: managers.collect() };
+    let status = ClusterJson { cluster_id, leader, term, committed, applied, revision, answered_by, store, managers: managers.collect() };
     Ok(Json(json!(status)))
 }
 

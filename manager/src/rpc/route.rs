@@ -15,7 +15,7 @@ use tracing::debug;
 use super::auth;
 use crate::core::members::Standing;
 use crate::core::state::State;
-use crate::drive::{Leadership, Term, standing};
+use crate::drive::{Leadership, Term, standing_in};
 use crate::store::{RoleKind, Store};
 
 /// Set on a forwarded request, so that it is forwarded once at most.
@@ -63,7 +63,7 @@ impl Router {
 
     /// How this manager sees the others.
     pub fn standing(&self) -> Standing {
-        standing(&self.store.status())
+        standing_in(&self.store)
     }
 
     /// A fresh connection: what a leader that has just died would swallow is not sent at all.

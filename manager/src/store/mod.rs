@@ -1,8 +1,9 @@
 //! The replicated store: transactions in, tables at a revision out.
 //!
 //! In: transactions, from whoever leads. Out: the applied [`State`], a revision that rises, who leads. Never: policy; the store does not
-//! look into what it keeps. The only implementation today hosts raft-rs (`raft/`).
+//! look into what it keeps. Two keep it: raft-rs, hosted among the managers (`raft/`), or an etcd that the user runs (`etcd/`).
 
+pub mod etcd;
 mod raft;
 
 use std::collections::BTreeSet;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::core::state::{Conflict, State, Transaction, encode_transaction};
 use crate::seal::Keys;
@@ -25,7 +26,7 @@ pub use self::raft::wal::Wal;
 pub use self::raft::wal::disk::{Directory, Disk, DiskFile};
 pub use self::raft::{
     Assembled, Environment, Fatal, Identity, Inbound, Inbox, Input, Introduction, Job, Node, Standing, StoreError, Transport, assemble,
-    first, identity, prepare, start, start_with,
+    first, identity, prepare, prepare_external, start, start_with,
 };
 
 /// Most bytes of one transaction in the log.
@@ -152,6 +153,9 @@ pub enum ProposeError {
     /// Nothing was proposed.
     #[error("this manager is stopping")]
     ShuttingDown,
+    /// Nothing was proposed.
+    #[error("the state is in etcd: managers do not vote, there is no configuration of theirs to change")]
+    NoVoters,
 }
 
 /// One manager as this one sees it.
@@ -214,11 +218,35 @@ pub struct Store {
     status: Arc<ArcSwap<ClusterStatus>>,
     revisions: watch::Receiver<u64>,
     role: watch::Receiver<Role>,
-    inbox: Inbox,
+    backend: Backend,
     permits: Arc<Semaphore>,
 }
 
+/// Who keeps the state.
+#[derive(Debug, Clone)]
+enum Backend {
+    Raft(Inbox),
+    /// `address`: as a user writes it.
+    Etcd {
+        inbox: mpsc::UnboundedSender<etcd::Input>,
+        address: Arc<str>,
+    },
+}
+
 impl Store {
+    /// Whether an etcd keeps the state.
+    pub fn is_external(&self) -> bool {
+        matches!(self.backend, Backend::Etcd { .. })
+    }
+
+    /// Where the state is: `raft`, or the address of an etcd.
+    pub fn place(&self) -> &str {
+        match &self.backend {
+            Backend::Raft(_) => "raft",
+            Backend::Etcd { address, .. } => address,
+        }
+    }
+
     /// The applied tables, now.
     pub fn state(&self) -> State {
         (**self.state.load()).clone()
@@ -252,7 +280,16 @@ impl Store {
         let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES).clamp(1, PERMITS)).unwrap_or(1);
         let permit = self.permits.clone().acquire_many_owned(permits).await.map_err(|_| ProposeError::ShuttingDown)?;
         let (reply, answer) = oneshot::channel();
-        self.inbox.send(raft::Input::Propose { entry, reply, permit }).map_err(|_| ProposeError::ShuttingDown)?;
+        let sent = match &self.backend {
+            Backend::Raft(inbox) => inbox.send(raft::Input::Propose { entry, reply, permit }).is_ok(),
+            Backend::Etcd { inbox, .. } => {
+                let proposal = etcd::Proposal { transaction, entry, bytes, reply, permit };
+                inbox.send(etcd::Input::Propose(proposal)).is_ok()
+            }
+        };
+        if !sent {
+            return Err(ProposeError::ShuttingDown);
+        }
         answer.await.unwrap_or(Err(ProposeError::Unavailable))
     }
 
@@ -273,8 +310,11 @@ impl Store {
     /// [`ProposeError::ShuttingDown`].
     pub fn ask_read(&self) -> Result<oneshot::Receiver<()>, ProposeError> {
         let (reply, answer) = oneshot::channel();
-        self.inbox.send(raft::Input::Read { reply }).map_err(|_| ProposeError::ShuttingDown)?;
-        Ok(answer)
+        let sent = match &self.backend {
+            Backend::Raft(inbox) => inbox.send(raft::Input::Read { reply }).is_ok(),
+            Backend::Etcd { inbox, .. } => inbox.send(etcd::Input::Read { reply }).is_ok(),
+        };
+        if sent { Ok(answer) } else { Err(ProposeError::ShuttingDown) }
     }
 
     /// Asks for a change of Raft's configuration; several steps are made as one, by joint consensus. Whether it comes about is seen in
@@ -283,23 +323,31 @@ impl Store {
     /// # Errors
     /// Nothing was proposed.
     pub async fn change_members(&self, changes: Vec<MemberChange>) -> Result<(), ProposeError> {
+        let Backend::Raft(inbox) = &self.backend else { return Err(ProposeError::NoVoters) };
         let (reply, answer) = oneshot::channel();
-        self.inbox.send(raft::Input::ChangeMembers { changes, reply }).map_err(|_| ProposeError::ShuttingDown)?;
+        inbox.send(raft::Input::ChangeMembers { changes, reply }).map_err(|_| ProposeError::ShuttingDown)?;
         answer.await.unwrap_or(Err(ProposeError::Unavailable))
     }
 
-    /// Begins to hand leadership to another voter.
+    /// Begins to hand leadership to another voter. In etcd it is given up, and whoever else is first has it.
     pub fn transfer_leadership(&self, to: u64) {
         // A store that has stopped leads no more.
-        drop(self.inbox.send(raft::Input::Transfer { to }));
+        match &self.backend {
+            Backend::Raft(inbox) => drop(inbox.send(raft::Input::Transfer { to })),
+            Backend::Etcd { inbox, .. } => drop(inbox.send(etcd::Input::Resign)),
+        }
     }
 
-    /// Hands leadership over, if this manager has it and another has kept up, and stops the store's thread.
+    /// Hands leadership over, if this manager has it and another has kept up, and stops the store.
     pub async fn shutdown(&self) {
         self.permits.close();
         let (done, stopped) = oneshot::channel();
-        if self.inbox.send(raft::Input::Shutdown { done }).is_ok() {
-            // An error means that the thread has ended already.
+        let sent = match &self.backend {
+            Backend::Raft(inbox) => inbox.send(raft::Input::Shutdown { done }).is_ok(),
+            Backend::Etcd { inbox, .. } => inbox.send(etcd::Input::Shutdown { done }).is_ok(),
+        };
+        if sent {
+            // An error means that it has ended already.
             drop(stopped.await);
         }
     }

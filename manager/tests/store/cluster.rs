@@ -1,22 +1,18 @@
 //! What a store promises while its network and its disk do as they should, or not.
 
-use rcluster_manager::store::{ProposeError, RoleKind, TRANSACTION_BYTES_MAX};
+use rcluster_manager::store::ProposeError;
 
 use crate::disk::Failure;
-use crate::world::{Stores, has, make, make_large, soon, until};
+use crate::promises;
+use crate::world::{Stores, has, make, soon, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_leads_and_all_know_it() {
     let cluster = Stores::start(3);
+    promises::one_leads_and_all_know_it(&cluster.stores).await;
     let leader = cluster.leader().await;
-    for store in &cluster.stores {
-        let name = until("the leader's name", || store.role().borrow().leader.clone().map(|leader| leader.name)).await;
-        assert_eq!(name, cluster.configs[leader].name);
-    }
-    let leads = cluster.stores.iter().filter(|store| store.role().borrow().kind == RoleKind::Leader).count();
-    assert_eq!(leads, 1);
-    let reachable = || cluster.stores[leader].status().members.iter().all(|member| member.reachable && member.matched > 1);
-    until("every member reachable and caught up", || reachable().then_some(())).await;
+    let caught_up = || cluster.stores[leader].status().members.iter().all(|member| member.matched > 1);
+    until("every member caught up", || caught_up().then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -29,78 +25,34 @@ async fn a_lone_manager_leads_and_writes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_is_in_the_tables_when_it_is_answered_and_soon_everywhere() {
-    let cluster = Stores::start(3);
-    let leader = cluster.leader().await;
-    let revision = cluster.stores[leader].propose(make("a")).await.unwrap();
-    let state = cluster.stores[leader].state();
-    assert!(has(&state, "a") && state.revision() == revision);
-    assert_eq!(*cluster.stores[leader].revisions().borrow(), revision);
-    cluster.all_have(&[0, 1, 2], "a").await;
+    promises::a_write_is_in_the_tables_when_it_is_answered_and_soon_everywhere(&Stores::start(3).stores).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_conflict_changes_nothing_and_is_told() {
-    let cluster = Stores::start(3);
-    let leader = cluster.leader().await;
-    let revision = cluster.stores[leader].propose(make("a")).await.unwrap();
-    let refused = cluster.stores[leader].propose(make("a")).await.unwrap_err();
-    assert!(matches!(refused, ProposeError::Conflict(conflict) if conflict.actual == revision));
-    assert_eq!(cluster.stores[leader].state().revision(), revision);
+    promises::a_conflict_changes_nothing_and_is_told(&Stores::start(3).stores).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_says_who_leads_and_a_transaction_too_large_is_refused() {
-    let cluster = Stores::start(3);
-    let leader = cluster.leader().await;
-    let follower = (leader + 1) % 3;
-    until("the follower knows", || cluster.stores[follower].role().borrow().leader.clone()).await;
-    let refused = cluster.stores[follower].propose(make("a")).await.unwrap_err();
-    assert!(matches!(refused, ProposeError::NotLeader { leader: Some(named) } if named.name == cluster.configs[leader].name));
-    let refused = cluster.stores[leader].propose(make_large("a", TRANSACTION_BYTES_MAX)).await.unwrap_err();
-    assert!(matches!(refused, ProposeError::TooLarge { bytes, limit } if bytes > limit));
-    let almost = make_large("b", TRANSACTION_BYTES_MAX - 1024);
-    soon("a large transaction", cluster.stores[leader].propose(almost)).await.unwrap();
-    cluster.all_have(&[0, 1, 2], "b").await;
+    promises::a_follower_says_who_leads_and_a_transaction_too_large_is_refused(&Stores::start(3).stores).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_proposals_at_once_are_all_made() {
     let cluster = Stores::start(3);
-    let leader = cluster.leader().await;
-    let writers = (0..1000).map(|number| {
-        let store = cluster.stores[leader].clone();
-        tokio::spawn(async move { store.propose(make(&format!("{number:04}"))).await.unwrap() })
-    });
-    let mut revisions = Vec::new();
-    for writer in writers.collect::<Vec<_>>() {
-        revisions.push(soon("a write", writer).await.unwrap());
-    }
-    revisions.sort_unstable();
-    revisions.dedup();
-    assert_eq!(revisions.len(), 1000, "each has a revision of its own");
-    assert_eq!(cluster.stores[leader].state().events().len(), 1000);
-    assert!(cluster.disks[leader].writes() < 1000, "proposals share writes");
+    promises::many_proposals_at_once_are_all_made(&cluster.stores).await;
+    assert!(cluster.disks[cluster.leader().await].writes() < 1000, "proposals share writes");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_asked_before_there_is_a_leader_are_answered() {
-    let cluster = Stores::start(3);
-    for store in &cluster.stores {
-        soon("a read", store.read_barrier()).await.unwrap();
-    }
+    promises::reads_asked_before_there_is_a_leader_are_answered(&Stores::start(3).stores).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_s_read_sees_what_the_leader_has_answered() {
-    let cluster = Stores::start(3);
-    let leader = cluster.leader().await;
-    for number in 0..50 {
-        let id = format!("{number:02}");
-        cluster.stores[leader].propose(make(&id)).await.unwrap();
-        let follower = &cluster.stores[(leader + 1 + number % 2) % 3];
-        follower.read_barrier().await.unwrap();
-        assert!(has(&follower.state(), &id), "{id}");
-    }
+    promises::a_follower_s_read_sees_what_the_leader_has_answered(&Stores::start(3).stores).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,17 +66,7 @@ async fn a_read_without_a_quorum_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_stops_hands_leadership_over() {
-    let cluster = Stores::start(3);
-    let leader = cluster.leader().await;
-    cluster.write(&[leader], &make("a")).await;
-    until("the others are heard", || cluster.stores[leader].status().members.iter().all(|member| member.reachable).then_some(())).await;
-    soon("the end", cluster.stores[leader].shutdown()).await;
-    assert!(matches!(cluster.stores[leader].propose(make("b")).await, Err(ProposeError::ShuttingDown)));
-    let others = [(leader + 1) % 3, (leader + 2) % 3];
-    let term = cluster.stores[leader].role().borrow().term;
-    let successor = cluster.leader_among(&others).await;
-    assert!(cluster.stores[successor].role().borrow().term >= term);
-    cluster.write(&others, &make("c")).await;
+    promises::a_store_that_stops_hands_leadership_over(&Stores::start(3).stores).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

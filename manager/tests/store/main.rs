@@ -5,6 +5,7 @@ mod disk;
 mod failover;
 mod members;
 mod power;
+mod promises;
 mod start;
 mod wal;
 mod wire;

@@ -1,16 +1,13 @@
 //! Several stores in one process, and the network between them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use raft::eraftpb::Message;
 use rcluster_api::cluster::{Cluster, Manager, ManagerRole};
-use rcluster_api::id::EventId;
-use rcluster_api::object::{Event, Object};
-use rcluster_manager::core::state::{Change, State, Transaction, encode_snapshot};
+use rcluster_api::object::Object;
+use rcluster_manager::core::state::{State, Transaction, encode_snapshot};
 use rcluster_manager::found::first_state;
 use rcluster_manager::store::{
     Fatal, Inbound, Inbox, Introduction, Member, ProposeError, RoleKind, Standing, Store, StoreConfig, Transport, start_with,
@@ -18,51 +15,7 @@ use rcluster_manager::store::{
 use tokio::sync::watch;
 
 use crate::disk::Disk;
-
-/// Longest wait for what must happen.
-const DEADLINE: Duration = Duration::from_secs(20);
-
-/// Waits until `seen` says so.
-pub async fn until<T>(what: &str, mut seen: impl FnMut() -> Option<T>) -> T {
-    let wait = async {
-        loop {
-            if let Some(value) = seen() {
-                return value;
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("never: {what}"))
-}
-
-/// What `future` yields before the deadline.
-pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("never: {what}"))
-}
-
-/// A transaction that makes an event called `id`, which must not exist.
-pub fn make(id: &str) -> Transaction {
-    make_large(id, 0)
-}
-
-/// Like [`make`], with a message of so many bytes.
-pub fn make_large(id: &str, bytes: usize) -> Transaction {
-    let event = Event {
-        id: id.into(),
-        stamp: Default::default(),
-        kind: "test".to_owned(),
-        object_id: String::new(),
-        object: String::new(),
-        reason: "Made".to_owned(),
-        message: "x".repeat(bytes),
-    };
-    Transaction { at_ms: 1, changes: vec![Change::Put { expected: 0, object: Object::Event(event) }] }
-}
-
-/// Whether the event called `id` is in the tables.
-pub fn has(state: &State, id: &str) -> bool {
-    state.events().contains_key(&EventId::from(id))
-}
+pub use crate::promises::{has, make, make_large, soon, until};
 
 pub fn member(id: u64) -> Member {
     Member { id, name: format!("m{id}"), addr: format!("127.0.0.1:{}", 10_000 + id) }
@@ -266,7 +219,7 @@ impl Stores {
                 let leader = self.leader_among(indices).await;
                 match self.stores[leader].propose(transaction.clone()).await {
                     Ok(revision) => return revision,
-                    Err(ProposeError::NotLeader { .. }) => tokio::time::sleep(Duration::from_millis(2)).await,
+                    Err(ProposeError::NotLeader { .. }) => tokio::time::sleep(std::time::Duration::from_millis(2)).await,
                     Err(error) => panic!("{error}"),
                 }
             }

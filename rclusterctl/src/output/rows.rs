@@ -225,8 +225,8 @@ pub fn seconds(ms: u64) -> String {
 pub fn cluster(cluster: &ClusterJson, nodes: &[View]) -> String {
     let leader = if cluster.leader.is_empty() { "none" } else { &cluster.leader };
     let mut text = format!(
-        "Cluster    {}\nLeader     {leader} (term {})\nCommitted  {} (applied {}, revision {})\nAsked      {}\n",
-        cluster.cluster_id, cluster.term, cluster.committed, cluster.applied, cluster.revision, cluster.answered_by
+        "Cluster    {}\nLeader     {leader} (term {})\nCommitted  {} (applied {}, revision {})\nAsked      {}\nStore      {}\n",
+        cluster.cluster_id, cluster.term, cluster.committed, cluster.applied, cluster.revision, cluster.answered_by, cluster.store
     );
     let count = |status: &str| nodes.iter().filter(|view| matches!(view, View::Node(node) if node.status.as_str() == status)).count();
     text.push_str(&format!("Nodes      {} ready, {} suspect, {} down\n\n", count("ready"), count("suspect"), count("down")));
@@ -300,6 +300,7 @@ mod tests {
             applied: 9,
             revision: 7,
             answered_by: "m2".to_owned(),
+            store: "raft".to_owned(),
             managers: vec![rcluster_api::rest::ManagerJson {
                 name: "m1".to_owned(),
                 addr: "10.90.0.11:7443".to_owned(),
@@ -325,7 +326,7 @@ mod tests {
         );
         assert_eq!(
             super::cluster(&cluster, &views),
-            "Cluster    c1\nLeader     m1 (term 2)\nCommitted  9 (applied 9, revision 7)\nAsked      m2\nNodes      1 ready, 0 suspect, 0 down\n\n\
+            "Cluster    c1\nLeader     m1 (term 2)\nCommitted  9 (applied 9, revision 7)\nAsked      m2\nStore      raft\nNodes      1 ready, 0 suspect, 0 down\n\n\
              MANAGER   ROLE     VOTES   REACHABLE   LAG   WRITE   ADDRESS\n\
              m1        leader   yes     yes         0     1.5ms   10.90.0.11:7443\n"
         );

@@ -327,6 +327,7 @@ impl Control for Manager {
             managers: vec![manager],
             answered_by: "m1".to_owned(),
             cluster_id: "c1".to_owned(),
+            store: "raft".to_owned(),
         }))
     }
 

@@ -31,12 +31,15 @@ pub struct Identity {
     /// The managers that were there when this one joined.
     #[serde(default)]
     pub seeds: Vec<Member>,
+    /// The state is in an etcd; this manager has no log.
+    #[serde(default)]
+    pub etcd: bool,
 }
 
 impl Identity {
     fn of(config: &StoreConfig) -> Self {
         let StoreConfig { cluster_id, name, id, seeds, .. } = config;
-        Self { cluster_id: cluster_id.clone(), name: name.clone(), id: *id, seeds: seeds.clone() }
+        Self { cluster_id: cluster_id.clone(), name: name.clone(), id: *id, seeds: seeds.clone(), etcd: false }
     }
 }
 
@@ -78,16 +81,28 @@ pub fn open(config: &StoreConfig) -> Result<Wal, StoreError> {
     Ok(log)
 }
 
+/// Makes the directory of a manager whose state is in an etcd.
+pub fn prepare_external(config: &StoreConfig) -> Result<(), StoreError> {
+    make_dir(&config.dir)?;
+    ledger::write(&config.dir.join(FILE), &Identity { etcd: true, ..Identity::of(config) })?;
+    Ok(())
+}
+
+/// Makes a directory that no manager has yet. Others have no business in it.
+fn make_dir(dir: &Path) -> Result<(), StoreError> {
+    let made = std::fs::create_dir_all(dir).and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(0o700)));
+    made.map_err(|source| StoreError::Dir { path: dir.to_path_buf(), source })?;
+    if identity(dir)?.is_some() {
+        return Err(StoreError::Used { path: dir.to_path_buf() });
+    }
+    Ok(())
+}
+
 /// Makes the first log of a manager: with the tables of a cluster that it founds, or empty for one that joins and is sent them.
 pub fn prepare(config: &StoreConfig, founded: Option<&State>) -> Result<(), StoreError> {
     let dir = &config.dir;
-    // Others have no business here.
-    let made = std::fs::create_dir_all(dir).and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(0o700)));
-    made.map_err(|source| StoreError::Dir { path: dir.clone(), source })?;
+    make_dir(dir)?;
     let own = Identity::of(config);
-    if identity(dir)?.is_some() {
-        return Err(StoreError::Used { path: dir.clone() });
-    }
     let (hard_state, snapshot) = match founded {
         Some(state) => first(state),
         None => {

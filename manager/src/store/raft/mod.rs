@@ -34,9 +34,9 @@ use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tracing::error;
 
-use super::{ClusterStatus, Member, MemberChange, PERMITS, ProposeError, Role, RoleKind, Store, StoreConfig};
+use super::{Backend, ClusterStatus, Member, MemberChange, PERMITS, ProposeError, Role, RoleKind, Store, StoreConfig};
 use crate::core::state::{CodecError, State};
-pub use identity::{Identity, first, identity, prepare};
+pub use identity::{Identity, first, identity, prepare, prepare_external};
 use log::{LogError, LogStore, Saved};
 pub use node::Node;
 
@@ -334,7 +334,7 @@ pub fn assemble<L: LogStore, T: Transport>(
     let inbound = Inbound { id: config.id, cluster_id: config.cluster_id.clone(), seeds, state: state.clone(), inbox: inbox.clone() };
     let publisher = publish::Publisher::new(&config, state.clone(), status.clone(), revision, role_sender);
     let node = Node::new(config, log, transport(inbox.clone()), environment, publisher, inbox.clone(), seed)?;
-    let store = Store { state, status, revisions, role, inbox, permits: Arc::new(Semaphore::new(PERMITS)) };
+    let store = Store { state, status, revisions, role, backend: Backend::Raft(inbox), permits: Arc::new(Semaphore::new(PERMITS)) };
     Ok(Assembled { store, inbound, node, inputs })
 }
 
@@ -363,20 +363,20 @@ pub fn start_with<L: LogStore, T: Transport>(
     Ok((store, inbound))
 }
 
-/// raft-rs panics when it finds its log impossible; a manager without its store must not look alive.
-struct AbortOnPanic;
+/// A manager without its store must not look alive. raft-rs panics when it finds its log impossible.
+pub(super) struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            error!("the store's thread has panicked: this manager ends");
+            error!("the store has panicked: this manager ends");
             std::process::abort();
         }
     }
 }
 
 /// An error with all its causes.
-struct Chain<'a>(&'a dyn std::error::Error);
+pub(super) struct Chain<'a>(pub &'a dyn std::error::Error);
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,0 +1,83 @@
+//! Follows what changes in etcd without a gap: from a revision on, and after a broken connection from the last one seen.
+
+use std::time::Duration;
+
+use etcd_client::{EventType, WatchStream};
+use rcluster_base::backoff::Backoff;
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use super::client::{CallError, Etcd};
+
+/// Pause before a watch that broke is made again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+
+/// What a watch tells.
+#[derive(Debug)]
+pub enum Seen {
+    Change(Change),
+    /// etcd no longer has what happened next: begin again from the tables.
+    Compacted,
+}
+
+/// A key was written or deleted.
+#[derive(Debug)]
+pub struct Change {
+    pub key: Vec<u8>,
+    /// `None`: deleted.
+    pub value: Option<Vec<u8>>,
+    /// etcd's revision at which the key was made, and at which this happened.
+    pub created: i64,
+    pub at: i64,
+}
+
+/// Tells of every change since etcd's revision `from`, in order; one may be told again. Ends when nobody listens.
+pub async fn follow(etcd: Etcd, from: i64, seen: mpsc::Sender<Seen>) {
+    let mut from = from;
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    while !seen.is_closed() {
+        let ended = match etcd.watch(from).await {
+            Ok(stream) => pass_on(stream, &mut from, &seen, &mut backoff).await,
+            Err(error) => Err(error),
+        };
+        match ended {
+            Err(CallError::Compacted) => {
+                // Nobody listens any more: there is nobody to tell.
+                drop(seen.send(Seen::Compacted).await);
+                return;
+            }
+            Err(error) => debug!(%error, "watching etcd again"),
+            Ok(()) => {}
+        }
+        tokio::time::sleep(backoff.delay()).await;
+    }
+}
+
+async fn pass_on(mut stream: WatchStream, from: &mut i64, seen: &mpsc::Sender<Seen>, backoff: &mut Backoff) -> Result<(), CallError> {
+    loop {
+        let answer = tokio::select! {
+            answer = stream.message() => answer,
+            () = seen.closed() => return Ok(()),
+        };
+        let answer = answer.map_err(|source| CallError::Etcd { what: "watch", source: Box::new(source) })?;
+        let Some(answer) = answer else { return Ok(()) };
+        if answer.compact_revision() > 0 {
+            return Err(CallError::Compacted);
+        }
+        if answer.canceled() {
+            debug!(why = answer.cancel_reason(), "etcd ends the watch");
+            return Ok(());
+        }
+        for event in answer.events() {
+            let Some(kv) = event.kv() else { continue };
+            let value = (event.event_type() == EventType::Put).then(|| kv.value().to_vec());
+            let change = Change { key: kv.key().to_vec(), value, created: kv.create_revision(), at: kv.mod_revision() };
+            // From this one on and not after it: what one transaction changed may come in several answers.
+            *from = change.at;
+            if seen.send(Seen::Change(change)).await.is_err() {
+                return Ok(());
+            }
+        }
+        backoff.reset();
+    }
+}

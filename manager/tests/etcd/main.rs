@@ -1,0 +1,7 @@
+//! The store in an etcd: Debian's etcd-server on loopback, and several managers' stores on it.
+
+#[path = "../store/promises.rs"]
+mod promises;
+mod server;
+mod store;
+mod transactions;

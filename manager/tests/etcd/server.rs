@@ -1,0 +1,273 @@
+//! An etcd of a test's own, and stores that keep their state in it.
+
+use std::future::Future;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcluster_api::cluster::{Cluster, Manager, ManagerRole};
+use rcluster_api::object::Object;
+use rcluster_manager::core::state::{State, Transaction};
+use rcluster_manager::found::first_state;
+use rcluster_manager::store::etcd::{Access, EtcdTiming, Fatal, found, start_with};
+use rcluster_manager::store::{ProposeError, RoleKind, Store, StoreConfig};
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use crate::promises::{has, soon, until};
+
+/// One etcd server; it is killed when this goes.
+#[derive(Debug)]
+pub struct Server {
+    dir: TempDir,
+    host: Ipv4Addr,
+    is_secured: bool,
+    process: Child,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Server {
+    /// An empty one, which answers.
+    pub async fn start() -> Self {
+        Self::start_as(false).await
+    }
+
+    /// One that wants TLS, a client's certificate, and a password.
+    pub async fn start_secured() -> Self {
+        let server = Self::start_as(true).await;
+        let mut client = server.client().await;
+        client.user_add("root", "secret", None).await.unwrap();
+        client.role_add("root").await.unwrap();
+        client.user_grant_role("root", "root").await.unwrap();
+        client.auth_enable().await.unwrap();
+        server.write("password", "secret\n");
+        server
+    }
+
+    async fn start_as(is_secured: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b, c] = rand::random::<[u8; 3]>();
+        let host = Ipv4Addr::new(127, a.clamp(1, 250), b, c.clamp(1, 250));
+        if is_secured {
+            make_certificates(&dir, host);
+        }
+        let process = spawn(&dir, host, is_secured);
+        let server = Self { dir, host, is_secured, process };
+        server.ready().await;
+        server
+    }
+
+    async fn ready(&self) {
+        let answers = async { while !self.answers().await {} };
+        soon("etcd answers", answers).await;
+    }
+
+    async fn answers(&self) -> bool {
+        let ask = async { Client::connect([self.endpoint()], self.options()).await?.get("x", None).await };
+        let answered = tokio::time::timeout(Duration::from_secs(1), ask).await.is_ok_and(|answer| answer.is_ok());
+        if !answered {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        answered
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("{}:2379", self.host)
+    }
+
+    pub fn access(&self) -> Access {
+        let address = format!("etcd://{}/test", self.endpoint()).parse().unwrap();
+        if !self.is_secured {
+            return Access { address, ca: None, certificate: None, user: None };
+        }
+        let file = |name: &str| self.dir.path().join(name);
+        let certificate = Some((file("own.pem"), file("own.key")));
+        Access { address, ca: Some(file("ca.pem")), certificate, user: Some(("root".to_owned(), file("password"))) }
+    }
+
+    /// A file beside the server's.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn options(&self) -> Option<ConnectOptions> {
+        let read = |name: &str| std::fs::read(self.dir.path().join(name)).unwrap();
+        let tls = || TlsOptions::new().ca_certificate(Certificate::from_pem(read("ca.pem")));
+        self.is_secured.then(|| ConnectOptions::new().with_tls(tls().identity(Identity::from_pem(read("own.pem"), read("own.key")))))
+    }
+
+    /// As an operator reaches it.
+    pub async fn client(&self) -> Client {
+        Client::connect([self.endpoint()], self.options()).await.unwrap()
+    }
+
+    pub fn stop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+
+    /// Starts it again on what it had.
+    pub async fn again(&mut self) {
+        self.process = spawn(&self.dir, self.host, self.is_secured);
+        self.ready().await;
+    }
+}
+
+/// An authority, and the certificate that it gave to both ends.
+fn make_certificates(dir: &TempDir, host: Ipv4Addr) {
+    let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
+    let (authority_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    write("ca.pem", authority.self_signed(&authority_key).unwrap().pem());
+    let params = CertificateParams::new(vec![host.to_string()]).unwrap();
+    write("own.pem", params.signed_by(&key, &Issuer::new(authority, authority_key)).unwrap().pem());
+    write("own.key", key.serialize_pem());
+}
+
+fn spawn(dir: &TempDir, host: Ipv4Addr, is_secured: bool) -> Child {
+    let scheme = if is_secured { "https" } else { "http" };
+    let (client, peer) = (format!("{scheme}://{host}:2379"), format!("http://{host}:2380"));
+    let log = std::fs::File::options().create(true).append(true).open(dir.path().join("log")).unwrap();
+    let mut command = Command::new("etcd");
+    command.args(["--name", "e", "--data-dir"]).arg(dir.path().join("data"));
+    command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+    command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer, "--initial-cluster", &format!("e={peer}")]);
+    if is_secured {
+        let file = |name: &str| dir.path().join(name);
+        command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(file("ca.pem"));
+        command.arg("--cert-file").arg(file("own.pem")).arg("--key-file").arg(file("own.key"));
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command.spawn().expect("etcd is there: apt-get install etcd-server")
+}
+
+/// A store of a manager.
+#[derive(Debug)]
+pub struct Running {
+    pub store: Store,
+    pub fatal: watch::Receiver<Option<String>>,
+}
+
+pub fn config(id: u64) -> StoreConfig {
+    StoreConfig::new("cluster".to_owned(), format!("m{id}"), id, Vec::new(), PathBuf::new())
+}
+
+pub fn manager(id: u64) -> Manager {
+    let name = format!("m{id}");
+    let addr = format!("127.0.0.1:{}", 10_000 + id);
+    Manager { id: name.as_str().into(), stamp: Default::default(), raft_id: id, name, addr, role: ManagerRole::Voter }
+}
+
+pub fn first(count: u64) -> State {
+    let managers = (1..=count).map(|id| Object::Manager(manager(id)));
+    let cluster = Object::Cluster(Box::new(Cluster { managers_made: count, ..Cluster::default() }));
+    first_state("cluster".to_owned(), managers.chain([cluster]).collect())
+}
+
+/// Short leases, so that a test need not wait long; the machine may be slow.
+pub fn timing() -> EtcdTiming {
+    EtcdTiming { lease: Duration::from_secs(4), pause: Duration::from_millis(500) }
+}
+
+pub async fn begin(config: StoreConfig, access: &Access) -> Result<Running, Fatal> {
+    let (told, fatal) = watch::channel(None);
+    let on_fatal = move |fatal: &Fatal| drop(told.send_replace(Some(fatal.to_string())));
+    let store = start_with(config, timing(), access, on_fatal).await?;
+    Ok(Running { store, fatal })
+}
+
+/// Stores `1..=count` on an etcd of their own.
+#[derive(Debug)]
+pub struct Stores {
+    pub server: Server,
+    pub running: Vec<Running>,
+}
+
+impl Stores {
+    pub async fn start(count: u64) -> Self {
+        Self::start_tuned(count, |_| {}).await
+    }
+
+    pub async fn start_tuned(count: u64, tune: impl Fn(&mut StoreConfig)) -> Self {
+        let server = Server::start().await;
+        assert!(found(&server.access(), "cluster", first(count)).await.unwrap());
+        let mut running = Vec::new();
+        for id in 1..=count {
+            let mut config = config(id);
+            tune(&mut config);
+            running.push(begin(config, &server.access()).await.unwrap());
+        }
+        Self { server, running }
+    }
+
+    pub fn stores(&self) -> Vec<Store> {
+        self.running.iter().map(|running| running.store.clone()).collect()
+    }
+
+    pub fn store(&self, index: usize) -> &Store {
+        &self.running[index].store
+    }
+
+    /// Index of the one that leads, among those at `indices`.
+    pub async fn leader_among(&self, indices: &[usize]) -> usize {
+        let leads = |index: &&usize| self.store(**index).role().borrow().kind == RoleKind::Leader;
+        until("a leader", || indices.iter().find(leads).copied()).await
+    }
+
+    pub async fn leader(&self) -> usize {
+        let all: Vec<usize> = (0..self.running.len()).collect();
+        self.leader_among(&all).await
+    }
+
+    /// Has `transaction` made by whoever leads among `indices`, trying again while nothing was proposed.
+    pub async fn write(&self, indices: &[usize], transaction: &Transaction) -> u64 {
+        let attempt = async {
+            loop {
+                let leader = self.leader_among(indices).await;
+                match self.store(leader).propose(transaction.clone()).await {
+                    Ok(revision) => return revision,
+                    Err(ProposeError::NotLeader { .. }) => tokio::time::sleep(Duration::from_millis(2)).await,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        soon("a write", attempt).await
+    }
+
+    /// Like [`Stores::write`], by a store that is not among these too.
+    pub async fn write_anywhere(&self, indices: &[usize], other: &Store, transaction: &Transaction) -> u64 {
+        let attempt = async {
+            loop {
+                let mut stores = indices.iter().map(|index| self.store(*index)).chain([other]);
+                let leads = |store: &&Store| store.role().borrow().kind == RoleKind::Leader;
+                if let Some(leader) = stores.find(leads)
+                    && let Ok(revision) = leader.propose(transaction.clone()).await
+                {
+                    return revision;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        soon("a write", attempt).await
+    }
+
+    pub async fn all_have(&self, indices: &[usize], id: &str) {
+        until(id, || indices.iter().all(|index| has(&self.store(*index).state(), id)).then_some(())).await;
+    }
+}
+
+/// What a future that is polled at most so long yields.
+pub async fn within<T>(time: Duration, future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(time, future).await.ok()
+}
