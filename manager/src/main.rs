@@ -50,20 +50,22 @@ fn init(init: &Init) -> Result<()> {
 fn told(init: &Init, founded: &Founded) -> String {
     let Founded { cluster_id, manager, manager_token, agent_token, admin_file } = founded;
     let (dir, addr, admin) = (init.state_dir.display(), &init.advertise, admin_file.display());
-    let flag = if init.insecure { " --insecure" } else { "" };
+    let mut flag = if init.insecure { " --insecure".to_owned() } else { String::new() };
+    if let Some(access) = &init.store {
+        // With the same files for etcd, if there are any.
+        flag += &format!(" --store {}", access.address);
+    }
     let mut text = format!(
         "cluster {cluster_id} is made, with manager {manager}\n\n\
          start it:             rcluster-manager run --state-dir {dir} --listen {addr}{flag}\n\
          use it:               rclusterctl context create NAME --from {admin}\n"
     );
     if init.insecure {
-        text += &format!(
-            "more managers:        rcluster-manager run --join {addr} --name NAME --state-dir DIR --listen HOST:PORT --insecure\n"
-        );
+        text += &format!("more managers:        rcluster-manager run --join {addr} --name NAME --state-dir DIR --listen HOST:PORT{flag}\n");
         text += &format!("agents:               rcluster-agent run --managers {addr} … --insecure");
     } else {
         text += &format!("more managers:        RCLUSTER_JOIN_TOKEN={manager_token} \\\n");
-        text += &format!("                      rcluster-manager run --join {addr} --name NAME --state-dir DIR --listen HOST:PORT\n");
+        text += &format!("                      rcluster-manager run --join {addr} --name NAME --state-dir DIR --listen HOST:PORT{flag}\n");
         text += &format!("agents:               RCLUSTER_JOIN_TOKEN={agent_token} rcluster-agent run --managers {addr} …\n");
         text += "\nWho has a token can join. rclusterctl cluster token manager|agent prints it again; --rotate makes another.";
     }

@@ -69,7 +69,9 @@ fn fate(outcome: &Result<u64, ProposeError>) -> Fate {
         Ok(revision) => Fate::Made(*revision),
         Err(ProposeError::Conflict(_)) => Fate::Conflict,
         Err(ProposeError::Unavailable) => Fate::Unknown,
-        Err(ProposeError::NotLeader { .. } | ProposeError::TooLarge { .. } | ProposeError::ShuttingDown) => Fate::Refused,
+        Err(ProposeError::NotLeader { .. } | ProposeError::TooLarge { .. } | ProposeError::ShuttingDown | ProposeError::NoVoters) => {
+            Fate::Refused
+        }
     }
 }
 

@@ -1,6 +1,10 @@
 //! The real program on loopback: clusters made and joined over TLS, who is let in and who is not.
 
 mod admission;
+mod etcd;
+#[path = "../etcd/server.rs"]
+#[allow(dead_code, reason = "the tests of the store in etcd use the rest")]
+mod etcd_server;
 mod members;
 mod roles;
 mod support;

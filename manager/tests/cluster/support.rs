@@ -93,6 +93,8 @@ pub struct Cluster {
     pub founded: Founded,
     pub admin: Security,
     pub managers: Vec<Manager>,
+    /// `--store` of each manager, if there is one.
+    pub store: Vec<String>,
 }
 
 /// An address of 127.0.0.0/8 that nobody else has.
@@ -130,9 +132,12 @@ impl Cluster {
         let founded: Founded = serde_json::from_slice(&output.stdout).unwrap();
         let access: Access = serde_json::from_slice(&std::fs::read(&founded.admin_file).unwrap()).unwrap();
         let admin = access.credentials.map_or_else(Security::plain, |credentials| Security::new(credentials).unwrap());
-        let flags = if admin.is_plain() { vec!["--insecure"] } else { Vec::new() };
+        let store: Vec<&str> = flags.windows(2).find(|pair| pair[0] == "--store").unwrap_or_default().to_vec();
+        let mut flags = if admin.is_plain() { vec!["--insecure"] } else { Vec::new() };
+        flags.extend(&store);
         let manager = start("m1", &state, &addr, &flags);
-        let cluster = Self { dir, founded, admin, managers: vec![manager] };
+        let store = store.into_iter().map(str::to_owned).collect();
+        let cluster = Self { dir, founded, admin, managers: vec![manager], store };
         until("m1 leads", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
         cluster
     }
@@ -154,6 +159,7 @@ impl Cluster {
         } else {
             arguments.extend(["--token-file", token.to_str().unwrap()]);
         }
+        arguments.extend(self.store.iter().map(String::as_str));
         self.managers.push(start(name, dir, addr, &arguments));
     }
 

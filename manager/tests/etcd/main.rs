@@ -4,4 +4,5 @@
 mod promises;
 mod server;
 mod store;
+mod stores;
 mod transactions;

@@ -1,6 +1,5 @@
-//! An etcd of a test's own, and stores that keep their state in it.
+//! An etcd of a test's own.
 
-use std::future::Future;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -8,16 +7,11 @@ use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rcluster_api::cluster::{Cluster, Manager, ManagerRole};
-use rcluster_api::object::Object;
-use rcluster_manager::core::state::{State, Transaction};
-use rcluster_manager::found::first_state;
-use rcluster_manager::store::etcd::{Access, EtcdTiming, Fatal, found, start_with};
-use rcluster_manager::store::{ProposeError, RoleKind, Store, StoreConfig};
+use rcluster_manager::store::etcd::Access;
 use tempfile::TempDir;
-use tokio::sync::watch;
 
-use crate::promises::{has, soon, until};
+/// Longest wait for what must happen.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// One etcd server; it is killed when this goes.
 #[derive(Debug)]
@@ -67,7 +61,7 @@ impl Server {
 
     async fn ready(&self) {
         let answers = async { while !self.answers().await {} };
-        soon("etcd answers", answers).await;
+        tokio::time::timeout(DEADLINE, answers).await.expect("etcd answers");
     }
 
     async fn answers(&self) -> bool {
@@ -150,124 +144,4 @@ fn spawn(dir: &TempDir, host: Ipv4Addr, is_secured: bool) -> Child {
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     command.spawn().expect("etcd is there: apt-get install etcd-server")
-}
-
-/// A store of a manager.
-#[derive(Debug)]
-pub struct Running {
-    pub store: Store,
-    pub fatal: watch::Receiver<Option<String>>,
-}
-
-pub fn config(id: u64) -> StoreConfig {
-    StoreConfig::new("cluster".to_owned(), format!("m{id}"), id, Vec::new(), PathBuf::new())
-}
-
-pub fn manager(id: u64) -> Manager {
-    let name = format!("m{id}");
-    let addr = format!("127.0.0.1:{}", 10_000 + id);
-    Manager { id: name.as_str().into(), stamp: Default::default(), raft_id: id, name, addr, role: ManagerRole::Voter }
-}
-
-pub fn first(count: u64) -> State {
-    let managers = (1..=count).map(|id| Object::Manager(manager(id)));
-    let cluster = Object::Cluster(Box::new(Cluster { managers_made: count, ..Cluster::default() }));
-    first_state("cluster".to_owned(), managers.chain([cluster]).collect())
-}
-
-/// Short leases, so that a test need not wait long; the machine may be slow.
-pub fn timing() -> EtcdTiming {
-    EtcdTiming { lease: Duration::from_secs(4), pause: Duration::from_millis(500) }
-}
-
-pub async fn begin(config: StoreConfig, access: &Access) -> Result<Running, Fatal> {
-    let (told, fatal) = watch::channel(None);
-    let on_fatal = move |fatal: &Fatal| drop(told.send_replace(Some(fatal.to_string())));
-    let store = start_with(config, timing(), access, on_fatal).await?;
-    Ok(Running { store, fatal })
-}
-
-/// Stores `1..=count` on an etcd of their own.
-#[derive(Debug)]
-pub struct Stores {
-    pub server: Server,
-    pub running: Vec<Running>,
-}
-
-impl Stores {
-    pub async fn start(count: u64) -> Self {
-        Self::start_tuned(count, |_| {}).await
-    }
-
-    pub async fn start_tuned(count: u64, tune: impl Fn(&mut StoreConfig)) -> Self {
-        let server = Server::start().await;
-        assert!(found(&server.access(), "cluster", first(count)).await.unwrap());
-        let mut running = Vec::new();
-        for id in 1..=count {
-            let mut config = config(id);
-            tune(&mut config);
-            running.push(begin(config, &server.access()).await.unwrap());
-        }
-        Self { server, running }
-    }
-
-    pub fn stores(&self) -> Vec<Store> {
-        self.running.iter().map(|running| running.store.clone()).collect()
-    }
-
-    pub fn store(&self, index: usize) -> &Store {
-        &self.running[index].store
-    }
-
-    /// Index of the one that leads, among those at `indices`.
-    pub async fn leader_among(&self, indices: &[usize]) -> usize {
-        let leads = |index: &&usize| self.store(**index).role().borrow().kind == RoleKind::Leader;
-        until("a leader", || indices.iter().find(leads).copied()).await
-    }
-
-    pub async fn leader(&self) -> usize {
-        let all: Vec<usize> = (0..self.running.len()).collect();
-        self.leader_among(&all).await
-    }
-
-    /// Has `transaction` made by whoever leads among `indices`, trying again while nothing was proposed.
-    pub async fn write(&self, indices: &[usize], transaction: &Transaction) -> u64 {
-        let attempt = async {
-            loop {
-                let leader = self.leader_among(indices).await;
-                match self.store(leader).propose(transaction.clone()).await {
-                    Ok(revision) => return revision,
-                    Err(ProposeError::NotLeader { .. }) => tokio::time::sleep(Duration::from_millis(2)).await,
-                    Err(error) => panic!("{error}"),
-                }
-            }
-        };
-        soon("a write", attempt).await
-    }
-
-    /// Like [`Stores::write`], by a store that is not among these too.
-    pub async fn write_anywhere(&self, indices: &[usize], other: &Store, transaction: &Transaction) -> u64 {
-        let attempt = async {
-            loop {
-                let mut stores = indices.iter().map(|index| self.store(*index)).chain([other]);
-                let leads = |store: &&Store| store.role().borrow().kind == RoleKind::Leader;
-                if let Some(leader) = stores.find(leads)
-                    && let Ok(revision) = leader.propose(transaction.clone()).await
-                {
-                    return revision;
-                }
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        soon("a write", attempt).await
-    }
-
-    pub async fn all_have(&self, indices: &[usize], id: &str) {
-        until(id, || indices.iter().all(|index| has(&self.store(*index).state(), id)).then_some(())).await;
-    }
-}
-
-/// What a future that is polled at most so long yields.
-pub async fn within<T>(time: Duration, future: impl Future<Output = T>) -> Option<T> {
-    tokio::time::timeout(time, future).await.ok()
 }

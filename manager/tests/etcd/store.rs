@@ -8,7 +8,8 @@ use rcluster_manager::store::etcd::{Access, Fatal, found};
 use rcluster_manager::store::{MemberChange, ProposeError, RoleKind};
 
 use crate::promises::{self, has, make, soon, until};
-use crate::server::{Server, Stores, begin, config, first, manager, within};
+use crate::server::Server;
+use crate::stores::{Stores, begin, config, first, manager, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_every_store_promises() {

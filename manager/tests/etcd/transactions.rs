@@ -5,7 +5,7 @@ use std::time::Duration;
 use rcluster_manager::store::{ProposeError, RoleKind};
 
 use crate::promises::{has, make, soon, until};
-use crate::server::Stores;
+use crate::stores::Stores;
 
 /// An operator, or the end of the lease, takes the leader's key away while proposals come in all the time.
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,79 @@
+//! Managers whose cluster keeps its state in an etcd.
+
+use rcluster_api::wire::v1;
+
+use crate::etcd_server::Server;
+use crate::support::{Cluster, run_program, start, until};
+
+/// What a program that ended by itself logged.
+async fn refused(cluster: &mut Cluster, name: &str) -> String {
+    let manager = cluster.manager(name);
+    assert_eq!(manager.end().await, 1);
+    manager.log()
+}
+
+#[tokio::test]
+async fn managers_share_a_state_in_etcd_and_replace_a_leader_that_is_killed() {
+    let server = Server::start().await;
+    let store = server.access().address.to_string();
+    let mut cluster = Cluster::found_with(&["--store", &store]).await;
+    cluster.join("m2");
+    cluster.join("m3");
+    cluster.settled(&["m1", "m2", "m3"]).await;
+    let before = cluster.status().await.unwrap();
+    assert_eq!(before.store, store);
+    cluster.write("before").await;
+    // Nobody votes.
+    let request = v1::UpdateManagerRequest { manager: "m2".to_owned(), role: v1::ManagerRole::Standby.into(), addr: String::new() };
+    let error = cluster.control(&cluster.admin).await.unwrap().update_manager(request).await.unwrap_err();
+    assert!(error.message().contains("keeps its state in etcd: its managers do not vote"), "{error}");
+    // Who would keep the state elsewhere is not let in, and does not start.
+    let told = std::mem::take(&mut cluster.store);
+    cluster.join("m4");
+    assert!(refused(&mut cluster, "m4").await.contains("this cluster keeps its state in etcd://"));
+    cluster.managers.pop();
+    cluster.store = told;
+    // Another leads when the leader is killed, and then it may be removed, whoever else there is.
+    cluster.manager(&before.leader).kill();
+    cluster.write("during").await;
+    let after = until("another leads", || async { cluster.status().await.ok().filter(|status| status.leader != before.leader) }).await;
+    assert!(after.term > before.term && after.leader != before.leader);
+    let dead = cluster.manager(&before.leader);
+    let (dir, addr) = (dead.dir.clone(), dead.addr.clone());
+    let program = run_program(&["run", "--state-dir", dir.to_str().unwrap(), "--listen", &addr]);
+    let error = String::from_utf8(program.stderr).unwrap();
+    assert!(error.contains("keeps its state in etcd: start with --store"), "{error}");
+    let back = start(&before.leader, &dir, &addr, &["--store", &store]);
+    cluster.managers.push(back);
+    cluster.settled(&["m1", "m2", "m3"]).await;
+    assert_eq!(cluster.networks().await, 2);
+}
+
+#[tokio::test]
+async fn a_leader_that_is_removed_ends_and_etcd_may_be_away_for_a_while() {
+    let mut server = Server::start().await;
+    let store = server.access().address.to_string();
+    let mut cluster = Cluster::found_with(&["--store", &store, "--insecure"]).await;
+    cluster.join("m2");
+    cluster.settled(&["m1", "m2"]).await;
+    let leader = cluster.status().await.unwrap().leader;
+    let kept = if leader == "m1" { "m2" } else { "m1" };
+    let reference = v1::Ref { kind: v1::Kind::Manager.into(), name: leader.clone() };
+    cluster.control(&cluster.admin).await.unwrap().remove(v1::RemoveRequest { refs: vec![reference] }).await.unwrap();
+    cluster.settled(&[kept]).await;
+    assert!(refused(&mut cluster, &leader).await.contains("this manager was removed from its cluster"));
+    cluster.write("before").await;
+    server.stop();
+    until("nobody leads", || async { cluster.status().await.ok().filter(|status| status.leader.is_empty()) }).await;
+    assert!(cluster.try_write(&cluster.admin, "during").await.is_err());
+    server.again().await;
+    cluster.write("after").await;
+    assert_eq!(cluster.networks().await, 2);
+    // A cluster that is not there, or an etcd that was never told of, is refused.
+    let dir = cluster.manager(kept).dir.clone();
+    let elsewhere = store.replace("/test", "/elsewhere");
+    let program =
+        run_program(&["run", "--state-dir", dir.to_str().unwrap(), "--listen", "127.0.0.1:0", "--insecure", "--store", &elsewhere]);
+    let error = String::from_utf8(program.stderr).unwrap();
+    assert!(error.contains("/elsewhere has no cluster"), "{error}");
+}
