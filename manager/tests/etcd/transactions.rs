@@ -5,7 +5,7 @@ use std::time::Duration;
 use rcluster_manager::store::{ProposeError, RoleKind};
 
 use crate::promises::{has, make, soon, until};
-use crate::stores::Stores;
+use crate::stores::{Stores, begin, config};
 
 /// An operator, or the end of the lease, takes the leader's key away while proposals come in all the time.
 #[tokio::test(flavor = "multi_thread")]
@@ -56,4 +56,36 @@ async fn what_is_answered_is_there_whoever_leads() {
     all.dedup_by_key(|(revision, _)| *revision);
     assert_eq!(all.len(), count, "each has a revision of its own");
     assert!(terms.is_sorted() && count > 0);
+}
+
+/// A leader that stood still, for less than its lease, writes before it hears that another leads: its runtime has one thread, which only
+/// this test lets run, and a proposal wakes the store before the network can.
+#[test]
+fn a_leader_that_has_not_heard_of_its_end_writes_nothing() {
+    let here = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let still = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let cluster = here.block_on(Stores::start(2));
+    // The one that does not lead ends, and runs again where it can be made to stand still.
+    // The one that does not lead ends, and runs again where it can be made to stand still.
+    let other = here.block_on(cluster.leader());
+    let own = 2 - other as u64;
+    here.block_on(cluster.store(1 - other).shutdown());
+    let stale = still.block_on(begin(config(own), &cluster.server.access())).unwrap();
+    still.block_on(async {
+        cluster.store(other).transfer_leadership(own);
+        until("it leads", || (stale.store.role().borrow().kind == RoleKind::Leader).then_some(())).await;
+    });
+    here.block_on(async {
+        let mut client = cluster.server.client().await;
+        client.delete("/test/cluster/live/leader", None).await.unwrap();
+        cluster.leader_among(&[other]).await;
+    });
+    assert_eq!(stale.store.role().borrow().kind, RoleKind::Leader, "it has heard nothing");
+    let answer = still.block_on(soon("an answer", stale.store.propose(make("stale"))));
+    assert!(matches!(answer, Err(ProposeError::Unavailable | ProposeError::NotLeader { .. })), "{answer:?}");
+    here.block_on(async {
+        cluster.write(&[other], &make("after")).await;
+        cluster.store(other).read_barrier().await.unwrap();
+        assert!(!has(&cluster.store(other).state(), "stale"));
+    });
 }
