@@ -73,6 +73,9 @@ pub struct Cluster {
     pub agent_token: JoinSecret,
     pub certificate_ttl_ms: u64,
     pub revocations: Vec<Revocation>,
+    /// Nodes that no leader has heard yet are not taken for lost before this time, Unix time: a restored cluster waits for them longer. 0:
+    /// there is no such time.
+    pub nodes_awaited_until_ms: u64,
 }
 
 /// What someone may do.

@@ -1,6 +1,7 @@
 //! The words that managers, agents, netd and the command line share: what a user asks for, what the managers keep, how both stand
 //! on the wire. Conversion and checking are pure; only `client` and `tls` talk to anyone.
 
+pub mod backup;
 pub mod client;
 pub mod cluster;
 pub mod container;

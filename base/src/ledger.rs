@@ -40,7 +40,7 @@ pub fn write_secret<T: Serialize>(path: &Path, value: &T) -> Result<(), LedgerEr
 
 fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), LedgerError> {
     let failed = |source| LedgerError::Write { path: path.to_path_buf(), source };
-    let dir = path.parent().unwrap_or(Path::new("."));
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let aside = dir.join(format!(".{name}.{}", rand::random::<u32>()));
     let written = (|| {

@@ -11,6 +11,7 @@ use rcluster_api::validate;
 use rcluster_base::telemetry::LogFormat;
 use thiserror::Error;
 
+use crate::disaster::{Recover, Restore};
 use crate::store::etcd::{Access, Address};
 
 /// rcluster-manager: keeps the cluster's state, decides what runs where.
@@ -27,6 +28,13 @@ pub enum Verb {
     Init(InitArgs),
     /// Runs this manager; with --join it joins a cluster first, if it has not yet
     Run(RunArgs),
+    /// Makes this host a manager of a cluster that is there; `run` starts it
+    Join(JoinArgs),
+    /// Makes a cluster of one manager from a backup (rclusterctl cluster backup); says first what it does and what is lost
+    Restore(RestoreArgs),
+    /// Makes the manager of a state directory the only one of its cluster, when the quorum is lost for good; says first what it does and
+    /// what is lost
+    Recover(RecoverArgs),
 }
 
 #[derive(Debug, Args)]
@@ -86,6 +94,69 @@ impl StoreArgs {
         }
         Ok(Some(Access { address, ca: etcd_ca, certificate: etcd_cert.zip(etcd_key), user: etcd_user.zip(etcd_password_file) }))
     }
+}
+
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// Managers of the cluster, HOST:PORT,…
+    #[arg(long, value_delimiter = ',', required = true)]
+    join: Vec<String>,
+    /// This manager's name, such as the host's
+    #[arg(long)]
+    name: String,
+    /// Where the log, snapshots and credentials are kept; empty, or not there
+    #[arg(long)]
+    state_dir: PathBuf,
+    /// HOST:PORT at which others reach this manager
+    #[arg(long)]
+    advertise: String,
+    /// A join token for managers: rclusterctl cluster token manager
+    #[arg(long, env = "RCLUSTER_JOIN_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// A file with the join token
+    #[arg(long, conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+    /// Without TLS, in a cluster that was made so
+    #[arg(long)]
+    insecure: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The backup
+    #[arg(long, value_name = "FILE")]
+    from: PathBuf,
+    /// The manager's name, such as the host's
+    #[arg(long)]
+    name: String,
+    /// Where the log, snapshots and credentials are kept; empty, or not there
+    #[arg(long)]
+    state_dir: PathBuf,
+    /// HOST:PORT at which others reach this manager; agents that know it come by themselves
+    #[arg(long)]
+    advertise: String,
+    /// How long nodes are waited for before their tasks are started elsewhere
+    #[arg(long, value_name = "SPAN", default_value = "10m")]
+    await_nodes: Millis,
+    /// Does it; without this it only says what it would do
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// The directory of a manager that is left, and does not run
+    #[arg(long)]
+    state_dir: PathBuf,
+    /// HOST:PORT at which others reach this manager from now on; as before when not given
+    #[arg(long)]
+    advertise: Option<String>,
+    /// How long nodes are waited for before their tasks are started elsewhere
+    #[arg(long, value_name = "SPAN", default_value = "1m")]
+    await_nodes: Millis,
+    /// Does it; without this it only says what it would do
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -198,24 +269,63 @@ impl RunArgs {
         if join.is_empty() {
             return Ok(Config { state_dir, listen, join: None, insecure, store });
         }
-        for manager in &join {
-            validate::check_address(manager).map_err(flag("join"))?;
-        }
-        let token = match token_file {
-            Some(path) => Some(std::fs::read_to_string(&path).map_err(|source| ConfigError::TokenFile { path, source })?),
-            None => token,
-        };
-        let token = token.map(|token| token.parse()).transpose();
-        let token: Option<JoinToken> =
-            token.map_err(|error: rcluster_api::identity::NotAToken| ConfigError::Flag { flag: "token", why: error.to_string() })?;
-        if token.is_none() && !insecure {
-            return Err(ConfigError::NoToken);
-        }
-        let name = name.ok_or(ConfigError::NoName)?;
-        validate::check_name("manager", &name).map_err(flag("name"))?;
         let advertise = advertise.unwrap_or_else(|| listen.to_string());
+        let join = check_join(join, token, token_file, name, advertise, insecure)?;
+        Ok(Config { state_dir, listen, join: Some(join), insecure, store })
+    }
+}
+
+fn check_join(
+    managers: Vec<String>,
+    token: Option<String>,
+    token_file: Option<PathBuf>,
+    name: Option<String>,
+    advertise: String,
+    insecure: bool,
+) -> Result<Join, ConfigError> {
+    for manager in &managers {
+        validate::check_address(manager).map_err(flag("join"))?;
+    }
+    let token = match token_file {
+        Some(path) => Some(std::fs::read_to_string(&path).map_err(|source| ConfigError::TokenFile { path, source })?),
+        None => token,
+    };
+    let token = token.map(|token| token.parse()).transpose();
+    let token: Option<JoinToken> =
+        token.map_err(|error: rcluster_api::identity::NotAToken| ConfigError::Flag { flag: "token", why: error.to_string() })?;
+    if token.is_none() && !insecure {
+        return Err(ConfigError::NoToken);
+    }
+    let name = name.ok_or(ConfigError::NoName)?;
+    validate::check_name("manager", &name).map_err(flag("name"))?;
+    validate::check_address(&advertise).map_err(flag("advertise"))?;
+    Ok(Join { managers, token, name, advertise })
+}
+
+impl JoinArgs {
+    /// The checked flags: whom to join, and in which directory.
+    pub fn check(self) -> Result<(Join, PathBuf), ConfigError> {
+        let Self { join, name, state_dir, advertise, token, token_file, insecure } = self;
+        Ok((check_join(join, token, token_file, Some(name), advertise, insecure)?, state_dir))
+    }
+}
+
+impl RestoreArgs {
+    /// The checked flags.
+    pub fn check(self) -> Result<Restore, ConfigError> {
+        let Self { from, name, state_dir, advertise, await_nodes, yes } = self;
+        validate::check_name("manager", &name).map_err(flag("name"))?;
         validate::check_address(&advertise).map_err(flag("advertise"))?;
-        Ok(Config { state_dir, listen, join: Some(Join { managers: join, token, name, advertise }), insecure, store })
+        Ok(Restore { from, name, state_dir, advertise, await_nodes_ms: await_nodes.0, yes })
+    }
+}
+
+impl RecoverArgs {
+    /// The checked flags.
+    pub fn check(self) -> Result<Recover, ConfigError> {
+        let Self { state_dir, advertise, await_nodes, yes } = self;
+        advertise.as_deref().map(validate::check_address).transpose().map_err(flag("advertise"))?;
+        Ok(Recover { state_dir, advertise, await_nodes_ms: await_nodes.0, yes })
     }
 }
 
@@ -227,7 +337,7 @@ mod tests {
         let base = ["rcluster-manager", "init", "--name", "m1", "--state-dir", "s", "--advertise", "10.0.0.1:7443"];
         match Cli::try_parse_from(base.iter().chain(arguments)).unwrap().verb {
             Verb::Init(args) => args.check().map_or_else(|error| error.to_string(), |init| format!("{}", init.certificate_ttl_ms)),
-            Verb::Run(_) => panic!("another verb"),
+            _ => panic!("another verb"),
         }
     }
 
@@ -237,7 +347,7 @@ mod tests {
             Verb::Run(args) => {
                 args.check().map_or_else(|error| error.to_string(), |config| format!("{:?}", config.join.map(|join| join.advertise)))
             }
-            Verb::Init(_) => panic!("another verb"),
+            _ => panic!("another verb"),
         }
     }
 

@@ -29,9 +29,9 @@ use crate::rpc::admission::join_token;
 use crate::store::etcd;
 use crate::store::{self, Member, StoreConfig};
 
-const CREDENTIALS: &str = "credentials.json";
+pub(crate) const CREDENTIALS: &str = "credentials.json";
 /// How the first administrator reaches the cluster; a file for `rclusterctl context create`.
-const ADMIN: &str = "admin.json";
+pub(crate) const ADMIN: &str = "admin.json";
 /// Pause before a join is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -48,13 +48,14 @@ pub struct Founded {
 
 /// A user's way to a cluster.
 #[derive(Debug, Serialize)]
-struct Access<'a> {
-    managers: [&'a str; 1],
+pub(crate) struct Access<'a> {
+    pub managers: [&'a str; 1],
     #[serde(skip_serializing_if = "Option::is_none")]
-    credentials: Option<&'a Credentials>,
+    pub credentials: Option<&'a Credentials>,
 }
 
-fn credentials(cluster: &Cluster, cluster_id: &str, part: Part, id: &str, hosts: &[&str]) -> Result<Credentials> {
+/// Credentials for a key that is made here.
+pub(crate) fn credentials(cluster: &Cluster, cluster_id: &str, part: Part, id: &str, hosts: &[&str]) -> Result<Credentials> {
     let request = SigningRequest::new()?;
     let identity = Identity { part, id: id.to_owned(), cluster_id: cluster_id.to_owned() };
     let ttl = Duration::from_millis(cluster.certificate_ttl_ms);

@@ -3,6 +3,7 @@
 pub mod ca;
 pub mod config;
 pub mod core;
+pub mod disaster;
 pub mod drive;
 pub mod found;
 pub mod renewal;

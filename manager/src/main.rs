@@ -1,6 +1,8 @@
 //! rcluster-manager: the store, the leader's scope and the interfaces in one process.
 
+use std::future::Future;
 use std::io::Write;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use axum::middleware::from_fn;
@@ -12,9 +14,10 @@ use rcluster_api::wire::v1::control_server::ControlServer;
 use rcluster_api::wire::v1::dispatcher_server::DispatcherServer;
 use rcluster_api::wire::v1::raft_server::RaftServer;
 use rcluster_base::scope::Scope;
-use rcluster_base::telemetry;
-use rcluster_manager::config::{Cli, Config, Init, Verb};
+use rcluster_base::telemetry::{self, LogFormat};
+use rcluster_manager::config::{Cli, Config, Init, Join, Verb};
 use rcluster_manager::core::node::liveness::Timing;
+use rcluster_manager::disaster;
 use rcluster_manager::drive::Leadership;
 use rcluster_manager::found::{self, Founded};
 use rcluster_manager::renewal;
@@ -35,13 +38,39 @@ fn main() -> Result<()> {
         Verb::Run(args) => {
             telemetry::start(args.log_format);
             let config = args.check()?;
-            let mut builder = tokio::runtime::Builder::new_multi_thread();
-            builder.worker_threads(2).enable_all().build().context("start the async runtime")?.block_on(run(config))
+            block_on(run(config))
         }
+        Verb::Join(args) => {
+            telemetry::start(LogFormat::Text);
+            let (join, state_dir) = args.check()?;
+            block_on(self::join(join, state_dir))
+        }
+        Verb::Restore(args) => disaster::restore(&args.check()?, &mut std::io::stdout().lock()),
+        Verb::Recover(args) => disaster::recover(&args.check()?, &mut std::io::stdout().lock()),
     }
 }
 
+fn block_on(verb: impl Future<Output = Result<()>>) -> Result<()> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().context("start the async runtime")?.block_on(verb)
+}
+
+async fn join(join: Join, state_dir: PathBuf) -> Result<()> {
+    disaster::check_whole(&state_dir)?;
+    if let Some(found) = store::identity(&state_dir)? {
+        bail!("{} is of {found} already: start it with `rcluster-manager run`, or give an empty directory", state_dir.display());
+    }
+    found::join(&join, &state_dir).await?;
+    let (name, dir, addr) = (&join.name, state_dir.display(), &join.advertise);
+    let flag = if join.token.is_none() { " --insecure" } else { "" };
+    let text = format!(
+        "manager {name} has joined; it takes part once it is started:\nrcluster-manager run --state-dir {dir} --listen {addr}{flag}"
+    );
+    writeln!(std::io::stdout().lock(), "{text}").context("write to stdout")
+}
+
 fn init(init: &Init) -> Result<()> {
+    disaster::check_whole(&init.state_dir)?;
     let founded = found::init(init)?;
     let text = if init.json { serde_json::to_string(&founded).context("encode as JSON")? } else { told(init, &founded) };
     writeln!(std::io::stdout().lock(), "{text}").context("write to stdout")
@@ -96,6 +125,7 @@ async fn run(config: Config) -> Result<()> {
         .with_context(|| format!("listen on {listen} (is another manager running, or is the address not this host's?)"))?;
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+    disaster::check_whole(&state_dir)?;
     if store::identity(&state_dir)?.is_none() {
         let Some(join) = &join else {
             bail!(

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
+use rcluster_api::backup::BACKUP_BYTES_MAX;
 use rcluster_api::data::DATA_BYTES_MAX;
 use rcluster_api::tls::Credentials;
 use serde::{Deserialize, Serialize};
@@ -189,6 +190,29 @@ pub fn data(file: &Path) -> Result<Vec<u8>, CliError> {
         (file.display().to_string(), fs::File::open(file).and_then(bounded))
     };
     bytes.map_err(|error| CliError::refused(format!("read {name}: {error}"), ""))
+}
+
+/// The bytes of a backup, and one more than one may have, so that it shows when it is too large.
+pub fn backup(file: &Path) -> Result<Vec<u8>, CliError> {
+    let read = |from: &mut dyn Read| {
+        let mut bytes = Vec::new();
+        from.take(BACKUP_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let (name, bytes): (String, io::Result<Vec<u8>>) = if file.as_os_str() == "-" {
+        ("standard input".to_owned(), read(&mut io::stdin().lock()))
+    } else {
+        (file.display().to_string(), fs::File::open(file).and_then(|mut file| read(&mut file)))
+    };
+    bytes.map_err(|error| CliError::refused(format!("read {name}: {error}"), ""))
+}
+
+/// Writes a backup: it is there as a whole or not at all, and for its owner alone.
+pub fn write_backup(file: &Path, bytes: &[u8]) -> Result<(), CliError> {
+    rcluster_base::ledger::write_secret_bytes(file, bytes).map_err(|error| {
+        let cause = std::error::Error::source(&error).map_or_else(String::new, |cause| format!(": {cause}"));
+        CliError::refused(format!("{error}{cause}"), "the backup was not kept: choose another place, or look after the disk")
+    })
 }
 
 /// The file that a manifest names, relative to the manifest's directory; relative to the current one for a manifest of the standard input.

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
-use crate::args::{Cli, Command, Format, ImageCommand};
+use crate::args::{Cli, ClusterCommand, Command, Format, ImageCommand};
 use crate::error::CliError;
 use crate::output::Out;
 use crate::session::Session;
@@ -64,6 +64,11 @@ fn run(cli: Cli) -> Result<(), CliError> {
         _ => Out { format: global.format()? },
     };
     match command {
+        Command::Cluster(ClusterCommand::Init(args)) => return cmd::on_host::run("init", &args.flags),
+        Command::Cluster(ClusterCommand::Join(args)) => return cmd::on_host::run("join", &args.flags),
+        Command::Cluster(ClusterCommand::Restore(args)) => return cmd::on_host::run("restore", &args.flags),
+        Command::Cluster(ClusterCommand::Recover(args)) => return cmd::on_host::run("recover", &args.flags),
+        Command::Cluster(ClusterCommand::Backup(args)) if args.verify => return cmd::backup::verify(out, &args),
         Command::Context(command) => return cmd::context::run(command, global.managers, out),
         Command::Lab(command) => return cmd::lab::run(command, &global, out),
         Command::Version => return output::data(&format!("rclusterctl {}\n", env!("CARGO_PKG_VERSION"))),

@@ -10,6 +10,7 @@ pub mod members;
 pub mod node;
 pub mod orchestrate;
 pub mod plan;
+pub mod refound;
 pub mod schedule;
 pub mod state;
 pub mod watch;

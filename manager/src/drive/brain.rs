@@ -93,6 +93,7 @@ impl Brain {
     /// A brain for the term `number`; everything is dirty.
     pub fn new(store: Store, number: u64, timing: Timing, inbox: mpsc::Receiver<Event>) -> Self {
         let started = Instant::now();
+        let awaited_until_ms = store.state().cluster().map_or(0, |cluster| cluster.nodes_awaited_until_ms);
         let leader = store.status().answered_by;
         let announcement = Note {
             kind: Kind::Event,
@@ -108,7 +109,7 @@ impl Brain {
             store,
             inbox,
             started,
-            liveness: Liveness::new(timing, 0),
+            liveness: Liveness::new(timing.awaiting(awaited_until_ms, unix_ms()), 0),
             pending: Pending::default(),
             dirty: Dirty::everything(),
             wake_at: tokio::time::Instant::now(),

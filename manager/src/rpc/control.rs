@@ -16,7 +16,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::route::{Route, Router, control, forward};
-use super::{admission, auth, logs, relay, watch};
+use super::{admission, auth, backup, logs, relay, watch};
 use crate::ca;
 use crate::core::control::{Answer, Outcome, Request as Asked};
 use crate::core::members;
@@ -379,6 +379,23 @@ impl Control for ControlService {
                 self.router.permit(&request, UserRole::Admin, "dropping old authorities")?;
                 let (revision, _) = term.request(Asked::DropAuthorities).await?;
                 Ok(Response::new(v1::DropAuthoritiesResponse { revision }))
+            }
+        }
+    }
+
+    type BackupStream = Answers<v1::BackupChunk>;
+
+    async fn backup(&self, request: Request<v1::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        auth::admit(&request)?;
+        match self.router.route(&request).await? {
+            Route::There(leader) => control(leader)
+                .backup(forward(request))
+                .await
+                .map(|answer| Response::new(Box::pin(answer.into_inner()) as Self::BackupStream)),
+            Route::Here(_) => {
+                let caller = auth::known(&request, &self.router.store.state())?;
+                caller.needs(UserRole::Admin, "making a backup")?;
+                Ok(Response::new(backup::stream(&self.router.store, &caller).await?))
             }
         }
     }

@@ -3,6 +3,7 @@
 
 pub mod admission;
 pub mod auth;
+mod backup;
 pub mod control;
 pub mod dispatcher;
 pub mod listen;

@@ -67,6 +67,10 @@ impl RaftService {
                 "manager {from} is of cluster {cluster_id}, this one of {own}: does the address belong to another cluster?"
             )));
         }
+        // Before anything else: one that takes this manager for one that was here before a recovery is to know that it is none itself.
+        if self.inbound.standing(from) == Standing::Removed {
+            return Err(removed(refuse(format!("manager {from} was removed from the cluster"))));
+        }
         if to != *id || from == *id {
             return Err(refuse(format!("a message from manager {from} to {to} has come to {id}")));
         }

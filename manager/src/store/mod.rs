@@ -22,11 +22,11 @@ use crate::seal::Keys;
 pub use self::raft::log::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver, checksum};
 pub use self::raft::storage::Terms;
 pub use self::raft::transport::REMOVED;
-pub use self::raft::wal::Wal;
 pub use self::raft::wal::disk::{Directory, Disk, DiskFile};
+pub use self::raft::wal::{Wal, lock};
 pub use self::raft::{
-    Assembled, Environment, Fatal, Identity, Inbound, Inbox, Input, Introduction, Job, Node, Standing, StoreError, Transport, assemble,
-    first, identity, prepare, prepare_external, start, start_with,
+    Assembled, Environment, Fatal, Identity, Inbound, Inbox, Input, Introduction, Job, Node, Salvaged, Standing, StoreError, Transport,
+    assemble, first, identity, prepare, prepare_external, prepare_from, salvage, start, start_with,
 };
 
 /// Most bytes of one transaction in the log.

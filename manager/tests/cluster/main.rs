@@ -1,6 +1,7 @@
 //! The real program on loopback: clusters made and joined over TLS, who is let in and who is not.
 
 mod admission;
+mod disaster;
 mod etcd;
 #[path = "../etcd/server.rs"]
 #[allow(dead_code, reason = "the tests of the store in etcd use the rest")]

@@ -1,5 +1,6 @@
 //! The words of `cluster`, `user` and `context`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -12,6 +13,20 @@ use super::Wait;
 pub enum ClusterCommand {
     /// Shows who leads and how far each manager is.
     Status,
+    /// Makes a cluster, of which this host is the first manager; --help shows what rcluster-manager init takes.
+    #[command(disable_help_flag = true)]
+    Init(OnHost),
+    /// Makes this host a manager of a cluster that is there; --help shows what rcluster-manager join takes.
+    #[command(disable_help_flag = true)]
+    Join(OnHost),
+    /// Writes the managers' state to a file that cluster restore makes a cluster from. It holds every secret and key.
+    Backup(Backup),
+    /// Makes a cluster of one manager, this host, from a backup; --help shows what rcluster-manager restore takes.
+    #[command(disable_help_flag = true)]
+    Restore(OnHost),
+    /// Makes a manager that is left the only one, when the quorum is lost for good; --help shows what rcluster-manager recover takes.
+    #[command(disable_help_flag = true)]
+    Recover(OnHost),
     /// Prints the token that lets hosts join.
     Token {
         /// What is to join.
@@ -32,6 +47,23 @@ pub enum ClusterCommand {
         #[command(flatten)]
         wait: Wait,
     },
+}
+
+/// What is passed on to the host's own `rcluster-manager`, which has the flags.
+#[derive(Debug, Args)]
+pub struct OnHost {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAGS")]
+    pub flags: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct Backup {
+    /// The file to write; - writes to standard output.
+    #[arg(value_name = "FILE|-")]
+    pub file: PathBuf,
+    /// Reads the file instead, to its last byte, and tells what is in it.
+    #[arg(long)]
+    pub verify: bool,
 }
 
 /// What joins.

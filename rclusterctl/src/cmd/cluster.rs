@@ -7,7 +7,7 @@ use rcluster_api::tls::{Credentials, SigningRequest};
 use rcluster_api::wire::v1;
 use serde::Serialize;
 
-use super::{change, show};
+use super::{backup, change, show};
 use crate::args::{ClusterCommand, JoinPart, UserCommand, UserCreate, Wait};
 use crate::config::{self, Context};
 use crate::error::CliError;
@@ -33,6 +33,11 @@ pub async fn run(mut session: Session, out: Out, command: ClusterCommand) -> Res
                 "join tokens that were printed before still work; certificates of users are renewed at half of their life, as they are used",
             )?;
             output::data(&format!("{digest}\n"))
+        }
+        ClusterCommand::Backup(args) if args.verify => backup::verify(out, &args),
+        ClusterCommand::Backup(args) => backup::write(session, out, &args).await,
+        ClusterCommand::Init(_) | ClusterCommand::Join(_) | ClusterCommand::Restore(_) | ClusterCommand::Recover(_) => {
+            Err(CliError::usage("this command talks to no manager", ""))
         }
         ClusterCommand::Leave { manager, wait } => change::rm(session, Kind::Manager, &[manager], wait).await,
     }

@@ -1,6 +1,7 @@
 //! What each verb does: calls in, views out. Printing is `output`'s, reading files `config`'s.
 
 pub mod attach;
+pub mod backup;
 pub mod change;
 pub mod cluster;
 pub mod context;
@@ -12,6 +13,7 @@ pub mod follow;
 pub mod image;
 pub mod lab;
 pub mod logs;
+pub mod on_host;
 pub mod relay;
 pub mod show;
 pub mod stats;

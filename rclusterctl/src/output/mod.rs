@@ -82,8 +82,13 @@ fn yaml<T: Serialize>(value: &T) -> Result<String, CliError> {
 
 /// Writes data to stdout.
 pub fn data(text: &str) -> Result<(), CliError> {
+    bytes(text.as_bytes())
+}
+
+/// Writes bytes to stdout as they are.
+pub fn bytes(bytes: &[u8]) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| gone_or(&error))
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| gone_or(&error))
 }
 
 /// Says a line on stderr.

@@ -67,7 +67,16 @@ impl From<v1::JoinToken> for JoinSecret {
 
 impl From<Cluster> for v1::Cluster {
     fn from(cluster: Cluster) -> Self {
-        let Cluster { stamp, managers_made, authorities, manager_token, agent_token, certificate_ttl_ms, revocations } = cluster;
+        let Cluster {
+            stamp,
+            managers_made,
+            authorities,
+            manager_token,
+            agent_token,
+            certificate_ttl_ms,
+            revocations,
+            nodes_awaited_until_ms,
+        } = cluster;
         let revocations = revocations.into_iter().map(|Revocation { id, until_ms }| v1::Revocation { id, until_ms });
         Self {
             meta: wire_meta(CLUSTER.to_owned(), stamp),
@@ -77,6 +86,7 @@ impl From<Cluster> for v1::Cluster {
             agent_token: Some(agent_token.into()),
             certificate_ttl_ms,
             revocations: revocations.collect(),
+            nodes_awaited_until_ms,
         }
     }
 }
@@ -85,7 +95,16 @@ impl TryFrom<v1::Cluster> for Cluster {
     type Error = WireError;
 
     fn try_from(wire: v1::Cluster) -> Result<Self, WireError> {
-        let v1::Cluster { meta: wire_meta, managers_made, authorities, manager_token, agent_token, certificate_ttl_ms, revocations } = wire;
+        let v1::Cluster {
+            meta: wire_meta,
+            managers_made,
+            authorities,
+            manager_token,
+            agent_token,
+            certificate_ttl_ms,
+            revocations,
+            nodes_awaited_until_ms,
+        } = wire;
         let (id, stamp) = meta::<String>(wire_meta)?;
         if id != CLUSTER {
             return Err(missing("id"));
@@ -99,6 +118,7 @@ impl TryFrom<v1::Cluster> for Cluster {
             agent_token: agent_token.unwrap_or_default().into(),
             certificate_ttl_ms,
             revocations: revocations.collect(),
+            nodes_awaited_until_ms,
         })
     }
 }

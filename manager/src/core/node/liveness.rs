@@ -28,6 +28,13 @@ impl Default for Timing {
     }
 }
 
+impl Timing {
+    /// With the time that nodes are given until `until_ms`, by a clock that says `now_ms`, to find a cluster that was restored.
+    pub fn awaiting(self, until_ms: u64, now_ms: u64) -> Self {
+        Self { grace_ms: self.grace_ms.max(until_ms.saturating_sub(now_ms)), ..self }
+    }
+}
+
 /// When each node was last heard by this leader.
 #[derive(Debug)]
 pub struct Liveness {
@@ -138,5 +145,10 @@ mod tests {
         let (judgements, again) = liveness.judge(&state_with_node(NodeState::Ready), 9_500);
         assert_eq!((judgements, again), (vec![], 10_000));
         assert_eq!(liveness.judge(&state_with_node(NodeState::Ready), 10_000).0[0].state, NodeState::Down);
+        // A restored cluster waits for longer, by the wall clock.
+        let liveness = Liveness::new(Timing::default().awaiting(50_000_000, 49_900_000), 0);
+        assert_eq!(liveness.judge(&state_with_node(NodeState::Ready), 102_999).0, vec![]);
+        assert_eq!(liveness.judge(&state_with_node(NodeState::Ready), 103_000).0[0].state, NodeState::Down);
+        assert_eq!(Timing::default().awaiting(5, 10), Timing::default());
     }
 }

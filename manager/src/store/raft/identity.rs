@@ -100,17 +100,23 @@ fn make_dir(dir: &Path) -> Result<(), StoreError> {
 
 /// Makes the first log of a manager: with the tables of a cluster that it founds, or empty for one that joins and is sent them.
 pub fn prepare(config: &StoreConfig, founded: Option<&State>) -> Result<(), StoreError> {
+    let begin = founded.map(first).unwrap_or_else(|| {
+        let mut snapshot = Snapshot::default();
+        snapshot.set_data(encode_snapshot(&State::new(config.cluster_id.clone())).into());
+        (HardState::default(), snapshot)
+    });
+    make(config, begin)
+}
+
+/// Makes the first log of a cluster that goes on from `state`, after the index that is its revision, in terms after `term`.
+pub fn prepare_from(config: &StoreConfig, state: &State, term: u64) -> Result<(), StoreError> {
+    make(config, beginning(state, state.revision(), term))
+}
+
+fn make(config: &StoreConfig, (hard_state, snapshot): (HardState, Snapshot)) -> Result<(), StoreError> {
     let dir = &config.dir;
     make_dir(dir)?;
     let own = Identity::of(config);
-    let (hard_state, snapshot) = match founded {
-        Some(state) => first(state),
-        None => {
-            let mut snapshot = Snapshot::default();
-            snapshot.set_data(encode_snapshot(&State::new(config.cluster_id.clone())).into());
-            (HardState::default(), snapshot)
-        }
-    };
     let bytes = serde_json::to_vec(&own).expect("an identity has nothing that JSON lacks");
     Wal::create(dir, config.keys.clone(), &bytes, &hard_state, snapshot)?;
     ledger::write(&dir.join(FILE), &own)?;
@@ -119,13 +125,17 @@ pub fn prepare(config: &StoreConfig, founded: Option<&State>) -> Result<(), Stor
 
 /// What a cluster begins with: a snapshot at index 1 that names every voter, so that a member never has to replay the configuration.
 pub fn first(state: &State) -> (HardState, Snapshot) {
+    beginning(state, 1, 1)
+}
+
+fn beginning(state: &State, index: u64, term: u64) -> (HardState, Snapshot) {
     let voters = state.managers().values().filter(|manager| manager.role == ManagerRole::Voter).map(|manager| manager.raft_id);
     let mut snapshot = Snapshot::default();
     snapshot.set_data(encode_snapshot(state).into());
     let metadata = snapshot.mut_metadata();
-    (metadata.index, metadata.term) = (1, 1);
+    (metadata.index, metadata.term) = (index, term);
     metadata.set_conf_state(ConfState::from((voters.collect::<Vec<_>>(), Vec::new())));
-    (HardState { term: 1, commit: 1, ..HardState::default() }, snapshot)
+    (HardState { term, commit: index, ..HardState::default() }, snapshot)
 }
 
 fn check(dir: &Path, own: &Identity, found: &Identity) -> Result<(), StoreError> {

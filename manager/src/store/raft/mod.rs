@@ -11,6 +11,7 @@ pub mod log;
 mod node;
 mod publish;
 mod reads;
+mod salvage;
 mod snapshots;
 pub mod storage;
 mod thread;
@@ -36,9 +37,10 @@ use tracing::error;
 
 use super::{Backend, ClusterStatus, Member, MemberChange, PERMITS, ProposeError, Role, RoleKind, Store, StoreConfig};
 use crate::core::state::{CodecError, State};
-pub use identity::{Identity, first, identity, prepare, prepare_external};
+pub use identity::{Identity, first, identity, prepare, prepare_external, prepare_from};
 use log::{LogError, LogStore, Saved};
 pub use node::Node;
+pub use salvage::{Salvaged, salvage};
 
 /// Bytes of peers' messages that wait for the owner thread; more are lost, as a wire might lose them.
 const STEPS_BYTES_MAX: usize = 32 << 20;

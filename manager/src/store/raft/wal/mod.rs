@@ -100,7 +100,8 @@ fn file_error(disk: &impl Disk, what: &'static str, name: &str) -> impl FnOnce(i
     move |source| LogError::File { what, path, source }
 }
 
-fn lock(dir: &Path) -> Result<File, LogError> {
+/// Keeps others off a manager's directory until the file is closed.
+pub fn lock(dir: &Path) -> Result<File, LogError> {
     let path = dir.join(LOCK);
     let opened = File::options().write(true).create(true).truncate(false).mode(0o600).open(&path);
     let file = opened.map_err(|source| LogError::File { what: "open", path: path.clone(), source })?;

@@ -1,0 +1,181 @@
+//! A cluster from the state directory of one manager, when the quorum is gone for good.
+//!
+//! ```text
+//! D/recovered/                    the new log, snapshot, identity and credentials, made first
+//! D/recovery.json                 from here on the old ones are moved aside, then the new ones into their place; while it is there, nothing
+//!                                 else starts, and another `recover` ends the work
+//! D/before-recovery-<time>/       the old ones, to be looked at or removed by hand
+//! ```
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use rcluster_api::id::ManagerId;
+use rcluster_api::resource::Millis;
+use rcluster_base::clock::unix_ms;
+use rcluster_base::ledger;
+use serde::{Deserialize, Serialize};
+
+use super::{NOTHING_DONE, Recover, dropped, inventory, make, next_steps, say, time};
+use crate::core::plan::Ctx;
+use crate::core::refound::{Heir, Reached, Refounded, latest_ms, refound};
+use crate::found::{ADMIN, CREDENTIALS};
+use crate::store::{self, Salvaged};
+
+const NEW: &str = "recovered";
+const MARK: &str = "recovery.json";
+
+/// How far the exchange of the directories has come.
+#[derive(Debug, Serialize, Deserialize)]
+struct Exchange {
+    /// Where the old files go.
+    kept: String,
+    /// They are all there.
+    emptied: bool,
+}
+
+/// Refuses a directory in which a recovery was begun and not ended.
+pub fn check_whole(dir: &Path) -> Result<()> {
+    if dir.join(MARK).exists() {
+        let dir = dir.display();
+        bail!("a recovery was begun in {dir} and has not ended: rclusterctl cluster recover --state-dir {dir} --yes ends it");
+    }
+    Ok(())
+}
+
+/// Makes the manager whose directory this is the only one of its cluster; without `yes` it only says what it would do.
+pub fn recover(asked: &Recover, out: &mut impl Write) -> Result<()> {
+    let Recover { state_dir: dir, advertise, await_nodes_ms, yes } = asked;
+    if dir.join(MARK).exists() && *yes {
+        let _lock = store::lock(dir)?;
+        exchange(dir)?;
+        return say(out, &format!("The recovery that was begun in {} has ended: start the manager.", dir.display()));
+    }
+    check_whole(dir)?;
+    let salvaged =
+        store::salvage(dir).with_context(|| format!("{} cannot be recovered from as it is; nothing was changed", dir.display()))?;
+    let Some(salvaged) = salvaged else {
+        bail!(
+            "{} holds no manager: give the state directory of one that is left, or restore a backup: rclusterctl cluster restore",
+            dir.display()
+        );
+    };
+    let before = &salvaged.state;
+    if before.cluster().is_none() {
+        bail!("{} has no copy of the state: {} had only begun to join; take another manager's", dir.display(), salvaged.identity);
+    }
+    let now_ms = unix_ms();
+    let mut ctx = Ctx::new(now_ms, rand::random());
+    let own = before.managers().values().find(|manager| manager.raft_id == salvaged.identity.id);
+    let Some(addr) = advertise.clone().or(own.map(|own| own.addr.clone())) else {
+        bail!(
+            "{} is not among the managers in its own state: give --advertise HOST:PORT if it is to go on all the same",
+            salvaged.identity
+        );
+    };
+    let heir = Heir {
+        id: own.map_or_else(|| ManagerId::random(&mut ctx.rng), |own| own.id.clone()),
+        name: salvaged.identity.name.clone(),
+        addr,
+        await_nodes_ms: *await_nodes_ms,
+        reason: "Recovered",
+    };
+    let reached = Reached { index: salvaged.last, term: salvaged.term, at_ms: latest_ms(before) };
+    let refounded = refound(before, reached, heir, &mut ctx)?;
+    let kept = format!("before-recovery-{now_ms}");
+    say(out, &told(asked, &salvaged, &refounded, &kept))?;
+    if !yes {
+        return say(out, NOTHING_DONE);
+    }
+    let new = dir.join(NEW);
+    remove(&new)?;
+    make(&new, &refounded, now_ms)?;
+    ledger::write(&dir.join(MARK), &Exchange { kept: kept.clone(), emptied: false })?;
+    exchange(dir)?;
+    let done = format!("\nRecovered. What was there before is in {}.", dir.join(kept).display());
+    say(out, &(done + &next_steps(&refounded.state, &refounded.manager, dir, now_ms)))
+}
+
+fn told(asked: &Recover, salvaged: &Salvaged, refounded: &Refounded, kept: &str) -> String {
+    let Recover { state_dir, await_nodes_ms, .. } = asked;
+    let Salvaged { identity, state, committed, last, .. } = salvaged;
+    let (addr, id, goes_on) = (&refounded.manager.addr, refounded.manager.raft_id, refounded.state.revision());
+    let uncertain = last.saturating_sub(*committed);
+    let uncertain = if uncertain == 0 {
+        String::new()
+    } else {
+        format!(" Of the last {uncertain} it does not know whether they were confirmed; they are kept all the same.")
+    };
+    format!(
+        "{}: {identity}, at revision {}, last written at {}\n\n\
+         It has: {}; the certificate authority, tokens and keys.\n\
+         It becomes the only manager, at {addr}, with a new id ({id}). All entries of its log are kept, through {last}.{uncertain}\n\
+         Revisions go on from {goes_on}: above all that agents and watchers can have seen since.\n\
+         Nodes are given {} to come; their containers are not touched before, and those of tasks that it knows go on.\n\
+         The old log, snapshot and credentials are moved to {kept} in the same directory.\n\n\
+         Lost:\n\
+         \x20 - what the other managers confirmed without this one, if there was any; from here it cannot be told\n\
+         {}",
+        state_dir.display(),
+        state.revision(),
+        time(latest_ms(state)),
+        inventory(state),
+        Millis(*await_nodes_ms),
+        dropped(&refounded.dropped),
+    )
+}
+
+/// Whether a file is the manager's own and gives place to a new one.
+fn gives_place(name: &str) -> bool {
+    ["raft", "identity.json", CREDENTIALS, ADMIN].contains(&name) || name.starts_with("snapshot-")
+}
+
+/// Puts the new files into the place of the old ones. Each step may be the last before a power cut: the next call goes on from there.
+fn exchange(dir: &Path) -> Result<()> {
+    let (new, mark) = (dir.join(NEW), dir.join(MARK));
+    let Some(Exchange { kept, emptied }) = ledger::read::<Exchange>(&mark)? else { return Ok(()) };
+    let aside = dir.join(&kept);
+    if !emptied {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&aside);
+        made.with_context(|| format!("make {}", aside.display()))?;
+        for name in names(dir)?.iter().filter(|name| gives_place(name)) {
+            rename(&dir.join(name), &aside.join(name))?;
+        }
+        sync(&aside)?;
+        sync(dir)?;
+        ledger::write(&mark, &Exchange { kept, emptied: true })?;
+    }
+    if new.exists() {
+        for name in names(&new)?.iter().filter(|name| gives_place(name)) {
+            rename(&new.join(name), &dir.join(name))?;
+        }
+        sync(dir)?;
+        remove(&new)?;
+    }
+    fs::remove_file(&mark).with_context(|| format!("remove {}", mark.display()))?;
+    sync(dir)
+}
+
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let listed = fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let entries = listed.with_context(|| format!("list {}", dir.display()))?;
+    Ok(entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).with_context(|| format!("move {} to {}", from.display(), to.display()))
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).with_context(|| format!("remove {}", dir.display())),
+        _ => Ok(()),
+    }
+}
+
+fn sync(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|dir| dir.sync_all()).with_context(|| format!("sync {}", dir.display()))
+}
