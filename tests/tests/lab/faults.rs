@@ -14,7 +14,7 @@ use crate::{Turn, everywhere, web};
 const SOON: Duration = Duration::from_secs(20);
 
 /// Ids, nodes and processes of the running tasks of a service.
-fn fingerprint(lab: &Lab, service: &str) -> BTreeSet<String> {
+pub fn fingerprint(lab: &Lab, service: &str) -> BTreeSet<String> {
     let one = |task: &TaskJson| {
         let pids: Vec<_> = task.containers.iter().map(|container| container.pid).collect();
         format!("{} {} {} {pids:?}", task.name, task.id, task.node)

@@ -4,6 +4,7 @@
 
 mod claims;
 mod containers;
+mod disaster;
 mod faults;
 mod images;
 mod lifecycle;
