@@ -201,3 +201,39 @@ fn exec_prints_what_comes_and_ends_as_the_command_does() {
     let wrong = user.run("exec -e =1 web.1 ls");
     assert!(wrong.code == 2 && wrong.stderr.contains("is not KEY=VALUE"), "{}", wrong.stderr);
 }
+
+#[test]
+fn a_backup_is_written_for_its_owner_and_read_to_its_end() {
+    let (user, _) = user(WEB);
+    let path = user.path("backup");
+    let file = path.display();
+    let written = ok(user.run(&format!("cluster backup {file}")));
+    assert!(written.stdout.starts_with("cluster c1 at revision 7, made by manager m1 at 1970-01-01T00:00:00.000Z, "), "{}", written.stdout);
+    assert!(written.stderr.contains("it holds every secret, and the authority's key, in the clear"), "{}", written.stderr);
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&path.metadata().unwrap().permissions()) & 0o777, 0o600);
+    assert_eq!(ok(user.run(&format!("cluster backup --verify {file}"))).stdout, written.stdout);
+    let view = json(user.run(&format!("cluster backup --verify {file} -o json")));
+    assert_eq!((view["cluster"].as_str(), view["revision"].as_u64()), (Some("c1"), Some(7)));
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    let ended = user.run(&format!("cluster backup --verify {file}"));
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.starts_with(&format!("error: {file} cannot be restored: it is cut off: ")), "{}", ended.stderr);
+    // A relative name stands in the current directory.
+    let output = user.command("cluster backup here").current_dir(user.home.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let standard = user.command("cluster backup -").output().unwrap();
+    assert_eq!(rcluster_api::backup::decode(&standard.stdout).unwrap().header.revision, 7);
+}
+
+#[test]
+fn what_works_on_the_host_is_passed_on_to_its_manager() {
+    let user = User::new();
+    let program = user.path("rcluster-manager");
+    std::fs::write(&program, "#!/bin/sh\necho \"$@\"; exit 7\n").unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for line in ["restore --from f --yes", "init --help", "recover --state-dir d", "join --name -x"] {
+        let output = user.command(&format!("cluster {line}")).env("RCLUSTER_BIN_DIR", user.home.path()).output().unwrap();
+        assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stdout).trim()), (Some(7), line));
+    }
+}

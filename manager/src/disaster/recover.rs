@@ -23,7 +23,7 @@ use super::{NOTHING_DONE, Recover, dropped, inventory, make, next_steps, say, ti
 use crate::core::plan::Ctx;
 use crate::core::refound::{Heir, Reached, Refounded, latest_ms, refound};
 use crate::found::{ADMIN, CREDENTIALS};
-use crate::store::{self, Salvaged};
+use crate::store::{self, LogError, Salvaged, StoreError};
 
 const NEW: &str = "recovered";
 const MARK: &str = "recovery.json";
@@ -55,8 +55,17 @@ pub fn recover(asked: &Recover, out: &mut impl Write) -> Result<()> {
         return say(out, &format!("The recovery that was begun in {} has ended: start the manager.", dir.display()));
     }
     check_whole(dir)?;
-    let salvaged =
-        store::salvage(dir).with_context(|| format!("{} cannot be recovered from as it is; nothing was changed", dir.display()))?;
+    if store::identity(dir)?.is_some_and(|identity| identity.etcd) {
+        bail!("the state of {} is in an etcd, which is recovered by etcd's own means; nothing was changed", dir.display());
+    }
+    let salvaged = store::salvage(dir, None).map_err(|error| {
+        let dir = dir.display();
+        let told = match &error {
+            StoreError::Log(LogError::InUse { .. }) => format!("{dir} is in use; nothing was changed"),
+            _ => format!("{dir} cannot be recovered from: take another manager's directory, or restore a backup; nothing was changed"),
+        };
+        anyhow::Error::from(error).context(told)
+    })?;
     let Some(salvaged) = salvaged else {
         bail!(
             "{} holds no manager: give the state directory of one that is left, or restore a backup: rclusterctl cluster restore",

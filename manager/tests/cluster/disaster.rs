@@ -15,8 +15,7 @@ use rcluster_manager::core::state::{State, decode_snapshot};
 use rcluster_manager::store::Identity;
 use serde::Deserialize;
 
-use crate::roles::{token, user};
-use crate::support::{Cluster, addr, run_program, start};
+use crate::support::{Cluster, addr, run_program, start, token, user};
 
 async fn take(cluster: &Cluster, security: &Security) -> Result<Vec<u8>, tonic::Status> {
     let mut pieces = cluster.control(security).await.unwrap().backup(v1::BackupRequest {}).await?.into_inner();
@@ -151,7 +150,7 @@ async fn a_backup_that_is_damaged_or_cut_off_is_refused_with_its_name_and_nothin
     check(&good[..good.len() - 7], "it is cut off");
     check(&good[..10], "it is cut off");
     check(b"", "it is cut off");
-    check(&vec![b'x'; 100], "it is not a backup of rcluster");
+    check(&[b'x'; 100], "it is not a backup of rcluster");
     let mut newer = good.clone();
     newer[8] = 9;
     check(&newer, "it has format 9");

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use rcluster_api::backup::Header;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::object::{Event, Kind, Network, Object, Service, Stamp, Task, TaskNetwork, TaskStatus};
 use rcluster_api::spec::Spec;
@@ -355,5 +356,23 @@ impl Control for Manager {
 
     async fn rotate_authority(&self, _: Request<v1::RotateAuthorityRequest>) -> Result<Response<v1::RotateAuthorityResponse>, Status> {
         Ok(Response::new(v1::RotateAuthorityResponse { digest: "sha256:0".to_owned() }))
+    }
+
+    type BackupStream = Answer<v1::BackupChunk>;
+
+    async fn backup(&self, _: Request<v1::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        let header = Header {
+            cluster_id: "c1".to_owned(),
+            revision: 7,
+            term: 1,
+            made_at_ms: 0,
+            manager: "m1".to_owned(),
+            version: "0".to_owned(),
+            data_bytes: 0,
+            seal: String::new(),
+        };
+        let bytes = rcluster_api::backup::encode(&header, b"");
+        let pieces: Vec<_> = bytes.chunks(100).map(|piece| Ok(v1::BackupChunk { data: piece.to_vec() })).collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
     }
 }

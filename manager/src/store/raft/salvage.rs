@@ -14,6 +14,7 @@ use super::log::{Loaded, LogError, LogStore};
 use super::wal::Wal;
 use super::{Chain, StoreError, identity};
 use crate::core::state::{State, decode_snapshot, decode_transaction};
+use crate::seal::Keys;
 
 /// Bytes of entries that are read at once.
 const READ_BYTES: u64 = 4 << 20;
@@ -32,10 +33,10 @@ pub struct Salvaged {
     _log: Wal,
 }
 
-/// Reads the directory of a manager that has ended; `None` when it is nobody's.
-pub fn salvage(dir: &Path) -> Result<Option<Salvaged>, StoreError> {
+/// Reads the directory of a manager that has ended, sealed with `keys` if it is; `None` when it is nobody's.
+pub fn salvage(dir: &Path, keys: Option<Keys>) -> Result<Option<Salvaged>, StoreError> {
     let Some(identity) = identity(dir)? else { return Ok(None) };
-    let (mut log, _) = Wal::open(dir)?;
+    let (mut log, _) = Wal::open(dir, keys)?;
     let Loaded { hard_state, snapshot, data, terms, bytes: _ } = log.load()?;
     let mut state = decode_snapshot(&data)?;
     let last = terms.last();
