@@ -60,7 +60,7 @@ async fn join(join: Join, state_dir: PathBuf) -> Result<()> {
     if let Some(found) = store::identity(&state_dir)? {
         bail!("{} is of {found} already: start it with `rcluster-manager run`, or give an empty directory", state_dir.display());
     }
-    found::join(&join, &state_dir).await?;
+    found::join(&join, &state_dir, false).await?;
     let (name, dir, addr) = (&join.name, state_dir.display(), &join.advertise);
     let flag = if join.token.is_none() { " --insecure" } else { "" };
     let text = format!(
