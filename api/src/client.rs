@@ -9,10 +9,11 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::error::{ApiError, ErrorCode};
 use crate::identity::JoinToken;
-use crate::tls::{Credentials, OTHER_CLUSTER, Security, SigningRequest, TlsError};
+use crate::tls::{Credentials, NOT_LOCKED, OTHER_CLUSTER, Security, SigningRequest, TlsError};
 use crate::wire::v1;
 use crate::wire::v1::admission_client::AdmissionClient;
 use crate::wire::v1::control_client::ControlClient;
+use crate::wire::v1::door_client::DoorClient;
 
 /// Longest wait for one manager to accept a connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
@@ -119,6 +120,31 @@ pub async fn renew(channel: Channel) -> Result<Credentials, ApiError> {
     let answer = AdmissionClient::new(channel).renew(v1::RenewRequest { signing_request: request.request }).await?.into_inner();
     let credentials = answer.credentials.ok_or_else(|| ApiError::new(ErrorCode::Internal, "the manager gave no certificate"))?;
     Ok(Credentials::new(credentials, request.key))
+}
+
+/// How a manager's door is.
+#[derive(Debug)]
+pub enum Door {
+    /// It waits for the unlock key.
+    Locked(DoorClient<Channel>),
+    Open,
+    /// Nobody knows.
+    Unreachable(String),
+}
+
+/// Looks whether the manager at `addr` is locked.
+pub async fn door(addr: &str, security: &Security) -> Door {
+    let endpoint = match endpoint(addr) {
+        Ok(endpoint) => endpoint,
+        Err(error) => return Door::Unreachable(error.message),
+    };
+    match security.connect_locked(endpoint).await {
+        Ok(channel) => Door::Locked(DoorClient::new(channel)),
+        Err(error) => match root_cause(&error) {
+            cause if cause.contains(NOT_LOCKED) => Door::Open,
+            cause => Door::Unreachable(cause),
+        },
+    }
 }
 
 /// The innermost cause of an error: what a person needs to read.

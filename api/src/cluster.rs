@@ -76,6 +76,10 @@ pub struct Cluster {
     /// Nodes that no leader has heard yet are not taken for lost before this time, Unix time: a restored cluster waits for them longer. 0:
     /// there is no such time.
     pub nodes_awaited_until_ms: u64,
+    /// What managers' disks are locked with; empty: they are not.
+    pub unlock_key: Payload,
+    /// Rises with each change of it.
+    pub unlock_generation: u64,
 }
 
 /// What someone may do.

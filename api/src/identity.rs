@@ -14,6 +14,9 @@ use x509_parser::x509::X509Name;
 /// The DNS name in every manager's certificate, and in no other: whoever connects to a manager asks for it.
 pub const MANAGER_NAME: &str = "manager.rcluster";
 
+/// The DNS name in the certificate of a manager that is locked, and in no other: only who unlocks asks for it.
+pub const LOCKED_NAME: &str = "locked.rcluster";
+
 /// What the holder of a certificate is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {

@@ -27,11 +27,15 @@ use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use crate::data::Payload;
-use crate::identity::{self, Certificate, IdentityError, JoinToken, MANAGER_NAME};
+use crate::identity::{self, Certificate, IdentityError, JoinToken, LOCKED_NAME, MANAGER_NAME};
 use crate::wire::v1;
 
 /// What is said of a manager that is not of the cluster that a join token is for.
 pub const OTHER_CLUSTER: &str = "the join token is for another cluster";
+/// What is said of a manager that is locked, to all but those who unlock it.
+pub const LOCKED: &str = "this manager is locked; run `rclusterctl cluster unlock`";
+/// What is said to who wants to unlock a manager that is not locked.
+pub const NOT_LOCKED: &str = "its certificate has another name than was asked for: it is not locked, or is no manager";
 /// Longest wait for a TLS handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// HTTP/2 and, for people's tools, HTTP/1.1.
@@ -239,24 +243,43 @@ impl Security {
 
     /// Opens a channel to a manager.
     pub async fn connect(&self, endpoint: Endpoint) -> Result<Channel, tonic::transport::Error> {
+        self.connect_as(endpoint, MANAGER_NAME).await
+    }
+
+    /// Opens a channel to a manager that is locked, and to no other.
+    pub async fn connect_locked(&self, endpoint: Endpoint) -> Result<Channel, tonic::transport::Error> {
+        self.connect_as(endpoint, LOCKED_NAME).await
+    }
+
+    async fn connect_as(&self, endpoint: Endpoint, name: &'static str) -> Result<Channel, tonic::transport::Error> {
         let config = self.client();
         let connector = service_fn(move |uri: http::Uri| {
             let config = config.clone();
-            async move { dial(&uri, config).await.map(TokioIo::new) }
+            async move { dial(&uri, config, name).await.map(TokioIo::new) }
         });
         endpoint.connect_with_connector(connector).await
     }
 }
 
+/// What a listener of a locked manager needs; its callers show no certificate.
+pub fn locked_server(credentials: &Credentials) -> Result<Arc<ServerConfig>, TlsError> {
+    let server = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])?;
+    let mut server = server.with_no_client_auth().with_single_cert(credentials.chain(), credentials.key())?;
+    server.alpn_protocols = vec![PROTOCOLS[0].to_vec()];
+    server.session_storage = Arc::new(NoServerSessionStorage {});
+    server.send_tls13_tickets = 0;
+    Ok(Arc::new(server))
+}
+
 type Connection = Either<TcpStream, client::TlsStream<TcpStream>>;
 
-async fn dial(uri: &http::Uri, config: Option<Arc<ClientConfig>>) -> io::Result<Connection> {
+async fn dial(uri: &http::Uri, config: Option<Arc<ClientConfig>>, name: &'static str) -> io::Result<Connection> {
     let nowhere = || io::Error::new(io::ErrorKind::InvalidInput, format!("{uri} names no host and port"));
     let (host, port) = (uri.host().ok_or_else(nowhere)?, uri.port_u16().ok_or_else(nowhere)?);
     let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
     stream.set_nodelay(true)?;
     let Some(config) = config else { return Ok(Either::Left(stream)) };
-    let name = ServerName::try_from(MANAGER_NAME).map_err(io::Error::other)?;
+    let name = ServerName::try_from(name).map_err(io::Error::other)?;
     let handshake = TlsConnector::from(config).connect(name, stream);
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| io::ErrorKind::TimedOut)?;
     stream.map(Either::Right).map_err(explain)
@@ -266,6 +289,9 @@ async fn dial(uri: &http::Uri, config: Option<Arc<ClientConfig>>) -> io::Result<
 fn explain(error: io::Error) -> io::Error {
     let Some(cause) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else { return error };
     let why = match cause {
+        rustls::Error::InvalidCertificate(CertificateError::NotValidForNameContext { presented, .. }) => {
+            return io::Error::new(error.kind(), if presented.iter().any(|name| name.contains(LOCKED_NAME)) { LOCKED } else { NOT_LOCKED });
+        }
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => "its certificate is of another cluster",
         rustls::Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
             "its certificate is not valid yet: is the clock of one of the two hosts wrong?"

@@ -13,7 +13,7 @@ use rcgen::{
 };
 use rcluster_api::cluster::Authority;
 use rcluster_api::data::Payload;
-use rcluster_api::identity::{Identity, MANAGER_NAME, Part};
+use rcluster_api::identity::{Identity, LOCKED_NAME, MANAGER_NAME, Part};
 use rcluster_api::wire::v1;
 use thiserror::Error;
 
@@ -98,19 +98,37 @@ pub fn issue(
     request: &[u8],
     ttl: Duration,
 ) -> Result<v1::Credentials, CaError> {
-    let authority = authorities.first().ok_or(CaError::None)?;
-    // Checks the request's signature: the sender holds the key.
-    let mut request = CertificateSigningRequestParams::from_der(&request.into()).map_err(CaError::Request)?;
-    let mut params = base(&identity.id, ttl);
-    params.distinguished_name.push(DnType::OrganizationalUnitName, identity.part.as_str());
-    params.distinguished_name.push(DnType::OrganizationName, identity.cluster_id.as_str());
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    let mut params = leaf(&identity.id, identity.part.as_str(), &identity.cluster_id, ttl);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    params.use_authority_key_identifier_extension = true;
     if identity.part == Part::Manager {
         params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         params.subject_alt_names = [MANAGER_NAME].iter().chain(hosts).map(|host| san(host)).collect::<Result<_, _>>()?;
     }
+    sign(authorities, params, request)
+}
+
+/// A certificate for a manager while it is locked: nobody takes it for a manager's or lets its holder in. It is valid as long as an
+/// authority's: a manager may be off for long.
+pub fn issue_door(authorities: &[Authority], cluster_id: &str, manager: &str, request: &[u8]) -> Result<v1::Credentials, CaError> {
+    let mut params = leaf(manager, "locked manager", cluster_id, AUTHORITY_TTL);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.subject_alt_names = vec![san(LOCKED_NAME)?];
+    sign(authorities, params, request)
+}
+
+fn leaf(id: &str, part: &str, cluster_id: &str, ttl: Duration) -> CertificateParams {
+    let mut params = base(id, ttl);
+    params.distinguished_name.push(DnType::OrganizationalUnitName, part);
+    params.distinguished_name.push(DnType::OrganizationName, cluster_id);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+fn sign(authorities: &[Authority], params: CertificateParams, request: &[u8]) -> Result<v1::Credentials, CaError> {
+    let authority = authorities.first().ok_or(CaError::None)?;
+    // Checks the request's signature: the sender holds the key.
+    let mut request = CertificateSigningRequestParams::from_der(&request.into()).map_err(CaError::Request)?;
     request.params = params;
     let certificate = request.signed_by(&issuer(authority)?)?;
     let mut chain = vec![certificate.der().to_vec()];

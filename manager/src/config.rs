@@ -1,12 +1,13 @@
 //! What the manager is told at start: verbs and flags, checked before anything is touched.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use rcluster_api::error::ApiError;
 use rcluster_api::identity::JoinToken;
 use rcluster_api::resource::Millis;
+use rcluster_api::seal::{NotAnUnlockKey, UnlockKey};
 use rcluster_api::validate;
 use rcluster_base::telemetry::LogFormat;
 use thiserror::Error;
@@ -154,6 +155,9 @@ pub struct RecoverArgs {
     /// How long nodes are waited for before their tasks are started elsewhere
     #[arg(long, value_name = "SPAN", default_value = "1m")]
     await_nodes: Millis,
+    /// A file with the unlock key (rclusterctl cluster unlock-key), of a cluster with autolock
+    #[arg(long, value_name = "FILE")]
+    unlock_key_file: Option<PathBuf>,
     /// Does it; without this it only says what it would do
     #[arg(long)]
     yes: bool,
@@ -235,12 +239,21 @@ pub enum ConfigError {
     NoToken,
     #[error("{path}, for etcd")]
     EtcdFile { path: PathBuf, source: std::io::Error },
+    #[error("--unlock-key-file {path}")]
+    UnlockKeyFile { path: PathBuf, source: std::io::Error },
+    #[error("--unlock-key-file {path}: {source}")]
+    UnlockKey { path: PathBuf, source: NotAnUnlockKey },
     #[error("--join needs --name, this manager's name")]
     NoName,
 }
 
 fn flag(flag: &'static str) -> impl Fn(ApiError) -> ConfigError {
     move |error| ConfigError::Flag { flag, why: error.to_string() }
+}
+
+fn read_unlock_key(path: &Path) -> Result<UnlockKey, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::UnlockKeyFile { path: path.to_owned(), source })?;
+    text.parse().map_err(|source| ConfigError::UnlockKey { path: path.to_owned(), source })
 }
 
 /// Shorter certificates would be renewed all the time.
@@ -323,9 +336,10 @@ impl RestoreArgs {
 impl RecoverArgs {
     /// The checked flags.
     pub fn check(self) -> Result<Recover, ConfigError> {
-        let Self { state_dir, advertise, await_nodes, yes } = self;
+        let Self { state_dir, advertise, await_nodes, unlock_key_file, yes } = self;
         advertise.as_deref().map(validate::check_address).transpose().map_err(flag("advertise"))?;
-        Ok(Recover { state_dir, advertise, await_nodes_ms: await_nodes.0, yes })
+        let unlock_key = unlock_key_file.map(|path| read_unlock_key(&path)).transpose()?;
+        Ok(Recover { state_dir, advertise, await_nodes_ms: await_nodes.0, unlock_key, yes })
     }
 }
 

@@ -3,6 +3,7 @@
 //! The credentials are on disk before the log is, and the log before its identity: a crash in between leaves a directory that is begun
 //! anew.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,10 +27,10 @@ use crate::ca;
 use crate::config::{Init, Join};
 use crate::core::state::{Change, State, Transaction};
 use crate::rpc::admission::join_token;
+use crate::seal::{self, Opened, Owner, Seal};
 use crate::store::etcd;
 use crate::store::{self, Member, StoreConfig};
 
-pub(crate) const CREDENTIALS: &str = "credentials.json";
 /// How the first administrator reaches the cluster; a file for `rclusterctl context create`.
 pub(crate) const ADMIN: &str = "admin.json";
 /// Pause before a join is tried again.
@@ -99,6 +100,8 @@ pub fn init(init: &Init) -> Result<Founded> {
         bail!("{} holds a manager already: start it with `rcluster-manager run`, or give an empty directory", state_dir.display());
     }
     fs::create_dir_all(state_dir).with_context(|| format!("make {}", state_dir.display()))?;
+    let disk = Seal::create(state_dir, Owner { cluster_id: cluster_id.clone(), manager: 1 })?;
+    let config = StoreConfig { keys: Some(disk.keys.clone()), ..config };
     let (mut founded, mut objects) = (
         Founded {
             cluster_id: cluster_id.clone(),
@@ -115,7 +118,7 @@ pub fn init(init: &Init) -> Result<Founded> {
         founded.manager_token = join_token(&cluster, true)?.to_string();
         founded.agent_token = join_token(&cluster, false)?.to_string();
         let own = credentials(&cluster, &cluster_id, Part::Manager, id.as_str(), &[name, ca::host(advertise)])?;
-        ledger::write_secret(&state_dir.join(CREDENTIALS), &own)?;
+        seal::keep_credentials(state_dir, &disk.keys, &own)?;
         let admin = credentials(&cluster, &cluster_id, Part::User, admin.as_str(), &[])?;
         ledger::write_secret(&founded.admin_file, &Access { managers: [advertise], credentials: Some(&admin) })?;
         objects.push(Object::User(user));
@@ -177,11 +180,13 @@ pub async fn join(join: &Join, state_dir: &Path, external: bool) -> Result<()> {
     if joined.raft_id == 0 {
         bail!("the join token is for agents: `rclusterctl cluster token manager` prints the one for managers");
     }
+    let disk = Seal::create(state_dir, Owner { cluster_id: joined.cluster_id.clone(), manager: joined.raft_id })?;
     if let Some(credentials) = &joined.credentials {
-        ledger::write_secret(&state_dir.join(CREDENTIALS), credentials)?;
+        seal::keep_credentials(state_dir, &disk.keys, credentials)?;
     }
     let seeds = joined.managers.iter().map(|peer| member(peer.raft_id, &peer.name, &peer.addr)).collect();
     let config = StoreConfig::new(joined.cluster_id.clone(), name.clone(), joined.raft_id, seeds, state_dir.to_path_buf());
+    let config = StoreConfig { keys: Some(disk.keys), ..config };
     if external {
         store::prepare_external(&config)?
     } else {
@@ -191,19 +196,36 @@ pub async fn join(join: &Join, state_dir: &Path, external: bool) -> Result<()> {
     Ok(())
 }
 
-/// The credentials in a manager's directory.
-pub fn security(state_dir: &Path, insecure: bool) -> Result<Security> {
-    let path = state_dir.join(CREDENTIALS);
-    let found: Option<Credentials> = ledger::read(&path)?;
-    match (found, insecure) {
-        (Some(credentials), false) => Security::new(credentials).with_context(|| format!("use {}", path.display())),
-        (None, true) => Ok(Security::plain()),
-        (Some(_), true) => bail!("this cluster was made with TLS: start without --insecure"),
-        (None, false) => bail!("{} is missing: bring it back; if the cluster was made without TLS, start with --insecure", path.display()),
-    }
+/// The keys of a manager's disk, or what they wait for.
+pub fn open_seal(state_dir: &Path, identity: &store::Identity) -> Result<Opened> {
+    let owner = Owner { cluster_id: identity.cluster_id.clone(), manager: identity.id };
+    Ok(Seal::open(state_dir, owner, &keys_used(state_dir)?)?)
 }
 
-/// Keeps renewed credentials.
-pub fn keep(state_dir: &Path, credentials: &Credentials) -> Result<()> {
-    Ok(ledger::write_secret(&state_dir.join(CREDENTIALS), credentials)?)
+fn keys_used(state_dir: &Path) -> Result<BTreeSet<u32>> {
+    Ok(store::keys_used(state_dir)?.into_iter().chain(seal::key_used(state_dir)?).collect())
+}
+
+/// Forgets keys that nothing on the disk is sealed with any more. For who holds the log's lock: nobody else makes keys meanwhile.
+pub fn forget_keys(state_dir: &Path, disk: &Seal) -> Result<()> {
+    Ok(disk.forget_all_but(&keys_used(state_dir)?)?)
+}
+
+/// The credentials in a manager's directory. Those that are in clear, or sealed with a key that is not the newest, are sealed anew.
+pub fn security(state_dir: &Path, insecure: bool, disk: &Seal) -> Result<Security> {
+    let found = seal::read_credentials(state_dir, &disk.keys)?;
+    if let Some(credentials) = found.as_ref().filter(|_| seal::key_used(state_dir).ok().flatten() != Some(disk.keys.newest())) {
+        seal::keep_credentials(state_dir, &disk.keys, credentials)?;
+    }
+    match (found, insecure) {
+        (Some(credentials), false) => Security::new(credentials).context("use credentials.json"),
+        (None, true) => Ok(Security::plain()),
+        (Some(_), true) => bail!("this cluster was made with TLS: start without --insecure"),
+        (None, false) => {
+            bail!(
+                "{} has no credentials.json: bring it back; if the cluster was made without TLS, start with --insecure",
+                state_dir.display()
+            )
+        }
+    }
 }

@@ -25,7 +25,8 @@ use rcluster_manager::rpc::admission::AdmissionService;
 use rcluster_manager::rpc::control::ControlService;
 use rcluster_manager::rpc::dispatcher::DispatcherService;
 use rcluster_manager::rpc::raft::RaftService;
-use rcluster_manager::rpc::{Router, auth, listen, rest};
+use rcluster_manager::rpc::{Router, auth, listen, locked, rest};
+use rcluster_manager::seal::{self, Opened, keeper};
 use rcluster_manager::store::etcd::{self, Access, EtcdTiming};
 use rcluster_manager::store::{self, Inbound, Store, StoreConfig};
 use tokio::net::TcpListener;
@@ -140,15 +141,28 @@ async fn run(config: Config) -> Result<()> {
         }
     }
     let identity = store::identity(&state_dir)?.context("find out whose the state directory is")?;
-    let security = found::security(&state_dir, insecure)?;
+    let disk = match found::open_seal(&state_dir, &identity)? {
+        Opened::Open(disk) => disk,
+        Opened::Locked(locked) => {
+            let door = seal::door(&state_dir)?;
+            tokio::select! {
+                unlocked = locked::serve(&listener, locked, door, &identity) => unlocked?,
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+            }
+        }
+    };
+    let security = found::security(&state_dir, insecure, &disk)?;
     let name = identity.name.clone();
     let config = StoreConfig::new(identity.cluster_id, identity.name, identity.id, identity.seeds, state_dir.clone());
+    let config = StoreConfig { keys: Some(disk.keys.clone()), ..config };
     let opening = open(config, identity.etcd, external, &security);
     let (store, raft) = tokio::select! {
         opened = opening => opened?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
+    found::forget_keys(&state_dir, &disk)?;
     if security.is_plain() && store.state().cluster().is_some_and(|cluster| !cluster.authorities.is_empty()) {
         bail!("this cluster was made with TLS: start without --insecure, and bring back credentials.json if it is missing");
     }
@@ -156,8 +170,9 @@ async fn run(config: Config) -> Result<()> {
     let leadership = Leadership::start(store.clone(), Timing::default(), &mut scope);
     let router = Router::new(store.clone(), leadership, security.clone());
     if !security.is_plain() {
-        scope.spawn(renewal::keep(router.clone(), security.clone(), state_dir));
+        scope.spawn(renewal::keep(router.clone(), security.clone(), state_dir.clone(), disk.keys.clone()));
     }
+    scope.spawn(keeper::keep(store.clone(), disk, state_dir));
     let control = ControlService::new(router.clone());
     let routes = tonic::service::Routes::new(
         ControlServer::new(control.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),

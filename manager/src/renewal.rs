@@ -13,9 +13,9 @@ use rcluster_base::clock::unix_s;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::found;
 use crate::rpc::Router;
 use crate::rpc::admission::issue;
+use crate::seal::{Keys, keep_credentials};
 
 /// How often the calendar is looked at, at least and at most.
 const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
@@ -23,7 +23,7 @@ const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
 
 /// Runs as long as the manager.
-pub async fn keep(router: Router, security: Security, state_dir: PathBuf) {
+pub async fn keep(router: Router, security: Security, state_dir: PathBuf, keys: Keys) {
     let mut revisions = router.store.revisions();
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     let mut seen = None;
@@ -44,7 +44,7 @@ pub async fn keep(router: Router, security: Security, state_dir: PathBuf) {
             } else {
                 None
             };
-            let used = renewed.map(|renewed| renewed.and_then(|renewed| used(&security, &state_dir, renewed)));
+            let used = renewed.map(|renewed| renewed.and_then(|renewed| used(&security, &state_dir, &keys, renewed)));
             match used {
                 Some(Ok(())) => {
                     info!("new credentials");
@@ -86,8 +86,8 @@ fn renew(router: &Router) -> Result<Credentials> {
     Ok(Credentials::new(issued, request.key))
 }
 
-fn used(security: &Security, state_dir: &std::path::Path, credentials: Credentials) -> Result<()> {
+fn used(security: &Security, state_dir: &std::path::Path, keys: &Keys, credentials: Credentials) -> Result<()> {
     // On disk first: a manager must not come back with less than it had.
-    found::keep(state_dir, &credentials)?;
+    keep_credentials(state_dir, keys, &credentials)?;
     security.replace(credentials).context("use the new credentials")
 }

@@ -115,7 +115,8 @@ impl Session {
         Ok(client)
     }
 
-    fn security(&self) -> Result<Security, ApiError> {
+    /// How the managers are spoken with.
+    pub fn security(&self) -> Result<Security, ApiError> {
         let Some(credentials) = self.target.credentials.clone() else { return Ok(Security::plain()) };
         Security::new(credentials).map_err(|error| {
             ApiError::new(ErrorCode::Invalid, format!("the credentials of {}: {error}", self.target.describe()))

@@ -237,3 +237,19 @@ fn what_works_on_the_host_is_passed_on_to_its_manager() {
         assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stdout).trim()), (Some(7), line));
     }
 }
+
+#[test]
+fn the_unlock_key_is_printed_for_scripts_and_never_given_as_an_argument() {
+    let (user, _) = user(WEB);
+    let on = ok(user.run("cluster autolock on"));
+    assert!(on.stdout.starts_with("rckey-1-") && on.stderr.contains("Keep it outside of the cluster"), "{on:?}");
+    assert_eq!(ok(user.run("cluster unlock-key")).stdout, on.stdout);
+    assert!(ok(user.run("cluster unlock-key --rotate")).stderr.contains("Keep the one before"));
+    let shown = json(user.run("cluster unlock-key -o json"));
+    assert_eq!((shown["autolock"].as_bool(), shown["unlock_key"].as_str()), (Some(true), Some(on.stdout.trim())));
+    let off = ok(user.run("cluster autolock off"));
+    assert!(off.stdout.is_empty() && off.stderr.contains("autolock is off"), "{off:?}");
+    assert_eq!(user.run(&format!("cluster unlock {}", on.stdout.trim())).code, 2);
+    let wrong = user.run("cluster unlock --key-file /dev/null");
+    assert!(wrong.stderr.contains("not an unlock key") && wrong.stderr.contains("cluster unlock-key"), "{wrong:?}");
+}

@@ -69,6 +69,11 @@ pub enum Request {
     },
     /// Ends the trust in all authorities but the one that issues.
     DropAuthorities,
+    /// `key`: what managers' disks are locked with from now on; empty: nothing. `generation`: that of the change before.
+    SetUnlockKey {
+        key: Payload,
+        generation: u64,
+    },
     CreateUser {
         name: String,
         role: UserRole,
@@ -130,6 +135,7 @@ pub fn decide(state: &State, request: Request, ctx: &mut Ctx) -> Result<(ChangeS
             Ok((access::rotate_authority(state, authority, &before, ctx.now_ms)?, Answer::Done))
         }
         Request::DropAuthorities => Ok((access::drop_authorities(state)?, Answer::Done)),
+        Request::SetUnlockKey { key, generation } => Ok((access::set_unlock_key(state, key, generation)?, Answer::Done)),
         Request::CreateUser { name, role, token_digest, expires_at_ms } => {
             let (changes, id) = access::create_user(state, &name, role, token_digest, expires_at_ms, ctx)?;
             Ok((changes, Answer::UserCreated(id)))

@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use rcluster_api::cluster::{Manager, User, UserRole};
 use rcluster_api::identity::Part;
 use rcluster_api::object::Kind;
+use rcluster_api::seal::UnlockKey;
 use rcluster_base::ledger;
 
 pub use self::recover::{check_whole, recover};
@@ -20,7 +21,8 @@ pub use self::restore::restore;
 use crate::core::members;
 use crate::core::refound::Refounded;
 use crate::core::state::State;
-use crate::found::{self, ADMIN, Access, CREDENTIALS};
+use crate::found::{self, ADMIN, Access};
+use crate::seal::{self, Owner, Seal};
 use crate::store::{self, Member, StoreConfig};
 
 /// What a cluster is restored from, and how.
@@ -35,12 +37,14 @@ pub struct Restore {
 }
 
 /// Which manager goes on alone, and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Recover {
     pub state_dir: PathBuf,
     /// Where it is reached from now on; as before when not given.
     pub advertise: Option<String>,
     pub await_nodes_ms: u64,
+    /// Opens the disk of a cluster with autolock.
+    pub unlock_key: Option<UnlockKey>,
     pub yes: bool,
 }
 
@@ -58,11 +62,13 @@ fn make(dir: &Path, refounded: &Refounded, now_ms: u64) -> Result<()> {
     let Manager { id, raft_id, name, addr, .. } = manager;
     let (cluster, cluster_id) = (members::cluster(state)?, state.cluster_id());
     std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    // With autolock on it is locked as soon as it runs and has read so in the tables.
+    let disk = Seal::create(dir, Owner { cluster_id: cluster_id.to_owned(), manager: *raft_id })?;
     if cluster.authorities.is_empty() {
         ledger::write_secret(&dir.join(ADMIN), &Access { managers: [addr], credentials: None })?;
     } else {
         let own = found::credentials(cluster, cluster_id, Part::Manager, id.as_str(), &[name, crate::ca::host(addr)])?;
-        ledger::write_secret(&dir.join(CREDENTIALS), &own)?;
+        seal::keep_credentials(dir, &disk.keys, &own)?;
         if let Some(admin) = administrator(state, now_ms) {
             let credentials = found::credentials(cluster, cluster_id, Part::User, admin.id.as_str(), &[])?;
             ledger::write_secret(&dir.join(ADMIN), &Access { managers: [addr], credentials: Some(&credentials) })?;
@@ -70,6 +76,7 @@ fn make(dir: &Path, refounded: &Refounded, now_ms: u64) -> Result<()> {
     }
     let member = Member { id: *raft_id, name: name.clone(), addr: addr.clone() };
     let config = StoreConfig::new(cluster_id.to_owned(), name.clone(), *raft_id, vec![member], dir.to_path_buf());
+    let config = StoreConfig { keys: Some(disk.keys), ..config };
     Ok(store::prepare_from(&config, state, *term)?)
 }
 

@@ -15,6 +15,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use rcluster_api::id::ManagerId;
 use rcluster_api::resource::Millis;
+use rcluster_api::seal::{NotOpened, UnlockKey};
 use rcluster_base::clock::unix_ms;
 use rcluster_base::ledger;
 use serde::{Deserialize, Serialize};
@@ -22,8 +23,9 @@ use serde::{Deserialize, Serialize};
 use super::{NOTHING_DONE, Recover, dropped, inventory, make, next_steps, say, time};
 use crate::core::plan::Ctx;
 use crate::core::refound::{Heir, Reached, Refounded, latest_ms, refound};
-use crate::found::{ADMIN, CREDENTIALS};
-use crate::store::{self, LogError, Salvaged, StoreError};
+use crate::found::{self, ADMIN};
+use crate::seal::{self, Keys, Opened};
+use crate::store::{self, Identity, LogError, Salvaged, StoreError};
 
 const NEW: &str = "recovered";
 const MARK: &str = "recovery.json";
@@ -48,17 +50,19 @@ pub fn check_whole(dir: &Path) -> Result<()> {
 
 /// Makes the manager whose directory this is the only one of its cluster; without `yes` it only says what it would do.
 pub fn recover(asked: &Recover, out: &mut impl Write) -> Result<()> {
-    let Recover { state_dir: dir, advertise, await_nodes_ms, yes } = asked;
+    let Recover { state_dir: dir, advertise, await_nodes_ms, unlock_key, yes } = asked;
     if dir.join(MARK).exists() && *yes {
         let _lock = store::lock(dir)?;
         exchange(dir)?;
         return say(out, &format!("The recovery that was begun in {} has ended: start the manager.", dir.display()));
     }
     check_whole(dir)?;
-    if store::identity(dir)?.is_some_and(|identity| identity.etcd) {
+    let identity = store::identity(dir)?;
+    if identity.as_ref().is_some_and(|identity| identity.etcd) {
         bail!("the state of {} is in an etcd, which is recovered by etcd's own means; nothing was changed", dir.display());
     }
-    let salvaged = store::salvage(dir, None).map_err(|error| {
+    let keys = identity.map(|identity| keys(dir, &identity, unlock_key.as_ref())).transpose()?.flatten();
+    let salvaged = store::salvage(dir, keys).map_err(|error| {
         let dir = dir.display();
         let told = match &error {
             StoreError::Log(LogError::InUse { .. }) => format!("{dir} is in use; nothing was changed"),
@@ -108,6 +112,25 @@ pub fn recover(asked: &Recover, out: &mut impl Write) -> Result<()> {
     say(out, &(done + &next_steps(&refounded.state, &refounded.manager, dir, now_ms)))
 }
 
+/// What opens the disk; `None` when nothing on it is sealed.
+fn keys(dir: &Path, identity: &Identity, unlock_key: Option<&UnlockKey>) -> Result<Option<Keys>> {
+    if !seal::is_there(dir) {
+        return Ok(None);
+    }
+    match (found::open_seal(dir, identity)?, unlock_key) {
+        (Opened::Open(disk), _) => Ok(Some(disk.keys)),
+        (Opened::Locked(locked), Some(key)) => match locked.unlock(key) {
+            Ok(disk) => Ok(Some(disk.keys)),
+            Err(NotOpened) => bail!("{} is locked with another unlock key, fingerprint {}", dir.display(), locked.needed()),
+        },
+        (Opened::Locked(locked), None) => bail!(
+            "{} is locked: give --unlock-key-file FILE with the unlock key, fingerprint {}; nothing was changed",
+            dir.display(),
+            locked.needed()
+        ),
+    }
+}
+
 fn told(asked: &Recover, salvaged: &Salvaged, refounded: &Refounded, kept: &str) -> String {
     let Recover { state_dir, await_nodes_ms, .. } = asked;
     let Salvaged { identity, state, committed, last, .. } = salvaged;
@@ -139,7 +162,7 @@ fn told(asked: &Recover, salvaged: &Salvaged, refounded: &Refounded, kept: &str)
 
 /// Whether a file is the manager's own and gives place to a new one.
 fn gives_place(name: &str) -> bool {
-    ["raft", "identity.json", CREDENTIALS, ADMIN].contains(&name) || name.starts_with("snapshot-")
+    ["raft", "identity.json", seal::CREDENTIALS, seal::FILE, seal::DOOR, ADMIN].contains(&name) || name.starts_with("snapshot-")
 }
 
 /// Puts the new files into the place of the old ones. Each step may be the last before a power cut: the next call goes on from there.

@@ -2,11 +2,12 @@
 
 use std::pin::Pin;
 
-use rcluster_api::cluster::{ManagerRole, UserRole};
+use rcluster_api::cluster::{Cluster, ManagerRole, UserRole};
 use rcluster_api::data::{DataKind, Payload};
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::identity::{self, Part};
 use rcluster_api::object::{Kind, Object};
+use rcluster_api::seal::Key;
 use rcluster_api::spec::Spec;
 use rcluster_api::wire::convert;
 use rcluster_api::wire::v1::control_server::Control;
@@ -398,5 +399,42 @@ impl Control for ControlService {
                 Ok(Response::new(backup::stream(&self.router.store, &caller).await?))
             }
         }
+    }
+    async fn autolock(&self, request: Request<v1::AutolockRequest>) -> Result<Response<v1::AutolockResponse>, Status> {
+        auth::admit(&request)?;
+        match self.router.route(&request).await? {
+            Route::There(leader) => control(leader).autolock(forward(request)).await,
+            Route::Here(term) => {
+                self.router.permit(&request, UserRole::Admin, "the unlock key")?;
+                if self.router.store.is_external() {
+                    let why = "the state of this cluster is in an etcd, which autolock does not seal";
+                    return Err(ApiError::new(ErrorCode::Conflict, why).hint("encrypt the disks of etcd's hosts").into());
+                }
+                let state = self.router.store.state();
+                let cluster = members::cluster(&state)?;
+                let action = v1::AutolockAction::try_from(request.get_ref().action).unwrap_or_default();
+                if let Some(key) = autolock(cluster, action)? {
+                    term.request(Asked::SetUnlockKey { key, generation: cluster.unlock_generation }).await?;
+                }
+                let key = members::cluster(&self.router.store.state())?.unlock_key.clone();
+                Ok(Response::new(v1::AutolockResponse { unlock_key: (!key.0.is_empty()).then(|| key.into()) }))
+            }
+        }
+    }
+}
+
+/// The unlock key that is to be, empty for none; `None` when it stays.
+fn autolock(cluster: &Cluster, action: v1::AutolockAction) -> Result<Option<Payload>, ApiError> {
+    let conflict = |why: &str, hint: &str| Err(ApiError::new(ErrorCode::Conflict, why).hint(hint));
+    let new = || Ok(Some(Payload(Key::random().bytes().to_vec())));
+    match (action, cluster.unlock_key.0.is_empty()) {
+        (v1::AutolockAction::Show, _) => Ok(None),
+        (v1::AutolockAction::On, true) | (v1::AutolockAction::Rotate, false) => new(),
+        (v1::AutolockAction::On, false) => {
+            conflict("autolock is on", "rclusterctl cluster unlock-key prints the key; --rotate makes another")
+        }
+        (v1::AutolockAction::Rotate, true) => conflict("autolock is off: there is no unlock key", "rclusterctl cluster autolock on"),
+        (v1::AutolockAction::Off, _) => Ok(Some(Payload::default())),
+        (v1::AutolockAction::Unspecified, _) => Err(ApiError::new(ErrorCode::Invalid, "no action is asked for").field("action")),
     }
 }

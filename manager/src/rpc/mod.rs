@@ -7,6 +7,7 @@ mod backup;
 pub mod control;
 pub mod dispatcher;
 pub mod listen;
+pub mod locked;
 mod logs;
 pub mod raft;
 mod relay;

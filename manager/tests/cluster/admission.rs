@@ -13,6 +13,7 @@ use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::dispatcher_client::DispatcherClient;
 use rcluster_api::wire::v1::raft_client::RaftClient;
 use rcluster_manager::ca;
+use rcluster_manager::seal::{Opened, read_credentials};
 
 use crate::support::{Cluster, addr, run_program, start, until};
 
@@ -47,6 +48,15 @@ async fn agent(cluster: &Cluster, name: &str) -> (String, Security) {
     let token: JoinToken = cluster.founded.agent_token.parse().unwrap();
     let joined = client::join(&cluster.addrs(), Some(&token), name, "").await.unwrap();
     (joined.id, Security::new(joined.credentials.unwrap()).unwrap())
+}
+
+/// What a manager keeps, opened with the keys beside it.
+fn credentials_of(dir: &Path) -> Credentials {
+    let identity = rcluster_manager::store::identity(dir).unwrap().unwrap();
+    match rcluster_manager::found::open_seal(dir, &identity).unwrap() {
+        Opened::Open(disk) => read_credentials(dir, &disk.keys).unwrap().unwrap(),
+        Opened::Locked(_) => panic!("{} is locked", dir.display()),
+    }
 }
 
 #[tokio::test]
@@ -120,8 +130,7 @@ async fn certificates_are_renewed_before_they_expire_and_when_the_authority_chan
     let cluster = Cluster::found().await;
     let (_, security) = agent(&cluster, "n1").await;
     let before = security.credentials().unwrap();
-    let own = cluster.managers[0].dir.join("credentials.json");
-    let credentials = || -> Credentials { serde_json::from_slice(&std::fs::read(&own).unwrap()).unwrap() };
+    let credentials = || credentials_of(&cluster.managers[0].dir);
     let first = credentials();
     let mut control = cluster.control(&cluster.admin).await.unwrap();
     let digest = control.rotate_authority(v1::RotateAuthorityRequest {}).await.unwrap().into_inner().digest;
@@ -155,8 +164,7 @@ async fn an_authority_that_was_dropped_lets_nobody_in() {
         security.replace(client::renew(channel).await.unwrap()).unwrap();
     }
     control.drop_authorities(v1::DropAuthoritiesRequest {}).await.unwrap();
-    let own = cluster.managers[0].dir.join("credentials.json");
-    let trusted = || -> Credentials { serde_json::from_slice(&std::fs::read(&own).unwrap()).unwrap() };
+    let trusted = || credentials_of(&cluster.managers[0].dir);
     until("the manager trusts the new authority alone", || async { (trusted().authorities.len() == 1).then_some(()) }).await;
     // Who has renewed goes on; who has not cannot even connect, and neither can a key of the old authority that someone has kept.
     client::renew(cluster.connect(&renewing).await.unwrap()).await.unwrap();

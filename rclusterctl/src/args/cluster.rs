@@ -41,6 +41,20 @@ pub enum ClusterCommand {
         #[arg(long)]
         drop_old: bool,
     },
+    /// Locks managers' disks: a manager that was off starts only once it is unlocked.
+    Autolock { switch: Switch },
+    /// Prints the key that unlocks managers.
+    UnlockKey {
+        /// Makes another. A manager that is off meanwhile still needs the one before.
+        #[arg(long)]
+        rotate: bool,
+    },
+    /// Unlocks all managers that can be reached; asks for the key, or reads it from standard input.
+    Unlock {
+        /// A file with the key
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
+    },
     /// Takes a manager out of the cluster.
     Leave {
         manager: String,
@@ -64,6 +78,12 @@ pub struct Backup {
     /// Reads the file instead, to its last byte, and tells what is in it.
     #[arg(long)]
     pub verify: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
 }
 
 /// What joins.

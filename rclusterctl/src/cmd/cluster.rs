@@ -7,8 +7,8 @@ use rcluster_api::tls::{Credentials, SigningRequest};
 use rcluster_api::wire::v1;
 use serde::Serialize;
 
-use super::{backup, change, show};
-use crate::args::{ClusterCommand, JoinPart, UserCommand, UserCreate, Wait};
+use super::{backup, change, show, unlock};
+use crate::args::{ClusterCommand, JoinPart, Switch, UserCommand, UserCreate, Wait};
 use crate::config::{self, Context};
 use crate::error::CliError;
 use crate::output::{self, Out};
@@ -39,6 +39,11 @@ pub async fn run(mut session: Session, out: Out, command: ClusterCommand) -> Res
         ClusterCommand::Init(_) | ClusterCommand::Join(_) | ClusterCommand::Restore(_) | ClusterCommand::Recover(_) => {
             Err(CliError::usage("this command talks to no manager", ""))
         }
+        ClusterCommand::Autolock { switch: Switch::On } => unlock::autolock(session, out, v1::AutolockAction::On).await,
+        ClusterCommand::Autolock { switch: Switch::Off } => unlock::autolock(session, out, v1::AutolockAction::Off).await,
+        ClusterCommand::UnlockKey { rotate: false } => unlock::autolock(session, out, v1::AutolockAction::Show).await,
+        ClusterCommand::UnlockKey { rotate: true } => unlock::autolock(session, out, v1::AutolockAction::Rotate).await,
+        ClusterCommand::Unlock { key_file } => unlock::unlock(session, key_file.as_deref()).await,
         ClusterCommand::Leave { manager, wait } => change::rm(session, Kind::Manager, &[manager], wait).await,
     }
 }

@@ -17,6 +17,7 @@ pub mod on_host;
 pub mod relay;
 pub mod show;
 pub mod stats;
+pub mod unlock;
 
 use rcluster_api::cluster::ManagerRole;
 use rcluster_api::data::DataKind;

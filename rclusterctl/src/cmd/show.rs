@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use rcluster_api::client::{Door, door};
 use rcluster_api::data::DataKind;
 use rcluster_api::object::{Kind, Task};
+use rcluster_api::wire::v1;
 use rcluster_base::clock::unix_ms;
 
 use crate::args::Format;
@@ -73,7 +75,9 @@ pub async fn nodes(mut session: Session, out: Out) -> Result<(), CliError> {
 
 /// `cluster status`; fails when nobody leads.
 pub async fn cluster(mut session: Session, out: Out) -> Result<(), CliError> {
-    let cluster = views::cluster(session.cluster().await?);
+    let mut answer = session.cluster().await?;
+    mark_locked(&session, &mut answer).await;
+    let cluster = views::cluster(answer);
     let nodes = if cluster.leader.is_empty() { Vec::new() } else { Objects::read(&mut session, Kind::Node, "").await?.views(Kind::Node) };
     out.cluster(&cluster, &nodes)?;
     if cluster.leader.is_empty() {
@@ -84,6 +88,21 @@ pub async fn cluster(mut session: Session, out: Out) -> Result<(), CliError> {
         });
     }
     Ok(())
+}
+
+/// The managers themselves cannot tell one that is locked from one that is away; whoever asks it can.
+async fn mark_locked(session: &Session, cluster: &mut v1::ClusterResponse) {
+    let Ok(security) = session.security() else { return };
+    if security.is_plain() {
+        return;
+    }
+    let away = cluster.managers.iter_mut().filter(|manager| !manager.reachable);
+    let look = away.map(|manager| async {
+        if let Door::Locked(_) = door(&manager.addr, &security).await {
+            manager.role = "locked".to_owned();
+        }
+    });
+    futures::future::join_all(look).await;
 }
 
 /// `describe KIND NAME`.

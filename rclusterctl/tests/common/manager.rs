@@ -354,6 +354,12 @@ impl Control for Manager {
         Ok(Response::new(v1::DropAuthoritiesResponse { revision: 1 }))
     }
 
+    /// Always the same key; none when it is turned off.
+    async fn autolock(&self, request: Request<v1::AutolockRequest>) -> Result<Response<v1::AutolockResponse>, Status> {
+        let off = request.into_inner().action() == v1::AutolockAction::Off;
+        Ok(Response::new(v1::AutolockResponse { unlock_key: (!off).then(|| v1::Payload { bytes: vec![7; 32] }) }))
+    }
+
     async fn rotate_authority(&self, _: Request<v1::RotateAuthorityRequest>) -> Result<Response<v1::RotateAuthorityResponse>, Status> {
         Ok(Response::new(v1::RotateAuthorityResponse { digest: "sha256:0".to_owned() }))
     }

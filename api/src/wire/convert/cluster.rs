@@ -76,6 +76,8 @@ impl From<Cluster> for v1::Cluster {
             certificate_ttl_ms,
             revocations,
             nodes_awaited_until_ms,
+            unlock_key,
+            unlock_generation,
         } = cluster;
         let revocations = revocations.into_iter().map(|Revocation { id, until_ms }| v1::Revocation { id, until_ms });
         Self {
@@ -87,6 +89,8 @@ impl From<Cluster> for v1::Cluster {
             certificate_ttl_ms,
             revocations: revocations.collect(),
             nodes_awaited_until_ms,
+            unlock_key: (!unlock_key.0.is_empty()).then(|| unlock_key.into()),
+            unlock_generation,
         }
     }
 }
@@ -104,6 +108,8 @@ impl TryFrom<v1::Cluster> for Cluster {
             certificate_ttl_ms,
             revocations,
             nodes_awaited_until_ms,
+            unlock_key,
+            unlock_generation,
         } = wire;
         let (id, stamp) = meta::<String>(wire_meta)?;
         if id != CLUSTER {
@@ -119,6 +125,8 @@ impl TryFrom<v1::Cluster> for Cluster {
             certificate_ttl_ms,
             revocations: revocations.collect(),
             nodes_awaited_until_ms,
+            unlock_key: unlock_key.map(Payload::from).unwrap_or_default(),
+            unlock_generation,
         })
     }
 }

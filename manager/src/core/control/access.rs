@@ -86,6 +86,30 @@ pub fn lapse(state: &State, now_ms: u64) -> ChangeSet {
     ChangeSet { puts: vec![Object::Cluster(Box::new(cluster))], notes, wake_at_ms, ..ChangeSet::default() }
 }
 
+/// Managers' disks are locked with `key` from now on, or, when it is empty, not at all. `generation`: of the change that the user knew of.
+pub(super) fn set_unlock_key(state: &State, key: Payload, generation: u64) -> Result<ChangeSet, ApiError> {
+    let mut cluster = cluster(state)?.clone();
+    if cluster.unlock_generation != generation {
+        return Err(ApiError::new(ErrorCode::Conflict, "the unlock key was changed by someone else meanwhile").hint("look, then try again"));
+    }
+    if cluster.authorities.is_empty() {
+        return Err(ApiError::new(
+            ErrorCode::Conflict,
+            "a cluster without TLS has no autolock: its managers would be unlocked in plain text",
+        ));
+    }
+    let (reason, message) = match (cluster.unlock_key.0.is_empty(), key.0.is_empty()) {
+        (true, true) => return Ok(ChangeSet::default()),
+        (true, false) => ("On", "managers are locked when they start"),
+        (false, true) => ("Off", "managers start without being unlocked"),
+        (false, false) => ("Rotated", "managers are locked with another key"),
+    };
+    cluster.unlock_key = key;
+    cluster.unlock_generation += 1;
+    let notes = vec![note("autolock", reason, message.to_owned())];
+    Ok(ChangeSet { puts: vec![Object::Cluster(Box::new(cluster))], notes, ..ChangeSet::default() })
+}
+
 /// A user as asked for; its token or certificate is the caller's to make.
 pub(super) fn create_user(
     state: &State,

@@ -18,9 +18,10 @@ mod thread;
 pub mod transport;
 pub mod wal;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -296,6 +297,11 @@ pub enum Fatal {
     Removed,
     #[error("the leader's snapshot cannot be read: is it of a newer version? upgrade this manager")]
     Snapshot(#[from] CodecError),
+}
+
+/// Numbers of the disk's keys that the log and the snapshots in `dir` are sealed with.
+pub fn keys_used(dir: &Path) -> Result<BTreeSet<u32>, LogError> {
+    Ok(wal::keys_used(dir)?.into_iter().chain(snapshots::keys_used(dir)?).collect())
 }
 
 /// Starts the store on the log in its state directory, with real connections to the other managers. Must be called inside a tokio runtime.

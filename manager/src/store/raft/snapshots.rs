@@ -5,8 +5,10 @@
 //! D/snapshot-<index>-<hex>.sealed    another. Sealed: number of the key 4, little-endian │ seed 24 │ what api's seal makes of the data
 //! ```
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use rcluster_api::seal::OVERHEAD_BYTES;
@@ -74,6 +76,29 @@ pub fn read(dir: &Path, used: &Saved, keys: Option<&Keys>) -> Result<Vec<u8>, Lo
     let key = u32::from_le_bytes(*key);
     let cipher = keys.and_then(|keys| keys.cipher(key, seed, LABEL)).ok_or(LogError::NoKey { path, key })?;
     cipher.open(used.name.as_bytes(), sealed).map_err(|error| LogError::Damaged(format!("{}: {error}", used.name)))
+}
+
+/// Numbers of the disk's keys that snapshots in `dir` are sealed with.
+pub fn keys_used(dir: &Path) -> Result<BTreeSet<u32>, LogError> {
+    let failed = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| LogError::File { what: "read", path, source }
+    };
+    let mut used = BTreeSet::new();
+    for file in fs::read_dir(dir).map_err(failed(dir))? {
+        let path = file.map_err(failed(dir))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("snapshot-") && name.ends_with(SEALED) {
+            let mut number = [0; 4];
+            // One that is too short is told of when it is opened, if it is in use.
+            match File::open(&path).and_then(|mut file| file.read_exact(&mut number)) {
+                Ok(()) => drop(used.insert(u32::from_le_bytes(number))),
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => {}
+                Err(error) => return Err(failed(&path)(error)),
+            }
+        }
+    }
+    Ok(used)
 }
 
 /// Removes the data of snapshots that are older than the one in use.

@@ -15,6 +15,7 @@ mod core;
 pub mod disk;
 mod spare;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
@@ -137,6 +138,28 @@ pub fn whose(dir: &Path) -> Result<Vec<u8>, LogError> {
     let batch = record::batch(&bytes, preamble.end(), preamble.salt).map_err(|why| wrong(preamble.end(), Why::Damaged(why.to_owned())))?;
     let identity = batch.records.iter().find(|record| record.kind == Kind::Identity).map(|record| record.content.to_vec());
     identity.ok_or_else(|| wrong(preamble.end(), Why::Damaged("it does not say whose it is".to_owned())))
+}
+
+/// Numbers of the disk's keys that segments in `dir` are sealed with.
+pub fn keys_used(dir: &Path) -> Result<BTreeSet<u32>, LogError> {
+    let disk = Directory::new(&dir.join(DIR));
+    if !disk.path("").is_dir() {
+        return Ok(BTreeSet::new());
+    }
+    let mut used = BTreeSet::new();
+    for number in segment_numbers(&disk)? {
+        let name = segment_name(number);
+        let mut bytes = vec![0; record::PREAMBLE_SEALED_BYTES];
+        let read = disk.open(&name).and_then(|file| {
+            let length = usize::try_from(file.length()?).unwrap_or(usize::MAX);
+            bytes.truncate(length);
+            file.read(0, &mut bytes)
+        });
+        read.map_err(file_error(&disk, "open", &name))?;
+        // What is wrong with a segment is told when it is opened.
+        used.extend(Preamble::decode(&bytes).ok().and_then(|preamble| preamble.seal).map(|seal| seal.key));
+    }
+    Ok(used)
 }
 
 impl Wal {

@@ -21,7 +21,7 @@ const FORMAT_CLEAR: u32 = 1;
 const MAGIC: [u8; 8] = *b"rclu-log";
 /// Bytes before a segment's first batch, in clear and sealed.
 const PREAMBLE_BYTES: usize = 32;
-const PREAMBLE_SEALED_BYTES: usize = 64;
+pub const PREAMBLE_SEALED_BYTES: usize = 64;
 /// Bytes before the content of a record.
 pub const HEADER_BYTES: usize = 32;
 /// Bytes after the last record of a batch.

@@ -1,0 +1,194 @@
+//! Disks that are sealed, and managers that are locked when they start.
+
+use std::fs;
+use std::path::Path;
+
+use rcluster_api::client::{Door, door};
+use rcluster_api::error::ApiError;
+use rcluster_api::seal::{Key, UnlockKey};
+use rcluster_api::tls::Security;
+use rcluster_api::wire::v1;
+use rcluster_api::wire::v1::AutolockAction::{Off, On, Rotate, Show};
+
+use crate::support::{Cluster, start, until};
+
+const SECRET: &str = "the secret that no disk may tell";
+
+/// The files below `dir` that hold `text`.
+fn holding(dir: &Path, text: &[u8]) -> Vec<String> {
+    let mut found = Vec::new();
+    for file in fs::read_dir(dir).unwrap() {
+        let path = file.unwrap().path();
+        if path.is_dir() {
+            found.extend(holding(&path, text));
+        } else if fs::read(&path).unwrap().windows(text.len()).any(|part| part == text) {
+            found.push(path.display().to_string());
+        }
+    }
+    found
+}
+
+async fn write_secret(cluster: &Cluster, name: &str) {
+    let payload = Some(v1::Payload { bytes: SECRET.as_bytes().to_vec() });
+    let data = v1::DataSpec { kind: v1::DataKind::Secret.into(), name: name.to_owned(), payload, ..v1::DataSpec::default() };
+    let spec = v1::Spec { kind: Some(v1::spec::Kind::Data(data)), expected_version: 0 };
+    let request = v1::ApplyRequest { specs: vec![spec] };
+    cluster.control(&cluster.admin).await.unwrap().apply(request).await.unwrap();
+}
+
+async fn autolock(cluster: &Cluster, action: v1::AutolockAction) -> Result<Option<UnlockKey>, ApiError> {
+    let request = v1::AutolockRequest { action: action.into() };
+    let answer = cluster.control(&cluster.admin).await?.autolock(request).await?.into_inner();
+    Ok(answer.unlock_key.map(|key| UnlockKey(Key::from_bytes(&key.bytes).unwrap())))
+}
+
+fn seal_file(dir: &Path) -> String {
+    fs::read_to_string(dir.join("seal.json")).unwrap()
+}
+
+/// Waits until the disk in `dir` is locked with `key`, or, for `None`, not locked.
+async fn wrapped_with(dir: &Path, key: Option<&UnlockKey>) {
+    let wanted = key.map_or_else(|| "\"key\":".to_owned(), |key| format!("\"unlock-key\": \"{}\"", key.0.fingerprint()));
+    until(&format!("{} is wrapped with {wanted}", dir.display()), || async { seal_file(dir).contains(&wanted).then_some(()) }).await;
+}
+
+fn restart(cluster: &mut Cluster, name: &str) {
+    let manager = cluster.manager(name);
+    manager.kill();
+    *manager = start(name, &manager.dir.clone(), &manager.addr.clone(), &[]);
+}
+
+/// Gives a key to a locked manager.
+async fn unlock(addr: &str, security: &Security, key: &UnlockKey) -> Result<(), ApiError> {
+    let mut client = until(&format!("{addr} is locked"), || async {
+        match door(addr, security).await {
+            Door::Locked(client) => Some(client),
+            Door::Open | Door::Unreachable(_) => None,
+        }
+    })
+    .await;
+    let key = Some(v1::Payload { bytes: key.0.bytes().to_vec() });
+    client.unlock(v1::UnlockRequest { key }).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_secret_stands_on_a_disk_in_clear() {
+    let cluster = Cluster::found().await;
+    write_secret(&cluster, "a").await;
+    let dir = cluster.managers[0].dir.clone();
+    assert_eq!(holding(&dir, SECRET.as_bytes()), Vec::<String>::new());
+    // What is in clear is found, so a secret would be.
+    assert!(!holding(&dir, cluster.founded.cluster_id.as_bytes()).is_empty());
+    assert!(fs::read_to_string(dir.join("credentials.json")).unwrap().contains("sealed_key"));
+}
+
+#[tokio::test]
+async fn a_locked_manager_waits_for_the_key_and_nothing_is_lost() {
+    let mut cluster = Cluster::found().await;
+    write_secret(&cluster, "a").await;
+    cluster.write("before").await;
+    let key = autolock(&cluster, On).await.unwrap().unwrap();
+    assert_eq!(autolock(&cluster, Show).await.unwrap().unwrap(), key);
+    let refused = autolock(&cluster, On).await.unwrap_err();
+    assert!(refused.message.contains("autolock is on"), "{refused}");
+    let (dir, addr) = (cluster.managers[0].dir.clone(), cluster.managers[0].addr.clone());
+    wrapped_with(&dir, Some(&key)).await;
+    cluster.write("after").await;
+    for text in [SECRET.as_bytes(), key.0.bytes(), key.to_string().as_bytes()] {
+        assert_eq!(holding(&dir, text), Vec::<String>::new());
+    }
+    restart(&mut cluster, "m1");
+    let wrong = unlock(&addr, &cluster.admin, &UnlockKey(Key::random())).await.unwrap_err();
+    let needed = format!("wrong key: the disk of manager m1 is locked with the key whose fingerprint is {}", key.0.fingerprint());
+    assert_eq!(wrong.message, needed);
+    let told = cluster.status().await.unwrap_err();
+    assert!(told.message.contains("this manager is locked; run `rclusterctl cluster unlock`"), "{told}");
+    unlock(&addr, &cluster.admin, &key).await.unwrap();
+    until("m1 leads", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
+    assert_eq!(cluster.networks().await, 2);
+    assert!(matches!(door(&addr, &cluster.admin).await, Door::Open));
+    cluster.write("unlocked").await;
+
+    let rotated = autolock(&cluster, Rotate).await.unwrap().unwrap();
+    assert_ne!(rotated, key);
+    wrapped_with(&dir, Some(&rotated)).await;
+    restart(&mut cluster, "m1");
+    unlock(&addr, &cluster.admin, &key).await.unwrap_err();
+    unlock(&addr, &cluster.admin, &rotated).await.unwrap();
+    until("m1 leads", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
+
+    assert_eq!(autolock(&cluster, Off).await.unwrap(), None);
+    wrapped_with(&dir, None).await;
+    restart(&mut cluster, "m1");
+    until("m1 leads by itself", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
+    assert_eq!(cluster.networks().await, 3);
+    let refused = autolock(&cluster, Rotate).await.unwrap_err();
+    assert!(refused.message.contains("autolock is off"), "{refused}");
+}
+
+#[tokio::test]
+async fn managers_lock_as_they_join_and_one_that_was_away_needs_the_key_of_its_time() {
+    let mut cluster = Cluster::found().await;
+    let old = autolock(&cluster, On).await.unwrap().unwrap();
+    cluster.join("m2");
+    cluster.join("m3");
+    cluster.settled(&["m1", "m2", "m3"]).await;
+    let (dir, addr) = (cluster.manager("m3").dir.clone(), cluster.manager("m3").addr.clone());
+    wrapped_with(&dir, Some(&old)).await;
+    cluster.manager("m3").kill();
+    let new = until("a new key", || async { autolock(&cluster, Rotate).await.ok() }).await.unwrap();
+    cluster.write("away").await;
+    restart(&mut cluster, "m3");
+    let wrong = unlock(&addr, &cluster.admin, &new).await.unwrap_err();
+    assert!(wrong.message.contains(&old.0.fingerprint()) && wrong.hint.contains("give the one of before"), "{wrong}");
+    unlock(&addr, &cluster.admin, &old).await.unwrap();
+    cluster.settled(&["m1", "m2", "m3"]).await;
+    wrapped_with(&dir, Some(&new)).await;
+    // What was in clear or under the old key opens nothing that is written now.
+    for name in ["m1", "m2"] {
+        let dir = cluster.manager(name).dir.clone();
+        wrapped_with(&dir, Some(&new)).await;
+    }
+    // All at once: none is a majority before they are unlocked.
+    for name in ["m1", "m2", "m3"] {
+        cluster.manager(name).kill();
+    }
+    for name in ["m1", "m2", "m3"] {
+        restart(&mut cluster, name);
+        let addr = cluster.manager(name).addr.clone();
+        unlock(&addr, &cluster.admin, &new).await.unwrap();
+    }
+    cluster.settled(&["m1", "m2", "m3"]).await;
+    assert_eq!(cluster.networks().await, 1);
+}
+
+#[tokio::test]
+async fn whenever_a_manager_dies_while_its_key_changes_one_of_the_two_opens_its_disk() {
+    let mut cluster = Cluster::found().await;
+    let addr = cluster.managers[0].addr.clone();
+    let mut keys = vec![autolock(&cluster, On).await.unwrap().unwrap()];
+    wrapped_with(&cluster.managers[0].dir, Some(&keys[0])).await;
+    for round in 0..8 {
+        cluster.write(&format!("n{round}")).await;
+        keys.push(autolock(&cluster, Rotate).await.unwrap().unwrap());
+        tokio::time::sleep(std::time::Duration::from_micros(rand::random_range(0..15_000))).await;
+        restart(&mut cluster, "m1");
+        let [.., before, now] = &keys[..] else { panic!("two keys at least") };
+        if unlock(&addr, &cluster.admin, now).await.is_err() {
+            unlock(&addr, &cluster.admin, before).await.unwrap();
+        }
+        until("m1 leads", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
+        assert_eq!(cluster.networks().await, round + 1);
+        wrapped_with(&cluster.managers[0].dir, keys.last()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_in_plain_text_has_no_autolock() {
+    let cluster = Cluster::found_with(&["--insecure"]).await;
+    let refused = autolock(&cluster, On).await.unwrap_err();
+    assert!(refused.message.contains("a cluster without TLS has no autolock"), "{refused}");
+    write_secret(&cluster, "a").await;
+    assert_eq!(holding(&cluster.managers[0].dir, SECRET.as_bytes()), Vec::<String>::new());
+}
