@@ -13,6 +13,7 @@ fn floors() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("rcluster-base", BTreeSet::new()),
         ("rcluster-runtime", BTreeSet::new()),
         ("rcluster-probe", BTreeSet::new()),
+        ("rcluster-history", BTreeSet::new()),
         ("rcluster-api", BTreeSet::from(["rcluster-base"])),
         ("rcluster-manager", BTreeSet::from(["rcluster-api", "rcluster-base"])),
         ("rcluster-sim", BTreeSet::from(["rcluster-api", "rcluster-manager"])),
