@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::container::{DeviceSpec, Logging, MountSpec, PullPolicy, Ulimits};
 use crate::data::{DataKind, DataRef, DataSpec};
 use crate::health::HealthCheck;
+use crate::object::Kind;
 use crate::resource::{Amounts, Bytes, Millis};
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -459,6 +460,15 @@ pub enum Spec {
 }
 
 impl Spec {
+    /// The object's kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Service(_) => Kind::Service,
+            Self::Network(_) => Kind::Network,
+            Self::Data(spec) => spec.kind.object_kind(),
+        }
+    }
+
     /// The object's name.
     pub fn name(&self) -> &str {
         match self {

@@ -82,6 +82,27 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// The objects whose content it sets. A version says what an object holds, so one commit takes one such request for each.
+    pub fn sets(&self, state: &State) -> Vec<(Kind, String)> {
+        match self {
+            Self::Apply(specs) => specs.iter().map(|(spec, _)| (spec.kind(), spec.name().to_owned())).collect(),
+            Self::Scale { service, replicas: _ } => {
+                state.find_service(service).map(|service| (Kind::Service, service.spec.name.clone())).into_iter().collect()
+            }
+            Self::Remove(_)
+            | Self::UpdateNode { .. }
+            | Self::AddManager { .. }
+            | Self::RemoveManager { .. }
+            | Self::ForgetManagers { .. }
+            | Self::UpdateManager { .. }
+            | Self::RotateToken { .. }
+            | Self::RotateAuthority { .. }
+            | Self::CreateUser { .. } => Vec::new(),
+        }
+    }
+}
+
 /// What was done to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -110,6 +131,17 @@ pub enum Answer {
     ManagerAdded(Manager),
     UserCreated(UserId),
     Done,
+}
+
+impl Answer {
+    /// Whether it was answered because of a commit, and not because the state as it is has nothing to change.
+    pub fn is_of_a_commit(&self) -> bool {
+        match self {
+            Self::Applied(applied) => applied.iter().any(|one| one.outcome != Outcome::Unchanged),
+            Self::Removed | Self::ManagerAdded(_) | Self::UserCreated(_) => true,
+            Self::Scaled { .. } | Self::NodeUpdated | Self::Done => false,
+        }
+    }
 }
 
 /// Decides what `request` changes.

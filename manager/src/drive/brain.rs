@@ -10,7 +10,7 @@
 //! While a proposal is in flight, events wait in the inbox. On a conflict the plan is dropped and made again from the state as it is.
 //! Nothing that a plan needs is kept here: only what came in and has not been committed yet, and when nodes were last heard.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use rcluster_api::error::{ApiError, ErrorCode};
@@ -226,11 +226,19 @@ impl Brain {
         replies
     }
 
-    /// As many requests as one transaction takes; the others are next.
+    /// As many requests as one transaction takes, up to one that sets what another has set: two contents of one version could not be told
+    /// apart by who expects it. The others are next.
     fn stage_requests(&mut self, draft: &mut Draft, ctx: &mut Ctx, replies: &mut Replies) {
         let mut bytes = 0;
+        let mut set = BTreeSet::new();
         let mut requests = std::mem::take(&mut self.pending.controls).into_iter();
         for (request, reply) in requests.by_ref() {
+            let sets = request.sets(draft.state());
+            if sets.iter().any(|object| set.contains(object)) {
+                self.pending.controls.push((request, reply));
+                break;
+            }
+            set.extend(sets);
             match control::decide(draft.state(), request, ctx) {
                 Ok((changes, answer)) => {
                     bytes += changes.puts.iter().map(weight).sum::<usize>();

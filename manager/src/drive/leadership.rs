@@ -28,6 +28,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Term {
     /// The Raft term.
     pub number: u64,
+    store: Store,
     pub timing: Timing,
     pub events: mpsc::Sender<Event>,
     pub sessions: Sessions,
@@ -39,7 +40,27 @@ pub struct Term {
 
 impl Term {
     /// Has the brain carry out a user's request; answers once it is committed.
+    ///
+    /// What needs no commit rests on the state alone: a refusal, or that there is nothing to change. A leader that was replaced unheard
+    /// may have an old one, so it answers that only once a quorum has said that it led when it looked.
     pub async fn request(&self, request: Request) -> Outcome {
+        let outcome = self.decide(request).await;
+        let rests_on_state = match &outcome {
+            Ok((_, answer)) => !answer.is_of_a_commit(),
+            Err(refusal) => refusal.code != ErrorCode::Unavailable,
+        };
+        if rests_on_state {
+            let barrier = self.store.read_barrier().await;
+            let role = self.store.role().borrow().clone();
+            if barrier.is_err() || role.kind != RoleKind::Leader || role.term != self.number {
+                let over = "this manager stopped leading before it could answer; the request was not carried out";
+                return Err(ApiError::new(ErrorCode::Unavailable, over).hint("try again"));
+            }
+        }
+        outcome
+    }
+
+    async fn decide(&self, request: Request) -> Outcome {
         let (reply, answer) = oneshot::channel();
         let over =
             || ApiError::new(ErrorCode::Unavailable, "this manager stopped leading; the request may or may not have been carried out");
@@ -112,6 +133,7 @@ fn begin(store: &Store, timing: Timing, number: u64) -> (Arc<Term>, Scope) {
     let (events, inbox) = mpsc::channel(EVENTS_MAX);
     let term = Arc::new(Term {
         number,
+        store: store.clone(),
         timing,
         events,
         sessions: Sessions::default(),
