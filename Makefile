@@ -15,13 +15,14 @@ RUNTIME_OUT := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,small)
 export RCLUSTER_BIN_DIR := $(BIN)
 export RCLUSTER_VM_KERNEL := $(abspath $(TARGET))/vm/vmlinuz
 
-.PHONY: help build demo test bench sim lint codegen tools
+.PHONY: help build demo test bench sim chaos lint codegen tools
 
 help:
 	@echo "make demo    builds everything and runs the story: a lab of 3 + 3 hosts, a service, power cuts"
 	@echo "make test    builds and runs every test"
 	@echo "make bench   measures, beside Debian's docker where it is installed; prints docs/benchmarks.md's table"
 	@echo "make sim     simulates the managers' store under fresh seeds, for HOURS=n of this machine's time"
+	@echo "make chaos   real managers under faults, for MINUTES=n; what clients see is checked for linearizability"
 	@echo "make build   builds the programs into $(BIN)"
 	@echo "make lint    formatting and clippy, warnings are errors"
 
@@ -51,7 +52,8 @@ test-image: tools build
 tools:
 	@missing=""
 	for tool in busybox:busybox-static runc:runc crun:crun qemu-system-x86_64:qemu-system-x86 docker-registry:docker-registry \
-	  skopeo:skopeo zstd:zstd openssl:openssl containerd:containerd dockerd:docker.io newuidmap:uidmap etcd:etcd-server; do
+	  skopeo:skopeo zstd:zstd openssl:openssl containerd:containerd dockerd:docker.io newuidmap:uidmap etcd:etcd-server \
+	  faketime:faketime ip:iproute2 setpriv:util-linux; do
 	  command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool##*:}"
 	done
 	if [ -n "$$missing" ]; then
@@ -89,11 +91,17 @@ run-bench:
 	$(BIN)/rcluster-bench-runtime --runtime $(BIN)/rcluster-runtime
 	$(BIN)/rcluster-bench pull
 	$(BIN)/rcluster-bench-store --manager $(BIN)/rcluster-manager
+	$(BIN)/rcluster-bench failover
 
 HOURS ?= 1
 
 sim:
 	cargo run --release -p rcluster-sim -- --hours $(HOURS)
+
+MINUTES ?= 10
+
+chaos: tools build
+	RCLUSTER_CHAOS_MINUTES=$(MINUTES) cargo test --profile $(PROFILE) -p rcluster-tests --test chaos -- --nocapture
 
 lint:
 	cargo fmt --all --check

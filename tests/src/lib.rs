@@ -1,8 +1,10 @@
-//! What tests share: code generation, the lab harness, the look for leftovers.
+//! What tests share: code generation, the lab harness, managers without a lab, the look for leftovers.
 
 pub mod codegen;
+pub mod failover_bench;
 pub mod lab;
 pub mod leftovers;
+pub mod managers;
 pub mod processes;
 pub mod pull_bench;
 pub mod store_bench;

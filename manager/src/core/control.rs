@@ -98,6 +98,7 @@ impl Request {
             | Self::UpdateManager { .. }
             | Self::RotateToken { .. }
             | Self::RotateAuthority { .. }
+            | Self::DropAuthorities { .. }
             | Self::CreateUser { .. } => Vec::new(),
         }
     }

@@ -1,6 +1,7 @@
 //! The real program on loopback: clusters made and joined over TLS, who is let in and who is not.
 
 mod admission;
+mod bad_days;
 mod disaster;
 mod etcd;
 #[path = "../etcd/server.rs"]
@@ -11,3 +12,4 @@ mod members;
 mod roles;
 mod support;
 mod watch;
+mod writes;

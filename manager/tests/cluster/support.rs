@@ -103,16 +103,33 @@ pub fn addr() -> String {
     format!("{}:7443", Ipv4Addr::new(127, a.clamp(1, 250), b, c.clamp(1, 250)))
 }
 
+/// Where Debian has the library that gives a process a clock of its own; the loader puts its own directory in place of `$LIB`.
+const CLOCK_LIBRARY: &str = "/usr/$LIB/faketime/libfaketime.so.1";
+
+/// The program, with a clock that differs from the machine's so much, if that is not empty.
+fn program(clock: &str) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.env_remove("RCLUSTER_JOIN_TOKEN");
+    if !clock.is_empty() {
+        command.env("LD_PRELOAD", CLOCK_LIBRARY).env("FAKETIME", clock).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    }
+    command
+}
+
 pub fn run_program(arguments: &[&str]) -> Output {
-    Command::new(PROGRAM).args(arguments).env_remove("RCLUSTER_JOIN_TOKEN").stdin(Stdio::null()).output().unwrap()
+    program("").args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
 /// Starts `run` with these arguments; what it logs is beside its directory.
 pub fn start(name: &str, dir: &Path, addr: &str, arguments: &[&str]) -> Manager {
+    start_at("", name, dir, addr, arguments)
+}
+
+fn start_at(clock: &str, name: &str, dir: &Path, addr: &str, arguments: &[&str]) -> Manager {
     let log = std::fs::File::options().create(true).append(true).open(dir.with_extension("log")).unwrap();
-    let mut command = Command::new(PROGRAM);
+    let mut command = program(clock);
     command.args(["run", "--state-dir", dir.to_str().unwrap(), "--listen", addr]).args(arguments);
-    let process = command.env_remove("RCLUSTER_JOIN_TOKEN").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
     Manager { name: name.to_owned(), addr: addr.to_owned(), dir: dir.to_owned(), process }
 }
 
@@ -123,11 +140,24 @@ impl Cluster {
     }
 
     pub async fn found_with(flags: &[&str]) -> Self {
+        let cluster = Self::make("", flags);
+        until("m1 leads", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
+        cluster
+    }
+
+    /// One manager, whose clock differs from that of the machine.
+    pub async fn found_at(clock: &str) -> Self {
+        let cluster = Self::make(clock, &[]);
+        until("m1 leads", || async { cluster.managers[0].log().contains("leading").then_some(()) }).await;
+        cluster
+    }
+
+    fn make(clock: &str, flags: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (state, addr) = (dir.path().join("m1"), addr());
         let mut arguments = vec!["init", "--name", "m1", "--state-dir", state.to_str().unwrap(), "--advertise", &addr, "--json"];
         arguments.extend(flags);
-        let output = run_program(&arguments);
+        let output = program(clock).args(&arguments).stdin(Stdio::null()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let founded: Founded = serde_json::from_slice(&output.stdout).unwrap();
         let access: Access = serde_json::from_slice(&std::fs::read(&founded.admin_file).unwrap()).unwrap();
@@ -135,11 +165,9 @@ impl Cluster {
         let store: Vec<&str> = flags.windows(2).find(|pair| pair[0] == "--store").unwrap_or_default().to_vec();
         let mut flags = if admin.is_plain() { vec!["--insecure"] } else { Vec::new() };
         flags.extend(&store);
-        let manager = start("m1", &state, &addr, &flags);
+        let manager = start_at(clock, "m1", &state, &addr, &flags);
         let store = store.into_iter().map(str::to_owned).collect();
-        let cluster = Self { dir, founded, admin, managers: vec![manager], store };
-        until("m1 leads", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
-        cluster
+        Self { dir, founded, admin, managers: vec![manager], store }
     }
 
     /// Starts a manager that joins.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
+use rcluster_tests::failover_bench::{self, Counts};
 use rcluster_tests::lab::{Lab, wait_for};
 use rcluster_tests::pull_bench;
 
@@ -36,6 +37,15 @@ enum Verb {
         /// How often each is measured.
         #[arg(long, default_value_t = 5)]
         rounds: usize,
+    },
+    /// Kill leaders, and have them hand over, under clients that write
+    Failover {
+        #[arg(long, default_value_t = 100)]
+        kills: usize,
+        #[arg(long, default_value_t = 30)]
+        power_cuts: usize,
+        #[arg(long, default_value_t = 30)]
+        transfers: usize,
     },
 }
 
@@ -85,8 +95,10 @@ fn goals() -> BTreeMap<&'static str, &'static str> {
 
 fn main() -> Result<()> {
     let flags = Flags::parse();
-    if let Some(Verb::Pull { rounds }) = flags.verb {
-        return pull_bench::run(rounds);
+    match flags.verb {
+        Some(Verb::Pull { rounds }) => return pull_bench::run(rounds),
+        Some(Verb::Failover { kills, power_cuts, transfers }) => return failover_bench::run(Counts { kills, power_cuts, transfers }),
+        None => {}
     }
     let mut figures = Figures::default();
     for round in 0..flags.rounds {
