@@ -8,6 +8,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::error::{ApiError, ErrorCode};
+use crate::id::random_id;
 use crate::identity::JoinToken;
 use crate::tls::{Credentials, NOT_LOCKED, OTHER_CLUSTER, Security, SigningRequest, TlsError};
 use crate::wire::v1;
@@ -21,6 +22,24 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
 const HEAD_START: Duration = Duration::from_millis(100);
 /// Largest message of a call, both ways.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// Header of a key that makes a request take effect once, however often it is sent.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// A key for one change.
+pub fn idempotency_key() -> String {
+    random_id(&mut rand::rng())
+}
+
+/// A request that may be sent again: under the same key it has effect once.
+pub fn keyed<T>(key: &str, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    // A key that cannot stand in a header is left out, and refused by nobody; ours can.
+    if let Ok(key) = key.parse() {
+        request.metadata_mut().insert(IDEMPOTENCY_KEY, key);
+    }
+    request
+}
 
 /// An endpoint for a manager's `HOST:PORT`, with the timeouts that every caller uses.
 pub fn endpoint(addr: &str) -> Result<Endpoint, ApiError> {

@@ -1,6 +1,6 @@
 //! Calls to the managers: any that answers will do, the next one is tried when one falls silent, within a deadline.
 //!
-//! Everything that is repeated here may be: reads change nothing, and applying, scaling or labelling twice is the same as once.
+//! Everything that is repeated here may be: reads change nothing, and a change is sent under a key of its own, so that it has effect once.
 
 use std::collections::VecDeque;
 use std::future::Future;

@@ -5,6 +5,8 @@
 
 pub mod access;
 mod data;
+pub mod once;
+mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,6 +17,7 @@ use rcluster_api::id::{NetworkId, ServiceId, UserId};
 use rcluster_api::object::{Availability, Kind, Network, Node, Object, Service, Stamp};
 use rcluster_api::spec::{Mode, NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::validate;
+use serde::{Deserialize, Serialize};
 
 use super::allocate::holds_addresses;
 use super::members::{self, Standing};
@@ -24,6 +27,11 @@ use super::state::State;
 /// What a user can ask for.
 #[derive(Debug, Clone)]
 pub enum Request {
+    /// Carry this out once, however often it is asked for under this key.
+    Once {
+        key: once::Key,
+        request: Box<Request>,
+    },
     /// Create or update all of these; the number is the version that the object must have, if not 0.
     Apply(Vec<(Spec, u64)>),
     /// Remove all of these, by name or id.
@@ -86,6 +94,7 @@ impl Request {
     /// The objects whose content it sets. A version says what an object holds, so one commit takes one such request for each.
     pub fn sets(&self, state: &State) -> Vec<(Kind, String)> {
         match self {
+            Self::Once { key: _, request } => request.sets(state),
             Self::Apply(specs) => specs.iter().map(|(spec, _)| (spec.kind(), spec.name().to_owned())).collect(),
             Self::Scale { service, replicas: _ } => {
                 state.find_service(service).map(|service| (Kind::Service, service.spec.name.clone())).into_iter().collect()
@@ -98,14 +107,15 @@ impl Request {
             | Self::UpdateManager { .. }
             | Self::RotateToken { .. }
             | Self::RotateAuthority { .. }
-            | Self::DropAuthorities { .. }
+            | Self::DropAuthorities
+            | Self::SetUnlockKey { .. }
             | Self::CreateUser { .. } => Vec::new(),
         }
     }
 }
 
 /// What was done to an object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     Created,
     Updated,
@@ -113,7 +123,7 @@ pub enum Outcome {
 }
 
 /// One object of an answer. The version is that of the commit, unless the object is unchanged.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {
     pub kind: Kind,
     pub name: String,
@@ -127,10 +137,17 @@ pub struct Applied {
 pub enum Answer {
     Applied(Vec<Applied>),
     Removed,
-    Scaled { replicas_before: u32 },
+    Scaled {
+        replicas_before: u32,
+    },
     NodeUpdated,
     ManagerAdded(Manager),
     UserCreated(UserId),
+    /// What was answered before, in this revision; none: in the same transaction.
+    Again {
+        revision: Option<u64>,
+        answer: Box<Answer>,
+    },
     Done,
 }
 
@@ -139,15 +156,23 @@ impl Answer {
     pub fn is_of_a_commit(&self) -> bool {
         match self {
             Self::Applied(applied) => applied.iter().any(|one| one.outcome != Outcome::Unchanged),
+            Self::Again { revision: _, answer } => answer.is_of_a_commit(),
             Self::Removed | Self::ManagerAdded(_) | Self::UserCreated(_) => true,
             Self::Scaled { .. } | Self::NodeUpdated | Self::Done => false,
         }
     }
 }
 
-/// Decides what `request` changes.
+/// Decides what `request` changes; refuses what the state has no room for.
 pub fn decide(state: &State, request: Request, ctx: &mut Ctx) -> Result<(ChangeSet, Answer), ApiError> {
+    let (changes, answer) = answer(state, request, ctx)?;
+    room::check(state, &changes, room::STATE_BYTES_MAX)?;
+    Ok((changes, answer))
+}
+
+fn answer(state: &State, request: Request, ctx: &mut Ctx) -> Result<(ChangeSet, Answer), ApiError> {
     match request {
+        Request::Once { key, request } => once::once(state, key, *request, ctx),
         Request::Apply(specs) => apply(state, specs, ctx),
         Request::Remove(refs) => remove(state, &refs, ctx.now_ms),
         Request::Scale { service, replicas } => scale(state, &service, replicas),

@@ -10,10 +10,9 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rcluster_api::id::{EventId, ServiceId};
 use rcluster_api::object::{Event, Kind, Object, Stamp};
-use rcluster_api::validate;
 
 use super::control::access;
-use super::state::{Draft, State, Transaction};
+use super::state::{Answered, Draft, State, Transaction, weight};
 use super::{allocate, orchestrate, schedule};
 
 /// Most objects that one part of a plan writes; the rest follows in the next plan.
@@ -116,6 +115,8 @@ pub struct ChangeSet {
     pub puts: Vec<Object>,
     pub deletes: Vec<(Kind, String)>,
     pub notes: Vec<Note>,
+    /// How the request was answered that this is for.
+    pub answered: Option<Answered>,
     /// When to run the pass again although nothing changed, Unix time in milliseconds.
     pub wake_at_ms: Option<u64>,
     /// It was full before it was done: the next plan goes on at once.
@@ -140,24 +141,6 @@ impl ChangeSet {
     /// Asks to be run again at `at_ms`, or earlier if that was asked for.
     pub fn wake_at(&mut self, at_ms: u64) {
         self.wake_at_ms = Some(self.wake_at_ms.map_or(at_ms, |earlier| earlier.min(at_ms)));
-    }
-}
-
-/// Roughly the bytes of an object in the log: its texts, and something for the rest.
-pub fn weight(object: &Object) -> usize {
-    const REST: usize = 512;
-    const CREDENTIALS_BYTES: usize = 2048;
-    REST + match object {
-        Object::Task(task) => {
-            let template = &task.template;
-            validate::text_bytes(&template.containers)
-                + task.status.message.len()
-                + 64 * (task.status.containers.len() + task.networks.len())
-        }
-        Object::Service(service) => validate::text_size(&service.spec),
-        Object::Data(data) => data.spec.data.as_ref().map_or(0, |payload| payload.0.len()),
-        Object::Node(_) | Object::Network(_) | Object::Event(_) | Object::Manager(_) | Object::User(_) => 0,
-        Object::Cluster(cluster) => (1 + cluster.authorities.len()) * CREDENTIALS_BYTES + 64 * cluster.revocations.len(),
     }
 }
 
@@ -201,6 +184,9 @@ pub fn stage(draft: &mut Draft, changes: ChangeSet, ctx: &mut Ctx) {
     }
     for note in changes.notes {
         draft.put(Object::Event(ctx.event(note)));
+    }
+    if let Some(answered) = changes.answered {
+        draft.answer(answered);
     }
 }
 

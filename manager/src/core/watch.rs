@@ -9,8 +9,7 @@ use std::collections::BTreeSet;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::object::{Kind, Object};
 
-use super::plan::weight;
-use super::state::{Key, State};
+use super::state::{Key, State, weight};
 
 /// Objects of one piece at most.
 const OBJECTS_MAX: usize = 512;

@@ -25,8 +25,8 @@ use crate::core::control::{self, Answer, Request};
 use crate::core::node::liveness::{Liveness, Timing};
 use crate::core::node::register::{Registration, register};
 use crate::core::node::report;
-use crate::core::plan::{BYTES_PER_PART_MAX, ChangeSet, Ctx, Dirty, Note, OBJECTS_PER_PART_MAX, plan, stage, weight};
-use crate::core::state::{Draft, State, Transaction};
+use crate::core::plan::{BYTES_PER_PART_MAX, ChangeSet, Ctx, Dirty, Note, OBJECTS_PER_PART_MAX, plan, stage};
+use crate::core::state::{Draft, State, Transaction, weight};
 use crate::store::{ProposeError, Store};
 
 /// Most events that are taken into one plan.
@@ -348,14 +348,9 @@ impl Brain {
     }
 
     fn answer(&self, replies: Replies, revision: u64) {
-        for (mut answer, reply) in replies.controls {
-            if let Answer::Applied(applied) = &mut answer {
-                for one in applied.iter_mut().filter(|one| one.outcome != control::Outcome::Unchanged) {
-                    one.version = revision;
-                }
-            }
+        for (answer, reply) in replies.controls {
             // A client that has gone does not need the answer.
-            drop(reply.send(Ok((revision, answer))));
+            drop(reply.send(Ok(answer.at(revision))));
         }
         for reply in replies.registrations {
             drop(reply.send(Ok(())));

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 
+use prost::Message as _;
 use rcluster_api::cluster::{Cluster, ManagerRole, UserRole};
 use rcluster_api::data::{DataKind, Payload};
 use rcluster_api::error::{ApiError, ErrorCode};
@@ -17,7 +18,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::route::{Route, Router, control, forward};
-use super::{admission, auth, backup, logs, relay, watch};
+use super::{admission, auth, backup, logs, once, relay, watch};
 use crate::ca;
 use crate::core::control::{Answer, Outcome, Request as Asked};
 use crate::core::members;
@@ -124,7 +125,8 @@ impl Control for ControlService {
             Route::There(leader) => control(leader).apply(forward(request)).await,
             Route::Here(term) => {
                 self.router.permit(&request, UserRole::Deploy, "deploying")?;
-                let (revision, answer) = term.request(Asked::Apply(specs(request.into_inner())?)).await?;
+                let key = once::key(&request, &self.router.store.state(), "Apply", v1::ApplyRequest::encode_to_vec)?;
+                let (revision, answer) = term.request(once::with(key, Asked::Apply(specs(request.into_inner())?))).await?;
                 applied_response(revision, answer).map(Response::new)
             }
         }
@@ -135,7 +137,9 @@ impl Control for ControlService {
         match self.router.route(&request).await? {
             Route::There(leader) => control(leader).remove(forward(request)).await,
             Route::Here(term) => {
-                let caller = auth::known(&request, &self.router.store.state())?;
+                let state = self.router.store.state();
+                let caller = auth::known(&request, &state)?;
+                let key = once::key(&request, &state, "Remove", v1::RemoveRequest::encode_to_vec)?;
                 let refs = request.into_inner().refs.into_iter().map(|v1::Ref { kind, name }| Ok((convert::kind(kind)?, name)));
                 let refs: Vec<(Kind, String)> = refs.collect::<Result<_, convert::WireError>>().map_err(ApiError::from)?;
                 let of_users = |kind: &Kind| match kind {
@@ -148,7 +152,7 @@ impl Control for ControlService {
                     [(Kind::Manager, name)] => Asked::RemoveManager { manager: name.clone(), standing: self.router.standing() },
                     _ => Asked::Remove(refs),
                 };
-                let (revision, _) = term.request(asked).await?;
+                let (revision, _) = term.request(once::with(key, asked)).await?;
                 Ok(Response::new(v1::RemoveResponse { revision }))
             }
         }
@@ -160,8 +164,9 @@ impl Control for ControlService {
             Route::There(leader) => control(leader).scale(forward(request)).await,
             Route::Here(term) => {
                 self.router.permit(&request, UserRole::Deploy, "scaling")?;
+                let key = once::key(&request, &self.router.store.state(), "Scale", v1::ScaleRequest::encode_to_vec)?;
                 let v1::ScaleRequest { service, replicas } = request.into_inner();
-                match term.request(Asked::Scale { service, replicas }).await? {
+                match term.request(once::with(key, Asked::Scale { service, replicas })).await? {
                     (revision, Answer::Scaled { replicas_before }) => Ok(Response::new(v1::ScaleResponse { revision, replicas_before })),
                     (_, other) => Err(unexpected(&other)),
                 }
@@ -196,9 +201,11 @@ impl Control for ControlService {
             Route::There(leader) => control(leader).update_node(forward(request)).await,
             Route::Here(term) => {
                 self.router.permit(&request, UserRole::Admin, "changing a node")?;
+                let key = once::key(&request, &self.router.store.state(), "UpdateNode", v1::UpdateNodeRequest::encode_to_vec)?;
                 let v1::UpdateNodeRequest { node, availability, labels_set, labels_removed } = request.into_inner();
                 let availability = convert::availability(availability).map_err(ApiError::from)?;
-                let (revision, _) = term.request(Asked::UpdateNode { node, availability, labels_set, labels_removed }).await?;
+                let asked = once::with(key, Asked::UpdateNode { node, availability, labels_set, labels_removed });
+                let (revision, _) = term.request(asked).await?;
                 Ok(Response::new(v1::UpdateNodeResponse { revision }))
             }
         }
@@ -290,13 +297,14 @@ impl Control for ControlService {
             Route::There(leader) => control(leader).update_manager(forward(request)).await,
             Route::Here(term) => {
                 self.router.permit(&request, UserRole::Admin, "changing a manager")?;
+                let key = once::key(&request, &self.router.store.state(), "UpdateManager", v1::UpdateManagerRequest::encode_to_vec)?;
                 let v1::UpdateManagerRequest { manager, role, addr } = request.into_inner();
                 let role = convert::manager_role(role).map_err(ApiError::from)?;
                 if role == Some(ManagerRole::Leaving) {
                     return Err(ApiError::new(ErrorCode::Invalid, "a manager leaves by being removed").field("role").into());
                 }
                 let standing = self.router.standing();
-                let (revision, _) = term.request(Asked::UpdateManager { manager, role, addr, standing }).await?;
+                let (revision, _) = term.request(once::with(key, Asked::UpdateManager { manager, role, addr, standing })).await?;
                 Ok(Response::new(v1::UpdateManagerResponse { revision }))
             }
         }
@@ -308,6 +316,7 @@ impl Control for ControlService {
             Route::There(leader) => control(leader).join_token(forward(request)).await,
             Route::Here(term) => {
                 self.router.permit(&request, UserRole::Admin, "reading join tokens")?;
+                once::refuse(&request, "reading or rotating a join token")?;
                 let v1::JoinTokenRequest { manager, rotate } = request.into_inner();
                 if rotate {
                     let secret = Payload(identity::join_secret(&mut rand::rng()));
@@ -327,6 +336,7 @@ impl Control for ControlService {
             Route::There(leader) => control(leader).create_user(forward(request)).await,
             Route::Here(term) => {
                 self.router.permit(&request, UserRole::Admin, "creating a user")?;
+                once::refuse(&request, "creating a user")?;
                 let v1::CreateUserRequest { name, role, ttl_ms, signing_request } = request.into_inner();
                 let role = convert::user_role(role).map_err(ApiError::from)?;
                 if !signing_request.is_empty() {
@@ -359,6 +369,7 @@ impl Control for ControlService {
             Route::There(leader) => control(leader).rotate_authority(forward(request)).await,
             Route::Here(term) => {
                 self.router.permit(&request, UserRole::Admin, "rotating the authority")?;
+                once::refuse(&request, "rotating the authority")?;
                 let state = self.router.store.state();
                 let before = members::cluster(&state)?.authorities.first().cloned().ok_or(ApiError::from(ca::CaError::None))?;
                 let authority = ca::succeed(&before).map_err(ApiError::from)?;

@@ -9,6 +9,7 @@ pub mod dispatcher;
 pub mod listen;
 pub mod locked;
 mod logs;
+mod once;
 pub mod raft;
 mod relay;
 pub mod rest;

@@ -7,10 +7,11 @@ use std::convert::Infallible;
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use axum::http::{Extensions, HeaderMap, HeaderValue, StatusCode};
+use axum::http::{Extensions, HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
+use rcluster_api::client::IDEMPOTENCY_KEY;
 use rcluster_api::data::{DataKind, DataSpec};
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::object::{Kind, Object, Task};
@@ -48,8 +49,8 @@ type Answer = Result<Json<Value>, Refusal>;
 struct Api {
     control: ControlService,
     claims: Claims,
-    /// A token goes along when the call is forwarded.
-    authorization: Option<HeaderValue>,
+    /// A token goes along when the call is forwarded, and a key.
+    headers: HeaderMap,
 }
 
 impl FromRequestParts<ControlService> for Api {
@@ -57,17 +58,17 @@ impl FromRequestParts<ControlService> for Api {
 
     async fn from_request_parts(parts: &mut Parts, control: &ControlService) -> Result<Self, Infallible> {
         let claims = parts.extensions.get::<Claims>().cloned().unwrap_or_else(Claims::nobody);
-        Ok(Self { control: control.clone(), claims, authorization: parts.headers.get(AUTHORIZATION).cloned() })
+        let taken = [AUTHORIZATION, HeaderName::from_static(IDEMPOTENCY_KEY)];
+        let headers = taken.into_iter().filter_map(|name| parts.headers.get(&name).cloned().map(|value| (name, value)));
+        Ok(Self { control: control.clone(), claims, headers: headers.collect() })
     }
 }
 
 impl Api {
     fn request<T>(&self, message: T) -> Request<T> {
-        let mut headers = HeaderMap::new();
-        headers.extend(self.authorization.clone().map(|value| (AUTHORIZATION, value)));
         let mut extensions = Extensions::new();
         extensions.insert(self.claims.clone());
-        Request::from_parts(MetadataMap::from_headers(headers), extensions, message)
+        Request::from_parts(MetadataMap::from_headers(self.headers.clone()), extensions, message)
     }
 }
 

@@ -262,9 +262,16 @@ pub async fn token(cluster: &Cluster, name: &str, role: v1::UserRole) -> String 
 
 /// A call of the REST interface: status and body.
 pub async fn rest(channel: &Channel, method: &str, path: &str, token: Option<&str>, body: &str) -> (u16, String) {
+    let bearer = token.map(|token| format!("Bearer {token}"));
+    let headers: Vec<(&str, &str)> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
+    rest_with(channel, method, path, &headers, body).await
+}
+
+/// The same with any headers.
+pub async fn rest_with(channel: &Channel, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
     let mut request = http::Request::builder().method(method).uri(format!("http://manager{path}"));
-    if let Some(token) = token {
-        request = request.header("authorization", format!("Bearer {token}"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
     }
     let body = tonic::body::Body::new(http_body_util::Full::new(bytes::Bytes::from(body.to_owned())));
     let answer = channel.clone().ready().await.unwrap().call(request.body(body).unwrap()).await.unwrap();

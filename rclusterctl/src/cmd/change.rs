@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rcluster_api::client::{idempotency_key, keyed};
 use rcluster_api::object::{Availability, Kind, Object};
 use rcluster_api::spec::Mode;
 use rcluster_api::wire::v1;
@@ -27,10 +28,11 @@ fn check_removable(kind: Kind) -> Result<(), CliError> {
 /// Asks the managers to remove objects: all or none.
 pub async fn remove(session: &mut Session, refs: &[(Kind, String)]) -> Result<u64, CliError> {
     let refs: Vec<v1::Ref> = refs.iter().map(|(kind, name)| v1::Ref { kind: v1::Kind::from(*kind).into(), name: name.clone() }).collect();
+    let key = idempotency_key();
     let response = session
         .call(|mut client| {
-            let refs = refs.clone();
-            async move { client.remove(v1::RemoveRequest { refs }).await }
+            let request = keyed(&key, v1::RemoveRequest { refs: refs.clone() });
+            async move { client.remove(request).await }
         })
         .await?;
     Ok(response.revision)
@@ -95,9 +97,10 @@ pub async fn scale(mut session: Session, out: Out, targets: &[(String, u32)], wa
     let mut revision = 0;
     for (service, replicas) in targets {
         let request = v1::ScaleRequest { service: service.clone(), replicas: *replicas };
+        let key = idempotency_key();
         let response = session
             .call(|mut client| {
-                let request = request.clone();
+                let request = keyed(&key, request.clone());
                 async move { client.scale(request).await }
             })
             .await?;
@@ -115,9 +118,10 @@ pub async fn scale(mut session: Session, out: Out, targets: &[(String, u32)], wa
 }
 
 async fn update_node(session: &mut Session, request: v1::UpdateNodeRequest) -> Result<(), CliError> {
+    let key = idempotency_key();
     session
         .call(|mut client| {
-            let request = request.clone();
+            let request = keyed(&key, request.clone());
             async move { client.update_node(request).await }
         })
         .await

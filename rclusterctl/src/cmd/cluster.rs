@@ -1,5 +1,6 @@
 //! `cluster`, `user` and what `node` does with managers: who belongs to the cluster, and who may use it.
 
+use rcluster_api::client::{idempotency_key, keyed};
 use rcluster_api::cluster::{ManagerRole, UserRole};
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::object::{Kind, Object};
@@ -96,8 +97,9 @@ pub async fn set_addr(mut session: Session, manager: &str, addr: &str) -> Result
 }
 
 async fn update(session: &mut Session, request: v1::UpdateManagerRequest) -> Result<(), CliError> {
+    let key = idempotency_key();
     let call = |mut client: crate::session::Client| {
-        let request = request.clone();
+        let request = keyed(&key, request.clone());
         async move { client.update_manager(request).await }
     };
     session.call(call).await.map(|_| ())

@@ -1,5 +1,6 @@
 //! `secret create` and `config create`.
 
+use rcluster_api::client::{idempotency_key, keyed};
 use rcluster_api::data::{DataKind, DataSpec, Payload};
 use rcluster_api::validate;
 use rcluster_api::wire::v1;
@@ -34,9 +35,10 @@ pub async fn create(mut session: Session, out: Out, kind: DataKind, args: DataCr
         None => String::new(),
     };
     let spec = v1::Spec { kind: Some(v1::spec::Kind::Data(DataSpec { stack, ..spec }.into())), expected_version: 0 };
+    let key = idempotency_key();
     let response = session
         .call(|mut client| {
-            let request = v1::ApplyRequest { specs: vec![spec.clone()] };
+            let request = keyed(&key, v1::ApplyRequest { specs: vec![spec.clone()] });
             async move { client.apply(request).await }
         })
         .await?;

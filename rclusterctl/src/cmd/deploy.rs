@@ -1,5 +1,6 @@
 //! `deploy` and `plan`: read, compare, show, apply, follow.
 
+use rcluster_api::client::idempotency_key;
 use rcluster_api::object::Kind;
 use rcluster_api::wire::convert;
 use rcluster_api::wire::v1;
@@ -111,9 +112,9 @@ pub async fn deploy(mut session: Session, out: Out, args: Deploy) -> Result<(), 
 }
 
 async fn apply(session: &mut Session, desired: &[Desired]) -> Result<v1::ApplyResponse, CliError> {
-    let call = |mut client| async move { rcluster_deploy::apply::apply(&mut client, desired).await };
-    // A version is checked against the object as it was read, so a repeated call could refuse what the first has done.
-    if desired.iter().any(|object| object.expected_version != 0) { session.once(call).await } else { session.repeat(call).await }
+    let key = &idempotency_key();
+    let call = |mut client| async move { rcluster_deploy::apply::apply(&mut client, key, desired).await };
+    session.repeat(call).await
 }
 
 fn confirm(count: usize) -> Result<(), CliError> {

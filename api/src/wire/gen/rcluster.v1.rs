@@ -5026,7 +5026,7 @@ pub struct Change {
     /// of the object as it was read; 0: it must not exist
     #[prost(uint64, tag = "1")]
     pub expected_version: u64,
-    #[prost(oneof = "change::Kind", tags = "2, 3")]
+    #[prost(oneof = "change::Kind", tags = "2, 3, 4")]
     pub kind: ::core::option::Option<change::Kind>,
 }
 /// Nested message and enum types in `Change`.
@@ -5037,6 +5037,8 @@ pub mod change {
         Put(super::Object),
         #[prost(message, tag = "3")]
         Delete(super::Delete),
+        #[prost(message, tag = "4")]
+        Answer(super::Answered),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -5045,6 +5047,24 @@ pub struct Delete {
     pub kind: i32,
     #[prost(string, tag = "2")]
     pub id: ::prost::alloc::string::String,
+}
+/// How a request was answered that was made under an idempotency key.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Answered {
+    /// the caller's id, a slash and the key
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// of the request
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
+    /// JSON, for the managers' own use
+    #[prost(string, tag = "3")]
+    pub answer: ::prost::alloc::string::String,
+    /// these two in snapshots only: else they are the transaction's
+    #[prost(uint64, tag = "4")]
+    pub at_ms: u64,
+    #[prost(uint64, tag = "5")]
+    pub revision: u64,
 }
 /// The whole state at one index.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -5057,6 +5077,8 @@ pub struct StateSnapshot {
     pub objects: ::prost::alloc::vec::Vec<Object>,
     #[prost(string, tag = "4")]
     pub cluster_id: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "5")]
+    pub answers: ::prost::alloc::vec::Vec<Answered>,
 }
 /// Generated client implementations.
 pub mod raft_client {

@@ -6,7 +6,7 @@
 use rcluster_api::object::{Kind, Object};
 use thiserror::Error;
 
-use super::State;
+use super::{Answered, State};
 
 /// One object's change.
 #[allow(clippy::large_enum_variant, reason = "changes are few, and almost all of them are puts")]
@@ -16,20 +16,17 @@ pub enum Change {
     Put { expected: u64, object: Object },
     /// The object is to go.
     Delete { expected: u64, kind: Kind, id: String },
+    /// A request was answered so; with the changes that it has made.
+    Answer(Answered),
 }
 
 impl Change {
-    /// The kind and id of the object.
-    pub fn target(&self) -> (Kind, &str) {
+    /// The kind and id of the object, and the version that it was decided on.
+    fn target(&self) -> Option<(Kind, &str, u64)> {
         match self {
-            Self::Put { object, .. } => (object.kind(), object.id()),
-            Self::Delete { kind, id, .. } => (*kind, id),
-        }
-    }
-
-    fn expected(&self) -> u64 {
-        match self {
-            Self::Put { expected, .. } | Self::Delete { expected, .. } => *expected,
+            Self::Put { object, expected } => Some((object.kind(), object.id(), *expected)),
+            Self::Delete { kind, id, expected } => Some((*kind, id, *expected)),
+            Self::Answer(_) => None,
         }
     }
 }
@@ -54,20 +51,22 @@ pub struct Conflict {
 impl State {
     /// Applies `transaction` as revision `revision`; on a conflict nothing changes.
     pub fn apply(&mut self, revision: u64, transaction: &Transaction) -> Result<(), Conflict> {
-        for change in &transaction.changes {
-            let (kind, id) = change.target();
+        for (kind, id, expected) in transaction.changes.iter().filter_map(Change::target) {
             let actual = self.version(kind, id);
-            if actual != change.expected() {
-                return Err(Conflict { kind, id: id.to_owned(), expected: change.expected(), actual });
+            if actual != expected {
+                return Err(Conflict { kind, id: id.to_owned(), expected, actual });
             }
         }
         for change in &transaction.changes {
             match change {
                 Change::Put { object, .. } => self.write(revision, transaction.at_ms, object.clone()),
                 Change::Delete { kind, id, .. } => self.delete(*kind, id),
+                Change::Answer(answered) => {
+                    self.answers.insert(Answered { revision, at_ms: transaction.at_ms, ..answered.clone() });
+                }
             }
         }
-        let keys = transaction.changes.iter().map(Change::target).map(|(kind, id)| (kind, id.to_owned()));
+        let keys = transaction.changes.iter().filter_map(Change::target).map(|(kind, id, _)| (kind, id.to_owned()));
         self.history.record(revision, keys.collect());
         self.revision = revision;
         Ok(())

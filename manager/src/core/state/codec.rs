@@ -6,7 +6,7 @@ use rcluster_api::wire::convert::{self, WireError};
 use rcluster_api::wire::v1;
 use thiserror::Error;
 
-use super::{Change, History, State, Transaction};
+use super::{Answered, Change, History, State, Transaction};
 
 /// The format that this version writes; it reads this and older ones.
 pub const SNAPSHOT_FORMAT: u32 = 1;
@@ -35,6 +35,9 @@ pub fn encode_transaction(transaction: &Transaction) -> v1::Transaction {
                 expected_version: *expected,
                 kind: Some(v1::change::Kind::Delete(v1::Delete { kind: v1::Kind::from(*kind).into(), id: id.clone() })),
             },
+            Change::Answer(answered) => {
+                v1::Change { expected_version: 0, kind: Some(v1::change::Kind::Answer(answered_wire(answered.clone()))) }
+            }
         })
         .collect();
     v1::Transaction { at_ms: transaction.at_ms, changes, ..v1::Transaction::default() }
@@ -50,10 +53,21 @@ pub fn decode_transaction(wire: v1::Transaction) -> Result<Transaction, CodecErr
             Ok(match change.kind.ok_or(WireError { field: "change" })? {
                 v1::change::Kind::Put(object) => Change::Put { expected, object: Object::try_from(object)? },
                 v1::change::Kind::Delete(v1::Delete { kind, id }) => Change::Delete { expected, kind: convert::kind(kind)?, id },
+                v1::change::Kind::Answer(wire) => Change::Answer(answered(wire)),
             })
         })
         .collect::<Result<_, WireError>>()?;
     Ok(Transaction { at_ms: wire.at_ms, changes })
+}
+
+fn answered_wire(answered: Answered) -> v1::Answered {
+    let Answered { id, digest, answer, at_ms, revision } = answered;
+    v1::Answered { id, digest, answer, at_ms, revision }
+}
+
+fn answered(wire: v1::Answered) -> Answered {
+    let v1::Answered { id, digest, answer, at_ms, revision } = wire;
+    Answered { id, digest, answer, at_ms, revision }
 }
 
 /// The whole state as bytes.
@@ -63,6 +77,7 @@ pub fn encode_snapshot(state: &State) -> Vec<u8> {
         revision: state.revision(),
         objects: state.objects().map(Into::into).collect(),
         cluster_id: state.cluster_id().to_owned(),
+        answers: state.answers().iter().map(|answered| answered_wire((**answered).clone())).collect(),
     };
     snapshot.encode_to_vec()
 }
@@ -78,6 +93,9 @@ pub fn decode_snapshot(bytes: &[u8]) -> Result<State, CodecError> {
     state.history = History::new(snapshot.revision);
     for object in snapshot.objects {
         state.insert(Object::try_from(object)?);
+    }
+    for wire in snapshot.answers {
+        state.answers.insert(answered(wire));
     }
     Ok(state)
 }

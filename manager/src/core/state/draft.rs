@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rcluster_api::object::{Kind, Object};
 
-use super::{Change, State, Transaction};
+use super::{Answered, Change, PENDING, State, Transaction};
 
 /// The state as it would be.
 #[derive(Debug, Clone)]
@@ -13,12 +13,13 @@ pub struct Draft {
     staged: State,
     at_ms: u64,
     changes: BTreeMap<(Kind, String), Change>,
+    answers: Vec<Answered>,
 }
 
 impl Draft {
     /// Nothing staged yet on top of `base`.
     pub fn new(base: State, at_ms: u64) -> Self {
-        Self { staged: base.clone(), base, at_ms, changes: BTreeMap::new() }
+        Self { staged: base.clone(), base, at_ms, changes: BTreeMap::new(), answers: Vec::new() }
     }
 
     /// The state with everything staged so far.
@@ -47,13 +48,20 @@ impl Draft {
         }
     }
 
+    /// Stages an answer.
+    pub fn answer(&mut self, answered: Answered) {
+        self.staged.answers.insert(Answered { at_ms: self.at_ms, revision: PENDING, ..answered.clone() });
+        self.answers.push(answered);
+    }
+
     /// Whether nothing is staged.
     pub fn is_empty(&self) -> bool {
-        self.changes.is_empty()
+        self.changes.is_empty() && self.answers.is_empty()
     }
 
     /// What was staged, as one transaction.
     pub fn into_transaction(self) -> Transaction {
-        Transaction { at_ms: self.at_ms, changes: self.changes.into_values().collect() }
+        let answers = self.answers.into_iter().map(Change::Answer);
+        Transaction { at_ms: self.at_ms, changes: self.changes.into_values().chain(answers).collect() }
     }
 }

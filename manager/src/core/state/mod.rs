@@ -3,10 +3,12 @@
 //! In: transactions in log order. Out: the tables at a revision; a clone is a snapshot and costs nothing. The tables hold no policy:
 //! a transaction says what the objects are to be, and is applied whole or refused as a conflict.
 
+mod answers;
 mod change;
 mod codec;
 mod draft;
 mod history;
+mod weight;
 
 use std::sync::Arc;
 
@@ -17,10 +19,12 @@ use rcluster_api::id::{DataId, EventId, ManagerId, NetworkId, NodeId, ServiceId,
 use rcluster_api::object::{Event, Kind, Network, Node, Object, Service, Task};
 use rcluster_api::task::TaskState;
 
+pub use answers::{ANSWER_LIFE_MS, ANSWERS_BYTES_MAX, ANSWERS_MAX, Answered, Answers, PENDING};
 pub use change::{Change, Conflict, Transaction};
 pub use codec::{CodecError, SNAPSHOT_FORMAT, decode_snapshot, decode_transaction, encode_snapshot, encode_transaction};
 pub use draft::Draft;
 pub use history::{CHANGES_MAX, Compacted, History, Key};
+pub use weight::weight;
 
 /// All objects at one revision.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +47,9 @@ pub struct State {
     tasks_by_service: OrdSet<(ServiceId, TaskId)>,
     tasks_by_node: OrdSet<(NodeId, TaskId)>,
     unassigned: OrdSet<TaskId>,
+    answers: Answers,
+    /// What the objects weigh.
+    bytes: usize,
     /// Not replicated, and in no snapshot.
     history: History,
 }
@@ -66,6 +73,11 @@ impl State {
     /// What the last revisions have changed.
     pub fn history(&self) -> &History {
         &self.history
+    }
+
+    /// The answers to requests that were made under a key.
+    pub fn answers(&self) -> &Answers {
+        &self.answers
     }
 
     /// All services, by id.
@@ -229,6 +241,7 @@ impl State {
     /// Writes an object with its stamp as it is, keeping the indices right.
     fn insert(&mut self, object: Object) {
         self.delete(object.kind(), object.id());
+        self.bytes += weight(&object);
         match object {
             Object::Service(service) => {
                 self.service_names.insert(service.spec.name.clone(), service.id.clone());
@@ -271,6 +284,7 @@ impl State {
 
     /// Removes an object, if it is there, keeping the indices right.
     fn delete(&mut self, kind: Kind, id: &str) {
+        self.bytes -= self.weight(kind, id);
         match kind {
             Kind::Service => {
                 if let Some(service) = self.services.remove(&ServiceId::from(id)) {

@@ -1,0 +1,64 @@
+//! Roughly what objects take, in the log and in memory: their texts, and something for the rest.
+
+use rcluster_api::cluster::Cluster;
+use rcluster_api::data::Data;
+use rcluster_api::id::{DataId, EventId, ManagerId, NetworkId, NodeId, ServiceId, TaskId, UserId};
+use rcluster_api::object::{Kind, Object, Service, Task};
+use rcluster_api::validate;
+
+use super::State;
+
+const REST: usize = 512;
+
+/// The bytes of an object.
+pub fn weight(object: &Object) -> usize {
+    match object {
+        Object::Task(task) => task_weight(task),
+        Object::Service(service) => service_weight(service),
+        Object::Data(data) => data_weight(data),
+        Object::Cluster(cluster) => cluster_weight(cluster),
+        Object::Node(_) | Object::Network(_) | Object::Event(_) | Object::Manager(_) | Object::User(_) => REST,
+    }
+}
+
+fn task_weight(task: &Task) -> usize {
+    REST + validate::text_bytes(&task.template.containers)
+        + task.status.message.len()
+        + 64 * (task.status.containers.len() + task.networks.len())
+}
+
+fn service_weight(service: &Service) -> usize {
+    REST + validate::text_size(&service.spec)
+}
+
+fn data_weight(data: &Data) -> usize {
+    REST + data.spec.data.as_ref().map_or(0, |payload| payload.0.len())
+}
+
+fn cluster_weight(cluster: &Cluster) -> usize {
+    const CREDENTIALS_BYTES: usize = 2048;
+    REST + (1 + cluster.authorities.len()) * CREDENTIALS_BYTES + 64 * cluster.revocations.len()
+}
+
+impl State {
+    /// The bytes of an object as it is; 0 when there is none.
+    pub fn weight(&self, kind: Kind, id: &str) -> usize {
+        let weight = match kind {
+            Kind::Service => self.services.get(&ServiceId::from(id)).map(|service| service_weight(service)),
+            Kind::Task => self.tasks.get(&TaskId::from(id)).map(|task| task_weight(task)),
+            Kind::Secret | Kind::Config => self.data.get(&DataId::from(id)).map(|data| data_weight(data)),
+            Kind::Cluster => self.cluster.as_ref().map(|cluster| cluster_weight(cluster)),
+            Kind::Node => self.nodes.contains_key(&NodeId::from(id)).then_some(REST),
+            Kind::Network => self.networks.contains_key(&NetworkId::from(id)).then_some(REST),
+            Kind::Event => self.events.contains_key(&EventId::from(id)).then_some(REST),
+            Kind::Manager => self.managers.contains_key(&ManagerId::from(id)).then_some(REST),
+            Kind::User => self.users.contains_key(&UserId::from(id)).then_some(REST),
+        };
+        weight.unwrap_or_default()
+    }
+
+    /// The bytes of all objects.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
