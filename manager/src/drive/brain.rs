@@ -1,24 +1,23 @@
-//! The leader's loop: gathers what came in, plans once over all of it, proposes one transaction, and again.
+//! The leader's decisions over time: gathers what came in, plans once over all of it, asks for one transaction to be proposed, and again.
 //!
 //! ```text
 //!   users ─ Control ─┐
-//!   agents ─ Register, Heard, Reports ─┤→ inbox → drain → draft ← reports, registrations, liveness, requests
-//!   store ─ revision ─┤                            │
-//!   wake_at ──────────┘                            └→ core::plan → propose → answer
+//!   agents ─ Register, Heard, Reports ─┤→ take → pending → turn: draft ← registrations, liveness, reports, requests
+//!   wake_at ─────────┘                              │
+//!                                                   └→ core::plan → Effect::Propose → proposed → Effect::Answer, Effect::Registered
 //! ```
 //!
-//! While a proposal is in flight, events wait in the inbox. On a conflict the plan is dropped and made again from the state as it is.
-//! Nothing that a plan needs is kept here: only what came in and has not been committed yet, and when nodes were last heard.
+//! No clock, no channel and no chance of its own: the time, the tables and a seed are given to it, by `drive::shell` in a manager and by
+//! the simulation in `sim`. While a proposal is in flight, what comes in waits. On a conflict the plan is dropped and made again from the
+//! state as it is. Nothing that a plan needs is kept here: only what came in and has not been committed yet, and when nodes were last
+//! heard.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::Duration;
 
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{NodeId, TaskId};
 use rcluster_api::object::{Kind, Node, NodeState, Object, TaskStatus};
-use rcluster_base::clock::unix_ms;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Duration, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::core::control::{self, Answer, Request};
@@ -27,74 +26,93 @@ use crate::core::node::register::{Registration, register};
 use crate::core::node::report;
 use crate::core::plan::{BYTES_PER_PART_MAX, ChangeSet, Ctx, Dirty, Note, OBJECTS_PER_PART_MAX, plan, stage};
 use crate::core::state::{Draft, State, Transaction, weight};
-use crate::store::{ProposeError, Store};
+use crate::store::ProposeError;
 
-/// Most events that are taken into one plan.
-const BATCH_MAX: usize = 1024;
+/// How soon a proposal that found leadership being handed over is made again: the hand-over may come to nothing.
+const HANDING_OVER: Duration = Duration::from_millis(50);
 
 /// A user's request, carried out: the revision and what to answer.
 pub type Outcome = Result<(u64, Answer), ApiError>;
 
-/// Where an answer goes.
-type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
+/// The time as a brain is told it.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// Since a fixed point; never goes back.
+    pub monotonic: Duration,
+    /// Unix time in milliseconds; may jump.
+    pub unix_ms: u64,
+}
 
-/// What the brain is told.
+/// What the brain is told. `U` and `A` stand for whoever waits for the answer, a user and an agent.
 #[derive(Debug)]
-pub enum Event {
+pub enum Event<U, A> {
     /// A user asks for something.
-    Control { request: Request, reply: oneshot::Sender<Outcome> },
+    Control { request: Request, from: U },
     /// An agent asks to take part, with what it knows of its tasks.
-    Register { registration: Box<Registration>, reports: Vec<(TaskId, TaskStatus)>, reply: Reply<()> },
-    /// An agent was heard.
-    Heard { node: NodeId, at: Instant },
+    Register { registration: Box<Registration>, reports: Vec<(TaskId, TaskStatus)>, from: A },
+    /// An agent was heard, at this monotonic time.
+    Heard { node: NodeId, at: Duration },
     /// An agent tells of its tasks.
     Reports { node: NodeId, reports: Vec<(TaskId, TaskStatus)> },
 }
 
-/// What came in and is not committed yet.
-#[derive(Debug, Default)]
-struct Pending {
-    controls: Vec<(Request, oneshot::Sender<Outcome>)>,
-    registrations: Vec<(Box<Registration>, Instant, Reply<()>)>,
-    reports: BTreeMap<(NodeId, TaskId), TaskStatus>,
-}
-
-/// The answers that wait for the commit.
-#[derive(Debug, Default)]
-struct Replies {
-    controls: Vec<(Answer, oneshot::Sender<Outcome>)>,
-    registrations: Vec<Reply<()>>,
-}
-
-/// The loop's own state.
+/// What is to be done for the brain.
 #[derive(Debug)]
-pub struct Brain {
-    store: Store,
-    inbox: mpsc::Receiver<Event>,
-    revisions: watch::Receiver<u64>,
-    /// Origin of the monotonic milliseconds that liveness counts in.
-    started: Instant,
+pub enum Effect<U, A> {
+    /// [`Brain::proposed`] is to be called with what comes of it; nothing is planned before.
+    Propose(Transaction),
+    Answer(U, Outcome),
+    Registered(A, Result<(), ApiError>),
+}
+
+/// The last word on each task, by who has said it.
+type Reports = BTreeMap<(NodeId, TaskId), TaskStatus>;
+
+/// What came in and has not been proposed yet.
+#[derive(Debug)]
+struct Pending<U, A> {
+    controls: Vec<(Request, U)>,
+    registrations: Vec<(Box<Registration>, Duration, A)>,
+    reports: Reports,
+}
+
+/// What waits for the commit: answers, and reports that are lost if it does not come about.
+#[derive(Debug)]
+struct Replies<U, A> {
+    controls: Vec<(Answer, U)>,
+    registrations: Vec<A>,
+    reports: Reports,
+}
+
+/// A transaction that was proposed: what is dirty still once it is committed, and what waits for it.
+#[derive(Debug)]
+struct InFlight<U, A> {
+    left: Dirty,
+    replies: Replies<U, A>,
+}
+
+/// One leader's memory, for one term.
+#[derive(Debug)]
+pub struct Brain<U, A> {
     liveness: Liveness,
-    pending: Pending,
+    pending: Pending<U, A>,
+    in_flight: Option<InFlight<U, A>>,
     dirty: Dirty,
     seen: State,
     /// When nodes are to be judged again, or what is pending goes on.
-    wake_at: tokio::time::Instant,
+    wake_at: Duration,
     /// When a wait that a plan met with is over; everything is dirty then.
-    plan_at: Option<tokio::time::Instant>,
+    plan_at: Option<Duration>,
     /// The time of the last plan: the wall clock of this manager or an earlier leader's may step back, time here does not.
     now_ms: u64,
     announcement: Option<Note>,
-    /// How many of the pending reports the plan at hand has taken in.
-    reports_staged: usize,
+    is_over: bool,
 }
 
-impl Brain {
-    /// A brain for the term `number`; everything is dirty.
-    pub fn new(store: Store, number: u64, timing: Timing, inbox: mpsc::Receiver<Event>) -> Self {
-        let started = Instant::now();
-        let awaited_until_ms = store.state().cluster().map_or(0, |cluster| cluster.nodes_awaited_until_ms);
-        let leader = store.status().answered_by;
+impl<U, A> Brain<U, A> {
+    /// A brain of the manager `leader` for the term `number`; everything is dirty.
+    pub fn new(state: State, leader: String, number: u64, timing: Timing, now: Moment) -> Self {
+        let awaited_until_ms = state.cluster().map_or(0, |cluster| cluster.nodes_awaited_until_ms);
         let announcement = Note {
             kind: Kind::Event,
             object_id: String::new(),
@@ -103,59 +121,28 @@ impl Brain {
             message: format!("leads in term {number}"),
         };
         Self {
-            revisions: store.revisions(),
-            now_ms: latest_ms(&store.state()),
-            seen: store.state(),
-            store,
-            inbox,
-            started,
-            liveness: Liveness::new(timing.awaiting(awaited_until_ms, unix_ms()), 0),
-            pending: Pending::default(),
+            liveness: Liveness::new(timing.awaiting(awaited_until_ms, now.unix_ms), ms(now.monotonic)),
+            pending: Pending { controls: Vec::new(), registrations: Vec::new(), reports: Reports::new() },
+            in_flight: None,
             dirty: Dirty::everything(),
-            wake_at: tokio::time::Instant::now(),
+            now_ms: latest_ms(&state),
+            seen: state,
+            wake_at: now.monotonic,
             plan_at: None,
             announcement: Some(announcement),
-            reports_staged: 0,
+            is_over: false,
         }
     }
 
-    /// Runs until the term is over.
-    pub async fn run(mut self) {
-        while self.turn().await {
-            self.wait().await;
-        }
-    }
-
-    /// Waits for something to do, then takes in all that is there.
-    async fn wait(&mut self) {
-        let wake_at = self.plan_at.map_or(self.wake_at, |plan_at| plan_at.min(self.wake_at));
-        tokio::select! {
-            event = self.inbox.recv() => {
-                if let Some(event) = event {
-                    self.take(event);
-                }
-            }
-            changed = self.revisions.changed() => {
-                if changed.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            }
-            () = sleep_until(wake_at) => {}
-        }
-        for _ in 0..BATCH_MAX {
-            let Ok(event) = self.inbox.try_recv() else { break };
-            self.take(event);
-        }
-    }
-
-    fn take(&mut self, event: Event) {
+    /// Takes in what came; [`Brain::turn`] acts on it.
+    pub fn take(&mut self, now: Moment, event: Event<U, A>) {
         match event {
-            Event::Control { request, reply } => self.pending.controls.push((request, reply)),
-            Event::Register { registration, reports, reply } => {
+            Event::Control { request, from } => self.pending.controls.push((request, from)),
+            Event::Register { registration, reports, from } => {
                 self.take_reports(&registration.id, reports);
-                self.pending.registrations.push((registration, Instant::now(), reply));
+                self.pending.registrations.push((registration, now.monotonic, from));
             }
-            Event::Heard { node, at } => self.liveness.heard(&node, self.monotonic_ms(at)),
+            Event::Heard { node, at } => self.liveness.heard(&node, ms(at)),
             Event::Reports { node, reports } => self.take_reports(&node, reports),
         }
     }
@@ -166,76 +153,95 @@ impl Brain {
         }
     }
 
-    fn monotonic_ms(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
+    /// When there is something to do although nothing has come in; `None` while a proposal is in flight.
+    pub fn wake_at(&self) -> Option<Duration> {
+        let wake_at = self.plan_at.map_or(self.wake_at, |plan_at| plan_at.min(self.wake_at));
+        self.in_flight.is_none().then_some(wake_at)
     }
 
-    /// Plans and proposes once; false when the term is over.
-    async fn turn(&mut self) -> bool {
-        let state = self.store.state();
+    /// Whether the store has said that the term is over.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// Plans once over the tables as they are and all that came in; nothing while a proposal is in flight.
+    pub fn turn(&mut self, now: Moment, state: State, seed: u64) -> Vec<Effect<U, A>> {
+        let mut effects = Vec::new();
+        if self.in_flight.is_some() || self.is_over {
+            return effects;
+        }
         self.dirty.add_difference(&self.seen, &state);
         self.seen = state.clone();
-        self.now_ms = unix_ms().max(self.now_ms + 1);
-        if self.plan_at.is_some_and(|plan_at| plan_at <= tokio::time::Instant::now()) {
+        self.now_ms = now.unix_ms.max(self.now_ms + 1);
+        if self.plan_at.is_some_and(|plan_at| plan_at <= now.monotonic) {
             self.plan_at = None;
             self.dirty = Dirty::everything();
         }
-        let mut ctx = Ctx::new(self.now_ms, rand::random());
+        let mut ctx = Ctx::new(self.now_ms, seed);
         let mut draft = Draft::new(state, ctx.now_ms);
-        let replies = self.stage_pending(&mut draft, &mut ctx);
+        let replies = self.stage_pending(now, &mut draft, &mut ctx, &mut effects);
         self.dirty.add_difference(&self.seen, draft.state());
-        let planned = tokio::task::block_in_place(|| plan(draft, &self.dirty, &mut ctx));
-        let plan_wake = planned.wake_at_ms.map(|at| tokio::time::Instant::now() + Duration::from_millis(at.saturating_sub(ctx.now_ms)));
+        let planned = plan(draft, &self.dirty, &mut ctx);
+        let plan_wake = planned.wake_at_ms.map(|at| now.monotonic + Duration::from_millis(at.saturating_sub(ctx.now_ms)));
         self.plan_at = [self.plan_at, plan_wake].into_iter().flatten().min();
         if planned.goes_on {
-            self.wake_at = tokio::time::Instant::now();
+            self.wake_at = now.monotonic;
         }
         if planned.transaction.changes.is_empty() {
             self.dirty = planned.left;
-            self.answer(replies, self.seen.revision());
-            return true;
+            answer(replies, self.seen.revision(), &mut effects);
+        } else {
+            self.in_flight = Some(InFlight { left: planned.left, replies });
+            effects.push(Effect::Propose(planned.transaction));
         }
-        self.propose(planned.transaction, planned.left, replies).await
+        effects
     }
 
     /// Puts on the draft all that came in; refusals are answered at once.
-    fn stage_pending(&mut self, draft: &mut Draft, ctx: &mut Ctx) -> Replies {
-        let mut replies = Replies::default();
+    fn stage_pending(&mut self, now: Moment, draft: &mut Draft, ctx: &mut Ctx, effects: &mut Vec<Effect<U, A>>) -> Replies<U, A> {
+        let mut replies = Replies { controls: Vec::new(), registrations: Vec::new(), reports: Reports::new() };
         if let Some(note) = self.announcement.take() {
             let mut event = ctx.event(note);
             "manager".clone_into(&mut event.kind);
             draft.put(Object::Event(event));
         }
-        for (registration, at, reply) in std::mem::take(&mut self.pending.registrations) {
+        for (registration, at, from) in std::mem::take(&mut self.pending.registrations) {
             match register(draft.state(), &registration, ctx.now_ms) {
                 Ok(changes) => {
                     // One that is refused is not heard: it takes no part.
-                    self.liveness.heard(&registration.id, self.monotonic_ms(at));
+                    self.liveness.heard(&registration.id, ms(at));
                     stage(draft, changes, ctx);
-                    replies.registrations.push(reply);
+                    replies.registrations.push(from);
                 }
                 Err(refusal) => {
                     warn!(node = %registration.id, %refusal, "refused an agent");
-                    drop(reply.send(Err(refusal)));
+                    effects.push(Effect::Registered(from, Err(refusal)));
                 }
             }
         }
-        self.stage_judgements(draft, ctx);
-        self.stage_reports(draft, ctx);
-        self.stage_requests(draft, ctx, &mut replies);
+        self.stage_judgements(now, draft, ctx);
+        replies.reports = self.stage_reports(now, draft, ctx);
+        self.stage_requests(now, draft, ctx, &mut replies, effects);
         replies
     }
 
     /// As many requests as one transaction takes, up to one that sets what another has set: two contents of one version could not be told
     /// apart by who expects it. The others are next.
-    fn stage_requests(&mut self, draft: &mut Draft, ctx: &mut Ctx, replies: &mut Replies) {
+    fn stage_requests(
+        &mut self,
+        now: Moment,
+        draft: &mut Draft,
+        ctx: &mut Ctx,
+        replies: &mut Replies<U, A>,
+        effects: &mut Vec<Effect<U, A>>,
+    ) {
         let mut bytes = 0;
         let mut set = BTreeSet::new();
         let mut requests = std::mem::take(&mut self.pending.controls).into_iter();
-        for (request, reply) in requests.by_ref() {
+        for (request, from) in requests.by_ref() {
             let sets = request.sets(draft.state());
             if sets.iter().any(|object| set.contains(object)) {
-                self.pending.controls.push((request, reply));
+                self.pending.controls.push((request, from));
                 break;
             }
             set.extend(sets);
@@ -243,9 +249,9 @@ impl Brain {
                 Ok((changes, answer)) => {
                     bytes += changes.puts.iter().map(weight).sum::<usize>();
                     stage(draft, changes, ctx);
-                    replies.controls.push((answer, reply));
+                    replies.controls.push((answer, from));
                 }
-                Err(refusal) => drop(reply.send(Err(refusal))),
+                Err(refusal) => effects.push(Effect::Answer(from, Err(refusal))),
             }
             if bytes >= BYTES_PER_PART_MAX {
                 break;
@@ -253,14 +259,14 @@ impl Brain {
         }
         self.pending.controls.extend(requests);
         if !self.pending.controls.is_empty() {
-            self.wake_at = tokio::time::Instant::now();
+            self.wake_at = now.monotonic;
         }
     }
 
-    fn stage_judgements(&mut self, draft: &mut Draft, ctx: &mut Ctx) {
-        let now_ms = self.monotonic_ms(Instant::now());
+    fn stage_judgements(&mut self, now: Moment, draft: &mut Draft, ctx: &mut Ctx) {
+        let now_ms = ms(now.monotonic);
         let (judgements, ask_again_ms) = self.liveness.judge(draft.state(), now_ms);
-        self.wake_at = tokio::time::Instant::now() + Duration::from_millis(ask_again_ms.saturating_sub(now_ms));
+        self.wake_at = now.monotonic + Duration::from_millis(ask_again_ms.saturating_sub(now_ms));
         for judgement in judgements {
             let Some(node) = draft.state().nodes().get(&judgement.node) else { continue };
             info!(node = node.name(), from = node.state.as_str(), to = judgement.state.as_str(), why = judgement.message, "node");
@@ -281,45 +287,46 @@ impl Brain {
         }
     }
 
-    /// Reports stay pending until they are committed: a conflict must not lose them.
-    fn stage_reports(&mut self, draft: &mut Draft, ctx: &mut Ctx) {
-        let (mut staged, mut bytes) = (0, 0);
-        self.pending.reports.retain(|(node, task), status| {
-            if staged >= OBJECTS_PER_PART_MAX || bytes >= BYTES_PER_PART_MAX {
-                return true;
+    /// As many reports as one transaction takes; returns those that have gone into it. A conflict must not lose them.
+    fn stage_reports(&mut self, now: Moment, draft: &mut Draft, ctx: &mut Ctx) -> Reports {
+        let (mut staged, mut bytes) = (Reports::new(), 0);
+        for (key, status) in std::mem::take(&mut self.pending.reports) {
+            if staged.len() >= OBJECTS_PER_PART_MAX || bytes >= BYTES_PER_PART_MAX {
+                self.pending.reports.insert(key, status);
+                self.wake_at = now.monotonic;
+                continue;
             }
-            let Some(before) = draft.state().tasks().get(task).cloned() else { return false };
-            let Some(after) = report::merge(&before, node, status) else { return false };
+            let (node, task) = &key;
+            let Some(before) = draft.state().tasks().get(task).cloned() else { continue };
+            let Some(after) = report::merge(&before, node, &status) else { continue };
             debug!(task = %task, name = after.name, from = %before.status.state, to = %after.status.state, "step");
             let notes = report::note(&before, &after).into_iter().collect();
             let after = Object::Task(Box::new(after));
             bytes += weight(&after);
             stage(draft, ChangeSet { puts: vec![after], notes, ..ChangeSet::default() }, ctx);
-            staged += 1;
-            true
-        });
-        self.reports_staged = staged;
-        if self.pending.reports.len() > staged {
-            self.wake_at = tokio::time::Instant::now();
+            staged.insert(key, status);
         }
+        staged
     }
 
-    async fn propose(&mut self, transaction: Transaction, left: Dirty, replies: Replies) -> bool {
-        let changes = transaction.changes.len();
-        match self.store.propose(transaction).await {
+    /// What has become of the transaction that was proposed.
+    pub fn proposed(&mut self, now: Moment, outcome: Result<u64, ProposeError>) -> Vec<Effect<U, A>> {
+        let mut effects = Vec::new();
+        let Some(InFlight { left, mut replies }) = self.in_flight.take() else { return effects };
+        if outcome.is_err() {
+            self.take_back(std::mem::take(&mut replies.reports));
+        }
+        match outcome {
             Ok(revision) => {
-                debug!(revision, changes, "committed");
-                self.forget_staged_reports();
+                debug!(revision, "committed");
                 self.dirty = left;
-                self.answer(replies, revision);
-                true
+                answer(replies, revision, &mut effects);
+                return effects;
             }
             Err(ProposeError::Conflict(conflict)) => {
-                // Only this loop writes, so a conflict means that an earlier leader's entry came in between: plan again.
+                // Only this brain writes, so a conflict means that an earlier leader's entry came in between: plan again.
                 warn!(%conflict, "planning again");
-                self.refuse(replies, &ApiError::new(ErrorCode::Conflict, conflict.to_string()).hint("try again"));
-                self.dirty = Dirty::everything();
-                true
+                refuse(replies, &ApiError::new(ErrorCode::Conflict, conflict.to_string()).hint("try again"), &mut effects);
             }
             Err(ProposeError::TooLarge { bytes, limit }) => {
                 error!(bytes, limit, "transaction too large");
@@ -327,44 +334,49 @@ impl Brain {
                     ApiError::new(ErrorCode::TooLarge, format!("the change needs {bytes} bytes in the log, the limit is {limit}"))
                         .hint("deploy or scale in smaller steps");
                 // All parts of a plan but a single request are bounded: without it the next plan fits. Nothing else is lost.
-                self.refuse(replies, &refusal);
+                refuse(replies, &refusal, &mut effects);
+            }
+            Err(refused @ ProposeError::NotLeader { .. }) => {
+                // The term may be over; or leadership is being handed over, and the hand-over may fail, with nobody else to go on.
+                refuse(replies, &unavailable(&refused), &mut effects);
+                self.wake_at = now.monotonic + HANDING_OVER;
                 self.dirty = Dirty::everything();
-                true
+                return effects;
             }
-            Err(
-                lost @ (ProposeError::NotLeader { .. } | ProposeError::Unavailable | ProposeError::ShuttingDown | ProposeError::NoVoters),
-            ) => {
-                self.refuse(replies, &ApiError::new(ErrorCode::Unavailable, lost.to_string()).hint("look at the state, then try again"));
-                false
+            Err(lost @ (ProposeError::Unavailable | ProposeError::ShuttingDown | ProposeError::NoVoters)) => {
+                refuse(replies, &unavailable(&lost), &mut effects);
+                self.is_over = true;
             }
         }
+        self.wake_at = now.monotonic;
+        self.dirty = Dirty::everything();
+        effects
     }
 
-    /// Drops the reports that the last plan took in: they stand first.
-    fn forget_staged_reports(&mut self) {
-        for _ in 0..std::mem::take(&mut self.reports_staged) {
-            self.pending.reports.pop_first();
+    /// What was not committed is to be reported again, unless there is newer word of the task.
+    fn take_back(&mut self, reports: Reports) {
+        for (key, status) in reports {
+            self.pending.reports.entry(key).or_insert(status);
         }
     }
+}
 
-    fn answer(&self, replies: Replies, revision: u64) {
-        for (answer, reply) in replies.controls {
-            // A client that has gone does not need the answer.
-            drop(reply.send(Ok(answer.at(revision))));
-        }
-        for reply in replies.registrations {
-            drop(reply.send(Ok(())));
-        }
-    }
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
 
-    fn refuse(&self, replies: Replies, refusal: &ApiError) {
-        for (_, reply) in replies.controls {
-            drop(reply.send(Err(refusal.clone())));
-        }
-        for reply in replies.registrations {
-            drop(reply.send(Err(refusal.clone())));
-        }
-    }
+fn unavailable(error: &ProposeError) -> ApiError {
+    ApiError::new(ErrorCode::Unavailable, error.to_string()).hint("look at the state, then try again")
+}
+
+fn answer<U, A>(replies: Replies<U, A>, revision: u64, effects: &mut Vec<Effect<U, A>>) {
+    effects.extend(replies.controls.into_iter().map(|(answer, from)| Effect::Answer(from, Ok(answer.at(revision)))));
+    effects.extend(replies.registrations.into_iter().map(|from| Effect::Registered(from, Ok(()))));
+}
+
+fn refuse<U, A>(replies: Replies<U, A>, refusal: &ApiError, effects: &mut Vec<Effect<U, A>>) {
+    effects.extend(replies.controls.into_iter().map(|(_, from)| Effect::Answer(from, Err(refusal.clone()))));
+    effects.extend(replies.registrations.into_iter().map(|from| Effect::Registered(from, Err(refusal.clone()))));
 }
 
 /// The latest time that stands in a state.

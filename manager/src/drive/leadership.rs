@@ -1,7 +1,7 @@
 //! The scope of a leader: made when the store says that this manager leads, dropped when it no longer does.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_base::scope::Scope;
@@ -9,10 +9,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::brain::{Brain, Event, Outcome};
+use super::brain::Outcome;
 use super::logs::LogBroker;
 use super::members;
 use super::relays::RelayBroker;
+use super::shell::{Event, Shell};
 use super::sessions::Sessions;
 use crate::core::control::Request;
 use crate::core::node::liveness::Timing;
@@ -30,6 +31,8 @@ pub struct Term {
     pub number: u64,
     store: Store,
     pub timing: Timing,
+    /// Origin of the brain's monotonic time.
+    pub began: Instant,
     pub events: mpsc::Sender<Event>,
     pub sessions: Sessions,
     pub logs: LogBroker,
@@ -64,7 +67,7 @@ impl Term {
         let (reply, answer) = oneshot::channel();
         let over =
             || ApiError::new(ErrorCode::Unavailable, "this manager stopped leading; the request may or may not have been carried out");
-        self.events.send(Event::Control { request, reply }).await.map_err(|_| over())?;
+        self.events.send(Event::Control { request, from: reply }).await.map_err(|_| over())?;
         match tokio::time::timeout(REQUEST_TIMEOUT, answer).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(over().hint("look at the state, then try again")),
@@ -135,6 +138,7 @@ fn begin(store: &Store, timing: Timing, number: u64) -> (Arc<Term>, Scope) {
         number,
         store: store.clone(),
         timing,
+        began: Instant::now(),
         events,
         sessions: Sessions::default(),
         logs: LogBroker::default(),
@@ -142,7 +146,7 @@ fn begin(store: &Store, timing: Timing, number: u64) -> (Arc<Term>, Scope) {
         ended: CancellationToken::new(),
     });
     let mut scope = Scope::new();
-    scope.spawn(Brain::new(store.clone(), number, timing, inbox).run());
+    scope.spawn(Shell::new(store.clone(), number, timing, term.began, inbox).run());
     scope.spawn(members::keep(store.clone(), term.clone()));
     (term, scope)
 }

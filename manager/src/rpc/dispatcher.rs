@@ -3,13 +3,12 @@
 //! A session is two loops. One reads what the agent says and tells the brain. The other waits for revisions and sends the node's view
 //! and assignments when they have changed; the view goes first. Both end with the session, and the session with the term.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rcluster_api::cluster::Cluster;
 use rcluster_api::error::{ApiError, ErrorCode};
-use rcluster_api::id::{DataId, NodeId, TaskId};
+use rcluster_api::id::{NodeId, TaskId};
 use rcluster_api::object::TaskStatus;
 use rcluster_api::wire::v1::dispatcher_server::Dispatcher;
 use rcluster_api::wire::v1::{self, agent_message, manager_message, relay_output};
@@ -21,9 +20,8 @@ use tracing::{info, warn};
 use super::auth;
 use super::control::Answers;
 use super::route::Router;
-use crate::ca;
-use crate::core::dispatch::assignments::{assigned_data, assignments, used_data};
 use crate::core::dispatch::netview::Networks;
+use crate::core::dispatch::told::Told;
 use crate::core::node::register::Registration;
 use crate::core::state::State;
 use crate::drive::{AgentEnd, Event, Term};
@@ -113,7 +111,7 @@ async fn register(term: &Term, register: v1::Register) -> Result<NodeId, Status>
     let registration = Box::new(Registration { id: node.clone(), incarnation, description: description.into(), tasks: known });
     let (reply, answer) = oneshot::channel();
     let over = |_| Status::from(ApiError::new(ErrorCode::Unavailable, "this manager stopped leading"));
-    term.events.send(Event::Register { registration, reports, reply }).await.map_err(|_| over(()))?;
+    term.events.send(Event::Register { registration, reports, from: reply }).await.map_err(|_| over(()))?;
     answer.await.map_err(|_| over(()))??;
     Ok(node)
 }
@@ -210,7 +208,7 @@ async fn listen(
 ) {
     let silence = Duration::from_millis(term.timing.down_ms);
     while let Ok(Ok(Some(message))) = tokio::time::timeout(silence, inbox.message()).await {
-        if term.events.send(Event::Heard { node: node.clone(), at: Instant::now() }).await.is_err() {
+        if term.events.send(Event::Heard { node: node.clone(), at: term.began.elapsed() }).await.is_err() {
             return;
         }
         match message.kind {
@@ -235,39 +233,11 @@ impl DispatcherService {
     /// Sends the node its view, the secrets and configs of its tasks, and its assignments whenever they differ from what it was sent last.
     async fn tell(&self, term: &Term, node: &NodeId, outbox: &mpsc::Sender<Result<v1::ManagerMessage, Status>>) {
         let mut revisions = self.router.store.revisions();
-        let mut told_view: Option<v1::NetView> = None;
-        let mut told_set: Option<Digest> = None;
-        let mut told_data: BTreeMap<DataId, u64> = BTreeMap::new();
-        let mut told_cluster: Option<Arc<Cluster>> = None;
+        let mut told = Told::default();
         loop {
             revisions.borrow_and_update();
             let state = self.router.store.state();
-            let view = self.networks(&state).view(node, term.number);
-            let set = assignments(&state, node, term.number);
-            let digest = Digest::of(&set);
-            let mut messages = Vec::new();
-            if let Some(cluster) = state.cluster()
-                && told_cluster.as_ref().is_none_or(|told| told.authorities != cluster.authorities)
-            {
-                messages.push(manager_message::Kind::Trust(v1::Trust { authorities: ca::trusted(&cluster.authorities) }));
-                told_cluster = Some(cluster.clone());
-            }
-            if told_view.as_ref().is_none_or(|told| told.nodes != view.nodes || told.networks != view.networks) {
-                messages.push(manager_message::Kind::View(view.clone()));
-                told_view = Some(view);
-            }
-            let used = used_data(&state, node);
-            // What no task of the set uses is dropped by the agent.
-            told_data.retain(|id, _| used.contains_key(id));
-            for data in used.into_values() {
-                if told_data.insert(data.id.clone(), data.stamp.version) != Some(data.stamp.version) {
-                    messages.push(manager_message::Kind::Data(assigned_data(&data)));
-                }
-            }
-            if told_set.as_ref() != Some(&digest) {
-                messages.push(manager_message::Kind::Assignments(set));
-                told_set = Some(digest);
-            }
+            let messages = told.news(&state, &self.networks(&state), node, term.number);
             for kind in messages {
                 if outbox.send(Ok(v1::ManagerMessage { kind: Some(kind) })).await.is_err() {
                     return;
@@ -277,19 +247,5 @@ impl DispatcherService {
                 return;
             }
         }
-    }
-}
-
-/// What of a set an agent acts on: a task's status is the agent's own word and need not be told back to it.
-#[derive(Debug, PartialEq, Eq)]
-struct Digest {
-    tasks: Vec<(String, i32)>,
-    kept: Vec<String>,
-}
-
-impl Digest {
-    fn of(set: &v1::Assignments) -> Self {
-        let id = |task: &v1::Task| task.meta.as_ref().map(|meta| meta.id.clone()).unwrap_or_default();
-        Self { tasks: set.tasks.iter().map(|task| (id(task), task.desired_state)).collect(), kept: set.kept_tasks.clone() }
     }
 }

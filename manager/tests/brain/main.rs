@@ -1,5 +1,6 @@
 //! The brain without a network: by example and by chance.
 
+mod driver;
 mod examples;
 mod properties;
 mod secrets;

@@ -2,3 +2,4 @@
 
 pub mod assignments;
 pub mod netview;
+pub mod told;

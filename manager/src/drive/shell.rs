@@ -1,0 +1,97 @@
+//! Runs a brain in a manager: gives it the clock, what comes in and the tables, and carries out what it wants.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use rcluster_api::error::ApiError;
+use rcluster_base::clock::unix_ms;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::sleep_until;
+
+use super::brain::{self, Brain, Effect, Moment, Outcome};
+use crate::core::node::liveness::Timing;
+use crate::store::Store;
+
+/// Most events that are taken into one plan.
+const BATCH_MAX: usize = 1024;
+
+/// Where the answer to a user goes.
+pub type UserReply = oneshot::Sender<Outcome>;
+/// Where the answer to an agent goes.
+pub type AgentReply = oneshot::Sender<Result<(), ApiError>>;
+/// What the brain is told.
+pub type Event = brain::Event<UserReply, AgentReply>;
+
+/// The loop around a brain.
+#[derive(Debug)]
+pub struct Shell {
+    store: Store,
+    inbox: mpsc::Receiver<Event>,
+    revisions: watch::Receiver<u64>,
+    /// Origin of the brain's monotonic time.
+    began: Instant,
+    brain: Brain<UserReply, AgentReply>,
+}
+
+impl Shell {
+    /// A brain for the term `number`, which began at `began`.
+    pub fn new(store: Store, number: u64, timing: Timing, began: Instant, inbox: mpsc::Receiver<Event>) -> Self {
+        let revisions = store.revisions();
+        let brain = Brain::new(store.state(), store.status().answered_by, number, timing, moment(began));
+        Self { store, inbox, revisions, began, brain }
+    }
+
+    /// Runs until the term is over.
+    pub async fn run(mut self) {
+        loop {
+            let (now, state) = (moment(self.began), self.store.state());
+            let effects = tokio::task::block_in_place(|| self.brain.turn(now, state, rand::random()));
+            self.carry_out(effects).await;
+            if self.brain.is_over() {
+                return;
+            }
+            self.wait().await;
+        }
+    }
+
+    async fn carry_out(&mut self, effects: Vec<Effect<UserReply, AgentReply>>) {
+        let mut effects = VecDeque::from(effects);
+        while let Some(effect) = effects.pop_front() {
+            // Whoever has gone does not need the answer.
+            match effect {
+                Effect::Propose(transaction) => {
+                    let outcome = self.store.propose(transaction).await;
+                    effects.extend(self.brain.proposed(moment(self.began), outcome));
+                }
+                Effect::Answer(user, outcome) => drop(user.send(outcome)),
+                Effect::Registered(agent, outcome) => drop(agent.send(outcome)),
+            }
+        }
+    }
+
+    /// Waits for something to do, then takes in all that is there.
+    async fn wait(&mut self) {
+        let wake_at = tokio::time::Instant::from_std(self.began + self.brain.wake_at().unwrap_or_default());
+        tokio::select! {
+            event = self.inbox.recv() => {
+                if let Some(event) = event {
+                    self.brain.take(moment(self.began), event);
+                }
+            }
+            changed = self.revisions.changed() => {
+                if changed.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+            () = sleep_until(wake_at) => {}
+        }
+        for _ in 0..BATCH_MAX {
+            let Ok(event) = self.inbox.try_recv() else { break };
+            self.brain.take(moment(self.began), event);
+        }
+    }
+}
+
+fn moment(began: Instant) -> Moment {
+    Moment { monotonic: began.elapsed(), unix_ms: unix_ms() }
+}

@@ -1,0 +1,153 @@
+//! The brain over time: what it does with what comes in while a proposal is in flight, and with what the store answers.
+
+use std::time::Duration;
+
+use rcluster_api::cluster::Cluster;
+use rcluster_api::id::TaskId;
+use rcluster_api::object::{NodeDescription, Object, TaskStatus};
+use rcluster_api::spec::{ServiceSpec, Spec};
+use rcluster_api::task::TaskState;
+use rcluster_manager::core::control::Request;
+use rcluster_manager::core::node::liveness::Timing;
+use rcluster_manager::core::node::register::Registration;
+use rcluster_manager::core::state::{State, Transaction};
+use rcluster_manager::drive::{Brain, BrainEvent, Effect, Moment};
+use rcluster_manager::found::first_state;
+use rcluster_manager::store::ProposeError;
+use serde_json::json;
+
+/// A brain whose store is a table, and who was answered what.
+struct Term {
+    brain: Brain<&'static str, &'static str>,
+    state: State,
+    now_ms: u64,
+    answers: Vec<String>,
+}
+
+impl Term {
+    fn new() -> Self {
+        let cluster = Object::Cluster(Box::new(Cluster { certificate_ttl_ms: 1000, ..Cluster::default() }));
+        let state = first_state("world".to_owned(), vec![cluster]);
+        let brain = Brain::new(state.clone(), "m1".to_owned(), 1, Timing::default(), moment(0));
+        Self { brain, state, now_ms: 0, answers: Vec::new() }
+    }
+
+    fn now(&self) -> Moment {
+        moment(self.now_ms)
+    }
+
+    /// What the brain wants to have proposed now.
+    fn turn(&mut self) -> Option<Transaction> {
+        let effects = self.brain.turn(self.now(), self.state.clone(), self.now_ms);
+        self.note(effects)
+    }
+
+    fn note(&mut self, effects: Vec<Effect<&'static str, &'static str>>) -> Option<Transaction> {
+        let mut proposed = None;
+        for effect in effects {
+            match effect {
+                Effect::Propose(transaction) => proposed = Some(transaction),
+                Effect::Answer(user, outcome) => self.answers.push(format!("{user}: {}", outcome.is_ok())),
+                Effect::Registered(agent, outcome) => self.answers.push(format!("{agent}: {}", outcome.is_ok())),
+            }
+        }
+        proposed
+    }
+
+    fn refuse(&mut self, error: ProposeError) {
+        let effects = self.brain.proposed(self.now(), Err(error));
+        assert!(self.note(effects).is_none());
+    }
+
+    fn commit(&mut self, transaction: &Transaction) {
+        let revision = self.state.revision() + 1;
+        self.state.apply(revision, transaction).expect("nobody else writes");
+        let effects = self.brain.proposed(self.now(), Ok(revision));
+        assert!(self.note(effects).is_none());
+    }
+
+    fn settle(&mut self) {
+        while let Some(transaction) = self.turn() {
+            self.commit(&transaction);
+            self.now_ms += 1;
+        }
+    }
+
+    /// A node with one task on it, which is assigned.
+    fn with_a_task() -> (Self, TaskId) {
+        let mut term = Self::new();
+        let description = NodeDescription { name: "n1".to_owned(), addr: "10.0.0.1".to_owned(), ..NodeDescription::default() };
+        let registration = Registration { id: "n1".into(), incarnation: 1, description, tasks: [].into() };
+        let register = BrainEvent::Register { registration: Box::new(registration), reports: Vec::new(), from: "n1" };
+        term.brain.take(term.now(), register);
+        let spec = json!({"containers": [{"image": "i"}]});
+        let spec = ServiceSpec { name: "web".to_owned(), ..serde_json::from_value(spec).unwrap() };
+        term.brain.take(term.now(), BrainEvent::Control { request: Request::Apply(vec![(Spec::Service(spec), 0)]), from: "user" });
+        term.settle();
+        assert_eq!(term.answers, ["user: true", "n1: true"]);
+        let task = term.state.tasks().keys().next().expect("a task was made").clone();
+        (term, task)
+    }
+
+    fn report(&mut self, task: &TaskId, state: TaskState) {
+        let status = TaskStatus { state, message: String::new(), since_ms: 1, containers: Vec::new() };
+        self.brain.take(self.now(), BrainEvent::Reports { node: "n1".into(), reports: vec![(task.clone(), status)] });
+    }
+
+    fn observed(&self, task: &TaskId) -> TaskState {
+        self.state.tasks()[task].status.state
+    }
+}
+
+fn moment(at_ms: u64) -> Moment {
+    Moment { monotonic: Duration::from_millis(at_ms), unix_ms: 1_000_000 + at_ms }
+}
+
+#[test]
+fn a_leader_goes_on_when_handing_over_has_failed() {
+    let (mut term, task) = Term::with_a_task();
+    term.report(&task, TaskState::Running);
+    assert!(term.turn().is_some());
+    term.refuse(ProposeError::NotLeader { leader: None });
+    assert!(!term.brain.is_over());
+    let wake_at = term.brain.wake_at().expect("nothing is in flight");
+    assert!(wake_at > term.now().monotonic, "not in a loop without a pause");
+    term.now_ms += 100;
+    assert!(wake_at <= term.now().monotonic);
+    term.settle();
+    assert_eq!(term.observed(&task), TaskState::Running, "what was reported is not lost");
+}
+
+#[test]
+fn a_lost_proposal_ends_the_term() {
+    let (mut term, task) = Term::with_a_task();
+    term.report(&task, TaskState::Running);
+    assert!(term.turn().is_some());
+    term.refuse(ProposeError::Unavailable);
+    assert!(term.brain.is_over() && term.turn().is_none());
+}
+
+#[test]
+fn what_comes_while_a_proposal_is_in_flight_waits_and_is_not_lost() {
+    let (mut term, task) = Term::with_a_task();
+    term.report(&task, TaskState::Running);
+    let first = term.turn().expect("a report changes the task");
+    term.report(&task, TaskState::Failed);
+    assert!(term.turn().is_none() && term.brain.wake_at().is_none());
+    term.commit(&first);
+    assert_eq!(term.observed(&task), TaskState::Running);
+    term.settle();
+    assert!(term.state.tasks()[&task].status.state == TaskState::Failed);
+}
+
+#[test]
+fn the_newest_of_two_reports_stands_when_the_first_is_not_committed() {
+    let (mut term, task) = Term::with_a_task();
+    term.report(&task, TaskState::Preparing);
+    assert!(term.turn().is_some());
+    term.report(&task, TaskState::Running);
+    term.refuse(ProposeError::NotLeader { leader: None });
+    term.now_ms += 100;
+    term.settle();
+    assert_eq!(term.observed(&task), TaskState::Running);
+}
