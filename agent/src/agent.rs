@@ -1,6 +1,6 @@
 //! The owner of what is known of all tasks on this node: the managers' set, a worker per task, the reports.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,6 @@ use anyhow::{Context, Result, bail};
 use prost::Message;
 use rcluster_api::id::{TaskId, is_id};
 use rcluster_api::object::{Task, TaskStatus};
-use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1;
 use rcluster_base::clock::unix_ms;
 use rcluster_base::ledger;
@@ -19,8 +18,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tracing::{debug, error, info, warn};
 
-use crate::core::reconcile::{Action, Local, Wish, logs_kept, reconcile};
-use crate::core::status::raise;
+use crate::core::owner::{Complaint, Deed, Owner, Statuses, note};
+use crate::core::reconcile::Wish;
 use crate::core::task::Record;
 use crate::exec::Tools;
 use crate::host;
@@ -39,9 +38,6 @@ pub enum Event {
     Ended(TaskId),
 }
 
-/// The report of every task that the managers are to know of.
-pub type Statuses = BTreeMap<TaskId, TaskStatus>;
-
 /// How many events may wait for the owner.
 pub const EVENTS_MAX: usize = 256;
 
@@ -51,19 +47,10 @@ pub struct Agent {
     tools: Arc<Tools>,
     events: mpsc::Sender<Event>,
     statuses: watch::Sender<Statuses>,
-    /// Of the set in force; `None` until there is one, and then nothing is stopped for not being in it.
-    mark: Option<(u64, u64)>,
-    wanted: BTreeMap<TaskId, Task>,
-    kept: BTreeSet<TaskId>,
-    workers: BTreeMap<TaskId, Handle>,
+    owner: Owner,
+    /// What each worker is told.
+    workers: BTreeMap<TaskId, watch::Sender<Wish>>,
     scope: Scope,
-}
-
-#[derive(Debug)]
-struct Handle {
-    task: Arc<Task>,
-    wish: watch::Sender<Wish>,
-    ended: bool,
 }
 
 impl Agent {
@@ -73,9 +60,7 @@ impl Agent {
             tools,
             events,
             statuses,
-            mark: None,
-            wanted: BTreeMap::new(),
-            kept: BTreeSet::new(),
+            owner: Owner::default(),
             workers: BTreeMap::new(),
             scope: Scope::new(),
         };
@@ -90,7 +75,8 @@ impl Agent {
         remove_cgroups(&agent.tools.cgroup_parent, |id| adopted.contains_key(id));
         for (id, (task, record)) in adopted {
             info!(%id, name = task.name, state = %record.state, "adopts a task");
-            agent.note(&id, record.status());
+            let (task, owner) = (Arc::new(task), &mut agent.owner);
+            agent.statuses.send_modify(|statuses| owner.adopt(Arc::clone(&task), record.status(), statuses));
             agent.work(task, record, true);
         }
         if let Some(assignments) = read_message::<v1::Assignments>(&places.assignments_file())? {
@@ -104,21 +90,19 @@ impl Agent {
         while let Some(event) = events.recv().await {
             match event {
                 Event::Assignments(assignments) => self.handle_assignments(assignments),
-                Event::Status(id, status) => self.note(&id, status),
+                Event::Status(id, status) => drop(self.statuses.send_if_modified(|statuses| note(&id, status, statuses))),
                 Event::Ended(id) => {
-                    if let Some(handle) = self.workers.get_mut(&id) {
-                        handle.ended = true;
-                    }
-                    self.reconcile();
+                    let deeds = self.change(|owner, statuses| owner.ended(&id, unix_ms(), statuses));
+                    self.carry_out(deeds);
                 }
             }
         }
     }
 
     fn handle_assignments(&mut self, assignments: v1::Assignments) {
-        let mark = (assignments.term, assignments.revision);
-        if self.mark.is_some_and(|in_force| mark < in_force) {
-            warn!(?mark, in_force = ?self.mark, "refuses assignments older than those in force");
+        if let Some(in_force) = self.owner.newer_than(&assignments) {
+            let mark = (assignments.term, assignments.revision);
+            warn!(?mark, ?in_force, "refuses assignments older than those in force");
             return;
         }
         // Before anything is done by it: an agent started anew must not fall back behind it.
@@ -128,98 +112,59 @@ impl Agent {
         self.take(assignments);
     }
 
-    fn take(&mut self, assignments: v1::Assignments) {
-        let v1::Assignments { term, revision, tasks, kept_tasks } = assignments;
-        debug!(term, revision, tasks = tasks.len(), "assignments");
-        self.mark = Some((term, revision));
-        self.kept = kept_tasks.into_iter().map(TaskId::from).collect();
-        let mut unreadable = BTreeSet::new();
-        self.wanted.clear();
-        for wire in tasks {
-            let id = wire.meta.as_ref().map(|meta| meta.id.clone()).unwrap_or_default();
-            if !is_id(&id) {
-                warn!(id, "an assignment without a proper id is not carried out");
-                continue;
-            }
-            let id = TaskId::from(id);
-            match Task::try_from(wire) {
-                Ok(task) => drop(self.wanted.insert(id, task)),
-                // It goes on as it was: an agent that is behind must not stop what it does not understand.
-                Err(error) if let Some(handle) = self.workers.get(&id) => {
-                    warn!(%id, %error, "cannot read what the managers say of a task; it goes on as it was");
-                    self.wanted.insert(id, Task::clone(&handle.task));
-                }
-                Err(error) => {
-                    self.note(
-                        &id,
-                        status(TaskState::Rejected, format!("this agent cannot read the task: {error}; is it older than the managers?")),
-                    );
-                    unreadable.insert(id);
-                }
+    fn take(&mut self, set: v1::Assignments) {
+        debug!(term = set.term, revision = set.revision, tasks = set.tasks.len(), "assignments");
+        let (deeds, complaints) = self.change(|owner, statuses| owner.take(set, unix_ms(), statuses));
+        for complaint in complaints {
+            match complaint {
+                Complaint::NoId(id) => warn!(id, "an assignment without a proper id is not carried out"),
+                Complaint::GoesOn(id, error) => warn!(%id, %error, "cannot read what the managers say of a task; it goes on as it was"),
             }
         }
-        self.reconcile();
-        let (workers, wanted) = (&self.workers, &self.wanted);
-        self.statuses.send_if_modified(|statuses| {
-            let before = statuses.len();
-            statuses.retain(|id, _| workers.contains_key(id) || wanted.contains_key(id) || unreadable.contains(id));
-            statuses.len() != before
-        });
+        self.carry_out(deeds);
         self.sweep_logs();
     }
 
-    fn reconcile(&mut self) {
-        if self.mark.is_none() {
-            return;
-        }
-        let local = self.local();
-        for action in reconcile(&self.wanted, &local) {
-            match action {
-                Action::Begin(id) => {
-                    if let Some(task) = self.wanted.get(&id).cloned() {
-                        let record = Record::new(&task);
-                        self.work(task, record, false);
-                    }
+    /// Lets the owner change the reports; whoever waits for them is told if it has.
+    fn change<T>(&mut self, change: impl FnOnce(&mut Owner, &mut Statuses) -> T) -> T {
+        let mut statuses = self.statuses.borrow().clone();
+        let done = change(&mut self.owner, &mut statuses);
+        self.statuses.send_if_modified(|before| {
+            let differ = *before != statuses;
+            *before = statuses;
+            differ
+        });
+        done
+    }
+
+    fn carry_out(&mut self, deeds: Vec<Deed>) {
+        for deed in deeds {
+            match deed {
+                Deed::Begin(task) => {
+                    let record = Record::new(&task);
+                    self.work(task, record, false);
                 }
-                Action::Wish(id, wish) => {
-                    if let Some(handle) = self.workers.get(&id) {
+                Deed::Tell(id, wish) => {
+                    if let Some(worker) = self.workers.get(&id) {
                         info!(%id, ?wish, "task is to stop");
-                        handle.wish.send_replace(wish);
+                        worker.send_replace(wish);
                     }
                 }
-                Action::Report(id, state, message) => self.note(&id, status(state, message)),
-                Action::Forget(id) => self.forget(&id),
+                Deed::Forget(id) => self.forget(&id),
             }
         }
     }
 
-    fn local(&self) -> BTreeMap<TaskId, Local> {
-        self.workers.iter().map(|(id, handle)| (id.clone(), Local { wish: *handle.wish.borrow(), ended: handle.ended })).collect()
-    }
-
-    fn work(&mut self, task: Task, record: Record, adopted: bool) {
+    fn work(&mut self, task: Arc<Task>, record: Record, adopted: bool) {
         let (sender, wish) = watch::channel(Wish::Run);
-        let (id, task) = (task.id.clone(), Arc::new(task));
-        let handle = Handle { task: Arc::clone(&task), wish: sender, ended: false };
+        self.workers.insert(task.id.clone(), sender);
         let worker =
             Worker { tools: Arc::clone(&self.tools), task, record, adopted, wish, events: self.events.clone(), checks: BTreeMap::new() };
-        self.workers.insert(id, handle);
         self.scope.spawn(worker.run());
-    }
-
-    fn note(&mut self, id: &TaskId, status: TaskStatus) {
-        self.statuses.send_if_modified(|statuses| match raise(statuses.get(id), status) {
-            Some(status) => {
-                statuses.insert(id.clone(), status);
-                true
-            }
-            None => false,
-        });
     }
 
     fn forget(&mut self, id: &TaskId) {
         self.workers.remove(id);
-        self.statuses.send_modify(|statuses| drop(statuses.remove(id)));
         let dir = self.tools.places.of_task(id).run;
         if let Err(error) = remove(&dir) {
             warn!(%id, dir = %dir.display(), %error, "cannot remove the task's record");
@@ -228,7 +173,7 @@ impl Agent {
 
     /// Removes the logs that nobody wants any more.
     fn sweep_logs(&mut self) {
-        let kept = logs_kept(&self.wanted, &self.local(), &self.kept);
+        let kept = self.owner.logs_kept();
         self.remove_later(strangers(&self.tools.places.logs(), |id| kept.contains(id)));
     }
 
@@ -250,10 +195,6 @@ impl Agent {
             }
         });
     }
-}
-
-fn status(state: TaskState, message: String) -> TaskStatus {
-    TaskStatus { state, message, since_ms: unix_ms(), containers: Vec::new() }
 }
 
 /// The tasks that an agent before this one had, and how far each had come.

@@ -10,7 +10,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 
-use crate::agent::{Agent, EVENTS_MAX, Statuses};
+use crate::agent::{Agent, EVENTS_MAX};
+use crate::core::owner::Statuses;
 use crate::config::Config;
 use crate::credentials::{self, Trust};
 use crate::exec::netd_client::Netd;

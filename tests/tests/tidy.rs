@@ -16,7 +16,7 @@ fn floors() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("rcluster-history", BTreeSet::new()),
         ("rcluster-api", BTreeSet::from(["rcluster-base"])),
         ("rcluster-manager", BTreeSet::from(["rcluster-api", "rcluster-base"])),
-        ("rcluster-sim", BTreeSet::from(["rcluster-api", "rcluster-manager"])),
+        ("rcluster-sim", BTreeSet::from(["rcluster-api", "rcluster-agent", "rcluster-manager"])),
         ("rcluster-agent", BTreeSet::from(["rcluster-api", "rcluster-base"])),
         ("rcluster-netd", BTreeSet::from(["rcluster-api", "rcluster-base"])),
         ("rcluster-deploy", BTreeSet::from(["rcluster-api", "rcluster-base"])),

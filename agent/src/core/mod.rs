@@ -1,9 +1,11 @@
 //! What the agent decides, without doing any of it: no await, clock, randomness, IO or lock in here.
 //!
+//! * [`owner`]: what is known of all tasks, and what follows from what is heard of them.
 //! * [`reconcile`]: what to begin and what to end, from the managers' set and from what is known here.
 //! * [`task`]: the next step of one task.
 //! * [`health`]: what a container's checks mean.
 //! * [`status`]: which report replaces which.
+//! * [`beat`]: when a session is lost, and what its manager has not been told.
 //! * [`seek`]: which manager to turn to next.
 //! * [`bundle`]: the OCI configuration of a container.
 //! * [`exec`]: the process of a command that is run in a container.
@@ -17,12 +19,14 @@
 //! * [`mounts`]: which layers are under root file systems that are mounted.
 //! * [`challenge`]: how to answer a registry that asks who we are.
 
+pub mod owner;
 pub mod reconcile;
 pub mod task;
 
 pub mod health;
 pub mod status;
 
+pub mod beat;
 pub mod seek;
 
 pub mod bundle;

@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tracing::{debug, warn};
 
-use crate::agent::Statuses;
+use crate::core::owner::Statuses;
 use crate::place::Places;
 use read::{Reader, Selection};
 

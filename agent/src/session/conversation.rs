@@ -10,7 +10,6 @@
 //!   │ StatusReport ─────────────►│  what changed, at once
 //! ```
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +29,8 @@ use tonic::{Code, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::Session;
-use crate::agent::Statuses;
+use crate::core::beat::{Beats, news};
+use crate::core::owner::Statuses;
 use crate::credentials;
 use crate::logs::Readers;
 use crate::relay::Relays;
@@ -56,7 +56,6 @@ const MESSAGE_BYTES_MAX: usize = 64 << 20;
 const OUTBOUND_MAX: usize = 32;
 /// Used until the manager has said.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Holds a session with the manager at `address` until it ends.
 pub async fn converse(session: &mut Session, address: &str) -> Talk {
@@ -76,12 +75,9 @@ struct Conversation {
     told: Statuses,
     welcome: Option<Vec<String>>,
     heartbeat: Interval,
-    timeout: Duration,
-    sequence: u64,
-    /// Heartbeats without an ack yet: number and time of sending.
-    unanswered: VecDeque<(u64, Instant)>,
-    /// When the session is given up unless an ack comes.
-    deadline: Instant,
+    /// Origin of the beats' monotonic time.
+    began: Instant,
+    beats: Beats,
 }
 
 async fn begin(session: &mut Session, address: &str) -> Result<Conversation, End> {
@@ -114,10 +110,8 @@ async fn begin(session: &mut Session, address: &str) -> Result<Conversation, End
         told,
         welcome: None,
         heartbeat: beats(HEARTBEAT),
-        timeout: TIMEOUT,
-        sequence: 0,
-        unanswered: VecDeque::new(),
-        deadline: Instant::now() + TIMEOUT,
+        began: Instant::now(),
+        beats: Beats::new(Duration::ZERO),
     })
 }
 
@@ -125,7 +119,7 @@ impl Conversation {
     async fn hold(mut self, session: &mut Session) -> Talk {
         let mut dirty = false;
         let end = loop {
-            let deadline = self.deadline;
+            let deadline = self.began + self.beats.deadline();
             tokio::select! {
                 message = self.inbound.message() => match message {
                     Ok(Some(message)) => self.handle(session, message),
@@ -143,7 +137,7 @@ impl Conversation {
                         permit.send(AgentMessage { kind: Some(agent_message::Kind::Status(StatusReport { tasks })) });
                     }
                 },
-                () = sleep_until(deadline) => break End::Lost { why: format!("no heartbeat answered for {} ms", self.timeout.as_millis()) },
+                () = sleep_until(deadline) => break End::Lost { why: format!("no heartbeat answered for {} ms", self.beats.timeout().as_millis()) },
             }
         };
         Talk { welcome: self.welcome, end }
@@ -154,15 +148,10 @@ impl Conversation {
             Some(manager_message::Kind::Welcome(welcome)) => {
                 info!(manager = self.address, term = welcome.term, "session");
                 self.heartbeat = beats(Duration::from_millis(welcome.heartbeat_ms.max(10)));
-                self.timeout = Duration::from_millis(welcome.session_timeout_ms.max(100));
-                self.deadline = Instant::now() + self.timeout;
+                self.beats.welcomed(Duration::from_millis(welcome.session_timeout_ms), self.began.elapsed());
                 self.welcome = Some(welcome.managers);
             }
-            Some(manager_message::Kind::Ack(ack)) => {
-                while let Some((_, sent)) = self.unanswered.pop_front_if(|(sequence, _)| *sequence <= ack.sequence) {
-                    self.deadline = sent + self.timeout;
-                }
-            }
+            Some(manager_message::Kind::Ack(ack)) => self.beats.answered(ack.sequence),
             Some(manager_message::Kind::View(view)) => {
                 if view.node_id != session.node_id.as_str() && !view.node_id.is_empty() {
                     warn!(node = view.node_id, "refuses a network view that is for another node");
@@ -189,25 +178,15 @@ impl Conversation {
     /// Without room for it the beat is left out: the manager does not read, and the deadline sees to that.
     fn beat(&mut self, session: &Session) {
         let Ok(permit) = self.outbound.try_reserve() else { return };
-        self.sequence += 1;
+        let sequence = self.beats.send(self.began.elapsed());
         let (_, view_revision) = session.tools.netd.applied();
-        permit.send(AgentMessage { kind: Some(agent_message::Kind::Heartbeat(Heartbeat { sequence: self.sequence, view_revision })) });
-        self.unanswered.push_back((self.sequence, Instant::now()));
+        permit.send(AgentMessage { kind: Some(agent_message::Kind::Heartbeat(Heartbeat { sequence, view_revision })) });
     }
 
     /// What the manager has not been told yet.
     fn news(&mut self, session: &mut Session) -> Vec<TaskReport> {
         let statuses = session.statuses.borrow_and_update();
-        let news: Vec<(TaskId, TaskStatus)> = statuses
-            .iter()
-            .filter(|(id, status)| self.told.get(id) != Some(status))
-            .map(|(id, status)| (id.clone(), status.clone()))
-            .collect();
-        self.told.retain(|id, _| statuses.contains_key(id));
-        drop(statuses);
-        let tasks = news.iter().map(|(id, status)| report((id, status))).collect();
-        self.told.extend(news);
-        tasks
+        news(&mut self.told, &statuses).iter().map(|(id, status)| report((id, status))).collect()
     }
 }
 

@@ -17,7 +17,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
-use crate::agent::{Event, Statuses};
+use crate::agent::Event;
+use crate::core::owner::Statuses;
 use crate::core::seek::Seek;
 use crate::credentials::Heard;
 use crate::exec::Tools;
