@@ -101,12 +101,14 @@ pub struct Checker {
     seen: BTreeMap<usize, Seen>,
     /// What every request that begins now must see.
     pub floor: u64,
+    /// Each write has a number of its own, which stands in the log as the transaction's time.
+    is_numbered: bool,
 }
 
 const FIRST: u64 = 2;
 
 impl Checker {
-    pub fn new(founded: State) -> Self {
+    pub fn new(founded: State, is_numbered: bool) -> Self {
         let floor = founded.revision();
         Self {
             founded,
@@ -118,6 +120,7 @@ impl Checker {
             outcomes: BTreeMap::new(),
             seen: BTreeMap::new(),
             floor,
+            is_numbered,
         }
     }
 
@@ -145,7 +148,8 @@ impl Checker {
         self.log.get(usize::try_from(index.checked_sub(FIRST)?).ok()?)
     }
 
-    fn state_at(&self, index: u64) -> Option<&State> {
+    /// The tables after the entry at `index`.
+    pub fn state_at(&self, index: u64) -> Option<&State> {
         if index < FIRST { (index == 1).then_some(&self.founded) } else { self.committed(index).map(|committed| &committed.state) }
     }
 
@@ -237,7 +241,7 @@ impl Checker {
             let transaction = decode_transaction(wire).map_err(|error| Violation(format!("entry {index} cannot be read: {error}")))?;
             let number = transaction.at_ms;
             let has_effect = state.apply(index, &transaction).is_ok();
-            let earlier = self.outcomes.insert(number, (index, has_effect));
+            let earlier = self.outcomes.insert(number, (index, has_effect)).filter(|_| self.is_numbered);
             hold!(earlier.is_none(), "write {number} is in the log twice: at {earlier:?} and at {index}");
             hold!(self.fates.get(&number) != Some(&Fate::Refused), "write {number} was refused and is in the log at {index}");
         }
@@ -311,10 +315,16 @@ impl Checker {
 }
 
 fn same(expected: &State, found: &State, whole: bool) -> bool {
-    let alike = expected.revision() == found.revision() && expected.events().len() == found.events().len();
+    let alike = expected.revision() == found.revision()
+        && expected.events().len() == found.events().len()
+        && expected.tasks().len() == found.tasks().len();
     let equal = || {
         expected.cluster_id() == found.cluster_id()
             && expected.events() == found.events()
+            && expected.tasks() == found.tasks()
+            && expected.services() == found.services()
+            && expected.nodes() == found.nodes()
+            && expected.networks() == found.networks()
             && expected.managers() == found.managers()
             && expected.cluster() == found.cluster()
     };

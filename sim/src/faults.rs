@@ -81,6 +81,7 @@ impl World {
             Fault::Pause => {
                 if let Some(process) = &mut self.hosts[host].process {
                     process.busy_until_us = process.busy_until_us.max(until_us);
+                    self.hosts[host].frozen_until_us = until_us;
                 }
             }
             Fault::Drift => {

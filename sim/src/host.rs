@@ -252,6 +252,8 @@ pub struct Host {
     pub process: Option<Process>,
     /// Rises with each process: what was meant for an earlier one is not for this.
     pub life: u64,
+    /// Until when nothing of its process runs.
+    pub frozen_until_us: u64,
     /// Whether it is to become a manager, and tries on until it is one.
     pub joining: bool,
 }
@@ -259,7 +261,7 @@ pub struct Host {
 impl Host {
     pub fn new(name: String, clock: Clock) -> Self {
         let addr = address(&name, 0);
-        Self { name, addr, clock, manager: None, process: None, life: 0, joining: false }
+        Self { name, addr, clock, manager: None, process: None, life: 0, frozen_until_us: 0, joining: false }
     }
 
     /// Its manager's id in Raft.

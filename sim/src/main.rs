@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use rcluster_sim::{Plan, run};
+use rcluster_sim::{Plan, run, run_cluster};
 
 /// Simulates the managers' store under a seed.
 #[derive(Debug, Parser)]
@@ -13,6 +13,9 @@ struct Args {
     /// The first seed; without it, one by chance.
     #[arg(long)]
     seed: Option<u64>,
+    /// With brains, agents and users around the stores.
+    #[arg(long)]
+    cluster: bool,
     /// Prints the plan and every event.
     #[arg(long)]
     trace: bool,
@@ -26,7 +29,7 @@ struct Args {
 
 #[expect(clippy::print_stdout, reason = "what it says is its output")]
 fn main() -> ExitCode {
-    let Args { seed, trace, count, hours } = Args::parse();
+    let Args { seed, cluster, trace, count, hours } = Args::parse();
     let first = seed.unwrap_or_else(rand::random);
     let began = Instant::now();
     let lasts = hours.map(|hours| Duration::from_secs_f64(hours.max(0.0) * 3600.0));
@@ -35,9 +38,9 @@ fn main() -> ExitCode {
         let seed = first.wrapping_add(seeds);
         seeds += 1;
         if trace {
-            println!("{:#?}", Plan::draw(seed));
+            println!("{:#?}", if cluster { Plan::draw_cluster(seed) } else { Plan::draw(seed) });
         }
-        match run(seed, trace) {
+        match if cluster { run_cluster(seed, trace) } else { run(seed, trace) } {
             Ok(outcome) => {
                 simulated += outcome.simulated;
                 if lasts.is_none() {
@@ -46,7 +49,7 @@ fn main() -> ExitCode {
             }
             Err(violation) => {
                 failed += 1;
-                println!("seed {seed} FAILED: {violation}\n  replay: rcluster-sim --seed {seed} --trace");
+                println!("seed {seed} FAILED: {violation}\n  replay: rcluster-sim{} --seed {seed} --trace", if cluster { " --cluster" } else { "" });
             }
         }
     }

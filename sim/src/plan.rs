@@ -8,6 +8,7 @@ use rand::Rng;
 use rcluster_manager::store::{RaftTiming, StoreConfig};
 
 use crate::chance::{Chance, stream};
+use crate::cluster;
 
 /// A kind of fault or deed that is drawn again and again while a seed's faults are on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +108,8 @@ pub struct Plan {
     pub snapshot_entries: u64,
     pub snapshot_bytes: u64,
     pub trailing_entries: u64,
+    /// What is around the stores, if anything is.
+    pub cluster: Option<cluster::Plan>,
 }
 
 fn one_of<T: Copy>(chance: &mut Chance, choices: &[T]) -> T {
@@ -149,6 +152,25 @@ impl Plan {
             snapshot_entries: one_of(chance, &[1, 5, 30, 200, 10_000]),
             snapshot_bytes: one_of(chance, &[500, 20_000, 64 << 20]),
             trailing_entries: one_of(chance, &[0, 1, 10, 1_000]),
+            cluster: None,
+        }
+    }
+
+    /// The plan of `seed` with brains, agents and users around the stores; no clients write past the brains, and the managers stay who
+    /// they are.
+    pub fn draw_cluster(seed: u64) -> Self {
+        let plan = Self::draw(seed);
+        let chance = &mut stream(seed, "cluster world");
+        let members = [Fault::Join, Fault::Leave, Fault::ChangeRole, Fault::Move, Fault::Wipe];
+        let faults: Vec<Fault> = plan.faults.into_iter().filter(|fault| !members.contains(fault)).collect();
+        let cluster = cluster::Plan::draw(seed);
+        Self {
+            hosts: one_of(chance, &[1, 3, 3, 3, 5]),
+            clients: 0,
+            safety_us: chance.random_range(60..=180) * 1_000_000,
+            faults,
+            cluster: Some(cluster),
+            ..plan
         }
     }
 

@@ -20,6 +20,7 @@ impl World {
         for host in 0..self.hosts.len() {
             let now_us = self.now_us;
             self.hosts[host].clock.set_rate(now_us, 1_000_000);
+            self.hosts[host].frozen_until_us = now_us;
             if let Some(process) = &mut self.hosts[host].process {
                 process.busy_until_us = process.busy_until_us.min(now_us);
             }
@@ -31,7 +32,10 @@ impl World {
             self.start(host)?;
         }
         self.queue.push(self.now_us + 1_000_000, Event::Inspect);
-        Ok(())
+        self.around(|cluster, here| {
+            cluster.calm(here);
+            Ok(())
+        })
     }
 
     /// Whether all is well: someone leads, the managers are what their objects say, and all have what was ever committed.

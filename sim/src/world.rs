@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use raft::eraftpb::Message;
 use rand::Rng;
-use rcluster_api::cluster::{Cluster, Manager, ManagerRole};
+use rcluster_api::cluster::{Cluster as ClusterObject, Manager, ManagerRole};
 use rcluster_api::object::{Object, Stamp};
 use rcluster_manager::core::members::{Step, departed, next};
 use rcluster_manager::core::state::{Change, State, Transaction, encode_snapshot};
@@ -22,6 +22,7 @@ use rcluster_manager::store::{Fatal, Introduction, Job, LogError, Member, Member
 
 use crate::chance::{Chance, mix, stream};
 use crate::check::{Checker, Violation, hold};
+use crate::cluster::{self, Cluster, Counts, Here};
 use crate::disk::Disk;
 use crate::faults::Over;
 use crate::host::{self, Clock, Host, Out, Process, Round, Sent};
@@ -42,6 +43,8 @@ const JOB_US: u64 = 5_000;
 const START_US: u64 = 50_000;
 /// Once nothing goes wrong any more, all is well after so long.
 const RECOVERY_US: u64 = 60_000_000;
+/// The same of a cluster, whose services are replaced one task after the other.
+const CLUSTER_RECOVERY_US: u64 = 240_000_000;
 /// How often it is looked whether all is well.
 const INSPECT_US: u64 = 100_000;
 /// So many events at one time are a loop.
@@ -102,6 +105,8 @@ pub enum Event {
     Calm,
     /// It is looked whether all is well.
     Inspect,
+    /// What happens around the stores.
+    Cluster(cluster::Event),
 }
 
 /// The streams of chance.
@@ -130,16 +135,24 @@ pub struct Outcome {
     pub reads: usize,
     /// From the end of the faults until all was well.
     pub recovery: Duration,
+    /// What was done around the stores.
+    pub cluster: Option<Counts>,
 }
 
 impl fmt::Display for Outcome {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { hash, simulated, events, terms, entries, writes, reads, recovery } = self;
+        let Self { hash, simulated, events, terms, entries, writes, reads, recovery, cluster } = self;
         write!(
             formatter,
             "{} s, {events} events, {terms} terms, {entries} entries, {writes} writes, {reads} reads, ",
             simulated.as_secs()
         )?;
+        if let Some(Counts { brains, requests, starts, sessions, troubles, downs }) = cluster {
+            write!(
+                formatter,
+                "{brains} brains, {requests} requests, {starts} starts, {sessions} sessions, {troubles} troubles, {downs} downs, "
+            )?;
+        }
         write!(formatter, "well after {} ms, hash {hash:016x}", recovery.as_millis())
     }
 }
@@ -163,6 +176,8 @@ pub struct World {
     pub is_calm: bool,
     /// When the faults have ended.
     pub calm_since_us: u64,
+    /// What is around the stores, in a seed that has it.
+    cluster: Option<Box<Cluster>>,
     founded: State,
     hash: u64,
     events: u64,
@@ -182,7 +197,7 @@ fn founded(hosts: usize) -> State {
         addr: host::address(&name(host), 0),
         role: ManagerRole::Voter,
     };
-    let cluster = Cluster { managers_made: hosts as u64, certificate_ttl_ms: 1, ..Cluster::default() };
+    let cluster = ClusterObject { managers_made: hosts as u64, certificate_ttl_ms: 1, ..ClusterObject::default() };
     let objects = (0..hosts).map(|host| Object::Manager(manager(host))).chain([Object::Cluster(Box::new(cluster))]);
     let changes = objects.map(|object| Change::Put { expected: 0, object }).collect();
     let mut state = State::new(CLUSTER.to_owned());
@@ -200,7 +215,7 @@ impl World {
             queue: crate::queue::Queue::new(),
             hosts: Vec::new(),
             network: Network::new(&plan),
-            checker: Checker::new(founded.clone()),
+            checker: Checker::new(founded.clone(), plan.cluster.is_none()),
             chances: Chances {
                 network: stream(seed, "arrivals"),
                 disks: stream(seed, "disks"),
@@ -216,6 +231,7 @@ impl World {
             wiped_us: 0,
             is_calm: false,
             calm_since_us: 0,
+            cluster: plan.cluster.clone().map(|cluster| Box::new(Cluster::new(seed, cluster))),
             founded,
             hash: seed,
             events: 0,
@@ -237,6 +253,7 @@ impl World {
         }
         let end_us = world.plan.safety_us;
         world.queue.push(end_us, Event::Calm);
+        world.around(|_, _| Ok(()))?;
         Ok(world)
     }
 
@@ -259,9 +276,10 @@ impl World {
             self.hash = mix(mix(self.hash, at_us), sequence);
             if matches!(event, Event::Inspect) {
                 let since_us = self.now_us - self.calm_since_us;
-                match self.inspect() {
+                let patience_us = if self.cluster.is_some() { CLUSTER_RECOVERY_US } else { RECOVERY_US };
+                match self.inspect().and_then(|()| self.inspect_cluster()) {
                     Ok(()) => return Ok(self.outcome(since_us)),
-                    Err(why) if since_us >= RECOVERY_US => {
+                    Err(why) if since_us >= patience_us => {
                         return Err(Violation(format!("{} s after the last fault: {why}", since_us / 1_000_000)));
                     }
                     Err(why) => {
@@ -285,7 +303,30 @@ impl World {
             writes: self.checker.made(),
             reads: self.reads,
             recovery: Duration::from_micros(recovery_us),
+            cluster: self.cluster.as_ref().map(|cluster| cluster.counts),
         }
+    }
+
+    /// Lets what is around the stores act, and takes up what comes of it.
+    pub fn around(&mut self, act: impl FnOnce(&mut Cluster, &mut Here<'_>) -> Result<(), Violation>) -> Result<(), Violation> {
+        let Self { cluster: Some(cluster), now_us, hosts, network, checker, trace, .. } = self else { return Ok(()) };
+        let done = act(cluster, &mut Here { now_us: *now_us, hosts, network, checker, trace: *trace });
+        for (at_us, event) in cluster.out.drain(..) {
+            self.queue.push(at_us.max(*now_us), Event::Cluster(event));
+        }
+        for host in std::mem::take(&mut cluster.asked) {
+            let Host { process: Some(process), life, .. } = &mut hosts[host] else { continue };
+            // Not at once: what acts now may be a round's own end.
+            if !std::mem::replace(&mut process.is_woken, true) {
+                self.queue.push(process.busy_until_us.max(*now_us), Event::Round { host, life: *life });
+            }
+        }
+        done
+    }
+
+    fn inspect_cluster(&mut self) -> Result<(), String> {
+        let Self { cluster: Some(cluster), now_us, hosts, network, checker, trace, .. } = self else { return Ok(()) };
+        cluster.inspect(&Here { now_us: *now_us, hosts, network, checker, trace: *trace })
     }
 
     fn lives(&self, host: usize, life: u64) -> bool {
@@ -331,6 +372,7 @@ impl World {
             }
             Event::Calm => self.calm(),
             Event::Inspect => Ok(()),
+            Event::Cluster(event) => self.around(|cluster, here| cluster.happen(event, here)),
         }
     }
 
@@ -363,11 +405,12 @@ impl World {
 
     /// Starts a host's process, if it has a manager and none runs.
     pub fn start(&mut self, host: usize) -> Result<(), Violation> {
-        let Host { manager: Some(manager), clock, process, life, .. } = &mut self.hosts[host] else { return Ok(()) };
+        let Host { manager: Some(manager), clock, process, life, frozen_until_us, .. } = &mut self.hosts[host] else { return Ok(()) };
         if process.is_some() {
             return Ok(());
         }
         *life += 1;
+        *frozen_until_us = 0;
         let (life, clock, config) = (*life, *clock, manager.config.clone());
         let seed = self.chances.processes.random();
         let started = Process::start(config, manager.disk.clone(), clock, self.now_us, seed);
@@ -388,6 +431,10 @@ impl World {
         {
             manager.disk.crash();
         }
+        self.around(|cluster, here| {
+            cluster.lost(host, here);
+            Ok(())
+        })?;
         // Whoever waits for it is told, or waits in vain.
         self.answer(Some(host))
     }
@@ -505,7 +552,8 @@ impl World {
                     process.is_woken = true;
                     self.queue.push(until_us, Event::Round { host, life });
                 }
-                self.answer(Some(host))
+                self.answer(Some(host))?;
+                self.around(|cluster, here| cluster.look(host, here))
             }
             // What the disk was made to do.
             Err(Fatal::Log(LogError::Io { .. })) => {
@@ -618,6 +666,6 @@ impl World {
 }
 
 #[expect(clippy::print_stdout, reason = "a trace is for reading")]
-fn trace(line: &str) {
+pub fn trace(line: &str) {
     println!("{line}");
 }
