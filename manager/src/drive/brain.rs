@@ -95,6 +95,9 @@ struct InFlight<U, A> {
 #[derive(Debug)]
 pub struct Brain<U, A> {
     liveness: Liveness,
+    /// Time between two turns that is a pause of this manager: it was stopped, or waited for its disk or a quorum.
+    late: Duration,
+    turned_at: Duration,
     pending: Pending<U, A>,
     in_flight: Option<InFlight<U, A>>,
     dirty: Dirty,
@@ -122,6 +125,9 @@ impl<U, A> Brain<U, A> {
         };
         Self {
             liveness: Liveness::new(timing.awaiting(awaited_until_ms, now.unix_ms), ms(now.monotonic)),
+            // It is woken at least once in the time of a heartbeat.
+            late: Duration::from_millis(timing.heartbeat_ms + timing.heartbeat_ms / 2),
+            turned_at: now.monotonic,
             pending: Pending { controls: Vec::new(), registrations: Vec::new(), reports: Reports::new() },
             in_flight: None,
             dirty: Dirty::everything(),
@@ -169,6 +175,11 @@ impl<U, A> Brain<U, A> {
         let mut effects = Vec::new();
         if self.in_flight.is_some() || self.is_over {
             return effects;
+        }
+        let pause = now.monotonic.saturating_sub(std::mem::replace(&mut self.turned_at, now.monotonic));
+        if pause >= self.late {
+            warn!(pause_ms = ms(pause), "this manager stood still; no node is judged by it");
+            self.liveness.excuse(ms(pause), ms(now.monotonic));
         }
         self.dirty.add_difference(&self.seen, &state);
         self.seen = state.clone();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rcluster_api::cluster::Cluster;
 use rcluster_api::id::TaskId;
-use rcluster_api::object::{NodeDescription, Object, TaskStatus};
+use rcluster_api::object::{NodeDescription, NodeState, Object, TaskStatus};
 use rcluster_api::spec::{ServiceSpec, Spec};
 use rcluster_api::task::TaskState;
 use rcluster_manager::core::control::Request;
@@ -116,6 +116,21 @@ fn a_leader_goes_on_when_handing_over_has_failed() {
     assert!(wake_at <= term.now().monotonic);
     term.settle();
     assert_eq!(term.observed(&task), TaskState::Running, "what was reported is not lost");
+}
+
+#[test]
+fn a_leader_that_stood_still_does_not_take_that_for_its_nodes_silence() {
+    let (mut term, _) = Term::with_a_task();
+    let node = |term: &Term| term.state.find_node("n1").expect("it has registered").state;
+    term.settle();
+    term.now_ms += 20_000;
+    term.settle();
+    assert_eq!(node(&term), NodeState::Ready, "what it has said meanwhile has not been read yet");
+    for _ in 0..4 {
+        term.now_ms += 1_000;
+        term.settle();
+    }
+    assert_eq!(node(&term), NodeState::Down, "silence that was listened to counts");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use rcluster_manager::core::allocate::holds_addresses;
 use rcluster_manager::core::state::State;
 use rcluster_manager::store::RoleKind;
 
+use super::node::Agent;
 use super::{Cluster, Here};
 use crate::check::{Violation, hold};
 
@@ -74,8 +75,9 @@ impl Cluster {
                         check_assignment(Some(old), new, after)?;
                     }
                     DiffItem::Remove(_, task) => {
-                        let forgettable = !task.may_run();
-                        hold!(forgettable, "{} ({}) is forgotten, and may run: it is {}", task.name, task.id, task.status.state);
+                        let holds = |node: &&Agent| node.kernel.values().any(|container| container.runs() && container.task.id == task.id);
+                        let runs_on = self.agents.iter().find(holds).map(|node| node.name.as_str());
+                        hold!(runs_on.is_none(), "{} ({}) is forgotten, and runs on {runs_on:?}", task.name, task.id);
                         self.rules.handed_over.remove(&task.id);
                     }
                 }

@@ -1,7 +1,7 @@
 //! Whether a node is ready, suspect or down, from when it was last heard.
 //!
 //! In: beats, with the time of a monotonic clock. Out: the nodes whose state should change. A new leader has heard nobody: it gives
-//! everyone the time that agents need to find it before it judges. Never: judges by a wall clock.
+//! everyone the time that agents need to find it before it judges. Never: judges by a wall clock, or takes its own pauses for silence.
 
 use std::collections::BTreeMap;
 
@@ -60,6 +60,14 @@ impl Liveness {
     /// Notes that a node was heard.
     pub fn heard(&mut self, node: &NodeId, now_ms: u64) {
         self.heard_ms.insert(node.clone(), now_ms);
+    }
+
+    /// Nobody was listening for `late_ms`, up to `now_ms`: that time is nobody's silence.
+    pub fn excuse(&mut self, late_ms: u64, now_ms: u64) {
+        self.started_ms = (self.started_ms + late_ms).min(now_ms);
+        for heard_ms in self.heard_ms.values_mut() {
+            *heard_ms = (*heard_ms + late_ms).min(now_ms);
+        }
     }
 
     /// The nodes whose state in `state` is not what it should be, and when to ask again.
