@@ -56,14 +56,7 @@ pub struct Agent {
 impl Agent {
     /// Takes up what an agent before this one, in the same boot, left: its tasks and the last set of the managers.
     pub fn restore(tools: Arc<Tools>, events: mpsc::Sender<Event>, statuses: watch::Sender<Statuses>) -> Result<Self> {
-        let mut agent = Self {
-            tools,
-            events,
-            statuses,
-            owner: Owner::default(),
-            workers: BTreeMap::new(),
-            scope: Scope::new(),
-        };
+        let mut agent = Self { tools, events, statuses, owner: Owner::default(), workers: BTreeMap::new(), scope: Scope::new() };
         let places = agent.tools.places.clone();
         let adopted = adopted(&places)?;
         let mut living = adopted.values().filter(|(_, record)| !record.has_ended()).map(|(task, _)| task);

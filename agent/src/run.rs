@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, watch};
 use tracing::info;
 
 use crate::agent::{Agent, EVENTS_MAX};
-use crate::core::owner::Statuses;
 use crate::config::Config;
+use crate::core::owner::Statuses;
 use crate::credentials::{self, Trust};
 use crate::exec::netd_client::Netd;
 use crate::exec::{Images, Tools};

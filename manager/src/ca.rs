@@ -146,7 +146,7 @@ pub fn check_request(request: &[u8]) -> Result<(), CaError> {
 }
 
 /// The certificates of `authorities`.
-fn trusted(authorities: &[Authority]) -> Vec<Vec<u8>> {
+pub fn trusted(authorities: &[Authority]) -> Vec<Vec<u8>> {
     authorities.iter().map(|authority| authority.certificate.0.clone()).collect()
 }
 

@@ -49,7 +49,10 @@ fn main() -> ExitCode {
             }
             Err(violation) => {
                 failed += 1;
-                println!("seed {seed} FAILED: {violation}\n  replay: rcluster-sim{} --seed {seed} --trace", if cluster { " --cluster" } else { "" });
+                println!(
+                    "seed {seed} FAILED: {violation}\n  replay: rcluster-sim{} --seed {seed} --trace",
+                    if cluster { " --cluster" } else { "" }
+                );
             }
         }
     }

@@ -65,11 +65,8 @@ impl Beats {
 
 /// What the manager has not been told yet; from now on it counts as told.
 pub fn news(told: &mut Statuses, statuses: &Statuses) -> Vec<(TaskId, TaskStatus)> {
-    let news: Vec<(TaskId, TaskStatus)> = statuses
-        .iter()
-        .filter(|(id, status)| told.get(id) != Some(status))
-        .map(|(id, status)| (id.clone(), status.clone()))
-        .collect();
+    let news: Vec<(TaskId, TaskStatus)> =
+        statuses.iter().filter(|(id, status)| told.get(id) != Some(status)).map(|(id, status)| (id.clone(), status.clone())).collect();
     told.retain(|id, _| statuses.contains_key(id));
     told.extend(news.iter().cloned());
     news

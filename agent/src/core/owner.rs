@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-
 use rcluster_api::id::{TaskId, is_id};
 use rcluster_api::object::{Task, TaskStatus};
 use rcluster_api::task::TaskState;

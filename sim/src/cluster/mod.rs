@@ -44,15 +44,38 @@ const FIRST_AGENT: usize = 1000;
 #[derive(Debug)]
 pub enum Event {
     /// A leader's brain may have something to do.
-    Wake { host: usize, life: u64 },
+    Wake {
+        host: usize,
+        life: u64,
+    },
     /// The first packet of a session's wire goes on its way, if the wire carries.
-    Move { session: u64, up: bool },
-    Arrive { session: u64, packet: Packet },
-    Timer { agent: usize, life: u64, timer: Timer },
+    Move {
+        session: u64,
+        up: bool,
+    },
+    Arrive {
+        session: u64,
+        packet: Packet,
+    },
+    Timer {
+        agent: usize,
+        life: u64,
+        timer: Timer,
+    },
     /// A step of a task is done.
-    Done { agent: usize, life: u64, task: TaskId, serial: u64, done: Done },
+    Done {
+        agent: usize,
+        life: u64,
+        task: TaskId,
+        serial: u64,
+        done: Done,
+    },
     /// A container ends by itself.
-    Exit { agent: usize, incarnation: u64, container: String },
+    Exit {
+        agent: usize,
+        incarnation: u64,
+        container: String,
+    },
     /// An agent's process starts.
     Start(usize),
     User(usize),

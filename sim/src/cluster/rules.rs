@@ -112,8 +112,13 @@ impl Cluster {
             hold!(may, "{} ({}) is made while {} may run: it is {}", task.name, task.id, other.id, other.status.state);
             self.rules.handed_over.insert(task.id.clone());
         }
-        let last = others.iter().filter(|other| other.spec_version == task.spec_version).max_by_key(|other| (other.stamp.created_at_ms, other.restarts));
-        if let Some(last) = last.filter(|last| last.is_wanted() && last.status.state.is_failure() && last.status.state != TaskState::Orphaned) {
+        let last = others
+            .iter()
+            .filter(|other| other.spec_version == task.spec_version)
+            .max_by_key(|other| (other.stamp.created_at_ms, other.restarts));
+        if let Some(last) =
+            last.filter(|last| last.is_wanted() && last.status.state.is_failure() && last.status.state != TaskState::Orphaned)
+        {
             check_history(last, task, service, before)?;
         }
         Ok(())
@@ -148,7 +153,8 @@ impl Cluster {
 
     /// Whether all is well: every node takes part, every service has what it should, and nothing else runs.
     pub fn inspect(&self, here: &Here<'_>) -> Result<(), String> {
-        let leads = |at: &usize| here.hosts[*at].process.as_ref().is_some_and(|process| process.store.role().borrow().kind == RoleKind::Leader);
+        let leads =
+            |at: &usize| here.hosts[*at].process.as_ref().is_some_and(|process| process.store.role().borrow().kind == RoleKind::Leader);
         let leader = (0..here.hosts.len()).find(leads).ok_or("nobody leads")?;
         self.check_lead(leader)?;
         let state = here.checker.latest();
@@ -168,7 +174,8 @@ impl Cluster {
         }
         for agent in &self.agents {
             for container in agent.kernel.values().filter(|container| container.runs()) {
-                let known = state.tasks().get(&container.task.id).filter(|task| task.is_wanted() && task.node_id.as_ref() == Some(&agent.id()));
+                let known =
+                    state.tasks().get(&container.task.id).filter(|task| task.is_wanted() && task.node_id.as_ref() == Some(&agent.id()));
                 let known = known.ok_or_else(|| format!("{} runs {}, which nobody wants there", agent.name, container.task.id))?;
                 if container.task.template.containers[0].image.starts_with("steady") && known.status.state != TaskState::Running {
                     return Err(format!("{} runs {}, and the managers take it for {}", agent.name, known.id, known.status.state));
@@ -203,7 +210,10 @@ impl Cluster {
             let runs = agent.is_some_and(|agent| agent.kernel.values().any(|container| container.task.id == task.id && container.runs()));
             if !current || !runs {
                 let (state, version) = (task.status.state, task.spec_version);
-                return Err(format!("{} ({}) is {state} at version {version} of {}; runs: {runs}", task.name, task.id, service.spec_version));
+                return Err(format!(
+                    "{} ({}) is {state} at version {version} of {}; runs: {runs}",
+                    task.name, task.id, service.spec_version
+                ));
             }
         }
         Ok(())

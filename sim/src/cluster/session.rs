@@ -38,7 +38,11 @@ pub enum Up {
 /// What goes back.
 #[derive(Debug, Clone)]
 pub enum Down {
-    Welcome { heartbeat_ms: u64, timeout_ms: u64, managers: Vec<String> },
+    Welcome {
+        heartbeat_ms: u64,
+        timeout_ms: u64,
+        managers: Vec<String>,
+    },
     /// To the leader, if it is known.
     Redirect(Option<String>),
     Refused,
@@ -87,8 +91,17 @@ pub enum Timer {
 pub enum Link {
     None,
     /// With what the manager is told at registration.
-    Trying { session: u64, told: Statuses },
-    Open { session: u64, beats: Beats, told: Statuses, heartbeat_us: u64, begun_us: u64 },
+    Trying {
+        session: u64,
+        told: Statuses,
+    },
+    Open {
+        session: u64,
+        beats: Beats,
+        told: Statuses,
+        heartbeat_us: u64,
+        begun_us: u64,
+    },
 }
 
 /// How a session, or the attempt at one, has ended.
@@ -139,7 +152,9 @@ impl Cluster {
         match packet {
             Packet::Up(up) => self.hear(session, up, here),
             Packet::Down(down) => {
-                let Some(agent) = self.sessions.get(&session).filter(|connection| !connection.agent_gone).map(|connection| connection.agent) else {
+                let Some(agent) =
+                    self.sessions.get(&session).filter(|connection| !connection.agent_gone).map(|connection| connection.agent)
+                else {
                     return Ok(());
                 };
                 self.listen(agent, session, down, here)
@@ -184,7 +199,9 @@ impl Cluster {
         let now = Duration::from_micros(here.now_us);
         match (timer, &mut process.link) {
             (Timer::Seek { attempt }, Link::None) if attempt == process.attempts => self.seek(agent, here),
-            (Timer::Deadline { session }, Link::Trying { session: current, .. }) if session == *current => self.lose(agent, End::Lost, here),
+            (Timer::Deadline { session }, Link::Trying { session: current, .. }) if session == *current => {
+                self.lose(agent, End::Lost, here)
+            }
             (Timer::Deadline { session }, Link::Open { session: current, beats, .. }) if session == *current => {
                 let deadline = beats.deadline();
                 if deadline <= now {
@@ -250,7 +267,8 @@ impl Cluster {
         let now = Duration::from_micros(here.now_us);
         let host = self.sessions.get(&session).map(|connection| connection.host).unwrap_or_default();
         let Some(process) = &mut self.agents[agent].process else { return Ok(()) };
-        let is_current = matches!(&process.link, Link::Trying { session: current, .. } | Link::Open { session: current, .. } if *current == session);
+        let is_current =
+            matches!(&process.link, Link::Trying { session: current, .. } | Link::Open { session: current, .. } if *current == session);
         if !is_current {
             return Ok(());
         }

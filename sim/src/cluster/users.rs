@@ -129,7 +129,9 @@ impl Cluster {
             return Ok(());
         }
         let Some((intent, _)) = user.waits.take() else { return Ok(()) };
-        here.tell(|| format!("user {} is answered: {}", asked.user, outcome.as_ref().map_or_else(ToString::to_string, |(at, _)| at.to_string())));
+        here.tell(|| {
+            format!("user {} is answered: {}", asked.user, outcome.as_ref().map_or_else(ToString::to_string, |(at, _)| at.to_string()))
+        });
         self.counts.requests += 1;
         let Ok((revision, _)) = outcome else { return Ok(()) };
         let Some(state) = here.checker.state_at(revision) else {
@@ -160,12 +162,9 @@ impl Intent {
             Self::Service(spec) => Request::Apply(vec![(Spec::Service(*spec), 0)]),
             Self::Scale(service, replicas) => Request::Scale { service, replicas },
             Self::Remove(service) => Request::Remove(vec![(Kind::Service, service)]),
-            Self::Node(node, availability) => Request::UpdateNode {
-                node,
-                availability: Some(availability),
-                labels_set: BTreeMap::new(),
-                labels_removed: Vec::new(),
-            },
+            Self::Node(node, availability) => {
+                Request::UpdateNode { node, availability: Some(availability), labels_set: BTreeMap::new(), labels_removed: Vec::new() }
+            }
         }
     }
 
@@ -173,7 +172,12 @@ impl Intent {
         match self {
             Self::Network => state.find_network("lab").is_some(),
             Self::Service(spec) => state.find_service(&spec.name).is_some_and(|service| {
-                service.spec.containers.iter().map(|container| &container.image).eq(spec.containers.iter().map(|container| &container.image))
+                service
+                    .spec
+                    .containers
+                    .iter()
+                    .map(|container| &container.image)
+                    .eq(spec.containers.iter().map(|container| &container.image))
             }),
             Self::Scale(name, replicas) => state.find_service(name).is_some_and(|service| service.spec.replicas() == *replicas),
             Self::Remove(name) => state.find_service(name).is_none_or(|service| service.removing),

@@ -36,10 +36,9 @@ fn exit_of(image: &str, chance: &mut impl Rng) -> Option<(u64, Exit)> {
     let coded = |code| Exit { exit_code: Some(code), ..Exit::default() };
     match image.split(':').next().unwrap_or_default() {
         "crash" => Some((chance.random_range(0..500_000), coded(1))),
-        "memory" => Some((
-            chance.random_range(0..3_000_000),
-            Exit { exit_code: Some(137), signal: Some(9), oom_killed: true, problem: None },
-        )),
+        "memory" => {
+            Some((chance.random_range(0..3_000_000), Exit { exit_code: Some(137), signal: Some(9), oom_killed: true, problem: None }))
+        }
         "ends" => Some((chance.random_range(0..8_000_000), coded(0))),
         _ => None,
     }
@@ -181,7 +180,7 @@ impl Cluster {
             // What the kernel was asked for may come about although the agent has gone.
             let comes_about = life >= node.booted && self.chance.random_bool(0.5);
             return match done {
-                Done::Created(index) if comes_about => {
+                Done::Created(index) if comes_about && !self.has(agent, id, index) => {
                     self.create(agent, id, index);
                     Ok(())
                 }
@@ -232,6 +231,12 @@ impl Cluster {
             }
         }
         self.step(agent, id, here)
+    }
+
+    /// Whether a kernel has this container of a task.
+    fn has(&self, agent: usize, id: &TaskId, index: usize) -> bool {
+        let node = &self.agents[agent];
+        node.records.get(id).is_some_and(|(_, record)| node.kernel.contains_key(&record.containers[index].id))
     }
 
     fn create(&mut self, agent: usize, id: &TaskId, index: usize) {
