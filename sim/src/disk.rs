@@ -1,5 +1,7 @@
-//! A disk in memory that outlives the process on it. A batch is on it as a whole or not at all; what no batch names may be gone after a
+//! A disk that outlives the process on it, in memory. A batch is on it as a whole or not at all; what no batch names may be gone after a
 //! crash.
+//!
+//! Of some seeds the log is the managers' own, on a [`Platter`]: then what is here is what that must hold, and each start compares them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,11 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use raft::eraftpb::{Entry, HardState, Snapshot};
 use rand::Rng;
 use rcluster_manager::core::state::{State, encode_snapshot};
-use rcluster_manager::store::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver, Terms, checksum, first};
+use rcluster_manager::seal::Keys;
+use rcluster_manager::store::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver, Terms, Wal, checksum, first};
+use tempfile::TempDir;
 
 use crate::chance::Chance;
 use crate::host::Local;
 use crate::network::exponential;
+use crate::plan::Plan;
+use crate::platter::Platter;
 
 /// What a failing write leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +49,40 @@ struct Content {
     local: Option<Local>,
     /// What was written since the world last looked.
     news: News,
+    wal: Option<Log>,
+}
+
+/// The managers' own log.
+struct Log {
+    platter: Platter,
+    /// Where its snapshots are: they are files beside it.
+    dir: TempDir,
+    segment_bytes: u64,
+    keys: Option<Keys>,
+    /// While a process has it open.
+    open: Option<Wal<Platter>>,
+    /// The batch whose write has failed: it may be there, or not.
+    failed: Option<Written>,
+    /// Something was done to the disk since it was last opened: a failure is no surprise.
+    harmed: bool,
+    /// A bit has turned.
+    rotten: bool,
+    /// What was confirmed was not there.
+    lost: bool,
+}
+
+/// A batch that was to be written.
+struct Written {
+    hard_state: HardState,
+    entries: Vec<Entry>,
+    snapshot: Option<Saved>,
+    compaction: Option<Compaction>,
+}
+
+impl Written {
+    fn batch(&self) -> Batch<'_> {
+        Batch { hard_state: &self.hard_state, entries: &self.entries, snapshot: self.snapshot.as_ref(), compaction: self.compaction }
+    }
 }
 
 /// What a process has written.
@@ -56,7 +96,7 @@ pub struct News {
 
 impl Disk {
     /// With the first log of a cluster, or of a manager that joins one.
-    pub fn new(chance: Chance, write_us: u64, founded: Option<&State>, cluster_id: &str) -> Self {
+    pub fn new(chance: Chance, plan: &Plan, founded: Option<&State>, cluster_id: &str) -> Result<Self, LogError> {
         let (hard_state, mut snapshot) = match founded {
             Some(state) => first(state),
             None => {
@@ -65,10 +105,14 @@ impl Disk {
                 (HardState::default(), snapshot)
             }
         };
+        let wal = plan
+            .segment_bytes
+            .map(|segment_bytes| Log::new(segment_bytes, plan.sealed.then(Keys::random), &hard_state, &snapshot))
+            .transpose()?;
         let data = snapshot.take_data().to_vec();
         let (bytes, checksum, name) = (data.len() as u64, checksum(&data), "0".to_owned());
         let saved = Saved { metadata: snapshot.take_metadata(), name: name.clone(), bytes, checksum };
-        Self(Arc::new(Mutex::new(Content {
+        Ok(Self(Arc::new(Mutex::new(Content {
             chance,
             hard_state,
             offset: (saved.metadata.index, saved.metadata.term),
@@ -77,11 +121,12 @@ impl Disk {
             files: BTreeMap::from([(name, data)]),
             files_made: 1,
             fails_in: None,
-            write_us,
+            write_us: plan.write_us,
             full: false,
             local: None,
             news: News::default(),
-        })))
+            wal,
+        }))))
     }
 
     fn content(&self) -> MutexGuard<'_, Content> {
@@ -90,7 +135,11 @@ impl Disk {
 
     /// The process that writes to it from now on.
     pub fn attach(&self, local: Local) {
-        self.content().local = Some(local);
+        let mut content = self.content();
+        if let Some(log) = &content.wal {
+            log.platter.attach(local.clone());
+        }
+        content.local = Some(local);
     }
 
     /// The process is gone, and with it what it had not made durable.
@@ -101,25 +150,76 @@ impl Disk {
         content.files.retain(|name, _| keeps || *name == used);
         content.fails_in = None;
         content.news = News::default();
+        let Content { chance, wal, .. } = &mut *content;
+        if let Some(log) = wal {
+            log.open = None;
+            log.platter.mend();
+            // The process was killed, or its host as well.
+            if chance.random_bool(0.5) {
+                log.platter.lose_power(chance);
+            }
+        }
+    }
+
+    /// A bit of it turns; whether any was there that may.
+    pub fn rot(&self) -> bool {
+        let Content { chance, wal, .. } = &mut *self.content();
+        wal.as_mut().is_some_and(|log| {
+            log.rotten = log.platter.rot(chance);
+            log.harmed |= log.rotten;
+            log.rotten
+        })
+    }
+
+    pub fn is_rotten(&self) -> bool {
+        self.content().wal.as_ref().is_some_and(|log| log.rotten)
+    }
+
+    /// Whether what it had confirmed was not there at a start.
+    pub fn has_lost(&self) -> bool {
+        self.content().wal.as_ref().is_some_and(|log| log.lost)
+    }
+
+    /// Whether something was done to it since it was last opened that a manager need not survive.
+    pub fn is_harmed(&self) -> bool {
+        let content = self.content();
+        content.full || content.wal.as_ref().is_some_and(|log| log.harmed)
     }
 
     /// One of the next writes fails.
     pub fn fail_in(&self, writes: u64, left: Left) {
-        self.content().fails_in = Some((writes, left));
+        let mut content = self.content();
+        match &mut content.wal {
+            // Each call is a place to fail at.
+            Some(log) => {
+                log.harmed = true;
+                log.platter.fail_in(writes);
+            }
+            None => content.fails_in = Some((writes, left)),
+        }
     }
 
     /// No write fails that was to.
     pub fn mend(&self) {
-        self.content().fails_in = None;
+        let mut content = self.content();
+        content.fails_in = None;
+        if let Some(log) = &content.wal {
+            log.platter.mend();
+        }
     }
 
     pub fn set_write_us(&self, write_us: u64) {
         self.content().write_us = write_us;
     }
 
-    /// Whether snapshots find no room.
+    /// Whether there is no room: for snapshots, and for another segment of the log.
     pub fn set_full(&self, full: bool) {
-        self.content().full = full;
+        let mut content = self.content();
+        content.full = full;
+        if let Some(log) = &mut content.wal {
+            log.harmed |= full;
+            log.platter.set_full(full);
+        }
     }
 
     pub fn take_news(&self) -> News {
@@ -189,30 +289,105 @@ impl Content {
     }
 }
 
-impl LogStore for Disk {
-    fn load(&mut self) -> Result<Loaded, LogError> {
-        let content = self.content();
-        let mut terms = Terms::new(content.offset.0, content.offset.1);
-        if let Some(gap) = content.entries.values().find(|entry| !terms.put(entry.index, entry.term)) {
+impl Log {
+    fn new(segment_bytes: u64, keys: Option<Keys>, hard_state: &HardState, snapshot: &Snapshot) -> Result<Self, LogError> {
+        let dir = tempfile::tempdir().map_err(|source| LogError::Io { what: "make a directory for snapshots", source })?;
+        let platter = Platter::default();
+        drop(Wal::create_on(platter.clone(), dir.path(), segment_bytes, keys.clone(), b"simulated", hard_state, snapshot.clone())?);
+        Ok(Self { platter, dir, segment_bytes, keys, open: None, failed: None, harmed: false, rotten: false, lost: false })
+    }
+
+    fn opened(&self) -> Result<&Wal<Platter>, LogError> {
+        self.open.as_ref().ok_or_else(|| LogError::Damaged("the log is not open".to_owned()))
+    }
+}
+
+impl Content {
+    /// Opens the managers' own log, and compares what it holds with what was confirmed.
+    fn open(&mut self) -> Result<Loaded, LogError> {
+        let Some(log) = &mut self.wal else { return self.loaded() };
+        let mut wal = Wal::open_on(log.platter.clone(), log.dir.path(), log.segment_bytes, log.keys.clone())?.0;
+        let found = wal.load()?;
+        let (first, last) = (found.terms.first(), found.terms.last());
+        let entries = if last < first { Vec::new() } else { wal.entries(first, last + 1, u64::MAX)? };
+        let failed = log.failed.take();
+        log.open = Some(wal);
+        log.harmed = false;
+        if self.holds(&found, &entries) {
+            return Ok(found);
+        }
+        if let Some(failed) = failed {
+            self.take_in(&failed.batch());
+        }
+        if self.holds(&found, &entries) {
+            return Ok(found);
+        }
+        if let Some(log) = &mut self.wal {
+            log.lost = true;
+        }
+        Err(lost(&found))
+    }
+
+    fn holds(&self, found: &Loaded, entries: &[Entry]) -> bool {
+        let places = found.terms.first() == self.offset.0 + 1 && found.terms.term(self.offset.0) == Some(self.offset.1);
+        places
+            && found.hard_state == self.hard_state
+            && (found.snapshot.index, found.snapshot.term) == (self.snapshot.metadata.index, self.snapshot.metadata.term)
+            && found.snapshot.get_conf_state() == self.snapshot.metadata.get_conf_state()
+            && entries.iter().eq(self.entries.values())
+    }
+
+    fn loaded(&self) -> Result<Loaded, LogError> {
+        let mut terms = Terms::new(self.offset.0, self.offset.1);
+        if let Some(gap) = self.entries.values().find(|entry| !terms.put(entry.index, entry.term)) {
             return Err(LogError::Damaged(format!("there is a gap before entry {}", gap.index)));
         }
-        let data = content.files.get(&content.snapshot.name).filter(|data| checksum(data) == content.snapshot.checksum).cloned();
+        let data = self.files.get(&self.snapshot.name).filter(|data| checksum(data) == self.snapshot.checksum).cloned();
         let data = data.ok_or_else(|| LogError::Damaged("a batch names a snapshot that is not there".to_owned()))?;
-        let bytes = content.entries.values().map(|entry| entry.data.len() as u64).sum();
-        Ok(Loaded { hard_state: content.hard_state.clone(), snapshot: content.snapshot.metadata.clone(), data, terms, bytes })
+        let bytes = self.entries.values().map(|entry| entry.data.len() as u64).sum();
+        Ok(Loaded { hard_state: self.hard_state.clone(), snapshot: self.snapshot.metadata.clone(), data, terms, bytes })
     }
 
     fn write(&mut self, batch: &Batch<'_>) -> Result<(), LogError> {
-        let mut content = self.content();
-        let fails = content.begin_write();
+        let fails = self.begin_write();
+        if let Some(wal) = self.wal.as_mut().and_then(|log| log.open.as_mut()) {
+            if let Err(error) = wal.write(batch) {
+                let Batch { hard_state, entries, snapshot, compaction } = *batch;
+                let failed = Written { hard_state: hard_state.clone(), entries: entries.to_vec(), snapshot: snapshot.cloned(), compaction };
+                if let Some(log) = &mut self.wal {
+                    log.failed = Some(failed);
+                }
+                return Err(error);
+            }
+            self.take_in(batch);
+            return Ok(());
+        }
         if fails != Some(Left::Nothing) {
-            content.take_in(batch);
+            self.take_in(batch);
         }
         if fails.is_some() { Err(broken()) } else { Ok(()) }
+    }
+}
+
+/// What was confirmed is not what is there.
+fn lost(found: &Loaded) -> LogError {
+    LogError::Damaged(format!("it lost what was confirmed: it holds {} to {}", found.terms.first(), found.terms.last()))
+}
+
+impl LogStore for Disk {
+    fn load(&mut self) -> Result<Loaded, LogError> {
+        self.content().open()
+    }
+
+    fn write(&mut self, batch: &Batch<'_>) -> Result<(), LogError> {
+        self.content().write(batch)
     }
 
     fn entries(&self, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
         let content = self.content();
+        if let Some(log) = &content.wal {
+            return log.opened()?.entries(low, high, bytes_max);
+        }
         let mut bytes = 0;
         let fits = |entry: &&Entry| {
             bytes += entry.data.len() as u64;
@@ -227,6 +402,9 @@ impl LogStore for Disk {
             let mut content = disk.content();
             if content.begin_write().is_some() || content.full {
                 return Err(broken());
+            }
+            if let Some(log) = &content.wal {
+                return log.opened()?.saver()(metadata, data);
             }
             let name = content.files_made.to_string();
             content.files_made += 1;

@@ -19,12 +19,15 @@ const UNSEEN_US: u64 = 3_000_000;
 /// How far a clock jumps ahead.
 const JUMP_MAX_US: u64 = 5_000_000;
 
+/// Mean time between two faults of a lull.
+const LULL_FAULT_EVERY_US: u64 = 240_000_000;
+
 /// What is over after a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Over {
     Cut(u64),
     SlowDisk(usize),
-    NoSnapshots(usize),
+    FullDisk(usize),
 }
 
 impl World {
@@ -33,8 +36,10 @@ impl World {
         if self.is_calm {
             return Ok(());
         }
-        let next_us = exponential(&mut self.chances.faults, self.plan.fault_every_us).max(1_000);
-        self.queue.push(self.now_us + next_us, Event::Strike);
+        let every_us = if self.is_lull { LULL_FAULT_EVERY_US } else { self.plan.fault_every_us };
+        let next_us = exponential(&mut self.chances.faults, every_us).max(1_000);
+        let burst = self.left;
+        self.queue.push(self.now_us + next_us, Event::Strike(burst));
         let Some(fault) = self.plan.faults.choose(&mut self.chances.faults).copied() else { return Ok(()) };
         let lasts_us = self.chances.faults.random_range(1_000..=self.plan.fault_lasts_us);
         let until_us = self.now_us + lasts_us;
@@ -56,10 +61,10 @@ impl World {
                     self.queue.push(until_us, Event::Over(Over::SlowDisk(host)));
                 }
             }
-            Fault::NoSnapshots => {
+            Fault::FullDisk => {
                 if let Some(manager) = &self.hosts[host].manager {
                     manager.disk.set_full(true);
-                    self.queue.push(until_us, Event::Over(Over::NoSnapshots(host)));
+                    self.queue.push(until_us, Event::Over(Over::FullDisk(host)));
                 }
             }
             Fault::Partition => {
@@ -105,12 +110,25 @@ impl World {
             }
             Fault::Restart => self.stop(host)?,
             Fault::Join => self.add_host()?,
-            // Nobody knows at once of a disk that is lost: one who then takes away another manager loses the quorum.
             Fault::Move => self.move_manager()?,
+            // Nobody knows at once of a disk that is lost: one who then takes away another manager loses the quorum.
             Fault::Leave | Fault::ChangeRole if self.now_us < self.wiped_us + UNSEEN_US => {}
             Fault::Leave => self.remove_manager()?,
             Fault::ChangeRole => self.change_role()?,
-            Fault::Wipe => self.wipe(host)?,
+            Fault::Wipe => {
+                if self.may_lose(host) {
+                    self.lose_disk(host)?;
+                }
+            }
+            Fault::Rot => {
+                let rots = self.may_lose(host) && self.hosts[host].manager.as_ref().is_some_and(|manager| manager.disk.rot());
+                if rots {
+                    self.wiped_us = self.now_us;
+                    // Whether it is started again or is not up, what it finds is seen at its start.
+                    self.end(host)?;
+                    self.start(host)?;
+                }
+            }
         }
         Ok(())
     }
@@ -130,7 +148,7 @@ impl World {
                     manager.disk.set_write_us(self.plan.write_us);
                 }
             }
-            Over::NoSnapshots(host) => {
+            Over::FullDisk(host) => {
                 if let Some(manager) = &self.hosts[host].manager {
                     manager.disk.set_full(false);
                 }
@@ -138,12 +156,12 @@ impl World {
         }
     }
 
-    /// A disk is lost for good, and its host joins again. What no quorum survives is not asked of the store: only one disk at a time, only
-    /// of managers that are settled, and only where those that vote are still enough without it.
-    fn wipe(&mut self, host: usize) -> Result<(), Violation> {
-        let Some(id) = self.hosts[host].id() else { return Ok(()) };
-        let Some(leader) = self.leader() else { return Ok(()) };
-        let Some(process) = &self.hosts[leader].process else { return Ok(()) };
+    /// Whether the disk of a host may be lost. What no quorum survives is not asked of the store: only one disk at a time, only of managers
+    /// that are settled, and only where those that vote are still enough without it.
+    fn may_lose(&self, host: usize) -> bool {
+        let Some(id) = self.hosts[host].id() else { return false };
+        let Some(leader) = self.leader() else { return false };
+        let Some(process) = &self.hosts[leader].process else { return false };
         let raft = process.node.raft();
         let configuration = raft.store().configuration();
         let managers = self.checker.latest().managers();
@@ -155,10 +173,12 @@ impl World {
         let kept = |id: &u64| self.hosts.iter().any(|host| host.id() == Some(*id));
         let all_kept = managers.values().all(|manager| kept(&manager.raft_id) && manager.role != ManagerRole::Leaving);
         let enough = !voters.contains(&id) || voters.len() >= 3;
-        if !settled || !all_kept || !enough || host == leader {
-            return Ok(());
-        }
-        self.tell(|| format!("the disk of {id} is lost"));
+        settled && all_kept && enough && host != leader
+    }
+
+    /// A disk is lost for good, and its host joins again.
+    pub fn lose_disk(&mut self, host: usize) -> Result<(), Violation> {
+        self.tell(|| format!("the disk of h{host} is lost"));
         self.wiped_us = self.now_us;
         self.end(host)?;
         self.hosts[host].manager = None;

@@ -12,6 +12,7 @@ mod faults;
 mod host;
 mod network;
 mod plan;
+mod platter;
 mod queue;
 mod recovery;
 mod users;
@@ -40,7 +41,11 @@ pub fn run_cluster(seed: u64, trace: bool) -> Result<Outcome, Violation> {
     run_plan(Plan::draw_cluster(seed), trace)
 }
 
-fn run_plan(plan: Plan, trace: bool) -> Result<Outcome, Violation> {
+/// Runs a plan to its end.
+///
+/// # Errors
+/// What was promised and not kept.
+pub fn run_plan(plan: Plan, trace: bool) -> Result<Outcome, Violation> {
     catch_unwind(AssertUnwindSafe(|| World::new(plan, trace)?.run())).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
         Err(Violation(format!("a panic: {}", text.unwrap_or("without words"))))

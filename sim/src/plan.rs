@@ -21,8 +21,8 @@ pub enum Fault {
     FailedSync,
     /// Writes take long for a while.
     SlowDisk,
-    /// No room for snapshots for a while.
-    NoSnapshots,
+    /// No room for a while, for snapshots or another segment of the log.
+    FullDisk,
     /// The hosts fall into two parts that do not reach each other.
     Partition,
     /// One host does not reach another, which reaches it.
@@ -49,15 +49,17 @@ pub enum Fault {
     Move,
     /// A disk is lost with all that is on it; the host joins again.
     Wipe,
+    /// A bit of a manager's log turns: it refuses to start, and its host joins again with an empty disk.
+    Rot,
 }
 
 impl Fault {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 19] = [
         Self::Crash,
         Self::CrashAtWrite,
         Self::FailedSync,
         Self::SlowDisk,
-        Self::NoSnapshots,
+        Self::FullDisk,
         Self::Partition,
         Self::OneWay,
         Self::Clog,
@@ -71,6 +73,7 @@ impl Fault {
         Self::ChangeRole,
         Self::Move,
         Self::Wipe,
+        Self::Rot,
     ];
 }
 
@@ -80,8 +83,16 @@ pub struct Plan {
     pub seed: u64,
     pub hosts: usize,
     pub clients: usize,
-    /// How long the faults are on.
-    pub safety_us: u64,
+    /// How long the faults are on and the users busy, in all.
+    pub busy_us: u64,
+    /// So many times: the parts of that time.
+    pub bursts: u64,
+    /// Between two bursts there is a lull: of this length at the mean, with few faults and little to do.
+    pub lull_us: u64,
+    /// Bytes of a segment of the managers' own log; none: a log in memory.
+    pub segment_bytes: Option<u64>,
+    /// Whether that log is sealed.
+    pub sealed: bool,
     pub faults: Vec<Fault>,
     /// Mean time between two of them.
     pub fault_every_us: u64,
@@ -128,13 +139,21 @@ impl Plan {
             _ => usual,
         };
         let fault_every_us = one_of(chance, &[300_000, 1_000_000, 3_000_000, 10_000_000]);
+        let bursts = chance.random_range(2..=6);
+        let segment_bytes = chance.random_bool(0.3).then(|| one_of(chance, &[4 << 10, 16 << 10, 64 << 10]));
+        // Snapshots of the managers' own log are files that are really synced.
+        let snapshot_entries = if segment_bytes.is_some() { &[30, 200, 10_000][..] } else { &[1, 5, 30, 200, 10_000] };
         // So that at most a few are on at a time: a cluster of which nothing works for long proves little.
         let fault_lasts_us = fault_every_us * one_of(chance, &[1, 3, 10, 30]) / 5;
         Self {
             seed,
             hosts: one_of(chance, &[1, 2, 3, 3, 3, 3, 4, 5, 5]),
             clients: chance.random_range(1..=5),
-            safety_us: chance.random_range(20..=80) * 1_000_000,
+            busy_us: chance.random_range(20..=80) * 1_000_000,
+            bursts,
+            lull_us: chance.random_range(40..=75) * 60_000_000 / (bursts - 1),
+            segment_bytes,
+            sealed: chance.random_bool(0.5),
             faults: Fault::ALL.into_iter().filter(|_| chance.random_bool(share)).collect(),
             fault_every_us,
             fault_lasts_us,
@@ -149,7 +168,7 @@ impl Plan {
             batch_max: one_of(chance, &[1, 4, 1024]),
             write_us: one_of(chance, &[10, 100, 2_000, 10_000]),
             timing,
-            snapshot_entries: one_of(chance, &[1, 5, 30, 200, 10_000]),
+            snapshot_entries: one_of(chance, snapshot_entries),
             snapshot_bytes: one_of(chance, &[500, 20_000, 64 << 20]),
             trailing_entries: one_of(chance, &[0, 1, 10, 1_000]),
             cluster: None,
@@ -161,17 +180,31 @@ impl Plan {
     pub fn draw_cluster(seed: u64) -> Self {
         let plan = Self::draw(seed);
         let chance = &mut stream(seed, "cluster world");
-        let members = [Fault::Join, Fault::Leave, Fault::ChangeRole, Fault::Move, Fault::Wipe];
+        let members = [Fault::Join, Fault::Leave, Fault::ChangeRole, Fault::Move, Fault::Wipe, Fault::Rot];
         let faults: Vec<Fault> = plan.faults.into_iter().filter(|fault| !members.contains(fault)).collect();
         let cluster = cluster::Plan::draw(seed);
         Self {
             hosts: one_of(chance, &[1, 3, 3, 3, 5]),
             clients: 0,
-            safety_us: chance.random_range(60..=180) * 1_000_000,
+            busy_us: chance.random_range(60..=180) * 1_000_000,
+            bursts: 1,
+            segment_bytes: None,
             faults,
             cluster: Some(cluster),
             ..plan
         }
+    }
+
+    /// Without lulls: all of it is busy.
+    #[must_use]
+    pub fn busy(self) -> Self {
+        Self { bursts: 1, ..self }
+    }
+
+    /// With its logs in memory, whatever it has drawn.
+    #[must_use]
+    pub fn in_memory(self) -> Self {
+        Self { segment_bytes: None, ..self }
     }
 
     /// The store's configuration, but for who it is.

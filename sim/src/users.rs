@@ -24,6 +24,8 @@ use crate::world::{Event as Happening, World};
 
 /// Longest wait for an answer; the store's own readers wait as long.
 const PATIENCE_US: u64 = 3_000_000;
+/// Mean time of a client between two requests in a lull.
+const LULL_THINK_US: u64 = 20_000_000;
 /// Most objects of one transaction.
 const OBJECTS_MAX: usize = 3;
 /// How soon a host that could not join tries again.
@@ -88,9 +90,15 @@ impl World {
         if self.chances.users.random_bool(reads) { self.read(client, host) } else { self.write(client, host) }
     }
 
+    /// Whether a client has a request without an answer.
+    pub fn waits(&self, client: usize) -> bool {
+        self.requests.iter().any(|request| matches!(request.who, Who::Client(who) if who == client))
+    }
+
     fn rest(&mut self, client: usize) {
-        let pause_us = exponential(&mut self.chances.users, self.plan.think_us).max(100);
-        self.queue.push(self.now_us + pause_us, Happening::Client(client));
+        let think_us = if self.is_lull { LULL_THINK_US } else { self.plan.think_us };
+        let pause_us = exponential(&mut self.chances.users, think_us).max(100);
+        self.queue.push(self.now_us + pause_us, Happening::Client(client, self.left));
     }
 
     fn read(&mut self, client: usize, host: usize) -> Result<(), Violation> {

@@ -18,7 +18,7 @@ use rcluster_api::object::{Object, Stamp};
 use rcluster_manager::core::members::{Step, departed, next};
 use rcluster_manager::core::state::{Change, State, Transaction, encode_snapshot};
 use rcluster_manager::drive::standing;
-use rcluster_manager::store::{Fatal, Introduction, Job, LogError, Member, MemberChange, RoleKind, Standing, StoreConfig};
+use rcluster_manager::store::{Fatal, Introduction, Job, LogError, Member, MemberChange, RoleKind, Standing, StoreConfig, StoreError};
 
 use crate::chance::{Chance, mix, stream};
 use crate::check::{Checker, Violation, hold};
@@ -33,12 +33,15 @@ use crate::users::Request;
 const CLUSTER: &str = "cluster";
 /// How often the leader looks whether the managers are what their objects say.
 const KEEP_US: u64 = 50_000;
+const LULL_KEEP_US: u64 = 1_000_000;
 /// How often it is looked who waits no longer.
 const SWEEP_US: u64 = 500_000;
 /// A snapshot travels so much longer than a small message, and its end is told so much later at most.
 const SNAPSHOT_TIMES: u64 = 5;
 /// What a job beside a process takes, at the mean.
 const JOB_US: u64 = 5_000;
+/// When a process is started again that could not start.
+const AGAIN_US: u64 = 1_000_000;
 /// How long a process takes to start.
 const START_US: u64 = 50_000;
 /// Once nothing goes wrong any more, all is well after so long.
@@ -50,7 +53,7 @@ const INSPECT_US: u64 = 100_000;
 /// So many events at one time are a loop.
 const EVENTS_AT_ONCE_MAX: u64 = 200_000;
 
-/// What happens.
+/// What happens. Some of it is of one burst and the lull after it, and is not done in the next, which has its own.
 pub enum Event {
     /// A process ticks, and takes in what has arrived.
     Tick {
@@ -95,12 +98,14 @@ pub enum Event {
         host: usize,
     },
     /// The leader among them looks after the members.
-    Keep,
+    Keep(u64),
     Sweep,
-    Client(usize),
+    Client(usize, u64),
     Join(usize),
-    Strike,
+    Strike(u64),
     Over(Over),
+    /// A burst ends, and a lull begins; or a lull ends, and a burst begins.
+    Turn,
     /// The faults end.
     Calm,
     /// It is looked whether all is well.
@@ -173,6 +178,10 @@ pub struct World {
     pub moves: u64,
     /// When the last disk was lost.
     pub wiped_us: u64,
+    /// Between two bursts.
+    pub is_lull: bool,
+    /// Bursts to come.
+    pub left: u64,
     pub is_calm: bool,
     /// When the faults have ended.
     pub calm_since_us: u64,
@@ -229,6 +238,8 @@ impl World {
             cuts: 0,
             moves: 0,
             wiped_us: 0,
+            is_lull: false,
+            left: 0,
             is_calm: false,
             calm_since_us: 0,
             cluster: plan.cluster.clone().map(|cluster| Box::new(Cluster::new(seed, cluster))),
@@ -242,17 +253,13 @@ impl World {
         for at in 0..world.plan.hosts {
             let host = world.new_host();
             let id = at as u64 + 1;
-            world.found(host, id, true, Vec::new());
+            world.found(host, id, true, Vec::new())?;
             world.queue.push(0, Event::Start { host });
         }
-        for client in 0..world.plan.clients {
-            world.queue.push(0, Event::Client(client));
-        }
-        for event in [Event::Keep, Event::Sweep, Event::Strike] {
-            world.queue.push(0, event);
-        }
-        let end_us = world.plan.safety_us;
-        world.queue.push(end_us, Event::Calm);
+        world.queue.push(0, Event::Sweep);
+        world.left = world.plan.bursts;
+        world.is_lull = true;
+        world.turn();
         world.around(|_, _| Ok(()))?;
         Ok(world)
     }
@@ -329,6 +336,29 @@ impl World {
         cluster.inspect(&Here { now_us: *now_us, hosts, network, checker, trace: *trace })
     }
 
+    /// From a lull to a burst or from a burst to a lull; after the last burst the faults end.
+    fn turn(&mut self) {
+        let burst_us = self.plan.busy_us / self.plan.bursts;
+        if self.is_lull {
+            self.is_lull = false;
+            self.left -= 1;
+            let end = if self.left == 0 { Event::Calm } else { Event::Turn };
+            self.queue.push(self.now_us + burst_us, end);
+            let idle: Vec<usize> = (0..self.plan.clients).filter(|client| !self.waits(*client)).collect();
+            for client in idle {
+                self.queue.push(self.now_us, Event::Client(client, self.left));
+            }
+            for event in [Event::Keep(self.left), Event::Strike(self.left)] {
+                self.queue.push(self.now_us, event);
+            }
+        } else {
+            self.is_lull = true;
+            let lull_us = exponential(&mut self.chances.faults, self.plan.lull_us);
+            self.queue.push(self.now_us + lull_us, Event::Turn);
+        }
+        self.tell(|| String::from(if self.is_lull { "a lull begins" } else { "a burst begins" }));
+    }
+
     fn lives(&self, host: usize, life: u64) -> bool {
         self.hosts[host].life == life && self.hosts[host].process.is_some()
     }
@@ -354,8 +384,9 @@ impl World {
                 self.wake(host)
             }
             Event::Start { host } => self.start(host),
-            Event::Keep => {
-                self.queue.push(self.now_us + KEEP_US, Event::Keep);
+            Event::Keep(burst) if burst == self.left => {
+                let every_us = if self.is_lull { LULL_KEEP_US } else { KEEP_US };
+                self.queue.push(self.now_us + every_us, Event::Keep(burst));
                 self.keep()
             }
             Event::Sweep => {
@@ -363,11 +394,16 @@ impl World {
                 self.move_hosts()?;
                 self.answer(None)
             }
-            Event::Client(client) => self.act(client),
+            Event::Client(client, burst) if burst == self.left => self.act(client),
             Event::Join(host) => self.join(host),
-            Event::Strike => self.strike(),
+            Event::Strike(burst) if burst == self.left => self.strike(),
+            Event::Keep(_) | Event::Client(..) | Event::Strike(_) => Ok(()),
             Event::Over(over) => {
                 self.end_fault(over);
+                Ok(())
+            }
+            Event::Turn => {
+                self.turn();
                 Ok(())
             }
             Event::Calm => self.calm(),
@@ -384,14 +420,16 @@ impl World {
     }
 
     /// A host gets a manager's disk: with the cluster's first log, or an empty one that knows of `seeds`.
-    fn found(&mut self, host: usize, id: u64, founds: bool, seeds: Vec<Member>) {
+    fn found(&mut self, host: usize, id: u64, founds: bool, seeds: Vec<Member>) -> Result<(), Violation> {
         let name = self.hosts[host].name.clone();
         let mut config = StoreConfig::new(CLUSTER.to_owned(), name, id, seeds, PathBuf::new());
         self.plan.tune(&mut config);
         let chance = stream(self.chances.disks.random(), "disk");
-        let disk = Disk::new(chance, self.plan.write_us, founds.then_some(&self.founded), CLUSTER);
+        let disk = Disk::new(chance, &self.plan, founds.then_some(&self.founded), CLUSTER);
+        let disk = disk.map_err(|error| Violation(format!("{id} cannot make its log: {error}")))?;
         self.hosts[host].manager = Some(host::Manager { config, disk });
         self.hosts[host].joining = false;
+        Ok(())
     }
 
     /// A host has joined as `manager`.
@@ -399,7 +437,7 @@ impl World {
         let member = |manager: &Manager| Member { id: manager.raft_id, name: manager.name.clone(), addr: manager.addr.clone() };
         let seeds = self.checker.latest().managers().values().map(|manager| member(manager)).collect();
         self.tell(|| format!("h{host} has joined as {}", manager.raft_id));
-        self.found(host, manager.raft_id, false, seeds);
+        self.found(host, manager.raft_id, false, seeds)?;
         self.start(host)
     }
 
@@ -414,13 +452,35 @@ impl World {
         let (life, clock, config) = (*life, *clock, manager.config.clone());
         let seed = self.chances.processes.random();
         let started = Process::start(config, manager.disk.clone(), clock, self.now_us, seed);
-        let started = started.map_err(|error| Violation(format!("{} cannot start: {error}", manager.config.id)))?;
-        *process = Some(started);
+        match started {
+            Ok(started) => *process = Some(started),
+            Err(error) => return self.not_started(host, &error),
+        }
         self.checker.forget(host);
         self.tell(|| format!("h{host} starts"));
         let tick_us = clock.lasts(self.plan.timing.tick);
         self.queue.push(self.now_us + tick_us, Event::Tick { host, life });
         self.rounds(host, false, true)
+    }
+
+    /// A process could not start on its disk.
+    fn not_started(&mut self, host: usize, error: &StoreError) -> Result<(), Violation> {
+        let Some(manager) = &self.hosts[host].manager else { return Ok(()) };
+        let (id, disk) = (manager.config.id, manager.disk.clone());
+        hold!(disk.is_harmed() && !disk.has_lost(), "{id} cannot start: {}", Causes(error));
+        self.tell(|| format!("{id} cannot start: {}", Causes(error)));
+        disk.crash();
+        if disk.is_rotten() {
+            // It says so, and whoever looks after it removes it and has its host join again.
+            let refused = matches!(
+                error,
+                StoreError::Log(LogError::Segment { .. } | LogError::Format { .. } | LogError::NoKey { .. } | LogError::Damaged(_))
+            );
+            hold!(refused, "{id} does not say that its log is damaged: {}", Causes(error));
+            return self.lose_disk(host);
+        }
+        self.queue.push(self.now_us + AGAIN_US, Event::Start { host });
+        Ok(())
     }
 
     /// Ends a host's process at once.
@@ -556,7 +616,7 @@ impl World {
                 self.around(|cluster, here| cluster.look(host, here))
             }
             // What the disk was made to do.
-            Err(Fatal::Log(LogError::Io { .. })) => {
+            Err(Fatal::Log(error)) if matches!(error, LogError::Io { .. }) || self.is_harmed(host) => {
                 self.tell(|| format!("{id} ends: its disk has failed"));
                 let down_us = self.chances.faults.random_range(START_US..START_US + self.plan.fault_lasts_us);
                 self.crash(host, down_us)
@@ -569,6 +629,10 @@ impl World {
                 Ok(())
             }
         }
+    }
+
+    fn is_harmed(&self, host: usize) -> bool {
+        self.hosts[host].manager.as_ref().is_some_and(|manager| manager.disk.is_harmed())
     }
 
     /// Where the manager with this id is.
@@ -662,6 +726,16 @@ impl World {
             self.wake(host)?;
         }
         Ok(())
+    }
+}
+
+/// An error with all its causes.
+struct Causes<'a>(&'a dyn std::error::Error);
+
+impl fmt::Display for Causes<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let causes = std::iter::successors(Some(self.0), |error| error.source());
+        formatter.write_str(&causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
     }
 }
 

@@ -70,6 +70,8 @@ pub struct Node<L: LogStore, T> {
     member: bool,
     /// Ticks of silence after which it stands for election, as this chose them.
     patience: usize,
+    /// Ticks since it was started.
+    ticks: usize,
     /// Term, role and place among the voters that `patience` was drawn for.
     drawn_for: Option<(u64, StateRole, usize)>,
     stopping: Option<(Duration, oneshot::Sender<()>)>,
@@ -108,6 +110,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         let mut node = Self {
             member,
             patience: 0,
+            ticks: 0,
             drawn_for: None,
             reads: Reads::new(config.id, run),
             config,
@@ -175,7 +178,11 @@ impl<L: LogStore, T: Transport> Node<L, T> {
     pub fn tick(&mut self, now: Duration) {
         self.spread_elections();
         self.raw.tick();
-        self.publisher.publish_status(&self.raw.raft, &self.transport, now);
+        // As often as a leader says that it is there: what the status says of time is not known better than that.
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(self.config.timing.heartbeat) {
+            self.publisher.publish_status(&self.raw.raft, &self.transport, now);
+        }
     }
 
     /// Handles everything that raft has ready.
@@ -316,9 +323,9 @@ impl<L: LogStore, T: Transport> Node<L, T> {
     /// changes, by a chance of its own; that one is never waited for, since another is set before the next tick.
     fn spread_elections(&mut self) {
         let RaftTiming { tick: _, heartbeat: _, election, slack, stagger } = self.config.timing;
-        let mut voters = self.raw.store().configuration().voters.clone();
-        voters.sort_unstable();
-        let rank = voters.iter().position(|id| *id == self.config.id).unwrap_or_default().min(VOTERS_MAX - 1);
+        let (own, voters) = (self.config.id, &self.raw.store().configuration().voters);
+        // One that does not vote is never asked to stand.
+        let rank = if voters.contains(&own) { voters.iter().filter(|id| **id < own).count().min(VOTERS_MAX - 1) } else { 0 };
         let drawing_for = Some((self.raw.raft.term, self.raw.raft.state, rank));
         if self.drawn_for != drawing_for {
             self.drawn_for = drawing_for;

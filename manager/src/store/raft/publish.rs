@@ -145,8 +145,15 @@ impl Publisher {
     /// Whether the role is news.
     pub fn publish_role<L: LogStore>(&self, raft: &Raft<Storage<L>>) -> bool {
         let kind = role(raft);
-        let leader = self.member(raft.leader_id).filter(|leader| kind == RoleKind::Leader || leader.id != self.own).cloned();
-        let role = Role { term: raft.term, kind, leader };
+        let leader = self.member(raft.leader_id).filter(|leader| kind == RoleKind::Leader || leader.id != self.own);
+        {
+            let known = self.role.borrow();
+            // Nearly always: this is asked after each round.
+            if (known.term, known.kind, known.leader.as_ref()) == (raft.term, kind, leader) {
+                return false;
+            }
+        }
+        let role = Role { term: raft.term, kind, leader: leader.cloned() };
         let changed = self.role.send_if_modified(|known| {
             let changes = *known != role;
             known.clone_from(&role);
