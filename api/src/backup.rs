@@ -167,7 +167,9 @@ mod tests {
     }
 
     fn whole() -> Vec<u8> {
-        let data = v1::StateSnapshot { format: 1, revision: 7, objects: Vec::new(), cluster_id: "c".to_owned() }.encode_to_vec();
+        let data =
+            v1::StateSnapshot { format: 1, revision: 7, objects: Vec::new(), cluster_id: "c".to_owned(), ..v1::StateSnapshot::default() }
+                .encode_to_vec();
         encode(&Header { data_bytes: data.len() as u64, ..header() }, &data)
     }
 
