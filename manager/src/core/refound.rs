@@ -69,8 +69,9 @@ pub fn refound(state: &State, reached: Reached, heir: Heir, ctx: &mut Ctx) -> Re
     cluster.nodes_awaited_until_ms = ctx.now_ms.saturating_add(await_nodes_ms);
     let stamp = state.managers().get(&id).map(|manager| manager.stamp).unwrap_or_default();
     let manager = Manager { id, stamp, raft_id: cluster.managers_made, name, addr, role: ManagerRole::Voter };
-    let dropped: Vec<Manager> =
+    let mut dropped: Vec<Manager> =
         state.managers().values().filter(|other| other.id != manager.id).map(|other| Manager::clone(other)).collect();
+    dropped.sort_by(|one, other| one.name.cmp(&other.name));
     let mut changes = Vec::new();
     for other in &dropped {
         // Its certificate may have been issued at the last moment before now.
