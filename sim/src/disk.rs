@@ -312,7 +312,8 @@ impl Content {
         let entries = if last < first { Vec::new() } else { wal.entries(first, last + 1, u64::MAX)? };
         let failed = log.failed.take();
         log.open = Some(wal);
-        log.harmed = false;
+        // What is still to fail was asked for before it was opened.
+        log.harmed = log.platter.is_to_fail();
         if self.holds(&found, &entries) {
             return Ok(found);
         }

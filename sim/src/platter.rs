@@ -110,6 +110,11 @@ impl Platter {
         self.surface().left = Some(calls);
     }
 
+    /// Whether a call is to fail.
+    pub fn is_to_fail(&self) -> bool {
+        self.surface().left.is_some()
+    }
+
     /// No call fails that was to.
     pub fn mend(&self) {
         self.surface().left = None;

@@ -622,7 +622,7 @@ impl World {
                 self.crash(host, down_us)
             }
             Err(fatal) => {
-                self.tell(|| format!("{id} ends: {fatal}"));
+                self.tell(|| format!("{id} ends: {}", Causes(&fatal)));
                 self.checker.mourn(id, &fatal)?;
                 self.end(host)?;
                 self.hosts[host].manager = None;

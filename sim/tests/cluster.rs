@@ -9,8 +9,6 @@ use rcluster_sim::{Outcome, Violation, run_cluster};
 /// Each line: a seed, and what it has found.
 const FAILED_BEFORE: &str = include_str!("failed-clusters.txt");
 const FIXED: u64 = 24;
-/// They break a rule, and why is not known yet: see "What is open" in docs/simulation.md. Fresh seeds are run by hand until then.
-const OPEN: [u64; 3] = [10, 11, 16];
 
 /// Runs seeds on all processors; what they did, in their order.
 fn run_all(seeds: &[u64]) -> Vec<Outcome> {
@@ -38,7 +36,7 @@ fn run_all(seeds: &[u64]) -> Vec<Outcome> {
 
 #[test]
 fn fixed_seeds() {
-    let outcomes = run_all(&(0..FIXED).filter(|seed| !OPEN.contains(seed)).collect::<Vec<_>>());
+    let outcomes = run_all(&(0..FIXED).collect::<Vec<_>>());
     let count = |of: fn(rcluster_sim::Counts) -> usize| outcomes.iter().filter_map(|outcome| outcome.cluster).map(of).sum::<usize>();
     let (brains, requests, starts) = (count(|made| made.brains), count(|made| made.requests), count(|made| made.starts));
     let (downs, troubles) = (count(|made| made.downs), count(|made| made.troubles));
@@ -51,13 +49,6 @@ fn fixed_seeds() {
 fn seeds_that_have_failed_before() {
     let seeds = FAILED_BEFORE.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_whitespace().next());
     run_all(&seeds.map(|seed| seed.parse().unwrap()).collect::<Vec<_>>());
-}
-
-#[test]
-fn what_is_open_is_open_still() {
-    for seed in OPEN {
-        assert!(run_cluster(seed, false).is_err(), "seed {seed} holds: take it from the list");
-    }
 }
 
 #[test]

@@ -177,6 +177,27 @@ fn draining_starts_the_new_before_it_stops_the_old() {
 }
 
 #[test]
+fn a_successor_that_is_outdated_has_gone_before_the_next_is_made() {
+    let mut world = three_nodes();
+    let spec = |image: &str, order: &str| json!({"containers": [{"image": image}], "update": {"order": order}});
+    world.service("web", spec("web:1", "start-first"));
+    world.settle();
+    let old = world.task("web.1");
+    world.service("web", spec("web:2", "start-first"));
+    let second = world.task("web.1");
+    world.report(&second.id, TaskState::Preparing, "");
+    world.availability(&old.node, Availability::Drain);
+    world.service("web", spec("web:3", "stop-first"));
+    world.wake();
+    let of_web = |world: &World| world.state.tasks().values().filter(|task| task.may_run()).count();
+    assert_eq!(of_web(&world), 2, "{}", world.picture());
+    world.report(&second.id, TaskState::Shutdown, "");
+    assert_eq!(of_web(&world), 2, "{}", world.picture());
+    world.settle();
+    assert_eq!((world.running("web"), world.task("web.1").spec_version), (1, 3), "{}", world.picture());
+}
+
+#[test]
 fn scaling_down_and_removing_leave_nothing() {
     let mut world = three_nodes();
     world.service("web", web(5));

@@ -36,8 +36,8 @@ pub struct Rules {
     seen: u64,
     /// Tasks that were made while another of their slot may run, as they may.
     handed_over: BTreeSet<TaskId>,
-    /// When a container of a slot has last ended by itself, and of which spec.
-    ended: BTreeMap<Place, (u64, u64)>,
+    /// When a container of a slot has last ended by itself, and of which task.
+    ended: BTreeMap<Place, (u64, Task)>,
 }
 
 impl Rules {
@@ -47,7 +47,7 @@ impl Rules {
 
     /// A container of the task has ended by itself.
     pub fn ended(&mut self, task: &Task, now_us: u64) {
-        self.ended.insert(place(task), (now_us, task.spec_version));
+        self.ended.insert(place(task), (now_us, task.clone()));
     }
 }
 
@@ -139,8 +139,10 @@ impl Cluster {
             hold!(handed_over, "{} runs twice: {} on {} and {} on {}", task.name, task.id, self.agents[agent].name, other.id, node.name);
         }
         let Some(service) = state.services().get(&task.service_id) else { return Ok(()) };
-        let Some((ended_us, version)) = self.rules.ended.get(&place(task)).copied() else { return Ok(()) };
-        if version == task.spec_version && task.restarts_in_window > 1 && !self.rules.handed_over.contains(&task.id) {
+        let Some((ended_us, last)) = self.rules.ended.get(&place(task)) else { return Ok(()) };
+        // The end of one that was given up with its node is not what the managers count from.
+        let counts = last.spec_version == task.spec_version && !given_up(&last.id);
+        if counts && task.restarts_in_window > 1 && !self.rules.handed_over.contains(&task.id) {
             let policy = &service.spec.restart;
             let step = (task.restarts_in_window - 2).min(30);
             let delay_ms = (policy.delay.0 << step).min(policy.delay_max.0) * 4 / 5;

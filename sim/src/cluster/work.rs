@@ -275,11 +275,11 @@ impl Cluster {
 
     /// A container ends by itself.
     pub(super) fn exit(&mut self, agent: usize, incarnation: u64, name: &str, here: &mut Here<'_>) -> Result<(), Violation> {
-        let exit = self.exits.remove(&(agent, name.to_owned()));
         let node = &mut self.agents[agent];
         let Some(container) = node.kernel.get_mut(name).filter(|container| container.runs() && node.incarnation == incarnation) else {
             return Ok(());
         };
+        let exit = self.exits.remove(&(agent, name.to_owned()));
         hold!(exit.is_some(), "{name} ends twice");
         container.exit = exit;
         let (id, task) = (container.task.id.clone(), Arc::clone(&container.task));

@@ -165,7 +165,7 @@ impl Step<'_> {
         {
             return;
         }
-        if self.slot.leaving.iter().any(|task| task.may_run()) && !self.starts_before_the_old_has_gone() {
+        if self.waits_for_the_old_to_go() {
             return;
         }
         match self.slot.ended.first() {
@@ -176,6 +176,11 @@ impl Step<'_> {
                 restart @ Verdict::Restart { .. } => changes.puts.push(self.new_task(Some(restart), ctx)),
             },
         }
+    }
+
+    /// Whether a task that is to go may run still, and nothing may be started beside it.
+    fn waits_for_the_old_to_go(&self) -> bool {
+        self.slot.leaving.iter().any(|task| task.may_run()) && !self.starts_before_the_old_has_gone()
     }
 
     fn starts_before_the_old_has_gone(&self) -> bool {
@@ -202,6 +207,10 @@ impl Step<'_> {
         }
         let running = task.status.state == TaskState::Running;
         let start_first = running && (drained || self.starts_before_the_old_has_gone());
+        if start_first && self.waits_for_the_old_to_go() {
+            // A successor that became outdated itself is on its way out: two beside the one that runs are one too many.
+            return;
+        }
         let restart = if start_first { self.next_try(task, ctx) } else { None };
         if restart == Some(Verdict::Stay) {
             return;
