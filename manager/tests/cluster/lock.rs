@@ -10,7 +10,7 @@ use rcluster_api::tls::Security;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::AutolockAction::{Off, On, Rotate, Show};
 
-use crate::support::{Cluster, start, until};
+use crate::support::{Cluster, run_program, start, until};
 
 const SECRET: &str = "the secret that no disk may tell";
 
@@ -125,6 +125,38 @@ async fn a_locked_manager_waits_for_the_key_and_nothing_is_lost() {
     assert_eq!(cluster.networks().await, 3);
     let refused = autolock(&cluster, Rotate).await.unwrap_err();
     assert!(refused.message.contains("autolock is off"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_locked_disk_is_recovered_from_with_its_key_alone() {
+    let mut cluster = Cluster::found().await;
+    cluster.write("before").await;
+    let key = autolock(&cluster, On).await.unwrap().unwrap();
+    let (dir, addr) = (cluster.managers[0].dir.clone(), cluster.managers[0].addr.clone());
+    wrapped_with(&dir, Some(&key)).await;
+    cluster.managers.clear();
+    let file = cluster.dir.path().join("key");
+    let recover = |flags: &[&str]| {
+        let output = run_program(&[&["recover", "--state-dir", dir.to_str().unwrap()], flags].concat());
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+    };
+    let given = ["--unlock-key-file", file.to_str().unwrap(), "--yes"];
+    let (done, said) = recover(&["--yes"]);
+    assert!(!done && said.contains("is locked: give --unlock-key-file FILE"), "{said}");
+    fs::write(&file, UnlockKey(Key::random()).to_string()).unwrap();
+    let (done, said) = recover(&given);
+    assert!(!done && said.contains("is locked with another unlock key"), "{said}");
+    fs::write(&file, "rckey-1-nonsense").unwrap();
+    let (done, said) = recover(&given);
+    assert!(!done && said.contains("--unlock-key-file"), "{said}");
+    fs::write(&file, key.to_string()).unwrap();
+    let (done, said) = recover(&given);
+    assert!(done && said.contains("Recovered."), "{said}");
+    cluster.managers.push(start("m1", &dir, &addr, &[]));
+    until("m1 leads alone", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
+    assert_eq!(cluster.networks().await, 1);
+    // The tables ask for the lock still.
+    wrapped_with(&dir, Some(&key)).await;
 }
 
 #[tokio::test]
