@@ -1,7 +1,10 @@
 //! Identities: a newtype for each kind of object, so that a task's id cannot stand where a node's is meant.
+//!
+//! The text stands in the id itself: tables are copied leaf by leaf when they change, and each leaf has dozens of ids.
 
 use std::fmt;
 
+use compact_str::CompactString;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -23,12 +26,12 @@ macro_rules! ids {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
         #[serde(transparent)]
-        pub struct $name(String);
+        pub struct $name(CompactString);
 
         impl $name {
             /// A new random id.
             pub fn random(rng: &mut impl Rng) -> Self {
-                Self(random_id(rng))
+                Self(random_id(rng).into())
             }
 
             /// The text of the id.
@@ -44,19 +47,19 @@ macro_rules! ids {
 
         impl From<String> for $name {
             fn from(text: String) -> Self {
-                Self(text)
+                Self(text.into())
             }
         }
 
         impl From<&str> for $name {
             fn from(text: &str) -> Self {
-                Self(text.to_owned())
+                Self(text.into())
             }
         }
 
         impl From<$name> for String {
             fn from(id: $name) -> Self {
-                id.0
+                id.0.into_string()
             }
         }
 

@@ -238,39 +238,35 @@ impl State {
         services.chain(nodes).chain(networks).chain(tasks).chain(events).chain(data).chain(managers).chain(users).chain(cluster)
     }
 
-    /// Writes an object with its stamp as it is, keeping the indices right.
+    /// Writes an object with its stamp as it is, keeping the indices right. An index that stays as it is is not touched: a table that is
+    /// written is copied where it is, as others hold it too.
     fn insert(&mut self, object: Object) {
-        self.delete(object.kind(), object.id());
         self.bytes += weight(&object);
+        self.bytes -= self.weight(object.kind(), object.id());
         match object {
             Object::Service(service) => {
-                self.service_names.insert(service.spec.name.clone(), service.id.clone());
-                self.services.insert(service.id.clone(), Arc::new(service));
+                let (id, name) = (service.id.clone(), service.spec.name.clone());
+                let before = self.services.insert(id.clone(), Arc::new(service));
+                rename(&mut self.service_names, before.map(|before| before.spec.name.clone()), name, id);
             }
-            Object::Task(task) => {
-                self.tasks_by_service.insert((task.service_id.clone(), task.id.clone()));
-                if let Some(node) = &task.node_id {
-                    self.tasks_by_node.insert((node.clone(), task.id.clone()));
-                }
-                if task.is_wanted() && task.status.state < TaskState::Assigned {
-                    self.unassigned.insert(task.id.clone());
-                }
-                self.tasks.insert(task.id.clone(), Arc::new(*task));
-            }
+            Object::Task(task) => self.insert_task(*task),
             Object::Node(node) => {
-                self.node_names.insert(node.description.name.clone(), node.id.clone());
-                self.nodes.insert(node.id.clone(), Arc::new(node));
+                let (id, name) = (node.id.clone(), node.description.name.clone());
+                let before = self.nodes.insert(id.clone(), Arc::new(node));
+                rename(&mut self.node_names, before.map(|before| before.description.name.clone()), name, id);
             }
             Object::Network(network) => {
-                self.network_names.insert(network.spec.name.clone(), network.id.clone());
-                self.networks.insert(network.id.clone(), Arc::new(network));
+                let (id, name) = (network.id.clone(), network.spec.name.clone());
+                let before = self.networks.insert(id.clone(), Arc::new(network));
+                rename(&mut self.network_names, before.map(|before| before.spec.name.clone()), name, id);
             }
             Object::Event(event) => {
                 self.events.insert(event.id.clone(), Arc::new(event));
             }
             Object::Data(data) => {
-                self.data_names.insert((data.spec.kind, data.spec.name.clone()), data.id.clone());
-                self.data.insert(data.id.clone(), Arc::new(data));
+                let (id, name) = (data.id.clone(), (data.spec.kind, data.spec.name.clone()));
+                let before = self.data.insert(id.clone(), Arc::new(data));
+                rename(&mut self.data_names, before.map(|before| (before.spec.kind, before.spec.name.clone())), name, id);
             }
             Object::Manager(manager) => {
                 self.managers.insert(manager.id.clone(), Arc::new(manager));
@@ -279,6 +275,37 @@ impl State {
             Object::User(user) => {
                 self.users.insert(user.id.clone(), Arc::new(user));
             }
+        }
+    }
+
+    fn insert_task(&mut self, task: Task) {
+        let places = |task: &Task| (task.service_id.clone(), task.node_id.clone(), is_unassigned(task));
+        let (id, now) = (task.id.clone(), places(&task));
+        let before = self.tasks.insert(id.clone(), Arc::new(task));
+        let before = before.map(|before| places(&before));
+        if before.as_ref() == Some(&now) {
+            return;
+        }
+        if let Some(before) = before {
+            self.unlist_task(&id, before);
+        }
+        let (service, node, unassigned) = now;
+        self.tasks_by_service.insert((service, id.clone()));
+        if let Some(node) = node {
+            self.tasks_by_node.insert((node, id.clone()));
+        }
+        if unassigned {
+            self.unassigned.insert(id);
+        }
+    }
+
+    fn unlist_task(&mut self, id: &TaskId, (service, node, unassigned): (ServiceId, Option<NodeId>, bool)) {
+        self.tasks_by_service.remove(&(service, id.clone()));
+        if let Some(node) = node {
+            self.tasks_by_node.remove(&(node, id.clone()));
+        }
+        if unassigned {
+            self.unassigned.remove(id);
         }
     }
 
@@ -293,11 +320,7 @@ impl State {
             }
             Kind::Task => {
                 if let Some(task) = self.tasks.remove(&TaskId::from(id)) {
-                    self.unassigned.remove(&task.id);
-                    self.tasks_by_service.remove(&(task.service_id.clone(), task.id.clone()));
-                    if let Some(node) = &task.node_id {
-                        self.tasks_by_node.remove(&(node.clone(), task.id.clone()));
-                    }
+                    self.unlist_task(&task.id, (task.service_id.clone(), task.node_id.clone(), is_unassigned(&task)));
                 }
             }
             Kind::Node => {
@@ -327,4 +350,20 @@ impl State {
             }
         }
     }
+}
+
+/// Whether a task is wanted and waits for an address or a node.
+fn is_unassigned(task: &Task) -> bool {
+    task.is_wanted() && task.status.state < TaskState::Assigned
+}
+
+/// Has an index of names say where an object is, under its name of now alone.
+fn rename<N: Ord + Clone, I: Clone>(names: &mut OrdMap<N, I>, before: Option<N>, now: N, id: I) {
+    if before.as_ref() == Some(&now) {
+        return;
+    }
+    if let Some(before) = before {
+        names.remove(&before);
+    }
+    names.insert(now, id);
 }
