@@ -151,18 +151,6 @@ pub enum Answer {
     Done,
 }
 
-impl Answer {
-    /// Whether it was answered because of a commit, and not because the state as it is has nothing to change.
-    pub fn is_of_a_commit(&self) -> bool {
-        match self {
-            Self::Applied(applied) => applied.iter().any(|one| one.outcome != Outcome::Unchanged),
-            Self::Again { revision: _, answer } => answer.is_of_a_commit(),
-            Self::Removed | Self::ManagerAdded(_) | Self::UserCreated(_) => true,
-            Self::Scaled { .. } | Self::NodeUpdated | Self::Done => false,
-        }
-    }
-}
-
 /// Decides what `request` changes; refuses what the state has no room for.
 pub fn decide(state: &State, request: Request, ctx: &mut Ctx) -> Result<(ChangeSet, Answer), ApiError> {
     let (changes, answer) = answer(state, request, ctx)?;
@@ -502,6 +490,7 @@ fn update_node(
         }
     }
     updated.labels.extend(labels_set);
+    validate::check_labels(&updated.labels)?;
     let mut changes = ChangeSet::default();
     if updated != **node {
         let message = if updated.availability == node.availability {

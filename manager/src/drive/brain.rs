@@ -34,6 +34,15 @@ const HANDING_OVER: Duration = Duration::from_millis(50);
 /// A user's request, carried out: the revision and what to answer.
 pub type Outcome = Result<(u64, Answer), ApiError>;
 
+/// What an answer rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ground {
+    /// The tables as they are: those of a leader that was replaced unheard may be old.
+    Tables,
+    /// What has become of a proposal.
+    Proposal,
+}
+
 /// The time as a brain is told it.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
@@ -61,7 +70,7 @@ pub enum Event<U, A> {
 pub enum Effect<U, A> {
     /// [`Brain::proposed`] is to be called with what comes of it; nothing is planned before.
     Propose(Transaction),
-    Answer(U, Outcome),
+    Answer(U, Outcome, Ground),
     Registered(A, Result<(), ApiError>),
 }
 
@@ -165,6 +174,16 @@ impl<U, A> Brain<U, A> {
         self.in_flight.is_none().then_some(wake_at)
     }
 
+    /// Requests that wait for their turn.
+    pub fn backlog(&self) -> usize {
+        self.pending.controls.len()
+    }
+
+    /// Drops requests of whom `waits` says no: they are not carried out.
+    pub fn retain(&mut self, waits: impl Fn(&U) -> bool) {
+        self.pending.controls.retain(|(_, from)| waits(from));
+    }
+
     /// Whether the store has said that the term is over.
     pub fn is_over(&self) -> bool {
         self.is_over
@@ -200,7 +219,7 @@ impl<U, A> Brain<U, A> {
         }
         if planned.transaction.changes.is_empty() {
             self.dirty = planned.left;
-            answer(replies, self.seen.revision(), &mut effects);
+            answer(replies, self.seen.revision(), Ground::Tables, &mut effects);
         } else {
             self.in_flight = Some(InFlight { left: planned.left, replies });
             effects.push(Effect::Propose(planned.transaction));
@@ -262,7 +281,7 @@ impl<U, A> Brain<U, A> {
                     stage(draft, changes, ctx);
                     replies.controls.push((answer, from));
                 }
-                Err(refusal) => effects.push(Effect::Answer(from, Err(refusal))),
+                Err(refusal) => effects.push(Effect::Answer(from, Err(refusal), Ground::Tables)),
             }
             if bytes >= BYTES_PER_PART_MAX {
                 break;
@@ -331,7 +350,7 @@ impl<U, A> Brain<U, A> {
             Ok(revision) => {
                 debug!(revision, "committed");
                 self.dirty = left;
-                answer(replies, revision, &mut effects);
+                answer(replies, revision, Ground::Proposal, &mut effects);
                 return effects;
             }
             Err(ProposeError::Conflict(conflict)) => {
@@ -349,12 +368,16 @@ impl<U, A> Brain<U, A> {
             }
             Err(refused @ ProposeError::NotLeader { .. }) => {
                 // The term may be over; or leadership is being handed over, and the hand-over may fail, with nobody else to go on.
-                refuse(replies, &unavailable(&refused), &mut effects);
+                refuse(replies, &not_leader(&refused), &mut effects);
                 self.wake_at = now.monotonic + HANDING_OVER;
                 self.dirty = Dirty::everything();
                 return effects;
             }
-            Err(lost @ (ProposeError::Unavailable | ProposeError::ShuttingDown | ProposeError::NoVoters)) => {
+            Err(refused @ (ProposeError::ShuttingDown | ProposeError::NoVoters)) => {
+                refuse(replies, &not_leader(&refused), &mut effects);
+                self.is_over = true;
+            }
+            Err(lost @ ProposeError::Unavailable) => {
                 refuse(replies, &unavailable(&lost), &mut effects);
                 self.is_over = true;
             }
@@ -380,13 +403,18 @@ fn unavailable(error: &ProposeError) -> ApiError {
     ApiError::new(ErrorCode::Unavailable, error.to_string()).hint("look at the state, then try again")
 }
 
-fn answer<U, A>(replies: Replies<U, A>, revision: u64, effects: &mut Vec<Effect<U, A>>) {
-    effects.extend(replies.controls.into_iter().map(|(answer, from)| Effect::Answer(from, Ok(answer.at(revision)))));
+/// Nothing was proposed: whoever leads then may be asked.
+fn not_leader(error: &ProposeError) -> ApiError {
+    ApiError::new(ErrorCode::NotLeader, error.to_string()).hint("try again")
+}
+
+fn answer<U, A>(replies: Replies<U, A>, revision: u64, ground: Ground, effects: &mut Vec<Effect<U, A>>) {
+    effects.extend(replies.controls.into_iter().map(|(answer, from)| Effect::Answer(from, Ok(answer.at(revision)), ground)));
     effects.extend(replies.registrations.into_iter().map(|from| Effect::Registered(from, Ok(()))));
 }
 
 fn refuse<U, A>(replies: Replies<U, A>, refusal: &ApiError, effects: &mut Vec<Effect<U, A>>) {
-    effects.extend(replies.controls.into_iter().map(|(_, from)| Effect::Answer(from, Err(refusal.clone()))));
+    effects.extend(replies.controls.into_iter().map(|(_, from)| Effect::Answer(from, Err(refusal.clone()), Ground::Proposal)));
     effects.extend(replies.registrations.into_iter().map(|from| Effect::Registered(from, Err(refusal.clone()))));
 }
 

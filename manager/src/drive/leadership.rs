@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::brain::Outcome;
+use super::brain::{Ground, Outcome};
 use super::logs::LogBroker;
 use super::members;
 use super::relays::RelayBroker;
@@ -23,6 +23,9 @@ use crate::store::{Role, RoleKind, Store};
 const EVENTS_MAX: usize = 4096;
 /// Longest wait of a user's request for its commit.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What to do when nobody knows what has become of a request.
+const LOOK: &str = "look at the state, then try again";
 
 /// What exists only while this manager leads.
 #[derive(Debug)]
@@ -44,38 +47,37 @@ pub struct Term {
 impl Term {
     /// Has the brain carry out a user's request; answers once it is committed.
     ///
-    /// What needs no commit rests on the state alone: a refusal, or that there is nothing to change. A leader that was replaced unheard
-    /// may have an old one, so it answers that only once a quorum has said that it led when it looked.
+    /// What needs no commit rests on the tables alone: a refusal, or that there is nothing to change. A leader that was replaced unheard
+    /// may have old ones, so it answers that only once a quorum has said that it led when it looked.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotLeader`]: it was not carried out, and whoever leads then may be asked. After [`ErrorCode::Unavailable`] it may or
+    /// may not have been.
     pub async fn request(&self, request: Request) -> Outcome {
-        let outcome = self.decide(request).await;
-        let rests_on_state = match &outcome {
-            Ok((_, answer)) => !answer.is_of_a_commit(),
-            Err(refusal) => refusal.code != ErrorCode::Unavailable,
-        };
-        if rests_on_state {
+        let (outcome, ground) = self.decide(request).await?;
+        if ground == Ground::Tables {
             let barrier = self.store.read_barrier().await;
             let role = self.store.role().borrow().clone();
             if barrier.is_err() || role.kind != RoleKind::Leader || role.term != self.number {
                 let over = "this manager stopped leading before it could answer; the request was not carried out";
-                return Err(ApiError::new(ErrorCode::Unavailable, over).hint("try again"));
+                return Err(ApiError::new(ErrorCode::NotLeader, over).hint("try again"));
             }
         }
         outcome
     }
 
-    async fn decide(&self, request: Request) -> Outcome {
+    async fn decide(&self, request: Request) -> Result<(Outcome, Ground), ApiError> {
         let (reply, answer) = oneshot::channel();
-        let over =
-            || ApiError::new(ErrorCode::Unavailable, "this manager stopped leading; the request may or may not have been carried out");
-        self.events.send(Event::Control { request, from: reply }).await.map_err(|_| over())?;
+        let over = |code, what| ApiError::new(code, format!("this manager stopped leading; the request {what} carried out"));
+        let asked = self.events.send(Event::Control { request, from: reply }).await;
+        asked.map_err(|_| over(ErrorCode::NotLeader, "was not").hint("try again"))?;
         match tokio::time::timeout(REQUEST_TIMEOUT, answer).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(over().hint("look at the state, then try again")),
-            Err(_) => Err(ApiError::new(
-                ErrorCode::Unavailable,
-                format!("no commit within {} s: the managers have no quorum, or their disks are slow", REQUEST_TIMEOUT.as_secs()),
-            )
-            .hint("`rclusterctl cluster status` shows the managers")),
+            Ok(answer) => answer.map_err(|_| over(ErrorCode::Unavailable, "may or may not have been").hint(LOOK)),
+            Err(_) => {
+                let why = "the managers have no quorum, their disks are slow, or they have very much to do; it may still be carried out";
+                Err(ApiError::new(ErrorCode::Unavailable, format!("no commit within {} s: {why}", REQUEST_TIMEOUT.as_secs()))
+                    .hint("`rclusterctl cluster status` shows the managers; look at the state, then try again"))
+            }
         }
     }
 }

@@ -8,15 +8,15 @@ use rcluster_base::clock::unix_ms;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 
-use super::brain::{self, Brain, Effect, Moment, Outcome};
+use super::brain::{self, Brain, Effect, Ground, Moment, Outcome};
 use crate::core::node::liveness::Timing;
 use crate::store::Store;
 
-/// Most events that are taken into one plan.
+/// Most events that are taken into one plan, and most requests that wait for one: more wait outside, and their users know it.
 const BATCH_MAX: usize = 1024;
 
 /// Where the answer to a user goes.
-pub type UserReply = oneshot::Sender<Outcome>;
+pub type UserReply = oneshot::Sender<(Outcome, Ground)>;
 /// Where the answer to an agent goes.
 pub type AgentReply = oneshot::Sender<Result<(), ApiError>>;
 /// What the brain is told.
@@ -44,6 +44,8 @@ impl Shell {
     /// Runs until the term is over.
     pub async fn run(mut self) {
         loop {
+            // Who has given up is told nothing any more: what is not begun is not done either.
+            self.brain.retain(|user| !user.is_closed());
             let (now, state) = (moment(self.began), self.store.state());
             let effects = tokio::task::block_in_place(|| self.brain.turn(now, state, rand::random()));
             self.carry_out(effects).await;
@@ -63,7 +65,7 @@ impl Shell {
                     let outcome = self.store.propose(transaction).await;
                     effects.extend(self.brain.proposed(moment(self.began), outcome));
                 }
-                Effect::Answer(user, outcome) => drop(user.send(outcome)),
+                Effect::Answer(user, outcome, ground) => drop(user.send((outcome, ground))),
                 Effect::Registered(agent, outcome) => drop(agent.send(outcome)),
             }
         }
@@ -73,7 +75,7 @@ impl Shell {
     async fn wait(&mut self) {
         let wake_at = tokio::time::Instant::from_std(self.began + self.brain.wake_at().unwrap_or_default());
         tokio::select! {
-            event = self.inbox.recv() => {
+            event = self.inbox.recv(), if self.brain.backlog() < BATCH_MAX => {
                 if let Some(event) = event {
                     self.brain.take(moment(self.began), event);
                 }
@@ -86,6 +88,9 @@ impl Shell {
             () = sleep_until(wake_at) => {}
         }
         for _ in 0..BATCH_MAX {
+            if self.brain.backlog() >= BATCH_MAX {
+                break;
+            }
             let Ok(event) = self.inbox.try_recv() else { break };
             self.brain.take(moment(self.began), event);
         }

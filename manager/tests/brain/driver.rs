@@ -47,7 +47,7 @@ impl Term {
         for effect in effects {
             match effect {
                 Effect::Propose(transaction) => proposed = Some(transaction),
-                Effect::Answer(user, outcome) => self.answers.push(format!("{user}: {}", outcome.is_ok())),
+                Effect::Answer(user, outcome, _) => self.answers.push(format!("{user}: {}", outcome.is_ok())),
                 Effect::Registered(agent, outcome) => self.answers.push(format!("{agent}: {}", outcome.is_ok())),
             }
         }

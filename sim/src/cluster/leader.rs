@@ -165,7 +165,7 @@ impl Cluster {
                 self.asked.insert(host);
                 Ok(())
             }
-            Effect::Answer(asked, outcome) => self.answered(&asked, outcome, here),
+            Effect::Answer(asked, outcome, _) => self.answered(&asked, outcome, here),
             Effect::Registered(session, Err(refusal)) => {
                 // As the agent takes the codes.
                 let is_final = matches!(refusal.code, ErrorCode::Invalid | ErrorCode::Forbidden);
