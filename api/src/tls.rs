@@ -252,9 +252,10 @@ impl Security {
     }
 
     async fn connect_as(&self, endpoint: Endpoint, name: &'static str) -> Result<Channel, tonic::transport::Error> {
-        let config = self.client();
+        // A channel that connects again shows the credentials of then.
+        let security = self.clone();
         let connector = service_fn(move |uri: http::Uri| {
-            let config = config.clone();
+            let config = security.client();
             async move { dial(&uri, config, name).await.map(TokioIo::new) }
         });
         endpoint.connect_with_connector(connector).await

@@ -104,7 +104,7 @@ fn peers(state: &State) -> Vec<v1::Peer> {
 impl Admission for AdmissionService {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let term = match self.router.route(&request).await? {
-            Route::There(leader) => return AdmissionClient::new(leader).join(forward(request)).await,
+            Route::There(leader) => return AdmissionClient::new(leader.channel).join(forward(request)).await,
             Route::Here(term) => term,
         };
         let is_plain = auth::is_plain(&request);
@@ -136,7 +136,7 @@ impl Admission for AdmissionService {
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
         auth::admit(&request)?;
         match self.router.route(&request).await? {
-            Route::There(leader) => AdmissionClient::new(leader).renew(forward(request)).await,
+            Route::There(leader) => AdmissionClient::new(leader.channel).renew(forward(request)).await,
             Route::Here(_) => {
                 let state = self.router.fresh().await?;
                 let (part, id) = match auth::known(&request, &state)? {

@@ -10,17 +10,16 @@ use tracing::info;
 
 use super::control::Answers;
 use crate::core::authorize::Caller;
-use crate::core::state::encode_snapshot;
+use crate::core::state::{State, encode_snapshot};
 use crate::store::Store;
 
 /// Bytes of one message.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// The backup of a state that holds all that was confirmed before the call. Made whole before its first byte is sent: a copy of the tables
+/// The backup of a state. Made whole before its first byte is sent: a copy of the tables
 /// costs nothing, and nobody waits for it.
-pub async fn stream(store: &Store, caller: &Caller) -> Result<Answers<v1::BackupChunk>, ApiError> {
-    store.read_barrier().await.map_err(|error| ApiError::new(ErrorCode::Unavailable, error.to_string()))?;
-    let (state, status, term) = (store.state(), store.status(), store.role().borrow().term);
+pub async fn stream(state: State, store: &Store, caller: &Caller) -> Result<Answers<v1::BackupChunk>, ApiError> {
+    let (status, term) = (store.status(), store.role().borrow().term);
     let revision = state.revision();
     let encoded = tokio::task::spawn_blocking(move || {
         let data = encode_snapshot(&state);

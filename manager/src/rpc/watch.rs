@@ -9,21 +9,21 @@ use rcluster_api::cluster::UserRole;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::wire::convert;
 use rcluster_api::wire::v1;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
 
 use super::auth;
 use super::route::Router;
 use crate::core::watch::{Piece, Watcher};
-use crate::store::{Role, RoleKind};
 
 /// Pieces that wait for the reader.
 const PIECES_MAX: usize = 4;
 /// How long a reader may take for one piece: until then a copy of the tables is held for it.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a manager may be without a leader before its watches end: what it knows is old by then.
-const LEADERLESS: Duration = Duration::from_secs(3);
+/// How long a watch may be silent before its manager asks whether it still knows of all that is committed.
+const SILENT: Duration = Duration::from_secs(3);
 
 /// A stream of pieces.
 pub type Pieces = ReceiverStream<Result<Piece, ApiError>>;
@@ -31,9 +31,7 @@ pub type Pieces = ReceiverStream<Result<Piece, ApiError>>;
 /// Begins a watch.
 pub async fn open(router: &Router, request: Request<v1::WatchRequest>) -> Result<Pieces, Status> {
     auth::admit(&request)?;
-    router.store.read_barrier().await.map_err(|error| {
-        ApiError::new(ErrorCode::Unavailable, error.to_string()).hint("a majority of the managers must run and reach each other")
-    })?;
+    router.fresh().await?;
     let (metadata, extensions, v1::WatchRequest { kinds, from_revision }) = request.into_parts();
     let caller = Request::from_parts(metadata, extensions, ());
     router.permit(&caller, UserRole::ReadOnly, "watching")?;
@@ -68,7 +66,6 @@ impl Follower {
     /// Tells of every change; returns why it cannot go on.
     async fn run(mut self, first: Option<crate::core::watch::Pieces>) -> Result<(), ApiError> {
         let mut revisions = self.router.store.revisions();
-        let mut role = self.router.store.role();
         let mut pieces = first;
         loop {
             for piece in pieces.into_iter().flatten() {
@@ -80,7 +77,8 @@ impl Follower {
             }
             tokio::select! {
                 changed = revisions.changed() => changed.map_err(|_| stopping())?,
-                lost = leaderless(&mut role) => return Err(lost),
+                // One that hears nothing because it is cut off would be silent for ever.
+                () = sleep(SILENT) => drop(self.router.fresh().await?),
             }
             revisions.borrow_and_update();
             let state = self.router.store.state();
@@ -92,25 +90,6 @@ impl Follower {
 
 fn stopping() -> ApiError {
     ApiError::new(ErrorCode::Unavailable, "this manager is stopping")
-}
-
-/// Returns when no leader has been known for a while.
-async fn leaderless(role: &mut watch::Receiver<Role>) -> ApiError {
-    loop {
-        let known = {
-            let role = role.borrow_and_update();
-            role.leader.is_some() || role.kind == RoleKind::Leader
-        };
-        let changed = if known { Ok(role.changed().await) } else { tokio::time::timeout(LEADERLESS, role.changed()).await };
-        match changed {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return stopping(),
-            Err(_) => {
-                return ApiError::new(ErrorCode::Unavailable, "the managers have no leader")
-                    .hint("a majority of the managers must run and reach each other; `rclusterctl cluster status` shows them");
-            }
-        }
-    }
 }
 
 /// A piece on the wire.

@@ -2,9 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rcluster_api::client::{self, idempotency_key, keyed};
+use rcluster_api::error::ApiError;
+use rcluster_api::tls::Security;
 use rcluster_api::wire::v1;
+use tokio::sync::watch;
 
-use crate::support::Cluster;
+use crate::support::{Cluster, start, until};
 
 #[tokio::test]
 async fn no_two_contents_have_one_version() {
@@ -27,5 +33,54 @@ async fn no_two_contents_have_one_version() {
     for write in writes {
         let version = write.await.unwrap();
         assert!(versions.insert(version), "two contents have version {version}");
+    }
+}
+
+/// Writes under keys through one manager until told to end; how many were made, or the first refusal.
+async fn write_on(addr: String, security: Security, name: String, ended: watch::Receiver<bool>) -> Result<u32, ApiError> {
+    let mut control = client::control(&[addr], &security).await?;
+    for number in 0_u32.. {
+        let data = v1::DataSpec {
+            kind: v1::DataKind::Config.into(),
+            name: name.clone(),
+            payload: Some(v1::Payload { bytes: number.to_be_bytes().to_vec() }),
+            ..v1::DataSpec::default()
+        };
+        let specs = vec![v1::Spec { kind: Some(v1::spec::Kind::Data(data)), expected_version: 0 }];
+        control.apply(keyed(&idempotency_key(), v1::ApplyRequest { specs })).await?;
+        if *ended.borrow() {
+            return Ok(number + 1);
+        }
+    }
+    unreachable!("numbers do not end")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_writes_through_another_manager_sees_no_leader_go() {
+    let mut cluster = Cluster::found().await;
+    cluster.join("m2");
+    cluster.join("m3");
+    for (round, signal) in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL].into_iter().enumerate() {
+        cluster.settled(&["m1", "m2", "m3"]).await;
+        let leader = cluster.status().await.unwrap().leader;
+        let (dir, addr) = (cluster.manager(&leader).dir.clone(), cluster.manager(&leader).addr.clone());
+        let (end, ended) = watch::channel(false);
+        let others = cluster.addrs().into_iter().filter(|other| *other != addr).enumerate();
+        let write = |(number, other)| tokio::spawn(write_on(other, cluster.admin.clone(), format!("c{round}-{number}"), ended.clone()));
+        let writers: Vec<_> = others.map(write).collect();
+        let began = cluster.status().await.unwrap().revision;
+        until("writes are made", || async { cluster.status().await.ok().filter(|status| status.revision > began + 10) }).await;
+        let pid = Pid::from_raw(i32::try_from(cluster.manager(&leader).process.id()).unwrap());
+        kill(pid, signal).unwrap();
+        cluster.manager(&leader).process.wait().unwrap();
+        let other = |status: &v1::ClusterResponse| !status.leader.is_empty() && status.leader != leader;
+        let at = until("another leads", || async { cluster.status().await.ok().filter(other) }).await.revision;
+        until("writes go on", || async { cluster.status().await.ok().filter(|status| status.revision > at + 10) }).await;
+        end.send_replace(true);
+        for writer in writers {
+            writer.await.unwrap().unwrap();
+        }
+        cluster.managers.retain(|manager| manager.name != leader);
+        cluster.managers.push(start(&leader, &dir, &addr, &[]));
     }
 }
