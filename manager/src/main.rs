@@ -197,10 +197,17 @@ async fn run(config: Config) -> Result<()> {
     };
     let app = rest::routes(control).merge(routes.into_axum_router().reset_fallback()).layer(from_fn(auth::gate));
     info!(name, %listen, security = ?security, "serving");
+    let serving = listen::serve(listener, security, app);
+    tokio::pin!(serving);
     tokio::select! {
-        () = listen::serve(listener, security, app) => {}
+        () = &mut serving => {}
         _ = terminate.recv() => info!("stopping: SIGTERM"),
         _ = interrupt.recv() => info!("stopping: SIGINT"),
+    }
+    // Leadership goes while this manager still hears the others and answers users: what comes meanwhile is passed on.
+    tokio::select! {
+        () = &mut serving => {}
+        () = store.hand_over() => {}
     }
     store.shutdown().await;
     scope.shutdown().await;

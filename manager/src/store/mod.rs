@@ -35,6 +35,8 @@ pub const TRANSACTION_BYTES_MAX: usize = 8 << 20;
 /// outside.
 const PERMITS: usize = 256;
 const PERMIT_BYTES: usize = 64 << 10;
+/// How long a leader that stops waits for another to take over.
+const TRANSFER_WAIT: Duration = Duration::from_secs(1);
 /// How long a linearizable read waits for a quorum's word.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -335,6 +337,26 @@ impl Store {
         match &self.backend {
             Backend::Raft(inbox) => drop(inbox.send(raft::Input::Transfer { to })),
             Backend::Etcd { inbox, .. } => drop(inbox.send(etcd::Input::Resign)),
+        }
+    }
+
+    /// Has another manager lead, if this one does and another can; returns once it is known who, or after a second.
+    pub async fn hand_over(&self) {
+        let mut role = self.role.clone();
+        if role.borrow().kind != RoleKind::Leader {
+            return;
+        }
+        let begun = match &self.backend {
+            Backend::Raft(inbox) => {
+                let (begun, told) = oneshot::channel();
+                inbox.send(raft::Input::HandOver { begun }).is_ok() && told.await.unwrap_or(false)
+            }
+            Backend::Etcd { inbox, .. } => inbox.send(etcd::Input::Resign).is_ok(),
+        };
+        if begun {
+            let other = role.wait_for(|role| role.kind != RoleKind::Leader && role.leader.is_some());
+            // Whoever it is: what is left to do does not depend on it.
+            drop(tokio::time::timeout(TRANSFER_WAIT, other).await);
         }
     }
 

@@ -85,6 +85,10 @@ pub enum Input {
     },
     /// A manager that is one says that this one is none any more.
     Removed,
+    /// Another is to lead; answered with whether there is one.
+    HandOver {
+        begun: oneshot::Sender<bool>,
+    },
     Shutdown {
         done: oneshot::Sender<()>,
     },

@@ -26,12 +26,10 @@ use super::reads::Reads;
 use super::storage::Storage;
 use super::{Chain, Environment, Fatal, Inbox, Input, StoreError, Transport};
 use crate::core::state::{State, decode_snapshot, decode_transaction, encode_snapshot};
-use crate::store::{MemberChange, ProposeError, RaftTiming, StoreConfig};
+use crate::store::{MemberChange, ProposeError, RaftTiming, StoreConfig, TRANSFER_WAIT};
 
 /// Voters that stand for election one after the other; more share the last place.
 const VOTERS_MAX: usize = 9;
-/// How long a stopping leader waits for another to take over.
-const TRANSFER_WAIT: Duration = Duration::from_secs(1);
 /// Bytes of entries in one message, one peer's messages on their way, entries not committed, entries applied at once.
 const APPEND_BYTES_MAX: u64 = 512 << 10;
 const APPENDS_MAX: usize = 64;
@@ -168,6 +166,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
             Input::SnapshotSaved(saved) => self.keep_snapshot(saved)?,
             Input::ChangeMembers { changes, reply } => drop(reply.send(self.change_members(&changes))),
             Input::Transfer { to } => self.raw.transfer_leader(to),
+            Input::HandOver { begun } => drop(begun.send(self.hand_over(now))),
             Input::Removed => return Err(Fatal::Removed),
             Input::Shutdown { done } => self.begin_stopping(now, done),
         }
@@ -495,17 +494,20 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         self.snapshot_due.1 = self.raw.store().bytes() + self.config.snapshot_bytes.div_ceil(10);
     }
 
-    fn begin_stopping(&mut self, now: Duration, done: oneshot::Sender<()>) {
+    /// Has the voter lead that is nearest to this leader; whether there is one.
+    fn hand_over(&mut self, now: Duration) -> bool {
         let own = self.config.id;
         let voters = &self.raw.store().configuration().voters;
         let peers = self.raw.raft.prs().iter().filter(|(id, _)| **id != own && voters.contains(id) && self.publisher.is_heard(**id, now));
         let successor = peers.max_by_key(|(_, progress)| progress.matched).map(|(id, _)| *id);
-        if self.leads()
-            && let Some(successor) = successor
-        {
-            info!(to = successor, "handing leadership over");
-            self.raw.transfer_leader(successor);
-        }
+        let Some(successor) = successor.filter(|_| self.leads()) else { return false };
+        info!(to = successor, "handing leadership over");
+        self.raw.transfer_leader(successor);
+        true
+    }
+
+    fn begin_stopping(&mut self, now: Duration, done: oneshot::Sender<()>) {
+        self.hand_over(now);
         self.stopping = Some((now, done));
     }
 }
