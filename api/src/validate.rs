@@ -4,7 +4,7 @@
 
 mod container;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use self::container::check_container;
 use crate::data::{DATA_BYTES_MAX, DataSpec};
@@ -44,7 +44,9 @@ pub fn check_name(what: &str, name: &str) -> Result<(), ApiError> {
 
 /// `HOST:PORT`, at which others reach a manager.
 pub fn check_address(addr: &str) -> Result<(), ApiError> {
-    let parts = addr.rsplit_once(':').filter(|(host, _)| !host.is_empty() && !host.contains(['/', ' ', '@', '?', '#']));
+    let printable = |host: &str| host.bytes().all(|byte| byte.is_ascii_graphic());
+    let fits = |host: &str| !host.is_empty() && printable(host) && !host.contains(['/', '@', '?', '#']);
+    let parts = addr.rsplit_once(':').filter(|(host, _)| fits(host));
     match parts.and_then(|(_, port)| port.parse::<u16>().ok()).filter(|port| *port != 0) {
         Some(_) => Ok(()),
         None => Err(ApiError::new(ErrorCode::Invalid, format!("{addr:?} is no address")).field("addr").hint("write HOST:PORT")),
@@ -177,11 +179,7 @@ pub fn check_data(spec: &DataSpec) -> Result<(), ApiError> {
     if !spec.stack.is_empty() {
         check_name("stack", &spec.stack).map_err(|error| error.field("stack"))?;
     }
-    let labels = spec.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
-    if labels > SPEC_BYTES_MAX {
-        return Err(ApiError::new(ErrorCode::TooLarge, format!("labels of {labels} bytes are more than the limit of {SPEC_BYTES_MAX}"))
-            .field("labels"));
-    }
+    check_labels(&spec.labels)?;
     match spec.data.as_ref().map_or(0, |data| data.0.len()) {
         size if size > DATA_BYTES_MAX => Err(ApiError::new(
             ErrorCode::TooLarge,
@@ -193,9 +191,26 @@ pub fn check_data(spec: &DataSpec) -> Result<(), ApiError> {
     }
 }
 
+/// Bytes of labels.
+pub fn label_bytes(labels: &BTreeMap<String, String>) -> usize {
+    labels.iter().map(|(key, value)| key.len() + value.len()).sum()
+}
+
+/// Checks the labels of an object.
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), ApiError> {
+    match label_bytes(labels) {
+        bytes if bytes > SPEC_BYTES_MAX => {
+            let what = format!("labels of {bytes} bytes are more than the limit of {SPEC_BYTES_MAX}");
+            Err(ApiError::new(ErrorCode::TooLarge, what).field("labels").hint("keep what is large in a config"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Checks a network's spec.
 pub fn check_network(spec: &NetworkSpec) -> Result<(), ApiError> {
     check_name("network", &spec.name)?;
+    check_labels(&spec.labels)?;
     if let Some(subnet) = spec.subnet {
         if subnet.addr() != subnet.network() {
             return Err(invalid("subnet", format!("{subnet} has host bits set")).hint(format!("write {}", subnet.trunc())));

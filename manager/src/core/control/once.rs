@@ -6,7 +6,7 @@
 use rcluster_api::error::{ApiError, ErrorCode};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Applied, Request, decide};
+use super::{Answer, Applied, Request};
 use crate::core::plan::{ChangeSet, Ctx};
 use crate::core::state::{Answered, PENDING, State};
 
@@ -64,7 +64,7 @@ pub(super) fn once(state: &State, key: Key, request: Request, ctx: &mut Ctx) -> 
         let again = again(answered).ok_or_else(|| ApiError::new(ErrorCode::Internal, "the answer that is kept cannot be read"))?;
         return Ok((ChangeSet::default(), again));
     }
-    let (mut changes, answer) = decide(state, request, ctx)?;
+    let (mut changes, answer) = super::answer(state, request, ctx)?;
     let kept = keep(&answer).and_then(|kept| serde_json::to_string(&kept).ok());
     changes.answered = kept.map(|answer| Answered { id: key.id, digest: key.digest, answer, ..Answered::default() });
     Ok((changes, answer))
@@ -104,7 +104,7 @@ impl Answer {
 mod tests {
     use rcluster_api::spec::{NetworkSpec, Spec};
 
-    use super::super::Outcome;
+    use super::super::{Outcome, decide};
     use super::*;
     use crate::core::plan::stage;
     use crate::core::state::{Draft, decode_snapshot, decode_transaction, encode_snapshot, encode_transaction};

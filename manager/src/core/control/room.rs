@@ -21,8 +21,8 @@ pub(super) fn check(state: &State, changes: &ChangeSet, limit: usize) -> Result<
         added += weight(put);
         removed += state.weight(put.kind(), put.id());
         if let Object::Service(service) = put {
-            let before = state.services().get(&service.id).map_or(0, |before| tasks_weight(before));
-            added += tasks_weight(service).saturating_sub(before);
+            let before = state.services().get(&service.id).map_or(0, |before| tasks_weight(state, before));
+            added += tasks_weight(state, service).saturating_sub(before);
         }
     }
     removed += changes.deletes.iter().map(|(kind, id)| state.weight(*kind, id)).sum::<usize>();
@@ -38,11 +38,11 @@ pub(super) fn check(state: &State, changes: &ChangeSet, limit: usize) -> Result<
 }
 
 /// What a service's tasks will take.
-fn tasks_weight(service: &Service) -> usize {
+fn tasks_weight(state: &State, service: &Service) -> usize {
     const TASK: usize = 512;
     let replicas = match service.spec.mode {
         Mode::Replicated => usize::try_from(service.spec.replicas()).unwrap_or(usize::MAX),
-        Mode::Global => 1,
+        Mode::Global => state.nodes().len().max(1),
     };
     replicas.saturating_mul(TASK + validate::text_bytes(&service.spec.containers))
 }

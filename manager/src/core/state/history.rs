@@ -46,6 +46,10 @@ impl History {
 
     /// `revision`, newer than all before, has changed these.
     pub(super) fn record(&mut self, revision: u64, keys: Vec<Key>) {
+        // Answers alone: nothing to go on from.
+        if keys.is_empty() {
+            return;
+        }
         self.changes += keys.len();
         self.commits.insert(revision, keys.into());
         while self.changes > CHANGES_MAX {

@@ -3,7 +3,7 @@
 use rcluster_api::cluster::Cluster;
 use rcluster_api::data::Data;
 use rcluster_api::id::{DataId, EventId, ManagerId, NetworkId, NodeId, ServiceId, TaskId, UserId};
-use rcluster_api::object::{Kind, Object, Service, Task};
+use rcluster_api::object::{Kind, Network, Node, Object, Service, Task};
 use rcluster_api::validate;
 
 use super::State;
@@ -17,7 +17,9 @@ pub fn weight(object: &Object) -> usize {
         Object::Service(service) => service_weight(service),
         Object::Data(data) => data_weight(data),
         Object::Cluster(cluster) => cluster_weight(cluster),
-        Object::Node(_) | Object::Network(_) | Object::Event(_) | Object::Manager(_) | Object::User(_) => REST,
+        Object::Node(node) => node_weight(node),
+        Object::Network(network) => network_weight(network),
+        Object::Event(_) | Object::Manager(_) | Object::User(_) => REST,
     }
 }
 
@@ -32,7 +34,15 @@ fn service_weight(service: &Service) -> usize {
 }
 
 fn data_weight(data: &Data) -> usize {
-    REST + data.spec.data.as_ref().map_or(0, |payload| payload.0.len())
+    REST + validate::label_bytes(&data.spec.labels) + data.spec.data.as_ref().map_or(0, |payload| payload.0.len())
+}
+
+fn node_weight(node: &Node) -> usize {
+    REST + validate::label_bytes(&node.labels) + validate::label_bytes(&node.description.labels)
+}
+
+fn network_weight(network: &Network) -> usize {
+    REST + validate::label_bytes(&network.spec.labels)
 }
 
 fn cluster_weight(cluster: &Cluster) -> usize {
@@ -48,8 +58,8 @@ impl State {
             Kind::Task => self.tasks.get(&TaskId::from(id)).map(|task| task_weight(task)),
             Kind::Secret | Kind::Config => self.data.get(&DataId::from(id)).map(|data| data_weight(data)),
             Kind::Cluster => self.cluster.as_ref().map(|cluster| cluster_weight(cluster)),
-            Kind::Node => self.nodes.contains_key(&NodeId::from(id)).then_some(REST),
-            Kind::Network => self.networks.contains_key(&NetworkId::from(id)).then_some(REST),
+            Kind::Node => self.nodes.get(&NodeId::from(id)).map(|node| node_weight(node)),
+            Kind::Network => self.networks.get(&NetworkId::from(id)).map(|network| network_weight(network)),
             Kind::Event => self.events.contains_key(&EventId::from(id)).then_some(REST),
             Kind::Manager => self.managers.contains_key(&ManagerId::from(id)).then_some(REST),
             Kind::User => self.users.contains_key(&UserId::from(id)).then_some(REST),
