@@ -108,18 +108,16 @@ impl Stores {
         soon("a write", attempt).await
     }
 
-    /// Like [`Stores::write`], by a store that is not among these too.
-    pub async fn write_anywhere(&self, indices: &[usize], other: &Store, transaction: &Transaction) -> u64 {
+    /// Has `transaction` made by whoever leads, trying again also when nobody knows whether it was made.
+    pub async fn write_whatever_comes(&self, transaction: &Transaction) {
         let attempt = async {
             loop {
-                let mut stores = indices.iter().map(|index| self.store(*index)).chain([other]);
-                let leads = |store: &&Store| store.role().borrow().kind == RoleKind::Leader;
-                if let Some(leader) = stores.find(leads)
-                    && let Ok(revision) = leader.propose(transaction.clone()).await
-                {
-                    return revision;
+                let leader = self.leader().await;
+                match self.store(leader).propose(transaction.clone()).await {
+                    // The attempt before has made it.
+                    Ok(_) | Err(ProposeError::Conflict(_)) => return,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
                 }
-                tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
         soon("a write", attempt).await

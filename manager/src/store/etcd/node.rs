@@ -195,11 +195,12 @@ impl Node {
 
     fn resume(&mut self, begun: session::Begun) -> Result<Session<'_>, Fatal> {
         let session::Begun { lease, at, head, loaded } = begun;
-        if let Some(loaded) = loaded {
-            self.install(loaded)?;
-        }
+        // Before the tables are taken over: they were read later, and whoever else uses this etcd may have written between.
         if head < self.state.revision() || at < self.at {
             return Err(Fatal::WentBack { found: head, seen: self.state.revision() });
+        }
+        if let Some(loaded) = loaded {
+            self.install(loaded)?;
         }
         Ok(Session::new(self, lease, at))
     }
