@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use rcluster_api::object::Object;
 use rcluster_base::scope::Scope;
 use rcluster_manager::core::state::{Change, Transaction, encode_snapshot};
 use rcluster_manager::store::etcd::{Access, Fatal, found};
@@ -10,7 +9,7 @@ use rcluster_manager::store::{MemberChange, ProposeError, RoleKind};
 
 use crate::promises::{self, has, make, soon, until};
 use crate::server::Server;
-use crate::stores::{Stores, begin, config, first, manager, within};
+use crate::stores::{Stores, begin, config, first, join, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_every_store_promises() {
@@ -57,8 +56,7 @@ fn a_leader_that_dies_is_replaced_by_the_end_of_its_lease() {
     let (here, doomed) = (runtime(), runtime());
     let mut cluster = here.block_on(Stores::start(1));
     here.block_on(cluster.write(&[0], &make("before")));
-    let joined = Transaction { at_ms: 1, changes: vec![Change::Put { expected: 0, object: Object::Manager(manager(2)) }] };
-    here.block_on(cluster.write(&[0], &joined));
+    here.block_on(cluster.write(&[0], &join(2)));
     let second = doomed.block_on(begin(config(2), &cluster.server.access())).unwrap();
     // The first gives up, so that the doomed one leads.
     here.block_on(async {

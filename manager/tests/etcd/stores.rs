@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rcluster_api::cluster::{Cluster, Manager, ManagerRole};
 use rcluster_api::object::Object;
-use rcluster_manager::core::state::{State, Transaction};
+use rcluster_manager::core::state::{Change, State, Transaction};
 use rcluster_manager::found::first_state;
 use rcluster_manager::store::etcd::{Access, EtcdTiming, Fatal, found, start_with};
 use rcluster_manager::store::{ProposeError, RoleKind, Store, StoreConfig};
@@ -30,6 +30,11 @@ pub fn manager(id: u64) -> Manager {
     let name = format!("m{id}");
     let addr = format!("127.0.0.1:{}", 10_000 + id);
     Manager { id: name.as_str().into(), stamp: Default::default(), raft_id: id, name, addr, role: ManagerRole::Voter }
+}
+
+/// A transaction by which this manager joins.
+pub fn join(id: u64) -> Transaction {
+    Transaction { at_ms: 1, changes: vec![Change::Put { expected: 0, object: Object::Manager(manager(id)) }] }
 }
 
 pub fn first(count: u64) -> State {

@@ -235,13 +235,11 @@ impl Etcd {
         Ok(found.into_iter().map(|kv| kv.value().to_vec()).collect())
     }
 
-    /// The transaction that an entry's value holds; its pieces are those of etcd's revision `at`.
-    pub async fn read_entry(&self, revision: u64, value: &[u8], at: i64) -> Result<Transaction, CallError> {
-        let key = self.keys.entry(revision);
-        let entry = v1::EtcdEntry::decode(value).map_err(|error| Unreadable::Entry { key: key.clone(), source: error.into() })?;
+    /// The transaction of an entry; its pieces are those of etcd's revision `at`, 0: now.
+    pub async fn gather(&self, revision: u64, entry: v1::EtcdEntry, at: i64) -> Result<Transaction, CallError> {
         let parts =
             if entry.parts == 0 { Vec::new() } else { self.parts(&self.keys.entry_parts(revision), entry.parts as usize, at).await? };
-        Ok(keys::transaction(&key, entry, &parts)?)
+        Ok(keys::transaction(&self.keys.entry(revision), entry, &parts)?)
     }
 
     /// The tables as of now, and who leads and runs: all of one revision of etcd.
@@ -298,7 +296,7 @@ impl Etcd {
                 return Err(Unreadable::Missing { key }.into());
             }
             bytes += kv.value().len();
-            let transaction = self.read_entry(next, kv.value(), at).await?;
+            let transaction = self.gather(next, keys::open(&key, kv.value())?, at).await?;
             state.apply(next, &transaction).map_err(|conflict| Unreadable::Conflict { key, why: conflict.to_string() })?;
         }
         if state.revision() != head {

@@ -183,6 +183,11 @@ pub fn entry(transaction: v1::Transaction) -> (v1::EtcdEntry, Vec<Vec<u8>>) {
     (v1::EtcdEntry { transaction: None, parts: count, checksum: crc32c::crc32c(&bytes) }, parts)
 }
 
+/// An entry, as it stands in etcd.
+pub fn open(key: &str, value: &[u8]) -> Result<v1::EtcdEntry, Unreadable> {
+    v1::EtcdEntry::decode(value).map_err(|error| Unreadable::Entry { key: key.to_owned(), source: error.into() })
+}
+
 /// The transaction of an entry that has its parts, if it has any.
 pub fn transaction(key: &str, entry: v1::EtcdEntry, parts: &[Vec<u8>]) -> Result<Transaction, Unreadable> {
     let unreadable = |source| Unreadable::Entry { key: key.to_owned(), source };

@@ -18,7 +18,7 @@ use super::lease::Lease;
 use super::node::{End, Node};
 use super::watch::{self, Change, Seen};
 use super::{EtcdTiming, Fatal, Input, Proposal};
-use crate::core::state::{Conflict, State};
+use crate::core::state::{Conflict, State, Transaction};
 use crate::store::{ProposeError, RoleKind};
 
 /// Transactions written at once. etcd takes 128 operations in one unless it is told otherwise (`--max-txn-ops`).
@@ -119,6 +119,8 @@ pub struct Session<'a> {
     read: Slot<Result<u64, CallError>>,
     snapshot: Slot<Result<u64, CallError>>,
     resign: Slot<Result<(), CallError>>,
+    /// The pieces of an entry; what came after it waits in `changes`.
+    reading: Slot<(u64, Result<Transaction, CallError>)>,
 }
 
 enum Happened {
@@ -130,6 +132,7 @@ enum Happened {
     Read(Result<u64, CallError>),
     Snapshot(Result<u64, CallError>),
     Resigned(Result<(), CallError>),
+    Gathered(u64, Result<Transaction, CallError>),
     Nothing,
 }
 
@@ -167,6 +170,7 @@ impl<'a> Session<'a> {
             read: Slot(None),
             snapshot: Slot(None),
             resign: Slot(None),
+            reading: Slot(None),
         }
     }
 
@@ -178,7 +182,7 @@ impl<'a> Session<'a> {
             let happened = self.next().await;
             // Whatever else has happened: nobody leads on a lease that may be gone.
             let happened = if self.lease.until() <= Instant::now() { Happened::LeaseEnded } else { happened };
-            if let Err(end) = self.handle(happened).await {
+            if let Err(end) = self.handle(happened) {
                 return end;
             }
         }
@@ -188,23 +192,24 @@ impl<'a> Session<'a> {
         tokio::select! {
             () = self.lease.ended() => Happened::LeaseEnded,
             input = self.node.inputs.recv() => Happened::Input(input),
-            seen = self.changes.recv() => Happened::Seen(seen),
+            seen = self.changes.recv(), if self.reading.is_empty() => Happened::Seen(seen),
             done = &mut self.commit => Happened::Committed(done),
             done = &mut self.campaign => Happened::Campaigned(done),
             done = &mut self.read => Happened::Read(done),
             done = &mut self.snapshot => Happened::Snapshot(done),
             done = &mut self.resign => Happened::Resigned(done),
+            (revision, done) = &mut self.reading => Happened::Gathered(revision, done),
             () = sleep_until(Instant::now() + LOOK) => Happened::Nothing,
         }
     }
 
-    async fn handle(&mut self, happened: Happened) -> Result<(), End> {
+    fn handle(&mut self, happened: Happened) -> Result<(), End> {
         match happened {
             Happened::LeaseEnded => return Err(CallError::Timeout { what: "renew the lease" }.into()),
             Happened::Input(None) => return Err(End::Shutdown(None)),
             Happened::Input(Some(input)) => self.take(input)?,
             Happened::Seen(None | Some(Seen::Compacted)) => return Err(CallError::Compacted.into()),
-            Happened::Seen(Some(Seen::Change(change))) => self.observe(change).await?,
+            Happened::Seen(Some(Seen::Change(change))) => self.observe(change)?,
             Happened::Committed(done) => self.committed(done)?,
             Happened::Campaigned(done) => self.campaigned(done?),
             Happened::Read(done) => {
@@ -220,6 +225,7 @@ impl<'a> Session<'a> {
                 done?;
                 return Err(CallError::Deposed.into());
             }
+            Happened::Gathered(revision, done) => self.gathered(revision, done)?,
             Happened::Nothing => {}
         }
         self.go_on();
@@ -361,14 +367,14 @@ impl<'a> Session<'a> {
     }
 
     /// Something has changed in etcd.
-    async fn observe(&mut self, change: Change) -> Result<(), End> {
+    fn observe(&mut self, change: Change) -> Result<(), End> {
         let Change { key, value, created, at } = change;
         self.node.at = self.node.at.max(at);
         match self.node.etcd.keys.read(&key) {
             Some(Live::Leader) => self.observe_leader(value.as_deref(), created, at)?,
             Some(Live::Entry(revision)) => {
                 if let Some(value) = value {
-                    self.observe_entry(revision, &value).await?;
+                    self.observe_entry(revision, &value)?;
                 }
             }
             Some(Live::Snapshot) => {
@@ -401,7 +407,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    async fn observe_entry(&mut self, revision: u64, value: &[u8]) -> Result<(), End> {
+    fn observe_entry(&mut self, revision: u64, value: &[u8]) -> Result<(), End> {
         let next = self.node.state.revision() + 1;
         if revision < next {
             return Ok(());
@@ -411,7 +417,25 @@ impl<'a> Session<'a> {
             warn!(revision, next, "an entry is missing: reading the tables anew");
             return Err(CallError::Compacted.into());
         }
-        let transaction = match self.node.etcd.read_entry(revision, value, 0).await {
+        self.node.log_bytes += value.len();
+        let key = self.node.etcd.keys.entry(revision);
+        let entry = keys::open(&key, value).map_err(CallError::from)?;
+        if entry.parts == 0 {
+            return self.gathered(revision, keys::transaction(&key, entry, &[]).map_err(CallError::from));
+        }
+        // Not waited for here: the lease, and who asks to stop, are heard meanwhile. The next session is told of this entry again.
+        let etcd = self.node.etcd.clone();
+        self.reading.start(async move { (revision, etcd.gather(revision, entry, 0).await) });
+        Ok(())
+    }
+
+    /// An entry is there with all its pieces.
+    fn gathered(&mut self, revision: u64, read: Result<Transaction, CallError>) -> Result<(), End> {
+        // etcd's answer to this manager's own commit was first.
+        if revision <= self.node.state.revision() {
+            return Ok(());
+        }
+        let transaction = match read {
             // Its parts went with a newer snapshot.
             Err(CallError::Unreadable(keys::Unreadable::Checksum { .. })) => return Err(CallError::Compacted.into()),
             other => other?,
@@ -422,7 +446,6 @@ impl<'a> Session<'a> {
             .apply(revision, &transaction)
             .map_err(|conflict| CallError::from(keys::Unreadable::Conflict { key: key(), why: conflict.to_string() }))?;
         self.node.state = state;
-        self.node.log_bytes += value.len();
         Ok(self.applied()?)
     }
 

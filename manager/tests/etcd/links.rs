@@ -1,0 +1,45 @@
+//! A manager's way to etcd fails, or is slow.
+
+use rcluster_manager::store::ProposeError;
+
+use crate::promises::{has, make, make_large, soon, until};
+use crate::proxy::Proxy;
+use crate::stores::{Stores, begin, config, join};
+
+/// Two managers, the first of which leads; the second goes by `Proxy`.
+async fn by_proxy() -> (Stores, Proxy) {
+    let mut cluster = Stores::start(1).await;
+    cluster.leader().await;
+    cluster.write(&[0], &join(2)).await;
+    let proxy = Proxy::start(&cluster.server).await;
+    cluster.running.push(begin(config(2), &proxy.access(&cluster.server)).await.unwrap());
+    (cluster, proxy)
+}
+
+/// A transaction of more than 1 MiB stands in pieces, which a manager reads once it is told of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_that_reads_pieces_when_it_loses_etcd_notices_and_goes_on() {
+    let (cluster, proxy) = by_proxy().await;
+    let follows = |leader: bool| cluster.store(1).role().borrow().leader.is_some() == leader;
+    until("the second follows", || follows(true).then_some(())).await;
+    let revision = cluster.store(0).state().revision() + 1;
+    proxy.close_before(&format!("/parts/log/{revision:020}"));
+    cluster.write(&[0], &make_large("large", 2 << 20)).await;
+    soon("the second asks for the pieces", proxy.closed()).await;
+    until("it is out of touch", || follows(false).then_some(())).await;
+    assert!(!has(&cluster.store(1).state(), "large"));
+    let refused = soon("an answer", cluster.store(1).propose(make("refused"))).await.unwrap_err();
+    assert!(matches!(refused, ProposeError::NotLeader { leader: None }), "{refused}");
+    proxy.open();
+    cluster.all_have(&[0, 1], "large").await;
+    assert_eq!(*cluster.running[1].fatal.borrow(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_that_reads_pieces_when_it_loses_etcd_can_be_stopped() {
+    let (cluster, proxy) = by_proxy().await;
+    proxy.close_before(&format!("/parts/log/{:020}", cluster.store(0).state().revision() + 1));
+    cluster.write(&[0], &make_large("large", 2 << 20)).await;
+    soon("the second asks for the pieces", proxy.closed()).await;
+    soon("it stops", cluster.store(1).shutdown()).await;
+}
