@@ -140,7 +140,9 @@ fn make_keys(access: &etcd::Access, state: State) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the async runtime")?;
     let cluster_id = state.cluster_id().to_owned();
     let made = runtime.block_on(etcd::found(access, &cluster_id, state));
-    if !made.with_context(|| format!("write the cluster's first state to {}", access.address))? {
+    let why =
+        || format!("write the cluster's first state to {} (does etcd run there, and let this host in? then `init` again)", access.address);
+    if !made.with_context(why)? {
         bail!("{} has a cluster {cluster_id} already", access.address);
     }
     Ok(())

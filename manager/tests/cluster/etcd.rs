@@ -1,11 +1,27 @@
 //! Managers whose cluster keeps its state in an etcd.
 
+use std::process::Stdio;
+use std::time::Duration;
+
 use rcluster_api::wire::v1;
+use tokio::net::TcpListener;
+use tokio::process::Command;
 
 use crate::etcd_server::Server;
-use crate::support::{Cluster, run_program, start, until};
+use crate::support::{Cluster, addr, run_program, start, until};
 
-/// What a program that ended by itself logged.
+/// Longest wait for what must happen.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Runs the program, which must end soon: how it did, and all it said.
+async fn ended(arguments: &[&str]) -> (bool, String) {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_rcluster-manager"));
+    let output = program.args(arguments).env_remove("RCLUSTER_JOIN_TOKEN").stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = tokio::time::timeout(DEADLINE, output).await.expect("it ends").unwrap();
+    (output.status.success(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+}
+
+/// What a manager that ended by itself logged.
 async fn refused(cluster: &mut Cluster, name: &str) -> String {
     let manager = cluster.manager(name);
     assert_eq!(manager.end().await, 1);
@@ -76,4 +92,26 @@ async fn a_leader_that_is_removed_ends_and_etcd_may_be_away_for_a_while() {
         run_program(&["run", "--state-dir", dir.to_str().unwrap(), "--listen", "127.0.0.1:0", "--insecure", "--store", &elsewhere]);
     let error = String::from_utf8(program.stderr).unwrap();
     assert!(error.contains("/elsewhere has no cluster"), "{error}");
+}
+
+#[tokio::test]
+async fn a_cluster_is_not_made_in_an_etcd_that_does_not_answer() {
+    let mut server = Server::start().await;
+    server.stop();
+    let (dir, store, at) = (tempfile::tempdir().unwrap(), server.access().address.to_string(), addr());
+    let state = dir.path().join("m1");
+    let arguments = ["init", "--name", "m1", "--state-dir", state.to_str().unwrap(), "--advertise", &at, "--store", &store];
+    let refused = async |why: &str| {
+        let (done, said) = ended(&arguments).await;
+        assert!(!done && said.contains(&format!("first state to {store} (does etcd run there")) && said.contains(why), "{said}");
+    };
+    refused("reach etcd: ").await;
+    // Somebody is there and says nothing.
+    let silent = TcpListener::bind(server.endpoint()).await.unwrap();
+    refused("reach etcd: etcd did not answer within").await;
+    drop(silent);
+    // What was begun is in nobody's way.
+    server.again().await;
+    let (done, said) = ended(&arguments).await;
+    assert!(done, "{said}");
 }

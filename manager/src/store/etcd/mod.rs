@@ -37,6 +37,8 @@ use node::Node;
 
 /// Pause before an etcd that cannot be used is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// How long the keys of a new cluster may take: some values, each asked for again when etcd does not answer.
+const FOUND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What leadership costs when a leader dies, against what a stall of etcd costs.
 #[derive(Debug, Clone, Copy)]
@@ -90,9 +92,12 @@ pub enum Fatal {
     Call(#[from] CallError),
 }
 
-/// Makes the keys of a new cluster.
+/// Makes the keys of a new cluster; false: they are there. Who waits for it is told soon why etcd cannot be used.
 pub async fn found(access: &Access, cluster_id: &str, state: State) -> Result<bool, CallError> {
-    Etcd::connect(access, cluster_id).await?.found(state).await
+    let etcd = Etcd::connect(access, cluster_id).await?;
+    etcd.probe().await?;
+    let made = tokio::time::timeout(FOUND_TIMEOUT, etcd.found(state)).await;
+    made.unwrap_or(Err(CallError::Timeout { what: "make the cluster's keys" }))
 }
 
 /// Starts the store once it has the tables; as long as etcd cannot be reached it tries on.
