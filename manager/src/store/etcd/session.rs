@@ -174,8 +174,19 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Runs until something ends it. Proposals that are under way then are answered by their senders' end: nobody knows.
+    /// Runs until something ends it. Proposals that are under way then are answered by their senders' end: nobody knows. Those that still
+    /// wait were never sent.
     pub async fn run(mut self) -> End {
+        let end = self.events().await;
+        let refused = self.batch.take().into_iter().flat_map(|batch| batch.refused).map(|(_, reply)| reply);
+        for reply in self.queue.drain(..).map(|proposal| proposal.reply).chain(refused) {
+            // One that has given up does not need its answer.
+            drop(reply.send(Err(ProposeError::NotLeader { leader: None })));
+        }
+        end
+    }
+
+    async fn events(&mut self) -> End {
         loop {
             self.begin_work();
             self.publish();
@@ -333,9 +344,9 @@ impl<'a> Session<'a> {
     }
 
     fn committed(&mut self, done: Result<(), CallError>) -> Result<(), End> {
-        let batch = self.batch.take();
+        // Who waits for a commit that failed is answered when the session ends.
         done?;
-        let Some(Batch { state, bytes, made, refused }) = batch else { return Ok(()) };
+        let Some(Batch { state, bytes, made, refused }) = self.batch.take() else { return Ok(()) };
         if state.revision() > self.node.state.revision() {
             self.node.state = state;
             self.node.log_bytes += bytes;
