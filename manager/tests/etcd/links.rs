@@ -57,3 +57,35 @@ async fn who_waited_behind_a_transaction_when_etcd_went_away_is_told_that_nothin
     assert!(matches!(first, Err(ProposeError::Unavailable)), "{first:?}");
     assert!(matches!(second, Err(ProposeError::NotLeader { leader: None })), "{second:?}");
 }
+
+/// Bytes a second: eight pieces take longer than any call may.
+const SLOW: u32 = 4 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_starts_over_a_slow_link() {
+    let (mut cluster, proxy) = by_proxy().await;
+    cluster.store(1).shutdown().await;
+    cluster.write(&[0], &make_large("large", 8_000_000)).await;
+    proxy.slow_down(SLOW);
+    let access = proxy.access(&cluster.server);
+    cluster.running[1] = soon("it starts", begin(config(2), &access)).await.unwrap();
+    cluster.all_have(&[1], "large").await;
+}
+
+/// For longer than a lease lasts that is not renewed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_reads_the_tables_anew_over_a_slow_link() {
+    let (cluster, proxy) = by_proxy().await;
+    proxy.close();
+    until("it is out of touch", || cluster.store(1).role().borrow().leader.is_none().then_some(())).await;
+    for number in 0..3 {
+        cluster.write(&[0], &make_large(&number.to_string(), 7_500_000)).await;
+    }
+    let mut client = cluster.server.client().await;
+    let now = client.get("x", None).await.unwrap().header().unwrap().revision();
+    client.compact(now, None).await.unwrap();
+    proxy.slow_down(SLOW);
+    proxy.open();
+    cluster.all_have(&[1], "2").await;
+    assert_eq!(*cluster.running[1].fatal.borrow(), None);
+}

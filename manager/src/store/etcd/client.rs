@@ -13,9 +13,9 @@ use prost::Message;
 use rcluster_api::wire::v1;
 use rcluster_base::backoff::Backoff;
 use thiserror::Error as ThisError;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::Code;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::address::Access;
 use super::keys::{self, FORMAT, Format, Keys, LeaderRecord, PART_BYTES, SnapshotRecord, Unreadable};
@@ -28,8 +28,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
 const PING: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(3));
 /// Pause before a call that etcd did not answer is made again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(300));
-/// Values asked for at once, and the most bytes that these may be.
-const PAGE: i64 = 32;
+/// A call that etcd has not answered after so many attempts is told of.
+const ATTEMPTS_SILENT: u32 = 5;
+/// Values asked for at once: each may have 1 MiB, and the link may be slow.
+const PAGE: (i64, i64) = (4, 64);
+/// A page that came within this is followed by a larger one.
+const PAGE_FAST: Duration = Duration::from_millis(300);
 const ANSWER_BYTES_MAX: usize = 128 << 20;
 
 /// Why a call has no result.
@@ -87,15 +91,34 @@ pub async fn call<T>(what: &'static str, asked: impl Future<Output = Result<T, E
 
 /// Makes a call again and again until etcd has answered; only calls that may be made twice. It ends when its caller gives up.
 async fn insist<T, F: Future<Output = Result<T, CallError>>>(mut attempt: impl FnMut() -> F) -> Result<T, CallError> {
-    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    let mut patience = Patience::new();
     loop {
         match attempt().await {
-            Err(error) if error.is_passing() => {
-                debug!(%error, "asking etcd again");
-                tokio::time::sleep(backoff.delay()).await;
-            }
+            Err(error) if error.is_passing() => patience.wait(&error).await,
             other => return other,
         }
+    }
+}
+
+/// Between two attempts.
+struct Patience {
+    backoff: Backoff,
+    attempts: u32,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { backoff: Backoff::new(RETRY.0, RETRY.1), attempts: 0 }
+    }
+
+    async fn wait(&mut self, error: &CallError) {
+        self.attempts += 1;
+        if self.attempts == ATTEMPTS_SILENT {
+            warn!(%error, attempts = self.attempts, "etcd does not answer, or the link to it is too slow; asking on");
+        } else {
+            debug!(%error, "asking etcd again");
+        }
+        tokio::time::sleep(self.backoff.delay()).await;
     }
 }
 
@@ -211,13 +234,27 @@ impl Etcd {
         call("reach etcd", self.kv.clone().get(self.keys.format(), None)).await.map(drop)
     }
 
-    /// Every key from `from` to `to`, as of etcd's revision `at`; 0: now.
+    /// Every key from `from` to `to`, as of etcd's revision `at`; 0: now. In pages as large as the link carries in time.
     async fn range(&self, from: String, to: String, at: i64) -> Result<Vec<KeyValue>, CallError> {
         let (mut from, mut all) = (from.into_bytes(), Vec::new());
+        let (mut limit, mut patience) = (PAGE.0, Patience::new());
         loop {
-            let options = GetOptions::new().with_range(to.clone()).with_limit(PAGE).with_revision(at);
-            let mut page = insist(|| self.get(from.clone(), Some(options.clone()))).await?.take_kvs();
-            let whole = i64::try_from(page.len()).is_ok_and(|length| length < PAGE);
+            let asked = Instant::now();
+            let options = GetOptions::new().with_range(to.clone()).with_limit(limit).with_revision(at);
+            let mut page = match self.get(from.clone(), Some(options)).await {
+                Ok(mut answer) => answer.take_kvs(),
+                Err(error) if error.is_passing() => {
+                    limit = (limit / 2).max(1);
+                    patience.wait(&error).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            patience = Patience::new();
+            let whole = i64::try_from(page.len()).is_ok_and(|length| length < limit);
+            if asked.elapsed() < PAGE_FAST {
+                limit = (limit * 2).min(PAGE.1);
+            }
             if let Some(last) = page.last() {
                 // The next key there can be.
                 from = [last.key(), &[0]].concat();

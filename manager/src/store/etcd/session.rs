@@ -40,18 +40,21 @@ pub struct Begun {
 /// Gets a lease, says that manager `id` runs as `run`, and reads the tables of `stale` when they are to be read anew.
 pub async fn begin(etcd: Etcd, timing: EtcdTiming, (id, run): (u64, u64), stale: Option<String>) -> Result<Begun, CallError> {
     etcd.probe().await?;
-    let lease = Lease::grant(&etcd, timing).await?;
-    // Without the lease nothing that follows is of use, and it may be asked for without end.
+    let mut lease = Lease::grant(&etcd, timing).await?;
+    let lease_id = lease.id;
     let begin = async {
-        let (at, head) = etcd.say_alive(id, run, lease.id).await?;
+        let (at, head) = etcd.say_alive(id, run, lease_id).await?;
         let loaded = match &stale {
             Some(cluster_id) => Some(etcd.load(cluster_id).await?),
             None => None,
         };
         Ok::<_, CallError>((at, head, loaded))
     };
-    let begun = tokio::time::timeout_at(lease.until().max(Instant::now() + timing.lease), begin).await;
-    let (at, head, loaded) = begun.unwrap_or(Err(CallError::Timeout { what: "begin a session" }))?;
+    // It may take as long as it needs, over a slow link; without the lease it is of no use.
+    let (at, head, loaded) = tokio::select! {
+        begun = begin => begun?,
+        () = lease.ended() => return Err(CallError::Timeout { what: "begin a session" }),
+    };
     Ok(Begun { lease, at, head, loaded })
 }
 
