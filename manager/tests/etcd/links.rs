@@ -48,8 +48,7 @@ async fn a_manager_that_reads_pieces_when_it_loses_etcd_can_be_stopped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waited_behind_a_transaction_when_etcd_went_away_is_told_that_nothing_was_proposed() {
     let (cluster, proxy) = by_proxy().await;
-    cluster.store(0).transfer_leadership(2);
-    cluster.leader_among(&[1]).await;
+    cluster.lead(1).await;
     proxy.close();
     let leading = cluster.store(1);
     let (first, second) = (make("first"), make("second"));

@@ -7,7 +7,7 @@ use rcluster_manager::core::state::{Change, Transaction, encode_snapshot};
 use rcluster_manager::store::etcd::{Access, Fatal, found};
 use rcluster_manager::store::{MemberChange, ProposeError, RoleKind};
 
-use crate::promises::{self, has, make, soon, until};
+use crate::promises::{self, has, make, make_large, soon, until};
 use crate::server::Server;
 use crate::stores::{Stores, begin, config, first, join, within};
 
@@ -141,6 +141,35 @@ async fn the_log_is_cut_by_snapshots_and_a_manager_starts_from_them() {
     cluster.all_have(&[2], "099").await;
     assert_eq!(cluster.store(2).state().events().len(), 100);
     assert!(encode_snapshot(&cluster.store(2).state()) == encode_snapshot(&cluster.store(leader).state()));
+}
+
+/// Large transactions stand in pieces beside the log: they count, whoever wrote them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_of_many_bytes_is_cut_by_who_has_only_read_it() {
+    let cluster = Stores::start_tuned(2, |config| config.snapshot_bytes = if config.id == 1 { u64::MAX } else { 5 << 20 }).await;
+    cluster.lead(0).await;
+    for id in ["a", "b", "c"] {
+        cluster.write(&[0], &make_large(id, 2 << 20)).await;
+    }
+    cluster.all_have(&[1], "c").await;
+    let mut client = cluster.server.client().await;
+    assert_eq!(count(&mut client, "live/log/").await, 3);
+    cluster.lead(1).await;
+    soon("the log is cut", async { while count(&mut client, "live/log/").await > 0 {} }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_of_many_bytes_is_cut_by_who_starts_with_it() {
+    let mut cluster = Stores::start_tuned(1, |config| config.snapshot_bytes = u64::MAX).await;
+    for id in ["a", "b", "c"] {
+        cluster.write(&[0], &make_large(id, 2 << 20)).await;
+    }
+    cluster.running.pop().unwrap().store.shutdown().await;
+    let mut tuned = config(1);
+    tuned.snapshot_bytes = 5 << 20;
+    cluster.running.push(begin(tuned, &cluster.server.access()).await.unwrap());
+    let mut client = cluster.server.client().await;
+    soon("the log is cut", async { while count(&mut client, "live/log/").await > 0 {} }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

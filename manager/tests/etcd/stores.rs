@@ -98,6 +98,13 @@ impl Stores {
         self.leader_among(&all).await
     }
 
+    /// Lets the one at `index` of two lead.
+    pub async fn lead(&self, index: usize) {
+        self.leader().await;
+        self.store(1 - index).transfer_leadership(index as u64 + 1);
+        self.leader_among(&[index]).await;
+    }
+
     /// Has `transaction` made by whoever leads among `indices`, trying again while nothing was proposed.
     pub async fn write(&self, indices: &[usize], transaction: &Transaction) -> u64 {
         let attempt = async {

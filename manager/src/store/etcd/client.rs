@@ -129,7 +129,7 @@ pub struct Loaded {
     /// etcd's revision of all this.
     pub at: i64,
     pub live: Standing,
-    /// Bytes of the log's entries.
+    /// Bytes of the log's transactions.
     pub log_bytes: usize,
 }
 
@@ -272,11 +272,12 @@ impl Etcd {
         Ok(found.into_iter().map(|kv| kv.value().to_vec()).collect())
     }
 
-    /// The transaction of an entry; its pieces are those of etcd's revision `at`, 0: now.
-    pub async fn gather(&self, revision: u64, entry: v1::EtcdEntry, at: i64) -> Result<Transaction, CallError> {
+    /// The transaction of an entry, and its bytes; its pieces are those of etcd's revision `at`, 0: now.
+    pub async fn gather(&self, revision: u64, entry: v1::EtcdEntry, at: i64) -> Result<(Transaction, usize), CallError> {
         let parts =
             if entry.parts == 0 { Vec::new() } else { self.parts(&self.keys.entry_parts(revision), entry.parts as usize, at).await? };
-        Ok(keys::transaction(&self.keys.entry(revision), entry, &parts)?)
+        let bytes = entry.encoded_len() + parts.iter().map(Vec::len).sum::<usize>();
+        Ok((keys::transaction(&self.keys.entry(revision), entry, &parts)?, bytes))
     }
 
     /// The tables as of now, and who leads and runs: all of one revision of etcd.
@@ -332,8 +333,8 @@ impl Etcd {
             if kv.key() != key.as_bytes() {
                 return Err(Unreadable::Missing { key }.into());
             }
-            bytes += kv.value().len();
-            let transaction = self.gather(next, keys::open(&key, kv.value())?, at).await?;
+            let (transaction, length) = self.gather(next, keys::open(&key, kv.value())?, at).await?;
+            bytes += length;
             state.apply(next, &transaction).map_err(|conflict| Unreadable::Conflict { key, why: conflict.to_string() })?;
         }
         if state.revision() != head {

@@ -85,13 +85,16 @@ impl<T> Future for Slot<T> {
 }
 
 type Reply = oneshot::Sender<Result<u64, ProposeError>>;
+/// A transaction from its pieces, and its bytes.
+type Gathered = Result<(Transaction, usize), CallError>;
 
 /// What is being written, and who is told.
 struct Batch {
     /// The tables with it.
     state: State,
     bytes: usize,
-    made: Vec<(u64, Reply)>,
+    /// Of each, its revision and its bytes.
+    made: Vec<(u64, usize, Reply)>,
     refused: Vec<(Conflict, Reply)>,
 }
 
@@ -123,7 +126,7 @@ pub struct Session<'a> {
     snapshot: Slot<Result<u64, CallError>>,
     resign: Slot<Result<(), CallError>>,
     /// The pieces of an entry; what came after it waits in `changes`.
-    reading: Slot<(u64, Result<Transaction, CallError>)>,
+    reading: Slot<(u64, Gathered)>,
 }
 
 enum Happened {
@@ -135,7 +138,7 @@ enum Happened {
     Read(Result<u64, CallError>),
     Snapshot(Result<u64, CallError>),
     Resigned(Result<(), CallError>),
-    Gathered(u64, Result<Transaction, CallError>),
+    Gathered(u64, Gathered),
     Nothing,
 }
 
@@ -334,7 +337,7 @@ impl<'a> Session<'a> {
             match batch.state.apply(revision, &transaction) {
                 Ok(()) => {
                     entries.push(Entry { revision, transaction: entry });
-                    batch.made.push((revision, reply));
+                    batch.made.push((revision, bytes, reply));
                     batch.bytes += bytes;
                 }
                 // It is told once etcd has said that this manager still leads: another's tables might be further.
@@ -349,13 +352,15 @@ impl<'a> Session<'a> {
     fn committed(&mut self, done: Result<(), CallError>) -> Result<(), End> {
         // Who waits for a commit that failed is answered when the session ends.
         done?;
-        let Some(Batch { state, bytes, made, refused }) = self.batch.take() else { return Ok(()) };
-        if state.revision() > self.node.state.revision() {
+        let Some(Batch { state, bytes: _, made, refused }) = self.batch.take() else { return Ok(()) };
+        let known = self.node.state.revision();
+        if state.revision() > known {
+            // The watch may have told of some of them already.
+            self.node.log_bytes += made.iter().filter(|(revision, ..)| *revision > known).map(|(_, bytes, _)| bytes).sum::<usize>();
             self.node.state = state;
-            self.node.log_bytes += bytes;
             self.applied()?;
         }
-        for (revision, reply) in made {
+        for (revision, _, reply) in made {
             drop(reply.send(Ok(revision)));
         }
         for (conflict, reply) in refused {
@@ -431,11 +436,11 @@ impl<'a> Session<'a> {
             warn!(revision, next, "an entry is missing: reading the tables anew");
             return Err(CallError::Compacted.into());
         }
-        self.node.log_bytes += value.len();
         let key = self.node.etcd.keys.entry(revision);
         let entry = keys::open(&key, value).map_err(CallError::from)?;
         if entry.parts == 0 {
-            return self.gathered(revision, keys::transaction(&key, entry, &[]).map_err(CallError::from));
+            let read = keys::transaction(&key, entry, &[]).map_err(CallError::from);
+            return self.gathered(revision, read.map(|transaction| (transaction, value.len())));
         }
         // Not waited for here: the lease, and who asks to stop, are heard meanwhile. The next session is told of this entry again.
         let etcd = self.node.etcd.clone();
@@ -444,12 +449,12 @@ impl<'a> Session<'a> {
     }
 
     /// An entry is there with all its pieces.
-    fn gathered(&mut self, revision: u64, read: Result<Transaction, CallError>) -> Result<(), End> {
+    fn gathered(&mut self, revision: u64, read: Gathered) -> Result<(), End> {
         // etcd's answer to this manager's own commit was first.
         if revision <= self.node.state.revision() {
             return Ok(());
         }
-        let transaction = match read {
+        let (transaction, bytes) = match read {
             // Its parts went with a newer snapshot.
             Err(CallError::Unreadable(keys::Unreadable::Checksum { .. })) => return Err(CallError::Compacted.into()),
             other => other?,
@@ -460,6 +465,7 @@ impl<'a> Session<'a> {
             .apply(revision, &transaction)
             .map_err(|conflict| CallError::from(keys::Unreadable::Conflict { key: key(), why: conflict.to_string() }))?;
         self.node.state = state;
+        self.node.log_bytes += bytes;
         Ok(self.applied()?)
     }
 
