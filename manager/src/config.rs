@@ -120,6 +120,8 @@ pub struct JoinArgs {
     /// Without TLS, in a cluster that was made so
     #[arg(long)]
     insecure: bool,
+    #[command(flatten)]
+    store: StoreArgs,
 }
 
 #[derive(Debug, Args)]
@@ -316,10 +318,10 @@ fn check_join(
 }
 
 impl JoinArgs {
-    /// The checked flags: whom to join, and in which directory.
-    pub fn check(self) -> Result<(Join, PathBuf), ConfigError> {
-        let Self { join, name, state_dir, advertise, token, token_file, insecure } = self;
-        Ok((check_join(join, token, token_file, Some(name), advertise, insecure)?, state_dir))
+    /// The checked flags: whom to join, in which directory, and the etcd that keeps the state, if one does.
+    pub fn check(self) -> Result<(Join, PathBuf, Option<Access>), ConfigError> {
+        let Self { join, name, state_dir, advertise, token, token_file, insecure, store } = self;
+        Ok((check_join(join, token, token_file, Some(name), advertise, insecure)?, state_dir, store.check()?))
     }
 }
 
@@ -362,6 +364,28 @@ mod tests {
                 args.check().map_or_else(|error| error.to_string(), |config| format!("{:?}", config.join.map(|join| join.advertise)))
             }
             _ => panic!("another verb"),
+        }
+    }
+
+    #[test]
+    fn an_etcd_is_given_on_by_the_flags_that_gave_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, "").unwrap();
+            path
+        };
+        let address: Address = "etcd://e1:2379,e2:2379/x".parse().unwrap();
+        let plain = Access { address, ca: None, certificate: None, user: None };
+        let tls = Access { ca: Some(file("ca")), certificate: Some((file("cert"), file("key"))), ..plain.clone() };
+        let all = Access { user: Some(("me".to_owned(), file("password"))), ..tls.clone() };
+        for access in [plain, tls, all] {
+            let base = "rcluster-manager join --join m1:1 --name m2 --state-dir s --advertise h:5 --insecure";
+            let line = format!("{base}{}", access.flags());
+            match Cli::try_parse_from(line.split(' ')).unwrap().verb {
+                Verb::Join(args) => assert_eq!(args.check().unwrap().2, Some(access)),
+                _ => panic!("another verb"),
+            }
         }
     }
 

@@ -46,8 +46,8 @@ fn main() -> Result<()> {
         }
         Verb::Join(args) => {
             telemetry::start(LogFormat::Text);
-            let (join, state_dir) = args.check()?;
-            block_on(self::join(join, state_dir))
+            let (join, state_dir, store) = args.check()?;
+            block_on(self::join(join, state_dir, store))
         }
         Verb::Restore(args) => disaster::restore(&args.check()?, &mut std::io::stdout().lock()),
         Verb::Recover(args) => disaster::recover(&args.check()?, &mut std::io::stdout().lock()),
@@ -59,16 +59,15 @@ fn block_on(verb: impl Future<Output = Result<()>>) -> Result<()> {
     builder.worker_threads(2).enable_all().build().context("start the async runtime")?.block_on(verb)
 }
 
-async fn join(join: Join, state_dir: PathBuf) -> Result<()> {
+async fn join(join: Join, state_dir: PathBuf, store: Option<Access>) -> Result<()> {
     disaster::check_whole(&state_dir)?;
     if let Some(found) = store::identity(&state_dir)? {
         bail!("{} is of {found} already: start it with `rcluster-manager run`, or give an empty directory", state_dir.display());
     }
-    found::join(&join, &state_dir, false).await?;
-    let (name, dir, addr) = (&join.name, state_dir.display(), &join.advertise);
-    let flag = if join.token.is_none() { " --insecure" } else { "" };
+    found::join(&join, &state_dir, store.is_some()).await?;
+    let (name, dir, addr, flags) = (&join.name, state_dir.display(), &join.advertise, flags(join.token.is_none(), store.as_ref()));
     let text = format!(
-        "manager {name} has joined; it takes part once it is started:\nrcluster-manager run --state-dir {dir} --listen {addr}{flag}"
+        "manager {name} has joined; it takes part once it is started:\nrcluster-manager run --state-dir {dir} --listen {addr}{flags}"
     );
     writeln!(std::io::stdout().lock(), "{text}").context("write to stdout")
 }
@@ -80,14 +79,16 @@ fn init(init: &Init) -> Result<()> {
     writeln!(std::io::stdout().lock(), "{text}").context("write to stdout")
 }
 
+/// What every manager of such a cluster is started with.
+fn flags(insecure: bool, store: Option<&Access>) -> String {
+    let insecure = if insecure { " --insecure" } else { "" };
+    insecure.to_owned() + &store.map(Access::flags).unwrap_or_default()
+}
+
 fn told(init: &Init, founded: &Founded) -> String {
     let Founded { cluster_id, manager, manager_token, agent_token, admin_file } = founded;
     let (dir, addr, admin) = (init.state_dir.display(), &init.advertise, admin_file.display());
-    let mut flag = if init.insecure { " --insecure".to_owned() } else { String::new() };
-    if let Some(access) = &init.store {
-        // With the same files for etcd, if there are any.
-        flag += &format!(" --store {}", access.address);
-    }
+    let flag = flags(init.insecure, init.store.as_ref());
     let mut text = format!(
         "cluster {cluster_id} is made, with manager {manager}\n\n\
          start it:             rcluster-manager run --state-dir {dir} --listen {addr}{flag}\n\

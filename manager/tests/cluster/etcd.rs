@@ -1,8 +1,11 @@
 //! Managers whose cluster keeps its state in an etcd.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rcluster_api::client;
+use rcluster_api::tls::Security;
 use rcluster_api::wire::v1;
 use tokio::net::TcpListener;
 use tokio::process::Command;
@@ -114,4 +117,47 @@ async fn a_cluster_is_not_made_in_an_etcd_that_does_not_answer() {
     server.again().await;
     let (done, said) = ended(&arguments).await;
     assert!(done, "{said}");
+}
+
+/// The line in what a program said that begins the manager, as words.
+fn run_line(said: &str) -> Vec<String> {
+    let line = said.lines().find_map(|line| line.split_once("rcluster-manager run ")).expect("it says how to go on").1;
+    line.split(' ').map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn what_init_and_join_say_starts_a_manager_whose_etcd_wants_certificates() {
+    let server = Server::start_secured().await;
+    let (store, dir) = (server.access().flags(), tempfile::tempdir().unwrap());
+    let with_store = |arguments: &[&str]| -> Vec<String> {
+        let words = arguments.iter().copied().chain(store.split(' ').skip(1));
+        words.map(str::to_owned).collect()
+    };
+    let mut managers = Vec::new();
+    let mut first = String::new();
+    for name in ["m1", "m2"] {
+        let (state, at) = (dir.path().join(name), addr());
+        let state = state.to_str().unwrap();
+        let same = ["--name", name, "--state-dir", state, "--advertise", &at, "--insecure"];
+        let arguments = match name {
+            "m1" => with_store(&[["init"].as_slice(), &same].concat()),
+            _ => with_store(&[["join", "--join", &first].as_slice(), &same].concat()),
+        };
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let (done, said) = ended(&arguments).await;
+        assert!(done, "{said}");
+        let words = run_line(&said);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        assert_eq!(words[..4], ["--state-dir", state, "--listen", &at]);
+        managers.push(start(name, Path::new(state), &at, &words[4..]));
+        first = at;
+    }
+    let addrs: Vec<String> = managers.iter().map(|manager| manager.addr.clone()).collect();
+    until("both take part", || async {
+        let mut control = client::control(&addrs, &Security::plain()).await.ok()?;
+        let status = control.cluster(v1::ClusterRequest {}).await.ok()?.into_inner();
+        let all = status.managers.len() == 2 && status.managers.iter().all(|manager| manager.reachable);
+        (all && !status.leader.is_empty()).then_some(())
+    })
+    .await;
 }

@@ -65,6 +65,23 @@ pub struct Access {
     pub user: Option<(String, PathBuf)>,
 }
 
+impl Access {
+    /// The flags that give it to a manager, as one writes them after a command.
+    pub fn flags(&self) -> String {
+        let Self { address, ca, certificate, user } = self;
+        let mut flags = format!(" --store {address}");
+        let files =
+            [("ca", ca.as_ref()), ("cert", certificate.as_ref().map(|(file, _)| file)), ("key", certificate.as_ref().map(|(_, key)| key))];
+        for (name, file) in files.into_iter().filter_map(|(name, file)| Some((name, file?))) {
+            flags += &format!(" --etcd-{name} {}", file.display());
+        }
+        if let Some((name, file)) = user {
+            flags += &format!(" --etcd-user {name} --etcd-password-file {}", file.display());
+        }
+        flags
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
