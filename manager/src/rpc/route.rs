@@ -69,7 +69,7 @@ impl Router {
         match self.store.read_barrier().await {
             Ok(()) => Ok(self.store.state()),
             Err(ProposeError::ShuttingDown) => Err(ApiError::new(ErrorCode::Unavailable, ProposeError::ShuttingDown.to_string())),
-            Err(_) => Err(no_leader(&self.store)),
+            Err(_) => Err(self.no_leader()),
         }
     }
 
@@ -78,6 +78,12 @@ impl Router {
         let state = self.fresh().await?;
         auth::known(request, &state)?.needs(role, deed)?;
         Ok(state)
+    }
+
+    /// Nobody leads, and what it needs that somebody does.
+    pub fn no_leader(&self) -> ApiError {
+        ApiError::new(ErrorCode::Unavailable, "the managers have no leader")
+            .hint(format!("{}; `rclusterctl cluster status` shows them", needed(&self.store)))
     }
 
     /// How this manager sees the others.
@@ -126,7 +132,7 @@ impl Router {
             debug!(%refusal, "asking again");
             tokio::select! {
                 () = sleep(TRY_AGAIN) => {}
-                changed = role.changed() => changed.map_err(|_| Status::from(no_leader(&self.store)))?,
+                changed = role.changed() => changed.map_err(|_| Status::from(self.no_leader()))?,
             }
         }
     }
@@ -139,7 +145,7 @@ impl Router {
     async fn find<T>(&self, request: &Request<T>, until: Instant, kept: bool) -> Result<Route, Status> {
         match timeout_at(until, self.leader(is_forwarded(request), kept)).await {
             Ok(route) => route,
-            Err(_) => Err(no_leader(&self.store).into()),
+            Err(_) => Err(self.no_leader().into()),
         }
     }
 
@@ -165,8 +171,8 @@ impl Router {
             tokio::select! {
                 // None: it may have just died. The next leader is told by a change of the role, or it is tried again.
                 link = linking => if let Some(link) = link { return Ok(Route::There(link)) },
-                changed = role.changed() => changed.map_err(|_| Status::from(no_leader(&self.store)))?,
-                changed = term.changed() => changed.map_err(|_| Status::from(no_leader(&self.store)))?,
+                changed = role.changed() => changed.map_err(|_| Status::from(self.no_leader()))?,
+                changed = term.changed() => changed.map_err(|_| Status::from(self.no_leader()))?,
             }
         }
     }
@@ -248,11 +254,11 @@ pub fn forward<T>(request: Request<T>) -> Request<T> {
     request
 }
 
-/// Nobody leads.
-fn no_leader(store: &Store) -> ApiError {
-    let hint = match store.is_external() {
-        true => format!("the managers must reach the etcd at {}; `rclusterctl cluster status` shows them", store.place()),
-        false => "a majority of the managers must run and reach each other; `rclusterctl cluster status` shows them".to_owned(),
-    };
-    ApiError::new(ErrorCode::Unavailable, "the managers have no leader").hint(hint)
+/// What must be so for a manager to lead.
+fn needed(store: &Store) -> String {
+    if store.is_external() {
+        format!("{} must answer the managers, which keep the state there", store.place())
+    } else {
+        "a majority of the managers must run and reach each other".to_owned()
+    }
 }

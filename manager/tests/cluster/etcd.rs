@@ -84,7 +84,8 @@ async fn a_leader_that_is_removed_ends_and_etcd_may_be_away_for_a_while() {
     cluster.write("before").await;
     server.stop();
     until("nobody leads", || async { cluster.status().await.ok().filter(|status| status.leader.is_empty()) }).await;
-    assert!(cluster.try_write(&cluster.admin, "during").await.is_err());
+    let error = cluster.try_write(&cluster.admin, "during").await.unwrap_err();
+    assert!(error.hint.contains(&format!("{store} must answer")), "{error}");
     server.again().await;
     cluster.write("after").await;
     assert_eq!(cluster.networks().await, 2);

@@ -77,6 +77,10 @@ pub async fn nodes(mut session: Session, out: Out) -> Result<(), CliError> {
 pub async fn cluster(mut session: Session, out: Out) -> Result<(), CliError> {
     let mut answer = session.cluster().await?;
     mark_locked(&session, &mut answer).await;
+    let needed = match answer.store.as_str() {
+        "" | "raft" => "a majority of the managers must run and reach one another".to_owned(),
+        etcd => format!("{etcd} must answer the managers, which keep the state there"),
+    };
     let cluster = views::cluster(answer);
     let nodes = if cluster.leader.is_empty() { Vec::new() } else { Objects::read(&mut session, Kind::Node, "").await?.views(Kind::Node) };
     out.cluster(&cluster, &nodes)?;
@@ -84,7 +88,7 @@ pub async fn cluster(mut session: Session, out: Out) -> Result<(), CliError> {
         let reachable = cluster.managers.iter().filter(|manager| manager.reachable).count();
         return Err(CliError::Unreachable {
             message: format!("no manager leads: {reachable} of {} are reachable", cluster.managers.len()),
-            hint: "a majority of the managers must run and reach one another".to_owned(),
+            hint: needed,
         });
     }
     Ok(())

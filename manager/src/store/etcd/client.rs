@@ -39,8 +39,10 @@ const ANSWER_BYTES_MAX: usize = 128 << 20;
 /// Why a call has no result.
 #[derive(Debug, ThisError)]
 pub enum CallError {
-    #[error("{what}: etcd did not answer within {} ms", CALL_TIMEOUT.as_millis())]
-    Timeout { what: &'static str },
+    #[error("{what}: etcd did not answer within {} ms", waited.as_millis())]
+    Timeout { what: &'static str, waited: Duration },
+    #[error("{what}: etcd ended the connection")]
+    Ended { what: &'static str },
     #[error("{what}: {}", told(source))]
     Etcd { what: &'static str, source: Box<Error> },
     #[error("the history of etcd does not reach back to where this manager was: it was compacted meanwhile")]
@@ -65,7 +67,7 @@ impl CallError {
     /// Whether the same call may well succeed later: etcd cannot be reached, or has no leader just now.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Timeout { .. } => true,
+            Self::Timeout { .. } | Self::Ended { .. } => true,
             Self::Etcd { source, .. } => match source.as_ref() {
                 Error::GRpcStatus(status) => matches!(
                     status.code(),
@@ -85,7 +87,7 @@ pub async fn call<T>(what: &'static str, asked: impl Future<Output = Result<T, E
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(Error::GRpcStatus(status))) if status.code() == Code::OutOfRange => Err(CallError::Compacted),
         Ok(Err(source)) => Err(CallError::Etcd { what, source: Box::new(source) }),
-        Err(_) => Err(CallError::Timeout { what }),
+        Err(_) => Err(CallError::Timeout { what, waited: CALL_TIMEOUT }),
     }
 }
 

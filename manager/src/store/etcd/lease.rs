@@ -48,6 +48,11 @@ impl Lease {
             }
         }
     }
+
+    /// Why nothing goes on once it has ended.
+    pub fn lost(&self) -> CallError {
+        CallError::Timeout { what: "renew the lease", waited: self.patience }
+    }
 }
 
 async fn renew(client: LeaseClient, id: i64, interval: Duration, sender: watch::Sender<Instant>) {
@@ -78,6 +83,6 @@ async fn renew_once(client: &LeaseClient, id: i64, stream: &mut Option<(LeaseKee
     let answer = call("keep the lease alive", answers.message()).await?;
     match answer {
         Some(answer) => Ok(answer.ttl() > 0),
-        None => Err(CallError::Timeout { what: "keep the lease alive" }),
+        None => Err(CallError::Ended { what: "keep the lease alive" }),
     }
 }

@@ -97,7 +97,7 @@ pub async fn found(access: &Access, cluster_id: &str, state: State) -> Result<bo
     let etcd = Etcd::connect(access, cluster_id).await?;
     etcd.probe().await?;
     let made = tokio::time::timeout(FOUND_TIMEOUT, etcd.found(state)).await;
-    made.unwrap_or(Err(CallError::Timeout { what: "make the cluster's keys" }))
+    made.unwrap_or(Err(CallError::Timeout { what: "make the cluster's keys", waited: FOUND_TIMEOUT }))
 }
 
 /// Starts the store once it has the tables; as long as etcd cannot be reached it tries on.

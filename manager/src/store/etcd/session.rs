@@ -53,7 +53,7 @@ pub async fn begin(etcd: Etcd, timing: EtcdTiming, (id, run): (u64, u64), stale:
     // It may take as long as it needs, over a slow link; without the lease it is of no use.
     let (at, head, loaded) = tokio::select! {
         begun = begin => begun?,
-        () = lease.ended() => return Err(CallError::Timeout { what: "begin a session" }),
+        () = lease.ended() => return Err(lease.lost()),
     };
     Ok(Begun { lease, at, head, loaded })
 }
@@ -222,7 +222,7 @@ impl<'a> Session<'a> {
 
     fn handle(&mut self, happened: Happened) -> Result<(), End> {
         match happened {
-            Happened::LeaseEnded => return Err(CallError::Timeout { what: "renew the lease" }.into()),
+            Happened::LeaseEnded => return Err(self.lease.lost().into()),
             Happened::Input(None) => return Err(End::Shutdown(None)),
             Happened::Input(Some(input)) => self.take(input)?,
             Happened::Seen(None | Some(Seen::Compacted)) => return Err(CallError::Compacted.into()),
