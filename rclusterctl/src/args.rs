@@ -15,7 +15,7 @@ use rcluster_api::resource::Millis;
 use crate::detach_keys::{DEFAULT as DEFAULT_DETACH_KEYS, DetachKeys};
 use crate::error::{CliError, EXIT_CODES};
 
-pub use cluster::{Backup, ClusterCommand, ContextCommand, JoinPart, Switch, UserCommand, UserCreate};
+pub use cluster::{Backup, ClusterCommand, ContextCommand, JoinPart, OnHost, Switch, UserCommand, UserCreate};
 pub use image::{ImageCommand, OnNodes};
 pub use lab::{LabCommand, LabExec, LabUp};
 

@@ -64,10 +64,10 @@ fn run(cli: Cli) -> Result<(), CliError> {
         _ => Out { format: global.format()? },
     };
     match command {
-        Command::Cluster(ClusterCommand::Init(args)) => return cmd::on_host::run("init", &args.flags),
-        Command::Cluster(ClusterCommand::Join(args)) => return cmd::on_host::run("join", &args.flags),
-        Command::Cluster(ClusterCommand::Restore(args)) => return cmd::on_host::run("restore", &args.flags),
-        Command::Cluster(ClusterCommand::Recover(args)) => return cmd::on_host::run("recover", &args.flags),
+        Command::Cluster(ClusterCommand::Init(args)) => return cmd::on_host::run("init", &args, &global),
+        Command::Cluster(ClusterCommand::Join(args)) => return cmd::on_host::run("join", &args, &global),
+        Command::Cluster(ClusterCommand::Restore(args)) => return cmd::on_host::run("restore", &args, &global),
+        Command::Cluster(ClusterCommand::Recover(args)) => return cmd::on_host::run("recover", &args, &global),
         Command::Cluster(ClusterCommand::Backup(args)) if args.verify => return cmd::backup::verify(out, &args),
         Command::Context(command) => return cmd::context::run(command, global.managers, out),
         Command::Lab(command) => return cmd::lab::run(command, &global, out),

@@ -2,6 +2,10 @@
 
 mod common;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
 use common::{Ended, User};
 
 fn check(user: &User, line: &str, code: i32, stdout: &str, stderr: &str) {
@@ -123,4 +127,25 @@ fn a_bad_manifest_is_refused_before_any_manager_is_asked() {
         (ended.code, ended.stderr.as_str()),
         (1, format!("error: read {missing}: No such file or directory (os error 2)\n").as_str())
     );
+}
+
+#[test]
+fn what_works_on_this_host_takes_no_managers_and_prints_what_it_can() {
+    let user = User::new();
+    let refused = |line: &str, why: &str, hint: &str| check(&user, line, 2, "", &format!("error: {why}\nhint: {hint}\n"));
+    let why = |verb: &str, flag: &str| format!("cluster {verb} takes no {flag}: it works on this host, and asks no managers for it");
+    refused("--managers h:1 cluster init --name m1", &why("init", "--managers"), "leave --managers out");
+    refused("--context a cluster recover --yes", &why("recover", "--context"), "leave --context out");
+    refused("-o yaml cluster init --name m1", "cluster init prints text or JSON", "give -o json, or leave --output out");
+    refused("-o json cluster restore --yes", "cluster restore prints text only", "leave --output out");
+    // Where the program is, it is told what else was said.
+    let program = PathBuf::from(user.file("rcluster-manager", "#!/bin/sh\necho \"$@\"\n"));
+    std::fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    let told = |line: &str| {
+        let output = user.command(line).env("RCLUSTER_BIN_DIR", user.home.path()).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(told("-o json cluster init --name m1"), "init --name m1 --json\n");
+    assert_eq!(told("-o json cluster init --name m1 --json"), "init --name m1 --json\n");
+    assert_eq!(told("-o table cluster join --join a:1"), "join --join a:1\n");
 }
