@@ -54,7 +54,12 @@ pub fn recover(asked: &Recover, out: &mut impl Write) -> Result<()> {
     if dir.join(MARK).exists() && *yes {
         let _lock = store::lock(dir)?;
         exchange(dir)?;
-        return say(out, &format!("The recovery that was begun in {} has ended: start the manager.", dir.display()));
+        let done = format!(
+            "The recovery that was begun in {} has ended, as it was asked for then; --advertise, --await-nodes and --unlock-key-file of \
+             this call had no effect.\nStart the manager.",
+            dir.display()
+        );
+        return say(out, &done);
     }
     check_whole(dir)?;
     let identity = store::identity(dir)?;
