@@ -243,15 +243,13 @@ async fn etcd_is_reached_over_tls_by_who_shows_a_certificate_and_a_password() {
     let running = begin(config(1), &access).await.unwrap();
     promises::leader(std::slice::from_ref(&running.store)).await.propose(make("a")).await.unwrap();
     // Without what etcd asks for nobody comes in.
-    for (access, why) in [
-        (Access { user: None, ..access.clone() }, "permission denied"),
-        (Access { certificate: None, ..access.clone() }, ""),
-        (Access { ca: None, certificate: None, ..access.clone() }, ""),
-    ] {
-        let refused = within(Duration::from_secs(3), begin(config(1), &access)).await;
-        let told = refused.map(|refused| refused.unwrap_err());
-        let told = told.as_ref().and_then(std::error::Error::source).map(ToString::to_string);
-        assert!(told.as_ref().is_none_or(|told| told.contains(why)), "{told:?}");
+    let nameless = begin(config(1), &Access { user: None, ..access.clone() }).await.unwrap_err();
+    let told = std::error::Error::source(&nameless).unwrap().to_string();
+    assert!(told.contains("permission denied"), "{told}");
+    // A connection that is refused in its handshake is tried again, as one to an etcd that is away.
+    for access in [Access { certificate: None, ..access.clone() }, Access { ca: None, certificate: None, ..access.clone() }] {
+        let still_trying = within(Duration::from_secs(3), begin(config(1), &access)).await;
+        assert!(still_trying.is_none(), "{still_trying:?}");
     }
     let wrong = server.write("wrong", "no");
     let refused = begin(config(1), &Access { user: Some(("root".to_owned(), wrong)), ..access }).await.unwrap_err();

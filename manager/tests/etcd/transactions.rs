@@ -66,7 +66,6 @@ fn a_leader_that_has_not_heard_of_its_end_writes_nothing() {
     let still = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let cluster = here.block_on(Stores::start(2));
     // The one that does not lead ends, and runs again where it can be made to stand still.
-    // The one that does not lead ends, and runs again where it can be made to stand still.
     let other = here.block_on(cluster.leader());
     let own = 2 - other as u64;
     here.block_on(cluster.store(1 - other).shutdown());
