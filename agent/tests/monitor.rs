@@ -3,14 +3,19 @@
 mod support;
 
 use std::fs;
+use std::os::fd::OwnedFd;
 
-use rcluster_api::wire::v1::{Health, HealthCheck, Task, TaskState, TaskStatus};
+use rcluster_api::wire::v1::{Health, HealthCheck, Task, TaskState, TaskStatus, relay_output};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, kill_process};
 use support::agent::{Agent, eventually, is_alive, shell_task};
 use support::manager::Manager;
+use tokio::task::spawn_blocking;
 
 const A: &str = "aaaaaaaaaaaaaaaa";
 const B: &str = "bbbbbbbbbbbbbbbb";
+const C: &str = "cccccccccccccccc";
 
 const OBEDIENT: &str = "trap 'exit 0' TERM; while :; do sleep 0.05; done";
 
@@ -109,6 +114,73 @@ async fn what_a_check_says_and_how_it_ends_is_told() {
         assert!(format!("{sick:?}").contains(why), "{sick:?}");
     }
     assert!(!agent.log().contains("executes no check"));
+}
+
+/// A task that has no checks, with its container's process and a socket that takes the place of its monitor's.
+async fn with_fake_monitor(manager: &Manager, agent: &Agent) -> (u32, OwnedFd) {
+    manager.assign(vec![shell_task(C, OBEDIENT)]);
+    let container = running(manager, C).await.containers[0].pid;
+    let path = agent.run().join("tasks").join(C).join("c-web/monitor.sock");
+    fs::remove_file(&path).expect("it has one");
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a socket");
+    rustix::net::bind(&socket, &SocketAddrUnix::new(&path).expect("short")).expect("bind");
+    rustix::net::listen(&socket, 4).expect("listen");
+    (container, socket)
+}
+
+/// The next client, and that it asked something.
+async fn asked(socket: &OwnedFd) -> OwnedFd {
+    let socket = socket.try_clone().expect("a copy");
+    let asked = spawn_blocking(move || {
+        // Not for the processes that tests start: one would hold it open.
+        let client = rustix::net::accept_with(&socket, SocketFlags::CLOEXEC).expect("accept");
+        assert!(rustix::net::recv(&client, &mut [0; 4096][..], RecvFlags::empty()).expect("a request").1 > 12);
+        client
+    });
+    asked.await.expect("a client")
+}
+
+fn say(client: &OwnedFd, message: &[u8]) -> rustix::io::Result<usize> {
+    rustix::net::send(client, message, SendFlags::NOSIGNAL)
+}
+
+const TAKEN: &[u8] = b"\x01\x0b\0\0\0\0\0\0\0\0\0\0";
+const APPEND: [&str; 3] = ["/bin/sh", "-c", "echo ran >> /ran"];
+
+#[tokio::test]
+async fn a_users_command_that_a_monitor_has_taken_is_not_run_a_second_time() {
+    let manager = Manager::leader().await;
+    let agent = Agent::start(&[manager.address]);
+    let (container, socket) = with_fake_monitor(&manager, &agent).await;
+    manager.exec(C, &APPEND);
+    let client = asked(&socket).await;
+    say(&client, TAKEN).expect("it waits");
+    drop(client);
+    let problem = |kind: &relay_output::Kind| match kind {
+        relay_output::Kind::Problem(problem) => Some(problem.clone()),
+        _ => None,
+    };
+    let problem = manager.until("what became of it", |seen| seen.relayed.iter().find_map(problem)).await;
+    assert!(problem.message.contains("it is not known whether the monitor at"), "{problem:?}");
+    assert!(problem.message.ends_with("has begun the command: it has taken it, and then: the monitor hung up"), "{problem:?}");
+    assert_eq!((problem.code.as_str(), problem.hint.contains("look what it has done")), ("conflict", true), "{problem:?}");
+    assert!(!fs::exists(format!("/proc/{container}/root/ran")).expect("look"), "it was run in another way");
+}
+
+#[tokio::test]
+async fn a_users_command_that_a_monitor_does_not_take_is_run_by_the_runtime_and_never_by_the_monitor() {
+    let manager = Manager::leader().await;
+    let agent = Agent::start(&[manager.address]);
+    let (container, socket) = with_fake_monitor(&manager, &agent).await;
+    manager.exec(C, &APPEND);
+    let client = asked(&socket).await;
+    let exit = |kind: &relay_output::Kind| match kind {
+        relay_output::Kind::Exit(exit) => Some(exit.code),
+        _ => None,
+    };
+    assert_eq!(manager.until("its end", |seen| seen.relayed.iter().find_map(exit)).await, 0);
+    assert_eq!(fs::read_to_string(format!("/proc/{container}/root/ran")).expect("it has run"), "ran\n");
+    assert_eq!(say(&client, TAKEN), Err(Errno::PIPE), "it could still take it");
 }
 
 #[tokio::test]

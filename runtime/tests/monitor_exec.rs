@@ -5,15 +5,15 @@ mod common;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::client::{ANSWER_WAIT, Answer, Client, connect, receive, request};
+use common::client::{ANSWER_WAIT, Answer, Client, EXEC, EXEC_PROCESS, connect, receive, request};
 use common::monitored::Monitored;
 use common::{Bundle, alive, eventually};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -46,7 +46,7 @@ fn a_program_runs_in_the_container_and_its_end_is_told() {
     assert_eq!(client.answer(), Answer::HungUp);
     assert_eq!(ends_with(&monitored, &["sh", "-c", "kill -9 $$"]), Answer::Ended(137));
     let missing = Client::exec(&monitored, &["no-such-program"]);
-    assert!(missing.refused().contains("no-such-program"));
+    assert!(missing.not_started().contains("no-such-program"));
     // What is executed is none of the container's own end or output.
     assert_eq!(monitored.bundle.status(), "running");
     assert_eq!(monitored.log(), []);
@@ -72,7 +72,7 @@ fn who_serves_holds_nothing_but_its_connection() {
 #[test]
 fn a_process_is_described_as_in_a_file() {
     let monitored = served("sleep 1000");
-    let ask = |process: &serde_json::Value| Client::ask(&monitored, &request(8, process.to_string().as_bytes()));
+    let ask = |process: &serde_json::Value| Client::ask(&monitored, &request(EXEC_PROCESS, process.to_string().as_bytes()));
     let mut process =
         json!({"args":["sh","-c","echo $A; pwd; id -u; exit 7"],"env":["PATH=/bin","A=b c"],"cwd":"/bin","user":{"uid":5,"gid":6}});
     let mut client = ask(&process);
@@ -80,14 +80,15 @@ fn a_process_is_described_as_in_a_file() {
     assert_eq!(client.answer(), Answer::Ended(7));
     assert_eq!(client.printed(), "b c\n/bin\n5\n");
     process["terminal"] = json!(true);
-    assert!(ask(&process).refused().contains("process.terminal: needs --console-socket"));
-    assert!(Client::ask(&monitored, &request(8, b"{\"args\":7}")).refused().contains("process: args"));
+    assert!(ask(&process).not_started().contains("process.terminal: needs --console-socket"));
+    assert!(Client::ask(&monitored, &request(EXEC_PROCESS, b"{\"args\":7}")).not_started().contains("process: args"));
 }
 
 #[test]
 fn its_process_is_the_one_of_the_descriptor_that_comes_along() {
     let monitored = served("sleep 1000");
     let client = Client::exec(&monitored, &["sleep", "1000"]);
+    assert_eq!(client.answer(), Answer::Taken);
     let (Answer::Started(pid), Some(pidfd)) = receive(&client.socket) else { panic!("not started") };
     rustix::process::pidfd_send_signal(&pidfd, Signal::TERM).unwrap();
     // The first signal of its own kind: sleep does not handle it, and is not the first process of its namespace.
@@ -129,7 +130,7 @@ fn who_says_nothing_holds_up_nobody_and_there_is_a_bound() {
     silent.clear();
     eventually("it serves again", || {
         let client = Client::exec(&monitored, &["true"]);
-        matches!(client.answer(), Answer::Started(_)).then_some(())
+        (client.answer() == Answer::Taken).then_some(())
     });
     fs::write(monitored.bundle.rootfs("stop"), "").unwrap();
     assert_eq!(monitored.exit()["exit_code"], 3);
@@ -141,17 +142,17 @@ fn nonsense_is_refused_by_name() {
     let monitored = served("sleep 1000");
     for (message, why) in [
         (vec![0xff; 5], "less than a header"),
-        (request(9, b""), "kind 9"),
-        (request(1, b"true"), "NUL"),
-        (request(1, &[b'x'; (64 << 10) + 1]), "limit of 65536"),
-        (request(1, &vec![0; 64 << 10]), "empty"),
+        (request(1, b"true\0"), "kind 1"),
+        (request(EXEC, b"true"), "NUL"),
+        (request(EXEC, &[b'x'; (64 << 10) + 1]), "limit of 65536"),
+        (request(EXEC, &vec![0; 64 << 10]), "empty"),
     ] {
         let client = Client::ask(&monitored, &message);
         let said = client.refused();
         assert!(said.contains(why), "{said}: not {why:?}");
     }
     let alone = connect(&monitored.bundle.path("monitor.sock")).unwrap();
-    rustix::net::send(&alone, &request(1, b"true\0"), SendFlags::empty()).unwrap();
+    rustix::net::send(&alone, &request(EXEC, b"true\0"), SendFlags::empty()).unwrap();
     assert!(matches!(receive(&alone).0, Answer::Refused(why) if why.contains("0 descriptors")));
     assert_eq!(ends_with(&monitored, &["true"]), Answer::Ended(0));
 }
@@ -206,6 +207,40 @@ fn a_container_is_removed_while_its_monitor_stands_still() {
     monitored.bundle.ok(&["delete", "--force", &monitored.bundle.id]);
     assert!(!alive(init));
     kill_process(monitor, Signal::KILL).unwrap();
+}
+
+#[test]
+fn what_was_not_taken_before_its_client_hung_up_is_never_executed() {
+    let monitored = served("sleep 1000");
+    let pid = monitored.pid("monitor_pid");
+    let monitor = Pid::from_raw(pid).unwrap();
+    kill_process(monitor, Signal::STOP).unwrap();
+    let client = Client::exec(&monitored, &["touch", "/dev/shm/executed"]);
+    rustix::net::shutdown(&client.socket, Shutdown::Both).unwrap();
+    // Nothing was said before, and nothing can be said from here on.
+    assert_eq!(client.answer(), Answer::HungUp);
+    kill_process(monitor, Signal::CONT).unwrap();
+    // The one that serves it ends without a program: the monitor has no child but the container then.
+    let children = || fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    assert_eq!(ends_with(&monitored, &["true"]), Answer::Ended(0));
+    eventually("it is served out", || (children().split_whitespace().count() == 1).then_some(()));
+    assert_eq!(ends_with(&monitored, &["sh", "-c", "[ -e /dev/shm/executed ]"]), Answer::Ended(1));
+}
+
+/// Of a monitor on a host whose `/dev/null` is gone.
+#[test]
+fn what_cannot_be_served_to_its_end_is_not_begun() {
+    let bundle = Bundle::new("sleep 1000");
+    let socket = bundle.path("monitor.sock").to_str().unwrap().to_owned();
+    let monitored = Monitored::in_own_mounts(bundle, &["--socket", &socket]);
+    monitored.start();
+    let monitor = monitored.pid("monitor_pid").to_string();
+    let hidden = Command::new("nsenter").args(["--target", &monitor, "--mount", "mount", "-t", "tmpfs", "none", "/dev"]).status().unwrap();
+    assert!(hidden.success());
+    let said = Client::exec(&monitored, &["touch", "/dev/shm/executed"]).refused();
+    assert!(said.contains("open /dev/null"), "{said}");
+    let ran = monitored.bundle.call(&["exec", &monitored.bundle.id, "busybox", "test", "-e", "/dev/shm/executed"]);
+    assert_eq!(ran.status.code(), Some(1));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
-use common::client::{Answer, Client, connect, receive, request};
+use common::client::{Answer, Client, EXEC, connect, receive, request};
 use common::own::{Own, USER};
 use common::terminals::{in_terminal, listener, outer, sent};
 use common::{alive, eventually, namespace, tool};
@@ -280,7 +280,7 @@ fn the_users_monitor_serves_its_user() {
         std::thread::scope(|scope| scope.spawn(by).join().unwrap())
     };
     for uid in [USER, 0] {
-        let mut client = Client::over(connected_as(uid), &request(1, b"sh\0-c\0id -u; exit 7\0"));
+        let mut client = Client::over(connected_as(uid), &request(EXEC, b"sh\0-c\0id -u; exit 7\0"));
         let pid = client.started();
         assert_eq!(client.answer(), Answer::Ended(7), "{pid}");
         assert_eq!(client.printed(), "0\n");

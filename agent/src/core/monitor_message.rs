@@ -8,19 +8,22 @@ pub const REPLY_BYTES_MAX: usize = HEADER + (8 << 10);
 
 const VERSION: u8 = 1;
 const HEADER: usize = 12;
-const EXEC: u8 = 1;
 const STARTED: u8 = 2;
 const ENDED: u8 = 3;
 const REFUSED: u8 = 4;
 const TERMINAL: u8 = 5;
 const OUTPUT: u8 = 6;
 const MISSED: u8 = 7;
-const EXEC_PROCESS: u8 = 8;
+const EXEC: u8 = 9;
+const EXEC_PROCESS: u8 = 10;
+const TAKEN: u8 = 11;
 const PAYLOAD_BYTES_MAX: usize = 64 << 10;
 
 /// What a monitor answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
+    /// What was asked for may have an effect from here on; before, it has none.
+    Taken,
     /// The command runs; a pidfd of it comes along.
     Started,
     /// It has ended with this code, or was killed by the signal that it is 128 more than.
@@ -74,6 +77,7 @@ pub fn reply(bytes: &[u8]) -> Result<Reply, String> {
         return Err("an answer whose length is not what it says".to_owned());
     }
     match kind {
+        TAKEN => Ok(Reply::Taken),
         STARTED => Ok(Reply::Started),
         ENDED => Ok(Reply::Ended { code: i32::from_le_bytes([a, b, c, d]) }),
         REFUSED => Ok(Reply::Refused { why: String::from_utf8_lossy(payload).into_owned() }),
@@ -91,14 +95,15 @@ mod tests {
     #[test]
     fn a_request_has_the_monitors_form() {
         let bytes = exec(&["sh".to_owned(), String::new()]).expect("encode");
-        assert_eq!(bytes, b"\x01\x01\0\0\0\0\0\0\x04\0\0\0sh\0\0");
-        assert_eq!(exec_process(b"{}").expect("encode"), b"\x01\x08\0\0\0\0\0\0\x02\0\0\0{}");
+        assert_eq!(bytes, b"\x01\x09\0\0\0\0\0\0\x04\0\0\0sh\0\0");
+        assert_eq!(exec_process(b"{}").expect("encode"), b"\x01\x0a\0\0\0\0\0\0\x02\0\0\0{}");
         assert!(exec(&["a\0b".to_owned()]).expect_err("it cannot be told apart").contains("NUL"));
         assert!(exec(&["x".repeat(PAYLOAD_BYTES_MAX)]).expect_err("it is too long").contains("limit of 65536"));
     }
 
     #[test]
     fn answers_are_read_or_refused() {
+        assert_eq!(reply(b"\x01\x0b\0\0\0\0\0\0\0\0\0\0"), Ok(Reply::Taken));
         assert_eq!(reply(b"\x01\x02\0\0\x07\0\0\0\0\0\0\0"), Ok(Reply::Started));
         assert_eq!(reply(b"\x01\x03\0\0\x89\0\0\0\0\0\0\0"), Ok(Reply::Ended { code: 137 }));
         assert_eq!(reply(b"\x01\x04\0\0\0\0\0\0\x02\0\0\0no"), Ok(Reply::Refused { why: "no".to_owned() }));

@@ -3,18 +3,22 @@
 //!
 //! Each call has a deadline. What was begun ends with what holds it: the monitor kills a command whose connection is closed, and so does
 //! this agent, by the descriptor that came with the answer, should the monitor stand still.
+//!
+//! A command may be executed in another way only while it is certain that the monitor has not begun it and never will: as long as the
+//! monitor has not said `Taken`, which it cannot say any more to an end that is shut down (`runtime/src/monitor/serve.rs`).
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown,
     SocketAddrUnix, SocketFlags, SocketType,
 };
 use rustix::process::{Signal, pidfd_send_signal};
@@ -35,28 +39,46 @@ pub enum MonitorError {
     Unreachable { path: PathBuf, source: io::Error },
     #[error("the monitor at {path} did not answer within {millis} ms", path = path.display())]
     Silent { path: PathBuf, millis: u128 },
+    /// It does not take it, or not now.
+    #[error("the monitor at {path} refuses: {why}", path = path.display())]
+    Refused { path: PathBuf, why: String },
+    /// It cannot be begun in the container, and was not.
+    #[error("{0}")]
+    NotBegun(String),
+    #[error("it is not known whether the monitor at {path} has begun the command: {why}", path = path.display())]
+    Unknown { path: PathBuf, why: String },
     /// The end of what it printed, or its exit code.
     #[error("{0}")]
     Failed(String),
 }
 
 impl MonitorError {
-    /// Whether the command may be executed in another way: the monitor has not begun it.
+    /// Whether it is the monitor's doing that it was not begun, and not the command's or the container's.
     pub fn is_of_monitor(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Silent { .. } => true,
-            Self::Failed(_) => false,
+            Self::Unreachable { .. } | Self::Silent { .. } | Self::Refused { .. } => true,
+            Self::NotBegun(_) | Self::Unknown { .. } | Self::Failed(_) => false,
+        }
+    }
+
+    /// Whether it may have been begun, and so must not be executed in another way.
+    pub fn may_have_begun(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Silent { .. } | Self::Refused { .. } | Self::NotBegun(_) => false,
+            Self::Unknown { .. } | Self::Failed(_) => true,
         }
     }
 }
 
 const NONSENSE: &str = "the monitor answered nonsense";
+/// How long a command that was taken may take to begin: longer than the monitor tries (`START_SECONDS_MAX` of `runtime/src/monitor/serve.rs`).
+const BEGIN: Duration = Duration::from_secs(15);
 
 /// Runs a command in the monitor's container until it ends or the caller no longer waits, and then it is killed. The monitor has so long to
-/// begin it.
+/// take it.
 pub async fn run(socket: &Path, args: &[String], start: Duration) -> Result<(), MonitorError> {
     let unreachable = |source| MonitorError::Unreachable { path: socket.to_owned(), source };
-    let request = monitor_message::exec(args).map_err(MonitorError::Failed)?;
+    let request = monitor_message::exec(args).map_err(MonitorError::NotBegun)?;
     let ((out, their_out), (err, their_err)) = (output().map_err(unreachable)?, output().map_err(unreachable)?);
     let null = File::open("/dev/null").map_err(unreachable)?;
     let mut command = begin(socket, &request, [null.as_fd(), their_out.as_fd(), their_err.as_fd()], start).await?;
@@ -72,20 +94,58 @@ pub async fn run(socket: &Path, args: &[String], start: Duration) -> Result<(), 
     Err(MonitorError::Failed(said(if stderr.is_empty() { &stdout } else { &stderr }, &format!("exit status: {code}"))))
 }
 
-/// Begins a command that is described as a `process` of runtime-spec; its standard streams are these.
+/// Begins a command that is described as a `process` of runtime-spec; its standard streams are these. The monitor has so long to take it.
 pub async fn begin_process(socket: &Path, process: &[u8], streams: [BorrowedFd<'_>; 3], start: Duration) -> Result<Command, MonitorError> {
-    let request = monitor_message::exec_process(process).map_err(MonitorError::Failed)?;
+    let request = monitor_message::exec_process(process).map_err(MonitorError::NotBegun)?;
     begin(socket, &request, streams, start).await
 }
 
 async fn begin(socket: &Path, request: &[u8], streams: [BorrowedFd<'_>; 3], start: Duration) -> Result<Command, MonitorError> {
     let unreachable = |source| MonitorError::Unreachable { path: socket.to_owned(), source };
     let connection = ask(socket, request, streams).map_err(unreachable)?;
-    let silent = || MonitorError::Silent { path: socket.to_owned(), millis: start.as_millis() };
-    match timeout(start, receive(&connection)).await.map_err(|_| silent())?.map_err(unreachable)? {
-        (Reply::Started, Some(process)) => Ok(Command { connection, process, ended: false }),
-        (Reply::Refused { why }, _) => Err(MonitorError::Failed(why)),
-        _ => Err(MonitorError::Failed(NONSENSE.to_owned())),
+    match timeout(start, receive(&connection)).await {
+        Ok(Ok((Reply::Taken, _))) => begun(socket, connection).await,
+        Ok(answer) => Err(not_taken(socket, answer)),
+        Err(_) => Err(give_up(socket, &connection, start)),
+    }
+}
+
+/// Waits for a command that was taken.
+async fn begun(socket: &Path, connection: AsyncFd<OwnedFd>) -> Result<Command, MonitorError> {
+    let unknown = |why: String| MonitorError::Unknown { path: socket.to_owned(), why };
+    let answer = timeout(BEGIN, receive(&connection)).await;
+    match answer.map_err(|_| unknown(format!("it has taken it, and said no more within {} s", BEGIN.as_secs())))? {
+        Ok((Reply::Started, Some(process))) => Ok(Command { connection, process: Arc::new(process), ended: false }),
+        Ok((Reply::Refused { why }, _)) => Err(MonitorError::NotBegun(why)),
+        Ok(_) => Err(unknown("it has taken it, and then answered nonsense".to_owned())),
+        Err(error) => Err(unknown(format!("it has taken it, and then: {error}"))),
+    }
+}
+
+/// What it means that the first answer is another than that the command is taken.
+fn not_taken(socket: &Path, answer: io::Result<(Reply, Option<OwnedFd>)>) -> MonitorError {
+    let path = socket.to_owned();
+    match answer {
+        Ok((Reply::Refused { why }, _)) => MonitorError::Refused { path, why },
+        // What it says to this may be of a later release, and mean that it has begun.
+        Ok(_) => MonitorError::Unknown { path, why: NONSENSE.to_owned() },
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => MonitorError::Unknown { path, why: error.to_string() },
+        Err(source) => MonitorError::Unreachable { path, source },
+    }
+}
+
+/// Has the monitor not take the command any more, if it has not yet.
+fn give_up(socket: &Path, connection: &AsyncFd<OwnedFd>, waited: Duration) -> MonitorError {
+    let path = socket.to_owned();
+    let connection = connection.get_ref();
+    if let Err(errno) = rustix::net::shutdown(connection, Shutdown::Both) {
+        return MonitorError::Unknown { path, why: format!("the connection cannot be shut down: {errno}") };
+    }
+    // What was said before is still there; what is said from now on the kernel refuses.
+    match receive_now(connection) {
+        Ok((Reply::Taken, _)) => MonitorError::Unknown { path, why: "it took it as it was waited for no longer".to_owned() },
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => MonitorError::Silent { path, millis: waited.as_millis() },
+        answer => not_taken(socket, answer),
     }
 }
 
@@ -93,14 +153,14 @@ async fn begin(socket: &Path, request: &[u8], streams: [BorrowedFd<'_>; 3], star
 #[derive(Debug)]
 pub struct Command {
     connection: AsyncFd<OwnedFd>,
-    process: OwnedFd,
+    process: Arc<OwnedFd>,
     ended: bool,
 }
 
 impl Command {
     /// A pidfd of it.
-    pub fn process(&self) -> io::Result<OwnedFd> {
-        self.process.try_clone()
+    pub fn process(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.process)
     }
 
     /// Waits for its end; out: its exit code, or 128 and the signal that killed it.

@@ -7,11 +7,11 @@
 //! ```
 //!
 //! The monitor begins a command faster. It has no terminals for commands, and there is none that executes in containers of other runtimes; one
-//! that is of an older release, does not answer or refuses leaves the command to the runtime, whose words the user then reads.
+//! that is of an older release, does not answer or refuses leaves the command to the runtime, whose words the user then reads. A command that
+//! the monitor may have begun is never begun a second time: the user is told.
 //!
 //! When the user goes, the command gets SIGHUP and soon SIGKILL; a terminal hangs up as well.
 
-use std::error::Error;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,7 +21,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rcluster_api::error::ApiError;
+use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::wire::v1::{self, relay_input, relay_output};
 use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
@@ -36,13 +36,14 @@ use super::terminal::{self, Control};
 use super::{DATA_BYTES_MAX, Gone, Line, Speaker, Target, chain, internal, invalid, opened};
 use crate::core::exec::{Asked, Command, candidates, command};
 use crate::core::user::{Identity, identify};
+use crate::exec::monitor::MonitorError;
 use crate::exec::process::PidFile;
 use crate::exec::runtime_cli::{ExecCall, Streams};
 use crate::exec::{Tools, monitor, process};
 
 /// Pieces of input that wait for a command that does not read.
 const PIECES_MAX: usize = 4;
-/// How long the monitor may take to begin a command, before that is left to the runtime.
+/// How long the monitor may take to take a command, before that is left to the runtime.
 const START: Duration = Duration::from_secs(3);
 /// How long a command may take to end after SIGHUP.
 const HANGUP: Duration = Duration::from_secs(1);
@@ -161,7 +162,7 @@ impl Runner {
 
 /// The way to the command's process.
 enum Signals {
-    Process(OwnedFd),
+    Process(Arc<OwnedFd>),
     Files(Files),
 }
 
@@ -197,7 +198,8 @@ impl Running {
         if let Some(permit) = permit.filter(|_| !asked.tty && tools.runtime(&target.task).foreign.is_none()) {
             match Self::by_monitor(target, asked, &process, permit).await {
                 Ok(running) => return Ok(running),
-                Err(why) => debug!(container = target.container.id, why = chain(why.as_ref()), "a command is left to the runtime"),
+                Err(error) if error.may_have_begun() => return Err(unknown(target, &error)),
+                Err(error) => debug!(container = target.container.id, why = chain(&error), "a command is left to the runtime"),
             }
         }
         Self::by_runtime(tools, target, asked, &process, id)
@@ -208,18 +210,20 @@ impl Running {
         asked: &v1::RelayExec,
         process: &[u8],
         permit: OwnedSemaphorePermit,
-    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
-        let ((out, their_out), (err, their_err)) = (monitor::output()?, monitor::output()?);
+    ) -> Result<Self, MonitorError> {
+        let socket = target.place.monitor_socket();
+        let unreachable = |source| MonitorError::Unreachable { path: socket.clone(), source };
+        let ((out, their_out), (err, their_err)) = (monitor::output().map_err(unreachable)?, monitor::output().map_err(unreachable)?);
         let (stdin, their_in) = if asked.stdin {
-            let (stdin, their_in) = monitor::input()?;
+            let (stdin, their_in) = monitor::input().map_err(unreachable)?;
             (Some(Box::new(stdin) as _), their_in)
         } else {
-            (None, File::open("/dev/null")?.into())
+            (None, File::open("/dev/null").map_err(unreachable)?.into())
         };
         let streams = [their_in.as_fd(), their_out.as_fd(), their_err.as_fd()];
-        let command = monitor::begin_process(&target.place.monitor_socket(), process, streams, START).await?;
+        let command = monitor::begin_process(&socket, process, streams, START).await?;
         Ok(Self {
-            signals: Signals::Process(command.process()?),
+            signals: Signals::Process(command.process()),
             runner: Runner::Monitor { command, _permit: permit },
             stdin,
             outputs: vec![(Stream::Stdout, Box::new(out)), (Stream::Stderr, Box::new(err))],
@@ -297,6 +301,12 @@ impl Running {
         }
         warn!("a command's end is not told after it was killed: who was to tell is left or killed too");
     }
+}
+
+/// A command that has perhaps had its effect.
+fn unknown(target: &Target, error: &MonitorError) -> ApiError {
+    let message = format!("container {}: {}", target.container.name, chain(error));
+    ApiError::new(ErrorCode::Conflict, message).hint("it is not tried in another way: look what it has done, then run it again if need be")
 }
 
 impl Drop for Running {

@@ -10,8 +10,8 @@ use futures::Stream;
 use rcluster_api::wire::v1::dispatcher_server::{Dispatcher, DispatcherServer};
 use rcluster_api::wire::v1::{
     AgentMessage, Assignments, HeartbeatAck, ImageRequest, LogChunk, LogsCommand, ManagerMessage, PublishLogsResponse, Register,
-    RelayCommand, RelayInput, RelayOpen, RelayOutput, Task, TaskReport, TaskState, TaskStatus, Welcome, agent_message, image_request,
-    manager_message, relay_open, relay_output,
+    RelayCommand, RelayExec, RelayInput, RelayOpen, RelayOutput, Task, TaskReport, TaskState, TaskStatus, Welcome, agent_message,
+    image_request, manager_message, relay_open, relay_output,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -117,9 +117,18 @@ impl Manager {
 
     /// Asks something of the node's images.
     pub fn ask_images(&self, ask: image_request::Kind) {
-        let kind = Some(relay_open::Kind::Image(ImageRequest { kind: Some(ask) }));
-        let open = RelayOpen { target: "n1".into(), container: String::new(), kind };
-        let command = RelayCommand { request_id: "0123456789relay".into(), task_id: String::new(), open: Some(open) };
+        self.relay("", relay_open::Kind::Image(ImageRequest { kind: Some(ask) }));
+    }
+
+    /// Has a command run in a task's container.
+    pub fn exec(&self, task: &str, args: &[&str]) {
+        let args = args.iter().map(|&arg| arg.to_owned()).collect();
+        self.relay(task, relay_open::Kind::Exec(RelayExec { args, ..RelayExec::default() }));
+    }
+
+    fn relay(&self, task: &str, kind: relay_open::Kind) {
+        let open = RelayOpen { target: "n1".into(), container: String::new(), kind: Some(kind) };
+        let command = RelayCommand { request_id: "0123456789relay".into(), task_id: task.into(), open: Some(open) };
         let message = ManagerMessage { kind: Some(manager_message::Kind::Relay(command)) };
         self.shared.commands.send(message).expect("a session");
     }

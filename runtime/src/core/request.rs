@@ -11,14 +11,16 @@
 /// The form of the messages; a monitor outlives the agent that started it, so both sides may be of another release.
 const VERSION: u8 = 1;
 const HEADER: usize = 12;
-const EXEC: u8 = 1;
+// Kinds 1 and 8 were requests whose answer began with `Started`: a client that waited in vain could not tell whether they had any effect.
 const STARTED: u8 = 2;
 const ENDED: u8 = 3;
 const REFUSED: u8 = 4;
 const TERMINAL: u8 = 5;
 const OUTPUT: u8 = 6;
 const MISSED: u8 = 7;
-const EXEC_PROCESS: u8 = 8;
+const EXEC: u8 = 9;
+const EXEC_PROCESS: u8 = 10;
+const TAKEN: u8 = 11;
 
 /// The largest payload of a request.
 pub const PAYLOAD_BYTES_MAX: usize = 64 << 10;
@@ -41,6 +43,8 @@ pub enum Request {
 /// What the monitor answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
+    /// The request has effect from here on. Before this it has none, and never gets any once the client has hung up.
+    Taken,
     /// The program runs; a pidfd of it comes along.
     Started { pid: i32 },
     /// It has ended: its exit code, or 128 and the signal that killed it.
@@ -71,6 +75,7 @@ impl Reply {
     /// The reply as bytes.
     pub fn encode(&self) -> Vec<u8> {
         let (kind, number, payload) = match self {
+            Self::Taken => (TAKEN, 0, &b""[..]),
             Self::Started { pid } => (STARTED, *pid, &b""[..]),
             Self::Ended { code } => (ENDED, *code, &b""[..]),
             Self::Refused { why } => (REFUSED, 0, &why.as_bytes()[..why.floor_char_boundary(WHY_BYTES_MAX)]),
@@ -125,7 +130,7 @@ mod tests {
         [&head[..], &length.to_le_bytes(), payload].concat()
     }
 
-    const EXEC_HEAD: [u8; 8] = [1, 1, 0, 0, 0, 0, 0, 0];
+    const EXEC_HEAD: [u8; 8] = [1, EXEC, 0, 0, 0, 0, 0, 0];
 
     #[test]
     fn arguments_are_read_as_they_were_written() {
@@ -140,10 +145,10 @@ mod tests {
         for (bytes, why) in [
             (vec![], "less than a header"),
             (EXEC_HEAD.to_vec(), "less than a header"),
-            (request([2, 1, 0, 0, 0, 0, 0, 0], 0, b""), "version 2"),
-            (request([1, 1, 0, 1, 0, 0, 0, 0], 0, b""), "reserved"),
-            (request([1, 1, 0, 0, 0, 0, 0, 1], 0, b""), "reserved"),
-            (request([1, 9, 0, 0, 0, 0, 0, 0], 0, b""), "kind 9"),
+            (request([2, EXEC, 0, 0, 0, 0, 0, 0], 0, b""), "version 2"),
+            (request([1, EXEC, 0, 1, 0, 0, 0, 0], 0, b""), "reserved"),
+            (request([1, EXEC, 0, 0, 0, 0, 0, 1], 0, b""), "reserved"),
+            (request([1, 1, 0, 0, 0, 0, 0, 0], 0, b""), "kind 1"),
             (request(EXEC_HEAD, 0, b""), "NUL"),
             (request(EXEC_HEAD, 4, b"true"), "NUL"),
             (request(EXEC_HEAD, 1, b"\0"), "empty"),

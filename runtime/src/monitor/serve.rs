@@ -8,13 +8,17 @@
 //! client                         monitor                  servant                       container
 //!   │ connect ──────────────────► │ root? below the bound?
 //!   │                             │ fork ────────────────► │ an alarm is set
-//!   │ Exec{…} + stdin, stdout, stderr ───────────────────► │ as the verb `exec` does ─────► │ program
+//!   │ Exec{…} + stdin, stdout, stderr ───────────────────► │                                │
+//!   │ ◄────────────────────────────────────────────  Taken │ as the verb `exec` does ─────► │ program
 //!   │ ◄────────────────────────── Started{pid} + its pidfd │ the alarm is off               │
 //!   │ ◄─────────────────────────────────────── Ended{code} │ ◄─────────────────────── ended │
 //!   │                             │ ◄────────────── reaped │
 //! ```
 //!
 //! Messages go over `SOCK_SEQPACKET`, so one is read whole or not at all. A client that hangs up wants its program no more: it is killed.
+//! The kernel refuses `Taken` once the client has shut its end down (unix(7)), and then nothing is executed. So a client that is tired of
+//! waiting shuts down and looks whether `Taken` was there: if not, it may do in another way what it asked for. After `Taken`, `Refused` says
+//! that no program was begun; an end without either leaves that open.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -23,7 +27,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
@@ -167,6 +171,11 @@ pub fn serve(root: &Path, id: &str, connection: &Connection) -> ExitCode {
 /// The exit code; `None` when the client has gone away.
 fn execute(root: &Path, id: &str, connection: &Connection) -> Result<Option<i32>> {
     let Some((request, [stdin, stdout, stderr])) = connection.receive()? else { return Ok(None) };
+    // What can fail without the program is done before it: from its begin on no refusal is true any more.
+    let null = open_null()?;
+    if send(connection.0.as_fd(), &Reply::Taken, None) != Sent::Whole {
+        return Ok(None);
+    }
     let process = match request {
         Request::Exec { args } => ProcessSource::Options(Asked { args, ..Asked::default() }),
         Request::ExecProcess { process } => ProcessSource::Given(process),
@@ -184,16 +193,24 @@ fn execute(root: &Path, id: &str, connection: &Connection) -> Result<Option<i32>
         ignore_paused: false,
         cgroups: Vec::new(),
     };
-    let executed = parent::execute(root, id, &options);
-    // Else whoever reads the program's output would wait for the servant's end too.
-    let null = open_null()?;
-    rustix::stdio::dup2_stdin(&null).context("leave standard input")?;
-    rustix::stdio::dup2_stdout(&null).context("leave standard output")?;
-    rustix::stdio::dup2_stderr(&null).context("leave standard error")?;
-    let executed = executed?;
+    let executed = parent::execute(root, id, &options)?;
     sys::alarm(0);
-    connection.answer(&Reply::Started { pid: executed.pid }, Some(executed.pidfd.as_fd()));
-    wait(connection, &executed)
+    let ended = leave_streams(&null).and_then(|()| {
+        connection.answer(&Reply::Started { pid: executed.pid }, Some(executed.pidfd.as_fd()));
+        wait(connection, &executed)
+    });
+    Ok(ended.unwrap_or_else(|_| {
+        // Nobody would end it with its client, and to say that it was refused would be wrong: the client hears the end of the talk.
+        let _ = sys::send_signal(executed.pidfd.as_fd(), signal::KILL);
+        None
+    }))
+}
+
+/// Else whoever reads the program's output would wait for the servant's end too.
+fn leave_streams(null: &OwnedFd) -> Result<()> {
+    rustix::stdio::dup2_stdin(null).context("leave standard input")?;
+    rustix::stdio::dup2_stdout(null).context("leave standard output")?;
+    rustix::stdio::dup2_stderr(null).context("leave standard error")
 }
 
 /// Waits for the program's end, and ends it when the client hangs up.
@@ -241,12 +258,6 @@ impl Connection {
             _ => Vec::new(),
         });
         let files: Vec<OwnedFd> = files.collect();
-        // What it sent stays to be read when it has hung up since, as while the monitor was stopped.
-        let mut fds = [PollFd::new(&self.0, PollFlags::empty())];
-        rustix::event::poll(&mut fds, Some(&Timespec::default())).context("look after the client")?;
-        if !fds[0].revents().is_empty() {
-            return Ok(None);
-        }
         let request = Request::decode(&bytes[..received]).map_err(anyhow::Error::msg)?;
         match files.try_into() {
             Ok(files) => Ok(Some((request, files))),

@@ -16,6 +16,9 @@ use rustix::net::{
 use super::monitored::Monitored;
 
 pub const ANSWER_WAIT: Duration = Duration::from_secs(20);
+/// Kinds of requests.
+pub const EXEC: u8 = 9;
+pub const EXEC_PROCESS: u8 = 10;
 
 pub struct Client {
     pub socket: OwnedFd,
@@ -25,6 +28,7 @@ pub struct Client {
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
+    Taken,
     Started(i32),
     Ended(i32),
     Refused(String),
@@ -66,6 +70,7 @@ pub fn receive(socket: &OwnedFd) -> (Answer, Option<OwnedFd>) {
         2 => Answer::Started(number),
         3 => Answer::Ended(number),
         4 => Answer::Refused(String::from_utf8(bytes[12..count].to_vec()).unwrap()),
+        11 => Answer::Taken,
         kind => panic!("a reply of kind {kind}"),
     };
     (answer, file)
@@ -74,7 +79,7 @@ pub fn receive(socket: &OwnedFd) -> (Answer, Option<OwnedFd>) {
 impl Client {
     pub fn exec(monitored: &Monitored, args: &[&str]) -> Self {
         let payload: String = args.iter().map(|arg| format!("{arg}\0")).collect();
-        Self::ask(monitored, &request(1, payload.as_bytes()))
+        Self::ask(monitored, &request(EXEC, payload.as_bytes()))
     }
 
     pub fn ask(monitored: &Monitored, message: &[u8]) -> Self {
@@ -101,6 +106,7 @@ impl Client {
     }
 
     pub fn started(&self) -> i32 {
+        assert_eq!(self.answer(), Answer::Taken);
         match self.answer() {
             Answer::Started(pid) => pid,
             other => panic!("{other:?}"),
@@ -112,6 +118,12 @@ impl Client {
             Answer::Refused(why) => why,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Why a request was not carried out after it was taken.
+    pub fn not_started(&self) -> String {
+        assert_eq!(self.answer(), Answer::Taken);
+        self.refused()
     }
 
     pub fn printed(&mut self) -> String {

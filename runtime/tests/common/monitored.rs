@@ -1,7 +1,7 @@
 //! A container under a monitor; both are gone when a test ends.
 
 use std::fs;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -18,11 +18,24 @@ impl Monitored {
     }
 
     pub fn with(bundle: Bundle, more: &[&str]) -> Self {
+        Self::by(bundle, more, |command| command)
+    }
+
+    /// With a mount namespace that is the monitor's alone.
+    pub fn in_own_mounts(bundle: Bundle, more: &[&str]) -> Self {
+        Self::by(bundle, more, |inner| {
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "--propagation", "private"]).arg(inner.get_program()).args(inner.get_args());
+            command
+        })
+    }
+
+    fn by(bundle: Bundle, more: &[&str], wrapped: impl FnOnce(Command) -> Command) -> Self {
         bundle.write();
         let paths = ["", "log", "exit"].map(|name| bundle.path(name).to_str().unwrap().to_owned());
         let mut args = vec!["monitor", "--id", &bundle.id, "--bundle", &paths[0], "--log", &paths[1], "--exit-file", &paths[2]];
         args.extend(more);
-        let output = bundle.command(&args).stdin(Stdio::null()).stderr(Stdio::null()).output().unwrap();
+        let output = wrapped(bundle.command(&args)).stdin(Stdio::null()).stderr(Stdio::null()).output().unwrap();
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(output.status.success(), report.get("error").is_none(), "{report}");
         Self { bundle, report }
