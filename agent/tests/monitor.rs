@@ -3,14 +3,20 @@
 mod support;
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 
-use rcluster_api::wire::v1::{Health, HealthCheck, Task, TaskState, TaskStatus, relay_output};
+use rcluster_api::wire::v1::{Health, HealthCheck, RelayProblem, Task, TaskState, TaskStatus, relay_output};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process};
 use support::agent::{Agent, eventually, is_alive, shell_task};
 use support::manager::Manager;
+use tokio::process::Command;
 use tokio::task::spawn_blocking;
 
 const A: &str = "aaaaaaaaaaaaaaaa";
@@ -140,11 +146,19 @@ async fn asked(socket: &OwnedFd) -> OwnedFd {
     asked.await.expect("a client")
 }
 
+fn problem(said: &relay_output::Kind) -> Option<RelayProblem> {
+    match said {
+        relay_output::Kind::Problem(problem) => Some(problem.clone()),
+        _ => None,
+    }
+}
+
 fn say(client: &OwnedFd, message: &[u8]) -> rustix::io::Result<usize> {
     rustix::net::send(client, message, SendFlags::NOSIGNAL)
 }
 
 const TAKEN: &[u8] = b"\x01\x0b\0\0\0\0\0\0\0\0\0\0";
+const STARTED: &[u8] = b"\x01\x02\0\0\0\0\0\0\0\0\0\0";
 const APPEND: [&str; 3] = ["/bin/sh", "-c", "echo ran >> /ran"];
 
 #[tokio::test]
@@ -156,15 +170,36 @@ async fn a_users_command_that_a_monitor_has_taken_is_not_run_a_second_time() {
     let client = asked(&socket).await;
     say(&client, TAKEN).expect("it waits");
     drop(client);
-    let problem = |kind: &relay_output::Kind| match kind {
-        relay_output::Kind::Problem(problem) => Some(problem.clone()),
-        _ => None,
-    };
     let problem = manager.until("what became of it", |seen| seen.relayed.iter().find_map(problem)).await;
     assert!(problem.message.contains("it is not known whether the monitor at"), "{problem:?}");
     assert!(problem.message.ends_with("has begun the command: it has taken it, and then: the monitor hung up"), "{problem:?}");
     assert_eq!((problem.code.as_str(), problem.hint.contains("look what it has done")), ("conflict", true), "{problem:?}");
     assert!(!fs::exists(format!("/proc/{container}/root/ran")).expect("look"), "it was run in another way");
+}
+
+#[tokio::test]
+async fn a_users_command_whose_end_nobody_tells_has_no_exit_code() {
+    let manager = Manager::leader().await;
+    let agent = Agent::start(&[manager.address]);
+    let (_, socket) = with_fake_monitor(&manager, &agent).await;
+    manager.exec(C, &APPEND);
+    let client = asked(&socket).await;
+    say(&client, TAKEN).expect("it waits");
+    let mut command = Command::new("sleep").arg("1000").kill_on_drop(true).spawn().expect("a process");
+    let pid = Pid::from_raw(command.id().expect("it runs").cast_signed()).expect("a pid");
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).expect("a pidfd");
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let files = [pidfd.as_fd()];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&files)));
+    rustix::net::sendmsg(&client, &[IoSlice::new(STARTED)], &mut control, SendFlags::NOSIGNAL).expect("it waits");
+    drop(client);
+    let problem = manager.until("what became of it", |seen| seen.relayed.iter().find_map(problem)).await;
+    assert!(problem.message.contains("ended is not known, and what is left of it is killed: the monitor hung up"), "{problem:?}");
+    assert_eq!(problem.code, "conflict");
+    assert_eq!(command.wait().await.expect("its end").signal(), Some(9));
+    let exits = |seen: &relay_output::Kind| matches!(seen, relay_output::Kind::Exit(_));
+    assert!(!manager.seen.borrow().relayed.iter().any(exits));
 }
 
 #[tokio::test]

@@ -72,10 +72,20 @@ pub async fn run(tools: &Tools, target: &Target, asked: v1::RelayExec, line: &mu
     let mut running = Running::begin(tools, target, &asked, &command, &line.id).await?;
     let ended = running.converse(line).await;
     match ended {
-        Ok(code) => drop(line.say(exit(code)).await),
+        Ok(Ok(code)) => drop(line.say(exit(code)).await),
+        Ok(Err(error)) => return Err(ended_unknown(target, &error)),
         Err(Gone) => running.hang_up().await,
     }
     Ok(())
+}
+
+fn ended_unknown(target: &Target, error: &io::Error) -> ApiError {
+    let message = format!(
+        "how the command in container {} ended is not known, and what is left of it is killed: {}",
+        target.container.name,
+        chain(error)
+    );
+    ApiError::new(ErrorCode::Conflict, message).hint("look what it has done; rclusterctl ps -a shows what became of the container")
 }
 
 fn exit(code: i32) -> relay_output::Kind {
@@ -148,14 +158,11 @@ enum Runner {
 }
 
 impl Runner {
-    /// Waits for the end; out: the exit code.
-    async fn ended(&mut self) -> i32 {
+    /// Waits for the end; out: the exit code. The error is that nobody is left who knows it.
+    async fn ended(&mut self) -> io::Result<i32> {
         match self {
-            Self::Monitor { command, _permit } => command.ended().await.unwrap_or_else(|error| {
-                warn!(%error, "how a command ended is not known");
-                i32::from(u8::MAX)
-            }),
-            Self::Runtime(child) => child.wait().await.map_or(i32::from(u8::MAX), code),
+            Self::Monitor { command, _permit } => command.ended().await,
+            Self::Runtime(child) => child.wait().await.map(code),
         }
     }
 }
@@ -264,8 +271,8 @@ impl Running {
         Ok(Self { runner: Runner::Runtime(child), signals: Signals::Files(files), stdin, outputs, control, ended: false })
     }
 
-    /// Passes data on both ways until the command ends; the answer is its exit code.
-    async fn converse(&mut self, line: &mut Line) -> Result<i32, Gone> {
+    /// Passes data on both ways until the command ends; the answer is its exit code, if that is known.
+    async fn converse(&mut self, line: &mut Line) -> Result<io::Result<i32>, Gone> {
         let (speaker, line) = line.split();
         let (pieces, queue) = mpsc::channel(PIECES_MAX);
         let control = self.control.take();
@@ -286,7 +293,7 @@ impl Running {
             () = feed => Err(Gone),
             code = pass_out(&mut self.runner, std::mem::take(&mut self.outputs), &speaker) => code,
         };
-        self.ended = code.is_ok();
+        self.ended = matches!(code, Ok(Ok(_)));
         code
     }
 
@@ -294,7 +301,7 @@ impl Running {
     async fn hang_up(&mut self) {
         for signal in [Signal::HUP, Signal::KILL] {
             self.signals.send(signal);
-            if timeout(HANGUP, self.runner.ended()).await.is_ok() {
+            if matches!(timeout(HANGUP, self.runner.ended()).await, Ok(Ok(_))) {
                 self.ended = true;
                 return;
             }
@@ -394,7 +401,11 @@ async fn discard(mut queue: mpsc::Receiver<Vec<u8>>) {
 }
 
 /// Sends what the command writes; returns its exit code after its end, when all it wrote is sent.
-async fn pass_out(runner: &mut Runner, streams: Vec<(Stream, Box<dyn AsyncRead + Send + Unpin>)>, speaker: &Speaker) -> Result<i32, Gone> {
+async fn pass_out(
+    runner: &mut Runner,
+    streams: Vec<(Stream, Box<dyn AsyncRead + Send + Unpin>)>,
+    speaker: &Speaker,
+) -> Result<io::Result<i32>, Gone> {
     let (over, is_over) = tokio::sync::watch::channel(false);
     let reading =
         futures::future::try_join_all(streams.into_iter().map(|(stream, reader)| pass_stream(stream, reader, speaker, is_over.clone())));
