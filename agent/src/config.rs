@@ -1,15 +1,14 @@
 //! The command line: parsed and checked at start, and nowhere else.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand};
+use rcluster_api::client::TokenSource;
 use rcluster_api::container::PullPolicy;
-use rcluster_api::identity::JoinToken;
 use rcluster_api::policy::NodePolicy;
 use rcluster_api::resource::Millis;
 use rcluster_api::validate::check_name;
@@ -278,7 +277,7 @@ pub struct Config {
     pub run_dir: PathBuf,
     pub addr: IpAddr,
     pub managers: Vec<String>,
-    pub token: Option<JoinToken>,
+    pub token: Option<TokenSource>,
     pub insecure: bool,
     pub cgroup_parent: String,
     pub labels: BTreeMap<String, String>,
@@ -315,11 +314,6 @@ impl RunArgs {
             insecure,
             log_format: _,
         } = self;
-        let token = match token_file {
-            Some(path) => Some(fs::read_to_string(&path).with_context(|| format!("--token-file: read {}", path.display()))?),
-            None => token,
-        };
-        let token = token.map(|token| token.parse::<JoinToken>()).transpose().context("--token")?;
         if name.is_empty()
             || name.len() > 63
             || !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
@@ -363,7 +357,7 @@ impl RunArgs {
             run_dir: absolute(run_dir)?,
             addr,
             managers,
-            token,
+            token: TokenSource::of_flags(token, token_file),
             insecure,
             cgroup_parent,
             labels,
@@ -428,6 +422,12 @@ mod tests {
             "--registry-plain-http: \"http://a\" is not the host of a registry: HOST, HOST:PORT or [IPV6]:PORT"
         );
         assert_eq!(check(&["--registry-mirror=a"]), "--registry-mirror \"a\": REGISTRY=HOST[:PORT][/PATH]");
+    }
+
+    #[test]
+    fn a_token_is_not_looked_for_before_it_is_needed() {
+        assert_eq!(check(&["--token-file=/no/such/file"]), "missing {} {}");
+        assert_eq!(check(&["--token=x"]), "missing {} {}");
     }
 
     #[test]

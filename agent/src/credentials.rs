@@ -69,7 +69,7 @@ pub async fn security(config: &Config, places: &Places) -> Result<Security> {
              `rclusterctl cluster token agent` prints it"
         );
     };
-    let credentials = join(config, token).await?;
+    let credentials = join(config, &token.read()?).await?;
     ledger::write_secret(&path, &credentials)?;
     Security::new(credentials).context("use the certificate")
 }

@@ -2,14 +2,17 @@
 //!
 //! Never repeats a call that may have been carried out: only failures to connect are retried with another manager.
 
+use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
+use thiserror::Error;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::error::{ApiError, ErrorCode};
 use crate::id::random_id;
-use crate::identity::JoinToken;
+use crate::identity::{JoinToken, NotAToken};
 use crate::tls::{Credentials, NOT_LOCKED, OTHER_CLUSTER, Security, SigningRequest, TlsError};
 use crate::wire::v1;
 use crate::wire::v1::admission_client::AdmissionClient;
@@ -79,6 +82,51 @@ pub async fn connect(addrs: &[String], security: &Security) -> Result<Channel, A
     }
     Err(ApiError::new(ErrorCode::Unavailable, format!("no manager can be reached: {}", failures.join("; ")))
         .hint("check that managers run and that the addresses are right"))
+}
+
+/// Where a join token is. It is read when a host joins and not before: who has joined needs none, and it may be gone by then.
+#[derive(Clone, PartialEq, Eq)]
+pub enum TokenSource {
+    Text(String),
+    File(PathBuf),
+}
+
+/// Why there is no token at its place.
+#[derive(Debug, Error)]
+pub enum TokenError {
+    #[error("--token (RCLUSTER_JOIN_TOKEN): {0}")]
+    Text(NotAToken),
+    #[error("--token-file {path}", path = path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("--token-file {path}: {why}", path = path.display())]
+    File { path: PathBuf, why: NotAToken },
+}
+
+impl TokenSource {
+    /// Of the two flags that say where it is; the file comes first.
+    pub fn of_flags(token: Option<String>, file: Option<PathBuf>) -> Option<Self> {
+        file.map(Self::File).or(token.map(Self::Text))
+    }
+
+    /// The token.
+    pub fn read(&self) -> Result<JoinToken, TokenError> {
+        match self {
+            Self::Text(text) => text.parse().map_err(TokenError::Text),
+            Self::File(path) => {
+                let text = std::fs::read_to_string(path).map_err(|source| TokenError::Unreadable { path: path.clone(), source })?;
+                text.parse().map_err(|why| TokenError::File { path: path.clone(), why })
+            }
+        }
+    }
+}
+
+impl fmt::Debug for TokenSource {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(_) => formatter.write_str("Text"),
+            Self::File(path) => formatter.debug_tuple("File").field(path).finish(),
+        }
+    }
 }
 
 /// What a host that has joined is, and how it proves that; no credentials in a cluster without TLS.

@@ -162,7 +162,8 @@ fn member(id: u64, name: &str, addr: &str) -> Member {
 
 /// Joins a cluster, trying on while none of its managers answers.
 pub async fn join(join: &Join, state_dir: &Path, external: bool) -> Result<()> {
-    let Join { managers, token, name, advertise } = join;
+    let token = join.token()?;
+    let Join { managers, token: _, insecure: _, name, advertise } = join;
     fs::create_dir_all(state_dir).with_context(|| format!("make {}", state_dir.display()))?;
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     let mut told = String::new();

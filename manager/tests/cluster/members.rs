@@ -5,7 +5,7 @@ use std::path::Path;
 use rcluster_api::wire::v1;
 use rcluster_manager::store::Identity;
 
-use crate::support::{Cluster, start, until};
+use crate::support::{Cluster, addr, start, until};
 
 #[tokio::test]
 async fn three_managers_survive_the_loss_of_one_and_it_comes_back_with_an_empty_disk() {
@@ -37,6 +37,36 @@ async fn three_managers_survive_the_loss_of_one_and_it_comes_back_with_an_empty_
     let status = cluster.status().await.unwrap();
     assert!(status.managers.iter().any(|manager| manager.id == 4), "{status:?}");
     assert_eq!(cluster.networks().await, 2);
+}
+
+#[tokio::test]
+async fn a_token_is_read_to_join_and_never_again() {
+    let mut cluster = Cluster::found().await;
+    cluster.join("m2");
+    cluster.settled(&["m1", "m2"]).await;
+    let m2 = cluster.manager("m2");
+    m2.kill();
+    let (dir, at) = (m2.dir.clone(), m2.addr.clone());
+    let token = cluster.dir.path().join("token");
+    std::fs::remove_file(&token).unwrap();
+    let leader = cluster.managers[0].addr.clone();
+    let by_file = ["--name", "m2", "--join", &leader, "--token-file", token.to_str().unwrap()];
+    *cluster.manager("m2") = start("m2", &dir, &at, &by_file);
+    cluster.settled(&["m1", "m2"]).await;
+    cluster.manager("m2").kill();
+    *cluster.manager("m2") = start("m2", &dir, &at, &by_file[..4]);
+    cluster.settled(&["m1", "m2"]).await;
+    // Who has not joined needs it.
+    let empty = cluster.dir.path().join("m3");
+    for (arguments, why) in [
+        (&by_file[..], "--token-file "),
+        (&by_file[..4], "rclusterctl cluster token manager"),
+        (&[&by_file[..4], &["--token", "x"]].concat(), "--token (RCLUSTER_JOIN_TOKEN): not a join token"),
+    ] {
+        let mut refused = start("m3", &empty, &addr(), arguments);
+        assert_eq!(refused.end().await, 1);
+        assert!(refused.log().contains(why), "{why}: {}", refused.log());
+    }
 }
 
 #[tokio::test]
