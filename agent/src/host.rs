@@ -26,7 +26,8 @@ pub struct Identity {
 }
 
 /// Reads the node's identity; makes it at the first start and counts the boot when this is the first start since.
-/// `joined`: the id that its certificate gives it.
+/// `joined`: the id that its certificate gives it. A node that is another one than before begins without the last that the managers sent:
+/// another cluster counts its own terms and revisions, and may be far below.
 pub fn identify(places: &Places, joined: Option<String>) -> Result<Identity> {
     let kept: Option<Identity> = ledger::read(&places.node_file())?;
     let boot: Option<Identity> = ledger::read(&places.boot_file())?;
@@ -42,8 +43,21 @@ pub fn identify(places: &Places, joined: Option<String>) -> Result<Identity> {
         None => Identity { node_id: joined.unwrap_or_else(|| NodeId::random(&mut rand::rng())), incarnation: 1 },
     };
     ledger::write(&places.node_file(), &identity)?;
+    if boot.is_none_or(|boot| boot.node_id != identity.node_id) {
+        for path in [places.assignments_file(), places.view_file()] {
+            remove_if_there(&path).with_context(|| format!("remove {}, which was for another node", path.display()))?;
+        }
+    }
+    // Last: who is killed before this finds the boot of the other node, and begins again.
     ledger::write(&places.boot_file(), &identity)?;
     Ok(identity)
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
 }
 
 /// What the managers are told of the host.
@@ -214,6 +228,20 @@ mod tests {
         fs::remove_file(places.boot_file()).expect("boot");
         let booted = identify(&places, None).expect("after a boot");
         assert_eq!((booted.node_id, booted.incarnation), (first.node_id, 2));
+    }
+
+    #[test]
+    fn what_the_managers_sent_is_not_for_another_node() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let places = Places { state: dir.path().to_path_buf(), run: dir.path().to_path_buf() };
+        let sent = [places.assignments_file(), places.view_file()];
+        let left = || sent.iter().filter(|path| path.exists()).count();
+        identify(&places, Some("a".into())).expect("it joined");
+        sent.iter().for_each(|path| fs::write(path, b"").expect("write"));
+        identify(&places, Some("a".into())).expect("it is the same");
+        assert_eq!(left(), 2);
+        let other = identify(&places, Some("b".into())).expect("it joined another cluster");
+        assert_eq!((other.node_id.as_str(), other.incarnation, left()), ("b", 1, 0));
     }
 
     #[test]

@@ -98,6 +98,25 @@ async fn what_a_container_wrote_can_be_read_and_followed() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_another_one_than_before_takes_what_its_new_managers_send() {
+    let manager = Manager::leader().await;
+    let mut agent = Agent::start(&[manager.address]);
+    manager.assign_at(7, 700, vec![shell_task(A, OBEDIENT)]);
+    let before = manager.reported(A, TaskState::Running).await;
+    agent.kill();
+    fs::remove_file(agent.state().join("node.json")).expect("it has one");
+    // Of a cluster that has just been made.
+    manager.assign_at(1, 2, vec![shell_task(B, OBEDIENT)]);
+    agent.spawn();
+    manager.reported(B, TaskState::Running).await;
+    eventually("what it had for the others is gone", || (!is_alive(before.containers[0].pid)).then_some(())).await;
+    let registrations = manager.seen.borrow().registrations.clone();
+    assert_ne!(registrations[0].node_id, registrations[1].node_id);
+    manager.assign_at(1, 3, Vec::new());
+    eventually("nothing is left", || agent.leftovers(B).is_empty().then_some(())).await;
+}
+
+#[tokio::test]
 async fn a_killed_agent_that_is_started_again_adopts_the_same_processes() {
     let manager = Manager::leader().await;
     let mut agent = Agent::start(&[manager.address]);
