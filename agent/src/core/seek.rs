@@ -1,7 +1,7 @@
-//! Decides which manager to turn to next.
+//! Decides which manager to turn to next, and what a person is to hear when all is in vain.
 //!
-//! In: the managers' addresses, who was named as leader, who was lost. Out: an address, or that a whole round was in vain. Never
-//! waits: the pause between rounds is the caller's.
+//! In: the managers' addresses, who was named as leader, who was lost and why. Out: an address, or that a whole round was in vain, and what
+//! is news about that. Never waits: the pause between rounds is the caller's.
 
 /// How often in a round a manager may send the agent on to another.
 const REDIRECTS_MAX: u32 = 3;
@@ -55,6 +55,36 @@ impl Seek {
     }
 }
 
+/// Why no manager took the node since the last that did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct InVain {
+    why: String,
+    told: Option<bool>,
+}
+
+impl InVain {
+    /// An attempt has failed. A refused certificate stays in mind: other managers may just not be there.
+    pub fn note(&mut self, address: &str, why: &str) {
+        if !is_of_certificate(&self.why) {
+            self.why = format!("{address}: {why}");
+        }
+    }
+
+    /// After a whole round: why, and whether a certificate was refused, unless as much was said before.
+    pub fn news(&mut self) -> Option<(String, bool)> {
+        let why = std::mem::take(&mut self.why);
+        let is_certificate = is_of_certificate(&why);
+        let is_news = self.told.is_none_or(|told| is_certificate && !told);
+        self.told = Some(is_certificate || self.told == Some(true));
+        is_news.then_some((why, is_certificate))
+    }
+}
+
+/// Whether an error of TLS is about this node's certificate or the manager's, by the names that rustls and RFC 8446 (6.2) give those.
+fn is_of_certificate(why: &str) -> bool {
+    ["ertificate", "UnknownCA", "DecryptError"].iter().any(|name| why.contains(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +95,22 @@ mod tests {
 
     fn round(seek: &mut Seek) -> String {
         std::iter::from_fn(|| seek.turn()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn what_was_in_vain_is_told_once_and_again_when_it_is_a_certificate() {
+        let mut in_vain = InVain::default();
+        in_vain.note("a:1", "Connection refused");
+        assert_eq!(in_vain.news(), Some(("a:1: Connection refused".into(), false)));
+        in_vain.note("a:1", "no connection within 2000 ms");
+        assert_eq!(in_vain.news(), None);
+        in_vain.note("a:1", "Unknown: transport error: received fatal alert: CertificateExpired");
+        in_vain.note("b:1", "Connection refused");
+        assert_eq!(in_vain.news(), Some(("a:1: Unknown: transport error: received fatal alert: CertificateExpired".into(), true)));
+        for why in ["invalid peer certificate: UnknownIssuer", "Connection refused"] {
+            in_vain.note("a:1", why);
+            assert_eq!(in_vain.news(), None, "{why}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //!   │ StatusReport ─────────────►│  what changed, at once
 //! ```
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -201,7 +202,9 @@ fn beats(period: Duration) -> Interval {
 }
 
 fn end_of(status: &Status) -> End {
-    let why = format!("{:?}: {}", status.code(), status.message());
+    // The message alone does not say more than that the transport failed, the cause of that does.
+    let cause = status.source().map_or_else(String::new, |source| format!(": {}", root_cause(source)));
+    let why = format!("{:?}: {}{cause}", status.code(), status.message());
     let leader = status.metadata().get(LEADER).and_then(|leader| leader.to_str().ok()).filter(|leader| !leader.is_empty());
     match (status.code(), leader) {
         (Code::FailedPrecondition | Code::Unavailable, Some(leader)) => End::Redirected { leader: leader.to_owned() },

@@ -6,6 +6,7 @@
 mod conversation;
 mod intake;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::agent::Event;
 use crate::core::owner::Statuses;
-use crate::core::seek::Seek;
+use crate::core::seek::{InVain, Seek};
 use crate::credentials::Heard;
 use crate::exec::Tools;
 use conversation::{End, converse};
@@ -49,11 +50,12 @@ const SHORT: Duration = Duration::from_secs(2);
 pub async fn run(mut session: Session, managers: Vec<String>) {
     let mut seek = Seek::new(managers);
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
-    let mut complained = false;
+    let mut in_vain = InVain::default();
     loop {
         let Some(address) = seek.turn() else {
-            if !std::mem::replace(&mut complained, true) {
-                warn!("no manager takes this node; its tasks go on as they are");
+            if let Some((why, is_certificate)) = in_vain.news() {
+                let file = session.tools.places.credentials_file();
+                warn!(why, "no manager takes this node; its tasks go on as they are{}", hint(is_certificate, &file));
             }
             sleep(backoff.delay()).await;
             continue;
@@ -62,7 +64,7 @@ pub async fn run(mut session: Session, managers: Vec<String>) {
         let talk = converse(&mut session, &address).await;
         if let Some(managers) = &talk.welcome {
             seek.welcomed(&address, managers);
-            complained = false;
+            in_vain = InVain::default();
             if begun.elapsed() >= SHORT {
                 backoff.reset();
             } else {
@@ -73,6 +75,7 @@ pub async fn run(mut session: Session, managers: Vec<String>) {
         match talk.end {
             End::Redirected { leader } => {
                 debug!(manager = address, leader, "sent on to the leader");
+                in_vain.note(&address, &format!("the leader is at {leader}"));
                 seek.redirected(leader);
             }
             End::Refused { why } => {
@@ -80,9 +83,24 @@ pub async fn run(mut session: Session, managers: Vec<String>) {
                 sleep(REFUSED).await;
             }
             End::Lost { why } if talk.welcome.is_some() => info!(manager = address, why, "lost the session"),
-            End::Lost { why } => debug!(manager = address, why, "no session"),
+            End::Lost { why } => {
+                debug!(manager = address, why, "no session");
+                in_vain.note(&address, &why);
+            }
         }
     }
+}
+
+/// What a person is to do about it.
+fn hint(is_certificate: bool, credentials: &Path) -> String {
+    if !is_certificate {
+        return String::new();
+    }
+    format!(
+        ". Are this host's clock and the managers' right, and are these the managers of its cluster? Then it has to join again: remove {}, and \
+         start the agent with a token (rclusterctl cluster token agent)",
+        credentials.display()
+    )
 }
 
 /// A session's events as they reach the owner of all tasks.

@@ -92,7 +92,10 @@ impl Agent {
 
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rcluster-agent"));
-        command.args(["run", "--name", "n1", "--addr", "127.0.0.1", "--insecure", "--managers", &self.managers]);
+        command.args(["run", "--name", "n1", "--addr", "127.0.0.1", "--managers", &self.managers]);
+        if !self.state().join("credentials.json").exists() {
+            command.arg("--insecure");
+        }
         command.arg("--state-dir").arg(self.state()).arg("--run-dir").arg(self.run.path()).args(&self.more);
         command
             .args(["--cgroup-parent", &self.cgroup])
