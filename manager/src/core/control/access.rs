@@ -132,12 +132,12 @@ pub(super) fn create_user(
     Ok((ChangeSet { puts: vec![Object::User(user)], notes, ..ChangeSet::default() }, id))
 }
 
-/// The last administrator stays: nobody could make another.
+/// The last administrator that does not expire stays: in the end nobody could make another. One that expires is never that.
 pub(super) fn remove_user(state: &State, name: &str, changes: &mut ChangeSet) -> Result<(), ApiError> {
     let user = state.find_user(name).ok_or_else(|| not_found(Kind::User, name))?;
     let others = state.users().values().filter(|other| other.role == UserRole::Admin && other.expires_at_ms == 0 && other.id != user.id);
     let going = |other: &User| changes.deletes.contains(&(Kind::User, other.id.to_string()));
-    if user.role == UserRole::Admin && others.filter(|other| !going(other)).count() == 0 {
+    if user.role == UserRole::Admin && user.expires_at_ms == 0 && others.filter(|other| !going(other)).count() == 0 {
         return Err(ApiError::new(ErrorCode::Conflict, format!("user {name} is the last with the role admin that does not expire"))
             .hint("make another first: rclusterctl user create NAME --role admin"));
     }
@@ -179,6 +179,30 @@ mod tests {
         // The one that issues stays, however old it is.
         let last = lapse(&state, u64::MAX);
         assert_eq!((names(&last), last.wake_at_ms), (vec![3], None));
+    }
+
+    #[test]
+    fn of_administrators_the_last_that_does_not_expire_stays() {
+        let user = |name: &str, expires_at_ms: u64| User {
+            id: UserId::from(format!("{name:0>16}")),
+            stamp: Stamp::default(),
+            name: name.to_owned(),
+            role: UserRole::Admin,
+            token_digest: String::new(),
+            expires_at_ms,
+        };
+        let removed = |users: &[User], name: &str| {
+            let mut state = State::new("c".to_owned());
+            let changes = users.iter().map(|user| Change::Put { expected: 0, object: Object::User(user.clone()) }).collect();
+            state.apply(1, &Transaction { at_ms: 1, changes }).unwrap();
+            remove_user(&state, name, &mut ChangeSet::default()).map_err(|error| error.message)
+        };
+        let stays = Err("user a is the last with the role admin that does not expire".to_owned());
+        assert_eq!(removed(&[user("a", 0), user("b", 5)], "a"), stays);
+        assert_eq!(removed(&[user("a", 0), user("b", 5)], "b"), Ok(()));
+        assert_eq!(removed(&[user("a", 0), user("b", 0)], "a"), Ok(()));
+        // There is none that it could be the last of.
+        assert_eq!(removed(&[user("b", 5)], "b"), Ok(()));
     }
 
     #[test]
