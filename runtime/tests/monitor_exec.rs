@@ -52,6 +52,11 @@ fn a_program_runs_in_the_container_and_its_end_is_told() {
     assert_eq!(monitored.log(), []);
 }
 
+fn parent(pid: i32) -> i32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
+}
+
 #[test]
 fn who_serves_holds_nothing_but_its_connection() {
     let monitored = served("sleep 1000");
@@ -61,8 +66,7 @@ fn who_serves_holds_nothing_but_its_connection() {
     let wait = Timespec { tv_sec: ANSWER_WAIT.as_secs().cast_signed(), tv_nsec: 0 };
     assert_eq!(rustix::event::poll(&mut output, Some(&wait)), Ok(1), "another than the program holds its output");
     assert!(alive(pid));
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let servant = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim();
+    let servant = parent(pid);
     let open = fs::read_dir(format!("/proc/{servant}/fd")).unwrap().map(|entry| fs::read_link(entry.unwrap().path()).unwrap());
     let open: Vec<_> = open.map(|link| link.to_str().unwrap().to_owned()).collect();
     let kind = |name: &str| open.iter().filter(|link| link.starts_with(name)).count();
@@ -104,6 +108,22 @@ fn a_client_that_hangs_up_takes_its_program_with_it() {
     assert!(alive(pid));
     drop(client);
     eventually("the program's end", || (!alive(pid)).then_some(()));
+    assert_eq!(monitored.bundle.status(), "running");
+}
+
+#[test]
+fn a_program_dies_with_who_serves_it() {
+    let monitored = served("sleep 1000");
+    // Whoever it runs as: a change of the user takes the signal away that was asked for before.
+    for uid in [0, 5] {
+        let process = json!({"args":["sleep","1000"],"env":["PATH=/bin"],"cwd":"/","user":{"uid":uid,"gid":uid}});
+        let client = Client::ask(&monitored, &request(EXEC_PROCESS, process.to_string().as_bytes()));
+        let pid = client.started();
+        let servant = Pid::from_raw(parent(pid)).unwrap();
+        kill_process(servant, Signal::KILL).unwrap();
+        eventually("the program's end", || (!alive(pid)).then_some(()));
+        assert_eq!(client.answer(), Answer::HungUp);
+    }
     assert_eq!(monitored.bundle.status(), "running");
 }
 

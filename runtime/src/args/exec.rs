@@ -82,6 +82,7 @@ pub(super) fn exec(args: &mut Args) -> Result<Verb, Refusal> {
             console_socket: options.path("--console-socket"),
             preserve_fds: options.number("exec", "--preserve-fds")?.unwrap_or(0),
             ignore_paused: options.has("--ignore-paused")?,
+            is_bound: false,
             cgroups,
         },
     })

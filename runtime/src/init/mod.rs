@@ -41,6 +41,8 @@ pub struct Work {
     pub uid: u32,
     pub channel: Channel,
     pub start: Start,
+    /// The program dies with the process that made it.
+    pub is_bound: bool,
     /// Those that run in the container, and what they are told.
     pub hooks: Option<(Hooks, HookState)>,
 }
@@ -125,8 +127,8 @@ pub fn run(plan: &Plan, work: Work) -> ! {
         }
     }
     let perform::Ready { program, env, outlives_parent } = performer.finish();
-    // From here on the container outlives the process that created it.
-    if !outlives_parent && outlive_parent().is_err() || work.channel.send(&Message::Ready).is_err() {
+    // From here on the container outlives the process that created it, unless it is bound to it.
+    if !outlives_parent && leave_parent(work.is_bound).is_err() || work.channel.send(&Message::Ready).is_err() {
         sys::exit(GONE);
     }
     drop(work.handles);
@@ -187,8 +189,9 @@ enum Listener {
     Channel(Channel),
 }
 
-fn outlive_parent() -> Result<(), Failure> {
-    Ok(rustix::process::set_parent_process_death_signal(None)?)
+/// Set anew for who is bound: a change of the user has ended what was set before (PR_SET_PDEATHSIG(2const)).
+fn leave_parent(is_bound: bool) -> Result<(), Failure> {
+    if is_bound { die_with_parent() } else { Ok(rustix::process::set_parent_process_death_signal(None)?) }
 }
 
 /// Dies with the parent as long as the container is not created.

@@ -151,7 +151,7 @@ impl<'a> Performer<'a> {
             Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true)?,
             Step::Seccomp(filter) => {
                 // The filter may allow no more prctl(2). Should the parent die now, the end of the channel tells.
-                super::outlive_parent()?;
+                super::leave_parent(self.work.is_bound)?;
                 self.ready.outlives_parent = true;
                 seccomp::install(filter, &self.work.channel)?;
             }

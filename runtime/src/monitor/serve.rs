@@ -191,6 +191,7 @@ fn execute(root: &Path, id: &str, connection: &Connection) -> Result<Option<i32>
         console_socket: None,
         preserve_fds: 0,
         ignore_paused: false,
+        is_bound: true,
         cgroups: Vec::new(),
     };
     let executed = parent::execute(root, id, &options)?;

@@ -176,6 +176,7 @@ fn prepare_and_clone(
     };
     let handles = joins.files.into_iter().chain(namespaces).chain(opened.trees).chain(resctrl).map(Some).collect();
     let work = Work {
+        is_bound: false,
         handles,
         args: c_strings(&process.args)?,
         env: c_strings(&process.env)?,

@@ -40,6 +40,8 @@ pub struct ExecOptions {
     /// Descriptors after the standard ones that are passed on.
     pub preserve_fds: u32,
     pub ignore_paused: bool,
+    /// The process is killed when this one dies. Not so for a user who is not root: an usher bears it then, and goes before it.
+    pub is_bound: bool,
     pub cgroups: Vec<SubCgroup>,
 }
 
@@ -111,7 +113,7 @@ pub fn execute(root: &Path, id: &str, options: &ExecOptions) -> Result<Executed>
     }
     let foreground = if options.detach { None } else { Some(Foreground::begin()?) };
     let resctrl = record.resctrl.as_ref().map(resctrl::open).transpose()?.unwrap_or_default();
-    let mut line = clone_child(&container, &plan, &groups, container_process, resctrl)?;
+    let mut line = clone_child(&container, &plan, &groups, container_process, resctrl, options.is_bound)?;
     let mut said = plan.notes.clone();
     let introduce = |pid: i32, notifications: &OwnedFd| match container.seccomp.as_ref().and_then(|seccomp| seccomp.listener.as_ref()) {
         Some(to) => listener::introduce(to, &record, status, pid, notifications),
@@ -197,7 +199,14 @@ fn inhabitable(group: &Path, record: &Record) -> Result<Option<PathBuf>> {
 }
 
 /// Returns in the parent only.
-fn clone_child(container: &Container, plan: &Plan, groups: &[PathBuf], container_process: OwnedFd, resctrl: Vec<OwnedFd>) -> Result<Line> {
+fn clone_child(
+    container: &Container,
+    plan: &Plan,
+    groups: &[PathBuf],
+    container_process: OwnedFd,
+    resctrl: Vec<OwnedFd>,
+    is_bound: bool,
+) -> Result<Line> {
     let process = &container.process;
     let c_strings = |list: &[String]| list.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>();
     let joins = cgroups::open(groups)?;
@@ -217,6 +226,7 @@ fn clone_child(container: &Container, plan: &Plan, groups: &[PathBuf], container
         uid: process.uid,
         channel: child_end,
         start: Start::AtOnce,
+        is_bound: is_bound && !plan.has_usher(),
         hooks: None,
     };
     // A process on given processors until it is in the cgroups cannot be born there, and an usher stays out of them.
