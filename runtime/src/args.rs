@@ -126,6 +126,8 @@ pub struct MonitorOptions {
     pub stdin: Option<PathBuf>,
     /// The container has a terminal; where to listen for those who look at it.
     pub tty: Option<PathBuf>,
+    /// How long one who looks and takes nothing holds the container up.
+    pub tty_patience: Duration,
 }
 
 /// Why a call is none, and the code it ends with, which is runc's.
@@ -190,7 +192,7 @@ usage: rcluster-runtime [--root DIR] [--log FILE] [--log-format text|json] [--de
   features                                      print what this runtime honours
   monitor --id ID --bundle DIR --log FILE --exit-file FILE [--pid-file FILE]
           [--runtime FILE [--runtime-root DIR]] [--log-max-bytes N] [--log-sink JSON] [--socket FILE]
-          [--stdin FIFO | --tty SOCKET]
+          [--stdin FIFO | --tty SOCKET [--tty-patience-ms N]]
                                                 create a container and stay with it: keep its output and its exit,
                                                 and execute in it what is asked for over the socket
 ";

@@ -1,16 +1,20 @@
 //! The options of `monitor`.
 
+use std::time::Duration;
+
 use super::{Args, Known, MonitorOptions, Verb};
 
 const LOG_BYTES_MAX_DEFAULT: u64 = 10 << 20;
 const LOG_BYTES_MAX_LEAST: u64 = 64 << 10;
+const TTY_PATIENCE_DEFAULT: Duration = Duration::from_secs(1);
 
 /// Reads them.
 pub(super) fn monitor(args: &mut Args) -> Result<Verb, String> {
-    const KNOWN: [Known; 12] = [
+    const KNOWN: [Known; 13] = [
         ("--log-sink", "", true),
         ("--stdin", "", true),
         ("--tty", "", true),
+        ("--tty-patience-ms", "", true),
         ("--id", "", true),
         ("--socket", "", true),
         ("--bundle", "-b", true),
@@ -37,6 +41,14 @@ pub(super) fn monitor(args: &mut Args) -> Result<Verb, String> {
     if stdin.is_some() && tty.is_some() {
         return Err("monitor --stdin: with --tty the input goes by the terminal: leave one out".into());
     }
+    let tty_patience = match options.text("--tty-patience-ms")? {
+        None => TTY_PATIENCE_DEFAULT,
+        Some(_) if tty.is_none() => return Err("monitor --tty-patience-ms: belongs to --tty".into()),
+        Some(text) => match text.parse() {
+            Ok(millis) => Duration::from_millis(millis),
+            Err(_) => return Err(format!("monitor --tty-patience-ms {text:?}: give a number of milliseconds")),
+        },
+    };
     let log_bytes_max = match options.text("--log-max-bytes")? {
         None => LOG_BYTES_MAX_DEFAULT,
         Some(text) => match text.parse() {
@@ -56,5 +68,6 @@ pub(super) fn monitor(args: &mut Args) -> Result<Verb, String> {
         log_sink: options.filled("--log-sink")?,
         stdin,
         tty,
+        tty_patience,
     }))
 }

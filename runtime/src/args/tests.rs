@@ -94,6 +94,8 @@ fn refusals_name_what_they_refuse() {
         ("monitor --id a", "monitor: --bundle is missing"),
         ("monitor --id a --bundle b --log l --exit-file e --socket s --runtime r", "monitor --socket: "),
         ("monitor --id a --bundle b --log l --exit-file e --log-max-bytes 1", "monitor --log-max-bytes \"1\""),
+        ("monitor --id a --bundle b --log l --exit-file e --tty-patience-ms 1", "monitor --tty-patience-ms: belongs to --tty"),
+        ("monitor --id a --bundle b --log l --exit-file e --tty t --tty-patience-ms x", "monitor --tty-patience-ms \"x\""),
     ];
     for (line, expected) in cases {
         let error = read(line).expect_err(line).why;

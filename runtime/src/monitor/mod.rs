@@ -137,7 +137,7 @@ fn stay(root: &Path, options: &MonitorOptions, log: &Log, mut report: File) -> R
 
 /// Copies what the container left behind; who looks at its terminal gets a moment to take it.
 fn show_rest(pipes: &mut [log::Pipe], log_file: &mut LogFile, mut terminal: Option<&mut Terminal>) {
-    let end = Instant::now() + terminal::PATIENCE;
+    let end = Instant::now() + terminal.as_deref().map(Terminal::patience).unwrap_or_default();
     terminal.iter_mut().for_each(|terminal| terminal.settle(end));
     for pipe in pipes {
         pipe.drain(log_file, |bytes| {
@@ -215,7 +215,7 @@ fn create(root: &Path, options: &MonitorOptions, log: &Log) -> Result<Container>
     // Not before the container is there: its process would hold the sockets too until it executes its program.
     let sockets = || {
         let terminal = match console.as_ref().zip(options.tty.as_deref()) {
-            Some((console, path)) => Some(Terminal::open(console.receive()?, path)?),
+            Some((console, path)) => Some(Terminal::open(console.receive()?, path, options.tty_patience)?),
             None => None,
         };
         let pipes = match &terminal {

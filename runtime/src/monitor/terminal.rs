@@ -3,7 +3,7 @@
 //! In: the master side as the runtime sends it over its console socket, connections, what the container writes. Out: to each viewer the
 //! master side, then what is written from then on. Input and size are the kernel's: a viewer writes and sets them by the master side
 //! itself, and the monitor reads nothing from anybody. A viewer that falls behind holds the container up, as a slow terminal does, but
-//! for a moment only; then it misses what it has no room for, and is told how much.
+//! for a moment only (`--tty-patience-ms`); then it misses what it has no room for, and is told how much.
 //!
 //! ```text
 //! viewer                          monitor                         container
@@ -30,8 +30,6 @@ use crate::core::request::Reply;
 
 /// So many look at once.
 const VIEWERS_MAX: usize = 16;
-/// How long a viewer that takes nothing holds the container up.
-pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where the runtime sends the master side: a socket that is there while the container is created.
 #[derive(Debug)]
@@ -96,6 +94,8 @@ pub struct Terminal {
     master: OwnedFd,
     socket: OwnedFd,
     viewers: Vec<Viewer>,
+    /// How long a viewer that takes nothing holds the container up.
+    patience: Duration,
 }
 
 #[derive(Debug)]
@@ -108,8 +108,13 @@ struct Viewer {
 
 impl Terminal {
     /// Listens for viewers at a path, which only root and this user may connect to.
-    pub fn open(master: OwnedFd, path: &Path) -> Result<Self> {
-        Ok(Self { master, socket: serve::listen(path, SocketType::SEQPACKET)?, viewers: Vec::new() })
+    pub fn open(master: OwnedFd, path: &Path, patience: Duration) -> Result<Self> {
+        Ok(Self { master, socket: serve::listen(path, SocketType::SEQPACKET)?, viewers: Vec::new(), patience })
+    }
+
+    /// How long a viewer that takes nothing holds the container up.
+    pub fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// To be read, for the log.
@@ -129,7 +134,7 @@ impl Terminal {
     /// How much longer no output is to be read, for the sake of a viewer that has no room.
     pub fn held_up(&self) -> Option<Duration> {
         let since = self.viewers.iter().filter_map(|viewer| viewer.waiting.as_ref()).map(|(since, _)| *since).min()?;
-        Some(PATIENCE.saturating_sub(since.elapsed()))
+        Some(self.patience.saturating_sub(since.elapsed()))
     }
 
     /// Takes in who has come, lets go who has left, and gives those behind what they have room for.
@@ -139,7 +144,8 @@ impl Terminal {
             // An error tells of nobody, and nobody leaves then.
             let _ = rustix::event::poll(&mut fds, Some(&Timespec::default()));
             let mut has_left = fds.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>().into_iter();
-            self.viewers.retain_mut(|viewer| !has_left.next().unwrap_or(false) && viewer.catch_up());
+            let patience = self.patience;
+            self.viewers.retain_mut(|viewer| !has_left.next().unwrap_or(false) && viewer.catch_up(patience));
         }
         self.accept();
     }
@@ -211,11 +217,11 @@ impl Viewer {
         }
     }
 
-    fn catch_up(&mut self) -> bool {
+    fn catch_up(&mut self, patience: Duration) -> bool {
         let Some((since, piece)) = self.waiting.take() else { return true };
         match self.send(&Reply::Output { bytes: piece.clone() }) {
             Sent::Whole => true,
-            Sent::NoRoom if since.elapsed() < PATIENCE => {
+            Sent::NoRoom if since.elapsed() < patience => {
                 self.waiting = Some((since, piece));
                 true
             }
