@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rcluster_api::object::{Kind, NodeState, Object, Task};
 use rcluster_api::resource::Millis;
+use rcluster_api::tls::Credentials;
 use rcluster_lab::{DaemonState, DaemonStatus, HostState, Lab, LabError, UpOptions};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
@@ -79,8 +80,11 @@ pub fn enter(lab: &str) -> Result<(), CliError> {
 }
 
 /// Runs something that talks to a lab's managers in a thread of its own, which enters the wire; this one stays where it is.
-fn on_wire<T: Send>(lab: &Lab, verb: impl AsyncFnOnce(Session) -> Result<T, CliError> + Send) -> Result<T, CliError> {
-    let credentials = config::access(&lab.access_file()?)?.credentials;
+fn on_wire<T: Send>(
+    lab: &Lab,
+    credentials: Option<Credentials>,
+    verb: impl AsyncFnOnce(Session) -> Result<T, CliError> + Send,
+) -> Result<T, CliError> {
     let context = Some(context_name(lab.name()));
     let target = Target { context, managers: lab.managers()?, lab: Some(lab.name().to_owned()), credentials };
     let call = || {
@@ -88,6 +92,20 @@ fn on_wire<T: Send>(lab: &Lab, verb: impl AsyncFnOnce(Session) -> Result<T, CliE
         block_on(verb(Session::new(target)))
     };
     thread::scope(|scope| scope.spawn(call).join()).unwrap_or_else(|_| Err(CliError::refused("talking to the lab's managers panicked", "")))
+}
+
+/// Who the lab's first administrator is, as its first manager wrote it; that is not renewed.
+fn first_credentials(lab: &Lab) -> Result<Option<Credentials>, CliError> {
+    Ok(config::access(&lab.access_file()?)?.credentials)
+}
+
+/// Who the user is in a lab that is up: as its context says, in which credentials are renewed, unless it was given up.
+fn credentials(lab: &Lab) -> Result<Option<Credentials>, CliError> {
+    let context = config::load()?.contexts.remove(&context_name(lab.name()));
+    match context.filter(|context| context.lab.as_deref() == Some(lab.name())) {
+        Some(context) => Ok(context.credentials),
+        None => first_credentials(lab),
+    }
 }
 
 fn context_name(lab: &str) -> String {
@@ -128,7 +146,10 @@ fn up(args: LabUp, global: &Global, out: Out) -> Result<(), CliError> {
     };
     let starting = rcluster_lab::up(options)?;
     stage(started, &format!("hosts are up: {managers} managers, {agents} nodes"))?;
-    if let Err(error) = on_wire(starting.lab(), async move |session| wait_ready(session, managers, agents, started, timeout).await) {
+    let ready = first_credentials(starting.lab()).and_then(|credentials| {
+        on_wire(starting.lab(), credentials, async move |session| wait_ready(session, managers, agents, started, timeout).await)
+    });
+    if let Err(error) = ready {
         starting.give_up()?;
         return Err(error);
     }
@@ -217,7 +238,7 @@ fn not_taken(config: &Config, lab: &str) -> Result<(), CliError> {
 fn remember(lab: &Lab) -> Result<String, CliError> {
     let mut config = config::load()?;
     let name = context_name(lab.name());
-    let credentials = config::access(&lab.access_file()?)?.credentials;
+    let credentials = first_credentials(lab)?;
     let previous = config.current.take().filter(|current| *current != name);
     config.contexts.insert(name.clone(), Context { managers: lab.managers()?, credentials, lab: Some(lab.name().to_owned()), previous });
     config.current = Some(name.clone());
@@ -278,7 +299,7 @@ fn exec(args: LabExec, global: &Global) -> Result<(), CliError> {
 /// The id of the newest live task with a name.
 fn task_id(lab: &Lab, name: &str) -> Result<String, CliError> {
     let wanted = name.to_owned();
-    let found = on_wire(lab, async move |mut session| session.list(Kind::Task, &wanted, "").await)?;
+    let found = on_wire(lab, credentials(lab)?, async move |mut session| session.list(Kind::Task, &wanted, "").await)?;
     let tasks = found.into_iter().filter_map(|object| match object {
         Object::Task(task) if task.is_live() => Some(task),
         _ => None,
