@@ -31,7 +31,7 @@ pub struct Relay {
 
 /// The sending end alone.
 #[derive(Debug, Clone)]
-pub struct Inputs(mpsc::Sender<v1::RelayInput>);
+pub struct Inputs(pub(super) mpsc::Sender<v1::RelayInput>);
 
 impl Relay {
     /// Opens a conversation with a container of `target`: a task, or a service of which one task is taken.
