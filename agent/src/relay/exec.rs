@@ -206,6 +206,9 @@ impl Running {
             match Self::by_monitor(target, asked, &process, permit).await {
                 Ok(running) => return Ok(running),
                 Err(error) if error.may_have_begun() => return Err(unknown(target, &error)),
+                Err(error) if error.is_of_monitor() => {
+                    warn!(container = target.container.id, why = chain(&error), "its monitor runs no command: the runtime does");
+                }
                 Err(error) => debug!(container = target.container.id, why = chain(&error), "a command is left to the runtime"),
             }
         }
