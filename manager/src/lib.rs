@@ -6,6 +6,7 @@ pub mod core;
 pub mod disaster;
 pub mod drive;
 pub mod found;
+pub mod meter;
 pub mod renewal;
 pub mod rpc;
 pub mod seal;

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use axum::middleware::from_fn;
+use axum::middleware::from_fn_with_state;
 use clap::Parser;
 use rcluster_api::client::MESSAGE_BYTES_MAX;
 use rcluster_api::tls::Security;
@@ -22,10 +22,11 @@ use rcluster_manager::drive::Leadership;
 use rcluster_manager::found::{self, Founded};
 use rcluster_manager::renewal;
 use rcluster_manager::rpc::admission::AdmissionService;
+use rcluster_manager::rpc::calls::{self, Calls};
 use rcluster_manager::rpc::control::ControlService;
 use rcluster_manager::rpc::dispatcher::DispatcherService;
 use rcluster_manager::rpc::raft::RaftService;
-use rcluster_manager::rpc::{Router, auth, listen, locked, rest};
+use rcluster_manager::rpc::{Router, listen, locked, rest};
 use rcluster_manager::seal::{self, Opened, keeper};
 use rcluster_manager::store::etcd::{self, Access, EtcdTiming};
 use rcluster_manager::store::{self, Inbound, Store, StoreConfig};
@@ -177,6 +178,7 @@ async fn run(config: Config) -> Result<()> {
         scope.spawn(renewal::keep(router.clone(), security.clone(), state_dir.clone(), disk.keys.clone()));
     }
     scope.spawn(keeper::keep(store.clone(), disk, state_dir));
+    let calls = Calls { figures: router.figures.clone() };
     let control = ControlService::new(router.clone());
     let routes = tonic::service::Routes::new(
         ControlServer::new(control.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),
@@ -196,9 +198,10 @@ async fn run(config: Config) -> Result<()> {
         // Managers whose state is in etcd have nothing to tell each other.
         None => routes,
     };
-    let app = rest::routes(control).merge(routes.into_axum_router().reset_fallback()).layer(from_fn(auth::gate));
+    let app =
+        rest::routes(control).merge(routes.into_axum_router().reset_fallback()).layer(from_fn_with_state(calls.clone(), calls::serve));
     info!(name, %listen, security = ?security, "serving");
-    let serving = listen::serve(listener, security, app);
+    let serving = listen::serve(listener, security, app, calls.figures);
     tokio::pin!(serving);
     tokio::select! {
         () = &mut serving => {}

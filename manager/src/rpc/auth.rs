@@ -6,7 +6,6 @@
 //! another manager forwards ── x-… ────┘   (the headers of a forwarded request count only from a manager)
 //! ```
 
-use axum::middleware::Next;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use rcluster_api::data::Payload;
@@ -16,6 +15,7 @@ use rcluster_base::clock::unix_ms;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
+use super::methods::GRPC_PREFIX;
 use crate::core::authorize::{Caller, Claim, caller};
 use crate::core::state::State;
 
@@ -113,16 +113,13 @@ pub fn admit<T>(request: &Request<T>) -> Result<(), Status> {
     }
 }
 
-/// Refuses calls of those who show nothing before their messages are read; to join they need not. REST refuses by itself: its bodies are
+/// The refusal of a call of one who shows nothing, before its message is read; to join nobody need. REST refuses by itself: its bodies are
 /// small, and its answers are read by people.
-pub async fn gate(request: axum::extract::Request, next: Next) -> axum::response::Response {
+pub fn turn_away(request: &axum::extract::Request) -> Option<axum::response::Response> {
     const JOIN: &str = "/rcluster.v1.Admission/Join";
-    let claims = request.extensions().get::<Claims>().cloned().unwrap_or_else(Claims::nobody);
+    let shows_nothing = request.extensions().get::<Claims>().is_none_or(|claims| *claims.made_by() == Claim::Nobody);
     let path = request.uri().path();
-    if *claims.made_by() == Claim::Nobody && path.starts_with("/rcluster.v1.") && path != JOIN {
-        return Status::from(stranger()).into_http();
-    }
-    next.run(request).await
+    (shows_nothing && path.starts_with(GRPC_PREFIX) && path != JOIN).then(|| Status::from(stranger()).into_http())
 }
 
 fn stranger() -> ApiError {

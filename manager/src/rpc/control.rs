@@ -213,8 +213,8 @@ impl Control for ControlService {
                 .await
                 .map(|answer| Response::new(Box::pin(answer.into_inner()) as Self::LogsStream)),
             Route::Here(term) => {
-                self.router.shown(&request, UserRole::ReadOnly, "reading logs").await?;
-                Ok(Response::new(logs::stream(self.router.store.clone(), term, request.into_inner())?))
+                self.router.fresh().await?;
+                Ok(Response::new(logs::stream(&self.router, term, request)?))
             }
         }
     }
@@ -233,8 +233,8 @@ impl Control for ControlService {
                     .map(|answer| Response::new(Box::pin(answer.into_inner()) as Self::RelayStream))
             }
             Route::Here(term) => {
-                let caller = auth::known(&request, &self.router.fresh().await?)?;
-                Ok(Response::new(relay::stream(self.router.store.clone(), term, &caller, request.into_inner()).await?))
+                self.router.fresh().await?;
+                Ok(Response::new(relay::stream(&self.router, term, request).await?))
             }
         }
     }

@@ -23,6 +23,7 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::auth::{Peer, claims};
+use super::figures::Figures;
 
 /// Connections at once: an agent has one for its session and one for each conversation of a user.
 const CONNECTIONS_MAX: usize = 8192;
@@ -34,7 +35,7 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Serves `app` until the future is dropped; its connections end with it.
-pub async fn serve(listener: TcpListener, security: Security, app: Router) {
+pub async fn serve(listener: TcpListener, security: Security, app: Router, figures: Arc<Figures>) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -42,7 +43,8 @@ pub async fn serve(listener: TcpListener, security: Security, app: Router) {
         let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok((stream, _)) => {
-                connections.spawn(connection(stream, security.clone(), app.clone(), permit));
+                figures.accepted.count();
+                connections.spawn(connection(stream, security.clone(), app.clone(), figures.clone(), permit));
             }
             Err(error) => {
                 warn!(%error, "no connection can be accepted");
@@ -52,23 +54,25 @@ pub async fn serve(listener: TcpListener, security: Security, app: Router) {
     }
 }
 
-async fn connection(stream: TcpStream, security: Security, app: Router, _permit: OwnedSemaphorePermit) {
+async fn connection(stream: TcpStream, security: Security, app: Router, figures: Arc<Figures>, _permit: OwnedSemaphorePermit) {
     if let Err(error) = tune(&stream) {
         warn!(%error, "a connection keeps the system's defaults");
     }
-    let Some(config) = security.server() else { return requests(stream, Peer::Plain, app).await };
+    let Some(config) = security.server() else { return requests(stream, Peer::Plain, app, &figures).await };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await {
         Ok(Ok(stream)) => {
             let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let peer = Peer::of(shown.map(AsRef::as_ref));
-            requests(stream, peer, app).await;
+            return requests(stream, peer, app, &figures).await;
         }
         Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
         Err(_) => debug!("a TLS handshake took too long"),
     }
+    figures.handshakes_failed.count();
 }
 
-async fn requests(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer, app: Router) {
+async fn requests(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer, app: Router, figures: &Figures) {
+    let _there = figures.connected(&peer);
     let app = app.map_request(move |mut request: Request<hyper::body::Incoming>| {
         let claims = claims(&peer, request.headers());
         request.extensions_mut().insert(claims);

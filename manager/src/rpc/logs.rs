@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, SelectAll, StreamExt};
+use rcluster_api::cluster::UserRole;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{NodeId, TaskId};
 use rcluster_api::object::Task;
@@ -12,12 +13,13 @@ use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1::{self, manager_message};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tonic::{Request, Status};
 
 use super::control::Answers;
+use super::route::Router;
 use crate::core::state::State;
 use crate::drive::{LogRequest, Term};
-
+use crate::meter::There;
 use crate::store::Store;
 
 /// What a user wants to read.
@@ -28,10 +30,13 @@ enum Target {
 }
 
 /// The lines that `request` asks for.
-pub fn stream(store: Store, term: Arc<Term>, request: v1::LogsRequest) -> Result<Answers<v1::LogLine>, ApiError> {
-    let target = resolve(&store.state(), &request.target)?;
+pub fn stream(router: &Router, term: Arc<Term>, request: Request<v1::LogsRequest>) -> Result<Answers<v1::LogLine>, ApiError> {
+    router.permit(&request, UserRole::ReadOnly, "reading logs")?;
+    let request = request.into_inner();
+    let target = resolve(&router.store.state(), &request.target)?;
     let (sender, receiver) = mpsc::channel(256);
-    let reader = Reader { store, term, request, target, asked: BTreeMap::new(), open: Vec::new(), sender };
+    let (store, _there) = (router.store.clone(), router.figures.logs.there());
+    let reader = Reader { store, term, request, target, asked: BTreeMap::new(), open: Vec::new(), sender, _there };
     tokio::spawn(reader.run());
     Ok(Box::pin(ReceiverStream::new(receiver)))
 }
@@ -85,6 +90,7 @@ struct Reader {
     asked: BTreeMap<TaskId, Progress>,
     open: Vec<Open>,
     sender: mpsc::Sender<Result<v1::LogLine, Status>>,
+    _there: There,
 }
 
 impl Reader {

@@ -4,11 +4,15 @@
 pub mod admission;
 pub mod auth;
 mod backup;
+pub mod calls;
 pub mod control;
 pub mod dispatcher;
+pub mod figures;
 pub mod listen;
 pub mod locked;
 mod logs;
+mod methods;
+mod metrics;
 mod once;
 pub mod raft;
 mod relay;

@@ -21,12 +21,14 @@ use rcluster_api::wire::v1::{self, image_request, manager_message, relay_input, 
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
+use super::auth;
 use super::control::Answers;
-use crate::core::authorize::Caller;
+use super::route::Router;
 use crate::core::state::State;
 use crate::drive::{AgentEnd, RelayRequest, Term};
+use crate::meter::There;
 use crate::store::Store;
 
 /// Frames held each way. A frame is at most a message, and both sides send small ones.
@@ -40,15 +42,16 @@ const REST: Duration = Duration::from_secs(5);
 
 /// Passes on what the user sends and what the agent answers.
 pub async fn stream(
-    store: Store,
+    router: &Router,
     term: Arc<Term>,
-    caller: &Caller,
-    mut inputs: Streaming<v1::RelayInput>,
+    request: Request<Streaming<v1::RelayInput>>,
 ) -> Result<Answers<v1::RelayOutput>, Status> {
+    let state = router.store.state();
+    let caller = auth::known(&request, &state)?;
+    let mut inputs = request.into_inner();
     let open = opening(&mut inputs).await?;
     let (role, deed) = needed(&open);
     caller.needs(role, deed)?;
-    let state = store.state();
     let partner = match &open.kind {
         Some(relay_open::Kind::Image(_)) => Partner::Node(find_node(&state, &open.target)?),
         _ => Partner::Task(Box::new(find_task(&state, &open.target)?)),
@@ -69,7 +72,8 @@ pub async fn stream(
     // A clone that is kept would keep the agent's session open.
     drop(outbox);
     let (sender, outputs) = mpsc::channel(FRAMES_MAX);
-    tokio::spawn(Relay { store, term, partner, sender }.run(request, inputs));
+    let (store, _there) = (router.store.clone(), router.figures.relays.there());
+    tokio::spawn(Relay { store, term, partner, sender, _there }.run(request, inputs));
     Ok(Box::pin(ReceiverStream::new(outputs)))
 }
 
@@ -181,6 +185,7 @@ struct Relay {
     term: Arc<Term>,
     partner: Partner,
     sender: mpsc::Sender<Result<v1::RelayOutput, Status>>,
+    _there: There,
 }
 
 impl Relay {

@@ -5,13 +5,14 @@ mod watch;
 use std::convert::Infallible;
 
 use axum::extract::{FromRequestParts, Path, Query};
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
 use rcluster_api::client::IDEMPOTENCY_KEY;
+use rcluster_api::cluster::UserRole;
 use rcluster_api::data::{DataKind, DataSpec};
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::object::{Kind, Object, Task};
@@ -24,8 +25,9 @@ use serde_json::{Value, json};
 use tonic::Request;
 use tonic::metadata::MetadataMap;
 
-use super::auth::Claims;
+use super::auth::{self, Claims};
 use super::control::ControlService;
+use super::metrics;
 
 /// A refusal as HTTP has it.
 struct Refusal(ApiError);
@@ -100,6 +102,7 @@ struct ScaleBody {
 pub fn routes(control: ControlService) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
+        .route("/metrics", get(figures))
         .route("/v1/cluster", get(cluster))
         .route("/v1/services", get(|api, query| list(api, Kind::Service, query)))
         .route("/v1/services/{name}", get(|api, path| one(api, Kind::Service, path)).put(put_service).delete(delete_service))
@@ -119,6 +122,18 @@ pub fn routes(control: ControlService) -> Router {
         .route("/v1/events", get(|api, query| list(api, Kind::Event, query)))
         .fallback(|| async { Refusal(ApiError::new(ErrorCode::NotFound, "there is no such path").hint("the paths begin with /v1")) })
         .with_state(control)
+}
+
+/// This manager's figures, by its own tables: also when there is no leader.
+async fn figures(api: Api) -> Result<Response, Refusal> {
+    let (router, request) = (api.control.router.clone(), api.request(()));
+    auth::admit(&request)?;
+    router.permit(&request, UserRole::ReadOnly, "reading metrics").map_err(Refusal)?;
+    // All objects are looked at.
+    let text = tokio::task::spawn_blocking(move || metrics::text(&router)).await;
+    let text = text.map_err(|error| error.to_string()).and_then(|text| text.map_err(|error| error.to_string()));
+    let text = text.map_err(|why| Refusal(ApiError::new(ErrorCode::Internal, format!("write the metrics: {why}"))))?;
+    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
 fn data_routes(kind: DataKind) -> MethodRouter<ControlService> {

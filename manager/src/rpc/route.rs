@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 use tracing::debug;
 
 use super::auth;
+use super::figures::Figures;
 use crate::core::members::Standing;
 use crate::core::state::State;
 use crate::drive::{Leadership, Term, standing_in};
@@ -33,6 +34,8 @@ pub struct Router {
     pub store: Store,
     pub leadership: Leadership,
     pub security: Security,
+    /// What is counted of calls and connections.
+    pub figures: Arc<Figures>,
     /// What calls that end by themselves are passed on by.
     link: Arc<Mutex<Option<Link>>>,
 }
@@ -55,7 +58,7 @@ pub enum Route {
 impl Router {
     /// A router over the store's role.
     pub fn new(store: Store, leadership: Leadership, security: Security) -> Self {
-        Self { store, leadership, security, link: Arc::default() }
+        Self { store, leadership, security, figures: Arc::default(), link: Arc::default() }
     }
 
     /// Refuses a request of a user without this role, by the leader's state; `deed` says what it needs the role for.

@@ -17,6 +17,7 @@ use tonic::{Request, Status};
 use super::auth;
 use super::route::Router;
 use crate::core::watch::{Piece, Watcher};
+use crate::meter::There;
 
 /// Pieces that wait for the reader.
 const PIECES_MAX: usize = 4;
@@ -41,7 +42,8 @@ pub async fn open(router: &Router, request: Request<v1::WatchRequest>) -> Result
     // One that is too old is refused at once.
     let first = watcher.turn(&state)?;
     let (sender, receiver) = mpsc::channel(PIECES_MAX);
-    let follower = Follower { router: router.clone(), caller, watcher, sender };
+    let _there = router.figures.watches.there();
+    let follower = Follower { router: router.clone(), caller, watcher, sender, _there };
     tokio::spawn(async move {
         let sender = follower.sender.clone();
         tokio::select! {
@@ -60,6 +62,7 @@ struct Follower {
     caller: Request<()>,
     watcher: Watcher,
     sender: mpsc::Sender<Result<Piece, ApiError>>,
+    _there: There,
 }
 
 impl Follower {

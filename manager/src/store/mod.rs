@@ -9,7 +9,7 @@ mod raft;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,7 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::core::state::{Conflict, State, Transaction, encode_transaction};
+use crate::meter::StoreMeter;
 use crate::seal::Keys;
 
 pub use self::raft::log::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver, checksum};
@@ -66,6 +67,8 @@ pub struct StoreConfig {
     pub snapshot_bytes: u64,
     /// Entries kept behind a snapshot, for followers that lag a little.
     pub trailing_entries: u64,
+    /// Where the store counts what it does.
+    pub meter: Arc<StoreMeter>,
 }
 
 /// Raft's clock, in ticks.
@@ -105,6 +108,7 @@ impl StoreConfig {
             snapshot_entries: 10_000,
             snapshot_bytes: 64 << 20,
             trailing_entries: 1_000,
+            meter: Arc::default(),
         }
     }
 }
@@ -120,7 +124,7 @@ pub enum RoleKind {
 }
 
 impl RoleKind {
-    fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Leader => "leader",
             Self::Follower => "follower",
@@ -222,6 +226,7 @@ pub struct Store {
     role: watch::Receiver<Role>,
     backend: Backend,
     permits: Arc<Semaphore>,
+    meter: Arc<StoreMeter>,
 }
 
 /// Who keeps the state.
@@ -264,6 +269,11 @@ impl Store {
         self.role.clone()
     }
 
+    /// What the store has counted since it was started.
+    pub fn meter(&self) -> &StoreMeter {
+        &self.meter
+    }
+
     /// The managers, as of the last tick.
     pub fn status(&self) -> ClusterStatus {
         (**self.status.load()).clone()
@@ -274,6 +284,16 @@ impl Store {
     /// # Errors
     /// After [`ProposeError::Unavailable`] the outcome is unknown; after any other nothing has changed.
     pub async fn propose(&self, transaction: Transaction) -> Result<u64, ProposeError> {
+        let began = Instant::now();
+        let outcome = self.replicate(transaction).await;
+        match outcome {
+            Ok(_) => self.meter.proposals.observe(began.elapsed()),
+            Err(_) => self.meter.proposals_failed.count(),
+        }
+        outcome
+    }
+
+    async fn replicate(&self, transaction: Transaction) -> Result<u64, ProposeError> {
         let entry = encode_transaction(&transaction);
         let bytes = prost::Message::encoded_len(&entry);
         if bytes > TRANSACTION_BYTES_MAX {

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rcluster_api::client;
@@ -186,7 +187,7 @@ async fn an_expired_certificate_is_refused_and_the_clock_is_named() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap().to_string();
     let expired = foreign(&authority, Part::Manager, Duration::ZERO);
-    let server = tokio::spawn(rcluster_manager::rpc::listen::serve(listener, expired, axum::Router::new()));
+    let server = tokio::spawn(rcluster_manager::rpc::listen::serve(listener, expired, axum::Router::new(), Arc::default()));
     let client_side = foreign(&authority, Part::User, Duration::from_secs(600));
     // It is valid to the end of the second in which it was issued.
     let error =

@@ -9,6 +9,7 @@ mod etcd;
 mod etcd_server;
 mod lock;
 mod members;
+mod observe;
 mod once;
 mod roles;
 mod support;

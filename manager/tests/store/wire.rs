@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use raft::eraftpb::{Message, MessageType};
 use rcluster_api::client::MESSAGE_BYTES_MAX;
@@ -47,7 +48,7 @@ async fn serve(listener: TcpListener, dir: &Path, id: u64, members: Vec<Member>)
     let (store, inbound) = start(config, Security::plain()).unwrap();
     let service = RaftServer::new(RaftService::new(inbound)).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let app = tonic::service::Routes::new(service).into_axum_router();
-    Manager { store, server: tokio::spawn(listen::serve(listener, Security::plain(), app)).abort_handle(), addr }
+    Manager { store, server: tokio::spawn(listen::serve(listener, Security::plain(), app, Arc::default())).abort_handle(), addr }
 }
 
 async fn cluster(dir: &Path) -> (Vec<Member>, Vec<Manager>) {

@@ -24,7 +24,7 @@ pub use change::{Change, Conflict, Transaction};
 pub use codec::{CodecError, SNAPSHOT_FORMAT, decode_snapshot, decode_transaction, encode_snapshot, encode_transaction};
 pub use draft::Draft;
 pub use history::{CHANGES_MAX, Compacted, History, Key};
-pub use weight::weight;
+pub use weight::{Size, weight};
 
 /// All objects at one revision.
 #[derive(Debug, Clone, Default)]

@@ -1,5 +1,7 @@
 //! Roughly what objects take, in the log and in memory: their texts, and something for the rest.
 
+use std::collections::BTreeMap;
+
 use rcluster_api::cluster::Cluster;
 use rcluster_api::data::Data;
 use rcluster_api::id::{DataId, EventId, ManagerId, NetworkId, NodeId, ServiceId, TaskId, UserId};
@@ -9,6 +11,13 @@ use rcluster_api::validate;
 use super::State;
 
 const REST: usize = 512;
+
+/// The objects of a kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Size {
+    pub objects: usize,
+    pub bytes: usize,
+}
 
 /// The bytes of an object.
 pub fn weight(object: &Object) -> usize {
@@ -65,6 +74,28 @@ impl State {
             Kind::User => self.users.contains_key(&UserId::from(id)).then_some(REST),
         };
         weight.unwrap_or_default()
+    }
+
+    /// How many objects of each kind there are, and their bytes. Looks at every object.
+    pub fn sizes(&self) -> BTreeMap<Kind, Size> {
+        let mut sizes = BTreeMap::new();
+        let mut add = |kind: Kind, bytes: usize| {
+            let size: &mut Size = sizes.entry(kind).or_default();
+            (size.objects, size.bytes) = (size.objects + 1, size.bytes + bytes);
+        };
+        self.services.values().for_each(|service| add(Kind::Service, service_weight(service)));
+        self.tasks.values().for_each(|task| add(Kind::Task, task_weight(task)));
+        self.data.values().for_each(|data| add(data.spec.kind.object_kind(), data_weight(data)));
+        self.cluster.iter().for_each(|cluster| add(Kind::Cluster, cluster_weight(cluster)));
+        let alike = [
+            (Kind::Node, self.nodes.len()),
+            (Kind::Network, self.networks.len()),
+            (Kind::Event, self.events.len()),
+            (Kind::Manager, self.managers.len()),
+            (Kind::User, self.users.len()),
+        ];
+        sizes.extend(alike.map(|(kind, objects)| (kind, Size { objects, bytes: objects * REST })));
+        sizes
     }
 
     /// The bytes of all objects.

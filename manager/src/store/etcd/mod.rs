@@ -133,6 +133,7 @@ pub async fn start_with(
     let (inbox, inputs) = mpsc::unbounded_channel();
     let (publisher, seen) = publish::Publisher::new(&config);
     let publish::Seen { state, status, revisions, role } = seen;
+    let meter = config.meter.clone();
     let mut node = Node::new(config, timing, etcd, publisher, inputs);
     node.install(loaded)?;
     tokio::spawn(async move {
@@ -143,7 +144,7 @@ pub async fn start_with(
         }
     });
     let backend = Backend::Etcd { inbox, address: access.address.to_string().into() };
-    Ok(Store { state, status, revisions, role, backend, permits: Arc::new(Semaphore::new(PERMITS)) })
+    Ok(Store { state, status, revisions, role, backend, permits: Arc::new(Semaphore::new(PERMITS)), meter })
 }
 
 async fn connect(access: &Access, cluster_id: &str) -> Result<(Etcd, client::Loaded), CallError> {

@@ -361,9 +361,11 @@ impl<'a> Session<'a> {
             self.applied()?;
         }
         for (revision, _, reply) in made {
+            self.node.config.meter.applied(true);
             drop(reply.send(Ok(revision)));
         }
         for (conflict, reply) in refused {
+            self.node.config.meter.applied(false);
             drop(reply.send(Err(ProposeError::Conflict(conflict))));
         }
         Ok(())
@@ -465,6 +467,7 @@ impl<'a> Session<'a> {
             .apply(revision, &transaction)
             .map_err(|conflict| CallError::from(keys::Unreadable::Conflict { key: key(), why: conflict.to_string() }))?;
         self.node.state = state;
+        self.node.config.meter.applied(true);
         self.node.log_bytes += bytes;
         Ok(self.applied()?)
     }

@@ -310,7 +310,7 @@ pub fn keys_used(dir: &Path) -> Result<BTreeSet<u32>, LogError> {
 
 /// Starts the store on the log in its state directory, with real connections to the other managers. Must be called inside a tokio runtime.
 pub fn start(config: StoreConfig, security: Security) -> Result<(Store, Inbound), StoreError> {
-    let log = identity::open(&config)?;
+    let log = identity::open(&config)?.metered(config.meter.clone());
     let connect = transport::connector(&config, security);
     // After a failed write nobody knows what is on the disk. A manager that dies is replaced; one that goes on could lie.
     start_with(config, log, connect, |fatal| match fatal {
@@ -345,8 +345,10 @@ pub fn assemble<L: LogStore, T: Transport>(
     let seeds = config.seeds.iter().map(|member| member.id).collect();
     let inbound = Inbound { id: config.id, cluster_id: config.cluster_id.clone(), seeds, state: state.clone(), inbox: inbox.clone() };
     let publisher = publish::Publisher::new(&config, state.clone(), status.clone(), revision, role_sender);
+    let meter = config.meter.clone();
     let node = Node::new(config, log, transport(inbox.clone()), environment, publisher, inbox.clone(), seed)?;
-    let store = Store { state, status, revisions, role, backend: Backend::Raft(inbox), permits: Arc::new(Semaphore::new(PERMITS)) };
+    let permits = Arc::new(Semaphore::new(PERMITS));
+    let store = Store { state, status, revisions, role, backend: Backend::Raft(inbox), permits, meter };
     Ok(Assembled { store, inbound, node, inputs })
 }
 

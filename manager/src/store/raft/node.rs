@@ -360,6 +360,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
                 self.transport.send(message);
             } else if let Some(state) = self.raw.store().take_outgoing(message.to) {
                 info!(to = message.to, index = message.get_snapshot().get_metadata().index, "sending a snapshot");
+                self.config.meter.snapshots_sent.count();
                 self.transport.send_snapshot(message, state);
             } else {
                 self.inbox.snapshot_sent(message.to, false);
@@ -373,6 +374,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
             self.raw.mut_store().append(hard_state, entries)?;
             let took = self.environment.now().saturating_sub(started);
             self.watch_disk(took);
+            self.config.meter.log_writes.observe(took);
             let write_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             self.publisher.hear_write(self.config.id, write_us);
             self.transport.set_write(write_us);
@@ -400,6 +402,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         let saved = self.raw.store().saver()(metadata.unwrap_or_default(), &data)?;
         self.raw.mut_store().install(&saved, state, hard_state, entries)?;
         info!(index = saved.metadata.index, bytes = saved.bytes, "snapshot installed");
+        self.config.meter.snapshots_installed.count();
         self.member = Self::takes_part(self.raw.store(), self.config.id);
         self.publish_state();
         self.plan_snapshot();
@@ -445,6 +448,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         let proposal = wire.proposal_id;
         let transaction = decode_transaction(wire).map_err(|error| unreadable(Chain(&error).to_string()))?;
         let outcome = state.apply(entry.index, &transaction).map(|()| entry.index).map_err(ProposeError::Conflict);
+        self.config.meter.applied(outcome.is_ok());
         let waiting = if own { self.proposals.waiting.remove(&proposal) } else { None };
         Ok(waiting.map(|(reply, _)| (reply, outcome)))
     }
@@ -479,6 +483,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
             Ok(saved) if saved.metadata.index > self.raw.store().snapshot_index() => {
                 self.raw.mut_store().compact(&saved, self.config.trailing_entries)?;
                 info!(index = saved.metadata.index, bytes = saved.bytes, "snapshot kept");
+                self.config.meter.snapshots_made.count();
                 self.plan_snapshot();
             }
             Ok(saved) => debug!(index = saved.metadata.index, "a newer snapshot came from the leader meanwhile"),

@@ -21,7 +21,9 @@ use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use raft::eraftpb::{Entry, HardState, Snapshot};
 use tracing::warn;
@@ -33,6 +35,7 @@ use self::spare::{SPARE, Spares};
 use super::log::{Batch, Compaction, Loaded, LogError, LogStore, Saver};
 use super::snapshots;
 use super::storage::Terms;
+use crate::meter::StoreMeter;
 use crate::seal::Keys;
 
 /// Bytes of a segment; a batch that is larger has a longer segment to itself.
@@ -61,6 +64,8 @@ pub struct Wal<D: Disk = Directory> {
     buffer: Vec<u8>,
     /// A write has failed.
     failed: bool,
+    /// Where writes are counted; `None` where there is no clock but a simulation's.
+    meter: Option<Arc<StoreMeter>>,
     _lock: Option<File>,
 }
 
@@ -233,7 +238,13 @@ impl<D: Disk> Wal<D> {
     fn new(disk: D, dir: &Path, segment_bytes: u64, keys: Option<Keys>, segments: Vec<Segment<D::File>>, held: Held) -> Self {
         let spares = Spares::new(disk.clone(), segment_bytes);
         let dir = dir.to_path_buf();
-        Self { spares, disk, dir, segment_bytes, keys, segments, held, buffer: Vec::new(), failed: false, _lock: None }
+        Self { spares, disk, dir, segment_bytes, keys, segments, held, buffer: Vec::new(), failed: false, meter: None, _lock: None }
+    }
+
+    /// The same, counting what it writes.
+    #[must_use]
+    pub fn metered(self, meter: Arc<StoreMeter>) -> Self {
+        Self { meter: Some(meter), ..self }
     }
 
     /// Makes the last segment such that it can be written on: nothing but zeros after its last batch, and that batch durable. A process
@@ -300,7 +311,7 @@ impl<D: Disk> Wal<D> {
         if segment.end + bytes.len() as u64 > self.segment_bytes {
             return Ok(false);
         }
-        let written = segment.file.write(segment.end, bytes).and_then(|()| segment.file.sync());
+        let written = put(&segment.file, segment.end, bytes, self.meter.as_deref());
         written.map_err(|source| file_error(&self.disk, "write", &segment_name(segment.number))(source))?;
         take_in(&mut self.held, batch, &placed, segment.number, segment.end)?;
         segment.end += bytes.len() as u64;
@@ -320,7 +331,7 @@ impl<D: Disk> Wal<D> {
             Some(file) => (SPARE, file),
             None => (NEW, self.disk.create(NEW).map_err(file_error(&self.disk, "make", NEW))?),
         };
-        file.write(0, bytes).and_then(|()| file.sync()).map_err(file_error(&self.disk, "write", from))?;
+        put(&file, 0, bytes, self.meter.as_deref()).map_err(file_error(&self.disk, "write", from))?;
         let name = segment_name(number);
         self.disk.rename(from, &name).and_then(|()| self.disk.sync()).map_err(file_error(&self.disk, "name", &name))?;
         take_in(&mut self.held, batch, &placed, number, 0)?;
@@ -354,6 +365,17 @@ impl<D: Disk> Wal<D> {
         let entry = found.and_then(|entry| if entry.index == index { Ok(entry) } else { Err("another entry stands there") });
         entry.map_err(|why| LogError::Segment { path: self.disk.path(&name), offset: begin, why: why.to_owned() })
     }
+}
+
+/// Writes a batch and makes it durable.
+fn put(file: &impl DiskFile, offset: u64, bytes: &[u8], meter: Option<&StoreMeter>) -> io::Result<()> {
+    file.write(offset, bytes)?;
+    let Some(meter) = meter else { return file.sync() };
+    let began = Instant::now();
+    file.sync()?;
+    meter.log_syncs.observe(began.elapsed());
+    meter.log_bytes.add(bytes.len() as u64);
+    Ok(())
 }
 
 /// A batch as bytes; as the first one of a segment it repeats what was held before it, so that no older segment is needed for that.
