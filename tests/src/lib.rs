@@ -7,4 +7,5 @@ pub mod leftovers;
 pub mod managers;
 pub mod processes;
 pub mod pull_bench;
+pub mod state_bench;
 pub mod store_bench;

@@ -17,10 +17,15 @@ impl Process {
 
     /// Its resident memory.
     pub fn rss_kib(&self) -> Result<u32> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
+        rss_kib(self.0.id())
     }
+}
+
+/// The resident memory of a process.
+pub fn rss_kib(pid: u32) -> Result<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 impl Drop for Process {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use rcluster_tests::failover_bench::{self, Counts};
 use rcluster_tests::lab::{Lab, wait_for};
-use rcluster_tests::pull_bench;
+use rcluster_tests::{pull_bench, state_bench};
 
 /// Figures of Docker Swarm 20.10 on a machine of the same kind, 5 hosts (see docs/benchmarks.md).
 const SWARM: [(&str, &str); 6] = [
@@ -46,6 +46,11 @@ enum Verb {
         power_cuts: usize,
         #[arg(long, default_value_t = 30)]
         transfers: usize,
+    },
+    /// Weigh managers, idle and with 30,000 tasks, and restart them
+    State {
+        #[arg(long, default_value_t = 10)]
+        restarts: usize,
     },
 }
 
@@ -98,6 +103,7 @@ fn main() -> Result<()> {
     match flags.verb {
         Some(Verb::Pull { rounds }) => return pull_bench::run(rounds),
         Some(Verb::Failover { kills, power_cuts, transfers }) => return failover_bench::run(Counts { kills, power_cuts, transfers }),
+        Some(Verb::State { restarts }) => return state_bench::run(restarts),
         None => {}
     }
     let mut figures = Figures::default();

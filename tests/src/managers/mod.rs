@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use tokio::runtime::{Handle, Runtime};
 
 use crate::lab::{bin_dir, wait_for};
+use crate::processes::rss_kib;
 use wire::Wire;
 
 /// Longest wait for what must happen.
@@ -184,6 +185,11 @@ impl Managers {
         let process = self.hosts[host].process.as_ref().context("it runs")?;
         let pid = i32::try_from(process.id()).context("a PID")?;
         kill(Pid::from_raw(pid), signal).context("signal a manager")
+    }
+
+    /// A manager's resident memory.
+    pub fn rss_kib(&self, host: usize) -> Result<u32> {
+        rss_kib(self.hosts[host].process.as_ref().context("it runs")?.id())
     }
 
     /// Sets a manager's clock, so many seconds from the machine's.
