@@ -22,8 +22,9 @@ use rcluster_manager::drive::Leadership;
 use rcluster_manager::found::{self, Founded};
 use rcluster_manager::renewal;
 use rcluster_manager::rpc::admission::AdmissionService;
-use rcluster_manager::rpc::calls::{self, Calls};
-use rcluster_manager::rpc::control::ControlService;
+use rcluster_manager::rpc::audit::Audit;
+use rcluster_manager::rpc::audited::AuditedControl;
+use rcluster_manager::rpc::calls;
 use rcluster_manager::rpc::dispatcher::DispatcherService;
 use rcluster_manager::rpc::raft::RaftService;
 use rcluster_manager::rpc::{Router, listen, locked, rest};
@@ -146,12 +147,13 @@ async fn run(config: Config) -> Result<()> {
         }
     }
     let identity = store::identity(&state_dir)?.context("find out whose the state directory is")?;
+    let audit = Audit::start(&identity.name).context("start a thread")?;
     let disk = match found::open_seal(&state_dir, &identity)? {
         Opened::Open(disk) => disk,
         Opened::Locked(locked) => {
             let door = seal::door(&state_dir)?;
             tokio::select! {
-                unlocked = locked::serve(&listener, locked, door, &identity) => unlocked?,
+                unlocked = locked::serve(&listener, locked, door, &identity, &audit) => unlocked?,
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
             }
@@ -173,19 +175,18 @@ async fn run(config: Config) -> Result<()> {
     }
     let mut scope = Scope::new();
     let leadership = Leadership::start(store.clone(), Timing::default(), &mut scope);
-    let router = Router::new(store.clone(), leadership, security.clone());
+    let router = Router::new(store.clone(), leadership, security.clone(), audit);
     if !security.is_plain() {
         scope.spawn(renewal::keep(router.clone(), security.clone(), state_dir.clone(), disk.keys.clone()));
     }
     scope.spawn(keeper::keep(store.clone(), disk, state_dir));
-    let calls = Calls { figures: router.figures.clone() };
-    let control = ControlService::new(router.clone());
+    let control = AuditedControl::new(router.clone());
     let routes = tonic::service::Routes::new(
         ControlServer::new(control.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),
     )
     .add_service(AdmissionServer::new(AdmissionService::new(router.clone())))
     .add_service(
-        DispatcherServer::new(DispatcherService::new(router))
+        DispatcherServer::new(DispatcherService::new(router.clone()))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX),
     );
@@ -199,9 +200,9 @@ async fn run(config: Config) -> Result<()> {
         None => routes,
     };
     let app =
-        rest::routes(control).merge(routes.into_axum_router().reset_fallback()).layer(from_fn_with_state(calls.clone(), calls::serve));
+        rest::routes(control).merge(routes.into_axum_router().reset_fallback()).layer(from_fn_with_state(router.clone(), calls::serve));
     info!(name, %listen, security = ?security, "serving");
-    let serving = listen::serve(listener, security, app, calls.figures);
+    let serving = listen::serve(listener, security, app, router.figures);
     tokio::pin!(serving);
     tokio::select! {
         () = &mut serving => {}

@@ -3,6 +3,7 @@
 //! No await, clock, randomness, IO, lock or map with random order. Time and ids come in through [`plan::Ctx`].
 
 pub mod allocate;
+pub mod audit;
 pub mod authorize;
 pub mod control;
 pub mod dispatch;

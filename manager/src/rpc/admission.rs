@@ -103,6 +103,26 @@ fn peers(state: &State) -> Vec<v1::Peer> {
 #[tonic::async_trait]
 impl Admission for AdmissionService {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        let what = |message: &v1::JoinRequest| {
+            let v1::JoinRequest { name, addr, .. } = message;
+            if addr.is_empty() { format!("agent {name}") } else { format!("manager {name} at {addr}") }
+        };
+        let call = self.router.audit.call(&request, "Admission/Join", what);
+        let outcome = self.let_in(request).await;
+        call.end(&self.router.store.state(), &outcome);
+        outcome
+    }
+
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
+        let call = self.router.audit.call(&request, "Admission/Renew", |_| String::new());
+        let outcome = self.issue_anew(request).await;
+        call.end(&self.router.store.state(), &outcome);
+        outcome
+    }
+}
+
+impl AdmissionService {
+    async fn let_in(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let term = match self.router.route(&request).await? {
             Route::There(leader) => return AdmissionClient::new(leader.channel).join(forward(request)).await,
             Route::Here(term) => term,
@@ -133,7 +153,7 @@ impl Admission for AdmissionService {
         Ok(Response::new(v1::JoinResponse { id, cluster_id: state.cluster_id().to_owned(), credentials, raft_id, managers }))
     }
 
-    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
+    async fn issue_anew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
         auth::admit(&request)?;
         match self.router.route(&request).await? {
             Route::There(leader) => AdmissionClient::new(leader.channel).renew(forward(request)).await,

@@ -6,8 +6,12 @@
 //! another manager forwards ── x-… ────┘   (the headers of a forwarded request count only from a manager)
 //! ```
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use rcluster_api::cluster::User;
 use rcluster_api::data::Payload;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::identity::{self, Identity, Part};
@@ -21,6 +25,8 @@ use crate::core::state::State;
 
 /// Set by a manager that forwards: the part and id of the certificate that it saw, `PART ID`; `nobody`; or `plain`.
 const ORIGIN: &str = "x-rcluster-origin";
+/// Set with it: the address from which the request came to that manager.
+const ADDRESS: &str = "x-rcluster-address";
 
 /// The other end of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,12 +55,32 @@ pub struct Claims {
     own: Claim,
     /// For whom a manager passes the request on.
     other: Option<Claim>,
+    /// Where it was made, as far as that is known.
+    from: Option<SocketAddr>,
 }
 
 impl Claims {
     /// Neither certificate nor token.
     pub fn nobody() -> Self {
-        Self { own: Claim::Nobody, other: None }
+        Self { own: Claim::Nobody, other: None, from: None }
+    }
+
+    /// The same, by a connection from `addr`: that of a manager, if it passes the request on.
+    #[must_use]
+    pub fn by(self, addr: SocketAddr) -> Self {
+        let from = if self.other.is_some() { self.from } else { Some(addr) };
+        Self { from, ..self }
+    }
+
+    /// Where the request was made.
+    pub fn from(&self) -> Option<SocketAddr> {
+        self.from
+    }
+
+    /// Who made the request, and who has passed it on, as audit events call them; what is claimed may be refused yet.
+    pub fn describe(&self, state: &State) -> (String, String) {
+        let through = self.other.as_ref().map(|_| claimed(&self.own, state)).unwrap_or_default();
+        (claimed(self.made_by(), state), through)
     }
 
     fn made_by(&self) -> &Claim {
@@ -73,7 +99,22 @@ pub fn claims(peer: &Peer, headers: &HeaderMap) -> Claims {
     };
     let origin = headers.get(ORIGIN).filter(|_| may_pass_on);
     let other = origin.map(|origin| passed_on(origin.to_str().unwrap_or_default(), headers, &own));
-    Claims { own, other }
+    let from = other.as_ref().and_then(|_| headers.get(ADDRESS)?.to_str().ok()?.parse().ok());
+    Claims { own, other, from }
+}
+
+fn claimed(claim: &Claim, state: &State) -> String {
+    let user = |user: Option<&Arc<User>>, unknown: &str| user.map_or_else(|| unknown.to_owned(), |user| format!("user {}", user.name));
+    match claim {
+        Claim::Plain => "someone, without TLS".to_owned(),
+        Claim::Nobody => "nobody".to_owned(),
+        Claim::Token { digest } => user(state.users().values().find(|user| user.token_digest == *digest), "an unknown token"),
+        Claim::Certificate { part: Part::User, id } => user(state.find_user(id), &format!("unknown user {id}")),
+        Claim::Certificate { part: Part::Manager, id } => {
+            format!("manager {}", state.find_manager(id).map_or(id.as_str(), |manager| manager.name.as_str()))
+        }
+        Claim::Certificate { part: Part::Agent, id } => format!("agent {}", state.find_node(id).map_or(id.as_str(), |node| node.name())),
+    }
 }
 
 fn passed_on(origin: &str, headers: &HeaderMap, by: &Claim) -> Claim {
@@ -128,7 +169,7 @@ fn stranger() -> ApiError {
 
 /// Who made a request, by this manager's state; one that was passed on counts only from a manager of the cluster.
 pub fn known<T>(request: &Request<T>, state: &State) -> Result<Caller, ApiError> {
-    let Claims { own, other } = of(request);
+    let Claims { own, other, from: _ } = of(request);
     let Some(other) = other else { return caller(state, &own, unix_ms()) };
     match caller(state, &own, unix_ms())? {
         Caller::Anyone => {}
@@ -166,6 +207,9 @@ pub fn pass_on<T>(request: &mut Request<T>) {
     // An id that cannot stand in a header is none of ours.
     let origin = origin.parse().unwrap_or_else(|_| MetadataValue::from_static("nobody"));
     request.metadata_mut().insert(ORIGIN, origin);
+    if let Some(from) = of(request).from.and_then(|from| from.to_string().parse().ok()) {
+        request.metadata_mut().insert(ADDRESS, from);
+    }
 }
 
 /// The id of the agent that calls; in plain text it is not known, and anyone may be it.
@@ -207,6 +251,11 @@ mod tests {
         // With TLS nobody has come without.
         assert_eq!(made_by(&peer_of(Part::Manager), &headers(&[(ORIGIN, "plain")])), Claim::Nobody);
         assert_eq!(made_by(&Peer::Plain, &headers(&[(ORIGIN, "plain")])), Claim::Plain);
+        let [here, there]: [SocketAddr; 2] = ["10.0.0.1:1", "10.0.0.2:2"].map(|addr| addr.parse().unwrap());
+        let from = |part, origin| claims(&peer_of(part), &headers(&[(origin, "user u1"), (ADDRESS, "10.0.0.2:2")])).by(here).from();
+        assert_eq!(from(Part::Manager, ORIGIN), Some(there));
+        assert_eq!(from(Part::Agent, ORIGIN), Some(here));
+        assert_eq!(from(Part::Manager, "x-other"), Some(here), "its own request");
     }
 
     #[test]

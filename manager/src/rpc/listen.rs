@@ -4,6 +4,7 @@
 //! wait outside.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,9 +43,9 @@ pub async fn serve(listener: TcpListener, security: Security, app: Router, figur
         while connections.try_join_next().is_some() {}
         let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, from)) => {
                 figures.accepted.count();
-                connections.spawn(connection(stream, security.clone(), app.clone(), figures.clone(), permit));
+                connections.spawn(connection(stream, from, security.clone(), app.clone(), figures.clone(), permit));
             }
             Err(error) => {
                 warn!(%error, "no connection can be accepted");
@@ -54,16 +55,23 @@ pub async fn serve(listener: TcpListener, security: Security, app: Router, figur
     }
 }
 
-async fn connection(stream: TcpStream, security: Security, app: Router, figures: Arc<Figures>, _permit: OwnedSemaphorePermit) {
+async fn connection(
+    stream: TcpStream,
+    from: SocketAddr,
+    security: Security,
+    app: Router,
+    figures: Arc<Figures>,
+    _permit: OwnedSemaphorePermit,
+) {
     if let Err(error) = tune(&stream) {
         warn!(%error, "a connection keeps the system's defaults");
     }
-    let Some(config) = security.server() else { return requests(stream, Peer::Plain, app, &figures).await };
+    let Some(config) = security.server() else { return requests(stream, from, Peer::Plain, app, &figures).await };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await {
         Ok(Ok(stream)) => {
             let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let peer = Peer::of(shown.map(AsRef::as_ref));
-            return requests(stream, peer, app, &figures).await;
+            return requests(stream, from, peer, app, &figures).await;
         }
         Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
         Err(_) => debug!("a TLS handshake took too long"),
@@ -71,10 +79,16 @@ async fn connection(stream: TcpStream, security: Security, app: Router, figures:
     figures.handshakes_failed.count();
 }
 
-async fn requests(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer, app: Router, figures: &Figures) {
+async fn requests(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    from: SocketAddr,
+    peer: Peer,
+    app: Router,
+    figures: &Figures,
+) {
     let _there = figures.connected(&peer);
     let app = app.map_request(move |mut request: Request<hyper::body::Incoming>| {
-        let claims = claims(&peer, request.headers());
+        let claims = claims(&peer, request.headers()).by(from);
         request.extensions_mut().insert(claims);
         request
     });

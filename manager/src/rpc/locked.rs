@@ -2,6 +2,7 @@
 //!
 //! Whoever asks for anything else does not get through the handshake, and reads there that the manager is locked.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,9 +21,11 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tracing::{debug, info, warn};
 
+use super::audit::Audit;
+use super::methods::code_place;
 use crate::seal::{Locked, Seal};
 use crate::store::Identity;
 
@@ -44,7 +47,12 @@ struct Service {
     /// One attempt at a time.
     turn: Arc<Mutex<()>>,
     unlocked: watch::Sender<Option<Seal>>,
+    audit: Audit,
+    /// Who is at the other end.
+    from: Option<SocketAddr>,
 }
+
+const UNLOCK: &str = "Door/Unlock";
 
 #[tonic::async_trait]
 impl Door for Service {
@@ -54,6 +62,7 @@ impl Door for Service {
         let name = &self.identity.name;
         let Some(seal) = key.and_then(|key| self.locked.unlock(&UnlockKey(key)).ok()) else {
             warn!("somebody tried to unlock this manager with a wrong key");
+            self.audit.tell_of_someone(self.from, UNLOCK, code_place(Code::PermissionDenied));
             sleep(AFTER_WRONG).await;
             let needed = self.locked.needed();
             let why = format!("wrong key: the disk of manager {name} is locked with the key whose fingerprint is {needed}");
@@ -61,6 +70,7 @@ impl Door for Service {
                         manager and join again with an empty state directory";
             return Err(ApiError::new(ErrorCode::Forbidden, why).hint(hint).into());
         };
+        self.audit.tell_of_someone(self.from, UNLOCK, code_place(Code::Ok));
         self.unlocked.send_replace(Some(seal));
         let peer = |member: &crate::store::Member| v1::Peer { raft_id: member.id, name: member.name.clone(), addr: member.addr.clone() };
         Ok(Response::new(v1::UnlockResponse { manager: name.clone(), managers: self.identity.seeds.iter().map(peer).collect() }))
@@ -68,14 +78,15 @@ impl Door for Service {
 }
 
 /// Serves until the disk is unlocked; everyone is answered by then.
-pub async fn serve(listener: &TcpListener, locked: Locked, door: Option<Credentials>, identity: &Identity) -> Result<Seal> {
+pub async fn serve(listener: &TcpListener, locked: Locked, door: Option<Credentials>, identity: &Identity, audit: &Audit) -> Result<Seal> {
     let Some(door) = door else {
         bail!("this manager is locked and has no certificate by which it could be unlocked: bring back door.json");
     };
     let config = locked_server(&door).context("use door.json")?;
     info!(name = identity.name, key = locked.needed(), "locked: waiting for `rclusterctl cluster unlock`");
     let (unlocked, mut seal) = watch::channel(None);
-    let service = Service { locked: Arc::new(locked), identity: Arc::new(identity.clone()), turn: Arc::default(), unlocked };
+    let (locked, identity) = (Arc::new(locked), Arc::new(identity.clone()));
+    let service = Service { locked, identity, turn: Arc::default(), unlocked, audit: audit.clone(), from: None };
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     let seal = loop {
@@ -89,7 +100,10 @@ pub async fn serve(listener: &TcpListener, locked: Locked, door: Option<Credenti
                 break found.ok().and_then(|seal| seal.clone()).expect("the service keeps the sender, and it was waited for");
             }
             (permit, accepted) = accepted => match accepted {
-                Ok((stream, _)) => drop(connections.spawn(connection(stream, config.clone(), service.clone(), permit))),
+                Ok((stream, from)) => {
+                    let service = Service { from: Some(from), ..service.clone() };
+                    connections.spawn(connection(stream, config.clone(), service, permit));
+                }
                 Err(error) => {
                     warn!(%error, "no connection can be accepted");
                     sleep(Duration::from_millis(100)).await;

@@ -114,6 +114,19 @@ impl Method {
         self.0
     }
 
+    /// Whether it changes something or shows what is secret: who serves it tells of it, with what it was about.
+    pub fn is_told_of(self) -> bool {
+        match GRPC.get(self.0) {
+            Some(name) => match name.split_once('/') {
+                Some(("Control", method)) => !matches!(method, "Cluster" | "List" | "Logs" | "Watch"),
+                Some(("Admission", _)) => true,
+                // What agents and managers do among themselves is in the tables, and in the log.
+                _ => false,
+            },
+            None => matches!(REST[self.0 - GRPC.len()].1, "PUT" | "POST" | "DELETE"),
+        }
+    }
+
     /// As it is told of.
     pub fn name(self) -> String {
         match GRPC.get(self.0) {
@@ -128,12 +141,21 @@ impl Method {
 
 /// How a call ended, or began if it is a stream, as a place in [`OUTCOMES`].
 pub fn outcome<T>(response: &Response<T>) -> usize {
-    let code = match response.headers().get("grpc-status") {
+    code_place(match response.headers().get("grpc-status") {
         Some(code) => Code::from_bytes(code.as_bytes()),
         None => from_http(response.status()),
-    };
+    })
+}
+
+/// The place of a code in [`OUTCOMES`].
+pub fn code_place(code: Code) -> usize {
     // There are 17 of them.
     usize::try_from(code as i32).unwrap_or_default().min(OUTCOMES.len() - 1)
+}
+
+/// Whether an outcome is a refusal of who called.
+pub fn is_refusal(outcome: usize) -> bool {
+    [Code::Unauthenticated, Code::PermissionDenied].map(code_place).contains(&outcome)
 }
 
 fn from_http(status: StatusCode) -> Code {
@@ -190,6 +212,17 @@ mod tests {
         assert_eq!(name("POST", "/rcluster.v1.Control/Nothing"), "other");
         assert_eq!(name("BREW", "/v1/coffee"), "other");
         assert_eq!(Method::all().map(Method::name).collect::<BTreeSet<_>>().len(), METHODS);
+    }
+
+    #[test]
+    fn changes_are_told_of_and_looks_are_not() {
+        let told = |verb: &str, path: &str| Method::of(&request(verb, path)).is_told_of();
+        for method in ["Control/Apply", "Control/Relay", "Control/CreateUser", "Control/Backup", "Admission/Join"] {
+            assert!(told("POST", &format!("{GRPC_PREFIX}{method}")), "{method}");
+        }
+        for method in ["Control/List", "Control/Watch", "Dispatcher/Session", "Raft/Send", "Control/Nothing"] {
+            assert!(!told("POST", &format!("{GRPC_PREFIX}{method}")), "{method}");
+        }
     }
 
     #[test]

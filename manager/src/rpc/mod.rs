@@ -2,6 +2,8 @@
 //! decided here.
 
 pub mod admission;
+pub mod audit;
+pub mod audited;
 pub mod auth;
 mod backup;
 pub mod calls;

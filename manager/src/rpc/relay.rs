@@ -47,14 +47,33 @@ pub async fn stream(
     request: Request<Streaming<v1::RelayInput>>,
 ) -> Result<Answers<v1::RelayOutput>, Status> {
     let state = router.store.state();
-    let caller = auth::known(&request, &state)?;
+    let mut call = router.audit.call(&request, "Control/Relay", |_| String::new());
+    let opened = open(router, term, request, &state, &mut call.what).await;
+    // What needs no more than to be allowed to look is told of when it was refused.
+    match &opened {
+        Ok((_, UserRole::ReadOnly)) => {}
+        Ok((_, UserRole::Deploy | UserRole::Admin)) | Err(_) => call.end(&state, &opened),
+    }
+    opened.map(|(answers, _)| answers)
+}
+
+/// Says which role the conversation needs, and in `what` what it is for, as far as that was said.
+async fn open(
+    router: &Router,
+    term: Arc<Term>,
+    request: Request<Streaming<v1::RelayInput>>,
+    state: &State,
+    what: &mut String,
+) -> Result<(Answers<v1::RelayOutput>, UserRole), Status> {
+    let caller = auth::known(&request, state)?;
     let mut inputs = request.into_inner();
     let open = opening(&mut inputs).await?;
     let (role, deed) = needed(&open);
+    *what = named(&open);
     caller.needs(role, deed)?;
     let partner = match &open.kind {
-        Some(relay_open::Kind::Image(_)) => Partner::Node(find_node(&state, &open.target)?),
-        _ => Partner::Task(Box::new(find_task(&state, &open.target)?)),
+        Some(relay_open::Kind::Image(_)) => Partner::Node(find_node(state, &open.target)?),
+        _ => Partner::Task(Box::new(find_task(state, &open.target)?)),
     };
     let node = partner.node_id()?;
     let outbox = term.sessions.outbox(node).ok_or_else(|| {
@@ -74,7 +93,38 @@ pub async fn stream(
     let (sender, outputs) = mpsc::channel(FRAMES_MAX);
     let (store, _there) = (router.store.clone(), router.figures.relays.there());
     tokio::spawn(Relay { store, term, partner, sender, _there }.run(request, inputs));
-    Ok(Box::pin(ReceiverStream::new(outputs)))
+    Ok((Box::pin(ReceiverStream::new(outputs)), role))
+}
+
+/// What a conversation is for, as audit events call it: not which command, as its arguments may be secret.
+fn named(open: &v1::RelayOpen) -> String {
+    use image_request::Kind as Image;
+    let deed = match &open.kind {
+        Some(relay_open::Kind::Exec(_)) => "exec in",
+        Some(relay_open::Kind::Attach(_)) => "attach to",
+        Some(relay_open::Kind::CopyFrom(_)) => "copy from",
+        Some(relay_open::Kind::CopyTo(_)) => "copy to",
+        Some(relay_open::Kind::Stats(_)) => "statistics of",
+        Some(relay_open::Kind::Top(_)) => "processes of",
+        Some(relay_open::Kind::Pause(pause)) => {
+            if pause.resume {
+                "unpause"
+            } else {
+                "pause"
+            }
+        }
+        Some(relay_open::Kind::Image(v1::ImageRequest { kind })) => match kind {
+            Some(Image::Pull(_)) => "pull an image on",
+            Some(Image::Load(_)) => "load images on",
+            Some(Image::Save(_)) => "save images of",
+            Some(Image::Rm(_)) => "remove an image on",
+            Some(Image::Tag(_)) => "tag an image on",
+            Some(Image::Prune(_)) => "prune images on",
+            Some(Image::Ls(_) | Image::History(_) | Image::Inspect(_)) | None => "look at images of",
+        },
+        None => "nothing with",
+    };
+    format!("{deed} {}", open.target)
 }
 
 /// Which role a conversation needs, and what it is called.

@@ -25,8 +25,8 @@ use serde_json::{Value, json};
 use tonic::Request;
 use tonic::metadata::MetadataMap;
 
+use super::audited::AuditedControl;
 use super::auth::{self, Claims};
-use super::control::ControlService;
 use super::metrics;
 
 /// A refusal as HTTP has it.
@@ -49,16 +49,16 @@ type Answer = Result<Json<Value>, Refusal>;
 
 /// The control calls, with who makes them.
 struct Api {
-    control: ControlService,
+    control: AuditedControl,
     claims: Claims,
     /// A token goes along when the call is forwarded, and a key.
     headers: HeaderMap,
 }
 
-impl FromRequestParts<ControlService> for Api {
+impl FromRequestParts<AuditedControl> for Api {
     type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, control: &ControlService) -> Result<Self, Infallible> {
+    async fn from_request_parts(parts: &mut Parts, control: &AuditedControl) -> Result<Self, Infallible> {
         let claims = parts.extensions.get::<Claims>().cloned().unwrap_or_else(Claims::nobody);
         let taken = [AUTHORIZATION, HeaderName::from_static(IDEMPOTENCY_KEY)];
         let headers = taken.into_iter().filter_map(|name| parts.headers.get(&name).cloned().map(|value| (name, value)));
@@ -99,7 +99,7 @@ struct ScaleBody {
 }
 
 /// The routes.
-pub fn routes(control: ControlService) -> Router {
+pub fn routes(control: AuditedControl) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/metrics", get(figures))
@@ -136,7 +136,7 @@ async fn figures(api: Api) -> Result<Response, Refusal> {
     Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
-fn data_routes(kind: DataKind) -> MethodRouter<ControlService> {
+fn data_routes(kind: DataKind) -> MethodRouter<AuditedControl> {
     get(move |api, path| one(api, kind.object_kind(), path))
         .put(move |api: Api, name: Path<String>, expected: Query<Expected>, body: axum::body::Bytes| async move {
             let spec = DataSpec { kind, name: name.0, ..read(&body)? };

@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use tracing::debug;
 
+use super::audit::Audit;
 use super::auth;
 use super::figures::Figures;
 use crate::core::members::Standing;
@@ -36,6 +37,8 @@ pub struct Router {
     pub security: Security,
     /// What is counted of calls and connections.
     pub figures: Arc<Figures>,
+    /// Where what is done is told of.
+    pub audit: Audit,
     /// What calls that end by themselves are passed on by.
     link: Arc<Mutex<Option<Link>>>,
 }
@@ -57,8 +60,8 @@ pub enum Route {
 
 impl Router {
     /// A router over the store's role.
-    pub fn new(store: Store, leadership: Leadership, security: Security) -> Self {
-        Self { store, leadership, security, figures: Arc::default(), link: Arc::default() }
+    pub fn new(store: Store, leadership: Leadership, security: Security, audit: Audit) -> Self {
+        Self { store, leadership, security, figures: Arc::default(), audit, link: Arc::default() }
     }
 
     /// Refuses a request of a user without this role, by the leader's state; `deed` says what it needs the role for.

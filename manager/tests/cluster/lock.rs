@@ -117,6 +117,11 @@ async fn a_locked_manager_waits_for_the_key_and_nothing_is_lost() {
     unlock(&addr, &cluster.admin, &key).await.unwrap_err();
     unlock(&addr, &cluster.admin, &rotated).await.unwrap();
     until("m1 leads", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
+    let unlocks: Vec<_> =
+        crate::audit::events(cluster.manager("m1")).into_iter().filter(|event| event["method"] == "Door/Unlock").collect();
+    let outcomes: Vec<_> = unlocks.iter().map(|event| event["outcome"].as_str().unwrap()).collect();
+    assert_eq!(outcomes, ["permission_denied", "ok", "permission_denied", "ok"]);
+    assert!(unlocks.iter().all(|event| event["from"].as_str().unwrap().starts_with("127.")));
 
     assert_eq!(autolock(&cluster, Off).await.unwrap(), None);
     wrapped_with(&dir, None).await;

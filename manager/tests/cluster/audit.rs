@@ -1,0 +1,105 @@
+//! Audit events: who did what, and who was refused, as the managers' logs tell it.
+
+use rcluster_api::client;
+use rcluster_api::identity::JoinToken;
+use rcluster_api::seal::{Key, UnlockKey};
+use rcluster_api::tls::Security;
+use rcluster_api::wire::v1;
+use rcluster_api::wire::v1::control_client::ControlClient;
+use serde_json::Value;
+
+use crate::support::{Cluster, Manager, rest, token, until, user};
+
+/// The events in a manager's log.
+pub fn events(manager: &Manager) -> Vec<Value> {
+    let log = manager.log();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter(|line| line["target"] == "audit").map(|line| line["fields"].clone()).collect()
+}
+
+/// Who, what by which method, on what, and the outcome.
+fn told(manager: &Manager) -> Vec<[String; 4]> {
+    let field = |event: &Value, name: &str| event[name].as_str().unwrap_or_default().to_owned();
+    let told = events(manager).into_iter().map(|event| ["who", "method", "what", "outcome"].map(|name| field(&event, name)));
+    // Before there was a leader, the first may have been refused and sent again.
+    told.filter(|event| event[3] != "unavailable").collect()
+}
+
+#[tokio::test]
+async fn changes_and_refusals_are_told_of_and_no_secret_is() {
+    let mut cluster = Cluster::found().await;
+    cluster.write("n1").await;
+    let eve = user(&cluster, "eve", v1::UserRole::ReadOnly).await;
+    let bearer = token(&cluster, "rita", v1::UserRole::Deploy).await;
+    cluster.try_write(&eve, "n2").await.unwrap_err();
+    cluster.list(&eve, v1::Kind::Network).await.unwrap();
+    let nobody = Security::joining(&cluster.founded.agent_token.parse::<JoinToken>().unwrap()).unwrap();
+    let channel = cluster.connect(&nobody).await.unwrap();
+    assert_eq!(rest(&channel, "PUT", "/v1/secrets/s1", Some(&bearer), r#"{"data": "c2VjcmV0LWJ5dGVz"}"#).await.0, 200);
+    assert_eq!(rest(&channel, "GET", "/v1/services", Some("rct_wrong"), "").await.0, 401);
+    assert_eq!(rest(&channel, "GET", "/v1/services", Some(&bearer), "").await.0, 200);
+    ControlClient::new(channel.clone()).scale(v1::ScaleRequest { service: "web".to_owned(), replicas: 3 }).await.unwrap_err();
+    let joined = client::join(&cluster.addrs(), Some(&cluster.founded.agent_token.parse().unwrap()), "n1", "").await.unwrap();
+    let agent = Security::new(joined.credentials.unwrap()).unwrap();
+    cluster.list(&agent, v1::Kind::Network).await.unwrap_err();
+    let mut control = cluster.control(&cluster.admin).await.unwrap();
+    let shown = control.join_token(v1::JoinTokenRequest { manager: true, rotate: false }).await.unwrap().into_inner().token;
+    let lock = v1::AutolockRequest { action: v1::AutolockAction::On.into() };
+    let key = control.autolock(lock).await.unwrap().into_inner().unlock_key.unwrap();
+    control.rotate_authority(v1::RotateAuthorityRequest {}).await.unwrap();
+    drop(control.backup(v1::BackupRequest {}).await.unwrap());
+    let remove = v1::Ref { kind: v1::Kind::User.into(), name: "eve".to_owned() };
+    control.remove(v1::RemoveRequest { refs: vec![remove] }).await.unwrap();
+    let agent_name = format!("agent {}", joined.id);
+    let expected = [
+        ["user admin", "Control/Apply", "network n1", "ok"],
+        ["user admin", "Control/CreateUser", "user eve: read-only, by certificate", "ok"],
+        ["user admin", "Control/CreateUser", "user rita: deploy, by token", "ok"],
+        ["user eve", "Control/Apply", "network n2", "permission_denied"],
+        ["user rita", "Control/Apply", "secret s1", "ok"],
+        ["an unknown token", "GET /v1/services", "", "unauthenticated"],
+        ["nobody", "Control/Scale", "", "unauthenticated"],
+        ["nobody", "Admission/Join", "agent n1", "ok"],
+        [&agent_name, "Control/List", "", "permission_denied"],
+        ["user admin", "Control/JoinToken", "token for managers: shown", "ok"],
+        ["user admin", "Control/Autolock", "on", "ok"],
+        ["user admin", "Control/RotateAuthority", "", "ok"],
+        ["user admin", "Control/Backup", "", "ok"],
+        ["user admin", "Control/Remove", "user eve", "ok"],
+    ];
+    let manager = cluster.manager("m1");
+    until("all is told of", || async { (told(manager).len() >= expected.len()).then_some(()) }).await;
+    // The managers renew their own certificates when the authority changes, whenever they come to it.
+    let told: Vec<_> = told(manager).into_iter().filter(|event| event[1] != "Admission/Renew").collect();
+    assert_eq!(told, expected.map(|event| event.map(str::to_owned)));
+    assert!(
+        events(manager).iter().all(|event| event["manager"] == "m1" && event["from"].as_str().is_some_and(|from| from.starts_with("127.")))
+    );
+    let log = manager.log();
+    let key = UnlockKey(Key::from_bytes(&key.bytes).unwrap()).to_string();
+    for secret in ["secret-bytes", "c2VjcmV0LWJ5dGVz", &bearer, "rct_wrong", &shown, &cluster.founded.agent_token, &key] {
+        assert!(!log.contains(secret), "{secret}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_passed_on_is_told_of_by_both_managers() {
+    let mut cluster = Cluster::found().await;
+    cluster.join("m2");
+    cluster.settled(&["m1", "m2"]).await;
+    let leader = cluster.status().await.unwrap().leader;
+    let follower = if leader == "m1" { "m2" } else { "m1" };
+    let addr = cluster.manager(follower).addr.clone();
+    let mut control = client::control(&[addr], &cluster.admin).await.unwrap();
+    let network = v1::NetworkSpec { name: "n1".to_owned(), ..v1::NetworkSpec::default() };
+    let spec = v1::Spec { kind: Some(v1::spec::Kind::Network(network)), expected_version: 0 };
+    control.apply(v1::ApplyRequest { specs: vec![spec] }).await.unwrap();
+    let find = |manager: &Manager| events(manager).into_iter().find(|event| event["method"] == "Control/Apply" && event["outcome"] == "ok");
+    let at_leader = until("the leader tells", || async { find(cluster.managers.iter().find(|one| one.name == leader).unwrap()) }).await;
+    let at_follower = until("the other tells", || async { find(cluster.managers.iter().find(|one| one.name == follower).unwrap()) }).await;
+    for (event, through) in [(&at_leader, Some(format!("manager {follower}"))), (&at_follower, None)] {
+        assert_eq!((event["who"].as_str(), event["what"].as_str()), (Some("user admin"), Some("network n1")));
+        assert_eq!(event["through"].as_str().map(str::to_owned), through);
+    }
+    assert_eq!(at_leader["from"], at_follower["from"]);
+}
