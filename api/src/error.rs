@@ -21,6 +21,8 @@ pub enum ErrorCode {
     /// No leader, or no quorum, for now: try again.
     Unavailable,
     TooLarge,
+    /// The caller asks for too much at once, or too fast: wait, then try again.
+    TooMany,
     /// What was to be gone on from is no longer kept: list again.
     Compacted,
     /// Nobody knows who calls.
@@ -40,6 +42,7 @@ impl ErrorCode {
             Self::NotLeader => "not_leader",
             Self::Unavailable => "unavailable",
             Self::TooLarge => "too_large",
+            Self::TooMany => "too_many",
             Self::Compacted => "compacted",
             Self::Unauthenticated => "unauthenticated",
             Self::Forbidden => "forbidden",
@@ -52,7 +55,7 @@ impl ErrorCode {
         let known = [Self::Invalid, Self::NotFound, Self::Conflict, Self::NotLeader, Self::Unavailable, Self::TooLarge];
         known
             .into_iter()
-            .chain([Self::Compacted, Self::Unauthenticated, Self::Forbidden, Self::Internal])
+            .chain([Self::TooMany, Self::Compacted, Self::Unauthenticated, Self::Forbidden, Self::Internal])
             .find(|code| code.as_str() == name)
     }
 
@@ -63,7 +66,7 @@ impl ErrorCode {
             Self::Conflict => Code::Aborted,
             Self::NotLeader => Code::FailedPrecondition,
             Self::Unavailable => Code::Unavailable,
-            Self::TooLarge => Code::ResourceExhausted,
+            Self::TooLarge | Self::TooMany => Code::ResourceExhausted,
             Self::Compacted => Code::OutOfRange,
             Self::Unauthenticated => Code::Unauthenticated,
             Self::Forbidden => Code::PermissionDenied,
@@ -79,6 +82,7 @@ impl ErrorCode {
             Self::Conflict => 409,
             Self::NotLeader | Self::Unavailable => 503,
             Self::TooLarge => 413,
+            Self::TooMany => 429,
             Self::Compacted => 410,
             Self::Unauthenticated => 401,
             Self::Forbidden => 403,

@@ -194,8 +194,34 @@ pub struct RunArgs {
     insecure: bool,
     #[command(flatten)]
     store: StoreArgs,
+    #[command(flatten)]
+    limits: Limits,
     #[arg(long, default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// What each caller may ask of this manager: a user, or an address from which somebody comes without a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub struct Limits {
+    /// Requests a second that a caller may make, and as many at a stroke after a pause
+    #[arg(long, value_name = "N", default_value_t = Limits::default().requests_per_second, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub requests_per_second: u32,
+    /// Requests of a caller that are answered at once
+    #[arg(long = "requests-per-caller", value_name = "N", default_value_t = Limits::default().requests, value_parser = clap::value_parser!(u32).range(1..))]
+    pub requests: u32,
+    /// Watches, followed logs and conversations that a caller may have open
+    #[arg(long = "streams-per-caller", value_name = "N", default_value_t = Limits::default().streams, value_parser = clap::value_parser!(u32).range(1..))]
+    pub streams: u32,
+    /// Connections that a caller may have
+    #[arg(long = "connections-per-caller", value_name = "N", default_value_t = Limits::default().connections, value_parser = clap::value_parser!(u32).range(1..))]
+    pub connections: u32,
+}
+
+impl Default for Limits {
+    /// More than a client's own fault, less than what would keep others waiting: those who are answered at once wait for one another.
+    fn default() -> Self {
+        Self { requests_per_second: 50_000, requests: 1024, streams: 1024, connections: 1024 }
+    }
 }
 
 /// A cluster to be made.
@@ -220,6 +246,7 @@ pub struct Config {
     pub insecure: bool,
     /// An etcd that keeps the state.
     pub store: Option<Access>,
+    pub limits: Limits,
 }
 
 /// How to join.
@@ -282,14 +309,14 @@ impl InitArgs {
 impl RunArgs {
     /// The checked flags.
     pub fn check(self) -> Result<Config, ConfigError> {
-        let Self { state_dir, listen, join, token, token_file, name, advertise, insecure, store, log_format: _ } = self;
+        let Self { state_dir, listen, join, token, token_file, name, advertise, insecure, store, limits, log_format: _ } = self;
         let store = store.check()?;
         if join.is_empty() {
-            return Ok(Config { state_dir, listen, join: None, insecure, store });
+            return Ok(Config { state_dir, listen, join: None, insecure, store, limits });
         }
         let advertise = advertise.unwrap_or_else(|| listen.to_string());
         let join = check_join(join, token, token_file, name, advertise, insecure)?;
-        Ok(Config { state_dir, listen, join: Some(join), insecure, store })
+        Ok(Config { state_dir, listen, join: Some(join), insecure, store, limits })
     }
 }
 

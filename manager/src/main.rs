@@ -24,8 +24,10 @@ use rcluster_manager::renewal;
 use rcluster_manager::rpc::admission::AdmissionService;
 use rcluster_manager::rpc::audit::Audit;
 use rcluster_manager::rpc::audited::AuditedControl;
-use rcluster_manager::rpc::calls;
+use rcluster_manager::rpc::calls::{self, Calls};
 use rcluster_manager::rpc::dispatcher::DispatcherService;
+use rcluster_manager::rpc::limits::Limiter;
+use rcluster_manager::rpc::listen::Arrivals;
 use rcluster_manager::rpc::raft::RaftService;
 use rcluster_manager::rpc::{Router, listen, locked, rest};
 use rcluster_manager::seal::{self, Opened, keeper};
@@ -126,7 +128,7 @@ async fn open(config: StoreConfig, in_etcd: bool, external: Option<Access>, secu
 }
 
 async fn run(config: Config) -> Result<()> {
-    let Config { state_dir, listen, join, insecure, store: external } = config;
+    let Config { state_dir, listen, join, insecure, store: external, limits } = config;
     let listener = TcpListener::bind(listen)
         .await
         .with_context(|| format!("listen on {listen} (is another manager running, or is the address not this host's?)"))?;
@@ -180,13 +182,16 @@ async fn run(config: Config) -> Result<()> {
         scope.spawn(renewal::keep(router.clone(), security.clone(), state_dir.clone(), disk.keys.clone()));
     }
     scope.spawn(keeper::keep(store.clone(), disk, state_dir));
+    let limiter = Limiter::new(limits);
+    let calls = Calls { router: router.clone(), limiter: limiter.clone() };
+    let arrivals = Arrivals { figures: router.figures.clone(), limiter };
     let control = AuditedControl::new(router.clone());
     let routes = tonic::service::Routes::new(
         ControlServer::new(control.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),
     )
     .add_service(AdmissionServer::new(AdmissionService::new(router.clone())))
     .add_service(
-        DispatcherServer::new(DispatcherService::new(router.clone()))
+        DispatcherServer::new(DispatcherService::new(router))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX),
     );
@@ -200,9 +205,9 @@ async fn run(config: Config) -> Result<()> {
         None => routes,
     };
     let app =
-        rest::routes(control).merge(routes.into_axum_router().reset_fallback()).layer(from_fn_with_state(router.clone(), calls::serve));
+        rest::routes(control).merge(routes.into_axum_router().reset_fallback()).layer(from_fn_with_state(calls.clone(), calls::serve));
     info!(name, %listen, security = ?security, "serving");
-    let serving = listen::serve(listener, security, app, router.figures);
+    let serving = listen::serve(listener, security, app, arrivals);
     tokio::pin!(serving);
     tokio::select! {
         () = &mut serving => {}

@@ -99,6 +99,7 @@ impl From<ApiError> for CliError {
             | ErrorCode::NotFound
             | ErrorCode::Conflict
             | ErrorCode::TooLarge
+            | ErrorCode::TooMany
             | ErrorCode::Compacted
             | ErrorCode::Unauthenticated
             | ErrorCode::Forbidden

@@ -7,6 +7,7 @@ pub mod audit;
 pub mod authorize;
 pub mod control;
 pub mod dispatch;
+pub mod limit;
 pub mod members;
 pub mod node;
 pub mod orchestrate;

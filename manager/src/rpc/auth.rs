@@ -72,6 +72,16 @@ impl Claims {
         Self { from, ..self }
     }
 
+    /// Whether a manager passes the request on for somebody.
+    pub fn is_passed_on(&self) -> bool {
+        self.other.is_some()
+    }
+
+    /// Who made the connection, or whose token came with it.
+    pub fn own(&self) -> &Claim {
+        &self.own
+    }
+
     /// Where the request was made.
     pub fn from(&self) -> Option<SocketAddr> {
         self.from

@@ -1,26 +1,53 @@
-//! Every call: refused before its message is read, if nobody makes it; counted when it is answered, and told of if who made it was refused.
+//! Every call: refused before its message is read, if nobody makes it, or who makes it asks for too much; counted when it is answered, and
+//! told of if who made it was refused.
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
+use hyper::body::{Frame, SizeHint};
 
 use super::auth::{self, Claims};
+use super::limits::{Held, Limiter, Share, TooMany};
 use super::methods::{Method, is_refusal, outcome};
 use super::route::Router;
 
+/// What is needed for each call; clones share it.
+#[derive(Debug, Clone)]
+pub struct Calls {
+    pub router: Router,
+    pub limiter: Limiter,
+}
+
 /// Serves a call.
-pub async fn serve(State(router): State<Router>, request: Request, next: Next) -> Response {
+pub async fn serve(State(calls): State<Calls>, request: Request, next: Next) -> Response {
+    let Calls { router, .. } = &calls;
     let (began, method) = (Instant::now(), Method::of(&request));
     // Each request of a connection has them; two strings at most.
     let claims = request.extensions().get::<Claims>().cloned().unwrap_or_else(Claims::nobody);
     let turned_away = auth::turn_away(&request);
     // Who serves it tells of it otherwise.
     let tells = turned_away.is_some() || !method.is_told_of();
-    let response = match turned_away {
-        Some(refusal) => refusal,
-        None => next.run(request).await,
+    let response = match calls.begin(method, &claims, &request) {
+        Err(too_many) => {
+            router.figures.limited.count();
+            too_many.refusal(&request)
+        }
+        Ok(held) => {
+            let response = match turned_away {
+                Some(refusal) => refusal,
+                None => next.run(request).await,
+            };
+            match held {
+                Some(held) if method.is_stream() => response.map(|body| Body::new(Holding { body, _held: held })),
+                Some(_) | None => response,
+            }
+        }
     };
     let outcome = outcome(&response);
     router.figures.answered(method, outcome, began.elapsed());
@@ -28,4 +55,39 @@ pub async fn serve(State(router): State<Router>, request: Request, next: Next) -
         router.audit.tell(&router.store.state(), &claims, method.name().into(), String::new(), outcome);
     }
     response
+}
+
+impl Calls {
+    /// Counts a user's call, or says why it is not answered.
+    fn begin(&self, method: Method, claims: &Claims, request: &Request) -> Result<Option<Held>, TooMany> {
+        if !method.is_for_users() {
+            return Ok(None);
+        }
+        let connection = request.extensions().get::<Arc<Share>>();
+        let Some(share) = self.limiter.asking(claims, connection, || self.router.store.state()) else { return Ok(None) };
+        self.limiter.begin(&share, method.is_stream()).map(Some)
+    }
+}
+
+/// The answer of a stream, which counts until it has been taken or its reader has gone.
+struct Holding {
+    body: Body,
+    _held: Held,
+}
+
+impl HttpBody for Holding {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }

@@ -19,6 +19,8 @@ pub struct Figures {
     pub accepted: Counter,
     /// Those of which nothing came: no TLS, an unknown authority, an expired certificate, or too slow.
     pub handshakes_failed: Counter,
+    /// Calls and connections that were refused because their callers had or made too many.
+    pub limited: Counter,
     /// Streams of changes that are open.
     pub watches: Gauge,
     /// Streams of logs.
@@ -42,6 +44,7 @@ impl Default for Figures {
             connections: Default::default(),
             accepted: Counter::default(),
             handshakes_failed: Counter::default(),
+            limited: Counter::default(),
             watches: Gauge::default(),
             logs: Gauge::default(),
             relays: Gauge::default(),

@@ -3,6 +3,7 @@
 //! Everything has a limit: connections, handshakes' time, headers' time, streams of a connection. A listener that is full lets callers
 //! wait outside.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
+use axum::response::Response;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -20,11 +22,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
-use tower::ServiceExt;
+use tower::{Service, ServiceExt};
 use tracing::{debug, warn};
 
 use super::auth::{Peer, claims};
 use super::figures::Figures;
+use super::limits::Limiter;
 
 /// Connections at once: an agent has one for its session and one for each conversation of a user.
 const CONNECTIONS_MAX: usize = 8192;
@@ -32,11 +35,20 @@ const CONNECTIONS_MAX: usize = 8192;
 const STREAMS_MAX: u32 = 1024;
 /// How long a caller may take for a request's headers.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one is told that its caller has too many connections.
+const REFUSED_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause when no connection can be accepted: the process is out of descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
+/// What is counted of who comes; clones share it.
+#[derive(Debug, Clone)]
+pub struct Arrivals {
+    pub figures: Arc<Figures>,
+    pub limiter: Limiter,
+}
+
 /// Serves `app` until the future is dropped; its connections end with it.
-pub async fn serve(listener: TcpListener, security: Security, app: Router, figures: Arc<Figures>) {
+pub async fn serve(listener: TcpListener, security: Security, app: Router, arrivals: Arrivals) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -44,8 +56,8 @@ pub async fn serve(listener: TcpListener, security: Security, app: Router, figur
         let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok((stream, from)) => {
-                figures.accepted.count();
-                connections.spawn(connection(stream, from, security.clone(), app.clone(), figures.clone(), permit));
+                arrivals.figures.accepted.count();
+                connections.spawn(connection(stream, from, security.clone(), app.clone(), arrivals.clone(), permit));
             }
             Err(error) => {
                 warn!(%error, "no connection can be accepted");
@@ -60,38 +72,66 @@ async fn connection(
     from: SocketAddr,
     security: Security,
     app: Router,
-    figures: Arc<Figures>,
+    arrivals: Arrivals,
     _permit: OwnedSemaphorePermit,
 ) {
     if let Err(error) = tune(&stream) {
         warn!(%error, "a connection keeps the system's defaults");
     }
-    let Some(config) = security.server() else { return requests(stream, from, Peer::Plain, app, &figures).await };
+    let Ok(arrived) = arrivals.limiter.arrived(from.ip()) else {
+        debug!(%from, "too many connections from there");
+        return arrivals.figures.limited.count();
+    };
+    let Some(config) = security.server() else {
+        drop(arrived);
+        return arrivals.serve(stream, from, Peer::Plain, app).await;
+    };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await {
         Ok(Ok(stream)) => {
             let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let peer = Peer::of(shown.map(AsRef::as_ref));
-            return requests(stream, from, peer, app, &figures).await;
+            drop(arrived);
+            return arrivals.serve(stream, from, peer, app).await;
         }
         Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
         Err(_) => debug!("a TLS handshake took too long"),
     }
-    figures.handshakes_failed.count();
+    arrivals.figures.handshakes_failed.count();
 }
 
-async fn requests(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    from: SocketAddr,
-    peer: Peer,
-    app: Router,
-    figures: &Figures,
-) {
-    let _there = figures.connected(&peer);
-    let app = app.map_request(move |mut request: Request<hyper::body::Incoming>| {
-        let claims = claims(&peer, request.headers()).by(from);
-        request.extensions_mut().insert(claims);
-        request
-    });
+impl Arrivals {
+    /// Serves who is at the other end, now that it is known.
+    async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, from: SocketAddr, peer: Peer, app: Router) {
+        let _there = self.figures.connected(&peer);
+        let share = self.limiter.connected(&peer, from.ip());
+        let held = match share.as_ref().map(|share| self.limiter.hold_connection(share)).transpose() {
+            Ok(held) => held,
+            Err(too_many) => {
+                self.figures.limited.count();
+                let refusing = Router::new().fallback(move |request: Request| async move { too_many.refusal(&request) });
+                // Long enough to be read.
+                drop(tokio::time::timeout(REFUSED_TIMEOUT, requests(stream, refusing)).await);
+                return;
+            }
+        };
+        let app = app.map_request(move |mut request: Request<hyper::body::Incoming>| {
+            let claims = claims(&peer, request.headers()).by(from);
+            request.extensions_mut().insert(claims);
+            if let Some(share) = &share {
+                request.extensions_mut().insert(share.clone());
+            }
+            request
+        });
+        requests(stream, app).await;
+        drop(held);
+    }
+}
+
+async fn requests<S>(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: S)
+where
+    S: Service<Request<hyper::body::Incoming>, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_TIMEOUT);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);

@@ -127,6 +127,19 @@ impl Method {
         }
     }
 
+    /// Whether users call it, and not agents or managers.
+    pub fn is_for_users(self) -> bool {
+        GRPC.get(self.0).is_none_or(|name| name.starts_with("Control/") || name.starts_with("Admission/"))
+    }
+
+    /// Whether its answer may go on for long.
+    pub fn is_stream(self) -> bool {
+        match GRPC.get(self.0) {
+            Some(name) => matches!(*name, "Control/Watch" | "Control/Logs" | "Control/Relay" | "Control/Backup"),
+            None => REST[self.0 - GRPC.len()].0 == "/v1/watch",
+        }
+    }
+
     /// As it is told of.
     pub fn name(self) -> String {
         match GRPC.get(self.0) {

@@ -129,6 +129,11 @@ impl Exposition {
         out.gauges("connections", "Connections that stand, by who is at the other end", connections)?;
         out.counter("connections_accepted", "Connections that were accepted", figures.accepted.value())?;
         out.counter("handshakes_failed", "Connections that did not get through the TLS handshake", figures.handshakes_failed.value())?;
+        out.counter(
+            "limited",
+            "Calls and connections that were refused because their callers had or made too many",
+            figures.limited.value(),
+        )?;
         let streams = [("watch", &figures.watches), ("logs", &figures.logs), ("relay", &figures.relays)];
         let streams = streams.map(|(kind, gauge)| (("kind", kind), gauge.value()));
         out.gauges("streams", "Streams of users that this manager serves", streams)

@@ -30,7 +30,7 @@ use super::auth::{self, Claims};
 use super::metrics;
 
 /// A refusal as HTTP has it.
-struct Refusal(ApiError);
+pub(super) struct Refusal(pub(super) ApiError);
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {

@@ -14,6 +14,9 @@ use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::dispatcher_client::DispatcherClient;
 use rcluster_api::wire::v1::raft_client::RaftClient;
 use rcluster_manager::ca;
+use rcluster_manager::config::Limits;
+use rcluster_manager::rpc::limits::Limiter;
+use rcluster_manager::rpc::listen::Arrivals;
 use rcluster_manager::seal::{Opened, read_credentials};
 
 use crate::support::{Cluster, addr, run_program, start, until};
@@ -187,7 +190,8 @@ async fn an_expired_certificate_is_refused_and_the_clock_is_named() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap().to_string();
     let expired = foreign(&authority, Part::Manager, Duration::ZERO);
-    let server = tokio::spawn(rcluster_manager::rpc::listen::serve(listener, expired, axum::Router::new(), Arc::default()));
+    let arrivals = Arrivals { figures: Arc::default(), limiter: Limiter::new(Limits::default()) };
+    let server = tokio::spawn(rcluster_manager::rpc::listen::serve(listener, expired, axum::Router::new(), arrivals));
     let client_side = foreign(&authority, Part::User, Duration::from_secs(600));
     // It is valid to the end of the second in which it was issued.
     let error =

@@ -10,7 +10,9 @@ use rcluster_api::tls::Security;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::raft_client::RaftClient;
 use rcluster_api::wire::v1::raft_server::RaftServer;
-use rcluster_manager::rpc::listen;
+use rcluster_manager::config::Limits;
+use rcluster_manager::rpc::limits::Limiter;
+use rcluster_manager::rpc::listen::{self, Arrivals};
 use rcluster_manager::rpc::raft::RaftService;
 use rcluster_manager::store::{Member, RoleKind, Store, StoreConfig, identity, prepare, start};
 use tokio::net::TcpListener;
@@ -48,7 +50,8 @@ async fn serve(listener: TcpListener, dir: &Path, id: u64, members: Vec<Member>)
     let (store, inbound) = start(config, Security::plain()).unwrap();
     let service = RaftServer::new(RaftService::new(inbound)).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let app = tonic::service::Routes::new(service).into_axum_router();
-    Manager { store, server: tokio::spawn(listen::serve(listener, Security::plain(), app, Arc::default())).abort_handle(), addr }
+    let arrivals = Arrivals { figures: Arc::default(), limiter: Limiter::new(Limits::default()) };
+    Manager { store, server: tokio::spawn(listen::serve(listener, Security::plain(), app, arrivals)).abort_handle(), addr }
 }
 
 async fn cluster(dir: &Path) -> (Vec<Member>, Vec<Manager>) {

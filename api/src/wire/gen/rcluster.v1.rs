@@ -2421,7 +2421,7 @@ pub struct RelayProblem {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ErrorDetail {
-    /// invalid, not_found, conflict, not_leader, unavailable, too_large, compacted, unauthenticated, forbidden, internal
+    /// invalid, not_found, conflict, not_leader, unavailable, too_large, too_many, compacted, unauthenticated, forbidden, internal
     #[prost(string, tag = "1")]
     pub code: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]

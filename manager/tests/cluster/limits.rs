@@ -1,0 +1,124 @@
+//! What callers may ask for at most.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rcluster_api::client;
+use rcluster_api::error::{ApiError, ErrorCode};
+use rcluster_api::identity::JoinToken;
+use rcluster_api::tls::Security;
+use rcluster_api::wire::v1;
+use rcluster_api::wire::v1::control_client::ControlClient;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::support::{Cluster, rest_with, start, token, until, user};
+
+/// One manager with these limits.
+async fn limited(flags: &[&str]) -> Cluster {
+    let mut cluster = Cluster::found().await;
+    let (dir, addr) = (cluster.manager("m1").dir.clone(), cluster.manager("m1").addr.clone());
+    cluster.manager("m1").kill();
+    cluster.managers = vec![start("m1", &dir, &addr, flags)];
+    cluster
+}
+
+async fn list(control: &mut ControlClient<Channel>) -> Result<(), Status> {
+    control.list(v1::ListRequest { kind: v1::Kind::Network.into(), ..v1::ListRequest::default() }).await.map(drop)
+}
+
+#[tokio::test]
+async fn a_flood_is_refused_and_another_is_answered_meanwhile() {
+    let cluster = limited(&["--requests-per-second", "20"]).await;
+    cluster.write("n1").await;
+    let (flo, ann) = (user(&cluster, "flo", v1::UserRole::Deploy).await, user(&cluster, "ann", v1::UserRole::Deploy).await);
+    let (over, refused, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut flood = Vec::new();
+    for _ in 0..4 {
+        let mut control = cluster.control(&flo).await.unwrap();
+        let (over, refused, answered) = (over.clone(), refused.clone(), answered.clone());
+        flood.push(tokio::spawn(async move {
+            while !over.load(Ordering::Relaxed) {
+                match list(&mut control).await {
+                    Ok(()) => answered.fetch_add(1, Ordering::Relaxed),
+                    Err(status) => {
+                        assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status}");
+                        refused.fetch_add(1, Ordering::Relaxed)
+                    }
+                };
+            }
+        }));
+    }
+    until("the flood is refused", || async { (refused.load(Ordering::Relaxed) > 100).then_some(()) }).await;
+    assert!(answered.load(Ordering::Relaxed) >= 20, "a burst is answered");
+    // One who asks for less than the limit is answered each time.
+    let mut control = cluster.control(&ann).await.unwrap();
+    for _ in 0..10 {
+        list(&mut control).await.unwrap();
+    }
+    let network = v1::NetworkSpec { name: "n2".to_owned(), ..v1::NetworkSpec::default() };
+    let spec = v1::Spec { kind: Some(v1::spec::Kind::Network(network)), expected_version: 0 };
+    control.apply(v1::ApplyRequest { specs: vec![spec] }).await.unwrap();
+    over.store(true, Ordering::Relaxed);
+    for one in flood {
+        one.await.unwrap();
+    }
+    waits_as_it_is_told(&cluster, &flo).await;
+}
+
+/// Who waits for as long as the refusal says is answered; by REST, which says it in seconds too.
+async fn waits_as_it_is_told(cluster: &Cluster, flo: &Security) {
+    let mut control = cluster.control(flo).await.unwrap();
+    let at_once = futures::future::join_all((0..200).map(|_| {
+        let mut control = control.clone();
+        async move { list(&mut control).await }
+    }));
+    let status = at_once.await.into_iter().find_map(Result::err).expect("a burst is worth 20");
+    let error = ApiError::from(status.clone());
+    assert_eq!(error.code, ErrorCode::TooMany);
+    assert!(error.message.contains("more than 20 requests a second") && error.hint.starts_with("try again in "), "{error}");
+    let wait_ms: u64 = status.metadata().get("retry-after-ms").unwrap().to_str().unwrap().parse().unwrap();
+    assert!((1..=1000).contains(&wait_ms), "{wait_ms}");
+    tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+    list(&mut control).await.unwrap();
+    let bearer = token(cluster, "rita", v1::UserRole::ReadOnly).await;
+    let nobody = Security::joining(&cluster.founded.agent_token.parse::<JoinToken>().unwrap()).unwrap();
+    let channel = cluster.connect(&nobody).await.unwrap();
+    let bearer = format!("Bearer {bearer}");
+    let headers = [("authorization", bearer.as_str())];
+    let ask = || rest_with(&channel, "GET", "/v1/networks", &headers, "");
+    let at_once = futures::future::join_all((0..200).map(|_| ask())).await;
+    let (status, body) = at_once.into_iter().find(|(status, _)| *status != 200).expect("a burst is worth 20");
+    assert!(status == 429 && body.contains("too_many"), "{status} {body}");
+    // Whose token it is counts, not the connection.
+    let error = rest_with(&channel, "GET", "/v1/networks", &[("authorization", "Bearer rct_wrong")], "").await;
+    assert_eq!(error.0, 401, "{}", error.1);
+}
+
+#[tokio::test]
+async fn streams_and_connections_are_limited_for_each_caller() {
+    let cluster = limited(&["--streams-per-caller", "2", "--connections-per-caller", "3"]).await;
+    cluster.write("n1").await;
+    let (flo, ann) = (user(&cluster, "flo", v1::UserRole::ReadOnly).await, user(&cluster, "ann", v1::UserRole::ReadOnly).await);
+    let channel = cluster.connect(&flo).await.unwrap();
+    let watch = || async {
+        let request = v1::WatchRequest { kinds: vec![v1::Kind::Network.into()], from_revision: 0 };
+        ControlClient::new(channel.clone()).watch(request).await.map(tonic::Response::into_inner)
+    };
+    let held = (watch().await.unwrap(), watch().await.unwrap());
+    let error = ApiError::from(watch().await.unwrap_err());
+    assert!(error.code == ErrorCode::TooMany && error.message.contains("2 streams open"), "{error}");
+    list(&mut ControlClient::new(channel.clone())).await.unwrap();
+    cluster.list(&ann, v1::Kind::Network).await.unwrap();
+    drop(held);
+    until("there is room again", || async { watch().await.ok() }).await;
+    let more = [cluster.connect(&flo).await.unwrap(), cluster.connect(&flo).await.unwrap()];
+    list(&mut ControlClient::new(more[1].clone())).await.unwrap();
+    let one_more = client::connect(&cluster.addrs(), &flo).await.unwrap();
+    let error = ApiError::from(list(&mut ControlClient::new(one_more)).await.unwrap_err());
+    assert!(error.code == ErrorCode::TooMany && error.message.contains("3 connections"), "{error}");
+    cluster.list(&ann, v1::Kind::Network).await.unwrap();
+    drop(more);
+    until("a connection is taken again", || async { cluster.list(&flo, v1::Kind::Network).await.ok() }).await;
+}
