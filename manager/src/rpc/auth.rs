@@ -27,6 +27,8 @@ use crate::core::state::State;
 const ORIGIN: &str = "x-rcluster-origin";
 /// Set with it: the address from which the request came to that manager.
 const ADDRESS: &str = "x-rcluster-address";
+/// Set with it: when the certificate has expired by which it was made, in milliseconds of Unix time.
+const UNTIL: &str = "x-rcluster-until";
 
 /// The other end of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,19 +59,25 @@ pub struct Claims {
     other: Option<Claim>,
     /// Where it was made, as far as that is known.
     from: Option<SocketAddr>,
+    /// When the certificate that was shown has expired, Unix time.
+    until_ms: Option<u64>,
 }
 
 impl Claims {
     /// Neither certificate nor token.
     pub fn nobody() -> Self {
-        Self { own: Claim::Nobody, other: None, from: None }
+        Self { own: Claim::Nobody, other: None, from: None, until_ms: None }
     }
 
-    /// The same, by a connection from `addr`: that of a manager, if it passes the request on.
+    /// The same, by a connection from `addr`, whose certificate is good until `until_ms`: those of a manager, if it passes the request on.
     #[must_use]
-    pub fn by(self, addr: SocketAddr) -> Self {
-        let from = if self.other.is_some() { self.from } else { Some(addr) };
-        Self { from, ..self }
+    pub fn by(self, addr: SocketAddr, until_ms: Option<u64>) -> Self {
+        if self.other.is_some() { self } else { Self { from: Some(addr), until_ms, ..self } }
+    }
+
+    /// When the certificate has expired by which the request was made, Unix time.
+    pub fn until_ms(&self) -> Option<u64> {
+        self.until_ms
     }
 
     /// Whether a manager passes the request on for somebody.
@@ -109,8 +117,10 @@ pub fn claims(peer: &Peer, headers: &HeaderMap) -> Claims {
     };
     let origin = headers.get(ORIGIN).filter(|_| may_pass_on);
     let other = origin.map(|origin| passed_on(origin.to_str().unwrap_or_default(), headers, &own));
-    let from = other.as_ref().and_then(|_| headers.get(ADDRESS)?.to_str().ok()?.parse().ok());
-    Claims { own, other, from }
+    let said = |name| other.as_ref().and_then(|_| headers.get(name)?.to_str().ok());
+    let from = said(ADDRESS).and_then(|addr| addr.parse().ok());
+    let until_ms = said(UNTIL).and_then(|until| until.parse().ok());
+    Claims { own, other, from, until_ms }
 }
 
 fn claimed(claim: &Claim, state: &State) -> String {
@@ -179,16 +189,21 @@ fn stranger() -> ApiError {
 
 /// Who made a request, by this manager's state; one that was passed on counts only from a manager of the cluster.
 pub fn known<T>(request: &Request<T>, state: &State) -> Result<Caller, ApiError> {
-    let Claims { own, other, from: _ } = of(request);
-    let Some(other) = other else { return caller(state, &own, unix_ms()) };
-    match caller(state, &own, unix_ms())? {
+    who(&of(request), state)
+}
+
+/// Who claims, as [`known`].
+pub fn who(claims: &Claims, state: &State) -> Result<Caller, ApiError> {
+    let Claims { own, other, from: _, until_ms: _ } = claims;
+    let Some(other) = other else { return caller(state, own, unix_ms()) };
+    match caller(state, own, unix_ms())? {
         Caller::Anyone => {}
         Caller::Manager(id) if state.managers().values().any(|manager| manager.id.as_str() == id) => {}
         by @ (Caller::Manager(_) | Caller::Agent(_) | Caller::User { .. }) => {
             return Err(ApiError::new(ErrorCode::Forbidden, format!("{} may not pass requests on", by.describe())));
         }
     }
-    caller(state, &other, unix_ms())
+    caller(state, other, unix_ms())
 }
 
 /// Who has made the connection, by this manager's state.
@@ -217,8 +232,12 @@ pub fn pass_on<T>(request: &mut Request<T>) {
     // An id that cannot stand in a header is none of ours.
     let origin = origin.parse().unwrap_or_else(|_| MetadataValue::from_static("nobody"));
     request.metadata_mut().insert(ORIGIN, origin);
-    if let Some(from) = of(request).from.and_then(|from| from.to_string().parse().ok()) {
+    let Claims { from, until_ms, .. } = of(request);
+    if let Some(from) = from.and_then(|from| from.to_string().parse().ok()) {
         request.metadata_mut().insert(ADDRESS, from);
+    }
+    if let Some(until_ms) = until_ms {
+        request.metadata_mut().insert(UNTIL, until_ms.into());
     }
 }
 
@@ -262,7 +281,7 @@ mod tests {
         assert_eq!(made_by(&peer_of(Part::Manager), &headers(&[(ORIGIN, "plain")])), Claim::Nobody);
         assert_eq!(made_by(&Peer::Plain, &headers(&[(ORIGIN, "plain")])), Claim::Plain);
         let [here, there]: [SocketAddr; 2] = ["10.0.0.1:1", "10.0.0.2:2"].map(|addr| addr.parse().unwrap());
-        let from = |part, origin| claims(&peer_of(part), &headers(&[(origin, "user u1"), (ADDRESS, "10.0.0.2:2")])).by(here).from();
+        let from = |part, origin| claims(&peer_of(part), &headers(&[(origin, "user u1"), (ADDRESS, "10.0.0.2:2")])).by(here, None).from();
         assert_eq!(from(Part::Manager, ORIGIN), Some(there));
         assert_eq!(from(Part::Agent, ORIGIN), Some(here));
         assert_eq!(from(Part::Manager, "x-other"), Some(here), "its own request");

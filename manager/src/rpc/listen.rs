@@ -15,7 +15,9 @@ use axum::response::Response;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+use rcluster_api::identity;
 use rcluster_api::tls::{HANDSHAKE_TIMEOUT, Security};
+use rcluster_base::clock::unix_ms;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -35,6 +37,10 @@ const CONNECTIONS_MAX: usize = 8192;
 const STREAMS_MAX: u32 = 1024;
 /// How long a caller may take for a request's headers.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the streams of a connection may take to end when its certificate has expired.
+const EXPIRED_TIMEOUT: Duration = Duration::from_secs(5);
+/// The clock is looked at this often at least.
+const LOOK: Duration = Duration::from_secs(60);
 /// How long one is told that its caller has too many connections.
 const REFUSED_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause when no connection can be accepted: the process is out of descriptors.
@@ -84,14 +90,14 @@ async fn connection(
     };
     let Some(config) = security.server() else {
         drop(arrived);
-        return arrivals.serve(stream, from, Peer::Plain, app).await;
+        return arrivals.serve(stream, from, (Peer::Plain, None), app).await;
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await {
         Ok(Ok(stream)) => {
             let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-            let peer = Peer::of(shown.map(AsRef::as_ref));
+            let (peer, until_ms) = (Peer::of(shown.map(AsRef::as_ref)), shown.and_then(|shown| expiry(shown)));
             drop(arrived);
-            return arrivals.serve(stream, from, peer, app).await;
+            return arrivals.serve(stream, from, (peer, until_ms), app).await;
         }
         Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
         Err(_) => debug!("a TLS handshake took too long"),
@@ -101,7 +107,13 @@ async fn connection(
 
 impl Arrivals {
     /// Serves who is at the other end, now that it is known.
-    async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, from: SocketAddr, peer: Peer, app: Router) {
+    async fn serve(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        from: SocketAddr,
+        (peer, until_ms): (Peer, Option<u64>),
+        app: Router,
+    ) {
         let _there = self.figures.connected(&peer);
         let share = self.limiter.connected(&peer, from.ip());
         let held = match share.as_ref().map(|share| self.limiter.hold_connection(share)).transpose() {
@@ -110,24 +122,24 @@ impl Arrivals {
                 self.figures.limited.count();
                 let refusing = Router::new().fallback(move |request: Request| async move { too_many.refusal(&request) });
                 // Long enough to be read.
-                drop(tokio::time::timeout(REFUSED_TIMEOUT, requests(stream, refusing)).await);
+                drop(tokio::time::timeout(REFUSED_TIMEOUT, requests(stream, refusing, None)).await);
                 return;
             }
         };
         let app = app.map_request(move |mut request: Request<hyper::body::Incoming>| {
-            let claims = claims(&peer, request.headers()).by(from);
+            let claims = claims(&peer, request.headers()).by(from, until_ms);
             request.extensions_mut().insert(claims);
             if let Some(share) = &share {
                 request.extensions_mut().insert(share.clone());
             }
             request
         });
-        requests(stream, app).await;
+        requests(stream, app, until_ms).await;
         drop(held);
     }
 }
 
-async fn requests<S>(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: S)
+async fn requests<S>(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: S, until_ms: Option<u64>)
 where
     S: Service<Request<hyper::body::Incoming>, Response = Response, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
@@ -135,8 +147,41 @@ where
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_TIMEOUT);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
-    if let Err(error) = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app)).await {
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = passed(until_ms) => {
+            debug!("a connection ends with the certificate that it was made with");
+            // Streams end with a word to their users meanwhile.
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(EXPIRED_TIMEOUT, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(error) = ended {
         debug!(%error, "a connection ended");
+    }
+}
+
+/// When the certificate has expired, in milliseconds of Unix time: after the last second that it names (RFC 5280 §4.1.2.5).
+fn expiry(certificate: &[u8]) -> Option<u64> {
+    let not_after = identity::read(certificate).ok()?.not_after;
+    u64::try_from(not_after.saturating_add(1)).ok()?.checked_mul(1000)
+}
+
+/// Returns when the clock has passed this time, in milliseconds of Unix time; never without one.
+async fn passed(until_ms: Option<u64>) {
+    let Some(until_ms) = until_ms else { return std::future::pending().await };
+    loop {
+        let left_ms = until_ms.saturating_sub(unix_ms());
+        if left_ms == 0 {
+            return;
+        }
+        // The clock may be set meanwhile.
+        tokio::time::sleep(Duration::from_millis(left_ms).min(LOOK)).await;
     }
 }
 

@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
 
 use super::control::Answers;
+use super::holder::Holder;
 use super::route::Router;
 use crate::core::state::State;
 use crate::drive::{LogRequest, Term};
@@ -31,13 +32,13 @@ enum Target {
 
 /// The lines that `request` asks for.
 pub fn stream(router: &Router, term: Arc<Term>, request: Request<v1::LogsRequest>) -> Result<Answers<v1::LogLine>, ApiError> {
-    router.permit(&request, UserRole::ReadOnly, "reading logs")?;
+    let holder = Holder::new(&router.store, &request, UserRole::ReadOnly, "reading logs")?;
     let request = request.into_inner();
     let target = resolve(&router.store.state(), &request.target)?;
     let (sender, receiver) = mpsc::channel(256);
     let (store, _there) = (router.store.clone(), router.figures.logs.there());
     let reader = Reader { store, term, request, target, asked: BTreeMap::new(), open: Vec::new(), sender, _there };
-    tokio::spawn(reader.run());
+    tokio::spawn(reader.run(holder));
     Ok(Box::pin(ReceiverStream::new(receiver)))
 }
 
@@ -79,6 +80,8 @@ enum Said {
     Gone,
 }
 
+/// How long a reader may take to be told why there is no more.
+const LAST_WORD: Duration = Duration::from_secs(10);
 /// How soon a task that is followed is asked for again after its node has gone.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -94,12 +97,16 @@ struct Reader {
 }
 
 impl Reader {
-    async fn run(mut self) {
+    async fn run(mut self, holder: Holder) {
         let ended = self.term.ended.clone();
         let sender = self.sender.clone();
         tokio::select! {
             () = ended.cancelled() => {}
             () = sender.closed() => {}
+            why = holder.over() => {
+                // The last word, for a reader who is there.
+                drop(sender.send_timeout(Err(why.into()), LAST_WORD).await);
+            }
             () = self.follow() => {}
         }
         for open in std::mem::take(&mut self.open) {

@@ -10,6 +10,7 @@ pub mod calls;
 pub mod control;
 pub mod dispatcher;
 pub mod figures;
+mod holder;
 pub mod limits;
 pub mod listen;
 pub mod locked;

@@ -6,8 +6,8 @@
 //! user ◄────────── leader ◄──outputs── agent
 //! ```
 //!
-//! The conversation ends with the first of: the agent has said all, the user has gone, the agent has gone, the task no longer runs, the
-//! node is gone, this manager no longer leads.
+//! The conversation ends with the first of: the agent has said all, the user has gone or may no longer, the agent has gone, the task no
+//! longer runs, the node is gone, this manager no longer leads.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,7 @@ use tonic::{Request, Status, Streaming};
 
 use super::auth;
 use super::control::Answers;
+use super::holder::Holder;
 use super::route::Router;
 use crate::core::state::State;
 use crate::drive::{AgentEnd, RelayRequest, Term};
@@ -37,6 +38,8 @@ const FRAMES_MAX: usize = 8;
 const OPEN: Duration = Duration::from_secs(5);
 /// How long an agent may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long a user may take to be told why it ends.
+const LAST_WORD: Duration = Duration::from_secs(10);
 /// How long after its task's end an agent may go on to pass on the rest.
 const REST: Duration = Duration::from_secs(5);
 
@@ -66,11 +69,12 @@ async fn open(
     what: &mut String,
 ) -> Result<(Answers<v1::RelayOutput>, UserRole), Status> {
     let caller = auth::known(&request, state)?;
-    let mut inputs = request.into_inner();
+    let (metadata, extensions, mut inputs) = request.into_parts();
     let open = opening(&mut inputs).await?;
     let (role, deed) = needed(&open);
     *what = named(&open);
     caller.needs(role, deed)?;
+    let holder = Holder::new(&router.store, &Request::from_parts(metadata, extensions, ()), role, deed)?;
     let partner = match &open.kind {
         Some(relay_open::Kind::Image(_)) => Partner::Node(find_node(state, &open.target)?),
         _ => Partner::Task(Box::new(find_task(state, &open.target)?)),
@@ -92,7 +96,7 @@ async fn open(
     drop(outbox);
     let (sender, outputs) = mpsc::channel(FRAMES_MAX);
     let (store, _there) = (router.store.clone(), router.figures.relays.there());
-    tokio::spawn(Relay { store, term, partner, sender, _there }.run(request, inputs));
+    tokio::spawn(Relay { store, term, partner, sender, _there }.run(request, inputs, holder));
     Ok((Box::pin(ReceiverStream::new(outputs)), role))
 }
 
@@ -239,7 +243,7 @@ struct Relay {
 }
 
 impl Relay {
-    async fn run(self, request: RelayRequest, inputs: Streaming<v1::RelayInput>) {
+    async fn run(self, request: RelayRequest, inputs: Streaming<v1::RelayInput>, holder: Holder) {
         let ended = self.term.ended.clone();
         let problem = tokio::select! {
             () = ended.cancelled() => {
@@ -248,11 +252,12 @@ impl Relay {
             }
             () = self.sender.closed() => Ok(()),
             why = self.partner_over() => Err(why),
+            why = holder.over() => Err(why),
             done = self.converse(request, inputs) => done,
         };
         if let Err(problem) = problem {
             // A user who has gone misses nothing.
-            drop(self.sender.send(Err(problem.into())).await);
+            drop(self.sender.send_timeout(Err(problem.into()), LAST_WORD).await);
         }
     }
 

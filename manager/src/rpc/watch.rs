@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
 
 use super::auth;
+use super::holder::Holder;
 use super::route::Router;
 use crate::core::watch::{Piece, Watcher};
 use crate::meter::There;
@@ -41,18 +42,19 @@ pub async fn open(router: &Router, request: Request<v1::WatchRequest>) -> Result
     let mut watcher = Watcher::new(&state, kinds, from_revision)?;
     // One that is too old is refused at once.
     let first = watcher.turn(&state)?;
+    let holder = Holder::new(&router.store, &caller, UserRole::ReadOnly, "watching")?;
     let (sender, receiver) = mpsc::channel(PIECES_MAX);
     let _there = router.figures.watches.there();
     let follower = Follower { router: router.clone(), caller, watcher, sender, _there };
     tokio::spawn(async move {
         let sender = follower.sender.clone();
-        tokio::select! {
-            () = sender.closed() => {}
-            Err(error) = follower.run(first) => {
-                // The last word, for a reader who is there.
-                drop(sender.send_timeout(Err(error), READ_TIMEOUT).await);
-            }
-        }
+        let error = tokio::select! {
+            () = sender.closed() => return,
+            error = holder.over() => error,
+            Err(error) = follower.run(first) => error,
+        };
+        // The last word, for a reader who is there.
+        drop(sender.send_timeout(Err(error), READ_TIMEOUT).await);
     });
     Ok(ReceiverStream::new(receiver))
 }

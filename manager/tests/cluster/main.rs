@@ -14,6 +14,7 @@ mod members;
 mod observe;
 mod once;
 mod roles;
+mod streams;
 mod support;
 mod watch;
 mod writes;

@@ -1,0 +1,230 @@
+//! Streams that stand while their users go, and connections whose certificates expire.
+
+use std::time::Duration;
+
+use rcluster_api::backup;
+use rcluster_api::client;
+use rcluster_api::error::{ApiError, ErrorCode};
+use rcluster_api::identity::JoinToken;
+use rcluster_api::spec::{ServiceSpec, Spec};
+use rcluster_api::tls::{Credentials, Security, SigningRequest};
+use rcluster_api::wire::v1;
+use rcluster_api::wire::v1::control_client::ControlClient;
+use rcluster_api::wire::v1::dispatcher_client::DispatcherClient;
+use rcluster_manager::ca;
+use rcluster_manager::core::state::decode_snapshot;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Request, Streaming};
+
+use crate::support::{Cluster, until, user};
+
+/// Longest wait for the end of a stream.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How a stream ends, whatever it says before.
+async fn end<T>(stream: &mut Streaming<T>) -> ApiError {
+    let ended = async {
+        loop {
+            match stream.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("it ends without a word"),
+                Err(status) => return ApiError::from(status),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, ended).await.expect("the stream ends")
+}
+
+async fn watch(channel: &Channel) -> Streaming<v1::WatchResponse> {
+    let request = v1::WatchRequest { kinds: vec![v1::Kind::Network.into()], from_revision: 0 };
+    ControlClient::new(channel.clone()).watch(request).await.unwrap().into_inner()
+}
+
+async fn follow(channel: &Channel) -> Streaming<v1::LogLine> {
+    let request = v1::LogsRequest { target: "web".to_owned(), follow: true, ..v1::LogsRequest::default() };
+    ControlClient::new(channel.clone()).logs(request).await.unwrap().into_inner()
+}
+
+/// A service of which nothing runs: there is no node.
+async fn service(cluster: &Cluster) {
+    let spec = serde_json::json!({ "replicas": 1, "containers": [{ "image": "none" }] });
+    let web = ServiceSpec { name: "web".to_owned(), ..serde_json::from_value(spec).unwrap() };
+    let spec = v1::Spec { kind: Some(Spec::Service(web).into()), expected_version: 0 };
+    let control = cluster.control(&cluster.admin).await;
+    control.unwrap().apply(v1::ApplyRequest { specs: vec![spec] }).await.unwrap();
+}
+
+/// An agent that takes a relay, and says nothing in it.
+struct SilentAgent {
+    id: String,
+    _session: JoinHandle<()>,
+}
+
+impl SilentAgent {
+    /// Its session is with the leader.
+    async fn start(cluster: &Cluster, leader: &str) -> Self {
+        let token: JoinToken = cluster.founded.agent_token.parse().unwrap();
+        let joined = client::join(&cluster.addrs(), Some(&token), "n1", "").await.unwrap();
+        let security = Security::new(joined.credentials.unwrap()).unwrap();
+        let channel = client::connect(&[leader.to_owned()], &security).await.unwrap();
+        let (outbox, messages) = mpsc::channel(8);
+        let description = v1::NodeDescription { name: "n1".to_owned(), addr: "10.0.0.11".to_owned(), ..v1::NodeDescription::default() };
+        let register = v1::Register { node_id: joined.id.clone(), incarnation: 1, description: Some(description), tasks: Vec::new() };
+        let message = |kind| v1::AgentMessage { kind: Some(kind) };
+        outbox.send(message(v1::agent_message::Kind::Register(register))).await.unwrap();
+        let answers = DispatcherClient::new(channel.clone()).session(ReceiverStream::new(messages)).await.unwrap().into_inner();
+        let session = tokio::spawn(async move {
+            tokio::select! {
+                () = beat(outbox) => {}
+                () = take_relays(channel, answers) => {}
+            }
+        });
+        Self { id: joined.id, _session: session }
+    }
+}
+
+async fn beat(outbox: mpsc::Sender<v1::AgentMessage>) {
+    for sequence in 0.. {
+        let beat = v1::agent_message::Kind::Heartbeat(v1::Heartbeat { sequence, ..v1::Heartbeat::default() });
+        if outbox.send(v1::AgentMessage { kind: Some(beat) }).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+async fn take_relays(channel: Channel, mut messages: Streaming<v1::ManagerMessage>) {
+    let mut taken = Vec::new();
+    while let Ok(Some(message)) = messages.message().await {
+        let Some(v1::manager_message::Kind::Relay(command)) = message.kind else { continue };
+        let (outputs, answers) = mpsc::channel(1);
+        let id = v1::relay_output::Kind::RequestId(command.request_id);
+        outputs.send(v1::RelayOutput { kind: Some(id) }).await.unwrap();
+        let inputs = DispatcherClient::new(channel.clone()).relay(ReceiverStream::new(answers)).await.unwrap().into_inner();
+        taken.push((outputs, inputs));
+    }
+}
+
+/// A conversation with the node, in which nobody says anything.
+async fn relay(channel: &Channel, node: &str) -> (mpsc::Sender<v1::RelayInput>, Streaming<v1::RelayOutput>) {
+    let prune = v1::image_request::Kind::Prune(v1::ImagePrune::default());
+    let image = v1::relay_open::Kind::Image(v1::ImageRequest { kind: Some(prune) });
+    let open = v1::RelayOpen { target: node.to_owned(), kind: Some(image), ..v1::RelayOpen::default() };
+    let (inputs, messages) = mpsc::channel(1);
+    inputs.send(v1::RelayInput { kind: Some(v1::relay_input::Kind::Open(open)) }).await.unwrap();
+    let outputs = ControlClient::new(channel.clone()).relay(ReceiverStream::new(messages)).await.unwrap().into_inner();
+    (inputs, outputs)
+}
+
+/// Two managers: where the one is that leads, and where the other.
+async fn two(cluster: &mut Cluster) -> [String; 2] {
+    cluster.join("m2");
+    let leader = cluster.settled(&["m1", "m2"]).await.leader;
+    let other = if leader == "m1" { "m2" } else { "m1" };
+    [leader.as_str(), other].map(|name| cluster.manager(name).addr.clone())
+}
+
+#[tokio::test]
+async fn streams_of_a_user_that_is_removed_end_and_say_so() {
+    let mut cluster = Cluster::found().await;
+    let addrs = two(&mut cluster).await;
+    service(&cluster).await;
+    let agent = SilentAgent::start(&cluster, &addrs[0]).await;
+    let eve = user(&cluster, "eve", v1::UserRole::Deploy).await;
+    let (mut watches, mut logs, mut relays) = (Vec::new(), Vec::new(), Vec::new());
+    for addr in &addrs {
+        let channel = client::connect(std::slice::from_ref(addr), &eve).await.unwrap();
+        watches.push(watch(&channel).await);
+        logs.push(follow(&channel).await);
+        relays.push(relay(&channel, &agent.id).await);
+    }
+    let of_another = client::connect(&addrs, &cluster.admin).await.unwrap();
+    let mut of_another = watch(&of_another).await;
+    let user = v1::Ref { kind: v1::Kind::User.into(), name: "eve".to_owned() };
+    cluster.control(&cluster.admin).await.unwrap().remove(v1::RemoveRequest { refs: vec![user] }).await.unwrap();
+    let mut ends = Vec::new();
+    for stream in &mut watches {
+        ends.push(end(stream).await);
+    }
+    for stream in &mut logs {
+        ends.push(end(stream).await);
+    }
+    for (_, stream) in &mut relays {
+        ends.push(end(stream).await);
+    }
+    for error in ends {
+        assert!(error.code == ErrorCode::Unauthenticated && error.message.contains("was it removed?"), "{error}");
+    }
+    cluster.write("n1").await;
+    let told = async { while of_another.message().await.unwrap().unwrap().puts.is_empty() {} };
+    tokio::time::timeout(PATIENCE, told).await.expect("who was not removed is told on");
+}
+
+/// Credentials of a user that are valid for so long, as its managers might have issued them.
+async fn short_lived(cluster: &Cluster, user: &Security, ttl: Duration) -> Security {
+    let mut chunks = cluster.control(&cluster.admin).await.unwrap().backup(v1::BackupRequest {}).await.unwrap().into_inner();
+    let mut bytes = Vec::new();
+    while let Some(chunk) = chunks.message().await.unwrap() {
+        bytes.extend(chunk.data);
+    }
+    let state = decode_snapshot(backup::decode(&bytes).unwrap().data).unwrap();
+    let identity = user.credentials().unwrap().certificate().unwrap().identity;
+    let request = SigningRequest::new().unwrap();
+    let issued = ca::issue(&state.cluster().unwrap().authorities, &identity, &[], &request.request, ttl).unwrap();
+    Security::new(Credentials::new(issued, request.key)).unwrap()
+}
+
+#[tokio::test]
+async fn streams_and_connections_end_with_the_certificate() {
+    let mut cluster = Cluster::found().await;
+    let addrs = two(&mut cluster).await;
+    service(&cluster).await;
+    let eve = user(&cluster, "eve", v1::UserRole::Deploy).await;
+    let brief = short_lived(&cluster, &eve, Duration::from_secs(6)).await;
+    let mut streams = Vec::new();
+    for addr in &addrs {
+        let channel = client::connect(std::slice::from_ref(addr), &brief).await.unwrap();
+        streams.push((watch(&channel).await, follow(&channel).await, channel));
+    }
+    for (watch, logs, channel) in &mut streams {
+        for error in [end(watch).await, end(logs).await] {
+            assert!(
+                error.code == ErrorCode::Unauthenticated && error.message.contains("the certificate of user eve has expired"),
+                "{error}"
+            );
+        }
+        // The connection takes no more, and another is not made with it.
+        let request = v1::ListRequest { kind: v1::Kind::Network.into(), ..v1::ListRequest::default() };
+        let mut control = ControlClient::new(channel.clone());
+        until("the connection is worth nothing", || {
+            let (mut control, request) = (control.clone(), request.clone());
+            async move { control.list(request).await.err() }
+        })
+        .await;
+        assert!(control.list(request).await.is_err());
+    }
+    // The user's other certificate is as good as before.
+    cluster.list(&eve, v1::Kind::Network).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_the_token_has_expired() {
+    let cluster = Cluster::found().await;
+    let brief = v1::CreateUserRequest {
+        name: "tim".to_owned(),
+        role: v1::UserRole::ReadOnly.into(),
+        ttl_ms: 4000,
+        ..v1::CreateUserRequest::default()
+    };
+    let token = cluster.control(&cluster.admin).await.unwrap().create_user(brief).await.unwrap().into_inner().token;
+    let nobody = Security::joining(&cluster.founded.agent_token.parse::<JoinToken>().unwrap()).unwrap();
+    let channel = cluster.connect(&nobody).await.unwrap();
+    let mut request = Request::new(v1::WatchRequest { kinds: vec![v1::Kind::Network.into()], from_revision: 0 });
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    let mut stream = ControlClient::new(channel).watch(request).await.unwrap().into_inner();
+    let error = end(&mut stream).await;
+    assert!(error.code == ErrorCode::Unauthenticated && error.message.contains("the credentials of user tim have expired"), "{error}");
+}
