@@ -17,7 +17,7 @@ use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::door_server::{Door, DoorServer};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -35,7 +35,7 @@ const CONNECTIONS_MAX: usize = 16;
 const STREAMS_MAX: u32 = 4;
 /// How long a connection may stand: who unlocks is quick.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
-/// Pause after a key that was wrong, before another is tried.
+/// Pause before a wrong key is answered.
 const AFTER_WRONG: Duration = Duration::from_secs(1);
 /// How long answers may take to leave once the manager is unlocked.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -44,8 +44,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 struct Service {
     locked: Arc<Locked>,
     identity: Arc<Identity>,
-    /// One attempt at a time.
-    turn: Arc<Mutex<()>>,
+    /// One wrong key at a time is answered.
+    guesses: Arc<Semaphore>,
     unlocked: watch::Sender<Option<Seal>>,
     audit: Audit,
     /// Who is at the other end.
@@ -57,10 +57,11 @@ const UNLOCK: &str = "Door/Unlock";
 #[tonic::async_trait]
 impl Door for Service {
     async fn unlock(&self, request: Request<v1::UnlockRequest>) -> Result<Response<v1::UnlockResponse>, Status> {
-        let _turn = self.turn.lock().await;
         let key = request.into_inner().key.and_then(|key| Key::from_bytes(&key.bytes));
         let name = &self.identity.name;
         let Some(seal) = key.and_then(|key| self.locked.unlock(&UnlockKey(key)).ok()) else {
+            // Who has the key does not stand in line behind those who guess.
+            let _turn = self.guesses.acquire().await.expect("the semaphore is never closed");
             warn!("somebody tried to unlock this manager with a wrong key");
             self.audit.tell_of_someone(self.from, UNLOCK, code_place(Code::PermissionDenied));
             sleep(AFTER_WRONG).await;
@@ -86,7 +87,8 @@ pub async fn serve(listener: &TcpListener, locked: Locked, door: Option<Credenti
     info!(name = identity.name, key = locked.needed(), "locked: waiting for `rclusterctl cluster unlock`");
     let (unlocked, mut seal) = watch::channel(None);
     let (locked, identity) = (Arc::new(locked), Arc::new(identity.clone()));
-    let service = Service { locked, identity, turn: Arc::default(), unlocked, audit: audit.clone(), from: None };
+    let guesses = Arc::new(Semaphore::new(1));
+    let service = Service { locked, identity, guesses, unlocked, audit: audit.clone(), from: None };
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     let seal = loop {

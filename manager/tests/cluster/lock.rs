@@ -102,9 +102,19 @@ async fn a_locked_manager_waits_for_the_key_and_nothing_is_lost() {
     let wrong = unlock(&addr, &cluster.admin, &UnlockKey(Key::random())).await.unwrap_err();
     let needed = format!("wrong key: the disk of manager m1 is locked with the key whose fingerprint is {}", key.0.fingerprint());
     assert_eq!(wrong.message, needed);
+    // Who guesses keeps nobody out: once one guess is answered, the others stand in line, and the right key does not.
+    let mut guesses = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (addr, admin) = (addr.clone(), cluster.admin.clone());
+        guesses.spawn(async move { unlock(&addr, &admin, &UnlockKey(Key::random())).await });
+    }
+    guesses.join_next().await.unwrap().unwrap().unwrap_err();
     let told = cluster.status().await.unwrap_err();
     assert!(told.message.contains("this manager is locked; run `rclusterctl cluster unlock`"), "{told}");
     unlock(&addr, &cluster.admin, &key).await.unwrap();
+    while guesses.try_join_next().is_some() {}
+    assert!(!guesses.is_empty(), "the right key stood in line");
+    guesses.shutdown().await;
     until("m1 leads", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
     assert_eq!(cluster.networks().await, 2);
     assert!(matches!(door(&addr, &cluster.admin).await, Door::Open));
