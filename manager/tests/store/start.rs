@@ -1,11 +1,14 @@
 //! Starting: from what is on the disk, or not at all.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use rcluster_api::tls::Security;
-use rcluster_manager::store::{LogError, RoleKind, Store, StoreConfig, StoreError, identity, prepare, start};
+use rcluster_manager::seal::Keys;
+use rcluster_manager::store::{LogError, RoleKind, Store, StoreConfig, StoreError, identity, keys_used, prepare, start};
 
 use crate::world::{config, founded, has, make, soon, until};
 
@@ -98,4 +101,16 @@ async fn an_unfinished_first_start_is_begun_again() {
     fs::create_dir(dir.path().join("raft")).unwrap();
     fs::write(dir.path().join("raft/new"), b"half a log").unwrap();
     leading(lone(dir.path())).await.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_go_while_their_keys_are_looked_for_are_sealed_with_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StoreConfig { keys: Some(Keys::random()), ..lone(dir.path()) };
+    leading(config).await.shutdown().await;
+    // Listed, and not there any more when they are opened.
+    for name in ["raft/segment-0000000000000000", "snapshot-00000000000000000001-00000000.sealed"] {
+        symlink("gone", dir.path().join(name)).unwrap();
+    }
+    assert_eq!(keys_used(dir.path()).unwrap(), BTreeSet::from([1]));
 }

@@ -78,7 +78,7 @@ pub fn read(dir: &Path, used: &Saved, keys: Option<&Keys>) -> Result<Vec<u8>, Lo
     cipher.open(used.name.as_bytes(), sealed).map_err(|error| LogError::Damaged(format!("{}: {error}", used.name)))
 }
 
-/// Numbers of the disk's keys that snapshots in `dir` are sealed with.
+/// Numbers of the disk's keys that snapshots in `dir` are sealed with. Old ones may be swept meanwhile: what is gone is sealed with nothing.
 pub fn keys_used(dir: &Path) -> Result<BTreeSet<u32>, LogError> {
     let failed = |path: &Path| {
         let path = path.to_path_buf();
@@ -93,7 +93,7 @@ pub fn keys_used(dir: &Path) -> Result<BTreeSet<u32>, LogError> {
             // One that is too short is told of when it is opened, if it is in use.
             match File::open(&path).and_then(|mut file| file.read_exact(&mut number)) {
                 Ok(()) => drop(used.insert(u32::from_le_bytes(number))),
-                Err(error) if error.kind() == ErrorKind::UnexpectedEof => {}
+                Err(error) if [ErrorKind::UnexpectedEof, ErrorKind::NotFound].contains(&error.kind()) => {}
                 Err(error) => return Err(failed(&path)(error)),
             }
         }

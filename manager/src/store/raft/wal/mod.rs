@@ -131,7 +131,7 @@ pub fn exists(dir: &Path) -> Result<bool, LogError> {
     if path.exists() { Err(LogError::Earlier { path }) } else { Ok(false) }
 }
 
-/// Whose log stands in `dir`: what the oldest segment that is needed begins with. Asks for no key and changes nothing.
+/// Whose log stands in `dir`: what the newest segment begins with, as each does. Asks for no key and changes nothing.
 pub fn whose(dir: &Path) -> Result<Vec<u8>, LogError> {
     let disk = Directory::new(&dir.join(DIR));
     let numbers = segment_numbers(&disk)?;
@@ -145,7 +145,8 @@ pub fn whose(dir: &Path) -> Result<Vec<u8>, LogError> {
     identity.ok_or_else(|| wrong(preamble.end(), Why::Damaged("it does not say whose it is".to_owned())))
 }
 
-/// Numbers of the disk's keys that segments in `dir` are sealed with.
+/// Numbers of the disk's keys that segments in `dir` are sealed with. Whoever has the log open may remove some meanwhile: what is gone is
+/// sealed with nothing.
 pub fn keys_used(dir: &Path) -> Result<BTreeSet<u32>, LogError> {
     let disk = Directory::new(&dir.join(DIR));
     if !disk.path("").is_dir() {
@@ -160,7 +161,10 @@ pub fn keys_used(dir: &Path) -> Result<BTreeSet<u32>, LogError> {
             bytes.truncate(length);
             file.read(0, &mut bytes)
         });
-        read.map_err(file_error(&disk, "open", &name))?;
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            read => read.map_err(file_error(&disk, "open", &name))?,
+        }
         // What is wrong with a segment is told when it is opened.
         used.extend(Preamble::decode(&bytes).ok().and_then(|preamble| preamble.seal).map(|seal| seal.key));
     }
