@@ -71,7 +71,9 @@ async fn a_state_directory_of_another_manager_or_cluster_is_refused() {
     // The log itself knows as well.
     fs::remove_file(dir.path().join("identity.json")).unwrap();
     assert!(refusal(other_cluster).contains("belongs to manager m1"));
-    leading(lone(dir.path())).await;
+    let store = leading(lone(dir.path())).await;
+    assert!(dir.path().join("identity.json").exists(), "it is made up for");
+    store.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

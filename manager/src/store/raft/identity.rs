@@ -50,19 +50,15 @@ impl fmt::Display for Identity {
 }
 
 /// Whose directory it is; `None` when no manager has used it, or one has only begun to. A log that stands there alone says it too: the
-/// last step of [`prepare`] was not reached.
+/// last step of [`prepare`] was not reached, which [`open`] makes up for. Nothing is changed here: who only looks asks as well.
 pub fn identity(dir: &Path) -> Result<Option<Identity>, StoreError> {
-    let path = dir.join(FILE);
-    if let Some(known) = ledger::read(&path)? {
+    if let Some(known) = ledger::read(&dir.join(FILE))? {
         return Ok(Some(known));
     }
     if !wal::exists(dir)? {
         return Ok(None);
     }
-    let identity = wal::whose(dir)?;
-    let known = read(&identity)?;
-    ledger::write(&path, &known)?;
-    Ok(Some(known))
+    Ok(Some(read(&wal::whose(dir)?)?))
 }
 
 fn read(identity: &[u8]) -> Result<Identity, LogError> {
@@ -77,7 +73,12 @@ pub fn open(config: &StoreConfig) -> Result<Wal, StoreError> {
         check(dir, &own, &found)?;
     }
     let (log, identity) = Wal::open(dir, config.keys.clone())?;
-    check(dir, &own, &read(&identity)?)?;
+    let known = read(&identity)?;
+    check(dir, &own, &known)?;
+    let path = dir.join(FILE);
+    if !path.exists() {
+        ledger::write(&path, &known)?;
+    }
     Ok(log)
 }
 

@@ -10,8 +10,8 @@ use raft::eraftpb::EntryType;
 use rcluster_api::wire::v1;
 
 use super::identity::Identity;
-use super::log::{Loaded, LogError, LogStore};
-use super::wal::Wal;
+use super::log::{Loaded, LogError};
+use super::wal::View;
 use super::{Chain, StoreError, identity};
 use crate::core::state::{State, decode_snapshot, decode_transaction};
 use crate::seal::Keys;
@@ -30,13 +30,13 @@ pub struct Salvaged {
     pub committed: u64,
     /// The last entry.
     pub last: u64,
-    _log: Wal,
+    _log: View,
 }
 
-/// Reads the directory of a manager that has ended, sealed with `keys` if it is; `None` when it is nobody's.
+/// Reads the directory of a manager that has ended, sealed with `keys` if it is, and changes nothing in it; `None` when it is nobody's.
 pub fn salvage(dir: &Path, keys: Option<Keys>) -> Result<Option<Salvaged>, StoreError> {
     let Some(identity) = identity(dir)? else { return Ok(None) };
-    let (mut log, _) = Wal::open(dir, keys)?;
+    let log = View::open(dir, keys)?;
     let Loaded { hard_state, snapshot, data, terms, bytes: _ } = log.load()?;
     let mut state = decode_snapshot(&data)?;
     let last = terms.last();

@@ -195,6 +195,46 @@ impl Wal {
     }
 }
 
+/// A log that is looked at and never written: nothing on the disk changes by it, however the log ends.
+pub struct View(Wal);
+
+impl fmt::Debug for View {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+impl View {
+    /// Looks at the log in `dir`. No manager can start on it until this goes.
+    pub fn open(dir: &Path, keys: Option<Keys>) -> Result<Self, LogError> {
+        if !exists(dir)? {
+            return Err(LogError::Missing { path: dir.join(DIR) });
+        }
+        let lock = lock(dir)?;
+        let (log, _) = Wal::read_on(Directory::new(&dir.join(DIR)), dir, SEGMENT_BYTES, keys)?;
+        Ok(Self(Wal { _lock: Some(lock), ..log }))
+    }
+
+    /// What is there.
+    pub fn load(&self) -> Result<Loaded, LogError> {
+        self.0.loaded()
+    }
+
+    /// Like [`LogStore::entries`].
+    pub fn entries(&self, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
+        self.0.entries(low, high, bytes_max)
+    }
+}
+
+/// What has to be done before a log that was read is written on.
+struct Ending {
+    end: End,
+    /// The last segment.
+    bytes: Vec<u8>,
+    /// Segments that nothing needs.
+    forgotten: Vec<u64>,
+}
+
 impl<D: Disk> Wal<D> {
     /// Makes the first log on an empty disk; snapshots' data goes to `dir`.
     pub fn create_on(
@@ -218,6 +258,19 @@ impl<D: Disk> Wal<D> {
 
     /// Opens the log on a disk and says whose it is. What is wrong with it is found before anything is written.
     pub fn open_on(disk: D, dir: &Path, segment_bytes: u64, keys: Option<Keys>) -> Result<(Self, Vec<u8>), LogError> {
+        let (mut log, ending) = Self::read_on(disk, dir, segment_bytes, keys)?;
+        if let Some(Ending { end, bytes, forgotten }) = ending {
+            if let Some(segment) = log.segments.last() {
+                log.settle(segment, &end, &bytes)?;
+            }
+            log.spares.retire(forgotten.into_iter());
+        }
+        let identity = log.held.identity.clone();
+        Ok((log, identity))
+    }
+
+    /// Reads the log on a disk, and changes nothing.
+    fn read_on(disk: D, dir: &Path, segment_bytes: u64, keys: Option<Keys>) -> Result<(Self, Option<Ending>), LogError> {
         let numbers = segment_numbers(&disk)?;
         let gap = numbers.windows(2).rposition(|pair| pair[1] != pair[0] + 1);
         // Segments before a gap were forgotten: what still needs one also needs all that follow it.
@@ -230,13 +283,8 @@ impl<D: Disk> Wal<D> {
             last = Some(end);
         }
         let held = replay.finish().map_err(|wrong| refusal(&disk, wrong))?;
-        let identity = held.identity.clone();
-        let mut log = Self::new(disk, dir, segment_bytes, keys, segments, held);
-        if let (Some(end), Some(segment)) = (last, log.segments.last()) {
-            log.settle(segment, &end, &bytes)?;
-        }
-        log.spares.retire(forgotten.iter().copied());
-        Ok((log, identity))
+        let ending = last.map(|end| Ending { end, bytes, forgotten: forgotten.to_vec() });
+        Ok((Self::new(disk, dir, segment_bytes, keys, segments, held), ending))
     }
 
     fn new(disk: D, dir: &Path, segment_bytes: u64, keys: Option<Keys>, segments: Vec<Segment<D::File>>, held: Held) -> Self {
@@ -355,6 +403,19 @@ impl<D: Disk> Wal<D> {
         }
     }
 
+    fn loaded(&self) -> Result<Loaded, LogError> {
+        let Held { hard_state, snapshot, offset, index, .. } = &self.held;
+        let (mut terms, mut bytes) = (Terms::new(offset.0, offset.1), 0);
+        for (index, place) in index.from(offset.0 + 1) {
+            if !terms.put(index, place.term) {
+                return Err(LogError::Damaged(format!("entry {index} follows {}", terms.last())));
+            }
+            bytes += u64::from(place.bytes);
+        }
+        let data = snapshots::read(&self.dir, snapshot, self.keys.as_ref())?;
+        Ok(Loaded { hard_state: hard_state.clone(), snapshot: snapshot.metadata.clone(), data, terms, bytes })
+    }
+
     fn read_entry(&self, index: u64, place: &Place) -> Result<Entry, LogError> {
         let at = self.segments.binary_search_by_key(&place.segment, |segment| segment.number);
         let segment = at.map(|at| &self.segments[at]).map_err(|_| LogError::Damaged(format!("the segment of entry {index} is gone")))?;
@@ -422,16 +483,7 @@ fn refusal(disk: &impl Disk, wrong: Wrong) -> LogError {
 
 impl<D: Disk> LogStore for Wal<D> {
     fn load(&mut self) -> Result<Loaded, LogError> {
-        let Held { hard_state, snapshot, offset, index, .. } = &self.held;
-        let (mut terms, mut bytes) = (Terms::new(offset.0, offset.1), 0);
-        for (index, place) in index.from(offset.0 + 1) {
-            if !terms.put(index, place.term) {
-                return Err(LogError::Damaged(format!("entry {index} follows {}", terms.last())));
-            }
-            bytes += u64::from(place.bytes);
-        }
-        let data = snapshots::read(&self.dir, snapshot, self.keys.as_ref())?;
-        let loaded = Loaded { hard_state: hard_state.clone(), snapshot: snapshot.metadata.clone(), data, terms, bytes };
+        let loaded = self.loaded()?;
         self.forget();
         self.spares.work();
         Ok(loaded)
