@@ -216,10 +216,7 @@ pub fn forget_keys(state_dir: &Path, disk: &Seal) -> Result<()> {
 
 /// The credentials in a manager's directory. Those that are in clear, or sealed with a key that is not the newest, are sealed anew.
 pub fn security(state_dir: &Path, insecure: bool, disk: &Seal) -> Result<Security> {
-    let found = seal::read_credentials(state_dir, &disk.keys)?;
-    if let Some(credentials) = found.as_ref().filter(|_| seal::key_used(state_dir).ok().flatten() != Some(disk.keys.newest())) {
-        seal::keep_credentials(state_dir, &disk.keys, credentials)?;
-    }
+    let found = seal::reseal_credentials(state_dir, &disk.keys)?;
     match (found, insecure) {
         (Some(credentials), false) => Security::new(credentials).context("use credentials.json"),
         (None, true) => Ok(Security::plain()),

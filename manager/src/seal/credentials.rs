@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use rcluster_api::data::Payload;
 use rcluster_api::tls::Credentials;
@@ -49,8 +50,29 @@ pub fn read_credentials(dir: &Path, keys: &Keys) -> Result<Option<Credentials>, 
     Ok(Some(Credentials { chain, key: Payload(key), authorities }))
 }
 
+/// One at a time writes the file: who seals it anew must not put what it has read in the place of what another has written since.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// Keeps credentials, sealed.
 pub fn keep_credentials(dir: &Path, keys: &Keys, credentials: &Credentials) -> Result<(), SealError> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    write_credentials(dir, keys, credentials)
+}
+
+/// The credentials in a manager's directory, if there are any; those that are in clear, or sealed with a key that is not the newest, are
+/// sealed anew.
+pub fn reseal_credentials(dir: &Path, keys: &Keys) -> Result<Option<Credentials>, SealError> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = read_credentials(dir, keys)?;
+    if let Some(credentials) = &found
+        && key_used(dir)? != Some(keys.newest())
+    {
+        write_credentials(dir, keys, credentials)?;
+    }
+    Ok(found)
+}
+
+fn write_credentials(dir: &Path, keys: &Keys, credentials: &Credentials) -> Result<(), SealError> {
     let Credentials { chain, key, authorities } = credentials.clone();
     let (key_number, seed, cipher) = keys.draw(LABEL);
     let mut sealed = Vec::new();

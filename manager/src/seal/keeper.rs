@@ -10,7 +10,7 @@ use rcluster_api::tls::{Credentials, SigningRequest};
 use rcluster_base::backoff::Backoff;
 use tracing::{info, warn};
 
-use super::{Seal, door, keep_door};
+use super::{Seal, door, keep_door, reseal_credentials};
 use crate::ca;
 use crate::core::state::State;
 use crate::store::Store;
@@ -27,7 +27,7 @@ pub async fn keep(store: Store, seal: Seal, dir: PathBuf) {
         revisions.borrow_and_update();
         let state = store.state();
         let wanted = state.cluster().map(|cluster| (cluster.unlock_generation, ca::trusted(&cluster.authorities)));
-        let done = if wanted == seen { Ok(true) } else { follow(&state, &seal, &dir, store.status().own) };
+        let done = if wanted == seen { Ok(true) } else { follow(&store, &state, &seal, &dir) };
         match done {
             Ok(done) => {
                 seen = if done { wanted } else { seen };
@@ -47,7 +47,8 @@ pub async fn keep(store: Store, seal: Seal, dir: PathBuf) {
 
 /// Tables that are older than what the keys were wrapped by change nothing: a manager that starts has them first. `false`: the tables do
 /// not say enough yet.
-fn follow(state: &State, seal: &Seal, dir: &Path, own: u64) -> Result<bool> {
+fn follow(store: &Store, state: &State, seal: &Seal, dir: &Path) -> Result<bool> {
+    let own = store.status().own;
     let Some(cluster) = state.cluster() else { return Ok(false) };
     let Some(manager) = state.managers().values().find(|manager| manager.raft_id == own) else { return Ok(false) };
     let unlock = if cluster.unlock_key.0.is_empty() {
@@ -62,12 +63,14 @@ fn follow(state: &State, seal: &Seal, dir: &Path, own: u64) -> Result<bool> {
     if cluster.unlock_generation > seal.generation() {
         let on = unlock.is_some();
         seal.wrap(unlock, cluster.unlock_generation)?;
+        store.rekeyed();
         info!(
             generation = cluster.unlock_generation,
             "{}",
             if on { "this disk is locked with the unlock key" } else { "this disk is not locked" }
         );
     }
+    reseal_credentials(dir, &seal.keys)?;
     Ok(true)
 }
 

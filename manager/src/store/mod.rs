@@ -380,6 +380,15 @@ impl Store {
         }
     }
 
+    /// The disk's keys have changed: nothing that is needed stays under those before. An etcd's disks are not ours.
+    pub fn rekeyed(&self) {
+        match &self.backend {
+            // What has stopped looks at its next start.
+            Backend::Raft(inbox) => drop(inbox.send(raft::Input::Rekeyed)),
+            Backend::Etcd { .. } => {}
+        }
+    }
+
     /// Hands leadership over, if this manager has it and another has kept up, and stops the store.
     pub async fn shutdown(&self) {
         self.permits.close();

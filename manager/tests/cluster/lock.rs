@@ -1,5 +1,6 @@
 //! Disks that are sealed, and managers that are locked when they start.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -9,6 +10,9 @@ use rcluster_api::seal::{Key, UnlockKey};
 use rcluster_api::tls::Security;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::AutolockAction::{Off, On, Rotate, Show};
+use rcluster_manager::found::open_seal;
+use rcluster_manager::seal::{Opened, key_used, read_credentials};
+use rcluster_manager::store::{LogError, StoreError, identity, keys_used, salvage};
 
 use crate::support::{Cluster, run_program, start, until};
 
@@ -50,6 +54,25 @@ fn seal_file(dir: &Path) -> String {
 async fn wrapped_with(dir: &Path, key: Option<&UnlockKey>) {
     let wanted = key.map_or_else(|| "\"key\":".to_owned(), |key| format!("\"unlock-key\": \"{}\"", key.0.fingerprint()));
     until(&format!("{} is wrapped with {wanted}", dir.display()), || async { seal_file(dir).contains(&wanted).then_some(()) }).await;
+}
+
+/// Numbers of the keys in the file.
+fn keys(dir: &Path) -> BTreeSet<u32> {
+    let file: serde_json::Value = serde_json::from_str(&seal_file(dir)).unwrap();
+    file["keys"].as_object().unwrap().keys().map(|number| number.parse().unwrap()).collect()
+}
+
+/// Waits until nothing in the files in `dir` is sealed with another key than the newest: log, snapshots, credentials, and what a segment
+/// held that is to be used again.
+async fn sealed_anew(dir: &Path) {
+    until(&format!("{} is sealed anew", dir.display()), || async {
+        let newest = *keys(dir).last()?;
+        let mut used = keys_used(dir).unwrap();
+        used.extend(key_used(dir).unwrap());
+        let spare = fs::read(dir.join("raft/spare")).unwrap_or_default();
+        (used == BTreeSet::from([newest]) && spare.iter().all(|byte| *byte == 0)).then_some(())
+    })
+    .await;
 }
 
 fn restart(cluster: &mut Cluster, name: &str) {
@@ -143,6 +166,41 @@ async fn a_locked_manager_waits_for_the_key_and_nothing_is_lost() {
 }
 
 #[tokio::test]
+async fn who_has_the_keys_of_before_finds_nothing_of_the_new_unlock_key_in_any_file() {
+    let mut cluster = Cluster::found().await;
+    let dir = cluster.managers[0].dir.clone();
+    write_secret(&cluster, "a").await;
+    let in_clear = seal_file(&dir);
+    let first = autolock(&cluster, On).await.unwrap().unwrap();
+    wrapped_with(&dir, Some(&first)).await;
+    sealed_anew(&dir).await;
+    let under_first = seal_file(&dir);
+    // With no write in between: the log's last entry is the change itself.
+    let second = autolock(&cluster, Rotate).await.unwrap().unwrap();
+    wrapped_with(&dir, Some(&second)).await;
+    sealed_anew(&dir).await;
+    cluster.managers.clear();
+    let identity = identity(&dir).unwrap().unwrap();
+    let opened = |file: &str, key: &UnlockKey| {
+        fs::write(dir.join("seal.json"), file).unwrap();
+        let disk = match open_seal(&dir, &identity).unwrap() {
+            Opened::Open(disk) => disk,
+            Opened::Locked(locked) => locked.unlock(key).unwrap(),
+        };
+        let found = salvage(&dir, Some(disk.keys.clone())).map(|found| found.unwrap().state.cluster().unwrap().unlock_key.0.clone());
+        (found, read_credentials(&dir, &disk.keys))
+    };
+    let now = seal_file(&dir);
+    let (found, credentials) = opened(&now, &second);
+    assert!(found.unwrap() == second.0.bytes() && credentials.unwrap().is_some(), "it is there for who has the key");
+    for before in [&in_clear, &under_first] {
+        let (found, credentials) = opened(before, &first);
+        assert!(matches!(found, Err(StoreError::Log(LogError::NoKey { key: 3, .. }))), "{found:?}");
+        assert!(credentials.is_err(), "{credentials:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_locked_disk_is_recovered_from_with_its_key_alone() {
     let mut cluster = Cluster::found().await;
     cluster.write("before").await;
@@ -228,6 +286,7 @@ async fn whenever_a_manager_dies_while_its_key_changes_one_of_the_two_opens_its_
         until("m1 leads", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
         assert_eq!(cluster.networks().await, round + 1);
         wrapped_with(&cluster.managers[0].dir, keys.last()).await;
+        sealed_anew(&cluster.managers[0].dir).await;
     }
 }
 

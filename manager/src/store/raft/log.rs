@@ -20,6 +20,12 @@ pub trait LogStore: Send + 'static {
 
     /// Writes a snapshot's data where a later batch can take it into use; may be run on another thread.
     fn saver(&self) -> Saver;
+
+    /// Whether something that is needed stands under another key than the newest, or in clear although there are keys. All of it is gone
+    /// once a snapshot that is made now is in use, and every entry that stands there now is forgotten.
+    fn has_older_keys(&self) -> bool {
+        false
+    }
 }
 
 /// Makes data durable that no batch refers to yet.

@@ -76,6 +76,8 @@ pub enum Input {
         arrived: bool,
     },
     SnapshotSaved(Result<Saved, LogError>),
+    /// The disk has another key: what stands under those before goes.
+    Rekeyed,
     ChangeMembers {
         changes: Vec<MemberChange>,
         reply: oneshot::Sender<Result<(), ProposeError>>,

@@ -48,6 +48,17 @@ struct Proposals {
     waiting: BTreeMap<u64, (Reply, OwnedSemaphorePermit)>,
 }
 
+/// How far the disk's content has been brought under its newest key. The tables hold what it is locked with, so what stands under the keys
+/// before must not: it is taken off by a snapshot, and by keeping no entries behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resealing {
+    Done,
+    /// A snapshot is to be made at once.
+    Due,
+    /// One was begun under the newest key. If entries that were not applied then stand under an older key, another follows.
+    Begun,
+}
+
 /// The owner.
 pub struct Node<L: LogStore, T> {
     config: StoreConfig,
@@ -64,6 +75,7 @@ pub struct Node<L: LogStore, T> {
     /// Applied index and log bytes at which the next snapshot is due.
     snapshot_due: (u64, u64),
     making_snapshot: bool,
+    resealing: Resealing,
     /// Whether the configuration has named this manager: one that joins is not named at first.
     member: bool,
     /// Ticks of silence after which it stands for election, as this chose them.
@@ -122,6 +134,8 @@ impl<L: LogStore, T: Transport> Node<L, T> {
             proposals: Proposals::default(),
             snapshot_due: (0, 0),
             making_snapshot: false,
+            // Also when the process before this has ended between the two.
+            resealing: Resealing::Due,
             stopping: None,
         };
         node.plan_snapshot();
@@ -164,6 +178,10 @@ impl<L: LogStore, T: Transport> Node<L, T> {
                 self.raw.report_snapshot(to, if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
             }
             Input::SnapshotSaved(saved) => self.keep_snapshot(saved)?,
+            Input::Rekeyed => {
+                self.resealing = Resealing::Due;
+                self.plan_snapshot();
+            }
             Input::ChangeMembers { changes, reply } => drop(reply.send(self.change_members(&changes))),
             Input::Transfer { to } => self.raw.transfer_leader(to),
             Input::HandOver { begun } => drop(begun.send(self.hand_over(now))),
@@ -456,14 +474,23 @@ impl<L: LogStore, T: Transport> Node<L, T> {
     fn plan_snapshot(&mut self) {
         let (storage, config) = (self.raw.store(), &self.config);
         self.snapshot_due = (storage.snapshot_index() + config.snapshot_entries, config.snapshot_bytes);
+        if self.resealing != Resealing::Done && !storage.has_older_keys() {
+            self.resealing = Resealing::Done;
+        } else if self.resealing == Resealing::Begun {
+            self.snapshot_due.0 = storage.snapshot_index() + 1;
+        }
     }
 
     /// Has the tables encoded and written beside this node; their copy costs nothing.
     fn make_snapshot_when_due(&mut self) {
         let storage = self.raw.store();
         let due = storage.applied() >= self.snapshot_due.0 || storage.bytes() >= self.snapshot_due.1;
-        if self.making_snapshot || !due || storage.applied() == storage.snapshot_index() {
+        let resealing = self.resealing == Resealing::Due;
+        if self.making_snapshot || !(resealing || due && storage.applied() > storage.snapshot_index()) {
             return;
+        }
+        if resealing {
+            self.resealing = Resealing::Begun;
         }
         let (state, metadata, save, inbox) = (storage.state().clone(), storage.applied_metadata(), storage.saver(), self.inbox.clone());
         let made = self.environment.beside(Box::new(move || {
@@ -479,9 +506,11 @@ impl<L: LogStore, T: Transport> Node<L, T> {
 
     fn keep_snapshot(&mut self, saved: Result<Saved, LogError>) -> Result<(), Fatal> {
         self.making_snapshot = false;
+        let resealing = self.resealing != Resealing::Done;
         match saved {
-            Ok(saved) if saved.metadata.index > self.raw.store().snapshot_index() => {
-                self.raw.mut_store().compact(&saved, self.config.trailing_entries)?;
+            Ok(saved) if saved.metadata.index + u64::from(resealing) > self.raw.store().snapshot_index() => {
+                let trailing = if resealing { 0 } else { self.config.trailing_entries };
+                self.raw.mut_store().compact(&saved, trailing)?;
                 info!(index = saved.metadata.index, bytes = saved.bytes, "snapshot kept");
                 self.config.meter.snapshots_made.count();
                 self.plan_snapshot();

@@ -78,6 +78,14 @@ pub fn read(dir: &Path, used: &Saved, keys: Option<&Keys>) -> Result<Vec<u8>, Lo
     cipher.open(used.name.as_bytes(), sealed).map_err(|error| LogError::Damaged(format!("{}: {error}", used.name)))
 }
 
+/// Number of the disk's key that the snapshot in use is sealed with; `None` when it is in clear, or cannot be read.
+pub fn key_used(dir: &Path, used: &Saved) -> Option<u32> {
+    let mut number = [0; 4];
+    let path = used.name.ends_with(SEALED).then(|| dir.join(&used.name))?;
+    File::open(path).and_then(|mut file| file.read_exact(&mut number)).ok()?;
+    Some(u32::from_le_bytes(number))
+}
+
 /// Numbers of the disk's keys that snapshots in `dir` are sealed with. Old ones may be swept meanwhile: what is gone is sealed with nothing.
 pub fn keys_used(dir: &Path) -> Result<BTreeSet<u32>, LogError> {
     let failed = |path: &Path| {

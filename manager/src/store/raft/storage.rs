@@ -235,6 +235,11 @@ impl<L: LogStore> Storage<L> {
         self.log.saver()
     }
 
+    /// Whether something on the disk stands under another key than the newest.
+    pub fn has_older_keys(&self) -> bool {
+        self.log.has_older_keys()
+    }
+
     /// Makes entries and the hard state durable.
     pub fn append(&mut self, hard_state: Option<HardState>, entries: Vec<Entry>) -> Result<(), LogError> {
         let hard_state = hard_state.unwrap_or_else(|| self.hard_state.clone());

@@ -517,4 +517,11 @@ impl<D: Disk> LogStore for Wal<D> {
     fn saver(&self) -> Saver {
         snapshots::saver(&self.dir, self.keys.clone())
     }
+
+    fn has_older_keys(&self) -> bool {
+        let newest = self.keys.as_ref().map(Keys::newest);
+        let sealed = |segment: &Segment<D::File>| segment.sealing.as_ref().map(|sealing| sealing.key);
+        let older = |key: Option<u32>| newest.is_some() && key != newest;
+        self.segments.iter().any(|segment| older(sealed(segment))) || older(snapshots::key_used(&self.dir, &self.held.snapshot))
+    }
 }
