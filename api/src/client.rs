@@ -10,9 +10,11 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use thiserror::Error;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::data::Payload;
 use crate::error::{ApiError, ErrorCode};
 use crate::id::random_id;
 use crate::identity::{JoinToken, NotAToken};
+use crate::seal::{Key, UnlockKey};
 use crate::tls::{Credentials, NOT_LOCKED, OTHER_CLUSTER, Security, SigningRequest, TlsError};
 use crate::wire::v1;
 use crate::wire::v1::admission_client::AdmissionClient;
@@ -147,6 +149,18 @@ pub struct Joined {
     /// A manager's.
     pub raft_id: u64,
     pub managers: Vec<v1::Peer>,
+    /// A manager's, in a cluster with autolock.
+    pub lock: Option<Lock>,
+}
+
+/// What the disk of a manager that joins is locked with before anything is written on it.
+#[derive(Debug)]
+pub struct Lock {
+    pub key: UnlockKey,
+    /// Of the key, as the tables count.
+    pub generation: u64,
+    /// The credentials by which it is reached while it is locked.
+    pub door: Credentials,
 }
 
 /// Joins a cluster at one of `addrs`. `token`: none for a cluster without TLS. `addr`: where others reach a manager; empty for an agent.
@@ -170,23 +184,37 @@ pub async fn join_as(addrs: &[String], token: Option<&JoinToken>, joiner: Joiner
     let internal = |error: TlsError| ApiError::new(ErrorCode::Internal, error.to_string());
     let security = token.map_or_else(|| Ok(Security::plain()), Security::joining).map_err(internal)?;
     let request = SigningRequest::new().map_err(internal)?;
+    // With a key of its own: this one stands on the disk in clear.
+    let door = SigningRequest::new().map_err(internal)?;
     let asked = v1::JoinRequest {
         token: token.map(ToString::to_string).unwrap_or_default(),
         name: name.to_owned(),
         addr: addr.to_owned(),
         signing_request: request.request,
         etcd,
+        door_request: door.request,
     };
     let channel = connect(addrs, &security).await.map_err(|error| {
         // However often it is tried.
         if error.message.contains(OTHER_CLUSTER) { ApiError { code: ErrorCode::Unauthenticated, ..error } } else { error }
     })?;
-    let v1::JoinResponse { id, cluster_id, credentials, raft_id, managers } = AdmissionClient::new(channel).join(asked).await?.into_inner();
+    let answer = AdmissionClient::new(channel).join(asked).await?.into_inner();
+    let v1::JoinResponse { id, cluster_id, credentials, raft_id, managers, lock } = answer;
     let credentials = credentials.map(|credentials| Credentials::new(credentials, request.key));
     if token.is_some() && credentials.is_none() {
         return Err(ApiError::new(ErrorCode::Internal, "the cluster gave no certificate"));
     }
-    Ok(Joined { id, cluster_id, credentials, raft_id, managers })
+    let lock = lock.map(|lock| read_lock(lock, door.key)).transpose()?;
+    Ok(Joined { id, cluster_id, credentials, raft_id, managers, lock })
+}
+
+fn read_lock(lock: v1::Lock, door_key: Payload) -> Result<Lock, ApiError> {
+    let v1::Lock { unlock_key, generation, door } = lock;
+    let key = unlock_key.and_then(|key| Key::from_bytes(&key.bytes));
+    let (Some(key), Some(door)) = (key, door) else {
+        return Err(ApiError::new(ErrorCode::Internal, "the cluster's unlock key is of another version").hint("upgrade this manager"));
+    };
+    Ok(Lock { key: UnlockKey(key), generation, door: Credentials::new(door, door_key) })
 }
 
 /// A new certificate for who has `security`'s, by a connection that shows it.

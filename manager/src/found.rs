@@ -27,7 +27,7 @@ use crate::ca;
 use crate::config::{Init, Join};
 use crate::core::state::{Change, State, Transaction};
 use crate::rpc::admission::join_token;
-use crate::seal::{self, Opened, Owner, Seal};
+use crate::seal::{self, Lock, Opened, Owner, Seal};
 use crate::store::etcd;
 use crate::store::{self, Member, StoreConfig};
 
@@ -100,7 +100,7 @@ pub fn init(init: &Init) -> Result<Founded> {
         bail!("{} holds a manager already: start it with `rcluster-manager run`, or give an empty directory", state_dir.display());
     }
     fs::create_dir_all(state_dir).with_context(|| format!("make {}", state_dir.display()))?;
-    let disk = Seal::create(state_dir, Owner { cluster_id: cluster_id.clone(), manager: 1 })?;
+    let disk = Seal::create(state_dir, Owner { cluster_id: cluster_id.clone(), manager: 1 }, Lock::default())?;
     let config = StoreConfig { keys: Some(disk.keys.clone()), ..config };
     let (mut founded, mut objects) = (
         Founded {
@@ -160,8 +160,9 @@ fn member(id: u64, name: &str, addr: &str) -> Member {
     Member { id, name: name.to_owned(), addr: addr.to_owned() }
 }
 
-/// Joins a cluster, trying on while none of its managers answers.
-pub async fn join(join: &Join, state_dir: &Path, external: bool) -> Result<()> {
+/// Joins a cluster, trying on while none of its managers answers. The keys of the disk are the caller's to go on with: with autolock on,
+/// they are locked for the next start.
+pub async fn join(join: &Join, state_dir: &Path, external: bool) -> Result<Seal> {
     let token = join.token()?;
     let Join { managers, token: _, insecure: _, name, advertise } = join;
     fs::create_dir_all(state_dir).with_context(|| format!("make {}", state_dir.display()))?;
@@ -183,20 +184,32 @@ pub async fn join(join: &Join, state_dir: &Path, external: bool) -> Result<()> {
     if joined.raft_id == 0 {
         bail!("the join token is for agents: `rclusterctl cluster token manager` prints the one for managers");
     }
-    let disk = Seal::create(state_dir, Owner { cluster_id: joined.cluster_id.clone(), manager: joined.raft_id })?;
+    let owner = Owner { cluster_id: joined.cluster_id.clone(), manager: joined.raft_id };
+    let lock = match joined.lock {
+        Some(client::Lock { key, generation, door }) => {
+            // Before it is locked: it could not be reached.
+            seal::keep_door(state_dir, &door)?;
+            Lock { key: Some(key), generation }
+        }
+        None => Lock::default(),
+    };
+    let disk = Seal::create(state_dir, owner, lock)?;
     if let Some(credentials) = &joined.credentials {
         seal::keep_credentials(state_dir, &disk.keys, credentials)?;
     }
     let seeds = joined.managers.iter().map(|peer| member(peer.raft_id, &peer.name, &peer.addr)).collect();
     let config = StoreConfig::new(joined.cluster_id.clone(), name.clone(), joined.raft_id, seeds, state_dir.to_path_buf());
-    let config = StoreConfig { keys: Some(disk.keys), ..config };
+    let config = StoreConfig { keys: Some(disk.keys.clone()), ..config };
     if external {
         store::prepare_external(&config)?
     } else {
         store::prepare(&config, None)?
     }
     info!(cluster = joined.cluster_id, name, id = joined.raft_id, "joined");
-    Ok(())
+    if disk.is_locked() {
+        info!("the cluster has autolock: when this manager is started again, it waits for `rclusterctl cluster unlock`");
+    }
+    Ok(disk)
 }
 
 /// The keys of a manager's disk, or what they wait for.

@@ -135,6 +135,7 @@ async fn run(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     disaster::check_whole(&state_dir)?;
+    let mut fresh = None;
     if store::identity(&state_dir)?.is_none() {
         let Some(join) = &join else {
             bail!(
@@ -142,15 +143,15 @@ async fn run(config: Config) -> Result<()> {
                 state_dir.display()
             );
         };
-        tokio::select! {
-            joined = found::join(join, &state_dir, external.is_some()) => joined?,
+        fresh = tokio::select! {
+            joined = found::join(join, &state_dir, external.is_some()) => Some(joined?),
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-        }
+        };
     }
     let identity = store::identity(&state_dir)?.context("find out whose the state directory is")?;
     let audit = Audit::start(&identity.name).context("start a thread")?;
-    let disk = match found::open_seal(&state_dir, &identity)? {
+    let disk = match fresh.map_or_else(|| found::open_seal(&state_dir, &identity), |disk| Ok(Opened::Open(disk)))? {
         Opened::Open(disk) => disk,
         Opened::Locked(locked) => {
             let door = seal::door(&state_dir)?;

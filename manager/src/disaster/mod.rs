@@ -22,7 +22,7 @@ use crate::core::members;
 use crate::core::refound::Refounded;
 use crate::core::state::State;
 use crate::found::{self, ADMIN, Access};
-use crate::seal::{self, Owner, Seal};
+use crate::seal::{self, Lock, Owner, Seal, keeper};
 use crate::store::{self, Member, StoreConfig};
 
 /// What a cluster is restored from, and how.
@@ -62,8 +62,11 @@ fn make(dir: &Path, refounded: &Refounded, now_ms: u64) -> Result<()> {
     let Manager { id, raft_id, name, addr, .. } = manager;
     let (cluster, cluster_id) = (members::cluster(state)?, state.cluster_id());
     std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-    // With autolock on it is locked as soon as it runs and has read so in the tables.
-    let disk = Seal::create(dir, Owner { cluster_id: cluster_id.to_owned(), manager: *raft_id })?;
+    let lock = Lock::of(cluster)?;
+    if lock.key.is_some() {
+        keeper::keep_door_current(cluster_id, cluster, dir, id.as_str())?;
+    }
+    let disk = Seal::create(dir, Owner { cluster_id: cluster_id.to_owned(), manager: *raft_id }, lock)?;
     if cluster.authorities.is_empty() {
         ledger::write_secret(&dir.join(ADMIN), &Access { managers: [addr], credentials: None })?;
     } else {
@@ -117,9 +120,15 @@ fn next_steps(state: &State, manager: &Manager, dir: &Path, now_ms: u64) -> Stri
         None if plain => format!("rclusterctl context create NAME --from {dir}/{ADMIN}"),
         None => "by a user that was there; there is no administrator whose access has not expired".to_owned(),
     };
+    // Whoever got so far has the authority's key as well.
+    let unlock = match state.cluster().map(|cluster| Lock::of(cluster)) {
+        Some(Ok(Lock { key: Some(key), .. })) => format!("\x20 unlock it:       rclusterctl cluster unlock; the unlock key is {key}\n"),
+        _ => String::new(),
+    };
     format!(
         "\nNext:\n\
          \x20 start it:        rcluster-manager run --state-dir {dir} --listen {addr}{flag}\n\
+         {unlock}\
          \x20 use it:          {way_in}\n\
          \x20 agents:          those that know {addr} come by themselves; start the others with --managers {addr}; containers go on\n\
          \x20 more managers:   rcluster-manager run --join {addr} --name NAME --state-dir EMPTY --listen HOST:PORT{flag}\n"

@@ -91,6 +91,17 @@ pub fn bearer_token() -> String {
     format!("rct_{}", identity::encode(&rand::random::<[u8; 32]>()))
 }
 
+/// What a manager that joins locks its disk with; it is told what it will read in the tables. A version that does not ask for a door locks
+/// itself once it has those.
+fn lock(state: &State, id: &str, door_request: &[u8]) -> Result<Option<v1::Lock>, ApiError> {
+    let cluster = members::cluster(state)?;
+    if cluster.unlock_key.0.is_empty() || door_request.is_empty() {
+        return Ok(None);
+    }
+    let door = ca::issue_door(&cluster.authorities, state.cluster_id(), id, door_request)?;
+    Ok(Some(v1::Lock { unlock_key: Some(cluster.unlock_key.clone().into()), generation: cluster.unlock_generation, door: Some(door) }))
+}
+
 fn peers(state: &State) -> Vec<v1::Peer> {
     let peer = |manager: &rcluster_api::cluster::Manager| v1::Peer {
         raft_id: manager.raft_id,
@@ -128,12 +139,15 @@ impl AdmissionService {
             Route::Here(term) => term,
         };
         let is_plain = auth::is_plain(&request);
-        let v1::JoinRequest { token, name, addr, signing_request, etcd } = request.into_inner();
+        let v1::JoinRequest { token, name, addr, signing_request, etcd, door_request } = request.into_inner();
         let state = self.router.fresh().await?;
         let cluster = members::cluster(&state)?;
         let plain = cluster.authorities.is_empty();
         // Before anything is written for it.
         ca::check_request(&signing_request).map_err(ApiError::from)?;
+        if !door_request.is_empty() {
+            ca::check_request(&door_request).map_err(ApiError::from)?;
+        }
         let manager = if plain && is_plain { !addr.is_empty() } else { check_token(cluster, &token)? };
         let (id, raft_id) = if manager {
             check_store(&self.router.store, etcd)?;
@@ -148,9 +162,10 @@ impl AdmissionService {
         let state = self.router.store.state();
         let part = if manager { Part::Manager } else { Part::Agent };
         let credentials = if plain { None } else { Some(issue(&state, part, &id, &addr, &name, &signing_request)?) };
+        let lock = if manager { lock(&state, &id, &door_request)? } else { None };
         info!(name, id, part = part.as_str(), addr, "joined");
         let managers = peers(&state);
-        Ok(Response::new(v1::JoinResponse { id, cluster_id: state.cluster_id().to_owned(), credentials, raft_id, managers }))
+        Ok(Response::new(v1::JoinResponse { id, cluster_id: state.cluster_id().to_owned(), credentials, raft_id, managers, lock }))
     }
 
     async fn issue_anew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {

@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rcluster_api::cluster::Cluster;
 use rcluster_api::data::Payload;
 use rcluster_api::seal::{self, Key, NotOpened, UnlockKey};
 use rcluster_base::ledger::{self, LedgerError};
@@ -62,10 +63,30 @@ pub enum SealError {
     Format { path: PathBuf, found: u32 },
     #[error("{path} does not open the keys in it: it was changed, or is another manager's. Bring back the one that belongs to this disk")]
     Damaged { path: PathBuf },
+    #[error("the cluster's unlock key is of another version: upgrade this manager")]
+    OtherUnlockKey,
     #[error(
         "the key in {path} cannot be opened: the file was changed, or is of another disk. Bring back the one that belongs to this disk"
     )]
     Credentials { path: PathBuf },
+}
+
+/// What the tables ask that the keys of a disk are wrapped with.
+#[derive(Debug, Clone, Default)]
+pub struct Lock {
+    /// `None`: with a key that stands beside them.
+    pub key: Option<UnlockKey>,
+    /// See `Cluster::unlock_generation`.
+    pub generation: u64,
+}
+
+impl Lock {
+    /// What these tables ask.
+    pub fn of(cluster: &Cluster) -> Result<Self, SealError> {
+        let bytes = &cluster.unlock_key.0;
+        let key = if bytes.is_empty() { None } else { Some(UnlockKey(Key::from_bytes(bytes).ok_or(SealError::OtherUnlockKey)?)) };
+        Ok(Self { key, generation: cluster.unlock_generation })
+    }
 }
 
 /// The keys of a disk, opened; clones share them.
@@ -119,10 +140,11 @@ fn opened(file: &File, with: &Key) -> Result<Keys, NotOpened> {
 }
 
 impl Seal {
-    /// Makes the first keys of a disk that nothing is sealed on yet.
-    pub fn create(dir: &Path, owner: Owner) -> Result<Self, SealError> {
+    /// Makes the first keys of a disk that nothing is sealed on yet. One that is to be locked is locked from the first: its keys never
+    /// stand there in clear.
+    pub fn create(dir: &Path, owner: Owner, lock: Lock) -> Result<Self, SealError> {
         let (path, keys) = (dir.join(FILE), Keys::random());
-        let inner = Inner { path, owner, unlock: None, generation: 0 };
+        let inner = Inner { path, owner, unlock: lock.key, generation: lock.generation };
         inner.write(&keys)?;
         Ok(Self { keys, inner: Arc::new(Mutex::new(inner)) })
     }
@@ -132,7 +154,11 @@ impl Seal {
     pub fn open(dir: &Path, owner: Owner, used: &BTreeSet<u32>) -> Result<Opened, SealError> {
         let path = dir.join(FILE);
         let Some(head): Option<Head> = ledger::read(&path)? else {
-            return if used.is_empty() { Ok(Opened::Open(Self::create(dir, owner)?)) } else { Err(SealError::Missing { path }) };
+            return if used.is_empty() {
+                Ok(Opened::Open(Self::create(dir, owner, Lock::default())?))
+            } else {
+                Err(SealError::Missing { path })
+            };
         };
         if head.format != FORMAT {
             return Err(SealError::Format { path, found: head.format });
@@ -163,9 +189,15 @@ impl Seal {
         self.inner().generation
     }
 
+    /// Whether the next start needs the unlock key.
+    pub fn is_locked(&self) -> bool {
+        self.inner().unlock.is_some()
+    }
+
     /// Wraps the keys with an unlock key, or with one that stands beside them. For an unlock key there is a new key of the disk: who opened
     /// the file before does not open what is written from now on.
-    pub fn wrap(&self, unlock: Option<UnlockKey>, generation: u64) -> Result<(), SealError> {
+    pub fn wrap(&self, lock: Lock) -> Result<(), SealError> {
+        let Lock { key: unlock, generation } = lock;
         let mut inner = self.inner();
         let mut keys = self.keys.all();
         if unlock.is_some() {
@@ -243,6 +275,10 @@ mod tests {
         UnlockKey(Key::from_bytes(&[fill; 32]).unwrap())
     }
 
+    fn by(fill: u8, generation: u64) -> Lock {
+        Lock { key: Some(key(fill)), generation }
+    }
+
     fn open(dir: &Path) -> Opened {
         Seal::open(dir, owner(), &BTreeSet::from([1])).unwrap()
     }
@@ -257,28 +293,36 @@ mod tests {
     #[test]
     fn keys_are_locked_rewrapped_and_freed() {
         let dir = tempfile::tempdir().unwrap();
-        let seal = Seal::create(dir.path(), owner()).unwrap();
+        let seal = Seal::create(dir.path(), owner(), Lock::default()).unwrap();
         let first = seal.keys.all();
         assert!(matches!(open(dir.path()), Opened::Open(seal) if seal.keys.all() == first));
-        seal.wrap(Some(key(1)), 1).unwrap();
+        seal.wrap(by(1, 1)).unwrap();
         assert_eq!(seal.keys.newest(), 2, "what was in clear opens nothing that is written from now on");
         assert_eq!(locked(dir.path()).needed(), key(1).0.fingerprint());
         assert!(locked(dir.path()).unlock(&key(2)).is_err());
         let seal = locked(dir.path()).unlock(&key(1)).unwrap();
         assert!(seal.generation() == 1 && seal.keys.all()[&1] == first[&1]);
-        seal.wrap(Some(key(2)), 2).unwrap();
+        seal.wrap(by(2, 2)).unwrap();
         assert!(locked(dir.path()).unlock(&key(1)).is_err());
         let seal = locked(dir.path()).unlock(&key(2)).unwrap();
         seal.forget_all_but(&BTreeSet::from([1])).unwrap();
         assert_eq!(locked(dir.path()).unlock(&key(2)).unwrap().keys.all().into_keys().collect::<Vec<_>>(), [1, 3]);
-        seal.wrap(None, 3).unwrap();
+        seal.wrap(Lock { key: None, generation: 3 }).unwrap();
         assert!(matches!(open(dir.path()), Opened::Open(seal) if seal.keys.all().len() == 2 && seal.generation() == 3));
+    }
+
+    #[test]
+    fn a_disk_that_is_to_be_locked_is_locked_from_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let seal = Seal::create(dir.path(), owner(), by(1, 4)).unwrap();
+        assert_eq!((seal.keys.newest(), seal.generation()), (1, 4));
+        assert_eq!(locked(dir.path()).unlock(&key(1)).unwrap().keys.all(), seal.keys.all());
     }
 
     #[test]
     fn keys_of_another_disk_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        Seal::create(dir.path(), owner()).unwrap();
+        Seal::create(dir.path(), owner(), Lock::default()).unwrap();
         let other = Owner { manager: 2, ..owner() };
         assert!(matches!(Seal::open(dir.path(), other, &BTreeSet::new()), Err(SealError::Damaged { .. })));
         let path = dir.path().join(FILE);

@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rcluster_api::cluster::Cluster;
-use rcluster_api::seal::{Key, UnlockKey};
 use rcluster_api::tls::{Credentials, SigningRequest};
 use rcluster_base::backoff::Backoff;
 use tracing::{info, warn};
 
-use super::{Seal, door, keep_door, reseal_credentials};
+use super::{Lock, Seal, door, keep_door, reseal_credentials};
 use crate::ca;
 use crate::core::state::State;
 use crate::store::Store;
@@ -51,18 +50,14 @@ fn follow(store: &Store, state: &State, seal: &Seal, dir: &Path) -> Result<bool>
     let own = store.status().own;
     let Some(cluster) = state.cluster() else { return Ok(false) };
     let Some(manager) = state.managers().values().find(|manager| manager.raft_id == own) else { return Ok(false) };
-    let unlock = if cluster.unlock_key.0.is_empty() {
-        None
-    } else {
-        Some(UnlockKey(Key::from_bytes(&cluster.unlock_key.0).context("the cluster's unlock key is of another version")?))
-    };
-    if unlock.is_some() {
+    let lock = Lock::of(cluster)?;
+    if lock.key.is_some() {
         // Before it is locked: it could not be reached.
         keep_door_current(state.cluster_id(), cluster, dir, manager.id.as_str())?;
     }
-    if cluster.unlock_generation > seal.generation() {
-        let on = unlock.is_some();
-        seal.wrap(unlock, cluster.unlock_generation)?;
+    if lock.generation > seal.generation() {
+        let on = lock.key.is_some();
+        seal.wrap(lock)?;
         store.rekeyed();
         info!(
             generation = cluster.unlock_generation,
@@ -74,7 +69,8 @@ fn follow(store: &Store, state: &State, seal: &Seal, dir: &Path) -> Result<bool>
     Ok(true)
 }
 
-fn keep_door_current(cluster_id: &str, cluster: &Cluster, dir: &Path, manager: &str) -> Result<()> {
+/// Keeps a door in `dir`, unless there is one by the authorities of now.
+pub(crate) fn keep_door_current(cluster_id: &str, cluster: &Cluster, dir: &Path, manager: &str) -> Result<()> {
     let trusted: Vec<Vec<u8>> = ca::trusted(&cluster.authorities);
     let is_current = |door: &Credentials| door.authorities.iter().map(|der| &der.0).eq(trusted.iter());
     if door(dir)?.is_some_and(|door| is_current(&door)) {

@@ -11,5 +11,5 @@ pub mod keeper;
 mod keys;
 
 pub use credentials::{CREDENTIALS, DOOR, door, keep_credentials, keep_door, key_used, read_credentials, reseal_credentials};
-pub use file::{FILE, Locked, Opened, Owner, Seal, SealError, is_there};
+pub use file::{FILE, Lock, Locked, Opened, Owner, Seal, SealError, is_there};
 pub use keys::{Keys, SEED_BYTES};

@@ -14,7 +14,7 @@ use rcluster_manager::found::open_seal;
 use rcluster_manager::seal::{Opened, key_used, read_credentials};
 use rcluster_manager::store::{LogError, StoreError, identity, keys_used, salvage};
 
-use crate::support::{Cluster, run_program, start, until};
+use crate::support::{Cluster, addr, run_program, start, until};
 
 const SECRET: &str = "the secret that no disk may tell";
 
@@ -224,12 +224,64 @@ async fn a_locked_disk_is_recovered_from_with_its_key_alone() {
     assert!(!done && said.contains("--unlock-key-file"), "{said}");
     fs::write(&file, key.to_string()).unwrap();
     let (done, said) = recover(&given);
-    assert!(done && said.contains("Recovered."), "{said}");
-    cluster.managers.push(start("m1", &dir, &addr, &[]));
-    until("m1 leads alone", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
+    assert!(done && said.contains("Recovered.") && said.contains(&format!("the unlock key is {key}")), "{said}");
+    goes_on_locked(&mut cluster, &dir, &addr, &key).await;
     assert_eq!(cluster.networks().await, 1);
-    // The tables ask for the lock still.
+}
+
+/// Starts the manager m1 in `dir`, which is new and was locked before anything was written there.
+async fn goes_on_locked(cluster: &mut Cluster, dir: &Path, addr: &str, key: &UnlockKey) {
+    wrapped_with(dir, Some(key)).await;
+    cluster.managers.push(start("m1", dir, addr, &[]));
+    unlock(addr, &cluster.admin, key).await.unwrap();
+    until("m1 leads alone", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
+    // No other key was ever there, which would have stood in clear.
+    assert_eq!(keys(dir), BTreeSet::from([1]));
+    wrapped_with(dir, Some(key)).await;
+}
+
+#[tokio::test]
+async fn a_backup_is_restored_to_a_disk_that_is_locked_from_the_first() {
+    let mut cluster = Cluster::found().await;
+    cluster.write("before").await;
+    let key = autolock(&cluster, On).await.unwrap().unwrap();
+    let mut pieces = cluster.control(&cluster.admin).await.unwrap().backup(v1::BackupRequest {}).await.unwrap().into_inner();
+    let mut bytes = Vec::new();
+    while let Some(piece) = pieces.message().await.unwrap() {
+        bytes.extend_from_slice(&piece.data);
+    }
+    let (from, dir, addr) = (cluster.dir.path().join("backup"), cluster.dir.path().join("new"), cluster.managers[0].addr.clone());
+    fs::write(&from, bytes).unwrap();
+    cluster.managers.clear();
+    let (from, to) = (from.to_str().unwrap(), dir.to_str().unwrap());
+    let output = run_program(&["restore", "--from", from, "--name", "m1", "--state-dir", to, "--advertise", &addr, "--yes"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && said.contains(&format!("the unlock key is {key}")), "{said}");
+    goes_on_locked(&mut cluster, &dir, &addr, &key).await;
+    assert_eq!(cluster.networks().await, 1);
+}
+
+#[tokio::test]
+async fn a_disk_that_joins_is_locked_before_anything_is_written_on_it() {
+    let mut cluster = Cluster::found().await;
+    let key = autolock(&cluster, On).await.unwrap().unwrap();
+    let (dir, at, first) = (cluster.dir.path().join("m2"), addr(), cluster.addrs().join(","));
+    let (to, token) = (dir.to_str().unwrap(), cluster.founded.manager_token.clone());
+    let output = run_program(&["join", "--join", &first, "--name", "m2", "--state-dir", to, "--advertise", &at, "--token", &token]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("it waits for `rclusterctl cluster unlock`"), "{said}");
     wrapped_with(&dir, Some(&key)).await;
+    cluster.managers.push(start("m2", &dir, &at, &[]));
+    unlock(&at, &cluster.admin, &key).await.unwrap();
+    cluster.settled(&["m1", "m2"]).await;
+    // One that joins and goes on needs no key.
+    cluster.join("m3");
+    cluster.settled(&["m1", "m2", "m3"]).await;
+    for name in ["m2", "m3"] {
+        let dir = cluster.manager(name).dir.clone();
+        wrapped_with(&dir, Some(&key)).await;
+        assert_eq!(keys(&dir), BTreeSet::from([1]), "no other key was ever there, which would have stood in clear");
+    }
 }
 
 #[tokio::test]

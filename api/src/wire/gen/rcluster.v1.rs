@@ -645,6 +645,9 @@ pub struct JoinRequest {
     /// managers: it was told of an etcd that keeps the cluster's state
     #[prost(bool, tag = "5")]
     pub etcd: bool,
+    /// managers: PKCS #10, DER; for the certificate by which it is reached while it is locked
+    #[prost(bytes = "vec", tag = "6")]
+    pub door_request: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JoinResponse {
@@ -661,6 +664,21 @@ pub struct JoinResponse {
     /// all there are, the joiner among them
     #[prost(message, repeated, tag = "5")]
     pub managers: ::prost::alloc::vec::Vec<Peer>,
+    /// managers of a cluster with autolock
+    #[prost(message, optional, tag = "6")]
+    pub lock: ::core::option::Option<Lock>,
+}
+/// What the disk of a manager that joins is locked with before anything is written on it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Lock {
+    #[prost(message, optional, tag = "1")]
+    pub unlock_key: ::core::option::Option<Payload>,
+    /// Cluster.unlock_generation
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+    /// by which it is reached while it is locked
+    #[prost(message, optional, tag = "3")]
+    pub door: ::core::option::Option<Credentials>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Peer {
