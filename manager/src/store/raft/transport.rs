@@ -132,7 +132,15 @@ impl Transport for Connections {
         if let Some(Member { name, addr, .. }) = members.iter().find(|member| member.id == self.envelope.from).cloned() {
             self.envelope.sender.store(Arc::new(v1::Introduction { name, addr, version }));
         }
-        self.peers.retain(|_, peer| members.contains(&peer.member));
+        let inbox = &self.inbox;
+        self.peers.retain(|id, peer| {
+            let stays = members.contains(&peer.member);
+            if !stays {
+                // One that is on its way ends with the connection, and raft would wait for its report. Without one it hears nothing of this.
+                inbox.snapshot_sent(*id, false);
+            }
+            stays
+        });
         for member in members.iter().filter(|member| member.id != self.envelope.from) {
             if !self.peers.contains_key(&member.id) {
                 let peer = self.peer(member.clone());
@@ -291,4 +299,40 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
         cause = source;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::mpsc::Receiver;
+
+    use raft::eraftpb::MessageType;
+
+    use super::*;
+    use crate::store::Input;
+
+    fn member(id: u64, addr: &str) -> Member {
+        Member { id, name: format!("m{id}"), addr: addr.to_owned() }
+    }
+
+    fn lost(inputs: &Receiver<Input>) -> Vec<u64> {
+        let lost = |input: Input| if let Input::SnapshotSent { to, arrived: false } = input { Some(to) } else { None };
+        inputs.try_iter().filter_map(lost).collect()
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_is_on_its_way_to_a_peer_that_moves_is_reported_as_lost() {
+        let (inbox, inputs) = Inbox::new();
+        let config = StoreConfig::new("c".to_owned(), "m1".to_owned(), 1, Vec::new(), PathBuf::new());
+        let mut connections = connector(&config, Security::plain())(inbox);
+        let at = |addr: &str| [member(1, "127.0.0.1:1"), member(2, addr), member(3, "127.0.0.1:3")];
+        connections.set_members(&at("127.0.0.1:2"), 1);
+        let mut message = Message { to: 2, ..Message::default() };
+        message.set_msg_type(MessageType::MsgSnapshot);
+        connections.send_snapshot(message, State::new("c".to_owned()));
+        connections.set_members(&at("127.0.0.1:2"), 2);
+        assert_eq!(lost(&inputs), Vec::<u64>::new());
+        connections.set_members(&at("127.0.0.1:4"), 3);
+        assert_eq!(lost(&inputs), [2]);
+    }
 }
