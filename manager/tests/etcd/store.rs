@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use rcluster_base::scope::Scope;
 use rcluster_manager::core::state::{Change, Transaction, encode_snapshot};
-use rcluster_manager::store::etcd::{Access, Fatal, found};
+use rcluster_manager::store::etcd::{Access, EtcdTiming, Fatal, found};
 use rcluster_manager::store::{MemberChange, ProposeError, RoleKind};
 
 use crate::promises::{self, has, make, make_large, soon, until};
 use crate::server::Server;
-use crate::stores::{Stores, begin, config, first, join, within};
+use crate::stores::{Stores, begin, config, first, join, manager, timing, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_every_store_promises() {
@@ -24,7 +24,7 @@ async fn writes_conflict_and_leadership_is_handed_over() {
     let cluster = Stores::start(3).await;
     promises::a_conflict_changes_nothing_and_is_told(&cluster.stores()).await;
     drop(cluster);
-    let cluster = Stores::start(3).await;
+    let cluster = Stores::start_timed(3, EtcdTiming { lease: Duration::from_secs(120), ..timing() }).await;
     promises::a_store_that_stops_hands_leadership_over(&cluster.stores()).await;
 }
 

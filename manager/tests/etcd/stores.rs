@@ -49,9 +49,13 @@ pub fn timing() -> EtcdTiming {
 }
 
 pub async fn begin(config: StoreConfig, access: &Access) -> Result<Running, Fatal> {
+    begin_timed(config, access, timing()).await
+}
+
+async fn begin_timed(config: StoreConfig, access: &Access, timing: EtcdTiming) -> Result<Running, Fatal> {
     let (told, fatal) = watch::channel(None);
     let on_fatal = move |fatal: &Fatal| drop(told.send_replace(Some(fatal.to_string())));
-    let store = start_with(config, timing(), access, on_fatal).await?;
+    let store = start_with(config, timing, access, on_fatal).await?;
     Ok(Running { store, fatal })
 }
 
@@ -65,6 +69,16 @@ pub struct Stores {
 impl Stores {
     pub async fn start(count: u64) -> Self {
         Self::start_tuned(count, |_| {}).await
+    }
+
+    pub async fn start_timed(count: u64, timing: EtcdTiming) -> Self {
+        let server = Server::start().await;
+        assert!(found(&server.access(), "cluster", first(count)).await.unwrap());
+        let mut running = Vec::new();
+        for id in 1..=count {
+            running.push(begin_timed(config(id), &server.access(), timing).await.unwrap());
+        }
+        Self { server, running }
     }
 
     pub async fn start_tuned(count: u64, tune: impl Fn(&mut StoreConfig)) -> Self {

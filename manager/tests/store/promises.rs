@@ -151,6 +151,7 @@ pub async fn a_follower_s_read_sees_what_the_leader_has_answered(stores: &[Store
     }
 }
 
+/// To stores that do not take over by themselves within [`DEADLINE`] when a leader falls silent.
 pub async fn a_store_that_stops_hands_leadership_over(stores: &[Store]) {
     let first = leader(stores).await;
     first.propose(make("a")).await.unwrap();

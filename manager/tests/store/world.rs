@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, MessageType};
 use rcluster_api::cluster::{Cluster, Manager, ManagerRole};
 use rcluster_api::object::Object;
 use rcluster_manager::core::state::{State, Transaction, encode_snapshot};
@@ -78,6 +78,13 @@ impl Network {
 
     pub fn inbound(&self, id: u64) -> Inbound {
         self.links().nodes[&id].clone()
+    }
+
+    /// Has a member stand for election now.
+    pub fn have_stand(&self, id: u64) {
+        let mut message = Message { from: id, to: id, term: 1, ..Message::default() };
+        message.set_msg_type(MessageType::MsgTimeoutNow);
+        self.inbound(id).step(message).unwrap();
     }
 
     pub fn cut(&self, id: u64) {
