@@ -14,6 +14,7 @@ use rcluster_api::tls::{Credentials, Security};
 use rcluster_base::backoff::Backoff;
 use rcluster_base::clock::unix_s;
 use rcluster_base::ledger;
+use rcluster_base::renewal::Looks;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -25,8 +26,6 @@ use crate::place::Places;
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// Pause before a renewal that failed is tried again.
 const RENEW_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// How often the calendar is looked at, at least and at most.
-const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 /// How long a manager may take for a renewal.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -106,15 +105,14 @@ pub fn node_id(security: &Security) -> Result<Option<String>> {
 
 /// Takes over whom to trust, and renews the certificate at half of its life, or when another authority issues.
 pub async fn keep(security: Security, path: PathBuf, mut heard: watch::Receiver<Trust>) {
-    let mut backoff = Backoff::new(RENEW_RETRY.0, RENEW_RETRY.1);
+    let mut looks = Looks::new(RENEW_RETRY.0, RENEW_RETRY.1);
     loop {
         let trust = heard.borrow_and_update().clone();
-        let mut again = LOOK.1;
+        let mut again = looks.next(None, None::<Result<()>>);
         if let Some(own) = security.credentials()
             && !trust.authorities.is_empty()
         {
             let left = own.until_renewal(unix_s());
-            again = left.clamp(LOOK.0, LOOK.1);
             let used = if own.authorities != trust.authorities {
                 Some(use_them(&security, &path, Credentials { authorities: trust.authorities, ..own }))
             } else if left.is_zero() {
@@ -122,18 +120,7 @@ pub async fn keep(security: Security, path: PathBuf, mut heard: watch::Receiver<
             } else {
                 None
             };
-            match used {
-                Some(Ok(())) => {
-                    info!("new credentials");
-                    backoff.reset();
-                    again = LOOK.0;
-                }
-                Some(Err(error)) => {
-                    warn!("{error:#}: trying on");
-                    again = backoff.delay();
-                }
-                None => {}
-            }
+            again = looks.next(Some(left), used);
         }
         // A session that ends for good ends this too.
         if let Ok(Err(_)) = timeout(again, heard.changed()).await {

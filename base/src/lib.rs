@@ -5,5 +5,6 @@
 pub mod backoff;
 pub mod clock;
 pub mod ledger;
+pub mod renewal;
 pub mod scope;
 pub mod telemetry;

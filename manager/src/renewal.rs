@@ -8,33 +8,29 @@ use anyhow::{Context, Result};
 use rcluster_api::data::Payload;
 use rcluster_api::identity::Part;
 use rcluster_api::tls::{Credentials, Security, SigningRequest};
-use rcluster_base::backoff::Backoff;
 use rcluster_base::clock::unix_s;
+use rcluster_base::renewal::Looks;
 use tokio::time::sleep;
-use tracing::{info, warn};
 
 use crate::rpc::Router;
 use crate::rpc::admission::issue;
 use crate::seal::{Keys, keep_credentials};
 
-/// How often the calendar is looked at, at least and at most.
-const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 /// Pause before a renewal that failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
 
 /// Runs as long as the manager.
 pub async fn keep(router: Router, security: Security, state_dir: PathBuf, keys: Keys) {
     let mut revisions = router.store.revisions();
-    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    let mut looks = Looks::new(RETRY.0, RETRY.1);
     let mut seen = None;
     loop {
         revisions.borrow_and_update();
         let cluster = router.store.state().cluster().cloned();
-        let mut again = LOOK.1;
+        let mut again = looks.next(None, None::<Result<()>>);
         if let (Some(cluster), Some(own)) = (&cluster, security.credentials()) {
             let authorities: Vec<Payload> = cluster.authorities.iter().map(|authority| authority.certificate.clone()).collect();
             let left = own.until_renewal(unix_s());
-            again = left.clamp(LOOK.0, LOOK.1);
             // One that was dropped also goes from what this manager shows.
             let dropped = authorities.len() < own.authorities.len();
             let renewed = if own.authorities != authorities && !authorities.is_empty() && !dropped {
@@ -45,18 +41,7 @@ pub async fn keep(router: Router, security: Security, state_dir: PathBuf, keys: 
                 None
             };
             let used = renewed.map(|renewed| renewed.and_then(|renewed| used(&security, &state_dir, &keys, renewed)));
-            match used {
-                Some(Ok(())) => {
-                    info!("new credentials");
-                    backoff.reset();
-                    again = LOOK.0;
-                }
-                Some(Err(error)) => {
-                    warn!("{error:#}: trying on");
-                    again = backoff.delay();
-                }
-                None => {}
-            }
+            again = looks.next(Some(left), used);
         }
         let changed = async {
             // Commits are many, and few of them are about the cluster.
