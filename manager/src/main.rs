@@ -41,6 +41,13 @@ use tracing::info;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<()> {
+    verb().map_err(|error| match store::advice(error.as_ref()) {
+        Some(advice) => error.context(advice),
+        None => error,
+    })
+}
+
+fn verb() -> Result<()> {
     match Cli::parse().verb {
         Verb::Init(args) => init(&args.check()?),
         Verb::Run(args) => {

@@ -474,7 +474,13 @@ impl World {
             // It says so, and whoever looks after it removes it and has its host join again.
             let refused = matches!(
                 error,
-                StoreError::Log(LogError::Segment { .. } | LogError::Format { .. } | LogError::NoKey { .. } | LogError::Damaged(_))
+                StoreError::Log(
+                    LogError::Segment { .. }
+                        | LogError::Snapshot { .. }
+                        | LogError::Format { .. }
+                        | LogError::NoKey { .. }
+                        | LogError::Damaged(_)
+                )
             );
             hold!(refused, "{id} does not say that its log is damaged: {}", Causes(error));
             return self.lose_disk(host);

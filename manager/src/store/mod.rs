@@ -20,6 +20,7 @@ use crate::core::state::{Conflict, State, Transaction, encode_transaction};
 use crate::meter::StoreMeter;
 use crate::seal::Keys;
 
+pub use self::raft::disk::advice;
 pub use self::raft::log::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver, checksum};
 pub use self::raft::storage::Terms;
 pub use self::raft::transport::REMOVED;

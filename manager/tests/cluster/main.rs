@@ -4,6 +4,7 @@ mod admission;
 mod audit;
 mod bad_days;
 mod disaster;
+mod disks;
 mod etcd;
 #[path = "../etcd/server.rs"]
 #[allow(dead_code, reason = "the tests of the store in etcd use the rest")]

@@ -57,7 +57,13 @@ pub struct Manager {
 }
 
 impl Drop for Manager {
+    #[allow(clippy::print_stderr, reason = "a failing test tells what it saw")]
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.dir.with_extension("log")).unwrap_or_default();
+            let from = log.lines().count().saturating_sub(30);
+            eprintln!("{}:\n{}", self.name, log.lines().skip(from).collect::<Vec<_>>().join("\n"));
+        }
         drop(self.process.kill());
         drop(self.process.wait());
     }
@@ -89,10 +95,11 @@ impl Manager {
 /// A cluster that began with one manager.
 #[derive(Debug)]
 pub struct Cluster {
+    /// First to go: their logs are in the directory.
+    pub managers: Vec<Manager>,
     pub dir: TempDir,
     pub founded: Founded,
     pub admin: Security,
-    pub managers: Vec<Manager>,
     /// `--store` of each manager, if there is one.
     pub store: Vec<String>,
 }
@@ -176,7 +183,17 @@ impl Cluster {
         self.join_at(name, &dir, &addr);
     }
 
+    /// One whose clock differs from that of the machine.
+    pub fn join_with_clock(&mut self, clock: &str, name: &str) {
+        let (dir, addr) = (self.dir.path().join(name), addr());
+        self.join_as(clock, name, &dir, &addr);
+    }
+
     pub fn join_at(&mut self, name: &str, dir: &Path, addr: &str) {
+        self.join_as("", name, dir, addr);
+    }
+
+    fn join_as(&mut self, clock: &str, name: &str, dir: &Path, addr: &str) {
         let token = self.dir.path().join("token");
         std::fs::write(&token, &self.founded.manager_token).unwrap();
         let all: Vec<&str> = self.managers.iter().map(|manager| manager.addr.as_str()).collect();
@@ -188,7 +205,7 @@ impl Cluster {
             arguments.extend(["--token-file", token.to_str().unwrap()]);
         }
         arguments.extend(self.store.iter().map(String::as_str));
-        self.managers.push(start(name, dir, addr, &arguments));
+        self.managers.push(start_at(clock, name, dir, addr, &arguments));
     }
 
     pub fn manager(&mut self, name: &str) -> &mut Manager {

@@ -445,7 +445,10 @@ fn a_manager_on_a_full_disk_ends_and_nothing_confirmed_is_lost() {
             };
             let (store, _) = start_with(config.clone(), log, wire, on_fatal).unwrap();
             let (confirmed, told) = fill(&store, &mut fatal).await;
-            assert!(told.contains("mend the disk") && told.contains("/raft/") && told.contains("No space left on device"), "{told}");
+            assert!(
+                told.contains("the disk is full: make room on it") && told.contains("/raft/") && told.contains("No space left on device"),
+                "{told}"
+            );
             confirmed
         });
         assert!(confirmed.len() > 20, "{} writes", confirmed.len());

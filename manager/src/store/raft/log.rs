@@ -74,13 +74,16 @@ pub struct Loaded {
     pub bytes: u64,
 }
 
+/// How a manager is replaced whose log cannot be gone on from.
+const REPLACE: &str = "Look after the disk, remove the manager from the cluster (rclusterctl node rm NAME) and join again with an empty state \
+                       directory; if no other manager is left, make the cluster anew from a backup (rclusterctl cluster restore)";
+
 /// What is wrong with the log on disk.
 #[derive(Debug, Error)]
 pub enum LogError {
     #[error(
         "{path} is missing although this manager has been a member of its cluster: it may have voted or confirmed writes that it no longer \
-             knows, so it must not go on under this name. Bring the file back, or remove the manager from the cluster and add it with an \
-             empty state directory"
+             knows, so it must not go on under this name. Bring the file back if it was moved. {REPLACE}"
     )]
     Missing { path: PathBuf },
     #[error("{path} is open in another process: is a manager running on this state directory?")]
@@ -100,9 +103,11 @@ pub enum LogError {
     Format { path: PathBuf, found: u64, known: u64 },
     #[error(
         "{path} is damaged at byte {offset}: {why}. This manager may have voted or confirmed writes that stood there, so it must not go on \
-             without them. Look after the disk, then remove the manager from the cluster and join again with an empty state directory"
+             without them. {REPLACE}"
     )]
     Segment { path: PathBuf, offset: u64, why: String },
+    #[error("{path} is damaged: {why}, and the log goes on after it alone. {REPLACE}")]
+    Snapshot { path: PathBuf, why: String },
     #[error(
         "{path} is sealed with key {key} of this disk, which seal.json does not hold; nothing was changed. Bring back the seal.json that belongs to it"
     )]

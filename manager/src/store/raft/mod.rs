@@ -6,6 +6,7 @@
 //!  clock ─────────┘                              └─► committed entries ─► tables ─► state, revision, role ─► answers
 //! ```
 
+pub mod disk;
 mod identity;
 pub mod log;
 mod node;
@@ -295,7 +296,7 @@ pub enum StoreError {
 /// Why the store cannot go on: what it promised is not on the disk, or it cannot read what all others read.
 #[derive(Debug, Error)]
 pub enum Fatal {
-    #[error("the log cannot be written or read: mend the disk and start this manager again")]
+    #[error("{}", disk::advice(.0).unwrap_or("the log cannot be written or read: mend the disk and start this manager again"))]
     Log(#[from] LogError),
     #[error("entry {index} cannot be applied: {why}; was it written by a newer version? upgrade this manager")]
     Entry { index: u64, why: String },
@@ -314,11 +315,8 @@ pub fn keys_used(dir: &Path) -> Result<BTreeSet<u32>, LogError> {
 pub fn start(config: StoreConfig, security: Security) -> Result<(Store, Inbound), StoreError> {
     let log = identity::open(&config)?.metered(config.meter.clone());
     let connect = transport::connector(&config, security);
-    // After a failed write nobody knows what is on the disk. A manager that dies is replaced; one that goes on could lie.
-    start_with(config, log, connect, |fatal| match fatal {
-        Fatal::Removed => std::process::exit(1),
-        Fatal::Log(_) | Fatal::Entry { .. } | Fatal::Snapshot(_) => std::process::abort(),
-    })
+    // After a failed write nobody knows what is on the disk. A manager that ends is replaced; one that goes on could lie.
+    start_with(config, log, connect, |_| std::process::exit(1))
 }
 
 /// A store that nobody runs yet.

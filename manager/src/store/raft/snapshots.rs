@@ -62,20 +62,23 @@ fn seal(keys: &Keys, name: &str, data: &[u8]) -> Vec<u8> {
 /// The data of the snapshot in use.
 pub fn read(dir: &Path, used: &Saved, keys: Option<&Keys>) -> Result<Vec<u8>, LogError> {
     let path = dir.join(&used.name);
-    let data = fs::read(&path).map_err(|source| LogError::File { what: "read the snapshot", path: path.clone(), source })?;
+    let damaged = |why: String| LogError::Snapshot { path: path.clone(), why };
+    let data = fs::read(&path).map_err(|source| match source.kind() {
+        ErrorKind::NotFound => damaged("it is missing".to_owned()),
+        _ => LogError::File { what: "read the snapshot", path: path.clone(), source },
+    })?;
     if data.len() as u64 != used.bytes || checksum(&data) != used.checksum {
-        let (name, found, written) = (&used.name, data.len(), used.bytes);
-        return Err(LogError::Damaged(format!("{name} has {found} bytes and is not what was written ({written} bytes)")));
+        return Err(damaged(format!("its {} bytes are not the {} that were written", data.len(), used.bytes)));
     }
     if !used.name.ends_with(SEALED) {
         return Ok(data);
     }
-    let short = || LogError::Damaged(format!("{} is too short", used.name));
+    let short = || damaged("it is too short".to_owned());
     let (key, rest) = data.split_first_chunk().ok_or_else(short)?;
     let (seed, sealed) = rest.split_first_chunk().ok_or_else(short)?;
     let key = u32::from_le_bytes(*key);
-    let cipher = keys.and_then(|keys| keys.cipher(key, seed, LABEL)).ok_or(LogError::NoKey { path, key })?;
-    cipher.open(used.name.as_bytes(), sealed).map_err(|error| LogError::Damaged(format!("{}: {error}", used.name)))
+    let cipher = keys.and_then(|keys| keys.cipher(key, seed, LABEL)).ok_or_else(|| LogError::NoKey { path: path.clone(), key })?;
+    cipher.open(used.name.as_bytes(), sealed).map_err(|error| damaged(error.to_string()))
 }
 
 /// Number of the disk's key that the snapshot in use is sealed with; `None` when it is in clear, or cannot be read.
