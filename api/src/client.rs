@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
+use rustls::pki_types::UnixTime;
 use thiserror::Error;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::data::Payload;
 use crate::error::{ApiError, ErrorCode};
 use crate::id::random_id;
-use crate::identity::{JoinToken, NotAToken};
+use crate::identity::{JoinToken, NotAToken, Part};
 use crate::seal::{Key, UnlockKey};
 use crate::tls::{Credentials, NOT_LOCKED, OTHER_CLUSTER, Security, SigningRequest, TlsError};
 use crate::wire::v1;
@@ -73,6 +74,7 @@ pub async fn connect(addrs: &[String], security: &Security) -> Result<Channel, A
             ApiError::new(ErrorCode::Invalid, "no manager's address is known").hint("choose a context, or give --managers HOST:PORT")
         );
     }
+    check_own(security)?;
     let attempt = |(place, addr): (u32, &String)| {
         let addr = addr.clone();
         async move {
@@ -137,6 +139,17 @@ impl fmt::Debug for TokenSource {
             Self::File(path) => formatter.debug_tuple("File").field(path).finish(),
         }
     }
+}
+
+/// Refuses a user's certificate that has expired, by this host's clock. A manager does too, but after the handshake: how much is seen of that
+/// depends on the moment. Hosts whose certificates have expired are not refused here: they try on, as clocks can be set.
+fn check_own(security: &Security) -> Result<(), ApiError> {
+    let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
+    let own = security.credentials().and_then(|credentials| credentials.certificate().ok());
+    let Some(own) = own.filter(|own| own.identity.part == Part::User && own.not_after < now) else { return Ok(()) };
+    let message = format!("the certificate of user {} has expired", own.identity.id);
+    Err(ApiError::new(ErrorCode::Unauthenticated, message)
+        .hint("is this host's clock wrong? else an administrator makes another: rclusterctl user create NAME --role ROLE --access FILE"))
 }
 
 /// What a host that has joined is, and how it proves that; no credentials in a cluster without TLS.

@@ -140,7 +140,8 @@ pub fn check_service(spec: &ServiceSpec) -> Result<(), ApiError> {
         return Err(ApiError::new(
             ErrorCode::TooLarge,
             format!("the spec of service {} has {size} bytes, more than the limit of {SPEC_BYTES_MAX}", spec.name),
-        ));
+        )
+        .hint("keep what is long in configs, or in the image"));
     }
     Ok(())
 }
@@ -172,6 +173,16 @@ pub fn text_bytes(containers: &[ContainerSpec]) -> usize {
     containers.iter().map(container).sum()
 }
 
+/// Checks how long the labels of an object are.
+pub fn check_labels(kind: &str, name: &str, labels: &BTreeMap<String, String>) -> Result<(), ApiError> {
+    let bytes = label_bytes(labels);
+    if bytes <= SPEC_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("the labels of {kind} {name} have {bytes} bytes, more than the limit of {SPEC_BYTES_MAX}");
+    Err(ApiError::new(ErrorCode::TooLarge, message).field("labels").hint("keep what is long in configs"))
+}
+
 /// Checks a secret's or config's spec.
 pub fn check_data(spec: &DataSpec) -> Result<(), ApiError> {
     let kind = spec.kind.as_str();
@@ -179,7 +190,7 @@ pub fn check_data(spec: &DataSpec) -> Result<(), ApiError> {
     if !spec.stack.is_empty() {
         check_name("stack", &spec.stack).map_err(|error| error.field("stack"))?;
     }
-    check_labels(&spec.labels)?;
+    check_labels(kind, &spec.name, &spec.labels)?;
     match spec.data.as_ref().map_or(0, |data| data.0.len()) {
         size if size > DATA_BYTES_MAX => Err(ApiError::new(
             ErrorCode::TooLarge,
@@ -196,21 +207,10 @@ pub fn label_bytes(labels: &BTreeMap<String, String>) -> usize {
     labels.iter().map(|(key, value)| key.len() + value.len()).sum()
 }
 
-/// Checks the labels of an object.
-pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), ApiError> {
-    match label_bytes(labels) {
-        bytes if bytes > SPEC_BYTES_MAX => {
-            let what = format!("labels of {bytes} bytes are more than the limit of {SPEC_BYTES_MAX}");
-            Err(ApiError::new(ErrorCode::TooLarge, what).field("labels").hint("keep what is large in a config"))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Checks a network's spec.
 pub fn check_network(spec: &NetworkSpec) -> Result<(), ApiError> {
     check_name("network", &spec.name)?;
-    check_labels(&spec.labels)?;
+    check_labels("network", &spec.name, &spec.labels)?;
     if let Some(subnet) = spec.subnet {
         if subnet.addr() != subnet.network() {
             return Err(invalid("subnet", format!("{subnet} has host bits set")).hint(format!("write {}", subnet.trunc())));

@@ -490,7 +490,7 @@ fn update_node(
         }
     }
     updated.labels.extend(labels_set);
-    validate::check_labels(&updated.labels)?;
+    validate::check_labels("node", node.name(), &updated.labels)?;
     let mut changes = ChangeSet::default();
     if updated != **node {
         let message = if updated.availability == node.availability {
