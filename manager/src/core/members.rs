@@ -55,8 +55,9 @@ pub fn next<'a>(managers: impl Iterator<Item = &'a Manager>, standing: &Standing
     let wanted: BTreeMap<u64, ManagerRole> = stay.map(|manager| (manager.raft_id, manager.role)).collect();
     let is_voter = |id: &u64| standing.voters.contains(id);
     let is_learner = |id: &u64| standing.learners.contains(id);
-    let caught_up =
-        |id: &u64| standing.reachable.contains(id) && standing.matched.get(id).is_some_and(|matched| matched + LAG_MAX >= standing.last);
+    // One that has nothing yet has not caught up, however short the log is.
+    let has_most = |matched: &u64| *matched > 0 && matched + LAG_MAX >= standing.last;
+    let caught_up = |id: &u64| standing.reachable.contains(id) && standing.matched.get(id).is_some_and(has_most);
     let stays = |id: &u64| wanted.get(id) == Some(&ManagerRole::Voter);
     let mut learners: Vec<u64> = wanted.keys().filter(|id| !is_voter(id) && !is_learner(id)).copied().collect();
     let voters: Vec<u64> = wanted.keys().filter(|id| stays(id) && is_learner(id) && caught_up(id)).copied().collect();
@@ -288,6 +289,8 @@ mod tests {
         let mut learning = standing(1, &[1], &[2], &[]);
         learning.matched.insert(2, 10);
         assert_eq!(next(managers.iter(), &learning), None);
+        let young = Standing { last: 5, matched: [(1, 5), (2, 0)].into(), ..learning.clone() };
+        assert_eq!(next(managers.iter(), &young), None, "it has nothing yet");
         learning.matched.insert(2, 900);
         assert_eq!(next(managers.iter(), &learning), change(&[], &[2], &[]));
         learning.reachable.remove(&2);
