@@ -219,6 +219,16 @@ pub fn cluster(response: v1::ClusterResponse) -> ClusterJson {
     ClusterJson { cluster_id, leader, term, committed, applied, revision, answered_by, store, managers }
 }
 
+/// What is said of managers that are fewer than they look.
+pub fn warning(cluster: &ClusterJson) -> Option<&'static str> {
+    let voters = cluster.managers.iter().filter(|manager| manager.voter).count();
+    // Those whose state is in an etcd do not vote: one is enough.
+    (voters == 2 && cluster.store == "raft").then_some(
+        "warning: two managers vote, and a majority of two is both: the loss of either stops all changes. Join a third, which makes one loss \
+         harmless: rclusterctl cluster token manager",
+    )
+}
+
 /// The managers as they stand among the nodes.
 pub fn manager_nodes(cluster: &ClusterJson) -> Vec<View> {
     let view = |manager: &ManagerJson| {
@@ -256,6 +266,33 @@ pub fn age_ms(time: &str, now_ms: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_managers_that_vote_are_warned_of() {
+        let manager = |voter: bool| ManagerJson {
+            voter,
+            ..serde_json::from_value(serde_json::json!({"name": "m", "addr": "", "role": "",
+            "reachable": true, "matched": 1, "voter": voter, "lag": 0, "write_us": 0}))
+            .unwrap()
+        };
+        let warned = |store: &str, voters: &[bool]| {
+            let managers = voters.iter().map(|voter| manager(*voter)).collect();
+            let cluster = ClusterJson {
+                store: store.to_owned(),
+                managers,
+                cluster_id: "c".to_owned(),
+                leader: "m".to_owned(),
+                term: 1,
+                committed: 1,
+                applied: 1,
+                revision: 1,
+                answered_by: "m".to_owned(),
+            };
+            warning(&cluster).is_some()
+        };
+        assert!(warned("raft", &[true, true]) && warned("raft", &[true, false, true]));
+        assert!(!warned("raft", &[true]) && !warned("raft", &[true, true, true]) && !warned("etcd://e:1/c", &[true, true]));
+    }
 
     /// `ID SLOT STATE DESIRED CREATED` each.
     fn tasks(lines: &[&str]) -> Vec<View> {

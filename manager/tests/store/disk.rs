@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::world::founded;
-use raft::eraftpb::{Entry, HardState, Snapshot};
+use raft::eraftpb::{Entry, EntryType, HardState, Snapshot};
 use rcluster_manager::core::state::{State, encode_snapshot};
 use rcluster_manager::store::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver, StoreConfig, Terms, checksum, first};
 
@@ -76,12 +76,44 @@ impl Disk {
         self.content().snapshot.metadata.index
     }
 
+    /// Index of the last entry, or of the one before the first.
+    pub fn last(&self) -> u64 {
+        self.content().last()
+    }
+
+    pub fn hard_state(&self) -> HardState {
+        self.content().hard_state.clone()
+    }
+
+    /// Entries that change the configuration.
+    pub fn changes(&self) -> usize {
+        self.content().entries.values().filter(|entry| entry.get_entry_type() != EntryType::EntryNormal).count()
+    }
+
+    /// The disk says that more is committed than it has.
+    pub fn claim_committed(&self, index: u64) {
+        self.content().hard_state.commit = index;
+    }
+
     fn content(&self) -> MutexGuard<'_, Content> {
         self.0.lock().unwrap()
     }
 }
 
 impl Content {
+    fn last(&self) -> u64 {
+        self.entries.last_key_value().map_or(self.offset.0, |(index, _)| *index)
+    }
+
+    /// A manager may die after any write, and raft-rs panics on a log whose parts do not fit together.
+    fn check_start(&self) {
+        let (offset, snapshot, commit, last) = (self.offset.0, self.snapshot.metadata.index, self.hard_state.commit, self.last());
+        assert!(
+            offset <= snapshot && snapshot <= commit && commit <= last,
+            "after a write no manager could start: entries {offset} to {last}, snapshot {snapshot}, commit {commit}"
+        );
+    }
+
     fn take_in(&mut self, batch: &Batch<'_>) {
         match batch.compaction {
             Some(Compaction::Through { index, term }) => {
@@ -103,6 +135,7 @@ impl Content {
             self.files.retain(|name, _| *name == saved.name);
             self.snapshot = saved.clone();
         }
+        self.check_start();
     }
 }
 

@@ -1,9 +1,11 @@
 //! The store: several in one process, over a network and on disks that a test can break.
 
+mod by_hand;
 mod cluster;
 mod disk;
 mod failover;
 mod members;
+mod pitfalls;
 mod power;
 mod promises;
 mod start;

@@ -91,7 +91,7 @@ pub async fn cluster(mut session: Session, out: Out) -> Result<(), CliError> {
             hint: needed,
         });
     }
-    Ok(())
+    views::warning(&cluster).map_or(Ok(()), output::talk)
 }
 
 /// The managers themselves cannot tell one that is locked from one that is away; whoever asks it can.

@@ -35,6 +35,8 @@ const APPEND_BYTES_MAX: u64 = 512 << 10;
 const APPENDS_MAX: usize = 64;
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 const APPLY_BYTES_MAX: u64 = 4 << 20;
+/// A successor that lacks no more entries than this has them within a few messages.
+const SUCCESSOR_LAG_MAX: u64 = 1000;
 
 type Reply = oneshot::Sender<Result<u64, ProposeError>>;
 /// Whom to answer what.
@@ -183,7 +185,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
                 self.plan_snapshot();
             }
             Input::ChangeMembers { changes, reply } => drop(reply.send(self.change_members(&changes))),
-            Input::Transfer { to } => self.raw.transfer_leader(to),
+            Input::Transfer { to } => self.transfer(to, now),
             Input::HandOver { begun } => drop(begun.send(self.hand_over(now))),
             Input::Removed => return Err(Fatal::Removed),
             Input::Shutdown { done } => self.begin_stopping(now, done),
@@ -528,11 +530,26 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         self.snapshot_due.1 = self.raw.store().bytes() + self.config.snapshot_bytes.div_ceil(10);
     }
 
+    /// Whether `id` would lead at once if it was told to. Until the successor leads, or the time of an election has gone by, raft-rs refuses
+    /// all proposals: none is begun for one that does not answer or would be sent much first.
+    fn can_succeed(&self, id: u64, now: Duration) -> bool {
+        let raft = &self.raw.raft;
+        let is_near = raft.prs().get(id).is_some_and(|progress| progress.matched + SUCCESSOR_LAG_MAX >= raft.raft_log.last_index());
+        let votes = self.raw.store().configuration().voters.contains(&id);
+        id != self.config.id && votes && is_near && self.publisher.is_heard(id, now)
+    }
+
+    fn transfer(&mut self, to: u64, now: Duration) {
+        if self.can_succeed(to, now) {
+            self.raw.transfer_leader(to);
+        } else {
+            debug!(to, "leadership is not handed over: it is not heard, is far behind or does not vote");
+        }
+    }
+
     /// Has the voter lead that is nearest to this leader; whether there is one.
     fn hand_over(&mut self, now: Duration) -> bool {
-        let own = self.config.id;
-        let voters = &self.raw.store().configuration().voters;
-        let peers = self.raw.raft.prs().iter().filter(|(id, _)| **id != own && voters.contains(id) && self.publisher.is_heard(**id, now));
+        let peers = self.raw.raft.prs().iter().filter(|(id, _)| self.can_succeed(**id, now));
         let successor = peers.max_by_key(|(_, progress)| progress.matched).map(|(id, _)| *id);
         let Some(successor) = successor.filter(|_| self.leads()) else { return false };
         info!(to = successor, "handing leadership over");

@@ -1,0 +1,346 @@
+//! What raft-rs leaves to its host (`docs/store.md` has the list): each test shows that one of it is seen to.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::Signal;
+use raft::eraftpb::{Entry, MessageType, SnapshotMetadata};
+use rcluster_manager::store::{
+    Batch, Loaded, LogError, LogStore, MemberChange, ProposeError, Saved, Saver, StoreError, assemble, start_with,
+};
+
+use crate::by_hand::{ByHand, Sent};
+use crate::disk::Disk;
+use crate::world::{Network, config, has, make};
+
+/// How long a read waits before it is asked again.
+const READ_RETRY: Duration = Duration::from_millis(300);
+
+fn names(hand: &ByHand, id: u64) -> (Vec<u64>, Vec<u64>) {
+    let found = hand.machines[&id].configuration();
+    assert!(found.voters_outgoing.is_empty(), "{id} is between two configurations");
+    let sorted = |mut ids: Vec<u64>| {
+        ids.sort_unstable();
+        ids
+    };
+    (sorted(found.voters), sorted(found.learners))
+}
+
+/// Writes through the first store; all that is sent arrives.
+fn write(hand: &mut ByHand, id: &str) {
+    let mut asked = hand.propose(1, make(id));
+    hand.deliver_all();
+    asked.answer().unwrap().unwrap();
+}
+
+#[test]
+fn a_read_is_not_asked_before_the_leader_has_committed_in_its_term() {
+    let mut hand = ByHand::new(3);
+    let held = hand.elect(1, |sent| !sent.is(MessageType::MsgAppend));
+    assert!(!held.is_empty(), "what its term begins with is on its way");
+    let mut read = hand.read(1);
+    hand.deliver(|sent| !sent.is(MessageType::MsgAppend));
+    assert_eq!(read.answer(), None);
+    // raft-rs would have dropped it without a word, and it would be asked again only after a time: none goes by.
+    held.into_iter().for_each(|sent| hand.bring(sent));
+    hand.deliver_all();
+    assert_eq!(read.answer(), Some(true));
+}
+
+#[test]
+fn a_read_whose_answer_is_lost_is_asked_again() {
+    let mut hand = ByHand::led(3);
+    for lost in [MessageType::MsgReadIndex, MessageType::MsgReadIndexResp] {
+        let mut read = hand.read(2);
+        let held = hand.deliver(|sent| !sent.is(lost));
+        assert_eq!((held.len(), read.answer()), (1, None));
+        hand.wait(READ_RETRY);
+        hand.run(2);
+        hand.deliver_all();
+        assert_eq!(read.answer(), Some(true), "{lost:?}");
+    }
+}
+
+#[test]
+fn one_that_joins_begins_with_a_snapshot_although_the_whole_log_is_there() {
+    let mut hand = ByHand::led(1);
+    write(&mut hand, "a");
+    assert_eq!(hand.machines[&1].disk.entries_kept() as u64, hand.machines[&1].disk.last() - 1);
+    hand.join(2);
+    hand.change(&[MemberChange::Learner(2)]);
+    let mut snapshots = 0;
+    hand.beat(|sent| {
+        snapshots += usize::from(sent.is(MessageType::MsgSnapshot));
+        true
+    });
+    assert_eq!(snapshots, 1);
+    // A log that is replayed from its first entry begins without voters, and the first change would leave it none.
+    assert_eq!(names(&hand, 2), (vec![1], vec![2]));
+    hand.change(&[MemberChange::Voter(2)]);
+    hand.beat(|_| true);
+    assert_eq!(names(&hand, 2), (vec![1, 2], vec![]));
+    write(&mut hand, "b");
+    hand.beat(|_| true);
+    assert!(has(&hand.machines[&2].store.state(), "b"));
+}
+
+#[test]
+fn a_joint_change_is_entered_once_and_left_once() {
+    let mut hand = ByHand::led(3);
+    hand.join(4);
+    hand.change(&[MemberChange::Learner(4)]);
+    (0..3).for_each(|_| drop(hand.beat(|_| true)));
+    let before = hand.machines[&1].disk.changes();
+    hand.change(&[MemberChange::Voter(4), MemberChange::Learner(2)]);
+    (0..3).for_each(|_| drop(hand.beat(|_| true)));
+    for id in 1..=4 {
+        assert_eq!(names(&hand, id), (vec![1, 3, 4], vec![2]), "as {id} has it");
+    }
+    assert_eq!(hand.machines[&1].disk.changes() - before, 2);
+}
+
+#[test]
+fn a_change_that_cannot_be_made_is_made_by_nobody_and_ends_nobody() {
+    let mut hand = ByHand::led(3);
+    hand.change(&[MemberChange::Remove(1), MemberChange::Remove(2), MemberChange::Remove(3)]);
+    hand.beat(|_| true);
+    hand.beat(|_| true);
+    assert_eq!(hand.machines[&3].disk.changes(), 1, "it is in the log");
+    for id in 1..=3 {
+        assert_eq!(names(&hand, id), (vec![1, 2, 3], vec![]), "as {id} has it");
+    }
+    write(&mut hand, "after");
+}
+
+#[test]
+fn a_leader_that_is_taken_out_of_the_configuration_ends_and_another_leads() {
+    let mut hand = ByHand::led(3);
+    hand.change(&[MemberChange::Remove(1)]);
+    hand.deliver_all();
+    assert!(hand.ended[&1].contains("removed from its cluster"), "{:?}", hand.ended);
+    hand.elect(2, |_| true);
+    assert_eq!(names(&hand, 2), (vec![2, 3], vec![]));
+}
+
+#[test]
+fn leadership_is_not_handed_to_one_that_is_cut_off_or_far_behind() {
+    let mut hand = ByHand::led(3);
+    let writes_go_on = |hand: &mut ByHand, id: &str| {
+        hand.machines[&1].store.transfer_leadership(3);
+        hand.run(1);
+        let mut asked = hand.propose(1, make(id));
+        hand.deliver(|sent| !sent.concerns(3));
+        assert!(matches!(asked.answer(), Some(Ok(_))), "{id}: raft-rs refuses proposals while it waits for the successor");
+    };
+    // Its connection stands, and what it is sent does not arrive.
+    for number in 0..1500 {
+        let mut asked = hand.propose(1, make(&format!("{number:04}")));
+        hand.deliver(|sent| sent.message.to != 3 || !sent.is(MessageType::MsgAppend));
+        asked.answer().unwrap().unwrap();
+    }
+    hand.beat(|sent| !sent.is(MessageType::MsgAppend));
+    writes_go_on(&mut hand, "behind");
+    (0..20).for_each(|_| drop(hand.beat(|_| true)));
+    assert!(has(&hand.machines[&3].store.state(), "behind"));
+    (0..12).for_each(|_| drop(hand.beat(|sent| !sent.concerns(3))));
+    writes_go_on(&mut hand, "cut off");
+    // One that has kept up takes over.
+    hand.machines[&1].store.transfer_leadership(2);
+    hand.run(1);
+    hand.deliver_all();
+    assert!(hand.leads(2) && !hand.leads(1));
+}
+
+#[test]
+fn a_leader_that_nobody_answers_steps_down_in_two_election_times_and_confirms_nothing() {
+    let mut hand = ByHand::led(3);
+    let mut asked = hand.propose(1, make("a"));
+    let mut read = hand.read(1);
+    let ticks = (0..).find(|_| {
+        hand.tick(&[1]);
+        hand.take();
+        !hand.leads(1)
+    });
+    let bound = 2 * config(1, 1).timing.election;
+    assert!(ticks.unwrap() < bound, "{ticks:?} ticks, not {bound}");
+    assert!(matches!(asked.answer(), Some(Err(ProposeError::Unavailable))));
+    assert_eq!(read.answer(), None);
+}
+
+#[test]
+fn a_log_that_says_more_is_committed_than_it_has_is_refused() {
+    let config = config(1, 1);
+    let disk = Disk::new(&config);
+    disk.claim_committed(9);
+    let refused = assemble(config, disk, |inbox| Network::default().wire(1, inbox), Box::new(Nothing), 1).err().unwrap();
+    let StoreError::Log(LogError::Damaged(why)) = &refused else { panic!("{refused}") };
+    assert!(why.contains("says that 9 is committed"), "{why}");
+}
+
+/// The surroundings of a store that does not start.
+struct Nothing;
+
+impl rcluster_manager::store::Environment for Nothing {
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn beside(&mut self, _job: rcluster_manager::store::Job) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_is_promised_or_shown_is_on_the_disk_before() {
+    // Looked at with each message and each round, see `by_hand`; here it is seen that there was something to look at.
+    let mut hand = ByHand::new(3);
+    let mut kinds = Vec::new();
+    let mut look = |sent: &Sent| {
+        kinds.push(sent.message.get_msg_type());
+        true
+    };
+    hand.elect(1, &mut look);
+    let mut asked = hand.propose(1, make("a"));
+    hand.deliver(&mut look);
+    asked.answer().unwrap().unwrap();
+    for promise in [MessageType::MsgRequestVoteResponse, MessageType::MsgAppendResponse] {
+        assert!(kinds.contains(&promise), "{promise:?}");
+    }
+}
+
+#[test]
+fn a_snapshot_is_of_what_is_applied_and_names_its_receiver() {
+    let mut hand = ByHand::led(3);
+    hand.join(4);
+    // Committed all at once, the change between two writes.
+    let mut before = hand.propose(1, make("before"));
+    hand.change(&[MemberChange::Learner(4)]);
+    let mut after = hand.propose(1, make("after"));
+    let mut snapshots = 0;
+    for _ in 0..3 {
+        hand.beat(|sent| {
+            if let Some(state) = &sent.state {
+                snapshots += 1;
+                let metadata = sent.message.get_snapshot().get_metadata();
+                let (named, index) = (metadata.get_conf_state(), metadata.index);
+                assert!(named.learners.contains(&sent.message.to), "{named:?}");
+                assert!(has(state, "before") && state.revision() <= index, "{} at {index}", state.revision());
+                assert_eq!(has(state, "after"), state.revision() == index, "tables of {} are sent as those of {index}", state.revision());
+            }
+            true
+        });
+    }
+    assert!(snapshots > 0);
+    assert!(matches!((before.answer(), after.answer()), (Some(Ok(_)), Some(Ok(_)))));
+    assert!(has(&hand.machines[&4].store.state(), "after"));
+    assert_eq!(names(&hand, 4), (vec![1, 2, 3], vec![4]));
+}
+
+#[test]
+fn a_snapshot_that_did_not_arrive_is_sent_again_once_that_is_known() {
+    let mut hand = ByHand::led(1);
+    hand.join(2);
+    hand.change(&[MemberChange::Learner(2)]);
+    let lost = hand.beat(|sent| sent.state.is_none());
+    assert_eq!(lost.len(), 1);
+    // Until then it is on its way, for all that raft-rs knows, and nothing else is sent.
+    let waiting = hand.beat(|sent| sent.state.is_none());
+    assert!(waiting.is_empty());
+    hand.report_lost(1, 2);
+    (0..2).for_each(|_| drop(hand.beat(|_| true)));
+    assert_eq!(names(&hand, 2), (vec![1], vec![2]));
+}
+
+#[test]
+fn when_a_store_stands_for_election_is_chosen_by_its_seed() {
+    let mut both = [ByHand::new(5), ByHand::new(5)];
+    for round in 0..6 {
+        let [one, other] = &mut both;
+        for hand in [&mut *one, &mut *other] {
+            let leader = round % 5 + 1;
+            hand.elect(leader, |_| true);
+            hand.tick(&[1, 2, 3, 4, 5]);
+            hand.deliver_all();
+        }
+        let chosen =
+            |hand: &ByHand| hand.machines.values().map(|machine| machine.node.raft().randomized_election_timeout()).collect::<Vec<_>>();
+        assert_eq!(chosen(one), chosen(other));
+        // One after the other: no two of them at a time.
+        assert!(chosen(one).windows(2).all(|pair| pair[0] < pair[1]), "{:?}", chosen(one));
+    }
+}
+
+#[test]
+fn nothing_that_matters_is_left_at_the_librarys_defaults() {
+    let mut hand = ByHand::led(3);
+    let raft = hand.machines[&1].node.raft();
+    assert!(raft.pre_vote && raft.check_quorum);
+    assert!(raft.max_msg_size > 0 && raft.max_msg_size < u64::MAX && raft.max_inflight < 256);
+    let lagging = |sent: &Sent| !sent.concerns(3);
+    for number in 0..100 {
+        let mut asked = hand.propose(1, make(&format!("{number:02}")));
+        hand.deliver(lagging);
+        asked.answer().unwrap().unwrap();
+    }
+    hand.beat(lagging);
+    let mut most = 0;
+    for _ in 0..3 {
+        hand.beat(|sent| {
+            most = most.max(sent.message.entries.len());
+            true
+        });
+    }
+    assert!(has(&hand.machines[&3].store.state(), "99"));
+    // The default is one entry in each message.
+    assert!(most > 50, "{most} entries at once");
+}
+
+/// Set in the process that is to end.
+const TO_PANIC: &str = "RCLUSTER_TEST_STORE_PANICS";
+
+#[test]
+fn a_store_that_panics_takes_its_process_with_it() {
+    if std::env::var_os(TO_PANIC).is_some() {
+        return panic_in_a_store();
+    }
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", "pitfalls::a_store_that_panics_takes_its_process_with_it", "--nocapture"]).env(TO_PANIC, "1");
+    let output = again.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.signal(), Some(Signal::SIGABRT as i32), "{said}");
+    assert!(said.contains("this disk panics"), "{said}");
+}
+
+/// A disk with a defect of ours in it.
+struct Panics(Disk);
+
+impl LogStore for Panics {
+    fn load(&mut self) -> Result<Loaded, LogError> {
+        self.0.load()
+    }
+
+    fn write(&mut self, _batch: &Batch<'_>) -> Result<(), LogError> {
+        panic!("this disk panics")
+    }
+
+    fn entries(&self, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
+        self.0.entries(low, high, bytes_max)
+    }
+
+    fn saver(&self) -> Saver {
+        Box::new(|_: SnapshotMetadata, _: &[u8]| Ok(Saved::default()))
+    }
+}
+
+fn panic_in_a_store() {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).unwrap();
+    let config = config(1, 1);
+    let disk = Panics(Disk::new(&config));
+    let (store, _inbound) = start_with(config, disk, |inbox| Network::default().wire(1, inbox), |_| {}).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    // The process ends before there is an answer. One whose store has gone would wait here, and look alive.
+    let waited = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), store.read_barrier()).await });
+    panic!("it goes on: {waited:?}");
+}
