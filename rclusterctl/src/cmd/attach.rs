@@ -221,6 +221,8 @@ pub async fn pause(mut session: Session, args: Pause, resume: bool) -> Result<()
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::sync::mpsc;
 
     use super::*;
@@ -232,7 +234,8 @@ mod tests {
         let (sender, mut frames) = mpsc::channel(1);
         let (leave, leaves) = oneshot::channel();
         pass_keys(std::io::Cursor::new(typed), Inputs(sender), Watch::new(DEFAULT.parse().expect("keys")), leave);
-        leaves.await.expect("it is left though nothing is read");
+        let left = tokio::time::timeout(Duration::from_secs(20), leaves).await;
+        left.expect("it is left though nothing is read").expect("the keys were typed");
         let mut sent = Vec::new();
         while let Some(v1::RelayInput { kind: Some(relay_input::Kind::Data(bytes)) }) = frames.recv().await {
             sent.extend(bytes);

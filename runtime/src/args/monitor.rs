@@ -6,6 +6,7 @@ use super::{Args, Known, MonitorOptions, Verb};
 
 const LOG_BYTES_MAX_DEFAULT: u64 = 10 << 20;
 const LOG_BYTES_MAX_LEAST: u64 = 64 << 10;
+const TTY_PATIENCE_MS_MOST: u64 = 3_600_000;
 const TTY_PATIENCE_DEFAULT: Duration = Duration::from_secs(1);
 
 /// Reads them.
@@ -45,8 +46,8 @@ pub(super) fn monitor(args: &mut Args) -> Result<Verb, String> {
         None => TTY_PATIENCE_DEFAULT,
         Some(_) if tty.is_none() => return Err("monitor --tty-patience-ms: belongs to --tty".into()),
         Some(text) => match text.parse() {
-            Ok(millis) => Duration::from_millis(millis),
-            Err(_) => return Err(format!("monitor --tty-patience-ms {text:?}: give a number of milliseconds")),
+            Ok(millis @ 0..=TTY_PATIENCE_MS_MOST) => Duration::from_millis(millis),
+            _ => return Err(format!("monitor --tty-patience-ms {text:?}: give a number of at most {TTY_PATIENCE_MS_MOST}")),
         },
     };
     let log_bytes_max = match options.text("--log-max-bytes")? {

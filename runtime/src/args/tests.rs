@@ -96,6 +96,7 @@ fn refusals_name_what_they_refuse() {
         ("monitor --id a --bundle b --log l --exit-file e --log-max-bytes 1", "monitor --log-max-bytes \"1\""),
         ("monitor --id a --bundle b --log l --exit-file e --tty-patience-ms 1", "monitor --tty-patience-ms: belongs to --tty"),
         ("monitor --id a --bundle b --log l --exit-file e --tty t --tty-patience-ms x", "monitor --tty-patience-ms \"x\""),
+        ("monitor --id a --bundle b --log l --exit-file e --tty t --tty-patience-ms 3600001", "monitor --tty-patience-ms \"3600001\""),
     ];
     for (line, expected) in cases {
         let error = read(line).expect_err(line).why;
