@@ -67,6 +67,10 @@ async fn a_flood_is_refused_and_another_is_answered_meanwhile() {
     waits_as_it_is_told(&cluster, &flo).await;
 }
 
+fn wait_ms(status: &Status) -> u64 {
+    status.metadata().get("retry-after-ms").unwrap().to_str().unwrap().parse().unwrap()
+}
+
 /// Who waits for as long as the refusal says is answered; by REST, which says it in seconds too.
 async fn waits_as_it_is_told(cluster: &Cluster, flo: &Security) {
     let mut control = cluster.control(flo).await.unwrap();
@@ -75,13 +79,15 @@ async fn waits_as_it_is_told(cluster: &Cluster, flo: &Security) {
         async move { list(&mut control).await }
     }));
     let status = at_once.await.into_iter().find_map(Result::err).expect("a burst is worth 20");
-    let error = ApiError::from(status.clone());
+    assert!((1..=1000).contains(&wait_ms(&status)), "{status}");
+    let error = ApiError::from(status);
     assert_eq!(error.code, ErrorCode::TooMany);
     assert!(error.message.contains("more than 20 requests a second") && error.hint.starts_with("try again in "), "{error}");
-    let wait_ms: u64 = status.metadata().get("retry-after-ms").unwrap().to_str().unwrap().parse().unwrap();
-    assert!((1..=1000).contains(&wait_ms), "{wait_ms}");
-    tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-    list(&mut control).await.unwrap();
+    // Nobody else of flo's asks any more: what is told now holds.
+    if let Err(status) = list(&mut control).await {
+        tokio::time::sleep(Duration::from_millis(wait_ms(&status))).await;
+        list(&mut control).await.unwrap();
+    }
     let bearer = token(cluster, "rita", v1::UserRole::ReadOnly).await;
     let nobody = Security::joining(&cluster.founded.agent_token.parse::<JoinToken>().unwrap()).unwrap();
     let channel = cluster.connect(&nobody).await.unwrap();
