@@ -2,7 +2,7 @@
 //!
 //! Held in every test: what a manager promises to others, or shows to its own process, is on its disk before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -259,6 +259,16 @@ impl ByHand {
         self.run(to);
     }
 
+    /// Brings messages before their receivers look at any of them.
+    pub fn bring_at_once(&mut self, sent: Vec<Sent>) {
+        let receivers: BTreeSet<u64> = sent.iter().map(|sent| sent.message.to).collect();
+        for Sent { message, state } in sent {
+            assert!(state.is_none(), "snapshots are brought one by one");
+            self.machines[&message.to].inbound.step(message).unwrap();
+        }
+        receivers.into_iter().for_each(|id| self.run(id));
+    }
+
     /// Brings what is on the wire, and what follows, until nothing is left but what does not `pass`.
     pub fn deliver(&mut self, mut pass: impl FnMut(&Sent) -> bool) -> Vec<Sent> {
         let mut held = Vec::new();
@@ -329,6 +339,11 @@ impl ByHand {
         let asked = Asked::new(async move { answer.await.is_ok() });
         self.run(id);
         asked
+    }
+
+    /// What `from` sent to `to` was lost; `from` takes it in with what comes in next.
+    pub fn report_unreachable(&self, from: u64, to: u64) {
+        self.machines[&from].inbox.unreachable(to);
     }
 
     /// A snapshot of `from` to `to` did not arrive.
