@@ -1,7 +1,7 @@
 //! An etcd of a test's own.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -110,10 +110,39 @@ impl Server {
         drop(self.process.wait());
     }
 
+    /// Keeps a copy of what it has, to go back to.
+    pub async fn back_up(&mut self) {
+        self.stop();
+        copy(&self.dir.path().join("data"), &self.dir.path().join("backup"));
+        self.again().await;
+    }
+
+    /// Goes back to what it had then.
+    pub async fn go_back(&mut self) {
+        self.stop();
+        std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
+        copy(&self.dir.path().join("backup"), &self.dir.path().join("data"));
+        self.again().await;
+    }
+
     /// Starts it again on what it had.
     pub async fn again(&mut self) {
         self.process = spawn(&self.dir, self.host, self.is_secured);
         self.ready().await;
+    }
+}
+
+/// A copy of a directory's files.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            copy(&from, &to);
+        } else {
+            std::fs::copy(from, to).unwrap();
+        }
     }
 }
 

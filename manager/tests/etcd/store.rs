@@ -182,6 +182,21 @@ async fn two_programs_do_not_run_as_one_manager() {
     assert!(cluster.running[1].fatal.borrow().is_none());
 }
 
+/// Their leases stand in the backup as well: nothing else ends their sessions.
+#[tokio::test(flavor = "multi_thread")]
+async fn managers_end_when_etcd_has_less_than_they_have_seen() {
+    let mut cluster = Stores::start(2).await;
+    cluster.write(&[0, 1], &make("before")).await;
+    cluster.server.back_up().await;
+    cluster.write_whatever_comes(&make("after")).await;
+    cluster.all_have(&[0, 1], "after").await;
+    cluster.server.go_back().await;
+    for running in &cluster.running {
+        let told = until("it ends", || running.fatal.borrow().clone()).await;
+        assert!(told.contains("this manager has seen"), "{told}");
+    }
+}
+
 /// Others use the same etcd all the time, and its history is compacted up to what they wrote: beyond where the managers' watches are.
 #[tokio::test(flavor = "multi_thread")]
 async fn managers_that_were_away_while_etcd_was_compacted_read_the_tables_anew() {

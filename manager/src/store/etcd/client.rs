@@ -47,6 +47,8 @@ pub enum CallError {
     Etcd { what: &'static str, source: Box<Error> },
     #[error("the history of etcd does not reach back to where this manager was: it was compacted meanwhile")]
     Compacted,
+    #[error("etcd has gone back, to revision {found} of the tables")]
+    WentBack { found: u64 },
     #[error("another manager leads, or this one's lease has ended")]
     Deposed,
     #[error(transparent)]
@@ -76,7 +78,7 @@ impl CallError {
                 Error::TransportError(_) | Error::IoError(_) => true,
                 _ => false,
             },
-            Self::Compacted | Self::Deposed | Self::Unreadable(_) | Self::File { .. } => false,
+            Self::Compacted | Self::WentBack { .. } | Self::Deposed | Self::Unreadable(_) | Self::File { .. } => false,
         }
     }
 }
@@ -376,10 +378,11 @@ impl Etcd {
         call("watch", client.watch(self.keys.live(), Some(options))).await
     }
 
-    /// The last revision there is, as a quorum of etcd knows it.
-    pub async fn head(&self) -> Result<u64, CallError> {
+    /// etcd's revision, and the last of the tables there is, as a quorum of etcd knows them.
+    pub async fn head(&self) -> Result<(i64, u64), CallError> {
         let answer = insist(|| self.get(self.keys.head(), None)).await?;
-        Ok(first(answer.kvs(), keys::number)?.ok_or_else(|| Unreadable::Missing { key: self.keys.head() })?)
+        let head = first(answer.kvs(), keys::number)?.ok_or_else(|| Unreadable::Missing { key: self.keys.head() })?;
+        Ok((answer.header().map(|header| header.revision()).unwrap_or_default(), head))
     }
 
     /// Stands for election: whoever makes the leader's key leads, as long as its lease lasts. The term rises with it.

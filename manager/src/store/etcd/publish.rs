@@ -51,6 +51,11 @@ impl Publisher {
         (Self { own: config.id, name: config.name.clone(), state, status, revision, role: role_sender }, seen)
     }
 
+    /// The revision of the tables that were published.
+    pub fn revisions(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
     /// The tables first, then word of them.
     pub fn publish_state(&self, state: &State) {
         self.state.store(Arc::new(state.clone()));

@@ -159,7 +159,7 @@ impl<'a> Session<'a> {
     pub fn new(node: &'a mut Node, lease: Lease, began_at: i64) -> Self {
         let (sender, changes) = mpsc::channel(CHANGES_MAX);
         let mut watch = Scope::new();
-        watch.spawn(watch::follow(node.etcd.clone(), node.at, sender));
+        watch.spawn(watch::follow(node.etcd.clone(), node.at, node.publisher.revisions(), sender));
         Self {
             node,
             lease,
@@ -226,9 +226,12 @@ impl<'a> Session<'a> {
             Happened::Input(None) => return Err(End::Shutdown(None)),
             Happened::Input(Some(input)) => self.take(input)?,
             Happened::Seen(None | Some(Seen::Compacted)) => return Err(CallError::Compacted.into()),
+            Happened::Seen(Some(Seen::WentBack { found })) => {
+                return Err(Fatal::WentBack { found, seen: self.node.state.revision() }.into());
+            }
             Happened::Seen(Some(Seen::Change(change))) => self.observe(change)?,
             Happened::Committed(done) => self.committed(done)?,
-            Happened::Campaigned(done) => self.campaigned(done?),
+            Happened::Campaigned(done) => self.campaigned(done?)?,
             Happened::Read(done) => {
                 let asked = std::mem::take(&mut self.asking);
                 self.waiting.push((done?, asked));
@@ -307,7 +310,7 @@ impl<'a> Session<'a> {
         if self.read.is_empty() && !self.node.reads.is_empty() {
             self.asking = std::mem::take(&mut self.node.reads);
             let etcd = self.node.etcd.clone();
-            self.read.start(async move { etcd.head().await });
+            self.read.start(async move { Ok(etcd.head().await?.1) });
         }
         let Some(fence) = self.leading.as_ref().filter(|leading| leading.is_ready).map(|leading| leading.fence) else { return };
         if self.commit.is_empty() && !self.queue.is_empty() {
@@ -376,8 +379,11 @@ impl<'a> Session<'a> {
         self.node.check_membership()
     }
 
-    fn campaigned(&mut self, campaigned: Campaigned) {
+    fn campaigned(&mut self, campaigned: Campaigned) -> Result<(), Fatal> {
         match campaigned {
+            Campaigned::Won { head, .. } if head < self.node.state.revision() => {
+                return Err(Fatal::WentBack { found: head, seen: self.node.state.revision() });
+            }
             Campaigned::Won { fence, term, head } => {
                 let record = LeaderRecord { id: self.node.config.id, run: self.node.run, term };
                 self.node.learn_leader(Some(record), fence);
@@ -385,6 +391,7 @@ impl<'a> Session<'a> {
             }
             Campaigned::Lost { leader, at } => self.node.learn_leader(leader, at),
         }
+        Ok(())
     }
 
     /// Something has changed in etcd.

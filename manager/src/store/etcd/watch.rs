@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use etcd_client::{EventType, WatchStream};
 use rcluster_base::backoff::Backoff;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
 use super::client::{CallError, Etcd};
@@ -18,6 +18,10 @@ pub enum Seen {
     Change(Change),
     /// etcd no longer has what happened next: begin again from the tables.
     Compacted,
+    /// etcd has less than it told of before; its tables are at revision `found`.
+    WentBack {
+        found: u64,
+    },
 }
 
 /// A key was written or deleted.
@@ -31,26 +35,34 @@ pub struct Change {
     pub at: i64,
 }
 
-/// Tells of every change since etcd's revision `from`, in order; one may be told again. Ends when nobody listens.
-pub async fn follow(etcd: Etcd, from: i64, seen: mpsc::Sender<Seen>) {
+/// Tells of every change since etcd's revision `from`, in order; one may be told again. Ends when nobody listens. `known`: revision of the
+/// tables that this manager has.
+pub async fn follow(etcd: Etcd, from: i64, known: watch::Receiver<u64>, seen: mpsc::Sender<Seen>) {
     let mut from = from;
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     while !seen.is_closed() {
-        let ended = match etcd.watch(from).await {
+        let ended = match watch(&etcd, from, &known).await {
             Ok(stream) => pass_on(stream, &mut from, &seen, &mut backoff).await,
             Err(error) => Err(error),
         };
         match ended {
-            Err(CallError::Compacted) => {
-                // Nobody listens any more: there is nobody to tell.
-                drop(seen.send(Seen::Compacted).await);
-                return;
-            }
+            // When nobody listens any more, there is nobody to tell.
+            Err(CallError::Compacted) => return drop(seen.send(Seen::Compacted).await),
+            Err(CallError::WentBack { found }) => return drop(seen.send(Seen::WentBack { found }).await),
             Err(error) => debug!(%error, "watching etcd again"),
             Ok(()) => {}
         }
         tokio::time::sleep(backoff.delay()).await;
     }
+}
+
+/// A watch of an etcd that has all that this manager has seen. One that was restored from a backup may not: a watch of it is silent until it
+/// has come as far again, and then tells another history.
+async fn watch(etcd: &Etcd, from: i64, known: &watch::Receiver<u64>) -> Result<WatchStream, CallError> {
+    // What was known before it is asked is there.
+    let known = *known.borrow();
+    let (at, found) = etcd.head().await?;
+    if found < known || at < from { Err(CallError::WentBack { found }) } else { etcd.watch(from).await }
 }
 
 async fn pass_on(mut stream: WatchStream, from: &mut i64, seen: &mpsc::Sender<Seen>, backoff: &mut Backoff) -> Result<(), CallError> {
