@@ -34,8 +34,8 @@ pub enum Verb {
     Join(JoinArgs),
     /// Makes a cluster of one manager from a backup (rclusterctl cluster backup); says first what it does and what is lost
     Restore(RestoreArgs),
-    /// Makes the manager of a state directory the only one of its cluster, when the quorum is lost for good; says first what it does and
-    /// what is lost
+    /// Makes the manager of a state directory the only one of its cluster, when the quorum is lost for good, or, with --store, when its etcd
+    /// went back; says first what it does and what is lost
     Recover(RecoverArgs),
 }
 
@@ -161,6 +161,8 @@ pub struct RecoverArgs {
     /// A file with the unlock key (rclusterctl cluster unlock-key), of a cluster with autolock
     #[arg(long, value_name = "FILE")]
     unlock_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Does it; without this it only says what it would do
     #[arg(long)]
     yes: bool,
@@ -369,10 +371,10 @@ impl RestoreArgs {
 impl RecoverArgs {
     /// The checked flags.
     pub fn check(self) -> Result<Recover, ConfigError> {
-        let Self { state_dir, advertise, await_nodes, unlock_key_file, yes } = self;
+        let Self { state_dir, advertise, await_nodes, unlock_key_file, store, yes } = self;
         advertise.as_deref().map(validate::check_address).transpose().map_err(flag("advertise"))?;
         let unlock_key = unlock_key_file.map(|path| read_unlock_key(&path)).transpose()?;
-        Ok(Recover { state_dir, advertise, await_nodes_ms: await_nodes.0, unlock_key, yes })
+        Ok(Recover { state_dir, advertise, await_nodes_ms: await_nodes.0, unlock_key, store: store.check()?, yes })
     }
 }
 

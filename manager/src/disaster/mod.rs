@@ -2,6 +2,7 @@
 //!
 //! Each says what it is about to do, and what is lost by it, before it touches anything; without `--yes` that is all it does.
 
+mod external;
 mod recover;
 mod restore;
 
@@ -23,7 +24,7 @@ use crate::core::refound::Refounded;
 use crate::core::state::State;
 use crate::found::{self, ADMIN, Access};
 use crate::seal::{self, Lock, Owner, Seal, keeper};
-use crate::store::{self, Member, StoreConfig};
+use crate::store::{self, Member, StoreConfig, etcd};
 
 /// What a cluster is restored from, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct Recover {
     pub await_nodes_ms: u64,
     /// Opens the disk of a cluster with autolock.
     pub unlock_key: Option<UnlockKey>,
+    /// The etcd that keeps the state.
+    pub store: Option<etcd::Access>,
     pub yes: bool,
 }
 
@@ -56,8 +59,8 @@ fn administrator(state: &State, now_ms: u64) -> Option<&User> {
     state.users().values().map(AsRef::as_ref).filter(lasting).min_by_key(|user| user.name != "admin")
 }
 
-/// Makes the directory of the manager that goes on: its credentials, an administrator's, and its log last.
-fn make(dir: &Path, refounded: &Refounded, now_ms: u64) -> Result<()> {
+/// Makes the directory of the manager that goes on: its credentials, an administrator's, and its log last, unless the state is elsewhere.
+fn make(dir: &Path, refounded: &Refounded, external: bool, now_ms: u64) -> Result<()> {
     let Refounded { state, term, manager, dropped: _ } = refounded;
     let Manager { id, raft_id, name, addr, .. } = manager;
     let (cluster, cluster_id) = (members::cluster(state)?, state.cluster_id());
@@ -80,7 +83,7 @@ fn make(dir: &Path, refounded: &Refounded, now_ms: u64) -> Result<()> {
     let member = Member { id: *raft_id, name: name.clone(), addr: addr.clone() };
     let config = StoreConfig::new(cluster_id.to_owned(), name.clone(), *raft_id, vec![member], dir.to_path_buf());
     let config = StoreConfig { keys: Some(disk.keys), ..config };
-    Ok(store::prepare_from(&config, state, *term)?)
+    if external { Ok(store::prepare_external(&config)?) } else { Ok(store::prepare_from(&config, state, *term)?) }
 }
 
 /// What a state holds, for people.
@@ -111,10 +114,10 @@ fn dropped(managers: &[Manager]) -> String {
 }
 
 /// What follows.
-fn next_steps(state: &State, manager: &Manager, dir: &Path, now_ms: u64) -> String {
-    let (addr, dir) = (&manager.addr, dir.display());
+fn next_steps(refounded: &Refounded, external: Option<&etcd::Access>, dir: &Path, now_ms: u64) -> String {
+    let (state, addr, dir) = (&refounded.state, &refounded.manager.addr, dir.display());
     let plain = state.cluster().is_some_and(|cluster| cluster.authorities.is_empty());
-    let flag = if plain { " --insecure" } else { "" };
+    let flag = if plain { " --insecure" } else { "" }.to_owned() + &external.map(etcd::Access::flags).unwrap_or_default();
     let way_in = match administrator(state, now_ms) {
         Some(admin) => format!("as user {}: rclusterctl context create NAME --from {dir}/{ADMIN}", admin.name),
         None if plain => format!("rclusterctl context create NAME --from {dir}/{ADMIN}"),

@@ -13,6 +13,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use rcluster_api::cluster::Manager;
 use rcluster_api::id::ManagerId;
 use rcluster_api::resource::Millis;
 use rcluster_api::seal::{NotOpened, UnlockKey};
@@ -20,11 +21,12 @@ use rcluster_base::clock::unix_ms;
 use rcluster_base::ledger;
 use serde::{Deserialize, Serialize};
 
-use super::{NOTHING_DONE, Recover, dropped, inventory, make, next_steps, say, time};
+use super::{NOTHING_DONE, Recover, dropped, external, inventory, make, next_steps, say, time};
 use crate::core::plan::Ctx;
 use crate::core::refound::{Heir, Reached, Refounded, latest_ms, refound};
 use crate::found::{self, ADMIN};
 use crate::seal::{self, Keys, Opened};
+use crate::store::etcd::Access;
 use crate::store::{self, Identity, LogError, Salvaged, StoreError};
 
 const NEW: &str = "recovered";
@@ -50,7 +52,7 @@ pub fn check_whole(dir: &Path) -> Result<()> {
 
 /// Makes the manager whose directory this is the only one of its cluster; without `yes` it only says what it would do.
 pub fn recover(asked: &Recover, out: &mut impl Write) -> Result<()> {
-    let Recover { state_dir: dir, advertise, await_nodes_ms, unlock_key, yes } = asked;
+    let Recover { state_dir: dir, advertise: _, await_nodes_ms: _, unlock_key, store, yes } = asked;
     if dir.join(MARK).exists() && *yes {
         let _lock = store::lock(dir)?;
         exchange(dir)?;
@@ -63,8 +65,14 @@ pub fn recover(asked: &Recover, out: &mut impl Write) -> Result<()> {
     }
     check_whole(dir)?;
     let identity = store::identity(dir)?;
-    if identity.as_ref().is_some_and(|identity| identity.etcd) {
-        bail!("the state of {} is in an etcd, which is recovered by etcd's own means; nothing was changed", dir.display());
+    match (identity.as_ref().filter(|identity| identity.etcd), store) {
+        (Some(identity), Some(access)) => return external::recover(asked, identity, access, out),
+        (Some(_), None) => bail!(
+            "the state of {} is in an etcd, whose loss etcd's own backups mend: once it is back, give --store as `run` has it; nothing was changed",
+            dir.display()
+        ),
+        (None, Some(_)) => bail!("the state of {} is in no etcd: leave --store out; nothing was changed", dir.display()),
+        (None, None) => {}
     }
     let keys = identity.map(|identity| keys(dir, &identity, unlock_key.as_ref())).transpose()?.flatten();
     let salvaged = store::salvage(dir, keys).map_err(|error| {
@@ -88,19 +96,7 @@ pub fn recover(asked: &Recover, out: &mut impl Write) -> Result<()> {
     let now_ms = unix_ms();
     let mut ctx = Ctx::new(now_ms, rand::random());
     let own = before.managers().values().find(|manager| manager.raft_id == salvaged.identity.id);
-    let Some(addr) = advertise.clone().or(own.map(|own| own.addr.clone())) else {
-        bail!(
-            "{} is not among the managers in its own state: give --advertise HOST:PORT if it is to go on all the same",
-            salvaged.identity
-        );
-    };
-    let heir = Heir {
-        id: own.map_or_else(|| ManagerId::random(&mut ctx.rng), |own| own.id.clone()),
-        name: salvaged.identity.name.clone(),
-        addr,
-        await_nodes_ms: *await_nodes_ms,
-        reason: "Recovered",
-    };
+    let heir = heir(asked, &salvaged.identity, own.map(AsRef::as_ref), &mut ctx)?;
     let reached = Reached { index: salvaged.last, term: salvaged.term, at_ms: latest_ms(before) };
     let refounded = refound(before, reached, heir, &mut ctx)?;
     let kept = format!("before-recovery-{now_ms}");
@@ -108,13 +104,39 @@ pub fn recover(asked: &Recover, out: &mut impl Write) -> Result<()> {
     if !yes {
         return say(out, NOTHING_DONE);
     }
+    prepare(dir, &refounded, false, now_ms)?;
+    end(dir, &refounded, &kept, None, now_ms, out)
+}
+
+/// Who goes on; `own`: as the state knows it.
+pub(super) fn heir(asked: &Recover, identity: &Identity, own: Option<&Manager>, ctx: &mut Ctx) -> Result<Heir> {
+    let Some(addr) = asked.advertise.clone().or(own.map(|own| own.addr.clone())) else {
+        bail!("{identity} is not among the managers in its own state: give --advertise HOST:PORT if it is to go on all the same");
+    };
+    let id = own.map_or_else(|| ManagerId::random(&mut ctx.rng), |own| own.id.clone());
+    Ok(Heir { id, name: identity.name.clone(), addr, await_nodes_ms: asked.await_nodes_ms, reason: "Recovered" })
+}
+
+/// Makes the new files beside the old ones.
+pub(super) fn prepare(dir: &Path, refounded: &Refounded, external: bool, now_ms: u64) -> Result<()> {
     let new = dir.join(NEW);
     remove(&new)?;
-    make(&new, &refounded, now_ms)?;
-    ledger::write(&dir.join(MARK), &Exchange { kept: kept.clone(), emptied: false })?;
+    make(&new, refounded, external, now_ms)
+}
+
+/// Puts what was prepared into the place of the old files, which go to `kept`.
+pub(super) fn end(
+    dir: &Path,
+    refounded: &Refounded,
+    kept: &str,
+    external: Option<&Access>,
+    now_ms: u64,
+    out: &mut impl Write,
+) -> Result<()> {
+    ledger::write(&dir.join(MARK), &Exchange { kept: kept.to_owned(), emptied: false })?;
     exchange(dir)?;
     let done = format!("\nRecovered. What was there before is in {}.", dir.join(kept).display());
-    say(out, &(done + &next_steps(&refounded.state, &refounded.manager, dir, now_ms)))
+    say(out, &(done + &next_steps(refounded, external, dir, now_ms)))
 }
 
 /// What opens the disk; `None` when nothing on it is sealed.

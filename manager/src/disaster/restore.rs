@@ -52,9 +52,9 @@ pub fn restore(asked: &Restore, out: &mut impl Write) -> Result<()> {
     if !yes {
         return say(out, NOTHING_DONE);
     }
-    make(state_dir, &refounded, now_ms)?;
+    make(state_dir, &refounded, false, now_ms)?;
     let done = format!("\nRestored: {} holds manager {name} of cluster {}.", state_dir.display(), header.cluster_id);
-    say(out, &(done + &next_steps(&refounded.state, &refounded.manager, state_dir, now_ms)))
+    say(out, &(done + &next_steps(&refounded, None, state_dir, now_ms)))
 }
 
 fn told(asked: &Restore, header: &Header, before: &State, refounded: &Refounded, now_ms: u64) -> String {

@@ -162,3 +162,48 @@ async fn what_init_and_join_say_starts_a_manager_whose_etcd_wants_certificates()
     })
     .await;
 }
+
+#[tokio::test]
+async fn an_etcd_that_went_back_is_gone_on_from_with_numbers_that_nobody_has_seen() {
+    let mut server = Server::start().await;
+    let store = server.access().address.to_string();
+    let mut cluster = Cluster::found_with(&["--store", &store]).await;
+    cluster.join("m2");
+    cluster.settled(&["m1", "m2"]).await;
+    cluster.write("before").await;
+    server.back_up().await;
+    cluster.write("after").await;
+    let seen = cluster.settled(&["m1", "m2"]).await;
+    server.go_back().await;
+    // Who has written it has seen more; it says so, and what to do.
+    assert!(refused(&mut cluster, &seen.leader).await.contains("`rclusterctl cluster recover`"));
+    let (dir, at) = (cluster.manager("m1").dir.clone(), cluster.manager("m1").addr.clone());
+    let m2 = (cluster.manager("m2").dir.clone(), cluster.manager("m2").addr.clone());
+    let arguments = ["recover", "--state-dir", dir.to_str().unwrap(), "--store", &store, "--yes"];
+    let (done, said) = ended(&arguments[..3]).await;
+    assert!(!done && said.contains("give --store"), "{said}");
+    // Started again it does go on; nothing is recovered from under a manager that runs.
+    cluster.managers.clear();
+    cluster.managers.push(start("m1", &dir, &at, &["--store", &store]));
+    until("m1 leads", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
+    let (done, said) = ended(&arguments).await;
+    assert!(!done && said.contains("managers run (m1") && said.contains("nothing was changed"), "{said}");
+    cluster.managers.clear();
+    until("its lease has ended", || async { ended(&arguments[..5]).await.0.then_some(()) }).await;
+    let (_, said) = ended(&arguments[..5]).await;
+    assert!(said.contains("Nothing was changed") && said.contains("these managers: m2."), "{said}");
+    let (done, said) = ended(&arguments).await;
+    assert!(done && said.contains("Recovered.") && said.contains(&format!("--store {store}")), "{said}");
+    cluster.managers.push(start("m1", &dir, &at, &["--store", &store]));
+    let status = cluster.settled(&["m1"]).await;
+    assert!(status.revision > seen.revision + (1 << 32) && status.term > seen.term + 1000, "{status:?}");
+    assert_eq!(cluster.networks().await, 1, "what etcd had is there");
+    // A manager of before is told that it is none any more, and joins again with an empty directory.
+    cluster.managers.push(start("m2", &m2.0, &m2.1, &["--store", &store]));
+    assert!(refused(&mut cluster, "m2").await.contains("this manager was removed from its cluster"));
+    cluster.managers.pop();
+    std::fs::remove_dir_all(&m2.0).unwrap();
+    cluster.join_at("m2", &m2.0, &m2.1);
+    cluster.settled(&["m1", "m2"]).await;
+    cluster.write("both").await;
+}

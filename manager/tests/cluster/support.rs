@@ -84,7 +84,7 @@ impl Manager {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("manager {} goes on", self.name);
+        panic!("manager {} goes on: {}", self.name, self.log());
     }
 
     pub fn log(&self) -> String {

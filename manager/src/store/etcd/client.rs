@@ -94,7 +94,7 @@ pub async fn call<T>(what: &'static str, asked: impl Future<Output = Result<T, E
 }
 
 /// Makes a call again and again until etcd has answered; only calls that may be made twice. It ends when its caller gives up.
-async fn insist<T, F: Future<Output = Result<T, CallError>>>(mut attempt: impl FnMut() -> F) -> Result<T, CallError> {
+pub async fn insist<T, F: Future<Output = Result<T, CallError>>>(mut attempt: impl FnMut() -> F) -> Result<T, CallError> {
     let mut patience = Patience::new();
     loop {
         match attempt().await {
@@ -225,7 +225,7 @@ impl Etcd {
         Ok(Self { client, kv, keys: Keys::new(&access.address, cluster_id) })
     }
 
-    async fn txn(&self, what: &'static str, txn: Txn) -> Result<TxnResponse, CallError> {
+    pub async fn txn(&self, what: &'static str, txn: Txn) -> Result<TxnResponse, CallError> {
         call(what, self.kv.clone().txn(txn)).await
     }
 
@@ -385,11 +385,16 @@ impl Etcd {
         Ok((answer.header().map(|header| header.revision()).unwrap_or_default(), head))
     }
 
+    /// The term of the last who led.
+    pub async fn last_term(&self) -> Result<u64, CallError> {
+        let found = insist(|| self.get(self.keys.term(), None)).await?;
+        Ok(first(found.kvs(), keys::number)?.ok_or_else(|| Unreadable::Missing { key: self.keys.term() })?)
+    }
+
     /// Stands for election: whoever makes the leader's key leads, as long as its lease lasts. The term rises with it.
     pub async fn campaign(&self, id: u64, run: u64, lease: i64) -> Result<Campaigned, CallError> {
         let keys = &self.keys;
-        let found = insist(|| self.get(keys.term(), None)).await?;
-        let before = first(found.kvs(), keys::number)?.ok_or_else(|| Unreadable::Missing { key: keys.term() })?;
+        let before = self.last_term().await?;
         let term = before + 1;
         let record = keys::to_json(&LeaderRecord { id, run, term });
         let get = || vec![TxnOp::get(keys.head(), None), TxnOp::get(keys.leader(), None)];
@@ -471,7 +476,7 @@ impl Etcd {
     }
 
     /// Writes the tables, after which the log begins anew; `fence`: as the leader.
-    async fn write_snapshot(&self, fence: Option<i64>, state: State) -> Result<(SnapshotRecord, Vec<TxnOp>), CallError> {
+    pub async fn write_snapshot(&self, fence: Option<i64>, state: State) -> Result<(SnapshotRecord, Vec<TxnOp>), CallError> {
         let revision = state.revision();
         let bytes = tokio::task::spawn_blocking(move || encode_snapshot(&state)).await.expect("encoding does not panic");
         let parts = self.put_parts(fence, &self.keys.snapshot_parts(revision), bytes.chunks(PART_BYTES)).await?;
@@ -480,17 +485,21 @@ impl Etcd {
         Ok((record, ops))
     }
 
-    /// Replaces the snapshot and the log up to it, as the leader; answers the snapshot's revision.
-    pub async fn replace_snapshot(&self, fence: i64, state: State) -> Result<u64, CallError> {
-        let keys = &self.keys;
-        let (record, mut ops) = self.write_snapshot(Some(fence), state).await?;
-        let next = record.revision + 1;
+    /// Deletes the log through `revision`, and what snapshots there were before.
+    pub fn forget_before(&self, revision: u64) -> [TxnOp; 3] {
+        let (keys, next) = (&self.keys, revision + 1);
         let delete = |from: String, to: String| TxnOp::delete(from, Some(etcd_client::DeleteOptions::new().with_range(to)));
-        ops.extend([
+        [
             delete(keys.entry(0), keys.entry(next)),
             delete(keys.entry_parts(0), keys.entry_parts(next)),
-            delete(keys.snapshot_parts(0), keys.snapshot_parts(record.revision)),
-        ]);
+            delete(keys.snapshot_parts(0), keys.snapshot_parts(revision)),
+        ]
+    }
+
+    /// Replaces the snapshot and the log up to it, as the leader; answers the snapshot's revision.
+    pub async fn replace_snapshot(&self, fence: i64, state: State) -> Result<u64, CallError> {
+        let (record, mut ops) = self.write_snapshot(Some(fence), state).await?;
+        ops.extend(self.forget_before(record.revision));
         let txn = Txn::new().when(vec![self.leads(fence)]).and_then(ops);
         let answer = insist(|| self.txn("replace the snapshot", txn.clone())).await?;
         if answer.succeeded() { Ok(record.revision) } else { Err(CallError::Deposed) }

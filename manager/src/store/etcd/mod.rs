@@ -9,6 +9,7 @@
 //! Why a log of transactions and not a key for each object: `docs/decisions/0008-etcd-holds-the-log.md`.
 
 mod address;
+mod anew;
 mod client;
 mod keys;
 mod lease;
@@ -31,6 +32,7 @@ use super::raft::{AbortOnPanic, Chain};
 use super::{Backend, PERMITS, ProposeError, Store, StoreConfig};
 use crate::core::state::{State, Transaction};
 pub use address::{Access, Address, NotAnAddress};
+pub use anew::Held;
 pub use client::CallError;
 use client::Etcd;
 use node::Node;
@@ -85,7 +87,7 @@ pub enum Fatal {
     #[error("another program runs as this manager: each needs a state directory of its own")]
     Twice,
     #[error(
-        "etcd is at revision {found} of the tables, and this manager has seen {seen}: was it restored from a backup? Start this manager again to go on from there"
+        "etcd has gone back: it is at revision {found} of the tables, and this manager has seen {seen}, or more of etcd itself. If it was restored from a backup, stop all managers and go on with `rclusterctl cluster recover`: agents refuse what is older than they have seen"
     )]
     WentBack { found: u64, seen: u64 },
     #[error("what stands in etcd cannot be used")]
