@@ -3,6 +3,8 @@
 //! The committed log as anyone has first seen it is the measure: it is replayed here from its first entry, so that the tables of every
 //! manager, whether it has replayed the log or begun from a snapshot, are compared with what they must be at that index.
 
+mod watch;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -12,7 +14,7 @@ use raft::eraftpb::{Entry, EntryType};
 use raft::{Raft, StateRole};
 use rcluster_api::cluster::{Manager, ManagerRole};
 use rcluster_api::wire::v1;
-use rcluster_manager::core::state::{State, decode_transaction};
+use rcluster_manager::core::state::{Change, Key, State, decode_transaction};
 use rcluster_manager::store::Fatal;
 
 use crate::disk::Disk;
@@ -61,6 +63,10 @@ struct Committed {
     by: u64,
     /// The tables after it.
     state: State,
+    /// What it has changed.
+    keys: Vec<Key>,
+    /// The changes of all entries up to it.
+    changes: usize,
 }
 
 /// How a write has ended, as its client knows.
@@ -99,6 +105,8 @@ pub struct Checker {
     outcomes: BTreeMap<u64, (u64, bool)>,
     /// By host.
     seen: BTreeMap<usize, Seen>,
+    /// By host: index of the snapshot that its process has its tables from; what came after, it has applied entry by entry.
+    bases: BTreeMap<usize, u64>,
     /// What every request that begins now must see.
     pub floor: u64,
     /// Each write has a number of its own, which stands in the log as the transaction's time.
@@ -119,6 +127,7 @@ impl Checker {
             fates: BTreeMap::new(),
             outcomes: BTreeMap::new(),
             seen: BTreeMap::new(),
+            bases: BTreeMap::new(),
             floor,
             is_numbered,
         }
@@ -153,14 +162,15 @@ impl Checker {
         if index < FIRST { (index == 1).then_some(&self.founded) } else { self.committed(index).map(|committed| &committed.state) }
     }
 
-    /// A new process of a host: it may know less than the one before.
-    pub fn forget(&mut self, host: usize) {
+    /// A new process of a host, which has its tables from a snapshot of this index: it may know less than the one before.
+    pub fn begin_process(&mut self, host: usize, snapshot_index: u64) {
         self.seen.remove(&host);
+        self.bases.insert(host, snapshot_index);
     }
 
     /// After an event on a host whose manager has `id`; one that has ended in it may not have published all that it has applied.
     pub fn look(&mut self, host: usize, id: u64, process: &Process, disk: &Disk, has_ended: bool) -> Result<(), Violation> {
-        self.look_at_disk(id, disk)?;
+        self.look_at_disk(host, id, disk)?;
         let raft = process.node.raft();
         let (storage, before) = (raft.store(), self.seen.get(&host).copied().unwrap_or_default());
         let state = storage.state();
@@ -207,8 +217,11 @@ impl Checker {
         Ok(())
     }
 
-    fn look_at_disk(&mut self, id: u64, disk: &Disk) -> Result<(), Violation> {
+    fn look_at_disk(&mut self, host: usize, id: u64, disk: &Disk) -> Result<(), Violation> {
         let news = disk.take_news();
+        if let Some(index) = news.installed {
+            self.bases.insert(host, index);
+        }
         for (term, vote) in news.votes {
             let known = *self.votes.entry((id, term)).or_insert(vote);
             hold!(known == vote, "{id} has voted for {known} and for {vote} in term {term}");
@@ -235,19 +248,23 @@ impl Checker {
             return Ok(());
         }
         hold!(index == self.last() + 1, "{id} has {index} committed, of which {} is the last that was known", self.last());
-        let mut state = self.latest().clone();
+        let (mut state, mut keys) = (self.latest().clone(), Vec::new());
         let wire = v1::Transaction::decode(&entry.data[..]).ok().filter(|_| entry.get_entry_type() == EntryType::EntryNormal);
         if let Some(wire) = wire.filter(|_| !entry.data.is_empty()) {
             let transaction = decode_transaction(wire).map_err(|error| Violation(format!("entry {index} cannot be read: {error}")))?;
             let number = transaction.at_ms;
             let has_effect = state.apply(index, &transaction).is_ok();
+            if has_effect {
+                keys = transaction.changes.iter().filter_map(key).collect();
+            }
             let earlier = self.outcomes.insert(number, (index, has_effect)).filter(|_| self.is_numbered);
             hold!(earlier.is_none(), "write {number} is in the log twice: at {earlier:?} and at {index}");
             hold!(self.fates.get(&number) != Some(&Fate::Refused), "write {number} was refused and is in the log at {index}");
         }
         let written = Written { before: None, kind: entry.get_entry_type(), data: entry.data.clone() };
         let written = self.written.get(&(index, entry.term)).cloned().unwrap_or(written);
-        self.log.push(Committed { term: entry.term, written, by, state });
+        let changes = self.log.last().map_or(0, |last| last.changes) + keys.len();
+        self.log.push(Committed { term: entry.term, written, by, state, keys, changes });
         Ok(())
     }
 
@@ -314,6 +331,15 @@ impl Checker {
     }
 }
 
+/// The object that a change is of.
+fn key(change: &Change) -> Option<Key> {
+    match change {
+        Change::Put { object, .. } => Some((object.kind(), object.id().to_owned())),
+        Change::Delete { kind, id, .. } => Some((*kind, id.clone())),
+        Change::Answer(_) => None,
+    }
+}
+
 fn same(expected: &State, found: &State, whole: bool) -> bool {
     let alike = expected.revision() == found.revision()
         && expected.events().len() == found.events().len()
@@ -325,8 +351,11 @@ fn same(expected: &State, found: &State, whole: bool) -> bool {
             && expected.services() == found.services()
             && expected.nodes() == found.nodes()
             && expected.networks() == found.networks()
+            && expected.data() == found.data()
             && expected.managers() == found.managers()
+            && expected.users() == found.users()
             && expected.cluster() == found.cluster()
+            && expected.answers().iter().eq(found.answers().iter())
     };
     alike && (!whole || equal())
 }

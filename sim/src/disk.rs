@@ -3,7 +3,6 @@
 //!
 //! Of some seeds the log is the managers' own, on a [`Platter`]: then what is here is what that must hold, and each start compares them.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -11,7 +10,7 @@ use raft::eraftpb::{Entry, HardState, Snapshot};
 use rand::Rng;
 use rcluster_manager::core::state::{State, encode_snapshot};
 use rcluster_manager::seal::Keys;
-use rcluster_manager::store::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver, Terms, Wal, checksum, first};
+use rcluster_manager::store::{Batch, Compaction, Loaded, LogError, LogStore, MemoryLog, Saved, Saver, Wal, first};
 use tempfile::TempDir;
 
 use crate::chance::Chance;
@@ -34,12 +33,7 @@ pub struct Disk(Arc<Mutex<Content>>);
 
 struct Content {
     chance: Chance,
-    hard_state: HardState,
-    snapshot: Saved,
-    offset: (u64, u64),
-    entries: BTreeMap<u64, Entry>,
-    files: BTreeMap<String, Vec<u8>>,
-    files_made: u64,
+    log: MemoryLog,
     /// The writes until one fails, and what that leaves.
     fails_in: Option<(u64, Left)>,
     /// Mean time of a write.
@@ -92,12 +86,14 @@ pub struct News {
     pub entries: Vec<(Option<u64>, Entry)>,
     /// Term and vote.
     pub votes: Vec<(u64, u64)>,
+    /// Index of the tables that came from a leader in one piece, and that it goes on from.
+    pub installed: Option<u64>,
 }
 
 impl Disk {
     /// With the first log of a cluster, or of a manager that joins one.
     pub fn new(chance: Chance, plan: &Plan, founded: Option<&State>, cluster_id: &str) -> Result<Self, LogError> {
-        let (hard_state, mut snapshot) = match founded {
+        let (hard_state, snapshot) = match founded {
             Some(state) => first(state),
             None => {
                 let mut snapshot = Snapshot::default();
@@ -109,17 +105,9 @@ impl Disk {
             .segment_bytes
             .map(|segment_bytes| Log::new(segment_bytes, plan.sealed.then(Keys::random), &hard_state, &snapshot))
             .transpose()?;
-        let data = snapshot.take_data().to_vec();
-        let (bytes, checksum, name) = (data.len() as u64, checksum(&data), "0".to_owned());
-        let saved = Saved { metadata: snapshot.take_metadata(), name: name.clone(), bytes, checksum };
         Ok(Self(Arc::new(Mutex::new(Content {
             chance,
-            hard_state,
-            offset: (saved.metadata.index, saved.metadata.term),
-            snapshot: saved,
-            entries: BTreeMap::new(),
-            files: BTreeMap::from([(name, data)]),
-            files_made: 1,
+            log: MemoryLog::new(hard_state, snapshot),
             fails_in: None,
             write_us: plan.write_us,
             full: false,
@@ -145,9 +133,9 @@ impl Disk {
     /// The process is gone, and with it what it had not made durable.
     pub fn crash(&self) {
         let mut content = self.content();
-        let used = content.snapshot.name.clone();
-        let keeps = content.chance.random_bool(0.5);
-        content.files.retain(|name, _| keeps || *name == used);
+        if !content.chance.random_bool(0.5) {
+            content.log.sweep();
+        }
         content.fails_in = None;
         content.news = News::default();
         let Content { chance, wal, .. } = &mut *content;
@@ -226,9 +214,14 @@ impl Disk {
         std::mem::take(&mut self.content().news)
     }
 
+    /// Index of the snapshot that the next start begins from.
+    pub fn snapshot_index(&self) -> u64 {
+        self.content().log.snapshot().metadata.index
+    }
+
     /// The entry at `index`, unless it is gone.
     pub fn entry(&self, index: u64) -> Option<Entry> {
-        self.content().entries.get(&index).cloned()
+        self.content().log.entries().get(&index).cloned()
     }
 }
 
@@ -253,38 +246,16 @@ impl Content {
         Some(left)
     }
 
-    fn term(&self, index: u64) -> Option<u64> {
-        if index == self.offset.0 { Some(self.offset.1) } else { self.entries.get(&index).map(|entry| entry.term) }
-    }
-
     fn take_in(&mut self, batch: &Batch<'_>) {
-        match batch.compaction {
-            Some(Compaction::Through { index, term }) => {
-                self.entries.retain(|at, _| *at > index);
-                self.offset = (index, term);
-            }
-            Some(Compaction::Reset { index, term }) => {
-                self.entries.clear();
-                self.offset = (index, term);
-            }
-            None => {}
+        let Self { log, news, .. } = self;
+        let (known, said) = (log.hard_state(), batch.hard_state);
+        if said.vote != 0 && (said.term, said.vote) != (known.term, known.vote) {
+            news.votes.push((said.term, said.vote));
         }
-        if let Some(first) = batch.entries.first() {
-            let cut = self.entries.split_off(&first.index);
-            drop(cut);
-        }
-        for entry in batch.entries {
-            let before = self.term(entry.index - 1);
-            self.news.entries.push((before, entry.clone()));
-            self.entries.insert(entry.index, entry.clone());
-        }
-        if batch.hard_state.vote != 0 && (batch.hard_state.term, batch.hard_state.vote) != (self.hard_state.term, self.hard_state.vote) {
-            self.news.votes.push((batch.hard_state.term, batch.hard_state.vote));
-        }
-        self.hard_state = batch.hard_state.clone();
-        if let Some(saved) = batch.snapshot {
-            self.files.retain(|name, _| *name == saved.name);
-            self.snapshot = saved.clone();
+        log.write(batch);
+        news.entries.extend(batch.entries.iter().map(|entry| (log.term(entry.index - 1), entry.clone())));
+        if let (Some(saved), Some(Compaction::Reset { .. })) = (batch.snapshot, batch.compaction) {
+            news.installed = Some(saved.metadata.index);
         }
     }
 }
@@ -305,7 +276,7 @@ impl Log {
 impl Content {
     /// Opens the managers' own log, and compares what it holds with what was confirmed.
     fn open(&mut self) -> Result<Loaded, LogError> {
-        let Some(log) = &mut self.wal else { return self.loaded() };
+        let Some(log) = &mut self.wal else { return self.log.load() };
         let mut wal = Wal::open_on(log.platter.clone(), log.dir.path(), log.segment_bytes, log.keys.clone())?.0;
         let found = wal.load()?;
         let (first, last) = (found.terms.first(), found.terms.last());
@@ -330,23 +301,14 @@ impl Content {
     }
 
     fn holds(&self, found: &Loaded, entries: &[Entry]) -> bool {
-        let places = found.terms.first() == self.offset.0 + 1 && found.terms.term(self.offset.0) == Some(self.offset.1);
-        places
-            && found.hard_state == self.hard_state
-            && (found.snapshot.index, found.snapshot.term) == (self.snapshot.metadata.index, self.snapshot.metadata.term)
-            && found.snapshot.get_conf_state() == self.snapshot.metadata.get_conf_state()
-            && entries.iter().eq(self.entries.values())
-    }
-
-    fn loaded(&self) -> Result<Loaded, LogError> {
-        let mut terms = Terms::new(self.offset.0, self.offset.1);
-        if let Some(gap) = self.entries.values().find(|entry| !terms.put(entry.index, entry.term)) {
-            return Err(LogError::Damaged(format!("there is a gap before entry {}", gap.index)));
-        }
-        let data = self.files.get(&self.snapshot.name).filter(|data| checksum(data) == self.snapshot.checksum).cloned();
-        let data = data.ok_or_else(|| LogError::Damaged("a batch names a snapshot that is not there".to_owned()))?;
-        let bytes = self.entries.values().map(|entry| entry.data.len() as u64).sum();
-        Ok(Loaded { hard_state: self.hard_state.clone(), snapshot: self.snapshot.metadata.clone(), data, terms, bytes })
+        let (log, (index, term)) = (&self.log, self.log.offset());
+        let snapshot = &log.snapshot().metadata;
+        found.terms.first() == index + 1
+            && found.terms.term(index) == Some(term)
+            && found.hard_state == *log.hard_state()
+            && (found.snapshot.index, found.snapshot.term) == (snapshot.index, snapshot.term)
+            && found.snapshot.get_conf_state() == snapshot.get_conf_state()
+            && entries.iter().eq(log.entries().values())
     }
 
     fn write(&mut self, batch: &Batch<'_>) -> Result<(), LogError> {
@@ -389,12 +351,7 @@ impl LogStore for Disk {
         if let Some(log) = &content.wal {
             return log.opened()?.entries(low, high, bytes_max);
         }
-        let mut bytes = 0;
-        let fits = |entry: &&Entry| {
-            bytes += entry.data.len() as u64;
-            bytes <= bytes_max || entry.index == low
-        };
-        Ok(content.entries.range(low..high).map(|(_, entry)| entry).take_while(fits).cloned().collect())
+        Ok(content.log.read(low, high, bytes_max))
     }
 
     fn saver(&self) -> Saver {
@@ -407,10 +364,7 @@ impl LogStore for Disk {
             if let Some(log) = &content.wal {
                 return log.opened()?.saver()(metadata, data);
             }
-            let name = content.files_made.to_string();
-            content.files_made += 1;
-            content.files.insert(name.clone(), data.to_vec());
-            Ok(Saved { metadata, name, bytes: data.len() as u64, checksum: checksum(data) })
+            Ok(content.log.save(metadata, data))
         })
     }
 }

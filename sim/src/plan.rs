@@ -103,6 +103,9 @@ pub struct Plan {
     /// Part of the requests that are reads.
     pub reads: f64,
     pub keys: usize,
+    pub watchers: usize,
+    /// Mean time from a commit until a manager's end of a watch takes it up: one whose reader is slow waits for it.
+    pub watch_lag_us: u64,
     /// Shortest way of a message, and the mean of what comes on top.
     pub latency_us: (u64, u64),
     pub loss: f64,
@@ -145,6 +148,7 @@ impl Plan {
         let snapshot_entries = if segment_bytes.is_some() { &[30, 200, 10_000][..] } else { &[1, 5, 30, 200, 10_000] };
         // So that at most a few are on at a time: a cluster of which nothing works for long proves little.
         let fault_lasts_us = fault_every_us * one_of(chance, &[1, 3, 10, 30]) / 5;
+        let watching = &mut stream(seed, "watches");
         Self {
             seed,
             hosts: one_of(chance, &[1, 2, 3, 3, 3, 3, 4, 5, 5]),
@@ -160,6 +164,8 @@ impl Plan {
             think_us: one_of(chance, &[20_000, 100_000, 300_000, 1_000_000]),
             reads: one_of(chance, &[0.0, 0.2, 0.5, 0.9]),
             keys: one_of(chance, &[1, 4, 16, 64]),
+            watchers: one_of(watching, &[0, 1, 1, 2, 3]),
+            watch_lag_us: one_of(watching, &[0, 1_000, 50_000, 1_000_000]),
             latency_us: (one_of(chance, &[50, 500, 5_000]), one_of(chance, &[10, 200, 3_000, 30_000])),
             loss: one_of(chance, &[0.0, 0.0, 0.01, 0.1, 0.25]),
             duplication: one_of(chance, &[0.0, 0.0, 0.01, 0.2]),

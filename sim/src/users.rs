@@ -9,11 +9,11 @@ use rand::Rng;
 use rand::seq::IteratorRandom;
 use rcluster_api::cluster::{Manager, ManagerRole};
 use rcluster_api::object::{Event, Kind, Object, Stamp};
-use rcluster_manager::core::members;
+use rcluster_manager::core::members::{self, Step, departed, next};
 use rcluster_manager::core::plan::{ChangeSet, Ctx};
 use rcluster_manager::core::state::{Change, Draft, State, Transaction};
 use rcluster_manager::drive::standing;
-use rcluster_manager::store::{ProposeError, RoleKind, Store};
+use rcluster_manager::store::{MemberChange, ProposeError, RoleKind, Store};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
@@ -37,8 +37,10 @@ type Proposal = Pin<Box<dyn Future<Output = Result<u64, ProposeError>>>>;
 
 /// Who waits for an answer.
 #[derive(Debug, Clone)]
-enum Who {
+pub enum Who {
     Client(usize),
+    /// One who begins to watch, at its session of this number.
+    Watcher(usize, u64),
     /// The host that joins as this manager.
     Joiner(usize, Box<Manager>),
     Operator,
@@ -87,7 +89,7 @@ impl World {
         };
         let host = if self.chances.users.random_bool(0.8) { self.leader().unwrap_or(any) } else { any };
         let reads = self.plan.reads;
-        if self.chances.users.random_bool(reads) { self.read(client, host) } else { self.write(client, host) }
+        if self.chances.users.random_bool(reads) { self.read(Who::Client(client), host) } else { self.write(client, host) }
     }
 
     /// Whether a client has a request without an answer.
@@ -101,14 +103,15 @@ impl World {
         self.queue.push(self.now_us + pause_us, Happening::Client(client, self.left));
     }
 
-    fn read(&mut self, client: usize, host: usize) -> Result<(), Violation> {
+    /// Asks a host for what was committed before now.
+    pub fn read(&mut self, who: Who, host: usize) -> Result<(), Violation> {
         let Some(process) = &self.hosts[host].process else { return Ok(()) };
         let Ok(receiver) = process.store.ask_read() else {
-            self.rest(client);
+            self.has_not_read(&who);
             return Ok(());
         };
         self.requests.push(Request {
-            who: Who::Client(client),
+            who,
             host,
             life: self.hosts[host].life,
             floor: self.checker.floor,
@@ -190,21 +193,39 @@ impl World {
                         continue;
                     }
                     let request = self.requests.remove(at);
-                    if answered.is_ok()
-                        && let Some(process) = &self.hosts[request.host].process
-                        && self.hosts[request.host].life == request.life
-                    {
-                        let id = process.inbound.id;
-                        self.reads += 1;
-                        self.checker.read(id, &process.store.state(), request.floor)?;
-                    }
-                    if let Who::Client(client) = request.who {
-                        self.rest(client);
+                    let Host { process, life, .. } = &self.hosts[request.host];
+                    match process.as_ref().filter(|_| answered.is_ok() && *life == request.life) {
+                        Some(process) => {
+                            let (id, state) = (process.inbound.id, process.store.state());
+                            self.has_read(&request, id, &state)?;
+                        }
+                        None => self.has_not_read(&request.who),
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// A read was answered.
+    fn has_read(&mut self, request: &Request, id: u64, state: &State) -> Result<(), Violation> {
+        self.reads += 1;
+        self.checker.read(id, state, request.floor)?;
+        match request.who {
+            Who::Watcher(client, session) => return self.begin_watch(client, session, request.host),
+            Who::Client(client) => self.rest(client),
+            Who::Joiner(..) | Who::Operator => {}
+        }
+        Ok(())
+    }
+
+    /// A read was not answered, and never will be.
+    fn has_not_read(&mut self, who: &Who) {
+        match *who {
+            Who::Client(client) => self.rest(client),
+            Who::Watcher(client, session) => self.watch_again(client, session),
+            Who::Joiner(..) | Who::Operator => {}
+        }
     }
 
     fn written(&mut self, request: &Request, number: u64, outcome: &Result<u64, ProposeError>) -> Result<(), Violation> {
@@ -213,7 +234,7 @@ impl World {
             Who::Client(client) => self.rest(*client),
             Who::Joiner(host, manager) if outcome.is_ok() => self.joined(*host, manager)?,
             Who::Joiner(host, _) => self.queue.push(self.now_us + JOIN_AGAIN_US, Happening::Join(*host)),
-            Who::Operator => {}
+            Who::Operator | Who::Watcher(..) => {}
         }
         Ok(())
     }
@@ -338,6 +359,37 @@ impl World {
         let (state, seen) = (process.store.state(), standing(&process.store.status()));
         let Ok(changes) = members::forget(&state, &seen, self.now_us / 1000) else { return Ok(()) };
         self.propose(Who::Operator, host, transaction(state, changes))
+    }
+
+    /// Does what `drive/members` does, where the leader is.
+    pub fn keep(&mut self) -> Result<(), Violation> {
+        for host in 0..self.hosts.len() {
+            let Some(process) = &self.hosts[host].process else { continue };
+            if process.store.role().borrow().kind != RoleKind::Leader {
+                continue;
+            }
+            let (store, state) = (process.store.clone(), process.store.state());
+            let seen = standing(&store.status());
+            let managers = || state.managers().values().map(AsRef::as_ref);
+            if departed(managers(), &seen).next().is_some() {
+                self.forget(host)?;
+            }
+            let Some(step) = next(managers(), &seen) else { continue };
+            self.tell(|| format!("h{host} as the leader: {step:?}"));
+            match step {
+                Step::Change { learners, voters, removed } => {
+                    let changes = learners.into_iter().map(MemberChange::Learner);
+                    let changes = changes.chain(voters.into_iter().map(MemberChange::Voter));
+                    let changes = changes.chain(removed.into_iter().map(MemberChange::Remove)).collect();
+                    let mut asking = Box::pin(async move { store.change_members(changes).await });
+                    // It is polled once, which asks; what comes of it is seen in the configuration.
+                    let _pending = asking.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+                }
+                Step::HandOver(to) => store.transfer_leadership(to),
+            }
+            self.wake(host)?;
+        }
+        Ok(())
     }
 
     fn any_manager(&mut self) -> Option<Manager> {

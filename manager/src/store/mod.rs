@@ -22,6 +22,7 @@ use crate::seal::Keys;
 
 pub use self::raft::disk::advice;
 pub use self::raft::log::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver, checksum};
+pub use self::raft::memory::MemoryLog;
 pub use self::raft::storage::Terms;
 pub use self::raft::transport::REMOVED;
 pub use self::raft::wal::disk::{Directory, Disk, DiskFile};

@@ -1,13 +1,12 @@
 //! A disk in memory that outlives the store on it and fails when told to.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::world::founded;
 use raft::eraftpb::{Entry, EntryType, HardState, Snapshot};
 use rcluster_manager::core::state::{State, encode_snapshot};
-use rcluster_manager::store::{Batch, Compaction, Loaded, LogError, LogStore, Saved, Saver, StoreConfig, Terms, checksum, first};
+use rcluster_manager::store::{Batch, Loaded, LogError, LogStore, MemoryLog, Saver, StoreConfig, first};
 
 /// What a failing write leaves behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,11 +22,7 @@ pub struct Disk(Arc<Mutex<Content>>);
 
 #[derive(Debug, Default)]
 struct Content {
-    hard_state: HardState,
-    snapshot: Saved,
-    offset: (u64, u64),
-    entries: BTreeMap<u64, Entry>,
-    files: BTreeMap<String, Vec<u8>>,
+    log: MemoryLog,
     writes: u64,
     fails: Option<Failure>,
 }
@@ -36,23 +31,18 @@ impl Disk {
     /// A disk with the first log of a cluster.
     pub fn new(config: &StoreConfig) -> Self {
         let (hard_state, snapshot) = first(&founded(&config.seeds));
-        Self::with(&hard_state, snapshot)
+        Self::with(hard_state, snapshot)
     }
 
     /// A disk with the log of a manager that joins.
     pub fn empty(config: &StoreConfig) -> Self {
         let mut snapshot = Snapshot::default();
         snapshot.set_data(encode_snapshot(&State::new(config.cluster_id.clone())).into());
-        Self::with(&HardState::default(), snapshot)
+        Self::with(HardState::default(), snapshot)
     }
 
-    fn with(hard_state: &HardState, mut snapshot: Snapshot) -> Self {
-        let disk = Self(Arc::default());
-        let saved = disk.saver()(snapshot.take_metadata(), &snapshot.take_data()).unwrap();
-        let (index, term) = (saved.metadata.index, saved.metadata.term);
-        let compaction = Some(Compaction::Reset { index, term });
-        disk.clone().write(&Batch { hard_state, entries: &[], snapshot: Some(&saved), compaction }).unwrap();
-        disk
+    fn with(hard_state: HardState, snapshot: Snapshot) -> Self {
+        Self(Arc::new(Mutex::new(Content { log: MemoryLog::new(hard_state, snapshot), ..Content::default() })))
     }
 
     /// The next write fails.
@@ -69,11 +59,11 @@ impl Disk {
     }
 
     pub fn entries_kept(&self) -> usize {
-        self.content().entries.len()
+        self.content().log.entries().len()
     }
 
     pub fn snapshot_index(&self) -> u64 {
-        self.content().snapshot.metadata.index
+        self.content().log.snapshot().metadata.index
     }
 
     /// Index of the last entry, or of the one before the first.
@@ -82,17 +72,19 @@ impl Disk {
     }
 
     pub fn hard_state(&self) -> HardState {
-        self.content().hard_state.clone()
+        self.content().log.hard_state().clone()
     }
 
     /// Entries that change the configuration.
     pub fn changes(&self) -> usize {
-        self.content().entries.values().filter(|entry| entry.get_entry_type() != EntryType::EntryNormal).count()
+        self.content().log.entries().values().filter(|entry| entry.get_entry_type() != EntryType::EntryNormal).count()
     }
 
     /// The disk says that more is committed than it has.
     pub fn claim_committed(&self, index: u64) {
-        self.content().hard_state.commit = index;
+        let mut content = self.content();
+        let hard_state = HardState { commit: index, ..content.log.hard_state().clone() };
+        content.log.write(&Batch { hard_state: &hard_state, entries: &[], snapshot: None, compaction: None });
     }
 
     fn content(&self) -> MutexGuard<'_, Content> {
@@ -102,53 +94,23 @@ impl Disk {
 
 impl Content {
     fn last(&self) -> u64 {
-        self.entries.last_key_value().map_or(self.offset.0, |(index, _)| *index)
+        self.log.entries().last_key_value().map_or(self.log.offset().0, |(index, _)| *index)
     }
 
     /// A manager may die after any write, and raft-rs panics on a log whose parts do not fit together.
     fn check_start(&self) {
-        let (offset, snapshot, commit, last) = (self.offset.0, self.snapshot.metadata.index, self.hard_state.commit, self.last());
+        let (offset, snapshot) = (self.log.offset().0, self.log.snapshot().metadata.index);
+        let (commit, last) = (self.log.hard_state().commit, self.last());
         assert!(
             offset <= snapshot && snapshot <= commit && commit <= last,
             "after a write no manager could start: entries {offset} to {last}, snapshot {snapshot}, commit {commit}"
         );
     }
-
-    fn take_in(&mut self, batch: &Batch<'_>) {
-        match batch.compaction {
-            Some(Compaction::Through { index, term }) => {
-                self.entries.retain(|at, _| *at > index);
-                self.offset = (index, term);
-            }
-            Some(Compaction::Reset { index, term }) => {
-                self.entries.clear();
-                self.offset = (index, term);
-            }
-            None => {}
-        }
-        if let Some(first) = batch.entries.first() {
-            self.entries.retain(|at, _| *at < first.index);
-        }
-        self.entries.extend(batch.entries.iter().map(|entry| (entry.index, entry.clone())));
-        self.hard_state = batch.hard_state.clone();
-        if let Some(saved) = batch.snapshot {
-            self.files.retain(|name, _| *name == saved.name);
-            self.snapshot = saved.clone();
-        }
-        self.check_start();
-    }
 }
 
 impl LogStore for Disk {
     fn load(&mut self) -> Result<Loaded, LogError> {
-        let content = self.content();
-        let mut terms = Terms::new(content.offset.0, content.offset.1);
-        assert!(content.entries.iter().all(|(index, entry)| terms.put(*index, entry.term)), "the log has a gap");
-        let data = content.files[&content.snapshot.name].clone();
-        assert_eq!(checksum(&data), content.snapshot.checksum);
-        let snapshot = content.snapshot.metadata.clone();
-        let bytes = content.entries.values().map(|entry| entry.data.len() as u64).sum();
-        Ok(Loaded { hard_state: content.hard_state.clone(), snapshot, data, terms, bytes })
+        self.content().log.load()
     }
 
     fn write(&mut self, batch: &Batch<'_>) -> Result<(), LogError> {
@@ -156,7 +118,10 @@ impl LogStore for Disk {
         content.writes += 1;
         match content.fails {
             Some(Failure::Nothing) => {}
-            Some(Failure::Everything) | None => content.take_in(batch),
+            Some(Failure::Everything) | None => {
+                content.log.write(batch);
+                content.check_start();
+            }
         }
         match content.fails {
             Some(_) => Err(LogError::Io { what: "write to the log", source: io::Error::other("the disk is broken") }),
@@ -165,22 +130,11 @@ impl LogStore for Disk {
     }
 
     fn entries(&self, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
-        let content = self.content();
-        let mut bytes = 0;
-        let fits = |entry: &&Entry| {
-            bytes += entry.data.len() as u64;
-            bytes <= bytes_max || entry.index == low
-        };
-        Ok(content.entries.range(low..high).map(|(_, entry)| entry).take_while(fits).cloned().collect())
+        Ok(self.content().log.read(low, high, bytes_max))
     }
 
     fn saver(&self) -> Saver {
         let disk = self.clone();
-        Box::new(move |metadata, data| {
-            let mut content = disk.content();
-            let name = format!("{}-{}", metadata.index, content.files.len());
-            content.files.insert(name.clone(), data.to_vec());
-            Ok(Saved { metadata, name, bytes: data.len() as u64, checksum: checksum(data) })
-        })
+        Box::new(move |metadata, data| Ok(disk.content().log.save(metadata, data)))
     }
 }

@@ -9,6 +9,7 @@
 pub mod disk;
 mod identity;
 pub mod log;
+pub mod memory;
 mod node;
 mod publish;
 mod reads;
