@@ -23,7 +23,7 @@ help:
 	@echo "make bench   measures, beside Debian's docker where it is installed; prints docs/benchmarks.md's table"
 	@echo "make sim     simulates the managers' store under fresh seeds, for HOURS=n of this machine's time"
 	@echo "make chaos   real managers under faults, for MINUTES=n; what clients see is checked for linearizability"
-	@echo "make sim-ci  simulates what CI does: 250 hours, in a few minutes"
+	@echo "make sim-ci  simulates what CI does: 500 hours, in ten minutes"
 	@echo "make build   builds the programs into $(BIN)"
 	@echo "make lint    formatting and clippy, warnings are errors"
 
@@ -97,13 +97,14 @@ run-bench:
 
 HOURS ?= 1
 
-# What CI simulates: 300 seeds that are always the same, with their lulls.
+# What CI simulates: 300 seeds that are always the same and 300 that are drawn, with their lulls; then whole clusters, as many as two minutes take.
 .PHONY: sim-ci
 sim-ci:
-	cargo run --profile $(PROFILE) -p rcluster-sim -- --seed 0 --count 300 --threads $$(nproc) --twice-every 30 --at-least 250 --quiet
+	cargo run --profile $(PROFILE) -p rcluster-sim -- --seed 0 --count 300 --fresh 300 --threads $$(nproc) --twice-every 30 --at-least 500 --quiet
+	cargo run --profile $(PROFILE) -p rcluster-sim -- --cluster --count 24 --hours 0.03 --threads $$(nproc) --quiet
 
 sim:
-	cargo run --release -p rcluster-sim -- --hours $(HOURS)
+	cargo run --release -p rcluster-sim -- --hours $(HOURS) --threads $$(nproc) --quiet
 
 MINUTES ?= 10
 

@@ -29,10 +29,13 @@ struct Args {
     /// Keeps all logs in memory, also where a seed has the managers' own.
     #[arg(long)]
     memory: bool,
-    /// How many seeds, one after the other.
-    #[arg(long, default_value_t = 1)]
-    count: u64,
-    /// Goes on with further seeds for so many hours of this machine's time.
+    /// How many seeds, one after the other; one, unless a time is given.
+    #[arg(long)]
+    count: Option<u64>,
+    /// So many further seeds, from one that is drawn and printed.
+    #[arg(long, default_value_t = 0)]
+    fresh: u64,
+    /// Begins no seed after so many hours of this machine's time.
     #[arg(long)]
     hours: Option<f64>,
     /// How many seeds at a time.
@@ -84,7 +87,7 @@ fn run_one(args: &Args, seed: u64, number: u64, sum: &Mutex<Sum>) {
             sum.simulated += outcome.simulated;
             sum.writes += outcome.writes;
             sum.terms += outcome.terms;
-            if !args.quiet && args.hours.is_none() {
+            if !args.quiet {
                 println!("seed {seed}: {outcome}");
             }
         }
@@ -100,17 +103,24 @@ fn run_one(args: &Args, seed: u64, number: u64, sum: &Mutex<Sum>) {
 #[expect(clippy::print_stdout, reason = "what it says is its output")]
 fn main() -> ExitCode {
     let args = Args::parse();
-    let first = args.seed.unwrap_or_else(rand::random);
-    let began = Instant::now();
-    let lasts = args.hours.map(|hours| Duration::from_secs_f64(hours.max(0.0) * 3600.0));
+    let (first, fresh) = (args.seed.unwrap_or_else(rand::random), rand::random());
+    let counted = args.count.unwrap_or(if args.hours.is_some() { u64::MAX } else { 1 });
+    let (began, patience) = (Instant::now(), args.hours.map(|hours| Duration::from_secs_f64(hours.max(0.0) * 3600.0)));
+    if args.seed.is_none() {
+        println!("the first seed is {first}");
+    }
+    if args.fresh > 0 {
+        println!("the first fresh seed is {fresh}");
+    }
     let (next, sum) = (AtomicU64::new(0), Mutex::new(Sum::default()));
     let work = || {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            if lasts.map_or(number >= args.count, |lasts| began.elapsed() >= lasts) {
+            if number >= counted.saturating_add(args.fresh) || patience.is_some_and(|patience| began.elapsed() >= patience) {
                 break;
             }
-            run_one(&args, first.wrapping_add(number), number, &sum);
+            let seed = if number < counted { first.wrapping_add(number) } else { u64::wrapping_add(fresh, number - counted) };
+            run_one(&args, seed, number, &sum);
         }
     };
     thread::scope(|scope| (0..args.threads.get()).for_each(|_| drop(scope.spawn(work))));
