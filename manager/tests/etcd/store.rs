@@ -9,7 +9,7 @@ use rcluster_manager::store::{MemberChange, ProposeError, RoleKind};
 
 use crate::promises::{self, has, make, make_large, soon, until};
 use crate::server::Server;
-use crate::stores::{Stores, begin, config, first, join, manager, timing, within};
+use crate::stores::{Stores, begin, config, first, join, timing, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_every_store_promises() {

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rcluster_api::tls::Security;
 use rcluster_manager::seal::Keys;
-use rcluster_manager::store::{LogError, RoleKind, Store, StoreConfig, StoreError, identity, keys_used, prepare, start};
+use rcluster_manager::store::{RoleKind, Store, StoreConfig, StoreError, identity, keys_used, prepare, start};
 
 use crate::world::{config, founded, has, make, soon, until};
 
