@@ -112,6 +112,20 @@ impl Request {
             | Self::CreateUser { .. } => Vec::new(),
         }
     }
+
+    /// Bytes of what it asks to be, at most; the rest of it is small.
+    pub fn bytes(&self) -> usize {
+        let spec_bytes = |spec: &Spec| match spec {
+            Spec::Service(spec) => validate::text_size(spec),
+            Spec::Network(spec) => validate::label_bytes(&spec.labels),
+            Spec::Data(spec) => validate::label_bytes(&spec.labels) + spec.data.as_ref().map_or(0, |data| data.0.len()),
+        };
+        match self {
+            Self::Once { key: _, request } => request.bytes(),
+            Self::Apply(specs) => specs.iter().map(|(spec, _)| spec_bytes(spec)).sum(),
+            _ => 0,
+        }
+    }
 }
 
 /// What was done to an object.

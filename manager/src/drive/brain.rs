@@ -270,20 +270,22 @@ impl<U, A> Brain<U, A> {
         let mut requests = std::mem::take(&mut self.pending.controls).into_iter();
         for (request, from) in requests.by_ref() {
             let sets = request.sets(draft.state());
-            if sets.iter().any(|object| set.contains(object)) {
+            // One that may be too large for the log is proposed without others, who would be refused with it.
+            let is_large = request.bytes() >= BYTES_PER_PART_MAX;
+            if sets.iter().any(|object| set.contains(object)) || is_large && !replies.controls.is_empty() {
                 self.pending.controls.push((request, from));
                 break;
             }
             set.extend(sets);
             match control::decide(draft.state(), request, ctx) {
                 Ok((changes, answer)) => {
-                    bytes += changes.puts.iter().map(weight).sum::<usize>();
+                    bytes += changes.puts.iter().map(weight).sum::<usize>() + changes.answered.as_ref().map_or(0, |kept| kept.answer.len());
                     stage(draft, changes, ctx);
                     replies.controls.push((answer, from));
                 }
                 Err(refusal) => effects.push(Effect::Answer(from, Err(refusal), Ground::Tables)),
             }
-            if bytes >= BYTES_PER_PART_MAX {
+            if is_large || bytes >= BYTES_PER_PART_MAX {
                 break;
             }
         }

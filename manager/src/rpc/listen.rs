@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -35,8 +36,11 @@ use super::limits::Limiter;
 const CONNECTIONS_MAX: usize = 8192;
 /// Calls at once on one connection.
 const STREAMS_MAX: u32 = 1024;
-/// How long a caller may take for a request's headers.
+/// How long a caller may take for a request's headers, and for its first request.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+/// A caller of HTTP/2 that answers nothing for their sum is gone, though its kernel may answer for it: the process may be stopped.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the streams of a connection may take to end when its certificate has expired.
 const EXPIRED_TIMEOUT: Duration = Duration::from_secs(5);
 /// The clock is looked at this often at least.
@@ -147,10 +151,18 @@ where
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_TIMEOUT);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
+    builder.http2().keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_TIMEOUT);
+    let asked = Arc::new(AtomicBool::new(false));
+    let heard = asked.clone();
+    let app = app.map_request(move |request| {
+        heard.store(true, Ordering::Relaxed);
+        request
+    });
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = silent(&asked) => return debug!("a connection ends that asks for nothing"),
         () = passed(until_ms) => {
             debug!("a connection ends with the certificate that it was made with");
             // Streams end with a word to their users meanwhile.
@@ -163,6 +175,14 @@ where
     };
     if let Err(error) = ended {
         debug!(%error, "a connection ended");
+    }
+}
+
+/// Returns when nothing was asked for in time.
+async fn silent(asked: &AtomicBool) {
+    tokio::time::sleep(HEADERS_TIMEOUT).await;
+    if asked.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
     }
 }
 

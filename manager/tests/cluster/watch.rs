@@ -1,4 +1,4 @@
-//! Watches that go on where they were: with another manager, after a restart, by REST; and readers that do not read.
+//! Watches that go on where they were: with another manager, after a restart, by REST.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
