@@ -5,6 +5,7 @@
 
 mod clients;
 mod faults;
+mod stale;
 
 use std::time::{Duration, Instant};
 

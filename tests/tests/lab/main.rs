@@ -8,6 +8,7 @@ mod disaster;
 mod faults;
 mod images;
 mod lifecycle;
+mod managers;
 mod relay;
 mod secrets;
 mod terminal;
