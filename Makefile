@@ -54,7 +54,7 @@ tools:
 	@missing=""
 	for tool in busybox:busybox-static runc:runc crun:crun qemu-system-x86_64:qemu-system-x86 docker-registry:docker-registry \
 	  skopeo:skopeo zstd:zstd openssl:openssl containerd:containerd dockerd:docker.io newuidmap:uidmap etcd:etcd-server \
-	  faketime:faketime ip:iproute2 setpriv:util-linux; do
+	  faketime:faketime ip:iproute2 setpriv:util-linux mkfs.ext4:e2fsprogs; do
 	  command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool##*:}"
 	done
 	if [ -n "$$missing" ]; then
