@@ -142,6 +142,12 @@ impl Cluster {
     }
 }
 
+/// A network with so few addresses that they are given out again and again, and enough for all tasks that are ever wanted.
+fn lab() -> NetworkSpec {
+    let spec: NetworkSpec = serde_json::from_value(json!({"subnet": "10.128.0.0/26"})).expect("the spec is written right");
+    NetworkSpec { name: "lab".to_owned(), ..spec }
+}
+
 impl Intent {
     fn words(&self) -> String {
         match self {
@@ -158,7 +164,7 @@ impl Intent {
 
     fn request(self) -> Request {
         match self {
-            Self::Network => Request::Apply(vec![(Spec::Network(NetworkSpec { name: "lab".to_owned(), ..NetworkSpec::default() }), 0)]),
+            Self::Network => Request::Apply(vec![(Spec::Network(lab()), 0)]),
             Self::Service(spec) => Request::Apply(vec![(Spec::Service(*spec), 0)]),
             Self::Scale(service, replicas) => Request::Scale { service, replicas },
             Self::Remove(service) => Request::Remove(vec![(Kind::Service, service)]),
