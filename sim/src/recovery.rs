@@ -56,7 +56,10 @@ impl World {
             let configured = match manager.role {
                 ManagerRole::Voter => &status.configuration.voters,
                 ManagerRole::Standby => &status.configuration.learners,
-                ManagerRole::Leaving => return Err(format!("{id} has not left yet")),
+                ManagerRole::Leaving => {
+                    let roles: Vec<_> = state.managers().values().map(|manager| (manager.raft_id, manager.role)).collect();
+                    return Err(format!("{id} has not left yet: {roles:?}, {:?}", standing(&status)));
+                }
             };
             if !configured.contains(&id) {
                 return Err(format!("{id} is to be {:?}, and is not in {:?}", manager.role, status.configuration));

@@ -5,20 +5,24 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
+use prost::Message as _;
+use raft::GetEntriesContext;
+use raft::eraftpb::EntryType;
 use rand::Rng;
 use rand::seq::IteratorRandom;
 use rcluster_api::cluster::{Manager, ManagerRole};
 use rcluster_api::object::{Event, Kind, Object, Stamp};
+use rcluster_api::wire::v1;
 use rcluster_manager::core::members::{self, Step, departed, next};
 use rcluster_manager::core::plan::{ChangeSet, Ctx};
-use rcluster_manager::core::state::{Change, Draft, State, Transaction};
+use rcluster_manager::core::state::{Change, Draft, State, Transaction, decode_transaction};
 use rcluster_manager::drive::standing;
 use rcluster_manager::store::{MemberChange, ProposeError, RoleKind, Store};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
 use crate::check::{Fate, Violation};
-use crate::host::{Host, address};
+use crate::host::{Host, Process, address};
 use crate::network::exponential;
 use crate::world::{Event as Happening, World};
 
@@ -41,6 +45,8 @@ pub enum Who {
     Client(usize),
     /// One who begins to watch, at its session of this number.
     Watcher(usize, u64),
+    /// One whose watch has been silent: its manager asks whether it hears of everything.
+    Listener(usize, u64),
     /// The host that joins as this manager.
     Joiner(usize, Box<Manager>),
     Operator,
@@ -213,6 +219,7 @@ impl World {
         self.checker.read(id, state, request.floor)?;
         match request.who {
             Who::Watcher(client, session) => return self.begin_watch(client, session, request.host),
+            Who::Listener(client, session) => return self.has_listened(client, session),
             Who::Client(client) => self.rest(client),
             Who::Joiner(..) | Who::Operator => {}
         }
@@ -224,6 +231,7 @@ impl World {
         match *who {
             Who::Client(client) => self.rest(client),
             Who::Watcher(client, session) => self.watch_again(client, session),
+            Who::Listener(client, session) => self.end_watch(client, session),
             Who::Joiner(..) | Who::Operator => {}
         }
     }
@@ -234,7 +242,7 @@ impl World {
             Who::Client(client) => self.rest(*client),
             Who::Joiner(host, manager) if outcome.is_ok() => self.joined(*host, manager)?,
             Who::Joiner(host, _) => self.queue.push(self.now_us + JOIN_AGAIN_US, Happening::Join(*host)),
-            Who::Operator | Who::Watcher(..) => {}
+            Who::Operator | Who::Watcher(..) | Who::Listener(..) => {}
         }
         Ok(())
     }
@@ -254,7 +262,8 @@ impl World {
         let Some(host) = self.leader() else { return Ok(false) };
         // One that stands still answers nobody.
         let process = self.hosts[host].process.as_ref().filter(|process| process.busy_until_us <= self.now_us);
-        let Some(process) = process else { return Ok(false) };
+        // A brain has one proposal on its way: it decides once it knows what has become of those before.
+        let Some(process) = process.filter(|process| !members_on_their_way(process)) else { return Ok(false) };
         let state = process.store.state();
         let mut ctx = Ctx::new(self.now_us / 1000, self.chances.users.random());
         let Some((changes, manager)) = decide(&state, &standing(&process.store.status()), &mut ctx) else { return Ok(false) };
@@ -396,6 +405,21 @@ impl World {
         let managers = self.checker.latest().managers().clone();
         managers.values().choose(&mut self.chances.users).map(|manager| (**manager).clone())
     }
+}
+
+/// Whether the log holds changes of managers that are not applied yet.
+fn members_on_their_way(process: &Process) -> bool {
+    let raft = process.node.raft();
+    let (applied, last) = (raft.store().applied(), raft.raft_log.last_index());
+    let entries = raft.raft_log.slice(applied + 1, last + 1, None, GetEntriesContext::empty(false)).unwrap_or_default();
+    let is_of_manager = |change: &Change| match change {
+        Change::Put { object, .. } => object.kind() == Kind::Manager,
+        Change::Delete { kind, .. } => *kind == Kind::Manager,
+        Change::Answer(_) => false,
+    };
+    let transactions = entries.iter().filter(|entry| !entry.data.is_empty() && entry.get_entry_type() == EntryType::EntryNormal);
+    let mut transactions = transactions.filter_map(|entry| decode_transaction(v1::Transaction::decode(&entry.data[..]).ok()?).ok());
+    transactions.any(|transaction| transaction.changes.iter().any(is_of_manager))
 }
 
 fn transaction(state: State, changes: ChangeSet) -> Transaction {

@@ -24,6 +24,8 @@ use crate::world::{Event as Happening, World};
 
 /// Mean time until a client looks for another manager.
 const AGAIN_US: u64 = 200_000;
+/// How long a watch may be silent before its manager asks whether it hears of everything.
+const SILENT_US: u64 = 3_000_000;
 /// Part of the pieces after which a client breaks its watch off.
 const BROKEN_OFF: f64 = 0.03;
 /// Who is so many revisions behind while clients go on writing has caught up.
@@ -37,6 +39,8 @@ pub enum Event {
     Turn,
     /// A piece arrives at the client.
     Piece(Box<Piece>),
+    /// The manager's end has perhaps heard of nothing for a while.
+    Listen,
     /// The client hears of the watch's end; whether it was too old.
     End { too_old: bool },
 }
@@ -49,6 +53,8 @@ struct End {
     /// The revision of the tables that it has seen last.
     seen: u64,
     is_due: bool,
+    /// When it last looked at the tables, or was told that there is no more.
+    heard_us: u64,
 }
 
 /// One who watches.
@@ -84,6 +90,7 @@ impl World {
         match event {
             Event::Begin => self.look_for_manager(client),
             Event::Turn => self.turn_watch(client),
+            Event::Listen => self.listen(client, session),
             Event::Piece(piece) => self.take_piece(client, *piece),
             Event::End { too_old } => {
                 self.tell(|| format!("watcher {client} hears of its watch's end{}", if too_old { ": it is too old" } else { "" }));
@@ -129,17 +136,46 @@ impl World {
         let Some(process) = at.process.as_ref().filter(|_| watching.session == session) else { return Ok(()) };
         let begun = Watcher::new(&process.store.state(), watching.kinds.clone(), watching.told);
         let watcher = begun.map_err(|error| Violation(format!("a watcher that was told of {} is refused: {error}", watching.told)))?;
-        watching.end = Some(End { host, life: at.life, watcher, seen: watching.told, is_due: false });
+        watching.end = Some(End { host, life: at.life, watcher, seen: watching.told, is_due: false, heard_us: self.now_us });
+        self.queue.push(self.now_us + SILENT_US, Happening::Watch(client, session, Event::Listen));
         self.turn_watch(client)
+    }
+
+    /// One that hears nothing because it is cut off, or is no manager any more, would be silent for ever.
+    fn listen(&mut self, client: usize, session: u64) -> Result<(), Violation> {
+        let Some(End { host, heard_us, .. }) = self.watchers[client].end else { return Ok(()) };
+        if heard_us + SILENT_US > self.now_us {
+            self.queue.push(heard_us + SILENT_US, Happening::Watch(client, session, Event::Listen));
+            return Ok(());
+        }
+        self.read(Who::Listener(client, session), host)
+    }
+
+    /// A manager's end has all that was committed when it asked.
+    pub fn has_listened(&mut self, client: usize, session: u64) -> Result<(), Violation> {
+        let watching = &mut self.watchers[client];
+        let Some(end) = watching.end.as_mut().filter(|_| watching.session == session) else { return Ok(()) };
+        end.heard_us = self.now_us;
+        self.queue.push(self.now_us + SILENT_US, Happening::Watch(client, session, Event::Listen));
+        self.turn_watch(client)
+    }
+
+    /// No leader has answered a manager's end.
+    pub fn end_watch(&mut self, client: usize, session: u64) {
+        let watching = &mut self.watchers[client];
+        if watching.session == session && watching.end.take().is_some() {
+            self.tell_watcher(client, Event::End { too_old: false });
+        }
     }
 
     /// The manager's end looks at the tables, and tells what has changed.
     fn turn_watch(&mut self, client: usize) -> Result<(), Violation> {
         let watching = &mut self.watchers[client];
-        let Some(End { host, life, watcher, seen, is_due }) = &mut watching.end else { return Ok(()) };
+        let Some(End { host, life, watcher, seen, is_due, heard_us }) = &mut watching.end else { return Ok(()) };
         let at = &self.hosts[*host];
         let Some(process) = at.process.as_ref().filter(|_| at.life == *life) else { return Ok(()) };
         *is_due = false;
+        *heard_us = self.now_us;
         let state = process.store.state();
         let (from, revision) = (*seen, state.revision());
         let too_old = from > 0 && self.checker.is_too_old(*host, from, revision);
