@@ -175,7 +175,8 @@ async fn an_etcd_that_went_back_is_gone_on_from_with_numbers_that_nobody_has_see
     cluster.write("after").await;
     let seen = cluster.settled(&["m1", "m2"]).await;
     server.go_back().await;
-    // Who has written it has seen more; it says so, and what to do.
+    // Who has written it has seen more, and says so and what to do; when it is to write again at the latest.
+    cluster.try_write(&cluster.admin, "late").await.unwrap_err();
     assert!(refused(&mut cluster, &seen.leader).await.contains("`rclusterctl cluster recover`"));
     let (dir, at) = (cluster.manager("m1").dir.clone(), cluster.manager("m1").addr.clone());
     let m2 = (cluster.manager("m2").dir.clone(), cluster.manager("m2").addr.clone());

@@ -153,7 +153,9 @@ async fn a_locked_manager_waits_for_the_key_and_nothing_is_lost() {
     let unlocks: Vec<_> =
         crate::audit::events(cluster.manager("m1")).into_iter().filter(|event| event["method"] == "Door/Unlock").collect();
     let outcomes: Vec<_> = unlocks.iter().map(|event| event["outcome"].as_str().unwrap()).collect();
-    assert_eq!(outcomes, ["permission_denied", "ok", "permission_denied", "ok"]);
+    // Of those who guessed at once, some had been answered.
+    assert_eq!(outcomes.iter().filter(|outcome| **outcome == "ok").count(), 2, "{outcomes:?}");
+    assert!(outcomes[0] == "permission_denied" && outcomes.ends_with(&["permission_denied", "ok"]), "{outcomes:?}");
     assert!(unlocks.iter().all(|event| event["from"].as_str().unwrap().starts_with("127.")));
 
     assert_eq!(autolock(&cluster, Off).await.unwrap(), None);
