@@ -59,10 +59,12 @@ pub async fn follow(etcd: Etcd, from: i64, known: watch::Receiver<u64>, seen: mp
 /// A watch of an etcd that has all that this manager has seen. One that was restored from a backup may not: a watch of it is silent until it
 /// has come as far again, and then tells another history.
 async fn watch(etcd: &Etcd, from: i64, known: &watch::Receiver<u64>) -> Result<WatchStream, CallError> {
+    // The watch first: if etcd goes back once it stands, it breaks; before, what is asked next tells.
+    let stream = etcd.watch(from).await?;
     // What was known before it is asked is there.
     let known = *known.borrow();
     let (at, found) = etcd.head().await?;
-    if found < known || at < from { Err(CallError::WentBack { found }) } else { etcd.watch(from).await }
+    if found < known || at < from { Err(CallError::WentBack { found }) } else { Ok(stream) }
 }
 
 async fn pass_on(mut stream: WatchStream, from: &mut i64, seen: &mpsc::Sender<Seen>, backoff: &mut Backoff) -> Result<(), CallError> {
