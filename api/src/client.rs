@@ -22,11 +22,8 @@ use crate::wire::v1::admission_client::AdmissionClient;
 use crate::wire::v1::control_client::ControlClient;
 use crate::wire::v1::door_client::DoorClient;
 
-/// Longest wait of hosts and users, who may be far away, for a connection with one manager: TLS over TCP takes two round trips, and a lost
-/// packet a second more (RFC 6298, 2.1).
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The same between managers, which are near one another: one that is gone must not hold up what was asked of another.
-const NEAR_CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
+/// Longest wait for one manager to accept a connection.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
 /// How much earlier each manager is tried than the next in the list.
 const HEAD_START: Duration = Duration::from_millis(100);
 /// Largest message of a call, both ways.
@@ -50,18 +47,13 @@ pub fn keyed<T>(key: &str, message: T) -> tonic::Request<T> {
     request
 }
 
-/// An endpoint for a manager's `HOST:PORT`, with the timeouts that hosts and users have.
-pub fn distant_endpoint(addr: &str) -> Result<Endpoint, ApiError> {
-    Ok(endpoint(addr)?.connect_timeout(CONNECT_TIMEOUT))
-}
-
-/// The same for another manager.
+/// An endpoint for a manager's `HOST:PORT`, with the timeouts that every caller uses.
 pub fn endpoint(addr: &str) -> Result<Endpoint, ApiError> {
     let endpoint = Endpoint::from_shared(format!("http://{addr}")).map_err(|error| {
         ApiError::new(ErrorCode::Invalid, format!("{addr:?} is not a manager's address: {error}")).hint("write HOST:PORT")
     })?;
     Ok(endpoint
-        .connect_timeout(NEAR_CONNECT_TIMEOUT)
+        .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(1))
         .keep_alive_timeout(Duration::from_secs(2)))
@@ -79,7 +71,7 @@ pub async fn connect(addrs: &[String], security: &Security) -> Result<Channel, A
         let addr = addr.clone();
         async move {
             tokio::time::sleep(HEAD_START * place).await;
-            let connected = security.connect(distant_endpoint(&addr)?).await;
+            let connected = security.connect(endpoint(&addr)?).await;
             connected.map_err(|error| ApiError::new(ErrorCode::Unavailable, format!("{addr}: {}", root_cause(&error))))
         }
     };
@@ -250,7 +242,7 @@ pub enum Door {
 
 /// Looks whether the manager at `addr` is locked.
 pub async fn door(addr: &str, security: &Security) -> Door {
-    let endpoint = match distant_endpoint(addr) {
+    let endpoint = match endpoint(addr) {
         Ok(endpoint) => endpoint,
         Err(error) => return Door::Unreachable(error.message),
     };

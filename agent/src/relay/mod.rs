@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rcluster_api::client::{distant_endpoint, root_cause};
+use rcluster_api::client::{endpoint, root_cause};
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{TaskId, is_id};
 use rcluster_api::object::Task;
@@ -102,7 +102,7 @@ pub struct Line {
 pub struct Gone;
 
 async fn connect(tools: &Tools, address: &str, id: &str) -> Result<Line, String> {
-    let endpoint = distant_endpoint(address).map_err(|error| error.to_string())?;
+    let endpoint = endpoint(address).map_err(|error| error.to_string())?;
     let channel = tools.security.connect(endpoint).await.map_err(|error| root_cause(&error))?;
     let (outputs, messages) = mpsc::channel(FRAMES_MAX);
     let first = v1::RelayOutput { kind: Some(relay_output::Kind::RequestId(id.to_owned())) };

@@ -14,7 +14,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rcluster_api::client::{CONNECT_TIMEOUT, root_cause};
+use rcluster_api::client::root_cause;
 use rcluster_api::data::Payload;
 use rcluster_api::id::TaskId;
 use rcluster_api::object::TaskStatus;
@@ -50,6 +50,7 @@ pub enum End {
     Lost { why: String },
 }
 
+const CONNECT: Duration = Duration::from_millis(500);
 const ANSWER: Duration = Duration::from_secs(2);
 const LEADER: &str = "x-rcluster-leader";
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -83,9 +84,9 @@ struct Conversation {
 async fn begin(session: &mut Session, address: &str) -> Result<Conversation, End> {
     let lost = |why: String| End::Lost { why };
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| lost(error.to_string()))?;
-    let channel: Channel = timeout(CONNECT_TIMEOUT, session.tools.security.connect(endpoint))
+    let channel: Channel = timeout(CONNECT, session.tools.security.connect(endpoint))
         .await
-        .map_err(|_| lost(format!("no connection within {} ms", CONNECT_TIMEOUT.as_millis())))?
+        .map_err(|_| lost(format!("no connection within {} ms", CONNECT.as_millis())))?
         .map_err(|error| lost(root_cause(&error)))?;
     let mut client =
         DispatcherClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX);

@@ -72,7 +72,7 @@ pub async fn unlock(mut session: Session, key_file: Option<&Path>) -> Result<(),
     }
     let mut open: Vec<String> = session.target().managers.clone();
     // Without one that runs and knows a leader there are those of the context, and those that they know.
-    if let Ok(Ok(cluster)) = timeout(client::CONNECT_TIMEOUT, session.cluster()).await {
+    if let Ok(Ok(cluster)) = timeout(client::CONNECT_TIMEOUT * 3, session.cluster()).await {
         open.extend(cluster.managers.into_iter().map(|manager| manager.addr));
     }
     let (mut seen, mut unlocked, mut failed) = (BTreeSet::new(), 0, BTreeMap::new());
