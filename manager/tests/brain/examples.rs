@@ -1,11 +1,15 @@
 //! The brain by example: what a cluster looks like after something happened.
 
+use std::collections::BTreeSet;
+
 use crate::world::World;
-use rcluster_api::object::{Availability, Kind, NodeState};
+use rcluster_api::error::ErrorCode;
+use rcluster_api::object::{Availability, Kind, NodeDescription, NodeState};
 use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::task::TaskState;
 use rcluster_manager::core::control::Request;
 use rcluster_manager::core::dispatch::netview::Networks;
+use rcluster_manager::core::node::register::{Registration, register};
 use serde_json::json;
 
 fn three_nodes() -> World {
@@ -408,4 +412,25 @@ fn of_two_requests_for_the_same_version_in_one_batch_the_second_is_refused() {
         }
     });
     assert_eq!(outcomes, [true, false]);
+}
+
+#[test]
+fn a_node_with_more_labels_than_are_kept_is_refused() {
+    let world = World::new(1);
+    let labels = [("a".to_owned(), "b".repeat(256 << 10))].into();
+    let description = NodeDescription { name: "n1".to_owned(), addr: "10.0.0.1".to_owned(), labels, ..NodeDescription::default() };
+    let registration = Registration { id: "n1".into(), incarnation: 1, description, tasks: BTreeSet::new() };
+    let refused = register(&world.state, &registration, 1).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::TooLarge);
+    assert!(refused.message.starts_with("the labels of node n1 have 262145 bytes"), "{refused}");
+}
+
+#[test]
+fn the_sizes_that_are_shown_add_up_to_what_is_limited() {
+    let mut world = three_nodes();
+    let spec = NetworkSpec { name: "labelled".to_owned(), labels: [("a".to_owned(), "b".to_owned())].into(), ..NetworkSpec::default() };
+    world.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
+    world.service("web", web(3));
+    let shown = world.state.sizes().values().map(|size| size.bytes).sum::<usize>();
+    assert_eq!(shown, world.state.bytes());
 }

@@ -77,6 +77,7 @@ fn check(state: &State, registration: &Registration) -> Result<(), ApiError> {
         return Err(ApiError::new(ErrorCode::Invalid, "the agent gave no node id"));
     }
     rcluster_api::validate::check_name("node", &description.name)?;
+    rcluster_api::validate::check_labels("node", &description.name, &description.labels)?;
     if description.addr.parse::<std::net::Ipv4Addr>().is_err() {
         return Err(ApiError::new(ErrorCode::Invalid, format!("{:?} is not an IPv4 address", description.addr))
             .field("addr")

@@ -87,13 +87,9 @@ impl State {
         self.tasks.values().for_each(|task| add(Kind::Task, task_weight(task)));
         self.data.values().for_each(|data| add(data.spec.kind.object_kind(), data_weight(data)));
         self.cluster.iter().for_each(|cluster| add(Kind::Cluster, cluster_weight(cluster)));
-        let alike = [
-            (Kind::Node, self.nodes.len()),
-            (Kind::Network, self.networks.len()),
-            (Kind::Event, self.events.len()),
-            (Kind::Manager, self.managers.len()),
-            (Kind::User, self.users.len()),
-        ];
+        self.nodes.values().for_each(|node| add(Kind::Node, node_weight(node)));
+        self.networks.values().for_each(|network| add(Kind::Network, network_weight(network)));
+        let alike = [(Kind::Event, self.events.len()), (Kind::Manager, self.managers.len()), (Kind::User, self.users.len())];
         sizes.extend(alike.map(|(kind, objects)| (kind, Size { objects, bytes: objects * REST })));
         sizes
     }
