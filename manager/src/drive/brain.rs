@@ -174,11 +174,6 @@ impl<U, A> Brain<U, A> {
         self.in_flight.is_none().then_some(wake_at)
     }
 
-    /// Requests that wait for their turn.
-    pub fn backlog(&self) -> usize {
-        self.pending.controls.len()
-    }
-
     /// Drops requests of whom `waits` says no: they are not carried out.
     pub fn retain(&mut self, waits: impl Fn(&U) -> bool) {
         self.pending.controls.retain(|(_, from)| waits(from));
@@ -386,6 +381,17 @@ impl<U, A> Brain<U, A> {
         }
         self.wake_at = now.monotonic;
         self.dirty = Dirty::everything();
+        effects
+    }
+
+    /// The term is over: what was not proposed is not carried out.
+    pub fn end(&mut self) -> Vec<Effect<U, A>> {
+        self.is_over = true;
+        let over = ApiError::new(ErrorCode::NotLeader, "this manager stopped leading; the request was not carried out").hint("try again");
+        let controls = std::mem::take(&mut self.pending.controls).into_iter();
+        let registrations = std::mem::take(&mut self.pending.registrations).into_iter();
+        let mut effects: Vec<_> = controls.map(|(_, from)| Effect::Answer(from, Err(over.clone()), Ground::Proposal)).collect();
+        effects.extend(registrations.map(|(_, _, from)| Effect::Registered(from, Err(over.clone()))));
         effects
     }
 

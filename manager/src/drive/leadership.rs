@@ -1,11 +1,12 @@
 //! The scope of a leader: made when the store says that this manager leads, dropped when it no longer does.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_base::scope::Scope;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -21,6 +22,8 @@ use crate::store::{Role, RoleKind, Store};
 
 /// Events that wait for the brain; when full, sessions and requests wait.
 const EVENTS_MAX: usize = 4096;
+/// Most users' requests that the brain has at once.
+const REQUESTS_MAX: usize = 1024;
 /// Longest wait of a user's request for its commit.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -35,8 +38,10 @@ pub struct Term {
     store: Store,
     pub timing: Timing,
     /// Origin of the brain's monotonic time.
-    pub began: Instant,
+    pub began: std::time::Instant,
     pub events: mpsc::Sender<Event>,
+    /// Of users' requests with the brain: the others wait here, and no agent behind them.
+    places: Semaphore,
     pub sessions: Sessions,
     pub logs: LogBroker,
     pub relays: RelayBroker,
@@ -67,17 +72,24 @@ impl Term {
     }
 
     async fn decide(&self, request: Request) -> Result<(Outcome, Ground), ApiError> {
-        let (reply, answer) = oneshot::channel();
+        let until = Instant::now() + REQUEST_TIMEOUT;
         let over = |code, what| ApiError::new(code, format!("this manager stopped leading; the request {what} carried out"));
-        let asked = self.events.send(Event::Control { request, from: reply }).await;
-        asked.map_err(|_| over(ErrorCode::NotLeader, "was not").hint("try again"))?;
-        match tokio::time::timeout(REQUEST_TIMEOUT, answer).await {
+        let late = |what, hint: &str| {
+            let why = "the managers have no quorum, their disks are slow, or they have very much to do";
+            ApiError::new(ErrorCode::Unavailable, format!("no commit within {} s: {why}; {what}", REQUEST_TIMEOUT.as_secs()))
+                .hint(format!("`rclusterctl cluster status` shows the managers; {hint}"))
+        };
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            let place = self.places.acquire().await.ok()?;
+            self.events.send(Event::Control { request, from: reply }).await.ok()?;
+            Some(place)
+        };
+        let asked = timeout_at(until, asked).await.map_err(|_| late("the request was not carried out", "try again"))?;
+        let _place = asked.ok_or_else(|| over(ErrorCode::NotLeader, "was not").hint("try again"))?;
+        match timeout_at(until, answer).await {
             Ok(answer) => answer.map_err(|_| over(ErrorCode::Unavailable, "may or may not have been").hint(LOOK)),
-            Err(_) => {
-                let why = "the managers have no quorum, their disks are slow, or they have very much to do; it may still be carried out";
-                Err(ApiError::new(ErrorCode::Unavailable, format!("no commit within {} s: {why}", REQUEST_TIMEOUT.as_secs()))
-                    .hint("`rclusterctl cluster status` shows the managers; look at the state, then try again"))
-            }
+            Err(_) => Err(late("the request may still be carried out", LOOK)),
         }
     }
 }
@@ -140,8 +152,9 @@ fn begin(store: &Store, timing: Timing, number: u64) -> (Arc<Term>, Scope) {
         number,
         store: store.clone(),
         timing,
-        began: Instant::now(),
+        began: std::time::Instant::now(),
         events,
+        places: Semaphore::new(REQUESTS_MAX),
         sessions: Sessions::default(),
         logs: LogBroker::default(),
         relays: RelayBroker::default(),

@@ -10,9 +10,10 @@ use tokio::time::sleep_until;
 
 use super::brain::{self, Brain, Effect, Ground, Moment, Outcome};
 use crate::core::node::liveness::Timing;
+use crate::core::state::Transaction;
 use crate::store::Store;
 
-/// Most events that are taken into one plan, and most requests that wait for one: more wait outside, and their users know it.
+/// Most events that are taken into one plan.
 const BATCH_MAX: usize = 1024;
 
 /// Where the answer to a user goes.
@@ -59,14 +60,9 @@ impl Shell {
     async fn carry_out(&mut self, effects: Vec<Effect<UserReply, AgentReply>>) {
         let mut effects = VecDeque::from(effects);
         while let Some(effect) = effects.pop_front() {
-            // Whoever has gone does not need the answer.
-            match effect {
-                Effect::Propose(transaction) => {
-                    let outcome = self.store.propose(transaction).await;
-                    effects.extend(self.brain.proposed(moment(self.began), outcome));
-                }
-                Effect::Answer(user, outcome, ground) => drop(user.send((outcome, ground))),
-                Effect::Registered(agent, outcome) => drop(agent.send(outcome)),
+            if let Some(transaction) = tell(effect) {
+                let outcome = self.store.propose(transaction).await;
+                effects.extend(self.brain.proposed(moment(self.began), outcome));
             }
         }
     }
@@ -75,7 +71,7 @@ impl Shell {
     async fn wait(&mut self) {
         let wake_at = tokio::time::Instant::from_std(self.began + self.brain.wake_at().unwrap_or_default());
         tokio::select! {
-            event = self.inbox.recv(), if self.brain.backlog() < BATCH_MAX => {
+            event = self.inbox.recv() => {
                 if let Some(event) = event {
                     self.brain.take(moment(self.began), event);
                 }
@@ -88,13 +84,33 @@ impl Shell {
             () = sleep_until(wake_at) => {}
         }
         for _ in 0..BATCH_MAX {
-            if self.brain.backlog() >= BATCH_MAX {
-                break;
-            }
             let Ok(event) = self.inbox.try_recv() else { break };
             self.brain.take(moment(self.began), event);
         }
     }
+}
+
+/// What was not begun is not carried out, and whoever leads then may be asked: that is told also when the shell is ended from outside.
+impl Drop for Shell {
+    fn drop(&mut self) {
+        self.inbox.close();
+        while let Ok(event) = self.inbox.try_recv() {
+            self.brain.take(moment(self.began), event);
+        }
+        for effect in self.brain.end() {
+            tell(effect);
+        }
+    }
+}
+
+/// Answers whoever asked; one that has gone does not need it. Gives back what is to be proposed.
+fn tell(effect: Effect<UserReply, AgentReply>) -> Option<Transaction> {
+    match effect {
+        Effect::Propose(transaction) => return Some(transaction),
+        Effect::Answer(user, outcome, ground) => drop(user.send((outcome, ground))),
+        Effect::Registered(agent, outcome) => drop(agent.send(outcome)),
+    }
+    None
 }
 
 fn moment(began: Instant) -> Moment {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rcluster_api::cluster::Cluster;
+use rcluster_api::error::ErrorCode;
 use rcluster_api::id::TaskId;
 use rcluster_api::object::{NodeDescription, NodeState, Object, TaskStatus};
 use rcluster_api::spec::{ServiceSpec, Spec};
@@ -131,6 +132,20 @@ fn a_leader_that_stood_still_does_not_take_that_for_its_nodes_silence() {
         term.settle();
     }
     assert_eq!(node(&term), NodeState::Down, "silence that was listened to counts");
+}
+
+#[test]
+fn what_the_end_of_a_term_comes_before_was_not_carried_out() {
+    let (mut term, task) = Term::with_a_task();
+    term.answers.clear();
+    term.report(&task, TaskState::Running);
+    assert!(term.turn().is_some());
+    let spec = ServiceSpec { name: "late".to_owned(), ..serde_json::from_value(json!({"containers": [{"image": "i"}]})).unwrap() };
+    term.brain.take(term.now(), BrainEvent::Control { request: Request::Apply(vec![(Spec::Service(spec), 0)]), from: "user" });
+    let effects = term.brain.end();
+    let Some(Effect::Answer("user", Err(refusal), _)) = effects.first() else { panic!("{effects:?}") };
+    assert_eq!((refusal.code, effects.len()), (ErrorCode::NotLeader, 1), "{refusal}");
+    assert!(term.brain.is_over() && term.turn().is_none());
 }
 
 #[test]

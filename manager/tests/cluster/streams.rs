@@ -6,6 +6,7 @@ use rcluster_api::backup;
 use rcluster_api::client;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::identity::JoinToken;
+use rcluster_api::object::Object;
 use rcluster_api::spec::{ServiceSpec, Spec};
 use rcluster_api::tls::{Credentials, Security, SigningRequest};
 use rcluster_api::wire::v1;
@@ -161,6 +162,46 @@ async fn streams_of_a_user_that_is_removed_end_and_say_so() {
     cluster.write("n1").await;
     let told = async { while of_another.message().await.unwrap().unwrap().puts.is_empty() {} };
     tokio::time::timeout(PATIENCE, told).await.expect("who was not removed is told on");
+}
+
+/// Writes one config again and again, until told to end.
+async fn flood(channel: Channel, ended: tokio::sync::watch::Receiver<bool>) {
+    let data = v1::DataSpec { kind: v1::DataKind::Config.into(), name: "c".to_owned(), ..v1::DataSpec::default() };
+    for number in 0_u64.. {
+        let data = v1::DataSpec { payload: Some(v1::Payload { bytes: number.to_be_bytes().to_vec() }), ..data.clone() };
+        let specs = vec![v1::Spec { kind: Some(v1::spec::Kind::Data(data)), expected_version: 0 }];
+        // However it ends: there are to be many of them.
+        let _ = ControlClient::new(channel.clone()).apply(v1::ApplyRequest { specs }).await;
+        if *ended.borrow() {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_are_heard_however_much_users_ask() {
+    let cluster = Cluster::found().await;
+    let leader = cluster.addrs().remove(0);
+    let _agent = SilentAgent::start(&cluster, &leader).await;
+    let (end, ended) = tokio::sync::watch::channel(false);
+    let mut floods = Vec::new();
+    for name in ["ann", "bob", "eve"] {
+        let user = user(&cluster, name, v1::UserRole::Deploy).await;
+        let channel = client::connect(std::slice::from_ref(&leader), &user).await.unwrap();
+        floods.extend((0..900).map(|_| tokio::spawn(flood(channel.clone(), ended.clone()))));
+    }
+    // Twice as long as a node is silent that is down.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    end.send_replace(true);
+    for flood in floods {
+        flood.await.unwrap();
+    }
+    let events = cluster.list(&cluster.admin, v1::Kind::Event).await.unwrap();
+    let judged = events.into_iter().filter_map(|object| match Object::try_from(object).unwrap() {
+        Object::Event(event) if event.object == "n1" => Some(event.reason),
+        _ => None,
+    });
+    assert_eq!(judged.collect::<Vec<_>>(), ["Ready"]);
 }
 
 /// Credentials of a user that are valid for so long, as its managers might have issued them.
