@@ -1,5 +1,6 @@
 //! The Admission service: who joins, and who renews a certificate.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rcluster_api::cluster::Cluster;
@@ -14,12 +15,13 @@ use tonic::{Request, Response, Status};
 use tracing::info;
 
 use super::auth;
-use super::route::{Route, Router, forward};
+use super::route::Router;
 use crate::ca::{self, CaError};
 use crate::core::authorize::Caller;
 use crate::core::control::{Answer, Request as Asked};
 use crate::core::members;
 use crate::core::state::State;
+use crate::drive::Term;
 use crate::store::Store;
 
 /// Lets hosts in, here or through the leader.
@@ -134,10 +136,12 @@ impl Admission for AdmissionService {
 
 impl AdmissionService {
     async fn let_in(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
-        let term = match self.router.route(&request).await? {
-            Route::There(leader) => return AdmissionClient::new(leader.channel).join(forward(request)).await,
-            Route::Here(term) => term,
-        };
+        let here = |term, request| self.admit(term, request);
+        let there = |leader, request| async { AdmissionClient::new(leader).join(request).await };
+        self.router.answer(request, here, there).await
+    }
+
+    async fn admit(&self, term: Arc<Term>, request: Request<v1::JoinRequest>) -> Result<v1::JoinResponse, Status> {
         let is_plain = auth::is_plain(&request);
         let v1::JoinRequest { token, name, addr, signing_request, etcd, door_request } = request.into_inner();
         let state = self.router.fresh().await?;
@@ -165,30 +169,31 @@ impl AdmissionService {
         let lock = if manager { lock(&state, &id, &door_request)? } else { None };
         info!(name, id, part = part.as_str(), addr, "joined");
         let managers = peers(&state);
-        Ok(Response::new(v1::JoinResponse { id, cluster_id: state.cluster_id().to_owned(), credentials, raft_id, managers, lock }))
+        Ok(v1::JoinResponse { id, cluster_id: state.cluster_id().to_owned(), credentials, raft_id, managers, lock })
     }
 
     async fn issue_anew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
         auth::admit(&request)?;
-        match self.router.route(&request).await? {
-            Route::There(leader) => AdmissionClient::new(leader.channel).renew(forward(request)).await,
-            Route::Here(_) => {
-                let state = self.router.fresh().await?;
-                let (part, id) = match auth::known(&request, &state)? {
-                    Caller::Manager(id) => (Part::Manager, id),
-                    Caller::Agent(id) => (Part::Agent, id),
-                    Caller::User { id, .. } => (Part::User, id.to_string()),
-                    Caller::Anyone => return Err(ApiError::from(CaError::None).into()),
-                };
-                let manager = state.find_manager(&id);
-                let (addr, name) = manager.map(|manager| (manager.addr.as_str(), manager.name.as_str())).unwrap_or_default();
-                if part == Part::Manager && manager.is_none() {
-                    return Err(ApiError::new(ErrorCode::Forbidden, format!("{id} is no manager of the cluster")).into());
-                }
-                let credentials = issue(&state, part, &id, addr, name, &request.get_ref().signing_request)?;
-                info!(id, part = part.as_str(), "renewed a certificate");
-                Ok(Response::new(v1::RenewResponse { credentials: Some(credentials) }))
-            }
+        let here = |_, request| self.renewed(request);
+        let there = |leader, request| async { AdmissionClient::new(leader).renew(request).await };
+        self.router.answer(request, here, there).await
+    }
+
+    async fn renewed(&self, request: Request<v1::RenewRequest>) -> Result<v1::RenewResponse, Status> {
+        let state = self.router.fresh().await?;
+        let (part, id) = match auth::known(&request, &state)? {
+            Caller::Manager(id) => (Part::Manager, id),
+            Caller::Agent(id) => (Part::Agent, id),
+            Caller::User { id, .. } => (Part::User, id.to_string()),
+            Caller::Anyone => return Err(ApiError::from(CaError::None).into()),
+        };
+        let manager = state.find_manager(&id);
+        let (addr, name) = manager.map(|manager| (manager.addr.as_str(), manager.name.as_str())).unwrap_or_default();
+        if part == Part::Manager && manager.is_none() {
+            return Err(ApiError::new(ErrorCode::Forbidden, format!("{id} is no manager of the cluster")).into());
         }
+        let credentials = issue(&state, part, &id, addr, name, &request.get_ref().signing_request)?;
+        info!(id, part = part.as_str(), "renewed a certificate");
+        Ok(v1::RenewResponse { credentials: Some(credentials) })
     }
 }

@@ -11,7 +11,7 @@ use rcluster_api::tls::Security;
 use rcluster_api::wire::v1::control_client::ControlClient;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
+use tonic::{ConnectError, Request, Response, Status};
 use tracing::debug;
 
 use super::audit::Audit;
@@ -97,8 +97,7 @@ impl Router {
         standing_in(&self.store)
     }
 
-    /// Has whoever leads answer a request: `here` when this manager does, else `there`. It is asked again, for a while, when it came to
-    /// one that leads no more and was not carried out; and, under an idempotency key, when nobody knows whether it was.
+    /// [`Self::answer`], for who shows who they are, by the Control service.
     pub async fn ask<T, A, Here, There>(
         &self,
         request: Request<T>,
@@ -111,6 +110,22 @@ impl Router {
         There: Future<Output = Result<Response<A>, Status>>,
     {
         auth::admit(&request)?;
+        self.answer(request, here, |channel, request| there(control(channel), request)).await
+    }
+
+    /// Has whoever leads answer a request: `here` when this manager does, else `there`. It is asked again, for a while, when it came to
+    /// one that leads no more and was not carried out; and, under an idempotency key, when nobody knows whether it was.
+    pub async fn answer<T, A, Here, There>(
+        &self,
+        request: Request<T>,
+        here: impl Fn(Arc<Term>, Request<T>) -> Here,
+        there: impl Fn(Channel, Request<T>) -> There,
+    ) -> Result<Response<A>, Status>
+    where
+        T: Clone,
+        Here: Future<Output = Result<A, Status>>,
+        There: Future<Output = Result<Response<A>, Status>>,
+    {
         let until = Instant::now() + LEADER_WAIT;
         let passed_on = is_forwarded(&request);
         let repeats = request.metadata().contains_key(IDEMPOTENCY_KEY);
@@ -121,7 +136,7 @@ impl Router {
             let answer = match self.find(&asked, until, true).await? {
                 Route::Here(term) => here(term, asked).await.map(Response::new),
                 Route::There(link) => {
-                    let call = there(control(link.channel.clone()), forward(asked));
+                    let call = there(link.channel.clone(), forward(asked));
                     self.wait_for(&link, call).await
                 }
             };
@@ -231,12 +246,29 @@ impl Router {
                 Err(ApiError::new(ErrorCode::Unavailable, why).hint("look at the state, then try again").into())
             }
         };
+        let Err(status) = answer else { return answer };
         // What the connection itself has to say; what a manager says has no cause here.
-        if answer.as_ref().is_err_and(|status| status.source().is_some()) {
+        if status.source().is_some() {
             self.kept().take_if(|kept| kept.term == link.term);
         }
-        answer
+        if was_sent(&status) {
+            return Err(status);
+        }
+        let why = format!("{} takes no connection; the request was not carried out", link.leader.name);
+        Err(ApiError::new(ErrorCode::NotLeader, why).hint("try again").into())
     }
+}
+
+/// Not when a connection that was closed could not be opened again.
+fn was_sent(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<ConnectError>() {
+            return false;
+        }
+        cause = error.source();
+    }
+    true
 }
 
 fn is_forwarded<T>(request: &Request<T>) -> bool {

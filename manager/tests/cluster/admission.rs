@@ -3,14 +3,18 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rcluster_api::client;
 use rcluster_api::cluster::Authority;
-use rcluster_api::error::ErrorCode;
+use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::identity::{Identity, JoinToken, Part};
 use rcluster_api::tls::{Credentials, Security, SigningRequest};
 use rcluster_api::wire::v1;
+use rcluster_api::wire::v1::admission_client::AdmissionClient;
 use rcluster_api::wire::v1::dispatcher_client::DispatcherClient;
 use rcluster_api::wire::v1::raft_client::RaftClient;
 use rcluster_manager::ca;
@@ -18,6 +22,7 @@ use rcluster_manager::config::Limits;
 use rcluster_manager::rpc::limits::Limiter;
 use rcluster_manager::rpc::listen::Arrivals;
 use rcluster_manager::seal::{Opened, read_credentials};
+use tokio::sync::watch;
 
 use crate::support::{Cluster, addr, run_program, start, until};
 
@@ -106,6 +111,63 @@ async fn join_tokens_let_in_whom_they_are_for() {
     assert_eq!(joined.cluster_id, cluster.founded.cluster_id);
     let taken = refused(&cluster, &cluster.founded.manager_token, "m1", &addr()).await;
     assert!(taken.contains("manager m1 at") && taken.contains("has the name m1"), "{taken}");
+}
+
+/// Asks again and again to be let in under a name that no manager may have, until told to end; what else was answered.
+async fn knock(addr: String, token: JoinToken, knocks: Arc<AtomicU64>, ended: watch::Receiver<bool>) -> Vec<ApiError> {
+    let security = Security::joining(&token).unwrap();
+    let request = v1::JoinRequest {
+        token: token.to_string(),
+        name: "no name".to_owned(),
+        addr: "127.0.0.1:1".to_owned(),
+        signing_request: SigningRequest::new().unwrap().request,
+        ..v1::JoinRequest::default()
+    };
+    let mut others = Vec::new();
+    while !*ended.borrow() {
+        let Ok(channel) = client::connect(std::slice::from_ref(&addr), &security).await else { continue };
+        let mut admission = AdmissionClient::new(channel);
+        loop {
+            let refusal = ApiError::from(admission.join(request.clone()).await.unwrap_err());
+            knocks.fetch_add(1, Ordering::Relaxed);
+            match refusal.code {
+                ErrorCode::Invalid if *ended.borrow() => break,
+                ErrorCode::Invalid => {}
+                ErrorCode::Unavailable => break,
+                _ => others.push(refusal),
+            }
+        }
+    }
+    others
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_joins_while_the_leader_ends_is_told_to_try_on_at_most() {
+    let mut cluster = Cluster::found().await;
+    cluster.join("m2");
+    cluster.join("m3");
+    let token: JoinToken = cluster.founded.manager_token.parse().unwrap();
+    for _ in 0..3 {
+        cluster.settled(&["m1", "m2", "m3"]).await;
+        let leader = cluster.status().await.unwrap().leader;
+        let (dir, addr) = (cluster.manager(&leader).dir.clone(), cluster.manager(&leader).addr.clone());
+        let (end, ended) = watch::channel(false);
+        let knocks = Arc::new(AtomicU64::new(0));
+        let addrs = (0..4).flat_map(|_| cluster.addrs());
+        let joiners: Vec<_> = addrs.map(|addr| tokio::spawn(knock(addr, token.clone(), knocks.clone(), ended.clone()))).collect();
+        until("they knock", || async { (knocks.load(Ordering::Relaxed) > 1000).then_some(()) }).await;
+        kill(Pid::from_raw(i32::try_from(cluster.manager(&leader).process.id()).unwrap()), Signal::SIGTERM).unwrap();
+        cluster.manager(&leader).process.wait().unwrap();
+        let other = |status: &v1::ClusterResponse| !status.leader.is_empty() && status.leader != leader;
+        until("another leads", || async { cluster.status().await.ok().filter(other) }).await;
+        end.send_replace(true);
+        for joiner in joiners {
+            let others = joiner.await.unwrap();
+            assert!(others.is_empty(), "{others:?}");
+        }
+        cluster.managers.retain(|manager| manager.name != leader);
+        cluster.managers.push(start(&leader, &dir, &addr, &[]));
+    }
 }
 
 #[tokio::test]
