@@ -4,14 +4,15 @@ mod watch;
 
 use std::convert::Infallible;
 
-use axum::extract::{FromRequestParts, Path, Query};
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::request::Parts;
-use axum::http::{Extensions, HeaderMap, HeaderName, StatusCode};
+use axum::http::{Extensions, HeaderMap, HeaderName, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
-use rcluster_api::client::IDEMPOTENCY_KEY;
+use rcluster_api::client::{IDEMPOTENCY_KEY, root_cause};
 use rcluster_api::cluster::UserRole;
 use rcluster_api::data::{DataKind, DataSpec};
 use rcluster_api::error::{ApiError, ErrorCode};
@@ -21,6 +22,7 @@ use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::control_server::Control;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tonic::Request;
 use tonic::metadata::MetadataMap;
@@ -28,6 +30,9 @@ use tonic::metadata::MetadataMap;
 use super::audited::AuditedControl;
 use super::auth::{self, Claims};
 use super::metrics;
+
+/// Largest body: a secret of the largest size, in base64, with room for what is around it.
+const BODY_BYTES_MAX: usize = 2 << 20;
 
 /// A refusal as HTTP has it.
 pub(super) struct Refusal(pub(super) ApiError);
@@ -71,6 +76,53 @@ impl Api {
         let mut extensions = Extensions::new();
         extensions.insert(self.claims.clone());
         Request::from_parts(MetadataMap::from_headers(self.headers.clone()), extensions, message)
+    }
+}
+
+/// The parameters of a path's query.
+struct Parameters<T>(T);
+
+impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Parameters<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        let does_not_fit = |error| Refusal(ApiError::new(ErrorCode::Invalid, format!("the query does not fit: {}", root_cause(&error))));
+        Query::try_from_uri(&parts.uri).map(|Query(parameters)| Self(parameters)).map_err(does_not_fit)
+    }
+}
+
+/// The name in a path.
+struct Name(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let Path(name) = Path::from_request_parts(parts, state)
+            .await
+            .map_err(|error| Refusal(ApiError::new(ErrorCode::Invalid, format!("the path has no name: {}", error.body_text()))))?;
+        Ok(Self(name))
+    }
+}
+
+/// The spec in a body, as JSON.
+struct Sent<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Sent<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Refusal> {
+        let body = Bytes::from_request(request, state).await.map_err(|error| {
+            Refusal(match error.status() {
+                StatusCode::PAYLOAD_TOO_LARGE => {
+                    ApiError::new(ErrorCode::TooLarge, format!("the body has more than the limit of {BODY_BYTES_MAX} bytes"))
+                }
+                _ => ApiError::new(ErrorCode::Invalid, format!("the body did not come whole: {}", error.body_text())),
+            })
+        })?;
+        serde_json::from_slice(&body).map(Self).map_err(|error| {
+            Refusal(ApiError::new(ErrorCode::Invalid, format!("the body does not fit: {error}")).hint("send the spec as JSON"))
+        })
     }
 }
 
@@ -121,7 +173,16 @@ pub fn routes(control: AuditedControl) -> Router {
         .route("/v1/watch", get(watch::get))
         .route("/v1/events", get(|api, query| list(api, Kind::Event, query)))
         .fallback(|| async { Refusal(ApiError::new(ErrorCode::NotFound, "there is no such path").hint("the paths begin with /v1")) })
+        .method_not_allowed_fallback(not_allowed)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(control)
+}
+
+async fn not_allowed(method: Method) -> Response {
+    let refusal = Refusal(
+        ApiError::new(ErrorCode::Invalid, format!("this path does not take {method}")).hint("the header `allow` says what it takes"),
+    );
+    (StatusCode::METHOD_NOT_ALLOWED, refusal).into_response()
 }
 
 /// This manager's figures, by its own tables: also when there is no leader.
@@ -138,11 +199,11 @@ async fn figures(api: Api) -> Result<Response, Refusal> {
 
 fn data_routes(kind: DataKind) -> MethodRouter<AuditedControl> {
     get(move |api, path| one(api, kind.object_kind(), path))
-        .put(move |api: Api, name: Path<String>, expected: Query<Expected>, body: axum::body::Bytes| async move {
-            let spec = DataSpec { kind, name: name.0, ..read(&body)? };
+        .put(move |api: Api, name: Name, expected: Parameters<Expected>, spec: Sent<DataSpec>| async move {
+            let spec = DataSpec { kind, name: name.0, ..spec.0 };
             apply(&api, Spec::Data(spec), expected.0.version).await
         })
-        .delete(move |api: Api, name: Path<String>| async move { remove(&api, kind.object_kind(), name.0).await })
+        .delete(move |api: Api, name: Name| async move { remove(&api, kind.object_kind(), name.0).await })
 }
 
 async fn objects(api: &Api, request: v1::ListRequest) -> Result<Vec<Object>, Refusal> {
@@ -182,13 +243,13 @@ fn view<'a>(object: &Object, tasks: impl IntoIterator<Item = &'a Task>) -> Resul
     value.map_err(|error| ApiError::new(ErrorCode::Internal, format!("encode as JSON: {error}")))
 }
 
-async fn list(api: Api, kind: Kind, Query(filter): Query<Filter>) -> Answer {
+async fn list(api: Api, kind: Kind, Parameters(filter): Parameters<Filter>) -> Answer {
     let request = v1::ListRequest { kind: v1::Kind::from(kind).into(), name: String::new(), service: filter.service, stack: filter.stack };
     let found = objects(&api, request).await?;
     Ok(Json(Value::Array(views(&api, found).await?)))
 }
 
-async fn one(api: Api, kind: Kind, Path(name): Path<String>) -> Answer {
+async fn one(api: Api, kind: Kind, Name(name): Name) -> Answer {
     let request = v1::ListRequest { kind: v1::Kind::from(kind).into(), name, ..v1::ListRequest::default() };
     let mut found = objects(&api, request).await?;
     // A task's name is that of all tasks its slot has had: the one that lives is meant, else the last.
@@ -235,19 +296,13 @@ async fn apply(api: &Api, spec: Spec, expected_version: u64) -> Answer {
     Ok(Json(json!({ "revision": answer.revision, "applied": applied })))
 }
 
-fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(body).map_err(|error| {
-        Refusal(ApiError::new(ErrorCode::Invalid, format!("the body does not fit: {error}")).hint("send the spec as JSON"))
-    })
-}
-
-async fn put_service(api: Api, Path(name): Path<String>, Query(expected): Query<Expected>, body: axum::body::Bytes) -> Answer {
-    let spec = ServiceSpec { name, ..read(&body)? };
+async fn put_service(api: Api, Name(name): Name, Parameters(expected): Parameters<Expected>, Sent(spec): Sent<ServiceSpec>) -> Answer {
+    let spec = ServiceSpec { name, ..spec };
     apply(&api, Spec::Service(spec), expected.version).await
 }
 
-async fn put_network(api: Api, Path(name): Path<String>, Query(expected): Query<Expected>, body: axum::body::Bytes) -> Answer {
-    let spec = NetworkSpec { name, ..read(&body)? };
+async fn put_network(api: Api, Name(name): Name, Parameters(expected): Parameters<Expected>, Sent(spec): Sent<NetworkSpec>) -> Answer {
+    let spec = NetworkSpec { name, ..spec };
     apply(&api, Spec::Network(spec), expected.version).await
 }
 
@@ -257,16 +312,15 @@ async fn remove(api: &Api, kind: Kind, name: String) -> Answer {
     Ok(Json(json!({ "revision": answer.revision })))
 }
 
-async fn delete_service(api: Api, Path(name): Path<String>) -> Answer {
+async fn delete_service(api: Api, Name(name): Name) -> Answer {
     remove(&api, Kind::Service, name).await
 }
 
-async fn delete_network(api: Api, Path(name): Path<String>) -> Answer {
+async fn delete_network(api: Api, Name(name): Name) -> Answer {
     remove(&api, Kind::Network, name).await
 }
 
-async fn scale(api: Api, Path(service): Path<String>, body: axum::body::Bytes) -> Answer {
-    let ScaleBody { replicas } = read(&body)?;
+async fn scale(api: Api, Name(service): Name, Sent(ScaleBody { replicas }): Sent<ScaleBody>) -> Answer {
     let answer = api.control.scale(api.request(v1::ScaleRequest { service, replicas })).await?.into_inner();
     Ok(Json(json!({ "revision": answer.revision, "replicas_before": answer.replicas_before })))
 }

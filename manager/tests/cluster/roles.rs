@@ -80,3 +80,33 @@ async fn rest_takes_tokens_and_certificates_also_by_a_follower() {
     }
     assert_eq!(cluster.networks().await, 3);
 }
+
+#[tokio::test]
+async fn what_rest_does_not_take_is_refused_in_its_own_words() {
+    let cluster = Cluster::found().await;
+    let channel = cluster.connect(&cluster.admin).await.unwrap();
+    let large = format!(r#"{{"data": "{}"}}"#, "A".repeat(2 << 20));
+    let cases = [
+        (
+            "GET",
+            "/v1/services?servic=web",
+            "",
+            422,
+            "the query does not fit: servic: unknown field `servic`, expected `service` or `stack`",
+        ),
+        ("PUT", "/v1/services/web?version=new", "{}", 422, "the query does not fit: version: invalid digit found in string"),
+        ("GET", "/v1/services/%ff", "", 422, "the path has no name: Invalid URL: Invalid UTF-8 in `name`"),
+        ("PUT", "/v1/services/web", "{", 422, "the body does not fit: EOF while parsing an object at line 1 column 1"),
+        ("PUT", "/v1/secrets/s", &large, 413, "the body has more than the limit of 2097152 bytes"),
+        ("POST", "/v1/services/web", "", 405, "this path does not take POST"),
+        ("GET", "/v2/services", "", 404, "there is no such path"),
+        ("GET", "/v1/watch?from=99999", "", 422, "revision 99999 is not there yet"),
+    ];
+    for (method, path, body, status, message) in cases {
+        let (told, answer) = rest(&channel, method, path, None, body).await;
+        let error = serde_json::from_str::<serde_json::Value>(&answer).expect(&answer)["error"].clone();
+        assert_eq!(told, status, "{method} {path}: {error}");
+        assert!(error["message"].as_str().unwrap().starts_with(message), "{method} {path}: {error}");
+        assert!(path != "/v1/watch?from=99999" || error["field"] == "from", "{error}");
+    }
+}

@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 
 use axum::body::{Body, Bytes};
-use axum::extract::Query;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use rcluster_api::error::{ApiError, ErrorCode};
@@ -12,7 +11,7 @@ use rcluster_api::wire::v1;
 use serde_json::{Value, json};
 use tokio_stream::StreamExt;
 
-use super::{Api, Refusal, view};
+use super::{Api, Parameters, Refusal, view};
 use crate::core::state::{Key, State};
 use crate::core::watch::Piece;
 use crate::rpc::watch;
@@ -63,8 +62,11 @@ fn line(piece: Piece, state: &State) -> Result<Value, ApiError> {
     Ok(json!({ "after": after, "revision": revision, "synced": synced, "partial": partial, "put": puts, "delete": deletes }))
 }
 
-pub(super) async fn get(api: Api, Query(query): Query<Vec<(String, String)>>) -> Result<Response, Refusal> {
-    let pieces = watch::open(&api.control.router, api.request(request(query)?)).await?;
+pub(super) async fn get(api: Api, Parameters(query): Parameters<Vec<(String, String)>>) -> Result<Response, Refusal> {
+    let pieces = watch::open(&api.control.router, api.request(request(query)?)).await.map_err(|status| {
+        let refusal = ApiError::from(status);
+        Refusal(if refusal.field == "from_revision" { refusal.field("from") } else { refusal })
+    })?;
     let store = api.control.router.store.clone();
     let lines = pieces.map(move |piece| {
         let value = piece.and_then(|piece| line(piece, &store.state())).unwrap_or_else(|error| json!({ "error": error }));
