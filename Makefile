@@ -93,6 +93,7 @@ run-bench:
 	$(BIN)/rcluster-bench pull
 	$(BIN)/rcluster-bench-store --manager $(BIN)/rcluster-manager
 	$(BIN)/rcluster-bench failover
+	$(BIN)/rcluster-bench leaders
 	$(BIN)/rcluster-bench state
 
 HOURS ?= 1

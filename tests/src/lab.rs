@@ -3,6 +3,7 @@
 //! In: where the binaries are (`RCLUSTER_BIN_DIR`, else beside the running program). Out: objects as their JSON views. The lab is tied to
 //! this process and goes when it does, however it ends.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -129,6 +130,15 @@ impl Lab {
             Ok((running.len() == count).then_some(running))
         })
         .map_err(|error| anyhow!("{error:#}\n{}", self.ctl(&["ps", "-a"]).unwrap_or_default()))
+    }
+
+    /// What must not change when a manager dies: each running task's id, restarts and processes.
+    pub fn fingerprint(&self, service: &str) -> Result<BTreeSet<String>> {
+        let one = |task: &TaskJson| {
+            let pids: Vec<_> = task.containers.iter().map(|container| container.pid).collect();
+            format!("{} {} on {} restarts {} pids {pids:?}", task.name, task.id, task.node, task.restarts)
+        };
+        Ok(self.running(service)?.iter().map(one).collect())
     }
 
     /// A service.

@@ -3,6 +3,7 @@
 pub mod codegen;
 pub mod failover_bench;
 pub mod lab;
+pub mod leaders_bench;
 pub mod leftovers;
 pub mod managers;
 pub mod processes;

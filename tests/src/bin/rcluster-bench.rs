@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use rcluster_tests::failover_bench::{self, Counts};
 use rcluster_tests::lab::{Lab, wait_for};
-use rcluster_tests::{pull_bench, state_bench};
+use rcluster_tests::{leaders_bench, pull_bench, state_bench};
 
 /// Figures of Docker Swarm 20.10 on a machine of the same kind, 5 hosts (see docs/benchmarks.md).
 const SWARM: [(&str, &str); 6] = [
@@ -46,6 +46,11 @@ enum Verb {
         power_cuts: usize,
         #[arg(long, default_value_t = 30)]
         transfers: usize,
+    },
+    /// Kill leaders of a lab in which containers run, and count what that did to them
+    Leaders {
+        #[arg(long, default_value_t = 100)]
+        kills: usize,
     },
     /// Weigh managers, idle and with 30,000 tasks, and restart them
     State {
@@ -103,6 +108,7 @@ fn main() -> Result<()> {
     match flags.verb {
         Some(Verb::Pull { rounds }) => return pull_bench::run(rounds),
         Some(Verb::Failover { kills, power_cuts, transfers }) => return failover_bench::run(Counts { kills, power_cuts, transfers }),
+        Some(Verb::Leaders { kills }) => return leaders_bench::run(kills),
         Some(Verb::State { restarts }) => return state_bench::run(restarts),
         None => {}
     }
