@@ -127,7 +127,7 @@ impl Method {
         }
     }
 
-    /// Whether users call it, and not agents or managers.
+    /// Whether users call it, and not only agents or managers.
     pub fn is_for_users(self) -> bool {
         GRPC.get(self.0).is_none_or(|name| name.starts_with("Control/") || name.starts_with("Admission/"))
     }

@@ -10,6 +10,8 @@ use rcluster_api::identity::JoinToken;
 use rcluster_api::tls::Security;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::control_client::ControlClient;
+use rcluster_api::wire::v1::dispatcher_client::DispatcherClient;
+use rcluster_api::wire::v1::raft_client::RaftClient;
 use tonic::Status;
 use tonic::transport::Channel;
 
@@ -17,7 +19,10 @@ use crate::support::{Cluster, rest_with, start, token, until, user};
 
 /// One manager with these limits.
 async fn limited(flags: &[&str]) -> Cluster {
-    let mut cluster = Cluster::found().await;
+    start_again(Cluster::found().await, flags)
+}
+
+fn start_again(mut cluster: Cluster, flags: &[&str]) -> Cluster {
     let (dir, addr) = (cluster.manager("m1").dir.clone(), cluster.manager("m1").addr.clone());
     cluster.manager("m1").kill();
     cluster.managers = vec![start("m1", &dir, &addr, flags)];
@@ -130,4 +135,43 @@ async fn streams_and_connections_are_limited_for_each_caller() {
     cluster.list(&ann, v1::Kind::Network).await.unwrap();
     drop(more);
     until("a connection is taken again", || async { cluster.list(&flo, v1::Kind::Network).await.ok() }).await;
+}
+
+/// How many of 200 calls at once are refused because there are too many.
+async fn refused<F: Future<Output = Result<(), Status>>>(call: impl Fn() -> F) -> usize {
+    let answers = futures::future::join_all((0..200).map(|_| call())).await;
+    answers.into_iter().filter(|answer| answer.as_ref().is_err_and(|status| status.code() == tonic::Code::ResourceExhausted)).count()
+}
+
+async fn batch(channel: &Channel) -> Result<(), Status> {
+    let batch = futures::stream::iter([v1::RaftBatch::default()]);
+    RaftClient::new(channel.clone()).send(batch).await.map(drop)
+}
+
+async fn session(channel: &Channel) -> Result<(), Status> {
+    let message = futures::stream::iter([v1::AgentMessage::default()]);
+    DispatcherClient::new(channel.clone()).session(message).await.map(drop)
+}
+
+#[tokio::test]
+async fn what_agents_and_managers_ask_is_counted_when_a_user_asks_it() {
+    let cluster = limited(&["--requests-per-second", "20"]).await;
+    cluster.write("n1").await;
+    let flo = user(&cluster, "flo", v1::UserRole::ReadOnly).await;
+    let flo = cluster.connect(&flo).await.unwrap();
+    assert!(refused(|| batch(&flo)).await > 0);
+    assert!(refused(|| session(&flo)).await > 0);
+    let token = cluster.founded.agent_token.parse::<JoinToken>().unwrap();
+    let agent = client::join(&cluster.addrs(), Some(&token), "n1", "").await.unwrap();
+    let agent = cluster.connect(&Security::new(agent.credentials.unwrap()).unwrap()).await.unwrap();
+    assert_eq!((refused(|| batch(&agent)).await, refused(|| session(&agent)).await), (0, 0));
+}
+
+#[tokio::test]
+async fn without_tls_what_agents_and_managers_ask_is_not_counted() {
+    let cluster = start_again(Cluster::found_with(&["--insecure"]).await, &["--insecure", "--requests-per-second", "20"]);
+    cluster.write("n1").await;
+    let anyone = cluster.connect(&cluster.admin).await.unwrap();
+    assert!(refused(|| async { list(&mut ControlClient::new(anyone.clone())).await }).await > 0);
+    assert_eq!((refused(|| batch(&anyone)).await, refused(|| session(&anyone)).await), (0, 0));
 }
