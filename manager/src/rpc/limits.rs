@@ -1,5 +1,5 @@
-//! Limits on what each user asks for, and on who has no certificate, by address. Managers and agents are not counted: what they say must
-//! get through, and is theirs alone to say.
+//! Limits on what each user asks for, and on who has no certificate, by address. Managers and agents are not counted, but for their
+//! handshakes: what they say must get through, and is theirs alone to say.
 //!
 //! A caller's counters hang on its connection, or are looked up by its token: to count a request takes two atomics.
 
@@ -29,6 +29,8 @@ use crate::core::state::State;
 const CALLERS_MAX: usize = 8192;
 /// Connections of all that are counted, of the listener's 8,192.
 const USERS_CONNECTIONS_MAX: u32 = 6144;
+/// Connections that stand for no longer than it takes to say that they are too many: who comes then is hung up on.
+const REFUSED_CONNECTIONS_MAX: u32 = 256;
 /// Header of gRPC refusals: how long to wait.
 const RETRY_AFTER_MS: &str = "retry-after-ms";
 
@@ -63,7 +65,10 @@ pub struct Share {
     full_at_ns: AtomicU64,
     requests: AtomicU32,
     streams: AtomicU32,
+    /// Of an address: who has just come and has not said yet who it is. Apart from the connections that stand, as it may be anyone.
+    handshakes: AtomicU32,
     connections: AtomicU32,
+    refused: AtomicU32,
 }
 
 /// What is counted while it lasts.
@@ -71,7 +76,10 @@ pub struct Share {
 pub enum Kind {
     Request,
     Stream,
+    Handshake,
     Connection,
+    /// A connection that is too many, while it is told so.
+    Refused,
 }
 
 /// Something of a caller's that lasts until this goes.
@@ -102,7 +110,9 @@ impl Share {
         match kind {
             Kind::Request => &self.requests,
             Kind::Stream => &self.streams,
+            Kind::Handshake => &self.handshakes,
             Kind::Connection => &self.connections,
+            Kind::Refused => &self.refused,
         }
     }
 
@@ -115,7 +125,8 @@ impl Share {
 
     fn is_idle(&self, now_ns: u64) -> bool {
         let nothing = |kind| self.counter(kind).load(Ordering::Relaxed) == 0;
-        self.full_at_ns.load(Ordering::Relaxed) <= now_ns && [Kind::Request, Kind::Stream, Kind::Connection].into_iter().all(nothing)
+        let kinds = [Kind::Request, Kind::Stream, Kind::Handshake, Kind::Connection, Kind::Refused];
+        self.full_at_ns.load(Ordering::Relaxed) <= now_ns && kinds.into_iter().all(nothing)
     }
 }
 
@@ -150,14 +161,19 @@ impl Limiter {
         user.map(|user| self.caller(Key::User(user.id.to_string()))).or_else(|| connection.cloned())
     }
 
-    /// Somebody has connected, of whom nothing is known yet but the address.
+    /// Somebody has connected, of whom nothing is known yet but the address: held for the handshake, which has a deadline.
     pub fn arrived(&self, addr: IpAddr) -> Result<Held, TooMany> {
-        self.caller(Key::Address(network(addr))).hold(Kind::Connection, self.0.limits.connections)
+        self.caller(Key::Address(network(addr))).hold(Kind::Handshake, self.0.limits.connections)
     }
 
     /// A connection of a caller stands; of one, and of all together: managers and agents have what is left.
     pub fn hold_connection(&self, caller: &Arc<Share>) -> Result<[Held; 2], TooMany> {
         Ok([caller.hold(Kind::Connection, self.0.limits.connections)?, self.0.all.hold(Kind::Connection, USERS_CONNECTIONS_MAX)?])
+    }
+
+    /// A connection that is too many is to be told so.
+    pub fn hold_refused(&self) -> Result<Held, TooMany> {
+        self.0.all.hold(Kind::Refused, REFUSED_CONNECTIONS_MAX)
     }
 
     /// A request is to be answered, or a stream to be begun.
@@ -220,7 +236,7 @@ impl TooMany {
             Self::AtOnce { kind: Kind::Stream, limit } => {
                 (format!("this caller has {limit} streams open, which is the limit"), "end watches, followed logs and commands first")
             }
-            Self::AtOnce { kind: Kind::Connection, limit } => {
+            Self::AtOnce { kind: Kind::Handshake | Kind::Connection | Kind::Refused, limit } => {
                 (format!("this caller has {limit} connections, which is the limit"), "use a connection for many requests")
             }
             Self::PerSecond { limit, .. } => {
@@ -282,6 +298,21 @@ mod tests {
         assert!(limiter.0.callers.lock().unwrap().len() <= CALLERS_MAX);
         assert!(Arc::ptr_eq(&of("10.0.0.1"), &busy));
         drop(held);
+    }
+
+    #[test]
+    fn who_arrives_finds_room_beside_connections_that_stand_and_are_refused() {
+        let (limiter, addr) = (limiter(), "10.0.0.1".parse().unwrap());
+        let nobody = limiter.connected(&Peer::Nobody, addr).unwrap();
+        let standing: Vec<[Held; 2]> = (0..3).map(|_| limiter.hold_connection(&nobody).unwrap()).collect();
+        assert_eq!(limiter.hold_connection(&nobody).unwrap_err(), TooMany::AtOnce { kind: Kind::Connection, limit: 3 });
+        let refused: Vec<Held> = std::iter::from_fn(|| limiter.hold_refused().ok()).take(1000).collect();
+        assert_eq!(refused.len(), 256);
+        let arrived: Vec<Held> = (0..3).map(|_| limiter.arrived(addr).unwrap()).collect();
+        assert_eq!(limiter.arrived(addr).unwrap_err(), TooMany::AtOnce { kind: Kind::Handshake, limit: 3 });
+        drop((standing, refused, arrived));
+        limiter.arrived(addr).unwrap();
+        limiter.hold_refused().unwrap();
     }
 
     #[test]

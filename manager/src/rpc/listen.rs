@@ -89,7 +89,7 @@ async fn connection(
         warn!(%error, "a connection keeps the system's defaults");
     }
     let Ok(arrived) = arrivals.limiter.arrived(from.ip()) else {
-        debug!(%from, "too many connections from there");
+        debug!(%from, "too many handshakes from there");
         return arrivals.figures.limited.count();
     };
     let Some(config) = security.server() else {
@@ -124,6 +124,7 @@ impl Arrivals {
             Ok(held) => held,
             Err(too_many) => {
                 self.figures.limited.count();
+                let Ok(_refused) = self.limiter.hold_refused() else { return debug!(%from, "too many connections are being refused") };
                 let refusing = Router::new().fallback(move |request: Request| async move { too_many.refusal(&request) });
                 // Long enough to be read.
                 drop(tokio::time::timeout(REFUSED_TIMEOUT, requests(stream, refusing, None)).await);

@@ -1,7 +1,7 @@
 //! What callers may ask for at most.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rcluster_api::client;
@@ -15,7 +15,7 @@ use rcluster_api::wire::v1::raft_client::RaftClient;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::support::{Cluster, rest_with, start, token, until, user};
+use crate::support::{Cluster, rest, rest_with, start, token, until, user};
 
 /// One manager with these limits.
 async fn limited(flags: &[&str]) -> Cluster {
@@ -135,6 +135,34 @@ async fn streams_and_connections_are_limited_for_each_caller() {
     cluster.list(&ann, v1::Kind::Network).await.unwrap();
     drop(more);
     until("a connection is taken again", || async { cluster.list(&flo, v1::Kind::Network).await.ok() }).await;
+}
+
+#[tokio::test]
+async fn connections_without_a_certificate_shut_out_nobody_who_has_one() {
+    let cluster = limited(&["--connections-per-caller", "6"]).await;
+    cluster.write("n1").await;
+    let ann = user(&cluster, "ann", v1::UserRole::ReadOnly).await;
+    let token = cluster.founded.agent_token.parse::<JoinToken>().unwrap();
+    let agent = client::join(&cluster.addrs(), Some(&token), "n1", "").await.unwrap();
+    let agent = Security::new(agent.credentials.unwrap()).unwrap();
+    let nobody = Security::joining(&token).unwrap();
+    let standing = Mutex::new(Vec::new());
+    until("as many stand as may", || async {
+        let channel = cluster.connect(&nobody).await.unwrap();
+        if rest(&channel, "GET", "/healthz", None, "").await.0 == 200 {
+            standing.lock().unwrap().push(channel);
+        }
+        (standing.lock().unwrap().len() == 6).then_some(())
+    })
+    .await;
+    let (status, body) = rest(&cluster.connect(&nobody).await.unwrap(), "GET", "/healthz", None, "").await;
+    assert!(status == 429 && body.contains("6 connections"), "{status} {body}");
+    cluster.list(&ann, v1::Kind::Network).await.unwrap();
+    let error = cluster.list(&agent, v1::Kind::Network).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Forbidden, "an agent is heard: {error}");
+    for channel in standing.into_inner().unwrap() {
+        assert_eq!(rest(&channel, "GET", "/healthz", None, "").await.0, 200);
+    }
 }
 
 /// How many of 200 calls at once are refused because there are too many.
