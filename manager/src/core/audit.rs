@@ -10,6 +10,8 @@ const SECOND_MS: u64 = 1000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Done,
+    /// Who made it did not wait for the answer: it may have been carried out.
+    Unknown,
     /// It was refused, or failed; that costs the caller next to nothing.
     Refused,
 }
@@ -55,6 +57,7 @@ mod tests {
         }
         assert_eq!(flood.judge(Outcome::Done, 999), Some(7));
         assert_eq!(flood.judge(Outcome::Done, 999), Some(0));
+        assert_eq!(flood.judge(Outcome::Unknown, 999), Some(0));
         assert_eq!(flood.judge(Outcome::Refused, 999), None);
         assert_eq!(flood.judge(Outcome::Refused, 1000), Some(1));
     }

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use tonic::{Request, Response, Status};
 use tracing::info;
 
+use super::audit::Call;
 use super::auth;
 use super::route::Router;
 use crate::ca::{self, CaError};
@@ -120,16 +121,16 @@ impl Admission for AdmissionService {
             let v1::JoinRequest { name, addr, .. } = message;
             if addr.is_empty() { format!("agent {name}") } else { format!("manager {name} at {addr}") }
         };
-        let call = self.router.audit.call(&request, "Admission/Join", what);
+        let call = Call::begin(&self.router, &request, "Admission/Join", what);
         let outcome = self.let_in(request).await;
-        call.end(&self.router.store.state(), &outcome);
+        call.end(&outcome);
         outcome
     }
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
-        let call = self.router.audit.call(&request, "Admission/Renew", |_| String::new());
+        let call = Call::begin(&self.router, &request, "Admission/Renew", |_| String::new());
         let outcome = self.issue_anew(request).await;
-        call.end(&self.router.store.state(), &outcome);
+        call.end(&outcome);
         outcome
     }
 }

@@ -10,16 +10,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rcluster_api::cluster::UserRole;
 use rcluster_api::rest::timestamp;
 use rcluster_base::clock::unix_ms;
 use serde::Serialize;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::auth::{self, Claims};
 use super::methods::{OUTCOMES, code_place};
+use super::route::Router;
 use crate::core::audit::{Flood, Outcome};
+use crate::core::authorize::Caller;
 use crate::core::state::State;
 use crate::meter::Counter;
+use crate::store::Store;
 
 /// Events that wait to be written.
 const EVENTS_MAX: usize = 8192;
@@ -93,22 +97,46 @@ struct Line<'a> {
     fields: &'a Event,
 }
 
-/// A call that is being answered and is told of when it has been.
+/// A call that is being answered and is told of when it has been, or when its caller has gone: then it goes without an end.
 #[derive(Debug)]
 pub struct Call {
-    pub audit: Audit,
+    audit: Audit,
+    store: Store,
     claims: Claims,
     method: &'static str,
     /// Names of objects, never their content.
     pub what: String,
+    ended: bool,
 }
 
 impl Call {
-    /// It was answered. `state` tells the names of who called.
-    pub fn end<T>(self, state: &State, outcome: &Result<T, Status>) {
-        let Self { audit, claims, method, what } = self;
+    /// A call begins; `method`: as figures call it.
+    pub fn begin<T>(router: &Router, request: &Request<T>, method: &'static str, what: impl FnOnce(&T) -> String) -> Self {
+        let (audit, store) = (router.audit.clone(), router.store.clone());
+        Self { audit, store, claims: auth::of(request), method, what: what(request.get_ref()), ended: false }
+    }
+
+    /// It was answered.
+    pub fn end<T>(mut self, outcome: &Result<T, Status>) {
+        self.ended = true;
         let place = outcome.as_ref().map_or_else(|status| code_place(status.code()), |_| 0);
-        audit.tell(state, &claims, method.into(), what, place);
+        self.audit.tell(&self.store.state(), &self.claims, self.method.into(), std::mem::take(&mut self.what), place);
+    }
+
+    /// It was answered, and nobody need know.
+    pub fn end_untold(mut self) {
+        self.ended = true;
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let (state, what) = (self.store.state(), std::mem::take(&mut self.what));
+        let outcome = left(auth::who(&self.claims, &state).ok().as_ref());
+        self.audit.tell_as(outcome, &state, &self.claims, self.method.into(), what, code_place(Code::Cancelled));
     }
 }
 
@@ -125,15 +153,14 @@ impl Audit {
         Ok(Self(Arc::new(Inner { manager: manager.to_owned(), flood, events, writer, lost })))
     }
 
-    /// A call begins; `method`: as figures call it.
-    pub fn call<T>(&self, request: &Request<T>, method: &'static str, what: impl FnOnce(&T) -> String) -> Call {
-        Call { audit: self.clone(), claims: auth::of(request), method, what: what(request.get_ref()) }
-    }
-
     /// Tells of a call that has ended; `outcome`: a place in [`OUTCOMES`].
     pub fn tell(&self, state: &State, claims: &Claims, method: Cow<'static, str>, what: String, outcome: usize) {
+        self.tell_as(judged(outcome), state, claims, method, what, outcome);
+    }
+
+    fn tell_as(&self, judged: Outcome, state: &State, claims: &Claims, method: Cow<'static, str>, what: String, outcome: usize) {
         let at_ms = unix_ms();
-        let Some(omitted) = self.judge(outcome, at_ms) else { return };
+        let Some(omitted) = self.judge(judged, at_ms) else { return };
         let (who, through) = claims.describe(state);
         self.send(Event { who, through, from: claims.from(), what: shortened(what), omitted, ..self.event(at_ms, method, outcome) });
     }
@@ -141,12 +168,11 @@ impl Audit {
     /// Tells of what somebody without an identity did.
     pub fn tell_of_someone(&self, from: Option<SocketAddr>, method: &'static str, outcome: usize) {
         let at_ms = unix_ms();
-        let Some(omitted) = self.judge(outcome, at_ms) else { return };
+        let Some(omitted) = self.judge(judged(outcome), at_ms) else { return };
         self.send(Event { who: "someone".to_owned(), from, omitted, ..self.event(at_ms, method.into(), outcome) });
     }
 
-    fn judge(&self, outcome: usize, at_ms: u64) -> Option<u64> {
-        let outcome = if outcome == 0 { Outcome::Done } else { Outcome::Refused };
+    fn judge(&self, outcome: Outcome, at_ms: u64) -> Option<u64> {
         self.0.flood.lock().unwrap_or_else(PoisonError::into_inner).judge(outcome, at_ms)
     }
 
@@ -161,6 +187,22 @@ impl Audit {
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = events.try_send(event) {
             self.0.lost.count();
         }
+    }
+}
+
+/// How a call ended that was answered with `outcome`, a place in [`OUTCOMES`].
+fn judged(outcome: usize) -> Outcome {
+    if outcome == 0 { Outcome::Done } else { Outcome::Refused }
+}
+
+/// How a call ended whose caller went away, `None`: one who is not known. Who may change nothing has changed nothing, and could go away
+/// as often as there is room for events.
+fn left(caller: Option<&Caller>) -> Outcome {
+    match caller {
+        Some(Caller::Anyone | Caller::Manager(_) | Caller::User { id: _, name: _, role: UserRole::Deploy | UserRole::Admin }) => {
+            Outcome::Unknown
+        }
+        Some(Caller::Agent(_) | Caller::User { id: _, name: _, role: UserRole::ReadOnly }) | None => Outcome::Refused,
     }
 }
 
@@ -196,6 +238,15 @@ fn write(events: &Receiver<Event>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_may_change_nothing_hides_nothing_by_going_away() {
+        let user = |role| Caller::User { id: "u1".into(), name: "eve".into(), role };
+        let [sees, deploys] = [UserRole::ReadOnly, UserRole::Deploy].map(|role| left(Some(&user(role))));
+        assert_eq!((sees, deploys), (Outcome::Refused, Outcome::Unknown));
+        assert_eq!((left(None), left(Some(&Caller::Agent("n1".into())))), (Outcome::Refused, Outcome::Refused));
+        assert_eq!(left(Some(&Caller::Anyone)), Outcome::Unknown, "without TLS it may be anyone");
+    }
 
     #[test]
     fn a_line_is_json_whatever_names_hold() {

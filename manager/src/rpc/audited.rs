@@ -26,13 +26,13 @@ impl AuditedControl {
     }
 
     fn begins<T>(&self, request: &Request<T>, method: &'static str, what: impl FnOnce(&T) -> String) -> Call {
-        self.router.audit.call(request, method, what)
+        Call::begin(&self.router, request, method, what)
     }
+}
 
-    fn ended<T>(&self, call: Call, outcome: Result<Response<T>, Status>) -> Result<Response<T>, Status> {
-        call.end(&self.router.store.state(), &outcome);
-        outcome
-    }
+fn ended<T>(call: Call, outcome: Result<Response<T>, Status>) -> Result<Response<T>, Status> {
+    call.end(&outcome);
+    outcome
 }
 
 fn listed(names: impl ExactSizeIterator<Item = String>) -> String {
@@ -96,18 +96,18 @@ fn autolock(message: &v1::AutolockRequest) -> String {
 impl Control for AuditedControl {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
         let call = self.begins(&request, "Control/Apply", |message| listed(message.specs.iter().map(spec)));
-        self.ended(call, self.control.apply(request).await)
+        ended(call, self.control.apply(request).await)
     }
 
     async fn remove(&self, request: Request<v1::RemoveRequest>) -> Result<Response<v1::RemoveResponse>, Status> {
         let call = self.begins(&request, "Control/Remove", |message| listed(message.refs.iter().map(reference)));
-        self.ended(call, self.control.remove(request).await)
+        ended(call, self.control.remove(request).await)
     }
 
     async fn scale(&self, request: Request<v1::ScaleRequest>) -> Result<Response<v1::ScaleResponse>, Status> {
         let what = |message: &v1::ScaleRequest| format!("service {}: {} replicas", message.service, message.replicas);
         let call = self.begins(&request, "Control/Scale", what);
-        self.ended(call, self.control.scale(request).await)
+        ended(call, self.control.scale(request).await)
     }
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
@@ -122,7 +122,7 @@ impl Control for AuditedControl {
 
     async fn update_node(&self, request: Request<v1::UpdateNodeRequest>) -> Result<Response<v1::UpdateNodeResponse>, Status> {
         let call = self.begins(&request, "Control/UpdateNode", node);
-        self.ended(call, self.control.update_node(request).await)
+        ended(call, self.control.update_node(request).await)
     }
 
     type LogsStream = <ControlService as Control>::LogsStream;
@@ -144,17 +144,17 @@ impl Control for AuditedControl {
 
     async fn update_manager(&self, request: Request<v1::UpdateManagerRequest>) -> Result<Response<v1::UpdateManagerResponse>, Status> {
         let call = self.begins(&request, "Control/UpdateManager", manager);
-        self.ended(call, self.control.update_manager(request).await)
+        ended(call, self.control.update_manager(request).await)
     }
 
     async fn join_token(&self, request: Request<v1::JoinTokenRequest>) -> Result<Response<v1::JoinTokenResponse>, Status> {
         let call = self.begins(&request, "Control/JoinToken", join_token);
-        self.ended(call, self.control.join_token(request).await)
+        ended(call, self.control.join_token(request).await)
     }
 
     async fn create_user(&self, request: Request<v1::CreateUserRequest>) -> Result<Response<v1::CreateUserResponse>, Status> {
         let call = self.begins(&request, "Control/CreateUser", user);
-        self.ended(call, self.control.create_user(request).await)
+        ended(call, self.control.create_user(request).await)
     }
 
     async fn rotate_authority(
@@ -162,7 +162,7 @@ impl Control for AuditedControl {
         request: Request<v1::RotateAuthorityRequest>,
     ) -> Result<Response<v1::RotateAuthorityResponse>, Status> {
         let call = self.begins(&request, "Control/RotateAuthority", |_| String::new());
-        self.ended(call, self.control.rotate_authority(request).await)
+        ended(call, self.control.rotate_authority(request).await)
     }
 
     async fn drop_authorities(
@@ -170,18 +170,18 @@ impl Control for AuditedControl {
         request: Request<v1::DropAuthoritiesRequest>,
     ) -> Result<Response<v1::DropAuthoritiesResponse>, Status> {
         let call = self.begins(&request, "Control/DropAuthorities", |_| String::new());
-        self.ended(call, self.control.drop_authorities(request).await)
+        ended(call, self.control.drop_authorities(request).await)
     }
 
     type BackupStream = <ControlService as Control>::BackupStream;
 
     async fn backup(&self, request: Request<v1::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
         let call = self.begins(&request, "Control/Backup", |_| String::new());
-        self.ended(call, self.control.backup(request).await)
+        ended(call, self.control.backup(request).await)
     }
 
     async fn autolock(&self, request: Request<v1::AutolockRequest>) -> Result<Response<v1::AutolockResponse>, Status> {
         let call = self.begins(&request, "Control/Autolock", autolock);
-        self.ended(call, self.control.autolock(request).await)
+        ended(call, self.control.autolock(request).await)
     }
 }

@@ -1,5 +1,5 @@
-//! Every call: refused before its message is read, if nobody makes it, or who makes it asks for too much; counted when it is answered, and
-//! told of if who made it was refused.
+//! Every call: refused before its message is read, if nobody makes it, or who makes it asks for too much; counted when it is answered or
+//! its caller has gone, and told of if who made it was refused.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,10 +11,12 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use hyper::body::{Frame, SizeHint};
+use tonic::Code;
 
 use super::auth::{self, Claims};
+use super::figures::Figures;
 use super::limits::{Held, Limiter, Share, TooMany};
-use super::methods::{Method, is_refusal, outcome};
+use super::methods::{Method, code_place, is_refusal, outcome};
 use super::route::Router;
 use crate::core::authorize::Claim;
 
@@ -28,7 +30,8 @@ pub struct Calls {
 /// Serves a call.
 pub async fn serve(State(calls): State<Calls>, request: Request, next: Next) -> Response {
     let Calls { router, .. } = &calls;
-    let (began, method) = (Instant::now(), Method::of(&request));
+    let method = Method::of(&request);
+    let mut answering = Answering { figures: &router.figures, method, began: Instant::now(), outcome: code_place(Code::Cancelled) };
     // Each request of a connection has them; two strings at most.
     let claims = request.extensions().get::<Claims>().cloned().unwrap_or_else(Claims::nobody);
     let turned_away = auth::turn_away(&request);
@@ -51,11 +54,27 @@ pub async fn serve(State(calls): State<Calls>, request: Request, next: Next) -> 
         }
     };
     let outcome = outcome(&response);
-    router.figures.answered(method, outcome, began.elapsed());
+    answering.outcome = outcome;
+    drop(answering);
     if tells && is_refusal(outcome) {
         router.audit.tell(&router.store.state(), &claims, method.name().into(), String::new(), outcome);
     }
     response
+}
+
+/// A call until it is answered, or its caller has gone.
+struct Answering<'a> {
+    figures: &'a Figures,
+    method: Method,
+    began: Instant,
+    /// A place among the outcomes.
+    outcome: usize,
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.figures.answered(self.method, self.outcome, self.began.elapsed());
+    }
 }
 
 impl Calls {

@@ -53,7 +53,7 @@ impl Default for Figures {
 }
 
 impl Figures {
-    /// A call was answered; `outcome`: a place in [`OUTCOMES`].
+    /// A call was answered, or its caller has gone; `outcome`: a place in [`OUTCOMES`].
     pub fn answered(&self, method: Method, outcome: usize, took: Duration) {
         let calls = &self.calls[method.number()];
         calls.outcomes[outcome].count();

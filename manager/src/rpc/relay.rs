@@ -23,6 +23,7 @@ use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
 
+use super::audit::Call;
 use super::auth;
 use super::control::Answers;
 use super::holder::Holder;
@@ -50,12 +51,12 @@ pub async fn stream(
     request: Request<Streaming<v1::RelayInput>>,
 ) -> Result<Answers<v1::RelayOutput>, Status> {
     let state = router.store.state();
-    let mut call = router.audit.call(&request, "Control/Relay", |_| String::new());
+    let mut call = Call::begin(router, &request, "Control/Relay", |_| String::new());
     let opened = open(router, term, request, &state, &mut call.what).await;
     // What needs no more than to be allowed to look is told of when it was refused.
     match &opened {
-        Ok((_, UserRole::ReadOnly)) => {}
-        Ok((_, UserRole::Deploy | UserRole::Admin)) | Err(_) => call.end(&state, &opened),
+        Ok((_, UserRole::ReadOnly)) => call.end_untold(),
+        Ok((_, UserRole::Deploy | UserRole::Admin)) | Err(_) => call.end(&opened),
     }
     opened.map(|(answers, _)| answers)
 }

@@ -1,5 +1,7 @@
 //! Audit events: who did what, and who was refused, as the managers' logs tell it.
 
+use std::time::Duration;
+
 use rcluster_api::client;
 use rcluster_api::identity::JoinToken;
 use rcluster_api::seal::{Key, UnlockKey};
@@ -7,6 +9,7 @@ use rcluster_api::tls::Security;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::control_client::ControlClient;
 use serde_json::Value;
+use tokio::time::timeout;
 
 use crate::support::{Cluster, Manager, rest, token, until, user};
 
@@ -17,12 +20,15 @@ pub fn events(manager: &Manager) -> Vec<Value> {
     lines.filter(|line| line["target"] == "audit").map(|line| line["fields"].clone()).collect()
 }
 
-/// Who, what by which method, on what, and the outcome.
 fn told(manager: &Manager) -> Vec<[String; 4]> {
-    let field = |event: &Value, name: &str| event[name].as_str().unwrap_or_default().to_owned();
-    let told = events(manager).into_iter().map(|event| ["who", "method", "what", "outcome"].map(|name| field(&event, name)));
     // Before there was a leader, the first may have been refused and sent again.
-    told.filter(|event| event[3] != "unavailable").collect()
+    all(manager).into_iter().filter(|event| event[3] != "unavailable").collect()
+}
+
+/// Who, what by which method, on what, and the outcome.
+fn all(manager: &Manager) -> Vec<[String; 4]> {
+    let field = |event: &Value, name: &str| event[name].as_str().unwrap_or_default().to_owned();
+    events(manager).into_iter().map(|event| ["who", "method", "what", "outcome"].map(|name| field(&event, name))).collect()
 }
 
 #[tokio::test]
@@ -82,6 +88,11 @@ async fn changes_and_refusals_are_told_of_and_no_secret_is() {
     }
 }
 
+fn network(name: &str) -> v1::ApplyRequest {
+    let network = v1::NetworkSpec { name: name.to_owned(), ..v1::NetworkSpec::default() };
+    v1::ApplyRequest { specs: vec![v1::Spec { kind: Some(v1::spec::Kind::Network(network)), expected_version: 0 }] }
+}
+
 #[tokio::test]
 async fn what_is_passed_on_is_told_of_by_both_managers() {
     let mut cluster = Cluster::found().await;
@@ -91,9 +102,7 @@ async fn what_is_passed_on_is_told_of_by_both_managers() {
     let follower = if leader == "m1" { "m2" } else { "m1" };
     let addr = cluster.manager(follower).addr.clone();
     let mut control = client::control(&[addr], &cluster.admin).await.unwrap();
-    let network = v1::NetworkSpec { name: "n1".to_owned(), ..v1::NetworkSpec::default() };
-    let spec = v1::Spec { kind: Some(v1::spec::Kind::Network(network)), expected_version: 0 };
-    control.apply(v1::ApplyRequest { specs: vec![spec] }).await.unwrap();
+    control.apply(network("n1")).await.unwrap();
     let find = |manager: &Manager| events(manager).into_iter().find(|event| event["method"] == "Control/Apply" && event["outcome"] == "ok");
     let at_leader = until("the leader tells", || async { find(cluster.managers.iter().find(|one| one.name == leader).unwrap()) }).await;
     let at_follower = until("the other tells", || async { find(cluster.managers.iter().find(|one| one.name == follower).unwrap()) }).await;
@@ -102,4 +111,22 @@ async fn what_is_passed_on_is_told_of_by_both_managers() {
         assert_eq!(event["through"].as_str().map(str::to_owned), through);
     }
     assert_eq!(at_leader["from"], at_follower["from"]);
+}
+
+#[tokio::test]
+async fn a_change_whose_caller_goes_away_is_told_of_and_counted() {
+    let mut cluster = Cluster::found().await;
+    cluster.join("m2");
+    cluster.settled(&["m1", "m2"]).await;
+    let admin = client::connect(&[cluster.manager("m1").addr.clone()], &cluster.admin).await.unwrap();
+    // Without a majority an answer takes its time.
+    cluster.manager("m2").kill();
+    let left = ["user admin", "Control/Apply", "network n1", "cancelled"].map(str::to_owned);
+    until("it is told of", || async {
+        drop(timeout(Duration::from_millis(100), ControlClient::new(admin.clone()).apply(network("n1"))).await);
+        all(&cluster.managers[0]).contains(&left).then_some(())
+    })
+    .await;
+    let counted = r#"rcluster_api_requests_total{method="Control/Apply",outcome="cancelled"}"#;
+    until("it is counted", || async { rest(&admin, "GET", "/metrics", None, "").await.1.contains(counted).then_some(()) }).await;
 }
