@@ -133,7 +133,7 @@ impl Control for AuditedControl {
 
     type RelayStream = <ControlService as Control>::RelayStream;
 
-    /// Told of where its first message is read: what it is for stands there.
+    /// Told of where its first message is read, here as at the leader: what it is for stands there.
     async fn relay(&self, request: Request<Streaming<v1::RelayInput>>) -> Result<Response<Self::RelayStream>, Status> {
         self.control.relay(request).await
     }

@@ -222,21 +222,7 @@ impl Control for ControlService {
     type RelayStream = Answers<v1::RelayOutput>;
 
     async fn relay(&self, request: Request<Streaming<v1::RelayInput>>) -> Result<Response<Self::RelayStream>, Status> {
-        auth::admit(&request)?;
-        match self.router.route(&request).await? {
-            Route::There(leader) => {
-                // A user's connection that breaks ends the answer too, and with it this call: the error itself need not be passed on.
-                let request = request.map(|inputs| inputs.map_while(Result::ok));
-                control(leader.channel)
-                    .relay(forward(request))
-                    .await
-                    .map(|answer| Response::new(Box::pin(answer.into_inner()) as Self::RelayStream))
-            }
-            Route::Here(term) => {
-                self.router.fresh().await?;
-                Ok(Response::new(relay::stream(&self.router, term, request).await?))
-            }
-        }
+        relay::stream(&self.router, request).await.map(Response::new)
     }
 
     async fn cluster(&self, request: Request<v1::ClusterRequest>) -> Result<Response<v1::ClusterResponse>, Status> {

@@ -20,6 +20,7 @@ use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1::{self, image_request, manager_message, relay_input, relay_open, relay_output};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
 
@@ -27,7 +28,7 @@ use super::audit::Call;
 use super::auth;
 use super::control::Answers;
 use super::holder::Holder;
-use super::route::Router;
+use super::route::{Route, Router, control, forward};
 use crate::core::state::State;
 use crate::drive::{AgentEnd, RelayRequest, Term};
 use crate::meter::There;
@@ -44,38 +45,58 @@ const LAST_WORD: Duration = Duration::from_secs(10);
 /// How long after its task's end an agent may go on to pass on the rest.
 const REST: Duration = Duration::from_secs(5);
 
-/// Passes on what the user sends and what the agent answers.
-pub async fn stream(
-    router: &Router,
-    term: Arc<Term>,
-    request: Request<Streaming<v1::RelayInput>>,
-) -> Result<Answers<v1::RelayOutput>, Status> {
-    let state = router.store.state();
+/// Passes on what the user sends and what the agent answers, here or through the leader.
+pub async fn stream(router: &Router, request: Request<Streaming<v1::RelayInput>>) -> Result<Answers<v1::RelayOutput>, Status> {
     let mut call = Call::begin(router, &request, "Control/Relay", |_| String::new());
-    let opened = open(router, term, request, &state, &mut call.what).await;
+    let answered = answer(router, request, &mut call.what).await;
     // What needs no more than to be allowed to look is told of when it was refused.
-    match &opened {
+    match &answered {
         Ok((_, UserRole::ReadOnly)) => call.end_untold(),
-        Ok((_, UserRole::Deploy | UserRole::Admin)) | Err(_) => call.end(&opened),
+        Ok((_, UserRole::Deploy | UserRole::Admin)) | Err(_) => call.end(&answered),
     }
-    opened.map(|(answers, _)| answers)
+    answered.map(|(answers, _)| answers)
 }
 
 /// Says which role the conversation needs, and in `what` what it is for, as far as that was said.
-async fn open(
+async fn answer(
     router: &Router,
-    term: Arc<Term>,
     request: Request<Streaming<v1::RelayInput>>,
-    state: &State,
     what: &mut String,
 ) -> Result<(Answers<v1::RelayOutput>, UserRole), Status> {
-    let caller = auth::known(&request, state)?;
+    auth::admit(&request)?;
     let (metadata, extensions, mut inputs) = request.into_parts();
     let open = opening(&mut inputs).await?;
-    let (role, deed) = needed(&open);
     *what = named(&open);
-    caller.needs(role, deed)?;
-    let holder = Holder::new(&router.store, &Request::from_parts(metadata, extensions, ()), role, deed)?;
+    let (role, _) = needed(&open);
+    let asked = Request::from_parts(metadata, extensions, ());
+    let answers = match router.route(&asked).await? {
+        Route::There(leader) => {
+            let first = v1::RelayInput { kind: Some(relay_input::Kind::Open(open)) };
+            // A user's connection that breaks ends the answer too, and with it this call: the error itself need not be passed on.
+            let inputs = tokio_stream::once(first).chain(inputs.map_while(Result::ok));
+            let answer = control(leader.channel).relay(forward(asked.map(|()| inputs))).await?;
+            Box::pin(answer.into_inner())
+        }
+        Route::Here(term) => {
+            let state = router.fresh().await?;
+            begin(router, term, &state, &asked, open, inputs).await?
+        }
+    };
+    Ok((answers, role))
+}
+
+/// Has the agent answer.
+async fn begin(
+    router: &Router,
+    term: Arc<Term>,
+    state: &State,
+    asked: &Request<()>,
+    open: v1::RelayOpen,
+    inputs: Streaming<v1::RelayInput>,
+) -> Result<Answers<v1::RelayOutput>, Status> {
+    let (role, deed) = needed(&open);
+    auth::known(asked, state)?.needs(role, deed)?;
+    let holder = Holder::new(&router.store, asked, role, deed)?;
     let partner = match &open.kind {
         Some(relay_open::Kind::Image(_)) => Partner::Node(find_node(state, &open.target)?),
         _ => Partner::Task(Box::new(find_task(state, &open.target)?)),
@@ -98,7 +119,7 @@ async fn open(
     let (sender, outputs) = mpsc::channel(FRAMES_MAX);
     let (store, _there) = (router.store.clone(), router.figures.relays.there());
     tokio::spawn(Relay { store, term, partner, sender, _there }.run(request, inputs, holder));
-    Ok((Box::pin(ReceiverStream::new(outputs)), role))
+    Ok(Box::pin(ReceiverStream::new(outputs)))
 }
 
 /// What a conversation is for, as audit events call it: not which command, as its arguments may be secret.

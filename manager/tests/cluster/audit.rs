@@ -10,6 +10,8 @@ use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::control_client::ControlClient;
 use serde_json::Value;
 use tokio::time::timeout;
+use tonic::Status;
+use tonic::transport::Channel;
 
 use crate::support::{Cluster, Manager, rest, token, until, user};
 
@@ -129,4 +131,39 @@ async fn a_change_whose_caller_goes_away_is_told_of_and_counted() {
     .await;
     let counted = r#"rcluster_api_requests_total{method="Control/Apply",outcome="cancelled"}"#;
     until("it is counted", || async { rest(&admin, "GET", "/metrics", None, "").await.1.contains(counted).then_some(()) }).await;
+}
+
+/// Asks to run a command in a task that is not there.
+async fn exec(channel: &Channel) -> Status {
+    let command = v1::RelayExec { args: vec!["secret-argument".to_owned()], ..v1::RelayExec::default() };
+    let open = v1::RelayOpen { target: "web.1".to_owned(), kind: Some(v1::relay_open::Kind::Exec(command)), ..v1::RelayOpen::default() };
+    let input = v1::RelayInput { kind: Some(v1::relay_input::Kind::Open(open)) };
+    ControlClient::new(channel.clone()).relay(futures::stream::iter([input])).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_conversation_is_told_of_by_both_managers_and_where_there_is_no_leader() {
+    let mut cluster = Cluster::found().await;
+    cluster.join("m2");
+    let leader = cluster.settled(&["m1", "m2"]).await.leader;
+    let follower = if leader == "m1" { "m2" } else { "m1" };
+    let admin = client::connect(&[cluster.manager(follower).addr.clone()], &cluster.admin).await.unwrap();
+    let find = |manager: &Manager, outcome: &str| {
+        let event = ["user admin", "Control/Relay", "exec in web.1", outcome].map(str::to_owned);
+        all(manager).contains(&event).then_some(())
+    };
+    let status = exec(&admin).await;
+    assert_eq!(status.code(), tonic::Code::NotFound, "{status}");
+    for name in ["m1", "m2"] {
+        let manager: &Manager = cluster.manager(name);
+        until("both tell", || async { find(manager, "not_found") }).await;
+    }
+    cluster.manager(&leader).kill();
+    let manager: &Manager = cluster.manager(follower);
+    until("a refusal for want of a leader is told of", || async {
+        exec(&admin).await;
+        find(manager, "unavailable")
+    })
+    .await;
+    assert!(!manager.log().contains("secret-argument"));
 }
