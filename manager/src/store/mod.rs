@@ -368,18 +368,21 @@ impl Store {
         if role.borrow().kind != RoleKind::Leader {
             return;
         }
-        let begun = match &self.backend {
-            Backend::Raft(inbox) => {
-                let (begun, told) = oneshot::channel();
-                inbox.send(raft::Input::HandOver { begun }).is_ok() && told.await.unwrap_or(false)
+        let handed_over = async {
+            let begun = match &self.backend {
+                Backend::Raft(inbox) => {
+                    let (begun, told) = oneshot::channel();
+                    inbox.send(raft::Input::HandOver { begun }).is_ok() && told.await.unwrap_or(false)
+                }
+                Backend::Etcd { inbox, .. } => inbox.send(etcd::Input::Resign).is_ok(),
+            };
+            if begun {
+                // Whoever it is: what is left to do does not depend on it.
+                drop(role.wait_for(|role| role.kind != RoleKind::Leader && role.leader.is_some()).await);
             }
-            Backend::Etcd { inbox, .. } => inbox.send(etcd::Input::Resign).is_ok(),
         };
-        if begun {
-            let other = role.wait_for(|role| role.kind != RoleKind::Leader && role.leader.is_some());
-            // Whoever it is: what is left to do does not depend on it.
-            drop(tokio::time::timeout(TRANSFER_WAIT, other).await);
-        }
+        // A leader whose disk hangs begins nothing; what is left to do is done without it.
+        drop(tokio::time::timeout(TRANSFER_WAIT, handed_over).await);
     }
 
     /// The disk's keys have changed: nothing that is needed stays under those before. An etcd's disks are not ours.

@@ -13,7 +13,7 @@ use rcluster_manager::store::{
 
 use crate::by_hand::{ByHand, Sent};
 use crate::disk::Disk;
-use crate::world::{Network, config, has, make};
+use crate::world::{Network, config, has, make, soon};
 
 /// How long a read waits before it is asked again.
 const READ_RETRY: Duration = Duration::from_millis(300);
@@ -151,6 +151,14 @@ fn leadership_is_not_handed_to_one_that_is_cut_off_or_far_behind() {
     hand.run(1);
     hand.deliver_all();
     assert!(hand.leads(2) && !hand.leads(1));
+}
+
+/// As while its disk hangs.
+#[tokio::test]
+async fn who_hands_leadership_over_does_not_wait_for_a_leader_that_takes_nothing_in() {
+    let hand = ByHand::led(3);
+    soon("it gives up", hand.machines[&1].store.hand_over()).await;
+    assert!(hand.leads(1));
 }
 
 #[test]
