@@ -25,6 +25,10 @@ struct Content {
     log: MemoryLog,
     writes: u64,
     fails: Option<Failure>,
+    /// Entries through this stand under keys of before, and so does the snapshot.
+    rekeyed_at: Option<u64>,
+    refuses_snapshots: bool,
+    snapshots_refused: u64,
 }
 
 impl Disk {
@@ -52,6 +56,21 @@ impl Disk {
 
     pub fn mend(&self) {
         self.content().fails = None;
+    }
+
+    /// There are other keys: all that is on it stands under those before.
+    pub fn rekey(&self) {
+        let mut content = self.content();
+        content.rekeyed_at = Some(content.last());
+    }
+
+    /// It has no room for a snapshot, or has again.
+    pub fn refuse_snapshots(&self, refuses: bool) {
+        self.content().refuses_snapshots = refuses;
+    }
+
+    pub fn snapshots_refused(&self) -> u64 {
+        self.content().snapshots_refused
     }
 
     pub fn writes(&self) -> u64 {
@@ -121,6 +140,10 @@ impl LogStore for Disk {
             Some(Failure::Everything) | None => {
                 content.log.write(batch);
                 content.check_start();
+                let offset = content.log.offset().0;
+                if batch.snapshot.is_some() {
+                    content.rekeyed_at = content.rekeyed_at.filter(|last| *last > offset);
+                }
             }
         }
         match content.fails {
@@ -135,6 +158,17 @@ impl LogStore for Disk {
 
     fn saver(&self) -> Saver {
         let disk = self.clone();
-        Box::new(move |metadata, data| Ok(disk.content().log.save(metadata, data)))
+        Box::new(move |metadata, data| {
+            let mut content = disk.content();
+            if content.refuses_snapshots {
+                content.snapshots_refused += 1;
+                return Err(LogError::Io { what: "write the snapshot", source: io::ErrorKind::StorageFull.into() });
+            }
+            Ok(content.log.save(metadata, data))
+        })
+    }
+
+    fn has_older_keys(&self) -> bool {
+        self.content().rekeyed_at.is_some()
     }
 }

@@ -244,6 +244,28 @@ fn a_snapshot_is_of_what_is_applied_and_not_of_what_is_committed() {
     assert!(has(&hand.machines[&3].store.state(), "last"));
 }
 
+/// Also when nothing is written, and not all the time.
+#[test]
+fn a_snapshot_that_takes_old_keys_off_the_disk_is_tried_until_it_is_made() {
+    let mut hand = ByHand::led(1);
+    let disk = hand.machines[&1].disk.clone();
+    write(&mut hand, "before");
+    disk.refuse_snapshots(true);
+    disk.rekey();
+    hand.machines[&1].store.rekeyed();
+    hand.run(1);
+    assert_eq!((disk.snapshots_refused(), disk.has_older_keys()), (1, true));
+    for number in 0..100 {
+        write(&mut hand, &format!("{number:02}"));
+    }
+    assert_eq!(disk.snapshots_refused(), 1, "a disk without room is not tried with each write");
+    disk.refuse_snapshots(false);
+    let ticks = Duration::from_secs(30).as_millis() / config(1, 1).timing.tick.as_millis();
+    (0..ticks).for_each(|_| hand.tick(&[1]));
+    assert!(!disk.has_older_keys(), "the keys of before open the disk");
+    assert_eq!(disk.entries_kept(), 0);
+}
+
 #[test]
 fn a_snapshot_that_did_not_arrive_is_sent_again_once_that_is_known() {
     let mut hand = ByHand::led(1);

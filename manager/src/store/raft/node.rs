@@ -35,6 +35,8 @@ const APPEND_BYTES_MAX: u64 = 512 << 10;
 const APPENDS_MAX: usize = 64;
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 const APPLY_BYTES_MAX: u64 = 4 << 20;
+/// Pause before a snapshot that takes old keys off the disk is tried again.
+const RESEAL_PAUSE: Duration = Duration::from_secs(10);
 /// A successor that lacks no more entries than this has them within a few messages.
 const SUCCESSOR_LAG_MAX: u64 = 1000;
 
@@ -59,6 +61,10 @@ enum Resealing {
     Due,
     /// One was begun under the newest key. If entries that were not applied then stand under an older key, another follows.
     Begun,
+    /// It could not be made, and is due again then.
+    Failed {
+        due: Duration,
+    },
 }
 
 /// The owner.
@@ -199,6 +205,11 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         self.raw.tick();
         // As often as a leader says that it is there: what the status says of time is not known better than that.
         self.ticks += 1;
+        if let Resealing::Failed { due } = self.resealing
+            && now >= due
+        {
+            self.resealing = Resealing::Due;
+        }
         if self.ticks.is_multiple_of(self.config.timing.heartbeat) {
             self.publisher.publish_status(&self.raw.raft, &self.transport, now);
         }
@@ -525,7 +536,13 @@ impl<L: LogStore, T: Transport> Node<L, T> {
 
     /// Nothing is lost without a snapshot: the log only grows. It is made again from the tables as they are then.
     fn put_snapshot_off(&mut self, error: &(dyn std::error::Error + 'static)) {
-        error!(error = %Chain(error), "no snapshot could be made: the log grows; does the disk have room?");
+        let error = Chain(error);
+        if self.resealing == Resealing::Begun {
+            self.resealing = Resealing::Failed { due: self.environment.now() + RESEAL_PAUSE };
+            error!(%error, "no snapshot could be made: the log grows, and keys that were replaced still open it; does the disk have room?");
+        } else {
+            error!(%error, "no snapshot could be made: the log grows; does the disk have room?");
+        }
         self.snapshot_due.0 = self.raw.store().applied() + self.config.snapshot_entries.div_ceil(10);
         self.snapshot_due.1 = self.raw.store().bytes() + self.config.snapshot_bytes.div_ceil(10);
     }
