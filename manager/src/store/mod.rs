@@ -374,7 +374,7 @@ impl Store {
                     let (begun, told) = oneshot::channel();
                     inbox.send(raft::Input::HandOver { begun }).is_ok() && told.await.unwrap_or(false)
                 }
-                Backend::Etcd { inbox, .. } => inbox.send(etcd::Input::Resign).is_ok(),
+                Backend::Etcd { inbox, .. } => self.hears_another() && inbox.send(etcd::Input::Resign).is_ok(),
             };
             if begun {
                 // Whoever it is: what is left to do does not depend on it.
@@ -383,6 +383,11 @@ impl Store {
         };
         // A leader whose disk hangs begins nothing; what is left to do is done without it.
         drop(tokio::time::timeout(TRANSFER_WAIT, handed_over).await);
+    }
+
+    fn hears_another(&self) -> bool {
+        let status = self.status.load();
+        status.members.iter().any(|member| member.reachable && member.id != status.own)
     }
 
     /// The disk's keys have changed: nothing that is needed stays under those before. An etcd's disks are not ours.

@@ -29,6 +29,22 @@ async fn writes_conflict_and_leadership_is_handed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn leadership_is_given_up_for_another_that_runs_and_for_nobody_else() {
+    let mut cluster = Stores::start(1).await;
+    // A manager that never runs.
+    cluster.write(&[0], &join(2)).await;
+    let term = cluster.store(0).role().borrow().term;
+    cluster.store(0).hand_over().await;
+    let role = cluster.store(0).role().borrow().clone();
+    assert_eq!((role.kind, role.term), (RoleKind::Leader, term), "nobody else can lead");
+    cluster.running.push(begin(config(2), &cluster.server.access()).await.unwrap());
+    until("it is heard", || cluster.store(0).status().members.iter().all(|member| member.reachable).then_some(())).await;
+    cluster.store(0).hand_over().await;
+    cluster.leader_among(&[1]).await;
+    assert!(cluster.store(1).role().borrow().term > term);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn large_transactions_and_many_at_once() {
     let cluster = Stores::start(3).await;
     promises::a_follower_says_who_leads_and_a_transaction_too_large_is_refused(&cluster.stores()).await;
