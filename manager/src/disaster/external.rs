@@ -41,7 +41,11 @@ pub fn recover(asked: &Recover, identity: &Identity, access: &Access, out: &mut 
     }
     prepare(dir, &refounded, true, now_ms)?;
     let replaced = runtime.block_on(held.replace(refounded.state.clone(), refounded.term));
-    if !replaced.with_context(|| format!("write the cluster's state to {place}"))? {
+    let replaced = replaced.map_err(|error| {
+        let unknown = if error.is_passing() { "; it may have been done: run the same command again" } else { "" };
+        anyhow::Error::new(error).context(format!("write the cluster's state to {place}{unknown}"))
+    });
+    if !replaced? {
         bail!("a manager was started, or has written to {place}, meanwhile: stop all managers and do this again; nothing was changed");
     }
     end(dir, &refounded, &kept, Some(access), now_ms, out)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rcluster_base::scope::Scope;
 use rcluster_manager::core::state::{Change, Transaction, encode_snapshot};
-use rcluster_manager::store::etcd::{Access, EtcdTiming, Fatal, found};
+use rcluster_manager::store::etcd::{Access, EtcdTiming, Fatal, Held, found};
 use rcluster_manager::store::{MemberChange, ProposeError, RoleKind};
 
 use crate::promises::{self, has, make, make_large, soon, until};
@@ -211,6 +211,22 @@ async fn managers_end_when_etcd_has_less_than_they_have_seen() {
         let told = until("it ends", || running.fatal.borrow().clone()).await;
         assert!(told.contains("this manager has seen"), "{told}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_are_put_into_place_anew_leave_nothing_when_they_are_refused() {
+    let cluster = Stores::start(1).await;
+    let access = cluster.server.access();
+    let held = Held::read(&access, "cluster").await.unwrap();
+    let mut state = held.state.clone();
+    state.apply(held.state.revision() + 1000, &make("anew")).unwrap();
+    let mut client = cluster.server.client().await;
+    assert!(!held.replace(state.clone(), 7).await.unwrap(), "a manager runs");
+    assert_eq!(count(&mut client, "parts/snapshot/").await, 1, "those in use");
+    cluster.store(0).shutdown().await;
+    soon("they are taken", async { while !held.replace(state.clone(), 7).await.unwrap() {} }).await;
+    assert_eq!(count(&mut client, "parts/snapshot/").await, 1, "those in use");
+    assert!(has(&Held::read(&access, "cluster").await.unwrap().state, "anew"));
 }
 
 /// Others use the same etcd all the time, and its history is compacted up to what they wrote: beyond where the managers' watches are.

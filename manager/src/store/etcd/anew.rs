@@ -37,7 +37,8 @@ impl Held {
         timeout(PATIENCE, read).await.unwrap_or(Err(CallError::Timeout { what: "read the tables", waited: PATIENCE }))
     }
 
-    /// Puts other tables, of a higher revision, into their place; false: a manager runs, or has written meanwhile.
+    /// Puts other tables, of a higher revision, into their place; false: a manager runs, or has written meanwhile, and nothing is left of
+    /// them. After a timeout it may have been done.
     pub async fn replace(&self, state: State, term: u64) -> Result<bool, CallError> {
         let replace = self.etcd.replace_all(self.state.revision(), state, term);
         timeout(PATIENCE, replace).await.unwrap_or(Err(CallError::Timeout { what: "write the tables", waited: PATIENCE }))
@@ -60,7 +61,17 @@ impl Etcd {
         if answer.succeeded() {
             return Ok(true);
         }
-        // An attempt whose answer was lost has done it: nobody else knows this revision.
-        Ok(self.head().await?.1 == revision)
+        loop {
+            let (_, head) = self.head().await?;
+            // An attempt whose answer was lost has done it: nobody else knows this revision.
+            if head >= revision {
+                return Ok(true);
+            }
+            let is_so = vec![Compare::value(keys.head(), CompareOp::Equal, head.to_string())];
+            let txn = Txn::new().when(is_so).and_then(vec![self.forget_snapshot(revision)]);
+            if insist(|| self.txn("take the refused tables away", txn.clone())).await?.succeeded() {
+                return Ok(false);
+            }
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, GetResponse, Identity, KeyValue, KvClient,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Error, GetOptions, GetResponse, Identity, KeyValue, KvClient,
     LeaseGrantResponse, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions, WatchStream,
 };
 use prost::Message;
@@ -209,6 +209,11 @@ fn got(answer: &TxnResponse) -> Vec<Vec<KeyValue>> {
         _ => None,
     });
     gets.collect()
+}
+
+/// Deletes the keys from `from` up to `to`, without that.
+fn delete(from: String, to: String) -> TxnOp {
+    TxnOp::delete(from, Some(DeleteOptions::new().with_range(to)))
 }
 
 fn first<T>(found: &[KeyValue], read: impl Fn(&str, &[u8]) -> Result<T, Unreadable>) -> Result<Option<T>, Unreadable> {
@@ -488,12 +493,16 @@ impl Etcd {
     /// Deletes the log through `revision`, and what snapshots there were before.
     pub fn forget_before(&self, revision: u64) -> [TxnOp; 3] {
         let (keys, next) = (&self.keys, revision + 1);
-        let delete = |from: String, to: String| TxnOp::delete(from, Some(etcd_client::DeleteOptions::new().with_range(to)));
         [
             delete(keys.entry(0), keys.entry(next)),
             delete(keys.entry_parts(0), keys.entry_parts(next)),
             delete(keys.snapshot_parts(0), keys.snapshot_parts(revision)),
         ]
+    }
+
+    /// Deletes what [`Etcd::write_snapshot`] wrote of the tables at `revision`.
+    pub fn forget_snapshot(&self, revision: u64) -> TxnOp {
+        delete(self.keys.snapshot_parts(revision), self.keys.snapshot_parts(revision + 1))
     }
 
     /// Replaces the snapshot and the log up to it, as the leader; answers the snapshot's revision.
