@@ -67,7 +67,6 @@ async fn figures_move_with_what_is_done() {
     ];
     at_least_3.into_iter().for_each(|name| assert!(rose(name) >= 3.0, "{name} rose by {}", rose(name)));
     assert!(rose("rcluster_store_bytes{kind=\"network\"}") > 0.0 && rose("rcluster_log_written_bytes_total") > 100.0);
-    assert!(rose("rcluster_log_sync_duration_seconds_sum") <= rose("rcluster_log_write_duration_seconds_sum"));
     assert_eq!((after.value("rcluster_raft_role{role=\"leader\"}"), after.value("rcluster_raft_role{role=\"follower\"}")), (1.0, 0.0));
     assert_eq!(after.value(&format!("rcluster_raft_leader{{manager=\"{leader}\"}}")), 1.0);
     assert!(after.value("rcluster_raft_term") > 0.0 && after.value("rcluster_process_resident_memory_bytes") > 1e6);
