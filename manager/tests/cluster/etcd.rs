@@ -174,8 +174,17 @@ async fn an_etcd_that_went_back_is_gone_on_from_with_numbers_that_nobody_has_see
     server.back_up().await;
     cluster.write("after").await;
     let seen = cluster.settled(&["m1", "m2"]).await;
+    for name in ["m1", "m2"] {
+        let addr = cluster.manager(name).addr.clone();
+        until("it has both", || async {
+            let mut control = client::control(std::slice::from_ref(&addr), &cluster.admin).await.ok()?;
+            let request = v1::ListRequest { kind: v1::Kind::Network.into(), ..v1::ListRequest::default() };
+            (control.list(request).await.ok()?.into_inner().objects.len() == 2).then_some(())
+        })
+        .await;
+    }
     server.go_back().await;
-    // Who has written it has seen more, and says so and what to do; when it is to write again at the latest.
+    // Both have seen more. Who leads says so and what to do; when it is to write again at the latest.
     cluster.try_write(&cluster.admin, "late").await.unwrap_err();
     assert!(refused(&mut cluster, &seen.leader).await.contains("`rclusterctl cluster recover`"));
     let (dir, at) = (cluster.manager("m1").dir.clone(), cluster.manager("m1").addr.clone());
