@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rcluster_api::cluster::Cluster;
 use rcluster_api::tls::{Credentials, SigningRequest};
 use rcluster_base::backoff::Backoff;
@@ -37,7 +37,7 @@ pub async fn keep(store: Store, seal: Seal, dir: PathBuf) {
                 }
             }
             Err(error) => {
-                warn!("{error:#}: this manager's disk is not locked as the cluster asks; trying on");
+                warn!("{error:#}: this manager's disk is not sealed and locked as the cluster asks; trying on");
                 tokio::time::sleep(backoff.delay()).await;
             }
         }
@@ -65,7 +65,7 @@ fn follow(store: &Store, state: &State, seal: &Seal, dir: &Path) -> Result<bool>
             if on { "this disk is locked with the unlock key" } else { "this disk is not locked" }
         );
     }
-    reseal_credentials(dir, &seal.keys)?;
+    reseal_credentials(dir, &seal.keys).context("seal the credentials anew")?;
     Ok(true)
 }
 

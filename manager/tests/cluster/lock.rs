@@ -107,6 +107,27 @@ async fn no_secret_stands_on_a_disk_in_clear() {
 }
 
 #[tokio::test]
+async fn credentials_that_cannot_be_sealed_anew_are_told_of_and_tried_again() {
+    let cluster = Cluster::found().await;
+    let dir = cluster.managers[0].dir.clone();
+    let credentials = fs::read(dir.join("credentials.json")).unwrap();
+    fs::write(dir.join("credentials.json"), "no credentials").unwrap();
+    let key = autolock(&cluster, On).await.unwrap().unwrap();
+    wrapped_with(&dir, Some(&key)).await;
+    let told = until("it is told", || async {
+        let log = cluster.managers[0].log();
+        log.lines().find(|line| line.contains("as the cluster asks")).map(str::to_owned)
+    })
+    .await;
+    assert!(
+        told.contains("seal the credentials anew: ") && told.contains("this manager's disk is not sealed and locked as the cluster asks"),
+        "{told}"
+    );
+    fs::write(dir.join("credentials.json"), credentials).unwrap();
+    sealed_anew(&dir).await;
+}
+
+#[tokio::test]
 async fn a_locked_manager_waits_for_the_key_and_nothing_is_lost() {
     let mut cluster = Cluster::found().await;
     write_secret(&cluster, "a").await;
