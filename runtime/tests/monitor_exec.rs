@@ -19,7 +19,10 @@ use serde_json::json;
 
 /// A container that a monitor with a socket keeps.
 fn served(script: &str) -> Monitored {
-    let bundle = Bundle::new(script);
+    served_in(Bundle::new(script))
+}
+
+fn served_in(bundle: Bundle) -> Monitored {
     let socket = bundle.path("monitor.sock").to_str().unwrap().to_owned();
     let monitored = Monitored::with(bundle, &["--socket", &socket]);
     monitored.start();
@@ -113,18 +116,24 @@ fn a_client_that_hangs_up_takes_its_program_with_it() {
 
 #[test]
 fn a_program_dies_with_who_serves_it() {
-    let monitored = served("sleep 1000");
-    // Whoever it runs as: a change of the user takes the signal away that was asked for before.
-    for uid in [0, 5] {
-        let process = json!({"args":["sleep","1000"],"env":["PATH=/bin"],"cwd":"/","user":{"uid":uid,"gid":uid}});
-        let client = Client::ask(&monitored, &request(EXEC_PROCESS, process.to_string().as_bytes()));
-        let pid = client.started();
-        let servant = Pid::from_raw(parent(pid)).unwrap();
-        kill_process(servant, Signal::KILL).unwrap();
-        eventually("the program's end", || (!alive(pid)).then_some(()));
-        assert_eq!(client.answer(), Answer::HungUp);
+    let mut filtered = Bundle::new("sleep 1000");
+    filtered.set("/linux/seccomp", json!({"defaultAction":"SCMP_ACT_ALLOW"}));
+    for (monitored, is_filtered) in [(served("sleep 1000"), false), (served_in(filtered), true)] {
+        // Whoever it runs as: a change of the user takes the signal away that was asked for before. A process that may gain privileges changes
+        // it under the filter already.
+        for uid in [0, 5] {
+            let process = json!({"args":["sleep","1000"],"env":["PATH=/bin"],"cwd":"/","user":{"uid":uid,"gid":uid}});
+            let client = Client::ask(&monitored, &request(EXEC_PROCESS, process.to_string().as_bytes()));
+            let pid = client.started();
+            let mode = fs::read_to_string(format!("/proc/{pid}/status")).unwrap().contains("Seccomp:\t2");
+            assert_eq!(mode, is_filtered);
+            let servant = Pid::from_raw(parent(pid)).unwrap();
+            kill_process(servant, Signal::KILL).unwrap();
+            eventually(&format!("the end of uid {uid}'s program, filtered: {is_filtered}"), || (!alive(pid)).then_some(()));
+            assert_eq!(client.answer(), Answer::HungUp);
+        }
+        assert_eq!(monitored.bundle.status(), "running");
     }
-    assert_eq!(monitored.bundle.status(), "running");
 }
 
 #[test]

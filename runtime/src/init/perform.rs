@@ -35,7 +35,7 @@ pub struct Performer<'a> {
 pub struct Ready {
     pub program: CString,
     pub env: Vec<CString>,
-    /// It no longer dies with its parent.
+    /// It no longer dies with its parent, unless it is bound to it.
     pub outlives_parent: bool,
 }
 
@@ -145,7 +145,13 @@ impl<'a> Performer<'a> {
             Step::Label { file, label, .. } => write_proc(Path::new(file), label, ResolveFlags::BENEATH)?,
             Step::OwnStdio { uid } => devices::own_stdio(*uid)?,
             Step::BoundingSet(keep) => caps::keep_in_bounding_set(*keep)?,
-            Step::User { uid, gid, additional_gids } => caps::become_user(*uid, *gid, additional_gids, self.groups_denied)?,
+            Step::User { uid, gid, additional_gids } => {
+                caps::become_user(*uid, *gid, additional_gids, self.groups_denied)?;
+                // Behind a filter it was asked for already, and the change has ended it.
+                if self.work.is_bound && self.ready.outlives_parent {
+                    super::die_with_parent().doing(|| "die with the parent".to_owned())?;
+                }
+            }
             Step::CapabilitySets { effective, permitted, inheritable } => caps::set(*effective, *permitted, *inheritable)?,
             Step::AmbientSet(set) => caps::raise_ambient(*set)?,
             Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true)?,
