@@ -72,7 +72,7 @@ impl InVain {
 
     /// After a whole round: why, and whether a certificate was refused, unless as much was said before.
     pub fn news(&mut self) -> Option<(String, bool)> {
-        let why = std::mem::take(&mut self.why);
+        let why = Some(std::mem::take(&mut self.why)).filter(|why| !why.is_empty())?;
         let is_certificate = is_of_certificate(&why);
         let is_news = self.told.is_none_or(|told| is_certificate && !told);
         self.told = Some(is_certificate || self.told == Some(true));
@@ -111,6 +111,17 @@ mod tests {
             in_vain.note("a:1", why);
             assert_eq!(in_vain.news(), None, "{why}");
         }
+    }
+
+    #[test]
+    fn a_round_without_a_reason_is_no_news_and_the_reason_after_it_is() {
+        let mut in_vain = InVain::default();
+        assert_eq!(in_vain.news(), None);
+        in_vain.note("a:1", "Connection refused");
+        assert_eq!(in_vain.news(), Some(("a:1: Connection refused".into(), false)));
+        assert_eq!(in_vain.news(), None);
+        in_vain.note("a:1", "CertificateExpired");
+        assert_eq!(in_vain.news(), Some(("a:1: CertificateExpired".into(), true)));
     }
 
     #[test]

@@ -80,6 +80,7 @@ pub async fn run(mut session: Session, managers: Vec<String>) {
             }
             End::Refused { why } => {
                 error!(manager = address, why, "the managers refuse this node; it is tried again every {} s", REFUSED.as_secs());
+                in_vain.note(&address, &why);
                 sleep(REFUSED).await;
             }
             End::Lost { why } if talk.welcome.is_some() => info!(manager = address, why, "lost the session"),
