@@ -53,16 +53,18 @@ fn managers_are_shown_promoted_demoted_and_removed_by_command() {
     let turn = Turn::new("managers", 3, 0);
     let lab = turn.lab();
     let all = ["m1", "m2", "m3"];
-    let (leader, others) = roles(lab);
-    let (lost, kept) = (others[0].as_str(), others[1].as_str());
     let shown = wait_for("the leader knows how fast all disks are", SOON, || {
         let cluster = lab.cluster()?;
-        let known = cluster.answered_by == leader && cluster.managers.iter().all(|manager| manager.write_us > 0 && manager.matched > 0);
-        Ok(known.then_some(cluster))
+        let is_known = cluster.managers.iter().all(|manager| manager.write_us > 0 && manager.matched > 0);
+        Ok((cluster.answered_by == cluster.leader && is_known).then_some(cluster))
     })
     .unwrap();
+    // Another may lead at any later time.
+    let stays = shown.leader.as_str();
+    let mut others = all.into_iter().filter(|name| *name != stays);
+    let (lost, kept) = (others.next().unwrap(), others.next().unwrap());
     assert!(shown.term > 0 && shown.committed >= shown.applied && shown.applied > 0, "{shown:?}");
-    assert!(shown.managers.iter().all(|manager| manager.role == if manager.name == leader { "leader" } else { "follower" }));
+    assert!(shown.managers.iter().all(|manager| manager.role == if manager.name == stays { "leader" } else { "follower" }));
     let (_, text) = said(lab, &["cluster", "status"], "");
     for column in ["Leader", "(term ", "Committed", "(applied ", "MANAGER", "ROLE", "VOTES", "REACHABLE", "LAG", "WRITE", "ADDRESS", "ms"] {
         assert!(text.contains(column), "{column} in {text}");
@@ -70,7 +72,7 @@ fn managers_are_shown_promoted_demoted_and_removed_by_command() {
     assert!(!text.contains("two managers vote"), "{text}");
     // One that votes no more keeps a copy, and two that vote are warned of.
     lab.ctl(&["node", "demote", kept]).unwrap();
-    let mut voters = [leader.as_str(), lost];
+    let mut voters = [stays, lost];
     voters.sort_unstable();
     wait_managers(lab, &all, &voters);
     let (done, text) = said(lab, &["cluster", "status"], "");
@@ -79,8 +81,12 @@ fn managers_are_shown_promoted_demoted_and_removed_by_command() {
     wait_managers(lab, &all, &all);
     // With one lost, no other may go.
     lab.host("kill", &[lost]).unwrap();
-    wait_for("the loss is seen", SOON, || Ok(manager(lab, lost).filter(|manager| !manager.reachable))).unwrap();
-    let (leader, _) = roles(lab);
+    wait_for("the leader sees the loss", SOON, || {
+        let cluster = lab.cluster()?;
+        let is_seen = cluster.managers.iter().any(|manager| manager.name == lost && !manager.reachable);
+        Ok((cluster.answered_by == cluster.leader && is_seen).then_some(()))
+    })
+    .unwrap();
     for (verb, deed) in [(["node", "demote"], "demoting"), (["cluster", "leave"], "removing"), (["node", "rm"], "removing")] {
         let refused = lab.ctl(&[verb.as_slice(), &[kept]].concat()).unwrap_err().to_string();
         let arithmetic = format!("{deed} {kept} leaves 1 of 2 voters reachable; quorum needs 2, and would be lost");
@@ -88,13 +94,13 @@ fn managers_are_shown_promoted_demoted_and_removed_by_command() {
     }
     // The lost one may.
     lab.ctl(&["node", "rm", lost]).unwrap();
-    let mut left = [leader.as_str(), kept];
+    let mut left = [stays, kept];
     left.sort_unstable();
     wait_managers(lab, &left, &left);
     lab.ctl(&["cluster", "leave", kept]).unwrap();
-    wait_managers(lab, &[&leader], &[&leader]);
-    let refused = lab.ctl(&["cluster", "leave", &leader]).unwrap_err().to_string();
-    assert!(refused.contains(&format!("removing {leader} leaves no manager that votes")), "{refused}");
+    wait_managers(lab, &[stays], &[stays]);
+    let refused = lab.ctl(&["cluster", "leave", stays]).unwrap_err().to_string();
+    assert!(refused.contains(&format!("removing {stays} leaves no manager that votes")), "{refused}");
     assert!(refused.contains("join or promote another manager first"), "{refused}");
     turn.finish();
 }
