@@ -30,6 +30,8 @@ use crate::core::request::Reply;
 
 /// So many look at once.
 const VIEWERS_MAX: usize = 16;
+/// Of what a viewer has not taken, the kernel keeps so much, or twice that with its own part (socket(7), SO_SNDBUF).
+const UNTAKEN_BYTES: usize = 32 << 10;
 
 /// Where the runtime sends the master side: a socket that is there while the container is created.
 #[derive(Debug)]
@@ -183,6 +185,8 @@ impl Terminal {
             refuse("only root, or the user a monitor runs as, may look at a container's terminal".to_owned());
         } else if self.viewers.len() >= VIEWERS_MAX {
             refuse(format!("{VIEWERS_MAX} look at this terminal already, and no more may at once: try again when one has left"));
+        } else if let Err(errno) = rustix::net::sockopt::set_socket_send_buffer_size(&connection, UNTAKEN_BYTES) {
+            refuse(format!("bound what waits for a viewer: {errno}"));
         } else if serve::send(connection.as_fd(), &Reply::Terminal, Some(self.master.as_fd())) == Sent::Whole {
             self.viewers.push(Viewer { connection, waiting: None, missed_bytes: 0 });
         }
