@@ -407,11 +407,11 @@ impl World {
     }
 }
 
-/// Whether the log holds changes of managers that are not applied yet.
+/// Whether the log holds changes of managers that are not applied yet; or may hold them, where it cannot be read.
 fn members_on_their_way(process: &Process) -> bool {
     let raft = process.node.raft();
     let (applied, last) = (raft.store().applied(), raft.raft_log.last_index());
-    let entries = raft.raft_log.slice(applied + 1, last + 1, None, GetEntriesContext::empty(false)).unwrap_or_default();
+    let Ok(entries) = raft.raft_log.slice(applied + 1, last + 1, None, GetEntriesContext::empty(false)) else { return true };
     let is_of_manager = |change: &Change| match change {
         Change::Put { object, .. } => object.kind() == Kind::Manager,
         Change::Delete { kind, .. } => *kind == Kind::Manager,
