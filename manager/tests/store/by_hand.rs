@@ -123,8 +123,11 @@ impl Machine {
                 self.node.handle(now, input)?;
             }
             self.node.work(now)?;
-            let revision = self.store.state().revision();
+            let (state, committed) = (self.store.state(), self.disk.hard_state().commit);
+            let revision = state.revision();
             assert!(revision <= self.disk.last(), "revision {revision} is shown, and the disk ends at {}", self.disk.last());
+            let managers = state.managers().values().map(|manager| manager.stamp.version).max().unwrap_or_default();
+            assert!(managers <= committed, "managers of {managers} are shown, and the disk knows only {committed} to be committed");
             let jobs = std::mem::take(&mut *self.jobs.lock().unwrap());
             if jobs.is_empty() {
                 return Ok(());

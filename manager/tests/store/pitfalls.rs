@@ -7,13 +7,16 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use raft::eraftpb::{Entry, MessageType, SnapshotMetadata};
+use rcluster_api::cluster::Manager;
+use rcluster_api::object::{Kind, Object};
+use rcluster_manager::core::state::{Change, Transaction};
 use rcluster_manager::store::{
     Batch, Loaded, LogError, LogStore, MemberChange, ProposeError, Saved, Saver, StoreError, assemble, start_with,
 };
 
 use crate::by_hand::{ByHand, Sent};
 use crate::disk::Disk;
-use crate::world::{Network, config, has, make, soon};
+use crate::world::{Network, config, has, make, manager, member, soon};
 
 /// How long a read waits before it is asked again.
 const READ_RETRY: Duration = Duration::from_millis(300);
@@ -215,6 +218,19 @@ fn what_is_promised_or_shown_is_on_the_disk_before() {
     for promise in [MessageType::MsgRequestVoteResponse, MessageType::MsgAppendResponse] {
         assert!(kinds.contains(&promise), "{promise:?}");
     }
+}
+
+#[test]
+fn where_managers_are_is_known_to_be_committed_after_a_crash() {
+    let mut hand = ByHand::led(2);
+    let expected = hand.machines[&1].store.state().version(Kind::Manager, "m2");
+    let moved = Manager { addr: "127.0.0.1:20002".to_owned(), ..manager(&member(2)) };
+    let changes = vec![Change::Put { expected, object: Object::Manager(moved) }];
+    let mut asked = hand.propose(1, Transaction { at_ms: 1, changes });
+    hand.deliver_all();
+    let revision = asked.answer().unwrap().unwrap();
+    // What is only held in memory goes with the process; the next batch may never come.
+    assert!(hand.machines[&1].disk.hard_state().commit >= revision);
 }
 
 #[test]

@@ -454,7 +454,13 @@ impl<L: LogStore, T: Transport> Node<L, T> {
                 self.raw.mut_store().set_applied(entry.index, state.clone());
             }
         }
+        let moved = !state.managers().ptr_eq(self.raw.store().state().managers());
         self.raw.mut_store().set_applied(last.index, state);
+        if moved {
+            // Where managers are is on the disk as committed before anyone acts on it: one that has been restarted would look for them where
+            // they were, and of those that have moved nobody could tell it.
+            self.raw.mut_store().append(None, Vec::new())?;
+        }
         self.publish_state();
         for (reply, outcome) in answers {
             drop(reply.send(outcome));
