@@ -23,7 +23,7 @@ fn a_program_runs_in_the_containers_namespaces() {
     let pid = own.pid().to_string();
     let links = own.executed(&[], "for n in cgroup ipc mnt net pid user uts; do readlink /proc/self/ns/$n; done");
     assert_eq!(links.lines().collect::<Vec<_>>(), KINDS.map(|kind| namespace(&pid, kind)));
-    assert_eq!(own.executed(&[], "cat /proc/1/cmdline").replace('\0', " "), "sleep 1000 ");
+    eventually("the first process", || (own.executed(&[], "cat /proc/1/cmdline") == "sleep\x001000\0").then_some(()));
     assert_eq!(
         own.executed(&["--cwd", "/bin", "-e", "A=1"], "pwd; echo $A; id -u; id -g; hostname").split('\n').collect::<Vec<_>>(),
         ["/bin", "1", "0", "0", own.bundle.config["hostname"].as_str().unwrap()]
