@@ -120,11 +120,12 @@ async fn a_node_that_is_another_one_than_before_takes_what_its_new_managers_send
 async fn a_killed_agent_that_is_started_again_adopts_the_same_processes() {
     let manager = Manager::leader().await;
     let mut agent = Agent::start(&[manager.address]);
-    manager.assign(vec![shell_task(A, OBEDIENT), shell_task(B, "sleep 1; exit 5")]);
+    manager.assign(vec![shell_task(A, OBEDIENT), shell_task(B, "while [ ! -e /go ]; do sleep 0.05; done; exit 5")]);
     let before = manager.reported(A, TaskState::Running).await;
-    manager.reported(B, TaskState::Running).await;
+    let b = manager.reported(B, TaskState::Running).await;
     agent.kill();
     assert!(is_alive(before.containers[0].pid));
+    fs::write(format!("/proc/{}/root/go", b.containers[0].pid), "").expect("write");
     eventually("b ends without an agent", || agent.run().join("tasks").join(B).join("c-web/exit.json").exists().then_some(())).await;
     agent.spawn();
     manager.until("the second registration", |seen| (seen.registrations.len() == 2).then_some(())).await;

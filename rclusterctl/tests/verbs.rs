@@ -68,12 +68,12 @@ fn a_failing_task_fails_the_deploy_with_its_reason_and_last_lines() {
 #[test]
 fn a_deploy_that_does_not_converge_says_what_it_waits_for() {
     let (user, file) = user(&WEB.replace("probe:demo", "slow"));
-    let ended = user.run(&format!("deploy {file} --timeout 300ms"));
+    let ended = user.run(&format!("deploy {file} --timeout 3s"));
     assert_eq!(ended.code, 4);
     let tail = &ended.stderr[ended.stderr.find("error:").unwrap()..];
     assert_eq!(
         tail,
-        "error: the deploy has not converged within 300ms: web 0/2\n  web.1 is pending: 0/3 nodes fit\n  web.2 is pending: 0/3 nodes fit\n\
+        "error: the deploy has not converged within 3s: web 0/2\n  web.1 is pending: 0/3 nodes fit\n  web.2 is pending: 0/3 nodes fit\n\
          hint: it goes on in the cluster: see rclusterctl ps, or wait longer with --timeout\n"
     );
 }

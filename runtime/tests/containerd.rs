@@ -15,7 +15,7 @@ fn shell(containerd: &Containerd, runtime: Runtime, name: &str, script: &str) ->
     let scratch = containerd.path("scratch").join(&name);
     std::fs::create_dir_all(&scratch).unwrap();
     let ctr = format!("ctr --address {}", containerd.path("containerd.sock").display());
-    let mut command = containerd.command(60);
+    let mut command = containerd.command(300);
     command.arg("sh").env("I", "localhost/bb:latest").env("N", &name).env("T", &scratch);
     // Each container's cgroup lies below the test's own.
     let run = format!("{ctr} run --runtime io.containerd.runc.v2 --runc-binary {binary} --cgroup /{}/{name}", containerd.cgroup);

@@ -222,7 +222,9 @@ fn the_program_on_the_host_cannot_be_overwritten() {
 
 #[test]
 fn a_reaper_passes_signals_on_and_leaves_no_zombies() {
-    let mut bundle = Bundle::new("echo $$; (sleep 0 &); sleep 0.3; grep -l '^State:.Z' /proc/[0-9]*/status; exit 7");
+    let orphan = "p=$( (sleep 0 >/dev/null & echo $!) )";
+    let gone = "i=0; while [ -d /proc/$p ] && [ $i -lt 400 ]; do sleep 0.05; i=$((i+1)); done; [ -d /proc/$p ] && echo left";
+    let mut bundle = Bundle::new(&format!("echo $$; {orphan}; {gone}; exit 7"));
     bundle.set("/annotations/io.rcluster.init", json!("true"));
     let (stdout, stderr, code) = bundle.run();
     assert_eq!((stdout.as_str(), code), ("2", 7), "{stderr}");

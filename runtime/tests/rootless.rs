@@ -173,7 +173,7 @@ fn granted_ids_are_mapped() {
     // It needs no granting any more: the namespace is the user's.
     let look = "id -u; id -g; id -G; cat /proc/self/setgroups; grep -c . /proc/self/uid_map";
     assert_eq!(own.executed(&[], look).split_whitespace().collect::<Vec<_>>(), ["5", "6", "6", "7", "allow", "2"]);
-    assert_eq!(own.executed(&["--user", "0:0"], "id -u; cat /proc/1/comm"), "0\nsleep");
+    eventually("its second program", || (own.executed(&["--user", "0:0"], "id -u; cat /proc/1/comm") == "0\nsleep").then_some(()));
     assert_eq!(own.executed(&["--user", "65535:1", "-g", "9"], "id -u; id -G"), "65535\n1 7 9");
     let (_, stderr, code) = own.exec(&["--user", "65536"], &["true"]);
     assert!(code == 255 && stderr.contains("process.user.uid: 65536"), "{stderr}");

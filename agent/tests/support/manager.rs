@@ -204,7 +204,7 @@ impl Dispatcher for Service {
         shared.report(register.tasks.clone());
         shared.seen.send_modify(|seen| seen.registrations.push(register));
         let (sender, stream) = mpsc::channel(16);
-        let welcome = Welcome { term: 1, heartbeat_ms: 50, session_timeout_ms: 500, managers: Vec::new() };
+        let welcome = Welcome { term: 1, heartbeat_ms: 50, session_timeout_ms: 5000, managers: Vec::new() };
         tokio::spawn(async move {
             let mut assignments = shared.assignments.subscribe();
             let mut commands = shared.commands.subscribe();

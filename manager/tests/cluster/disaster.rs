@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use rcluster_api::backup::{self, Header};
-use rcluster_api::client;
+use rcluster_api::client::{self, idempotency_key, keyed};
 use rcluster_api::data::{DataKind, Payload};
 use rcluster_api::error::ErrorCode;
 use rcluster_api::identity::JoinToken;
@@ -16,10 +16,10 @@ use rcluster_manager::core::state::{State, decode_snapshot};
 use rcluster_manager::store::Identity;
 use serde::Deserialize;
 
-use crate::support::{Cluster, addr, run_program, start, token, user};
+use crate::support::{Cluster, addr, run_program, start, token, until, user};
 
 async fn take(cluster: &Cluster, security: &Security) -> Result<Vec<u8>, tonic::Status> {
-    let mut pieces = cluster.control(security).await.unwrap().backup(v1::BackupRequest {}).await?.into_inner();
+    let mut pieces = cluster.control(security).await?.backup(v1::BackupRequest {}).await?.into_inner();
     let mut bytes = Vec::new();
     while let Some(piece) = pieces.message().await? {
         bytes.extend_from_slice(&piece.data);
@@ -96,7 +96,10 @@ async fn write_pair(cluster: &Cluster, pair: usize, bytes: &str) {
         expected_version: 0,
     };
     let request = v1::ApplyRequest { specs: vec![config("left"), config("right")] };
-    cluster.control(&cluster.admin).await.unwrap().apply(request).await.unwrap();
+    // Under one key: a leader may go, and no repetition overwrites what comes after.
+    let key = idempotency_key();
+    until("a pair is written", || async { cluster.control(&cluster.admin).await.ok()?.apply(keyed(&key, request.clone())).await.ok() })
+        .await;
 }
 
 #[tokio::test]
@@ -124,7 +127,8 @@ async fn a_backup_under_writes_is_the_state_at_one_revision_and_has_all_that_was
         let mut last = 0;
         for _ in 0..12 {
             let before: Vec<u64> = confirmed.iter().map(|n| n.load(Ordering::SeqCst)).collect();
-            let (header, state) = read(&take(&cluster, &cluster.admin).await.unwrap());
+            let taken = until("a backup", || async { take(&cluster, &cluster.admin).await.ok() }).await;
+            let (header, state) = read(&taken);
             assert_eq!((header.revision, &header.cluster_id), (state.revision(), &cluster.founded.cluster_id));
             assert!(header.revision >= last && header.term > 0);
             last = header.revision;

@@ -25,7 +25,8 @@ fn holding(dir: &Path, text: &[u8]) -> Vec<String> {
         let path = file.unwrap().path();
         if path.is_dir() {
             found.extend(holding(&path, text));
-        } else if fs::read(&path).unwrap().windows(text.len()).any(|part| part == text) {
+        } else if fs::read(&path).is_ok_and(|bytes| bytes.windows(text.len()).any(|part| part == text)) {
+            // What is gone by now holds nothing.
             found.push(path.display().to_string());
         }
     }

@@ -219,11 +219,11 @@ impl Cluster {
 
     /// A connection to any of the managers.
     pub async fn connect(&self, security: &Security) -> Result<Channel, ApiError> {
-        client::connect(&self.addrs(), security).await
+        patient(async || client::connect(&self.addrs(), security).await).await
     }
 
     pub async fn control(&self, security: &Security) -> Result<ControlClient<Channel>, ApiError> {
-        client::control(&self.addrs(), security).await
+        patient(async || client::control(&self.addrs(), security).await).await
     }
 
     pub async fn status(&self) -> Result<v1::ClusterResponse, ApiError> {
@@ -276,6 +276,17 @@ pub async fn user(cluster: &Cluster, name: &str, role: v1::UserRole) -> Security
 pub async fn token(cluster: &Cluster, name: &str, role: v1::UserRole) -> String {
     let request = v1::CreateUserRequest { name: name.to_owned(), role: role.into(), ..v1::CreateUserRequest::default() };
     cluster.control(&cluster.admin).await.unwrap().create_user(request).await.unwrap().into_inner().token
+}
+
+/// Connects as often as it takes: on a busy machine a handshake may take longer than a client waits for it.
+async fn patient<T>(connect: impl AsyncFn() -> Result<T, ApiError>) -> Result<T, ApiError> {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        match connect().await {
+            Err(error) if error.message.contains("deadline has elapsed") && Instant::now() < until => {}
+            connected => return connected,
+        }
+    }
 }
 
 /// A call of the REST interface: status and body.

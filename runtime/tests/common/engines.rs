@@ -203,7 +203,7 @@ impl Docker {
         let scratch = self.path("scratch").join(&name);
         fs::create_dir_all(&scratch).unwrap();
         let mut command = Command::new("timeout");
-        command.args(["60", "sh"]);
+        command.args(["300", "sh"]);
         command
             .env("R", format!("{docker} run --runtime {option} --network none"))
             .env("C", format!("{docker} create --runtime {option} --network none"));

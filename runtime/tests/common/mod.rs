@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const BUSYBOX: &str = "/bin/busybox";
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A bundle, a state root and a container id of its own.
 pub struct Bundle {

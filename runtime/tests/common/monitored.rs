@@ -63,7 +63,8 @@ impl Monitored {
             assert!(text("t").ends_with('Z'));
             (text("s"), text("l"))
         };
-        lines.lines().map(entry).collect()
+        // The last one may not be whole yet.
+        lines.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(entry).collect()
     }
 }
 

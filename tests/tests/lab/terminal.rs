@@ -153,9 +153,9 @@ fn who_attaches_to_a_terminal_types_into_it_and_leaves_it_running() {
     three.types("\r");
     three.sees("past 8");
     lab.host("kill", &["n1/agent"]).unwrap();
+    lab.host("start", &["n1/agent"]).unwrap();
     assert_eq!(three.ends(), Some(1));
     assert!(three.echoes());
-    lab.host("start", &["n1/agent"]).unwrap();
     wait_for("the agent is back", SOON, || lab.ctl(&["exec", "box.1", "true"]).map(Some)).unwrap();
     let mut four = attach(&[]);
     four.types("echo still $X\r");
