@@ -8,6 +8,7 @@ use rcluster_api::resource::Millis;
 use rcluster_api::wire::v1;
 use rcluster_base::scope::Scope;
 use rcluster_deploy::watch::{Blame, Picture, Rollout, Tally, TaskLine, Verdict};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -43,26 +44,26 @@ enum Event {
 /// A watch in a task of its own, so that waiting for other things does not disturb it.
 struct Follower {
     changes: mpsc::Receiver<Result<Change, CliError>>,
+    /// One for all waits: what came between two of them is not lost.
+    interrupts: Signal,
     deadline: Instant,
     _scope: Scope,
 }
 
 impl Follower {
-    fn start(watch: Watch, deadline: Instant) -> Self {
+    fn start(watch: Watch, deadline: Instant) -> Result<Self, CliError> {
+        let interrupts = interrupts()?;
         let (sender, changes) = mpsc::channel(16);
         let mut scope = Scope::new();
         scope.spawn(forward(watch, sender));
-        Self { changes, deadline, _scope: scope }
+        Ok(Self { changes, interrupts, deadline, _scope: scope })
     }
 
     async fn next(&mut self, wake_at: Option<Instant>) -> Event {
         let wake_at = wake_at.unwrap_or(self.deadline).min(self.deadline);
         tokio::select! {
             biased;
-            signal = tokio::signal::ctrl_c() => match signal {
-                Ok(()) => Event::Interrupt,
-                Err(error) => Event::Change(Err(CliError::refused(format!("wait for Ctrl-C: {error}"), ""))),
-            },
+            Some(()) = self.interrupts.recv() => Event::Interrupt,
             change = self.changes.recv() => match change {
                 Some(change) => Event::Change(change),
                 None => Event::Change(Err(CliError::refused("the watch ended by itself", ""))),
@@ -70,6 +71,11 @@ impl Follower {
             () = sleep_until(wake_at) => if wake_at >= self.deadline { Event::Deadline } else { Event::Wake },
         }
     }
+}
+
+/// Ctrl-C from now on.
+pub fn interrupts() -> Result<Signal, CliError> {
+    signal(SignalKind::interrupt()).map_err(|error| CliError::refused(format!("wait for Ctrl-C: {error}"), ""))
 }
 
 async fn forward(mut watch: Watch, sender: mpsc::Sender<Result<Change, CliError>>) {
@@ -99,7 +105,7 @@ pub async fn rollout(session: Session, services: &BTreeSet<String>, revision: u6
     let terminal = output::talks_to_terminal();
     let target = session.target().clone();
     let watch = session.watch(&[Kind::Service, Kind::Task, Kind::Node]);
-    let mut follower = Follower::start(watch, started + ending.timeout.duration());
+    let mut follower = Follower::start(watch, started + ending.timeout.duration())?;
     let mut rollout = Rollout::new(services.iter().cloned(), revision);
     let mut progress = Progress::new(terminal);
     let mut picture = Picture::default();
@@ -198,7 +204,7 @@ pub async fn until_gone(
     let started = Instant::now();
     let kinds: BTreeSet<Kind> = ids.iter().map(|(kind, _)| *kind).collect();
     let watch = session.watch(&kinds.into_iter().collect::<Vec<_>>());
-    let mut follower = Follower::start(watch, started + timeout.duration());
+    let mut follower = Follower::start(watch, started + timeout.duration())?;
     let mut left: BTreeSet<(Kind, String)> = BTreeSet::new();
     let mut seen = 0;
     loop {

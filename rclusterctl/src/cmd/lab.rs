@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use super::block_on;
+use super::follow::interrupts;
 use crate::args::{Global, LabCommand, LabExec, LabUp};
 use crate::config::{self, Config, Context, Target};
 use crate::error::CliError;
@@ -174,10 +175,10 @@ fn elapsed_ms(since: Instant) -> u64 {
 async fn wait_ready(mut session: Session, managers: usize, agents: usize, started: Instant, timeout: Millis) -> Result<(), CliError> {
     let deadline = started + timeout.duration();
     let mut leader_told = false;
+    let mut interrupts = interrupts()?;
     loop {
         let seen = tokio::select! {
-            signal = tokio::signal::ctrl_c() => {
-                signal.map_err(|error| CliError::refused(format!("wait for Ctrl-C: {error}"), ""))?;
+            Some(()) = interrupts.recv() => {
                 return Err(CliError::Interrupted { message: "interrupted: the lab is taken down".to_owned(), hint: String::new() });
             }
             seen = look(&mut session) => seen,
