@@ -459,7 +459,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         if moved {
             // Where managers are is on the disk as committed before anyone acts on it: one that has been restarted would look for them where
             // they were, and of those that have moved nobody could tell it.
-            self.raw.mut_store().append(None, Vec::new())?;
+            self.write(None, Vec::new(), true)?;
         }
         self.publish_state();
         for (reply, outcome) in answers {
