@@ -125,13 +125,15 @@ async fn knock(addr: String, token: JoinToken, knocks: Arc<AtomicU64>, ended: wa
     };
     let mut others = Vec::new();
     while !*ended.borrow() {
-        let Ok(channel) = client::connect(std::slice::from_ref(&addr), &security).await else { continue };
+        let Ok(channel) = client::connect(std::slice::from_ref(&addr), &security).await else {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            continue;
+        };
         let mut admission = AdmissionClient::new(channel);
-        loop {
+        while !*ended.borrow() {
             let refusal = ApiError::from(admission.join(request.clone()).await.unwrap_err());
             knocks.fetch_add(1, Ordering::Relaxed);
             match refusal.code {
-                ErrorCode::Invalid if *ended.borrow() => break,
                 ErrorCode::Invalid => {}
                 ErrorCode::Unavailable => break,
                 _ => others.push(refusal),

@@ -96,16 +96,15 @@ async fn what_was_not_sent_to_a_leader_that_died_is_asked_of_the_next() {
         let (dir, addr) = (cluster.manager(&leader).dir.clone(), cluster.manager(&leader).addr.clone());
         let other = cluster.addrs().into_iter().find(|other| *other != addr).unwrap();
         let mut control = client::control(&[other], &cluster.admin).await.unwrap();
-        let mut write = async |number: u8| {
+        let write = |number: u8| {
             let payload = Some(v1::Payload { bytes: vec![round, number] });
             let data = v1::DataSpec { kind: v1::DataKind::Config.into(), name: "c".to_owned(), payload, ..v1::DataSpec::default() };
-            let specs = vec![v1::Spec { kind: Some(v1::spec::Kind::Data(data)), expected_version: 0 }];
-            control.apply(v1::ApplyRequest { specs }).await.map_err(ApiError::from)
+            v1::ApplyRequest { specs: vec![v1::Spec { kind: Some(v1::spec::Kind::Data(data)), expected_version: 0 }] }
         };
+        control.apply(keyed(&idempotency_key(), write(0))).await.unwrap();
         // The other manager has a connection to the leader now, of which nobody asks anything when it ends.
-        write(0).await.unwrap();
         cluster.manager(&leader).kill();
-        let refusal = write(1).await.err();
+        let refusal = control.apply(write(1)).await.map_err(ApiError::from).err();
         // It may have been written to a connection whose end was not heard of yet. No other refusal is worth a user's while.
         assert!(refusal.as_ref().is_none_or(|refusal| !refusal.message.contains("refused")), "{refusal:?}");
         cluster.managers.retain(|manager| manager.name != leader);
