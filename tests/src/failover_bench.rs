@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::lab::wait_for;
 use crate::managers::{Clocks, DEADLINE, Managers};
+use crate::progress;
 
 const MANAGERS: usize = 3;
 /// A client that has no answer by then asks again.
@@ -171,11 +172,6 @@ async fn write(addr: String, admin: Security, accepted: Arc<Mutex<Vec<Instant>>>
         }
         control = Some(connected);
     }
-}
-
-#[allow(clippy::print_stderr, reason = "progress is talk")]
-fn progress(text: &str) {
-    eprintln!("{text}");
 }
 
 #[allow(clippy::print_stdout, reason = "the table is the product")]

@@ -7,6 +7,7 @@ use anyhow::Result;
 use rcluster_api::rest::EventJson;
 
 use crate::lab::{Lab, wait_for};
+use crate::progress;
 
 const REPLICAS: usize = 30;
 const SERVICE: &str = r#"
@@ -59,11 +60,6 @@ fn not_ready(lab: &Lab) -> Result<impl Iterator<Item = String>> {
     let events: Vec<EventJson> = lab.json(&["events"])?;
     let judged = |event: &EventJson| event.kind == "node" && matches!(event.reason.as_str(), "Suspect" | "Down");
     Ok(events.into_iter().filter(judged).map(|event| event.id))
-}
-
-#[allow(clippy::print_stderr, reason = "progress is talk")]
-fn progress(text: &str) {
-    eprintln!("{text}");
 }
 
 #[allow(clippy::print_stdout, reason = "the table is the product")]

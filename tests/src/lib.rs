@@ -10,3 +10,9 @@ pub mod processes;
 pub mod pull_bench;
 pub mod state_bench;
 pub mod store_bench;
+
+/// Tells how far a program has come, beside what it is run for.
+#[allow(clippy::print_stderr, reason = "progress is talk")]
+pub fn progress(text: &str) {
+    eprintln!("{text}");
+}

@@ -10,6 +10,7 @@ use rcluster_api::wire::v1;
 
 use crate::lab::wait_for;
 use crate::managers::{Clocks, DEADLINE, Managers};
+use crate::progress;
 
 const MANAGERS: usize = 3;
 /// Most replicas that a service may have.
@@ -94,11 +95,6 @@ fn list(cluster: &Managers, host: usize, asked: v1::ListRequest) -> Result<usize
         let mut control = client::control(&cluster.addrs()[host..=host], cluster.admin()).await?;
         Ok(control.list(asked).await?.into_inner().objects.len())
     })
-}
-
-#[allow(clippy::print_stderr, reason = "progress is talk")]
-fn progress(text: &str) {
-    eprintln!("{text}");
 }
 
 #[allow(clippy::print_stdout, reason = "the table is the product")]

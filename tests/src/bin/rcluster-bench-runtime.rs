@@ -15,6 +15,7 @@ use clap::Parser;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, sendmsg, socket};
+use rcluster_tests::progress;
 use serde_json::{Value, json};
 
 #[derive(Debug, Parser)]
@@ -258,11 +259,6 @@ fn measure(tools: &[Tool], rounds: usize) -> Result<Figures> {
         tool.call(&["delete", "--force", "bench-exec"])?;
     }
     Ok(figures)
-}
-
-#[allow(clippy::print_stderr, reason = "progress is talk")]
-fn progress(text: &str) {
-    eprintln!("{text}");
 }
 
 /// Of a hundred parts, by rank.

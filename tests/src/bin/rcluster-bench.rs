@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use rcluster_tests::failover_bench::{self, Counts};
 use rcluster_tests::lab::{Lab, wait_for};
-use rcluster_tests::{leaders_bench, pull_bench, state_bench};
+use rcluster_tests::{leaders_bench, progress, pull_bench, state_bench};
 
 /// Figures of Docker Swarm 20.10 on a machine of the same kind, 5 hosts (see docs/benchmarks.md).
 const SWARM: [(&str, &str); 6] = [
@@ -120,11 +120,6 @@ fn main() -> Result<()> {
     }
     figures.print(&goals());
     Ok(())
-}
-
-#[allow(clippy::print_stderr, reason = "progress is talk")]
-fn progress(text: &str) {
-    eprintln!("{text}");
 }
 
 fn seconds(since: Instant) -> f64 {

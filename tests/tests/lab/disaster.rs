@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use rcluster_api::object::NodeState;
 use rcluster_tests::lab::{Lab, wait_for};
 
-use crate::faults::fingerprint;
 use crate::{Turn, web};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -26,7 +25,7 @@ fn all_managers_are_lost_and_a_backup_brings_the_cluster_back_around_its_running
     let lab = turn.lab();
     lab.deploy(&web("lab", "web", 4)).unwrap();
     lab.wait_running("web", 4, SOON).unwrap();
-    let before = fingerprint(lab, "web");
+    let before = lab.fingerprint("web").unwrap();
     let file = Path::new("/run/rcluster/labs").join(lab.name()).join("backup");
     let file = file.to_str().unwrap();
     let written = lab.ctl(&["cluster", "backup", file]).unwrap();
@@ -58,11 +57,11 @@ fn all_managers_are_lost_and_a_backup_brings_the_cluster_back_around_its_running
     // It takes part in the same decisions: its container would be replaced by now.
     let patience = Duration::from_secs(12);
     wait_for("a leader would have judged", SOON, || Ok((leads_since.elapsed() > patience).then_some(()))).unwrap();
-    assert_eq!(fingerprint(lab, "web"), before);
+    assert_eq!(lab.fingerprint("web").unwrap(), before);
     lab.host("start", &[&format!("{away}/agent")]).unwrap();
     wait_for("the node is heard", SOON, || lab.ctl(&["exec", &of(lab, away), "/probe", "resolve", "web", "--count", "1"]).map(Some))
         .unwrap();
-    assert_eq!(fingerprint(lab, "web"), before, "no container was started again");
+    assert_eq!(lab.fingerprint("web").unwrap(), before, "no container was started again");
     assert!(lab.nodes().unwrap().iter().all(|node| node.status == NodeState::Ready));
     assert!(!lab.ctl(&["events"]).unwrap().contains("Down"), "{}", lab.ctl(&["events"]).unwrap());
     // The cluster does what it did before, and managers join with the token of before.

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rcluster_api::object::NodeState;
-use rcluster_api::rest::TaskJson;
 use rcluster_api::task::TaskState;
 use rcluster_tests::lab::{Lab, wait_for};
 use serde::Deserialize;
@@ -12,15 +11,6 @@ use serde::Deserialize;
 use crate::{Turn, everywhere, web};
 
 const SOON: Duration = Duration::from_secs(20);
-
-/// Ids, nodes and processes of the running tasks of a service.
-pub fn fingerprint(lab: &Lab, service: &str) -> BTreeSet<String> {
-    let one = |task: &TaskJson| {
-        let pids: Vec<_> = task.containers.iter().map(|container| container.pid).collect();
-        format!("{} {} {} {pids:?}", task.name, task.id, task.node)
-    };
-    lab.running(service).unwrap().iter().map(one).collect()
-}
 
 fn wait_node(lab: &Lab, name: &str, state: NodeState) {
     wait_for(&format!("{name} is {}", state.as_str()), SOON, || {
@@ -61,7 +51,7 @@ fn a_dead_leader_is_replaced_and_no_container_notices() {
     let lab = turn.lab();
     lab.deploy(&web("lab", "web", 4)).unwrap();
     lab.wait_running("web", 4, SOON).unwrap();
-    let before = fingerprint(lab, "web");
+    let before = lab.fingerprint("web").unwrap();
     for _ in 0..3 {
         let old = lab.cluster().unwrap().leader;
         lab.host("kill", &[&old]).unwrap();
@@ -70,7 +60,7 @@ fn a_dead_leader_is_replaced_and_no_container_notices() {
         lab.host("start", &[&old]).unwrap();
         wait_for("the old leader is back", SOON, || Ok(lab.cluster()?.managers.iter().all(|m| m.reachable).then_some(()))).unwrap();
     }
-    assert_eq!(fingerprint(lab, "web"), before);
+    assert_eq!(lab.fingerprint("web").unwrap(), before);
     let down: Vec<String> = lab.ctl(&["events"]).unwrap().lines().filter(|line| line.contains("Down")).map(str::to_owned).collect();
     assert!(down.is_empty(), "healthy nodes were marked down: {down:?}");
     turn.finish();
@@ -88,7 +78,7 @@ fn agent_and_netd_restart_under_an_open_stream() {
     let lab = turn.lab();
     lab.deploy(&everywhere("lab", "web")).unwrap();
     let tasks = lab.wait_running("web", 2, SOON).unwrap();
-    let before = fingerprint(lab, "web");
+    let before = lab.fingerprint("web").unwrap();
     let to = format!("{}:8080", tasks[1].networks[0].ip);
     let stream = lab.background(&tasks[0], &["/probe", "stream", &to, "--interval-ms", "10"]).unwrap();
     for task in &tasks {
@@ -103,7 +93,7 @@ fn agent_and_netd_restart_under_an_open_stream() {
     lab.wait_running("more", 2, SOON).unwrap();
     let streamed: Streamed = stream.finish().unwrap();
     assert!(!streamed.broken && streamed.echoed > 10, "{streamed:?}");
-    assert_eq!(fingerprint(lab, "web"), before);
+    assert_eq!(lab.fingerprint("web").unwrap(), before);
     turn.finish();
 }
 
@@ -141,7 +131,7 @@ fn all_managers_restart_from_disk_with_nothing_lost() {
     let lab = turn.lab();
     lab.deploy(&web("lab", "web", 4)).unwrap();
     lab.wait_running("web", 4, SOON).unwrap();
-    let before = fingerprint(lab, "web");
+    let before = lab.fingerprint("web").unwrap();
     let service = lab.service("web").unwrap();
     let nodes: BTreeSet<String> = lab.nodes().unwrap().into_iter().map(|node| node.id).collect();
     lab.host("kill", &["m1", "m2", "m3"]).unwrap();
@@ -150,7 +140,7 @@ fn all_managers_restart_from_disk_with_nothing_lost() {
     wait_for("the nodes are back", SOON, || Ok(lab.nodes()?.iter().all(|node| node.status == NodeState::Ready).then_some(()))).unwrap();
     assert_eq!(lab.service("web").unwrap(), service);
     assert_eq!(lab.nodes().unwrap().into_iter().map(|node| node.id).collect::<BTreeSet<_>>(), nodes);
-    assert_eq!(fingerprint(lab, "web"), before);
+    assert_eq!(lab.fingerprint("web").unwrap(), before);
     lab.ctl(&["scale", "web=5"]).unwrap();
     lab.wait_running("web", 5, SOON).unwrap();
     turn.finish();
