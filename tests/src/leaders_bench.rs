@@ -21,8 +21,8 @@ spec:
 "#;
 /// Longest wait for what must happen.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// Silence for so long has a node judged down; who was not heard around the last kill is known by then.
-const JUDGED: Duration = Duration::from_secs(5);
+/// A new leader judges a node down that it has not heard for 3 s: whom a change of leaders has silenced is known after this.
+const JUDGED: Duration = Duration::from_secs(4);
 
 /// Kills so many leaders and prints what became of containers and nodes.
 pub fn run(kills: usize) -> Result<()> {
@@ -39,12 +39,11 @@ pub fn run(kills: usize) -> Result<()> {
         wait_for("all managers are reachable", DEADLINE, || {
             Ok(lab.cluster()?.managers.iter().all(|manager| manager.reachable && manager.voter).then_some(()))
         })?;
+        std::thread::sleep(JUDGED);
         // Each time: only the latest events are kept.
         judged.extend(not_ready(&lab)?);
         progress(&format!("kill {} of {kills}: {leader}, then {next} led; {} nodes judged", round + 1, judged.len()));
     }
-    std::thread::sleep(JUDGED);
-    judged.extend(not_ready(&lab)?);
     let after = lab.fingerprint("web")?;
     print(&[
         ("leaders that lost power", kills, ""),
