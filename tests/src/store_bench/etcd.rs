@@ -16,7 +16,7 @@ use crate::processes::{Process, loopback};
 #[derive(Debug)]
 pub struct Etcd {
     leader: String,
-    _processes: Vec<Process>,
+    processes: Vec<Process>,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -104,7 +104,7 @@ impl Etcd {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let leader = leader.context("etcd elects no leader within 30 s")?;
-        Ok(Some(Self { leader, _processes: processes }))
+        Ok(Some(Self { leader, processes: processes }))
     }
 
     async fn find_leader(members: &[String]) -> Option<String> {
@@ -124,6 +124,10 @@ impl Contender for Etcd {
 
     fn name(&self) -> &'static str {
         "etcd 3.4"
+    }
+
+    fn processes(&self) -> &[Process] {
+        &self.processes
     }
 
     async fn connect(&self) -> Result<Channel> {

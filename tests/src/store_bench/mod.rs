@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use self::etcd::Etcd;
 use self::ours::Ours;
+use crate::processes::{Process, processor_time};
 
 /// Bytes of every value.
 const VALUE_BYTES: usize = 256;
@@ -45,14 +46,17 @@ trait Connection: Clone + Send + 'static {
 trait Contender {
     type Connection: Connection;
     fn name(&self) -> &'static str;
+    fn processes(&self) -> &[Process];
     async fn connect(&self) -> Result<Self::Connection>;
 }
 
-/// One contender, one work, one number of clients: the rate of each round, and the times of all requests.
+/// One contender, one work, one number of clients: the rate of each round, the times of all requests, and what they took of the processors.
 #[derive(Debug, Default)]
 struct Cell {
     per_second: Vec<f64>,
     times: Vec<Duration>,
+    members: Duration,
+    clients: Duration,
 }
 
 /// What to measure.
@@ -75,8 +79,12 @@ pub async fn run(options: &Options) -> Result<()> {
     if etcd.is_none() {
         println!("etcd is not installed: `make tools` installs it. Ours alone:\n");
     }
-    println!("| work, clients | contender | per second | p50 ms | p99 ms | of etcd's rate | of etcd's p99 |");
-    println!("|---|---|---|---|---|---|---|");
+    println!("Processor time is that of each request, in µs.\n");
+    println!(
+        "| work, clients | contender | per second | p50 ms | p99 ms | members' processor time | clients' | of etcd's rate | of etcd's p99 | of its \
+         processor time |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     for work in [Work::Put, Work::Get] {
         for clients in options.clients.iter().copied() {
             let mut cells = [Cell::default(), Cell::default(), Cell::default()];
@@ -92,7 +100,7 @@ pub async fn run(options: &Options) -> Result<()> {
                 }
             }
             let [tls_cell, plain_cell, etcd_cell] = &mut cells;
-            let base = etcd.as_ref().map(|_| (etcd_cell.rate(), etcd_cell.quantile(0.99)));
+            let base = etcd.as_ref().map(|_| etcd_cell.figures());
             row(work, clients, tls.name(), tls_cell, base);
             row(work, clients, plain.name(), plain_cell, base);
             if let Some(etcd) = &etcd {
@@ -107,7 +115,25 @@ pub async fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// What is compared.
+#[derive(Debug, Clone, Copy)]
+struct Figures {
+    per_second: f64,
+    p99_ms: f64,
+    /// Members' processor time of a request.
+    members_us: f64,
+}
+
 impl Cell {
+    fn figures(&mut self) -> Figures {
+        Figures { per_second: self.rate(), p99_ms: self.quantile(0.99), members_us: self.per_request_us(self.members) }
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a mean")]
+    fn per_request_us(&self, time: Duration) -> f64 {
+        time.as_secs_f64() * 1e6 / self.times.len() as f64
+    }
+
     /// The median of the rounds.
     fn rate(&mut self) -> f64 {
         self.per_second.sort_by(f64::total_cmp);
@@ -124,11 +150,15 @@ impl Cell {
 }
 
 #[allow(clippy::print_stdout, reason = "the table is the product")]
-fn row(work: Work, clients: usize, name: &str, cell: &mut Cell, base: Option<(f64, f64)>) {
-    let (rate, p50, p99) = (cell.rate(), cell.quantile(0.5), cell.quantile(0.99));
+fn row(work: Work, clients: usize, name: &str, cell: &mut Cell, base: Option<Figures>) {
     let word = if work == Work::Put { "put" } else { "linearizable get" };
-    let ratios = base.map_or(" | ".to_owned(), |(base_rate, base_p99)| format!("{:.2} | {:.2}", rate / base_rate, p99 / base_p99));
-    println!("| {word}, {clients} | {name} | {rate:.0} | {p50:.2} | {p99:.2} | {ratios} |");
+    let (p50, clients_us) = (cell.quantile(0.5), cell.per_request_us(cell.clients));
+    let Figures { per_second, p99_ms, members_us } = cell.figures();
+    let ratios = base.map_or(" |  | ".to_owned(), |base| {
+        let [rate, p99, time] = [per_second / base.per_second, p99_ms / base.p99_ms, members_us / base.members_us];
+        format!("{rate:.2} | {p99:.2} | {time:.2}")
+    });
+    println!("| {word}, {clients} | {name} | {per_second:.0} | {p50:.2} | {p99_ms:.2} | {members_us:.0} | {clients_us:.0} | {ratios} |");
 }
 
 /// One round of one cell.
@@ -147,11 +177,14 @@ async fn measure<C: Contender>(contender: &C, work: Work, clients: usize, second
         tasks.spawn(client_loop(connection, work, (client, clients), counting.clone(), ended.clone()));
     }
     tokio::time::sleep(WARM_UP).await;
+    let before = (members_time(contender)?, processor_time(std::process::id())?);
     counting.store(true, Ordering::Relaxed);
     let started = Instant::now();
     tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
     ended.store(true, Ordering::Relaxed);
     let took = started.elapsed();
+    cell.members += members_time(contender)?.saturating_sub(before.0);
+    cell.clients += processor_time(std::process::id())?.saturating_sub(before.1);
     let mut count = 0_u32;
     while let Some(times) = tasks.join_next().await {
         let times = times.context("a client")??;
@@ -161,6 +194,10 @@ async fn measure<C: Contender>(contender: &C, work: Work, clients: usize, second
     ensure!(count > 0, "{} did nothing", contender.name());
     cell.per_second.push(f64::from(count) / took.as_secs_f64());
     Ok(())
+}
+
+fn members_time(contender: &impl Contender) -> Result<Duration> {
+    contender.processes().iter().map(|process| processor_time(process.id())).sum()
 }
 
 /// Writes every key once.

@@ -100,6 +100,10 @@ impl Contender for Ours {
         if self.security.is_plain() { "ours, --insecure" } else { "ours (TLS)" }
     }
 
+    fn processes(&self) -> &[Process] {
+        &self.processes
+    }
+
     async fn connect(&self) -> Result<Self::Connection> {
         Ok(client::control(std::slice::from_ref(&self.leader), &self.security).await?)
     }
