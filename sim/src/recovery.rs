@@ -75,4 +75,13 @@ impl World {
         }
         Ok(())
     }
+
+    /// Whether clients are served again: faults may have left behind what nobody sees who only looks.
+    pub fn inspect_service(&self) -> Result<(), String> {
+        let (writes, reads) = self.served;
+        if self.plan.clients > 0 && (writes == 0 || reads == 0) {
+            return Err(format!("{writes} writes were made and {reads} reads answered"));
+        }
+        Ok(())
+    }
 }

@@ -30,6 +30,8 @@ use crate::world::{Event as Happening, World};
 const PATIENCE_US: u64 = 3_000_000;
 /// Mean time of a client between two requests in a lull.
 const LULL_THINK_US: u64 = 20_000_000;
+/// Longest mean pause of a client once the faults have ended.
+const CALM_THINK_US: u64 = 100_000;
 /// Most objects of one transaction.
 const OBJECTS_MAX: usize = 3;
 /// How soon a host that could not join tries again.
@@ -94,7 +96,7 @@ impl World {
             return Ok(());
         };
         let host = if self.chances.users.random_bool(0.8) { self.leader().unwrap_or(any) } else { any };
-        let reads = self.plan.reads;
+        let reads = if self.is_calm { 0.5 } else { self.plan.reads };
         if self.chances.users.random_bool(reads) { self.read(Who::Client(client), host) } else { self.write(client, host) }
     }
 
@@ -104,7 +106,11 @@ impl World {
     }
 
     fn rest(&mut self, client: usize) {
-        let think_us = if self.is_lull { LULL_THINK_US } else { self.plan.think_us };
+        let think_us = match (self.is_calm, self.is_lull) {
+            (true, _) => CALM_THINK_US.min(self.plan.think_us),
+            (false, true) => LULL_THINK_US,
+            (false, false) => self.plan.think_us,
+        };
         let pause_us = exponential(&mut self.chances.users, think_us).max(100);
         self.queue.push(self.now_us + pause_us, Happening::Client(client, self.left));
     }
@@ -220,7 +226,10 @@ impl World {
         match request.who {
             Who::Watcher(client, session) => return self.begin_watch(client, session, request.host),
             Who::Listener(client, session) => return self.has_listened(client, session),
-            Who::Client(client) => self.rest(client),
+            Who::Client(client) => {
+                self.served.1 += usize::from(self.is_calm);
+                self.rest(client);
+            }
             Who::Joiner(..) | Who::Operator => {}
         }
         Ok(())
@@ -239,7 +248,10 @@ impl World {
     fn written(&mut self, request: &Request, number: u64, outcome: &Result<u64, ProposeError>) -> Result<(), Violation> {
         self.checker.end(number, fate(outcome), request.floor)?;
         match &request.who {
-            Who::Client(client) => self.rest(*client),
+            Who::Client(client) => {
+                self.served.0 += usize::from(self.is_calm && outcome.is_ok());
+                self.rest(*client);
+            }
             Who::Joiner(host, manager) if outcome.is_ok() => self.joined(*host, manager)?,
             Who::Joiner(host, _) => self.queue.push(self.now_us + JOIN_AGAIN_US, Happening::Join(*host)),
             Who::Operator | Who::Watcher(..) | Who::Listener(..) => {}

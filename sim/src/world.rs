@@ -143,6 +143,8 @@ pub struct World {
     pub is_calm: bool,
     /// When the faults have ended.
     pub calm_since_us: u64,
+    /// Clients' writes that were made since, and reads that were answered.
+    pub served: (usize, usize),
     /// What is around the stores, in a seed that has it.
     cluster: Option<Box<Cluster>>,
     founded: State,
@@ -203,6 +205,7 @@ impl World {
             left: 0,
             is_calm: false,
             calm_since_us: 0,
+            served: (0, 0),
             cluster: plan.cluster.clone().map(|cluster| Box::new(Cluster::new(seed, cluster))),
             founded,
             hash: seed,
@@ -246,7 +249,7 @@ impl World {
             if matches!(event, Event::Inspect) {
                 let since_us = self.now_us - self.calm_since_us;
                 let patience_us = if self.cluster.is_some() { CLUSTER_RECOVERY_US } else { RECOVERY_US };
-                match self.inspect().and_then(|()| self.inspect_watches()).and_then(|()| self.inspect_cluster()) {
+                match self.inspect().and_then(|()| self.inspect_service()).and_then(|()| self.inspect_watches()).and_then(|()| self.inspect_cluster()) {
                     Ok(()) => return Ok(self.outcome(since_us)),
                     Err(why) if since_us >= patience_us => {
                         return Err(Violation(format!("{} s after the last fault: {why}", since_us / 1_000_000)));
