@@ -187,6 +187,18 @@ impl Disk {
         }
     }
 
+    /// The next sync fails; where the log is kept in memory, a write.
+    pub fn fail_sync(&self, left: Left) {
+        let mut content = self.content();
+        match &mut content.wal {
+            Some(log) => {
+                log.harmed = true;
+                log.platter.fail_sync();
+            }
+            None => content.fails_in = Some((0, left)),
+        }
+    }
+
     /// No write fails that was to.
     pub fn mend(&self) {
         let mut content = self.content();

@@ -52,7 +52,7 @@ impl World {
                 let writes = self.chances.faults.random_range(0..WRITES_MAX);
                 let left = if self.chances.faults.random_bool(0.5) { Left::Nothing } else { Left::Everything };
                 if let Some(manager) = &self.hosts[host].manager {
-                    manager.disk.fail_in(if fault == Fault::FailedSync { 0 } else { writes }, left);
+                    if fault == Fault::FailedSync { manager.disk.fail_sync(left) } else { manager.disk.fail_in(writes, left) }
                 }
             }
             Fault::SlowDisk => {

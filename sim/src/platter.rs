@@ -38,6 +38,8 @@ struct Surface {
     unsynced: Vec<Names>,
     /// Calls until one fails, and all after it.
     left: Option<u64>,
+    /// The next sync fails, and all calls after it.
+    fails_sync: bool,
     full: bool,
     /// The process that writes.
     local: Option<Local>,
@@ -94,6 +96,13 @@ impl Surface {
             None => Ok(()),
         }
     }
+
+    fn sync(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.fails_sync) {
+            self.left = Some(0);
+        }
+        self.call()
+    }
 }
 
 impl Platter {
@@ -110,14 +119,21 @@ impl Platter {
         self.surface().left = Some(calls);
     }
 
+    /// The next sync fails: what was written before it may be there or not.
+    pub fn fail_sync(&self) {
+        self.surface().fails_sync = true;
+    }
+
     /// Whether a call is to fail.
     pub fn is_to_fail(&self) -> bool {
-        self.surface().left.is_some()
+        let surface = self.surface();
+        surface.fails_sync || surface.left.is_some()
     }
 
     /// No call fails that was to.
     pub fn mend(&self) {
-        self.surface().left = None;
+        let mut surface = self.surface();
+        (surface.left, surface.fails_sync) = (None, false);
     }
 
     pub fn set_full(&self, full: bool) {
@@ -211,7 +227,7 @@ impl Disk for Platter {
 
     fn sync(&self) -> io::Result<()> {
         let mut surface = self.surface();
-        surface.call()?;
+        surface.sync()?;
         surface.unsynced.clear();
         Ok(())
     }
@@ -260,7 +276,7 @@ impl DiskFile for File {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let called = self.platter.surface().call();
+        let called = self.platter.surface().sync();
         let mut content = hold(&self.content);
         let Content { durable, unsynced, .. } = &mut *content;
         if called.is_err() {

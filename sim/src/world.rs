@@ -249,7 +249,12 @@ impl World {
             if matches!(event, Event::Inspect) {
                 let since_us = self.now_us - self.calm_since_us;
                 let patience_us = if self.cluster.is_some() { CLUSTER_RECOVERY_US } else { RECOVERY_US };
-                match self.inspect().and_then(|()| self.inspect_service()).and_then(|()| self.inspect_watches()).and_then(|()| self.inspect_cluster()) {
+                match self
+                    .inspect()
+                    .and_then(|()| self.inspect_service())
+                    .and_then(|()| self.inspect_watches())
+                    .and_then(|()| self.inspect_cluster())
+                {
                     Ok(()) => return Ok(self.outcome(since_us)),
                     Err(why) if since_us >= patience_us => {
                         return Err(Violation(format!("{} s after the last fault: {why}", since_us / 1_000_000)));
