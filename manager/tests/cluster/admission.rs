@@ -24,7 +24,7 @@ use rcluster_manager::rpc::listen::Arrivals;
 use rcluster_manager::seal::{Opened, read_credentials};
 use tokio::sync::watch;
 
-use crate::support::{Cluster, addr, run_program, start, until};
+use crate::support::{self, Cluster, addr, run_program, start, until};
 
 /// Credentials by an authority of the test's own.
 fn foreign(authority: &Authority, part: Part, ttl: Duration) -> Security {
@@ -49,13 +49,13 @@ fn copy(from: &Path, to: &Path) {
 
 async fn refused(cluster: &Cluster, token: &str, name: &str, addr: &str) -> String {
     let token: JoinToken = token.parse().unwrap();
-    client::join(&cluster.addrs(), Some(&token), name, addr).await.unwrap_err().to_string()
+    support::join(&cluster.addrs(), &token, name, addr).await.unwrap_err().to_string()
 }
 
 /// The certificate that an agent has after joining.
 async fn agent(cluster: &Cluster, name: &str) -> (String, Security) {
     let token: JoinToken = cluster.founded.agent_token.parse().unwrap();
-    let joined = client::join(&cluster.addrs(), Some(&token), name, "").await.unwrap();
+    let joined = support::join(&cluster.addrs(), &token, name, "").await.unwrap();
     (joined.id, Security::new(joined.credentials.unwrap()).unwrap())
 }
 
@@ -102,12 +102,12 @@ async fn join_tokens_let_in_whom_they_are_for() {
     let elsewhere = JoinToken { authority: [7; 32], ..agent.clone() }.to_string();
     assert!(refused(&cluster, &elsewhere, "n1", "").await.contains("the join token is for another cluster"));
     // Nobody waits for that to change.
-    let error = client::join(&cluster.addrs(), Some(&elsewhere.parse().unwrap()), "n1", "").await.unwrap_err();
+    let error = support::join(&cluster.addrs(), &elsewhere.parse().unwrap(), "n1", "").await.unwrap_err();
     assert_eq!(error.code, ErrorCode::Unauthenticated);
     let mut control = cluster.control(&cluster.admin).await.unwrap();
     let rotated = control.join_token(v1::JoinTokenRequest { manager: false, rotate: true }).await.unwrap().into_inner().token;
     assert!(refused(&cluster, &cluster.founded.agent_token, "n1", "").await.contains("was rotated"));
-    let joined = client::join(&cluster.addrs(), Some(&rotated.parse().unwrap()), "n1", "").await.unwrap();
+    let joined = support::join(&cluster.addrs(), &rotated.parse().unwrap(), "n1", "").await.unwrap();
     assert_eq!(joined.cluster_id, cluster.founded.cluster_id);
     let taken = refused(&cluster, &cluster.founded.manager_token, "m1", &addr()).await;
     assert!(taken.contains("manager m1 at") && taken.contains("has the name m1"), "{taken}");
@@ -150,8 +150,7 @@ async fn who_joins_while_the_leader_ends_is_told_to_try_on_at_most() {
     cluster.join("m3");
     let token: JoinToken = cluster.founded.manager_token.parse().unwrap();
     for _ in 0..3 {
-        cluster.settled(&["m1", "m2", "m3"]).await;
-        let leader = cluster.status().await.unwrap().leader;
+        let leader = cluster.settled(&["m1", "m2", "m3"]).await.leader;
         let (dir, addr) = (cluster.manager(&leader).dir.clone(), cluster.manager(&leader).addr.clone());
         let (end, ended) = watch::channel(false);
         let knocks = Arc::new(AtomicU64::new(0));
@@ -243,7 +242,7 @@ async fn an_authority_that_was_dropped_lets_nobody_in() {
     let mut control = cluster.control(&cluster.admin).await.unwrap();
     let token = control.join_token(v1::JoinTokenRequest { manager: false, rotate: false }).await.unwrap().into_inner().token;
     let token: JoinToken = token.parse().unwrap();
-    client::join(&cluster.addrs(), Some(&token), "n3", "").await.unwrap();
+    support::join(&cluster.addrs(), &token, "n3", "").await.unwrap();
     assert!(refused(&cluster, &cluster.founded.agent_token, "n4", "").await.contains("the join token is for another cluster"));
 }
 

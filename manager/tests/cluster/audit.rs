@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use rcluster_api::client;
 use rcluster_api::identity::JoinToken;
 use rcluster_api::seal::{Key, UnlockKey};
 use rcluster_api::tls::Security;
@@ -13,7 +12,7 @@ use tokio::time::timeout;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::support::{Cluster, Manager, rest, token, until, user};
+use crate::support::{self, Cluster, Manager, rest, token, until, user};
 
 /// The events in a manager's log.
 pub fn events(manager: &Manager) -> Vec<Value> {
@@ -47,7 +46,7 @@ async fn changes_and_refusals_are_told_of_and_no_secret_is() {
     assert_eq!(rest(&channel, "GET", "/v1/services", Some("rct_wrong"), "").await.0, 401);
     assert_eq!(rest(&channel, "GET", "/v1/services", Some(&bearer), "").await.0, 200);
     ControlClient::new(channel.clone()).scale(v1::ScaleRequest { service: "web".to_owned(), replicas: 3 }).await.unwrap_err();
-    let joined = client::join(&cluster.addrs(), Some(&cluster.founded.agent_token.parse().unwrap()), "n1", "").await.unwrap();
+    let joined = support::join(&cluster.addrs(), &cluster.founded.agent_token.parse().unwrap(), "n1", "").await.unwrap();
     let agent = Security::new(joined.credentials.unwrap()).unwrap();
     cluster.list(&agent, v1::Kind::Network).await.unwrap_err();
     let mut control = cluster.control(&cluster.admin).await.unwrap();
@@ -98,12 +97,9 @@ fn network(name: &str) -> v1::ApplyRequest {
 #[tokio::test]
 async fn what_is_passed_on_is_told_of_by_both_managers() {
     let mut cluster = Cluster::found().await;
-    cluster.join("m2");
-    cluster.settled(&["m1", "m2"]).await;
-    let leader = cluster.status().await.unwrap().leader;
-    let follower = if leader == "m1" { "m2" } else { "m1" };
-    let addr = cluster.manager(follower).addr.clone();
-    let mut control = client::control(&[addr], &cluster.admin).await.unwrap();
+    let [leader, follower] = cluster.join_without_vote().await;
+    let addr = cluster.manager(&follower).addr.clone();
+    let mut control = support::control(&[addr], &cluster.admin).await.unwrap();
     control.apply(network("n1")).await.unwrap();
     let find = |manager: &Manager| events(manager).into_iter().find(|event| event["method"] == "Control/Apply" && event["outcome"] == "ok");
     let at_leader = until("the leader tells", || async { find(cluster.managers.iter().find(|one| one.name == leader).unwrap()) }).await;
@@ -120,7 +116,7 @@ async fn a_change_whose_caller_goes_away_is_told_of_and_counted() {
     let mut cluster = Cluster::found().await;
     cluster.join("m2");
     cluster.settled(&["m1", "m2"]).await;
-    let admin = client::connect(&[cluster.manager("m1").addr.clone()], &cluster.admin).await.unwrap();
+    let admin = support::connect(&[cluster.manager("m1").addr.clone()], &cluster.admin).await.unwrap();
     // Without a majority an answer takes its time.
     cluster.manager("m2").kill();
     let left = ["user admin", "Control/Apply", "network n1", "cancelled"].map(str::to_owned);
@@ -144,10 +140,8 @@ async fn exec(channel: &Channel) -> Status {
 #[tokio::test]
 async fn a_conversation_is_told_of_by_both_managers_and_where_there_is_no_leader() {
     let mut cluster = Cluster::found().await;
-    cluster.join("m2");
-    let leader = cluster.settled(&["m1", "m2"]).await.leader;
-    let follower = if leader == "m1" { "m2" } else { "m1" };
-    let admin = client::connect(&[cluster.manager(follower).addr.clone()], &cluster.admin).await.unwrap();
+    let [leader, follower] = cluster.join_without_vote().await;
+    let admin = support::connect(&[cluster.manager(&follower).addr.clone()], &cluster.admin).await.unwrap();
     let find = |manager: &Manager, outcome: &str| {
         let event = ["user admin", "Control/Relay", "exec in web.1", outcome].map(str::to_owned);
         all(manager).contains(&event).then_some(())
@@ -159,7 +153,7 @@ async fn a_conversation_is_told_of_by_both_managers_and_where_there_is_no_leader
         until("both tell", || async { find(manager, "not_found") }).await;
     }
     cluster.manager(&leader).kill();
-    let manager: &Manager = cluster.manager(follower);
+    let manager: &Manager = cluster.manager(&follower);
     until("a refusal for want of a leader is told of", || async {
         exec(&admin).await;
         find(manager, "unavailable")

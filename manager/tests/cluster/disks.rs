@@ -122,16 +122,6 @@ async fn write_until_the_end(cluster: &mut Cluster, name: &str, from: usize) -> 
     panic!("{name} goes on: {}", cluster.manager(name).log());
 }
 
-/// Waits until all three are there and have all that the leader has.
-async fn whole(cluster: &Cluster) {
-    until("all have all", || async {
-        let status = cluster.status().await.ok().filter(|status| status.answered_by == status.leader)?;
-        let has_all = |manager: &v1::ManagerStatus| manager.voter && manager.reachable && manager.matched >= status.committed;
-        (status.managers.len() == 3 && status.managers.iter().all(has_all)).then_some(())
-    })
-    .await;
-}
-
 fn last_words(cluster: &mut Cluster, name: &str) -> String {
     let log = cluster.manager(name).log();
     let lines: Vec<&str> = log.lines().rev().take(6).collect();
@@ -179,7 +169,7 @@ fn a_full_disk_ends_its_manager_with_what_to_do_and_the_others_go_on_until_there
         }
         fs::remove_file(filler).unwrap();
         start_again(&mut cluster, "m3");
-        whole(&cluster).await;
+        cluster.whole().await;
         let configs = cluster.list(&cluster.admin, v1::Kind::Config).await.unwrap().len();
         assert_eq!(configs, written);
         // What it has is good for a majority.
@@ -207,7 +197,7 @@ fn a_disk_that_turns_read_only_ends_its_manager_with_what_to_do_and_it_starts_on
         disk.unmount();
         disk.mount();
         start_again(&mut cluster, "m3");
-        whole(&cluster).await;
+        cluster.whole().await;
         assert_eq!(cluster.networks().await, 3);
     });
 }
@@ -234,7 +224,7 @@ async fn a_write_that_the_power_cut_is_mended_and_told_with_its_place() {
     assert!(place.iter().all(|text| told.contains(text)) && told.contains("is cut off"), "{told}");
     cluster.settled(&["m1", "m2", "m3"]).await;
     cluster.write("after").await;
-    whole(&cluster).await;
+    cluster.whole().await;
 }
 
 #[tokio::test]
@@ -266,7 +256,7 @@ async fn damage_before_whole_batches_is_refused_with_its_place_and_what_it_says_
     fs::remove_dir_all(&dir).unwrap();
     let addr = cluster.manager("m3").addr.clone();
     cluster.join_at("m3", &dir, &addr);
-    whole(&cluster).await;
+    cluster.whole().await;
     assert_eq!(cluster.networks().await, 2);
 }
 

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rcluster_api::client;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::identity::JoinToken;
 use rcluster_api::tls::Security;
@@ -15,7 +14,7 @@ use rcluster_api::wire::v1::raft_client::RaftClient;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::support::{Cluster, rest, rest_with, start, token, until, user};
+use crate::support::{self, Cluster, rest, rest_with, start, token, until, user};
 
 /// One manager with these limits.
 async fn limited(flags: &[&str]) -> Cluster {
@@ -132,7 +131,7 @@ async fn streams_and_connections_are_limited_for_each_caller() {
         // Who asks for nothing is hung up on.
         list(&mut ControlClient::new(one.clone())).await.unwrap();
     }
-    let one_more = client::connect(&cluster.addrs(), &flo).await.unwrap();
+    let one_more = cluster.connect(&flo).await.unwrap();
     let error = ApiError::from(list(&mut ControlClient::new(one_more)).await.unwrap_err());
     assert!(error.code == ErrorCode::TooMany && error.message.contains("3 connections"), "{error}");
     cluster.list(&ann, v1::Kind::Network).await.unwrap();
@@ -146,7 +145,7 @@ async fn connections_without_a_certificate_shut_out_nobody_who_has_one() {
     cluster.write("n1").await;
     let ann = user(&cluster, "ann", v1::UserRole::ReadOnly).await;
     let token = cluster.founded.agent_token.parse::<JoinToken>().unwrap();
-    let agent = client::join(&cluster.addrs(), Some(&token), "n1", "").await.unwrap();
+    let agent = support::join(&cluster.addrs(), &token, "n1", "").await.unwrap();
     let agent = Security::new(agent.credentials.unwrap()).unwrap();
     let nobody = Security::joining(&token).unwrap();
     let standing = Mutex::new(Vec::new());
@@ -193,7 +192,7 @@ async fn what_agents_and_managers_ask_is_counted_when_a_user_asks_it() {
     assert!(refused(|| batch(&flo)).await > 0);
     assert!(refused(|| session(&flo)).await > 0);
     let token = cluster.founded.agent_token.parse::<JoinToken>().unwrap();
-    let agent = client::join(&cluster.addrs(), Some(&token), "n1", "").await.unwrap();
+    let agent = support::join(&cluster.addrs(), &token, "n1", "").await.unwrap();
     let agent = cluster.connect(&Security::new(agent.credentials.unwrap()).unwrap()).await.unwrap();
     assert_eq!((refused(|| batch(&agent)).await, refused(|| session(&agent)).await), (0, 0));
 }

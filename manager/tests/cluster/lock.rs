@@ -10,9 +10,11 @@ use rcluster_api::seal::{Key, UnlockKey};
 use rcluster_api::tls::Security;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::AutolockAction::{Off, On, Rotate, Show};
+use rcluster_api::wire::v1::door_client::DoorClient;
 use rcluster_manager::found::open_seal;
 use rcluster_manager::seal::{Opened, key_used, read_credentials};
 use rcluster_manager::store::{LogError, StoreError, identity, keys_used, salvage};
+use tonic::transport::Channel;
 
 use crate::support::{Cluster, addr, run_program, start, until};
 
@@ -82,15 +84,23 @@ fn restart(cluster: &mut Cluster, name: &str) {
     *manager = start(name, &manager.dir.clone(), &manager.addr.clone(), &[]);
 }
 
-/// Gives a key to a locked manager.
-async fn unlock(addr: &str, security: &Security, key: &UnlockKey) -> Result<(), ApiError> {
-    let mut client = until(&format!("{addr} is locked"), || async {
+/// A connection to a manager, once it is locked.
+async fn locked(addr: &str, security: &Security) -> DoorClient<Channel> {
+    until(&format!("{addr} is locked"), || async {
         match door(addr, security).await {
             Door::Locked(client) => Some(client),
             Door::Open | Door::Unreachable(_) => None,
         }
     })
-    .await;
+    .await
+}
+
+/// Gives a key to a locked manager.
+async fn unlock(addr: &str, security: &Security, key: &UnlockKey) -> Result<(), ApiError> {
+    give(locked(addr, security).await, key).await
+}
+
+async fn give(mut client: DoorClient<Channel>, key: &UnlockKey) -> Result<(), ApiError> {
     let key = Some(v1::Payload { bytes: key.0.bytes().to_vec() });
     client.unlock(v1::UnlockRequest { key }).await?;
     Ok(())
@@ -149,9 +159,13 @@ async fn a_locked_manager_waits_for_the_key_and_nothing_is_lost() {
     assert_eq!(wrong.message, needed);
     // Who guesses keeps nobody out: once one guess is answered, the others stand in line, and the right key does not.
     let mut guesses = tokio::task::JoinSet::new();
-    for _ in 0..8 {
-        let (addr, admin) = (addr.clone(), cluster.admin.clone());
-        guesses.spawn(async move { unlock(&addr, &admin, &UnlockKey(Key::random())).await });
+    for _ in 0..10 {
+        let client = locked(&addr, &cluster.admin).await;
+        // As many as a connection takes at once; a line of 40 seconds in all.
+        for _ in 0..4 {
+            let client = client.clone();
+            guesses.spawn(async move { give(client, &UnlockKey(Key::random())).await });
+        }
     }
     guesses.join_next().await.unwrap().unwrap().unwrap_err();
     let told = cluster.status().await.unwrap_err();

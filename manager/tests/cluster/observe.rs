@@ -1,12 +1,11 @@
 //! What a manager tells of itself.
 
-use rcluster_api::client;
 use rcluster_api::identity::JoinToken;
 use rcluster_api::tls::Security;
 use rcluster_api::wire::v1;
 use tonic::transport::Channel;
 
-use crate::support::{Cluster, rest, token, until, user};
+use crate::support::{self, Cluster, rest, token, until, user};
 
 /// A manager's figures.
 struct Figures(String);
@@ -37,7 +36,7 @@ async fn figures_move_with_what_is_done() {
     cluster.join("m3");
     let leader = cluster.settled(&["m1", "m2", "m3"]).await.leader;
     let addr = cluster.manager(&leader).addr.clone();
-    let channel = client::connect(&[addr], &cluster.admin).await.unwrap();
+    let channel = support::connect(&[addr], &cluster.admin).await.unwrap();
     let before = Figures::of(&channel, None).await;
     let mut control = rcluster_api::wire::v1::control_client::ControlClient::new(channel.clone());
     for name in ["n1", "n2", "n3"] {
@@ -102,7 +101,7 @@ async fn lag_of_one_that_is_gone(cluster: &mut Cluster, channel: &Channel, leade
     });
     assert!(seen.await > 0.0, "what its last write took");
     let addr = cluster.manager(followers[1]).addr.clone();
-    let follower = client::connect(&[addr], &cluster.admin).await.unwrap();
+    let follower = support::connect(&[addr], &cluster.admin).await.unwrap();
     let figures = Figures::of(&follower, None).await;
     assert_eq!(figures.value("rcluster_raft_role{role=\"follower\"}"), 1.0);
     assert!(figures.value("rcluster_snapshots_total{deed=\"installed\"}") + figures.value("rcluster_transactions_applied_total") > 3.0);

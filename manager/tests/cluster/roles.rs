@@ -8,7 +8,7 @@ use rcluster_api::tls::Security;
 use rcluster_api::wire::v1;
 use tower::{Service, ServiceExt};
 
-use crate::support::{Cluster, rest, token, user};
+use crate::support::{self, Cluster, rest, token, user};
 
 #[tokio::test]
 async fn users_may_what_their_roles_allow_until_they_are_removed() {
@@ -62,7 +62,7 @@ async fn rest_takes_tokens_and_certificates_also_by_a_follower() {
     let nobody = Security::joining(&cluster.founded.agent_token.parse::<JoinToken>().unwrap()).unwrap();
     for manager in &status.managers {
         let addr = [manager.addr.clone()];
-        let channel = rcluster_api::client::connect(&addr, &nobody).await.unwrap();
+        let channel = support::connect(&addr, &nobody).await.unwrap();
         assert_eq!(rest(&channel, "GET", "/healthz", None, "").await, (200, "ok\n".to_owned()));
         let (status, body) = rest(&channel, "GET", "/v1/services", None, "").await;
         assert_eq!(status, 401, "{body}");
@@ -74,7 +74,7 @@ async fn rest_takes_tokens_and_certificates_also_by_a_follower() {
         assert!(status == 403 && body.contains("user rita has the role read-only; deploying needs deploy"), "{body}");
         let (status, body) = rest(&channel, "PUT", &path, Some(&writer), "{}").await;
         assert_eq!(status, 200, "{body}");
-        let admin = rcluster_api::client::connect(&addr, &cluster.admin).await.unwrap();
+        let admin = support::connect(&addr, &cluster.admin).await.unwrap();
         let (status, body) = rest(&admin, "GET", "/v1/users", None, "").await;
         assert!(status == 200 && body.contains("\"rita\"") && !body.contains("sha256"), "{body}");
     }

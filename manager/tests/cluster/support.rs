@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rcluster_api::client;
+use rcluster_api::client::{self, Joined};
 use rcluster_api::error::ApiError;
+use rcluster_api::identity::JoinToken;
 use rcluster_api::tls::{Credentials, Security, SigningRequest};
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::control_client::ControlClient;
@@ -219,11 +220,11 @@ impl Cluster {
 
     /// A connection to any of the managers.
     pub async fn connect(&self, security: &Security) -> Result<Channel, ApiError> {
-        patient(async || client::connect(&self.addrs(), security).await).await
+        connect(&self.addrs(), security).await
     }
 
     pub async fn control(&self, security: &Security) -> Result<ControlClient<Channel>, ApiError> {
-        patient(async || client::control(&self.addrs(), security).await).await
+        control(&self.addrs(), security).await
     }
 
     pub async fn status(&self) -> Result<v1::ClusterResponse, ApiError> {
@@ -244,9 +245,39 @@ impl Cluster {
         .await
     }
 
-    /// Writes a network called `name`, trying on while there is no leader.
-    pub async fn write(&self, name: &str) {
-        until(&format!("{name} is written"), || async { self.try_write(&self.admin, name).await.ok() }).await;
+    /// Waits until all three are there and have all that the leader has.
+    pub async fn whole(&self) -> v1::ClusterResponse {
+        until("all have all", || async {
+            let status = self.status().await.ok().filter(|status| status.answered_by == status.leader)?;
+            let has_all = |manager: &v1::ManagerStatus| manager.voter && manager.reachable && manager.matched >= status.committed;
+            (status.managers.len() == 3 && status.managers.iter().all(has_all)).then(|| status.clone())
+        })
+        .await
+    }
+
+    /// Has a second manager join, m2, and takes the vote of the one that does not lead: the other leads on, whatever stands still for a
+    /// while. Their names, the leader's first.
+    pub async fn join_without_vote(&mut self) -> [String; 2] {
+        self.join("m2");
+        let leader = self.settled(&["m1", "m2"]).await.leader;
+        let other = if leader == "m1" { "m2" } else { "m1" };
+        let request = v1::UpdateManagerRequest { manager: other.to_owned(), role: v1::ManagerRole::Standby.into(), addr: String::new() };
+        until("one votes alone", || async {
+            let status = self.status().await.ok()?;
+            let as_asked = |manager: &v1::ManagerStatus| manager.reachable && manager.voter == (manager.name == leader);
+            if status.leader == leader && status.managers.len() == 2 && status.managers.iter().all(as_asked) {
+                return Some(());
+            }
+            self.control(&self.admin).await.ok()?.update_manager(request.clone()).await.ok()?;
+            None
+        })
+        .await;
+        [leader, other.to_owned()]
+    }
+
+    /// Writes a network called `name`, trying on while there is no leader; the revision since which it is there.
+    pub async fn write(&self, name: &str) -> u64 {
+        until(&format!("{name} is written"), || async { self.try_write(&self.admin, name).await.ok() }).await
     }
 
     pub async fn try_write(&self, security: &Security, name: &str) -> Result<u64, ApiError> {
@@ -257,6 +288,10 @@ impl Cluster {
     }
 
     pub async fn list(&self, security: &Security, kind: v1::Kind) -> Result<Vec<v1::Object>, ApiError> {
+        led(async || self.list_once(security, kind).await).await
+    }
+
+    async fn list_once(&self, security: &Security, kind: v1::Kind) -> Result<Vec<v1::Object>, ApiError> {
         let request = v1::ListRequest { kind: kind.into(), ..v1::ListRequest::default() };
         Ok(self.control(security).await?.list(request).await?.into_inner().objects)
     }
@@ -269,13 +304,43 @@ impl Cluster {
 pub async fn user(cluster: &Cluster, name: &str, role: v1::UserRole) -> Security {
     let signing = SigningRequest::new().unwrap();
     let request = v1::CreateUserRequest { name: name.to_owned(), role: role.into(), ttl_ms: 0, signing_request: signing.request };
-    let answer = cluster.control(&cluster.admin).await.unwrap().create_user(request).await.unwrap().into_inner();
+    let answer = led(async || create_user(cluster, request.clone()).await).await.unwrap();
     Security::new(Credentials::new(answer.credentials.unwrap(), signing.key)).unwrap()
 }
 
 pub async fn token(cluster: &Cluster, name: &str, role: v1::UserRole) -> String {
     let request = v1::CreateUserRequest { name: name.to_owned(), role: role.into(), ..v1::CreateUserRequest::default() };
-    cluster.control(&cluster.admin).await.unwrap().create_user(request).await.unwrap().into_inner().token
+    led(async || create_user(cluster, request.clone()).await).await.unwrap().token
+}
+
+async fn create_user(cluster: &Cluster, request: v1::CreateUserRequest) -> Result<v1::CreateUserResponse, ApiError> {
+    Ok(cluster.control(&cluster.admin).await?.create_user(request).await?.into_inner())
+}
+
+/// Asks again for as long as it was not done for want of a leader.
+pub async fn led<T>(ask: impl AsyncFn() -> Result<T, ApiError>) -> Result<T, ApiError> {
+    let undone = ["the managers have no leader", "the request was not carried out"];
+    let until = Instant::now() + DEADLINE;
+    loop {
+        match ask().await {
+            Err(error) if undone.iter().any(|why| error.message.contains(why)) && Instant::now() < until => {}
+            answer => return answer,
+        }
+    }
+}
+
+/// A connection to any of these managers.
+pub async fn connect(addrs: &[String], security: &Security) -> Result<Channel, ApiError> {
+    patient(async || client::connect(addrs, security).await).await
+}
+
+pub async fn control(addrs: &[String], security: &Security) -> Result<ControlClient<Channel>, ApiError> {
+    patient(async || client::control(addrs, security).await).await
+}
+
+/// Joins the cluster of these managers, as an agent when there is no `addr`.
+pub async fn join(addrs: &[String], token: &JoinToken, name: &str, addr: &str) -> Result<Joined, ApiError> {
+    patient(async || led(async || client::join(addrs, Some(token), name, addr).await).await).await
 }
 
 /// Connects as often as it takes: on a busy machine a handshake may take longer than a client waits for it.

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt;
-use rcluster_api::client;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::identity::JoinToken;
 use rcluster_api::tls::Security;
@@ -12,14 +11,14 @@ use rcluster_api::wire::v1;
 use tonic::Streaming;
 use tower::{Service, ServiceExt};
 
-use crate::support::{Cluster, start, token, until, user};
+use crate::support::{self, Cluster, start, token, until, user};
 
 /// Waits for one message for so long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn watch(cluster: &Cluster, addr: &str, from_revision: u64) -> Result<Streaming<v1::WatchResponse>, ApiError> {
     let request = v1::WatchRequest { kinds: vec![v1::Kind::Network.into()], from_revision };
-    Ok(client::control(&[addr.to_owned()], &cluster.admin).await?.watch(request).await?.into_inner())
+    Ok(support::control(&[addr.to_owned()], &cluster.admin).await?.watch(request).await?.into_inner())
 }
 
 async fn next(stream: &mut Streaming<v1::WatchResponse>) -> Result<v1::WatchResponse, ApiError> {
@@ -67,7 +66,7 @@ async fn a_watch_goes_on_from_its_revision_with_any_manager_and_after_a_restart(
         assert_eq!(reader.networks.values().cloned().collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>(), expected);
     }
     // The leader goes; what is written meanwhile is told by one that was not asked before, and by the old one when it is back.
-    let leader = cluster.status().await.unwrap().leader;
+    let leader = cluster.settled(&["m1", "m2", "m3"]).await.leader;
     cluster.manager(&leader).kill();
     cluster.write("n4").await;
     let other = if leader == "m1" { "m2" } else { "m1" };

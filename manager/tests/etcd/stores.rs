@@ -52,6 +52,11 @@ pub async fn begin(config: StoreConfig, access: &Access) -> Result<Running, Fata
     begin_timed(config, access, timing()).await
 }
 
+/// Leases that do not end while the machine stands still: leadership changes when it is given up, and not else.
+pub fn steady() -> EtcdTiming {
+    EtcdTiming { lease: Duration::from_secs(120), ..timing() }
+}
+
 async fn begin_timed(config: StoreConfig, access: &Access, timing: EtcdTiming) -> Result<Running, Fatal> {
     let (told, fatal) = watch::channel(None);
     let on_fatal = move |fatal: &Fatal| drop(told.send_replace(Some(fatal.to_string())));
@@ -72,23 +77,21 @@ impl Stores {
     }
 
     pub async fn start_timed(count: u64, timing: EtcdTiming) -> Self {
-        let server = Server::start().await;
-        assert!(found(&server.access(), "cluster", first(count)).await.unwrap());
-        let mut running = Vec::new();
-        for id in 1..=count {
-            running.push(begin_timed(config(id), &server.access(), timing).await.unwrap());
-        }
-        Self { server, running }
+        Self::start_with(count, timing, |_| {}).await
     }
 
     pub async fn start_tuned(count: u64, tune: impl Fn(&mut StoreConfig)) -> Self {
+        Self::start_with(count, timing(), tune).await
+    }
+
+    pub async fn start_with(count: u64, timing: EtcdTiming, tune: impl Fn(&mut StoreConfig)) -> Self {
         let server = Server::start().await;
         assert!(found(&server.access(), "cluster", first(count)).await.unwrap());
         let mut running = Vec::new();
         for id in 1..=count {
             let mut config = config(id);
             tune(&mut config);
-            running.push(begin(config, &server.access()).await.unwrap());
+            running.push(begin_timed(config, &server.access(), timing).await.unwrap());
         }
         Self { server, running }
     }
@@ -115,8 +118,7 @@ impl Stores {
     /// Lets the one at `index` of two lead.
     pub async fn lead(&self, index: usize) {
         self.leader().await;
-        self.store(1 - index).transfer_leadership(index as u64 + 1);
-        self.leader_among(&[index]).await;
+        give_up(self.store(1 - index), index as u64 + 1, self.store(index)).await;
     }
 
     /// Has `transaction` made by whoever leads among `indices`, trying again while nothing was proposed.
@@ -152,6 +154,18 @@ impl Stores {
     pub async fn all_have(&self, indices: &[usize], id: &str) {
         until(id, || indices.iter().all(|index| has(&self.store(*index).state(), id)).then_some(())).await;
     }
+}
+
+/// Has one of two stores give leadership up to the other, called `id`, as often as it takes: one that is late does not get it.
+pub async fn give_up(one: &Store, id: u64, other: &Store) {
+    let leads = || (other.role().borrow().kind == RoleKind::Leader).then_some(());
+    let handed_over = async {
+        while leads().is_none() {
+            one.transfer_leadership(id);
+            within(Duration::from_secs(2), until("the other leads", leads)).await;
+        }
+    };
+    soon("the other leads", handed_over).await;
 }
 
 /// What a future that is polled at most so long yields.

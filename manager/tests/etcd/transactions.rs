@@ -5,7 +5,7 @@ use std::time::Duration;
 use rcluster_manager::store::{ProposeError, RoleKind};
 
 use crate::promises::{has, make, soon, until};
-use crate::stores::{Stores, begin, config};
+use crate::stores::{Stores, begin, config, give_up};
 
 /// An operator, or the end of the lease, takes the leader's key away while proposals come in all the time.
 #[tokio::test(flavor = "multi_thread")]
@@ -70,10 +70,7 @@ fn a_leader_that_has_not_heard_of_its_end_writes_nothing() {
     let own = 2 - other as u64;
     here.block_on(cluster.store(1 - other).shutdown());
     let stale = still.block_on(begin(config(own), &cluster.server.access())).unwrap();
-    still.block_on(async {
-        cluster.store(other).transfer_leadership(own);
-        until("it leads", || (stale.store.role().borrow().kind == RoleKind::Leader).then_some(())).await;
-    });
+    still.block_on(give_up(cluster.store(other), own, &stale.store));
     here.block_on(async {
         let mut client = cluster.server.client().await;
         client.delete("/test/cluster/live/leader", None).await.unwrap();

@@ -1,8 +1,9 @@
 //! Stores on logs in directories, with real connections.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use raft::eraftpb::{Message, MessageType};
 use rcluster_api::client::MESSAGE_BYTES_MAX;
@@ -14,7 +15,7 @@ use rcluster_manager::config::Limits;
 use rcluster_manager::rpc::limits::Limiter;
 use rcluster_manager::rpc::listen::{self, Arrivals};
 use rcluster_manager::rpc::raft::RaftService;
-use rcluster_manager::store::{Member, RoleKind, Store, StoreConfig, identity, prepare, start};
+use rcluster_manager::store::{Member, ProposeError, RoleKind, Store, StoreConfig, identity, prepare, start};
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 
@@ -33,6 +34,12 @@ impl Manager {
         self.store.shutdown().await;
         self.addr
     }
+}
+
+/// An address of 127.0.0.0/8 that nobody else has: it is free again once who listened there has ended.
+fn own_addr() -> SocketAddr {
+    let [a, b, c] = rand::random::<[u8; 3]>();
+    SocketAddr::from((Ipv4Addr::new(127, a.clamp(1, 250), b, c.clamp(1, 250)), 7443))
 }
 
 async fn listen(addr: SocketAddr) -> TcpListener {
@@ -57,7 +64,7 @@ async fn serve(listener: TcpListener, dir: &Path, id: u64, members: Vec<Member>)
 async fn cluster(dir: &Path) -> (Vec<Member>, Vec<Manager>) {
     let mut listeners = Vec::new();
     for _ in 0..3 {
-        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        listeners.push(TcpListener::bind(own_addr()).await.unwrap());
     }
     let addrs = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string());
     let members: Vec<Member> = (1..).zip(addrs).map(|(id, addr)| Member { id, name: format!("m{id}"), addr }).collect();
@@ -73,14 +80,29 @@ async fn leader(managers: &[Manager]) -> usize {
     until("a leader", || managers.iter().position(leads)).await
 }
 
+/// Has whoever leads make the event, and asks again when nobody knows whether it was made.
+async fn write(managers: &[Manager], id: &str) {
+    let attempt = async {
+        loop {
+            let first = leader(managers).await;
+            match managers[first].store.propose(make(id)).await {
+                // The attempt before has made it.
+                Ok(_) | Err(ProposeError::Conflict(_)) => return,
+                Err(ProposeError::NotLeader { .. } | ProposeError::Unavailable) => tokio::time::sleep(Duration::from_millis(2)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    soon("a write", attempt).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn all_stop_and_start_again_and_nothing_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let (members, mut managers) = cluster(dir.path()).await;
     for round in 0..2 {
-        let first = leader(&managers).await;
         for number in 0..30 {
-            managers[first].store.propose(make(&format!("{round}-{number:02}"))).await.unwrap();
+            write(&managers, &format!("{round}-{number:02}")).await;
         }
         let mut addrs = Vec::new();
         for manager in managers.drain(..) {
@@ -90,7 +112,7 @@ async fn all_stop_and_start_again_and_nothing_is_lost() {
             managers.push(serve(listen(addr).await, dir.path(), id, members.clone()).await);
         }
         for manager in &managers {
-            soon("a read", manager.store.read_barrier()).await.unwrap();
+            soon("a read", async { while manager.store.read_barrier().await.is_err() {} }).await;
             assert_eq!(manager.store.state().events().len(), 30 * (round + 1));
         }
     }
@@ -103,10 +125,9 @@ async fn a_manager_that_was_away_is_sent_the_tables() {
     let first = leader(&managers).await;
     let away = (first + 1) % 3;
     let id = away as u64 + 1;
-    let writer = managers[first].store.clone();
     let addr = managers.remove(away).stop().await;
     for number in 0..60 {
-        writer.propose(make(&format!("{number:02}"))).await.unwrap();
+        write(&managers, &format!("{number:02}")).await;
     }
     let back = serve(listen(addr).await, dir.path(), id, members).await;
     until("it has everything", || has(&back.store.state(), "59").then_some(())).await;
