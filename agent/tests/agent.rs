@@ -39,8 +39,7 @@ async fn a_task_that_ends_well_is_complete_and_one_that_is_killed_says_by_what()
     let _agent = Agent::start(&[manager.address]);
     manager.assign(vec![shell_task(A, "exit 0"), shell_task(B, "kill -SEGV $$; sleep 60")]);
     assert_eq!(manager.reported(A, TaskState::Complete).await.state(), TaskState::Complete);
-    let pid =
-        manager.until("the process of b", |seen| seen.statuses.get(B)?.containers.first().map(|c| c.pid).filter(|pid| *pid > 0)).await;
+    let pid = manager.reported(B, TaskState::Running).await.containers[0].pid;
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
     assert_eq!(manager.reported(B, TaskState::Failed).await.message, "container web was killed by SIGKILL");
@@ -111,7 +110,7 @@ async fn a_node_that_is_another_one_than_before_takes_what_its_new_managers_send
     manager.reported(B, TaskState::Running).await;
     eventually("what it had for the others is gone", || (!is_alive(before.containers[0].pid)).then_some(())).await;
     let registrations = manager.seen.borrow().registrations.clone();
-    assert_ne!(registrations[0].node_id, registrations[1].node_id);
+    assert_ne!(registrations[0].node_id, registrations.last().expect("one").node_id);
     manager.assign_at(1, 3, Vec::new());
     eventually("nothing is left", || agent.leftovers(B).is_empty().then_some(())).await;
 }
@@ -128,7 +127,7 @@ async fn a_killed_agent_that_is_started_again_adopts_the_same_processes() {
     fs::write(format!("/proc/{}/root/go", b.containers[0].pid), "").expect("write");
     eventually("b ends without an agent", || agent.run().join("tasks").join(B).join("c-web/exit.json").exists().then_some(())).await;
     agent.spawn();
-    manager.until("the second registration", |seen| (seen.registrations.len() == 2).then_some(())).await;
+    manager.until("the second registration", |seen| (seen.registrations.len() >= 2).then_some(())).await;
     let registrations = manager.seen.borrow().registrations.clone();
     assert_eq!(registrations[0].node_id, registrations[1].node_id);
     assert_eq!(registrations[0].incarnation, registrations[1].incarnation, "the host did not boot");
@@ -166,6 +165,8 @@ async fn stopping_sends_the_stop_signal_and_after_the_grace_sigkill_and_nothing_
     manager.assign(vec![obedient.clone(), stubborn.clone()]);
     manager.reported(A, TaskState::Running).await;
     manager.reported(B, TaskState::Running).await;
+    let log = agent.state().join("logs").join(A).join("web.log");
+    eventually("the trap of a is set", || fs::read_to_string(&log).ok().filter(|text| text.contains("ready"))).await;
     let stopped = [obedient, stubborn].map(|mut task| {
         task.desired_state = TaskState::Shutdown.into();
         task
@@ -248,7 +249,7 @@ async fn a_running_task_that_is_not_known_here_was_lost_with_a_boot_and_is_not_s
     let status = manager.reported(A, TaskState::Failed).await;
     assert_eq!((status.state(), status.message.as_str()), (TaskState::Failed, "the host restarted"));
     let registrations = manager.seen.borrow().registrations.clone();
-    assert_eq!(registrations[1].incarnation, registrations[0].incarnation + 1);
+    assert_eq!(registrations.last().expect("one").incarnation, registrations[0].incarnation + 1);
     eventually("what its containers wrote is gone", || (!agent.state().join("tasks").join(A).exists()).then_some(())).await;
 }
 
@@ -300,9 +301,10 @@ async fn a_follower_sends_the_agent_to_the_leader_and_a_deaf_leader_is_left() {
     let leader = Manager::leader().await;
     let follower = Manager::follower(leader.address).await;
     let _agent = Agent::start(&[follower.address]);
-    leader.until("a registration", |seen| (seen.registrations.len() == 1 && seen.heartbeats > 2).then_some(())).await;
+    leader.until("a registration", |seen| (seen.heartbeats > 2).then_some(())).await;
+    let before = leader.seen.borrow().registrations.len();
     leader.set_deaf(true);
-    leader.until("it comes back by the follower", |seen| (seen.registrations.len() > 1).then_some(())).await;
+    leader.until("it comes back by the follower", |seen| (seen.registrations.len() > before).then_some(())).await;
 }
 
 #[tokio::test]
@@ -390,10 +392,9 @@ async fn a_task_tells_how_far_its_image_has_come_stops_while_it_comes_and_the_ne
     assert!(half.starts_with("pulling 1/2 layers, "), "{half}");
     let mut stopped = task_of(A, &image, "exit 0");
     stopped.desired_state = TaskState::Shutdown.into();
-    let begin = Instant::now();
     manager.assign(vec![stopped]);
+    // Long before it would give the registry up, which says nothing more for longer than this waits.
     manager.reported(A, TaskState::Shutdown).await;
-    assert!(begin.elapsed() < Duration::from_secs(5), "it waited for the registry: {:?}", begin.elapsed());
     eventually("nothing is left", || agent.leftovers(A).is_empty().then_some(())).await;
 
     manager.assign(vec![task_of(B, &image, "cat /remote >/dev/null && exit 7")]);
@@ -420,7 +421,8 @@ async fn an_image_that_no_registry_has_is_rejected_and_one_that_cannot_be_asked_
     let manager = Manager::leader().await;
     let _agent = Agent::start_with(&[manager.address], &["--registry-plain-http", "127.0.0.1"]);
     let registry = Fake::start(|_| reply(404, ""));
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("an address");
+    // A port that nobody is given.
+    let closed = "127.0.0.1:1";
     let (none, unreachable) = (registry.name("web:1"), format!("{closed}/web:1"));
     manager.assign(vec![task_of(A, &none, "true"), task_of(B, &unreachable, "true")]);
     let message = manager.reported(A, TaskState::Rejected).await.message;

@@ -184,7 +184,7 @@ fn limits() {
         ),
         case(
             "too many processes",
-            r#"$R --rm --pids-limit 5 bb sh -c 'for n in 1 2 3 4 5 6; do sleep 5 & done; echo all' 2>&1 | sort | uniq | sed 's/line [0-9]*//'"#,
+            r#"$R --rm --pids-limit 5 bb sh -c 'for n in 1 2 3 4 5 6; do sleep 1000 & done; echo all' 2>&1 | sort | uniq | sed 's/line [0-9]*//'"#,
         ),
     ]);
     docker.assert_nothing_is_left();
@@ -205,11 +205,11 @@ fn a_life() {
             "stop",
             r#"state() { $D inspect -f '{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}} {{.State.Error}} {{.RestartCount}}' $N; }
                $R -d --name $N bb sh -c 'trap "echo bye; exit 3" TERM; echo ready; while :; do sleep 0.05; done'; until $D logs $N | grep -q ready; do sleep 0.05; done
-               $D stop $N; state; $D logs $N; $D start $N; until $D logs $N | grep -c ready | grep -q 2; do sleep 0.05; done; state; $D stop -t 5 $N; $D logs $N; $D rm $N
+               $D stop -t 60 $N; state; $D logs $N; $D start $N; until $D logs $N | grep -c ready | grep -q 2; do sleep 0.05; done; state; $D stop -t 60 $N; $D logs $N; $D rm $N
                $R -d --name $N --stop-signal USR1 bb sh -c 'trap "exit 4" USR1; touch /ready; while :; do sleep 0.05; done'; until $D exec $N test -e /ready; do sleep 0.05; done
-               $D stop $N; state; $D rm $N
+               $D stop -t 60 $N; state; $D rm $N
                $R -d --name $N bb sleep 1000; $D stop -t 0 $N; state; $D rm $N
-               $R -d --name $N --init bb sleep 1000; $D stop -t 5 $N; state; $D rm $N
+               $R -d --name $N --init bb sleep 1000; until $D top $N 2>/dev/null | grep -v init | grep -q "sleep 1000"; do sleep 0.05; done; $D stop -t 60 $N; state; $D rm $N
                $R -d --name $N bb sleep 1000; $D rm $N; $D rm -f $N"#,
         ),
         case(
@@ -219,7 +219,7 @@ fn a_life() {
         ),
         case(
             "pause",
-            r#"$R -d --name $N bb sleep 1000; $D pause $N; $D inspect -f '{{.State.Status}} {{.State.Paused}} {{.State.Running}}' $N; $D pause $N; $D exec $N true; echo $?
+            r#"$R -d --name $N bb sleep 1000; until $D exec $N grep -q sleep /proc/1/comm; do sleep 0.05; done; $D pause $N; $D inspect -f '{{.State.Status}} {{.State.Paused}} {{.State.Running}}' $N; $D pause $N; $D exec $N true; echo $?
                $D top $N -o args; $D ps --filter name=$N --format '{{.Names}} {{.Status}}' | sed -E 's/Up .* (\(|second)/Up \1/; s/[0-9]+ seconds?//'
                $D unpause $N; $D unpause $N; $D inspect -f '{{.State.Status}}' $N; $D exec $N echo again; $D pause $N; $D kill $N; $D rm -f $N"#,
         ),
@@ -247,14 +247,15 @@ fn a_life() {
         ),
         case(
             "health",
-            r#"$R -d --name $N --health-cmd 'echo checked; test -e /ok' --health-interval 100ms --health-retries 2 --health-timeout 10s bb sleep 1000
-               until [ "$($D inspect -f '{{.State.Health.Status}}' $N)" = unhealthy ]; do sleep 0.05; done; echo unhealthy; $D exec $N touch /ok
+            r#"$R -d --name $N --health-cmd 'echo checked; test -e /ok' --health-interval 100ms --health-retries 2 --health-timeout 60s bb sleep 1000
+               until [ "$($D inspect -f '{{.State.Health.Status}}' $N)" = unhealthy ]; do sleep 0.05; done; echo unhealthy
+               $D inspect -f '{{(index .State.Health.Log 0).Output}}{{(index .State.Health.Log 0).ExitCode}}' $N; $D exec $N touch /ok
                until [ "$($D inspect -f '{{.State.Health.Status}}' $N)" = healthy ]; do sleep 0.05; done; echo healthy
-               $D inspect -f '{{(index .State.Health.Log 0).Output}}{{(index .State.Health.Log 0).ExitCode}}' $N; $D rm -f $N"#,
+               $D inspect -f '{{range .State.Health.Log}}{{.Output}}{{println .ExitCode}}{{end}}' $N | grep . | tail -n 2; $D rm -f $N"#,
         ),
         case(
             "init",
-            r#"$R --rm --init bb sh -c 'cat /proc/1/comm; (sleep 0 &); sleep 0.2; grep -l "State:.Z" /proc/[0-9]*/status'; echo $?
+            r#"$R --rm --init bb sh -c 'cat /proc/1/comm; (sleep 0 & echo $! >/tmp/pid); for wait in $(seq 600); do [ -d /proc/$(cat /tmp/pid) ] || break; sleep 0.1; done; grep -l "State:.Z" /proc/[0-9]*/status'; echo $?
                $R --rm --init bb sh -c 'exit 9'; echo $?"#,
         ),
         case(
@@ -303,7 +304,7 @@ fn containers_outlive_a_killed_daemon() {
     let (_, code) = docker.shell(Runtime::Ours, "life", r#"$R -d --name life bb sh -c 'trap "exit 3" TERM; touch /ready; while :; do sleep 0.05; done'; until $D exec life test -e /ready; do sleep 0.05; done"#);
     assert_eq!(code, 0);
     docker.kill_and_start();
-    let script = r#"$D inspect -f '{{.State.Status}}' life; $D exec life echo inside; $D pause life >/dev/null; $D unpause life >/dev/null; $D stop -t 10 life >/dev/null
+    let script = r#"$D inspect -f '{{.State.Status}}' life; $D exec life echo inside; $D pause life >/dev/null; $D unpause life >/dev/null; $D stop -t 60 life >/dev/null
         $D inspect -f '{{.State.ExitCode}}' life; $D rm life >/dev/null"#;
     assert_eq!(docker.shell(Runtime::Ours, "life", script).0, "running\ninside\n3");
     docker.assert_nothing_is_left();

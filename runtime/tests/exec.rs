@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::process::{Command, Output, Stdio};
 
-use common::{Bundle, alive, eventually, libraries, namespace, tool};
+use common::{Bundle, alive, copy_program, eventually, libraries, namespace, tool, write_program};
 use serde_json::json;
 
 fn running(script: &str) -> Bundle {
@@ -76,8 +76,7 @@ fn exit_codes_and_signals() {
     let (_, stderr, code) = exec(&bundle, &[], &["/no/such"]);
     assert_eq!(code, 255);
     assert!(stderr.contains("no such file or directory"), "{stderr}");
-    fs::write(bundle.rootfs("bin/broken"), "\u{7f}ELF").unwrap();
-    fs::set_permissions(bundle.rootfs("bin/broken"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    write_program(&bundle.rootfs("bin/broken"), "\u{7f}ELF");
     let (_, stderr, code) = exec(&bundle, &[], &["broken"]);
     assert_eq!(code, 255);
     assert!(stderr.contains("process.args[0]: execute") && stderr.contains("exec format error"), "{stderr}");
@@ -208,13 +207,12 @@ fn the_hosts_binary_cannot_be_written_to() {
     let mut bundle = Bundle::new("exec sleep 1000");
     let program = bundle.copy_program();
     let before = fs::read(&program).unwrap();
-    fs::write(bundle.rootfs("bin/trap"), "#!/proc/self/exe\n").unwrap();
-    fs::set_permissions(bundle.rootfs("bin/trap"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    write_program(&bundle.rootfs("bin/trap"), "#!/proc/self/exe\n");
     // It runs in the image only with its libraries.
     for library in libraries(&program) {
         let inside = bundle.rootfs(library.strip_prefix("/").unwrap().to_str().unwrap());
         fs::create_dir_all(inside.parent().unwrap()).unwrap();
-        fs::copy(library, inside).unwrap();
+        copy_program(&library, &inside);
     }
     let bundle = started(bundle);
     // Holds what runs and is not the image's, and writes to it once it runs no more.

@@ -3,10 +3,9 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use common::{Bundle, eventually, namespace, tool};
+use common::{Bundle, eventually, namespace, tool, write_program};
 use serde_json::{Value, json};
 
 const KINDS: [&str; 6] = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
@@ -127,12 +126,10 @@ fn a_container_hook_runs_as_the_containers_user() {
 fn a_hook_without_arguments_and_environment() {
     let mut bundle = Bundle::new("true");
     let program = bundle.path("hook");
-    fs::write(
+    write_program(
         &program,
         "#!/bin/sh\nexec > $0.out\necho $0 $#\ntr '\\0' '\\n' < /proc/$$/environ | grep -v -E '^(PWD|_|SHLVL|OLDPWD)='\nexit 0\n",
-    )
-    .unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    );
     bundle.set("/hooks", json!({"prestart":[{"path":program}]}));
     bundle.prints();
     assert_eq!(fs::read_to_string(bundle.path("hook.out")).unwrap(), format!("{} 0\n", program.display()));

@@ -261,7 +261,7 @@ fn limits_are_written_and_every_hierarchy_is_joined() {
 
 #[test]
 fn forks_stop_at_the_pids_limit() {
-    let mut bundle = Bundle::new("for i in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; echo all");
+    let mut bundle = Bundle::new("for i in 1 2 3 4 5 6 7 8 9; do sleep 1000 & done; echo all");
     bundle.set("/linux/resources/pids", json!({"limit":4}));
     let (stdout, stderr, code) = bundle.run();
     assert_ne!(code, 0, "{stdout}");

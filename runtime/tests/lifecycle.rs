@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use common::{Bundle, alive, eventually};
+use common::{Bundle, alive, eventually, write_program};
 use serde_json::json;
 
 #[test]
@@ -173,8 +173,7 @@ fn another_boot_means_stopped() {
 #[test]
 fn start_tells_that_the_program_cannot_be_executed() {
     let mut bundle = Bundle::new("true");
-    fs::write(bundle.rootfs("bin/garbage"), "\u{7f}ELFgarbage").unwrap();
-    fs::set_permissions(bundle.rootfs("bin/garbage"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    write_program(&bundle.rootfs("bin/garbage"), "\u{7f}ELFgarbage");
     bundle.set("/process/args", json!(["/bin/garbage"]));
     bundle.create();
     let error = bundle.fails(&["start", &bundle.id]);

@@ -115,23 +115,18 @@ fn the_log_is_bounded() {
 
 #[test]
 fn it_idles_and_is_small() {
-    let monitored = Monitored::new(Bundle::new("sleep 1000"));
-    monitored.start();
-    let of = |pid: i32, field: &str| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap().trim_start_matches(':').trim().to_owned();
-        line.split_whitespace().next().unwrap().parse::<u64>().unwrap()
-    };
-    let pid = monitored.pid("monitor_pid");
-    assert_eq!(of(pid, "Threads"), 1);
-    // Of its own, whatever way it is linked.
-    assert!(of(pid, "RssAnon") <= 512, "{} KiB", of(pid, "RssAnon"));
-    let busy = of(pid, "RssFile");
-    eventually("it has given back what it does not need while it waits", || (of(pid, "RssFile") < busy).then_some(()));
-    let switches = of(pid, "voluntary_ctxt_switches");
+    let (monitored, _) = Monitored::at_rest(|| {
+        let monitored = Monitored::new(Bundle::new("sleep 1000"));
+        monitored.start();
+        assert_eq!(monitored.monitors("Threads"), 1);
+        // Of its own, whatever way it is linked.
+        assert!(monitored.monitors("RssAnon") <= 512, "{} KiB", monitored.monitors("RssAnon"));
+        monitored
+    });
+    let switches = monitored.monitors("voluntary_ctxt_switches");
     // That it does nothing is only seen while time goes by.
     std::thread::sleep(Duration::from_millis(1500));
-    assert!(of(pid, "voluntary_ctxt_switches") <= switches + 1, "it wakes without reason");
+    assert!(monitored.monitors("voluntary_ctxt_switches") <= switches + 1, "it wakes without reason");
 }
 
 #[test]

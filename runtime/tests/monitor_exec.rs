@@ -207,21 +207,14 @@ fn root_only_is_served() {
 
 #[test]
 fn it_is_as_small_after_a_request_as_before() {
-    let monitored = served("sleep 1000");
-    let pid = monitored.pid("monitor_pid");
-    let of = |field: &str| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap().trim_start_matches(':').trim().to_owned();
-        line.split_whitespace().next().unwrap().parse::<u64>().unwrap()
-    };
-    let busy = of("RssFile");
-    eventually("it is at rest", || (of("RssFile") < busy).then_some(()));
-    let own = of("RssAnon");
+    let (monitored, busy) = Monitored::at_rest(|| served("sleep 1000"));
+    let own = monitored.monitors("RssAnon");
     for _ in 0..20 {
         assert_eq!(ends_with(&monitored, &["true"]), Answer::Ended(0));
     }
-    eventually("it is at rest again", || (of("RssFile") < busy).then_some(()));
-    assert!(of("RssAnon") <= own + 64, "{own} KiB, then {}", of("RssAnon"));
+    eventually("it is at rest again", || (monitored.monitors("RssFile") < busy).then_some(()));
+    assert!(monitored.monitors("RssAnon") <= own + 64, "{own} KiB, then {}", monitored.monitors("RssAnon"));
+    let pid = monitored.pid("monitor_pid");
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     assert!(descriptors <= 10, "{descriptors} descriptors");
 }

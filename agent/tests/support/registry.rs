@@ -14,6 +14,8 @@ use serde_json::Value;
 
 /// Nothing here may take longer.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a connection on which nothing more comes stays, if the test goes on for so long.
+const HELD: Duration = Duration::from_secs(60);
 
 /// Debian's docker-registry with a directory of its own; ends with the value.
 pub struct Real {
@@ -314,7 +316,7 @@ fn serve(mut stream: TcpStream, answer: &dyn Fn(&Asked) -> Reply, all: &Mutex<Ve
     }
     stream.write_all((head + "\r\n").as_bytes()).ok()?;
     let hold = |pause: Duration, mut more: Box<dyn FnMut() -> bool>| {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + HELD;
         while !ending.load(Ordering::SeqCst) && Instant::now() < deadline && more() {
             std::thread::sleep(pause);
         }

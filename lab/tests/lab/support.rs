@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rcluster_lab::{Lab, LabError, LabStatus, UpOptions, clean_leftovers, exec, up};
 use tempfile::TempDir;
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A place for one test's labs; whatever happens, they go with it.
 pub struct Bench {
@@ -121,6 +121,14 @@ pub fn net_namespaces() -> BTreeSet<PathBuf> {
 /// Runs this program's `command` on a host; its exit code.
 pub fn on(lab: &Lab, host: &str, command: &[&str]) -> i32 {
     in_task(lab, host, None, command).unwrap()
+}
+
+/// Waits until `ping` or `tcp` from a host has an echo.
+pub fn reaches(lab: &Lab, host: &str, kind: &str, to: &str) {
+    eventually(&format!("{kind} from {host} reaches {to}"), || match on(lab, host, &[kind, to]) {
+        0 => Ok(()),
+        code => Err(format!("it ends with {code}")),
+    });
 }
 
 pub fn in_task(lab: &Lab, host: &str, task: Option<&str>, command: &[&str]) -> Result<i32, LabError> {

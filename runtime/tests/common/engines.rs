@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
-use super::{eventually, tool};
+use super::{copy_program, eventually, tool};
 
 const OURS: &str = env!("CARGO_BIN_EXE_rcluster-runtime");
 
@@ -305,7 +305,7 @@ pub fn image(dir: &Path) -> PathBuf {
     }
     fs::set_permissions(dir.join("tmp"), PermissionsExt::from_mode(0o1777)).unwrap();
     let busybox = tool("busybox").expect("busybox-static is installed: make tools");
-    fs::copy(&busybox, dir.join("bin/busybox")).unwrap();
+    copy_program(&busybox, &dir.join("bin/busybox"));
     let list = Command::new(busybox).arg("--list").output().unwrap().stdout;
     for applet in String::from_utf8(list).unwrap().lines().filter(|applet| *applet != "busybox") {
         symlink("busybox", dir.join("bin").join(applet)).unwrap();

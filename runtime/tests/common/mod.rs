@@ -41,7 +41,7 @@ impl Bundle {
         let dir = tempfile::tempdir().unwrap();
         let bin = dir.path().join("rootfs/bin");
         fs::create_dir_all(&bin).unwrap();
-        fs::copy(BUSYBOX, bin.join("busybox")).unwrap();
+        copy_program(Path::new(BUSYBOX), &bin.join("busybox"));
         for applet in [
             "sh", "true", "sleep", "cat", "ls", "echo", "id", "mount", "hostname", "env", "grep", "head", "dd", "tail", "stat", "readlink",
             "mkdir", "touch", "wc", "sort", "kill", "mknod", "pwd", "umask",
@@ -60,8 +60,7 @@ impl Bundle {
     /// Calls a copy of the program from now on, for what could damage it.
     pub fn copy_program(&mut self) -> PathBuf {
         let copy = self.path("runtime");
-        // Not by this process: one that another test forks meanwhile would have it open for writing, and it could not be executed.
-        assert!(Command::new("cp").arg(&self.program).arg(&copy).status().unwrap().success());
+        copy_program(&self.program, &copy);
         self.program.clone_from(&copy);
         copy
     }
@@ -276,6 +275,19 @@ impl Drop for Bundle {
             assert!(output.status.success(), "clean up: {}", String::from_utf8_lossy(&output.stderr));
         }
     }
+}
+
+/// Not by this process: one that another test forks meanwhile would have it open for writing, and it could not be executed.
+pub fn copy_program(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success());
+}
+
+/// A program that can be executed at once, see [`copy_program`].
+pub fn write_program(path: &Path, content: impl AsRef<[u8]>) {
+    let aside = tempfile::NamedTempFile::new().unwrap();
+    fs::write(aside.path(), content).unwrap();
+    copy_program(aside.path(), path);
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
 }
 
 /// Waits until a value is there, but not for ever.

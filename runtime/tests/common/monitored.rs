@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -30,6 +31,23 @@ impl Monitored {
         })
     }
 
+    /// One that was seen to give back what it does not need while it waits, and how many KiB of its program it had before.
+    pub fn at_rest(make: impl Fn() -> Self) -> (Self, u64) {
+        eventually("it gives back what it does not need while it waits", || {
+            let monitored = make();
+            let busy = monitored.monitors("RssFile");
+            let patience = Instant::now() + Duration::from_secs(5);
+            while monitored.monitors("RssFile") >= busy {
+                if Instant::now() > patience {
+                    // It may have given it back before it was looked at: another one shows it.
+                    return None;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Some((monitored, busy))
+        })
+    }
+
     fn by(bundle: Bundle, more: &[&str], wrapped: impl FnOnce(Command) -> Command) -> Self {
         bundle.write();
         let paths = ["", "log", "exit"].map(|name| bundle.path(name).to_str().unwrap().to_owned());
@@ -43,6 +61,13 @@ impl Monitored {
 
     pub fn pid(&self, name: &str) -> i32 {
         self.report[name].as_i64().unwrap_or_else(|| panic!("{}", self.report)).try_into().unwrap()
+    }
+
+    /// A number of the monitor's own status.
+    pub fn monitors(&self, field: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid("monitor_pid"))).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap().trim_start_matches(':').trim();
+        line.split_whitespace().next().unwrap().parse().unwrap()
     }
 
     pub fn start(&self) {

@@ -2,9 +2,9 @@
 //! compiler needed, and no call but the chosen ones that a filter would have to allow.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+
+use super::write_program;
 
 /// Where the program's one segment is: headers, code, data, results.
 const BASE: u64 = 0x40_0000;
@@ -80,8 +80,7 @@ impl Probe {
         let code = usize::try_from(CODE - BASE).unwrap();
         image[code..code + self.code.len()].copy_from_slice(&self.code);
         image.extend(&self.data);
-        fs::write(path, image).unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(path, image);
     }
 
     /// rax, then rdi rsi rdx r10 r8 r9.

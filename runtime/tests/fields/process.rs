@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use serde_json::{Value, json};
 
+use crate::common::write_program;
 use crate::engine::{Case, check, check_prepared, refused, same};
 
 #[test]
@@ -13,13 +14,10 @@ fn arguments_environment_and_directory() {
     let args = |args: &[&str]| json!({"/process/args": args});
     check_prepared(
         |bundle| {
-            let script = |name: &str, text: &str, mode: u32| {
-                fs::write(bundle.rootfs(name), text).unwrap();
-                fs::set_permissions(bundle.rootfs(name), fs::Permissions::from_mode(mode)).unwrap();
-            };
-            script("bin/show", &format!("#!/bin/sh\n{shown}\n"), 0o755);
-            script("bin/plain", "no program", 0o644);
-            script("bin/broken", "\u{7f}ELF", 0o755);
+            write_program(&bundle.rootfs("bin/show"), format!("#!/bin/sh\n{shown}\n"));
+            write_program(&bundle.rootfs("bin/plain"), "no program");
+            fs::set_permissions(bundle.rootfs("bin/plain"), fs::Permissions::from_mode(0o644)).unwrap();
+            write_program(&bundle.rootfs("bin/broken"), "\u{7f}ELF");
             fs::create_dir(bundle.rootfs("etc")).unwrap();
             fs::write(bundle.rootfs("etc/passwd"), "root:x:0:0::/root:/bin/sh\nother:x:33:34::/home/other:/bin/sh\n").unwrap();
         },

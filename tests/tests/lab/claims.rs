@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use rcluster_api::rest::TaskJson;
 use rcluster_api::task::TaskState;
 use rcluster_tests::lab::wait_for;
 
 use crate::{Turn, everywhere, web};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 #[test]
 fn containers_on_different_hosts_reach_each_other() {
@@ -21,7 +22,8 @@ fn containers_on_different_hosts_reach_each_other() {
     for from in &tasks {
         for to in &tasks {
             let url = format!("http://{}:8080/", to.networks[0].ip);
-            let answer = lab.exec(from, &["/probe", "get", &url, "--count", "1"]).unwrap();
+            let get = || lab.exec(from, &["/probe", "get", &url, "--count", "1"]).map(Some);
+            let answer = wait_for(&format!("{} reaches {}", from.name, to.name), SOON, get).unwrap();
             assert!(answer.contains(&format!("\"{}\"", to.name)), "{} asked {}: {answer}", from.name, to.name);
         }
     }
@@ -37,7 +39,7 @@ fn two_networks_do_not_see_each_other() {
     let two = lab.wait_running("two", 2, SOON).unwrap();
     for to in &two {
         let url = format!("http://{}:8080/", to.networks[0].ip);
-        let refused = lab.exec(&one[0], &["/probe", "get", &url, "--count", "1", "--timeout-ms", "3000"]).unwrap_err().to_string();
+        let refused = lab.exec(&one[0], &["/probe", "get", &url, "--count", "1", "--timeout-ms", "20000"]).unwrap_err().to_string();
         assert!(!refused.contains("timed out"), "a packet to another network is rejected at once: {refused}");
     }
     let unknown = lab.exec(&one[0], &["/probe", "resolve", "two", "--count", "1"]).unwrap_or_else(|error| error.to_string());
@@ -53,6 +55,7 @@ fn dns_answers_with_all_replicas_in_turning_order() {
     let web = lab.wait_running("web", 4, SOON).unwrap();
     let client = lab.wait_running("client", 1, SOON).unwrap().remove(0);
     let addresses: BTreeSet<String> = web.iter().map(|task| task.networks[0].ip.clone()).collect();
+    wait_for("the client's node knows all four", SOON, || Ok((lab.resolve(&client, "web")?.len() == 4).then_some(()))).unwrap();
     let answers = lab.exec(&client, &["/probe", "resolve", "web", "--count", "200"]).unwrap();
     let mut first = std::collections::BTreeMap::new();
     for line in answers.lines() {
@@ -84,8 +87,8 @@ fn a_crashed_container_is_replaced_and_its_address_leaves_dns() {
     let ended = lab.all_tasks().unwrap().into_iter().find(|task| task.id == before[0].id).unwrap();
     assert_eq!(ended.state, TaskState::Failed);
     assert!(ended.message.contains("exited with code 3"), "{}", ended.message);
-    let answers = lab.resolve(&after[1], "web").unwrap();
-    assert!(!answers.contains(&before[0].networks[0].ip), "{answers:?}");
+    let address = &before[0].networks[0].ip;
+    wait_for("its address is out of DNS", SOON, || Ok((!lab.resolve(&after[1], "web")?.contains(address)).then_some(()))).unwrap();
     turn.finish();
 }
 
@@ -95,13 +98,19 @@ fn logs_are_read_through_the_managers() {
     let lab = turn.lab();
     lab.deploy(&web("lab", "web", 2)).unwrap();
     let tasks = lab.wait_running("web", 2, SOON).unwrap();
-    lab.exec(&tasks[0], &["/probe", "get", "http://web:8080/", "--count", "8"]).unwrap();
+    // Each says that it serves, and then names who asks: nothing more comes once all of it is there.
+    let ask = |task: &TaskJson| {
+        let url = format!("http://{}:8080/", task.networks[0].ip);
+        wait_for("it answers", SOON, || lab.exec(&tasks[0], &["/probe", "get", &url, "--count", "1"]).map(Some)).unwrap();
+    };
+    tasks.iter().for_each(ask);
     let logs = wait_for("both tasks have logged", SOON, || {
         let logs = lab.ctl(&["logs", "web"])?;
-        Ok(tasks.iter().all(|task| logs.contains(&task.name)).then_some(logs))
+        let asked = |task: &TaskJson| logs.lines().any(|line| line.contains(&task.name) && line.contains("GET / from "));
+        Ok(tasks.iter().all(asked).then_some(logs))
     })
     .unwrap();
-    assert!(logs.lines().count() >= 2, "{logs}");
+    assert!(logs.lines().count() >= 4, "{logs}");
     let of_one = lab.ctl(&["logs", &tasks[0].name]).unwrap();
     assert!(!of_one.is_empty() && of_one.lines().all(|line| logs.contains(line)), "{of_one}");
     assert_eq!(lab.ctl(&["logs", &tasks[0].id]).unwrap(), of_one);
@@ -130,8 +139,11 @@ fn what_cannot_run_says_why_and_what_is_wrong_is_refused_with_its_place() {
     assert!(again.contains("there is a lab t-refuse already"), "{again}");
     assert_eq!(lab.nodes().unwrap().len(), 2, "the first lab goes on");
     let big = lab.write(&manifest("      resources: {reservations: {memory: 64TiB}}\n")).unwrap();
-    let refused = lab.ctl(&["deploy", "--timeout", "3s", &big]).unwrap_err().to_string();
-    assert!(refused.contains("0/2 nodes fit web.1: 2 lack memory (need 64 TiB"), "{refused}");
+    wait_for("it is said why it cannot run", SOON, || {
+        let refused = lab.ctl(&["deploy", "--timeout", "3s", &big]).unwrap_err();
+        if refused.to_string().contains("0/2 nodes fit web.1: 2 lack memory (need 64 TiB") { Ok(Some(())) } else { Err(refused) }
+    })
+    .unwrap();
     let typo = manifest("").replace("probe:demo", "prob:demo");
     let refused = lab.deploy(&typo).unwrap_err().to_string();
     assert!(refused.contains("image \"rcluster/prob:demo\" is not on node") && refused.contains("images there: "), "{refused}");
@@ -145,7 +157,8 @@ fn the_containers_of_a_pod_share_localhost() {
     lab.ctl(&["deploy", &rcluster_tests::lab::root().join("examples/pod.yaml").to_string_lossy()]).unwrap();
     let tasks: Vec<_> = lab.all_tasks().unwrap().into_iter().filter(|task| task.state == TaskState::Running).collect();
     assert_eq!(tasks[0].containers.len(), 2);
-    let answer = lab.exec(&tasks[0], &["/probe", "get", "http://127.0.0.1:8080/", "--count", "1"]).unwrap();
+    let get = || lab.exec(&tasks[0], &["/probe", "get", "http://127.0.0.1:8080/", "--count", "1"]).map(Some);
+    let answer = wait_for("the first container serves the second", SOON, get).unwrap();
     assert!(answer.contains(&tasks[0].name), "{answer}");
     turn.finish();
 }

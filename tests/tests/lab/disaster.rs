@@ -8,7 +8,7 @@ use rcluster_tests::lab::{Lab, wait_for};
 
 use crate::{Turn, web};
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 fn state_dir(lab: &Lab, host: &str) -> PathBuf {
     Path::new("/var/lib/rcluster/labs").join(lab.name()).join(host).join("manager")
@@ -62,7 +62,7 @@ fn all_managers_are_lost_and_a_backup_brings_the_cluster_back_around_its_running
     wait_for("the node is heard", SOON, || lab.ctl(&["exec", &of(lab, away), "/probe", "resolve", "web", "--count", "1"]).map(Some))
         .unwrap();
     assert_eq!(lab.fingerprint("web").unwrap(), before, "no container was started again");
-    assert!(lab.nodes().unwrap().iter().all(|node| node.status == NodeState::Ready));
+    wait_for("all nodes are ready", SOON, || Ok(lab.nodes()?.iter().all(|node| node.status == NodeState::Ready).then_some(()))).unwrap();
     assert!(!lab.ctl(&["events"]).unwrap().contains("Down"), "{}", lab.ctl(&["events"]).unwrap());
     // The cluster does what it did before, and managers join with the token of before.
     lab.ctl(&["scale", "web=5"]).unwrap();

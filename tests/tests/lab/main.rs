@@ -49,7 +49,7 @@ impl Turn {
     /// Takes the lab down; nothing may be left of it.
     pub fn finish(mut self) {
         self.lab.take().expect("finished once").down().unwrap();
-        rcluster_tests::lab::wait_for("nothing is left behind", std::time::Duration::from_secs(10), || {
+        rcluster_tests::lab::wait_for("nothing is left behind", std::time::Duration::from_secs(60), || {
             Inventory::check_nothing_new(&self.before).map(Some)
         })
         .unwrap();
