@@ -104,7 +104,7 @@ impl Etcd {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let leader = leader.context("etcd elects no leader within 30 s")?;
-        Ok(Some(Self { leader, processes: processes }))
+        Ok(Some(Self { leader, processes }))
     }
 
     async fn find_leader(members: &[String]) -> Option<String> {
