@@ -23,7 +23,7 @@ help:
 	@echo "make bench   measures, beside Debian's docker where it is installed; prints docs/benchmarks.md's table"
 	@echo "make sim     simulates the managers' store under fresh seeds, for HOURS=n of this machine's time"
 	@echo "make chaos   real managers under faults, for MINUTES=n; what clients see is checked for linearizability"
-	@echo "make sim-ci  simulates what CI does: 596 hours, in seven to eight minutes of two processors"
+	@echo "make sim-ci  simulates what CI does: some 590 hours, half of them fresh, in eight minutes of two processors"
 	@echo "make build   builds the programs into $(BIN)"
 	@echo "make lint    formatting and clippy, warnings are errors"
 
