@@ -177,7 +177,7 @@ impl Process {
             kept = Some(inbox);
             wire
         };
-        let Assembled { store, inbound, node, inputs } = assemble(config, disk, transport, Box::new(local.clone()), seed)?;
+        let Assembled { store, inbound, node, inputs, .. } = assemble(config, disk, transport, Box::new(local.clone()), seed)?;
         let inbox = kept.expect("a transport is made once");
         let (waiting, busy_until_us) = (VecDeque::new(), at_us);
         Ok(Self { store, inbound, inbox, node, inputs, waiting, local, busy_until_us, is_woken: false })

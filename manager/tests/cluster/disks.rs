@@ -9,9 +9,12 @@ use std::process::Command;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rcluster_api::wire::v1;
 
-use crate::support::{Cluster, start, until};
+use crate::streams::SilentAgent;
+use crate::support::{Cluster, DEADLINE, start, until};
 
 /// Runs `test` where what it mounts is seen by itself and its processes alone.
 fn with_own_mounts(test: impl AsyncFnOnce() + Send) {
@@ -68,6 +71,12 @@ impl Ext4 {
         fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "of a test").unwrap();
     }
 
+    /// Whoever writes to it waits, as for a disk that does not answer, until the value goes.
+    fn hang(&self) -> Hanging<'_> {
+        tool(&["fsfreeze", "--freeze", self.at.to_str().unwrap()]);
+        Hanging(self)
+    }
+
     /// Fills it up; what is written is in one file.
     fn fill(&self) -> PathBuf {
         let path = self.at.join("of-somebody-else");
@@ -76,6 +85,14 @@ impl Ext4 {
         let error = (0..).find_map(|_| file.write_all(&piece).and_then(|()| file.sync_all()).err()).unwrap();
         assert_eq!(error.kind(), ErrorKind::StorageFull);
         path
+    }
+}
+
+struct Hanging<'a>(&'a Ext4);
+
+impl Drop for Hanging<'_> {
+    fn drop(&mut self) {
+        tool(&["fsfreeze", "--unfreeze", self.0.at.to_str().unwrap()]);
     }
 }
 
@@ -199,6 +216,38 @@ fn a_disk_that_turns_read_only_ends_its_manager_with_what_to_do_and_it_starts_on
         start_again(&mut cluster, "m3");
         cluster.whole().await;
         assert_eq!(cluster.networks().await, 3);
+    });
+}
+
+#[test]
+fn a_leader_whose_disk_hangs_is_replaced_and_sends_its_agents_away() {
+    with_own_mounts(async || {
+        let mut cluster = Cluster::found().await;
+        let disks = ["m2", "m3"].map(|name| (name, Ext4::make(&cluster, name, 96 << 20)));
+        cluster.join("m2");
+        cluster.join("m3");
+        let mut leader = cluster.settled(&["m1", "m2", "m3"]).await.leader;
+        while leader == "m1" {
+            let pid = Pid::from_raw(i32::try_from(cluster.manager("m1").process.id()).unwrap());
+            kill(pid, Signal::SIGTERM).unwrap();
+            cluster.manager("m1").end().await;
+            start_again(&mut cluster, "m1");
+            leader = cluster.settled(&["m1", "m2", "m3"]).await.leader;
+        }
+        let addr = cluster.manager(&leader).addr.clone();
+        let agent = SilentAgent::start(&cluster, &addr, "n1").await;
+        let (_, disk) = disks.iter().find(|(name, _)| *name == leader).unwrap();
+        let hanging = disk.hang();
+        cluster.write("during").await;
+        let other = |status: &v1::ClusterResponse| !status.leader.is_empty() && status.leader != leader;
+        until("another leads", || async { cluster.status().await.ok().filter(other) }).await;
+        // It acknowledges beats no longer, of which no leader hears.
+        tokio::time::timeout(DEADLINE, agent.session).await.expect("the session ends").unwrap();
+        drop(hanging);
+        cluster.whole().await;
+        let said = cluster.manager(&leader).log();
+        assert!(said.contains("the disk of this manager's log does not answer") && said.contains("the disk answers again"), "{said}");
+        assert_eq!(cluster.networks().await, 1);
     });
 }
 

@@ -60,14 +60,15 @@ async fn service(cluster: &Cluster) {
 }
 
 /// An agent that takes a relay, and says nothing in it.
-struct SilentAgent {
+pub struct SilentAgent {
     id: String,
-    _session: JoinHandle<()>,
+    /// Ends with the session.
+    pub session: JoinHandle<()>,
 }
 
 impl SilentAgent {
     /// Its session is with the leader.
-    async fn start(cluster: &Cluster, leader: &str, name: &str) -> Self {
+    pub async fn start(cluster: &Cluster, leader: &str, name: &str) -> Self {
         let token: JoinToken = cluster.founded.agent_token.parse().unwrap();
         let joined = support::join(&cluster.addrs(), &token, name, "").await.unwrap();
         let security = Security::new(joined.credentials.unwrap()).unwrap();
@@ -84,7 +85,7 @@ impl SilentAgent {
                 () = take_relays(channel, answers) => {}
             }
         });
-        Self { id: joined.id, _session: session }
+        Self { id: joined.id, session }
     }
 }
 

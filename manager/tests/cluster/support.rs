@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 use tower::{Service, ServiceExt};
 
 /// Longest wait for what must happen.
-const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(30);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rcluster-manager");
 
 /// Asks again until there is an answer.

@@ -203,7 +203,7 @@ impl ByHand {
             inbox = Some(given);
             transport
         };
-        let Assembled { store, inbound, mut node, inputs } = assemble(config, disk.clone(), give, Box::new(local), seed).unwrap();
+        let Assembled { store, inbound, mut node, inputs, .. } = assemble(config, disk.clone(), give, Box::new(local), seed).unwrap();
         node.start(self.now()).unwrap();
         self.machines.insert(id, Machine { store, disk, node, inbound, inbox: inbox.unwrap(), inputs, jobs });
     }

@@ -19,6 +19,7 @@ pub mod storage;
 mod thread;
 pub mod transport;
 pub mod wal;
+mod watchdog;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -44,6 +45,7 @@ pub use identity::{Identity, first, identity, prepare, prepare_external, prepare
 use log::{LogError, LogStore, Saved};
 pub use node::Node;
 pub use salvage::{Salvaged, salvage};
+pub use watchdog::Watchdog;
 
 /// Bytes of peers' messages that wait for the owner thread; more are lost, as a wire might lose them.
 const STEPS_BYTES_MAX: usize = 32 << 20;
@@ -327,6 +329,8 @@ pub struct Assembled<L: LogStore, T> {
     pub node: Node<L, T>,
     /// What the node is to be given, in this order.
     pub inputs: Receiver<Input>,
+    /// To be given a look now and then from another thread than the node's, where that can hang.
+    pub watchdog: Arc<Watchdog>,
 }
 
 /// Puts a store together on any log, any transport, made from the inbox that it reports to, and any environment. Equal seeds make equal
@@ -345,12 +349,13 @@ pub fn assemble<L: LogStore, T: Transport>(
     let status = Arc::new(ArcSwap::from_pointee(ClusterStatus::default()));
     let seeds = config.seeds.iter().map(|member| member.id).collect();
     let inbound = Inbound { id: config.id, cluster_id: config.cluster_id.clone(), seeds, state: state.clone(), inbox: inbox.clone() };
+    let watchdog = Arc::new(Watchdog::new(config.timing, role_sender.clone(), status.clone()));
     let publisher = publish::Publisher::new(&config, state.clone(), status.clone(), revision, role_sender);
     let meter = config.meter.clone();
-    let node = Node::new(config, log, transport(inbox.clone()), environment, publisher, inbox.clone(), seed)?;
+    let node = Node::new(config, log, transport(inbox.clone()), environment, (publisher, watchdog.clone()), inbox.clone(), seed)?;
     let permits = Arc::new(Semaphore::new(PERMITS));
     let store = Store { state, status, revisions, role, backend: Backend::Raft(inbox), permits, meter };
-    Ok(Assembled { store, inbound, node, inputs })
+    Ok(Assembled { store, inbound, node, inputs, watchdog })
 }
 
 /// Starts the store on any log and any transport, on a thread of its own. `on_fatal` is told when the store cannot go on; in production it
@@ -362,9 +367,10 @@ pub fn start_with<L: LogStore, T: Transport>(
     on_fatal: impl FnOnce(&Fatal) + Send + 'static,
 ) -> Result<(Store, Inbound), StoreError> {
     let (clock, tick) = (thread::Process::new(), config.timing.tick);
-    let Assembled { store, inbound, node, inputs } = assemble(config, log, transport, Box::new(clock), rand::random())?;
+    let Assembled { store, inbound, node, inputs, watchdog } = assemble(config, log, transport, Box::new(clock), rand::random())?;
+    let (alive, ended) = mpsc::channel();
     let run = move || {
-        let _guard = AbortOnPanic;
+        let (_guard, _alive): (_, Sender<()>) = (AbortOnPanic, alive);
         match thread::run(node, &inputs, tick, clock) {
             // A store whose caller did not wait has stopped all the same.
             Ok(done) => drop(done.map(|done| done.send(()))),
@@ -374,6 +380,8 @@ pub fn start_with<L: LogStore, T: Transport>(
             }
         }
     };
+    let watch = move || watchdog::run(&watchdog, &ended, clock);
+    std::thread::Builder::new().name("raft-watchdog".to_owned()).spawn(watch).map_err(StoreError::Thread)?;
     std::thread::Builder::new().name("raft".to_owned()).spawn(run).map_err(StoreError::Thread)?;
     Ok((store, inbound))
 }

@@ -3,9 +3,10 @@
 //! It has no clock, no thread and no source of chance of its own: `thread` gives it those of the process, a simulation its own. Order of
 //! a round: a leader's messages leave first (followers write while it does), then entries and hard state become durable
 //! together, then the messages that promise them leave, then committed entries are applied and their proposers told. Disk and clock are
-//! on one thread on purpose: a leader whose disk hangs falls silent, and is replaced.
+//! on one thread on purpose: a leader whose disk hangs falls silent, and is replaced; `watchdog` has the rest of its manager know.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
@@ -24,7 +25,7 @@ use super::log::{LogError, LogStore, Saved};
 use super::publish::Publisher;
 use super::reads::Reads;
 use super::storage::Storage;
-use super::{Chain, Environment, Fatal, Inbox, Input, StoreError, Transport};
+use super::{Chain, Environment, Fatal, Inbox, Input, StoreError, Transport, Watchdog};
 use crate::core::state::{State, decode_snapshot, decode_transaction, encode_snapshot};
 use crate::store::{MemberChange, ProposeError, RaftTiming, StoreConfig, TRANSFER_WAIT};
 
@@ -74,6 +75,7 @@ pub struct Node<L: LogStore, T> {
     transport: T,
     environment: Box<dyn Environment>,
     publisher: Publisher,
+    watchdog: Arc<Watchdog>,
     inbox: Inbox,
     rng: ChaCha8Rng,
     /// Random per start, so that an entry of an earlier run is not taken for one of this.
@@ -102,7 +104,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         mut log: L,
         mut transport: T,
         environment: Box<dyn Environment>,
-        mut publisher: Publisher,
+        (mut publisher, watchdog): (Publisher, Arc<Watchdog>),
         inbox: Inbox,
         seed: u64,
     ) -> Result<Self, StoreError> {
@@ -136,6 +138,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
             transport,
             environment,
             publisher,
+            watchdog,
             inbox,
             rng,
             run,
@@ -164,6 +167,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
 
     /// Takes an input in; what follows from it, [`Node::work`] does, once for all inputs that were there.
     pub fn handle(&mut self, now: Duration, input: Input) -> Result<(), Fatal> {
+        self.watchdog.works(now);
         match input {
             Input::Propose { entry, reply, permit } => self.propose(entry, reply, permit),
             Input::Read { reply } => self.reads.push(reply),
@@ -215,8 +219,33 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         }
     }
 
-    /// Handles everything that raft has ready.
+    /// Handles everything that raft has ready, and lets everyone see what has come of it.
     pub fn work(&mut self, now: Duration) -> Result<(), Fatal> {
+        self.watchdog.works(now);
+        self.drain(now)?;
+        while let Some(since) = self.watchdog.is_done() {
+            self.step_down(self.environment.now().saturating_sub(since));
+            self.drain(now)?;
+        }
+        self.end_proposals_of_other_terms();
+        if self.publisher.publish_role(&self.raw.raft) {
+            self.publisher.publish_status(&self.raw.raft, &self.transport, now);
+        }
+        self.reads.answer(self.raw.store().applied());
+        self.make_snapshot_when_due();
+        Ok(())
+    }
+
+    /// Leads no more in this term: others have been told so.
+    fn step_down(&mut self, late: Duration) {
+        if self.raw.raft.state == StateRole::Leader {
+            warn!(late_ms = late.as_millis(), "the disk answers again, too late for a leader: this manager steps down");
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+        }
+    }
+
+    fn drain(&mut self, now: Duration) -> Result<(), Fatal> {
         loop {
             self.reads.ask(&mut self.raw, now);
             self.spread_elections();
@@ -243,12 +272,6 @@ impl<L: LogStore, T: Transport> Node<L, T> {
             self.apply(&light.take_committed_entries())?;
             self.raw.advance_apply();
         }
-        self.end_proposals_of_other_terms();
-        if self.publisher.publish_role(&self.raw.raft) {
-            self.publisher.publish_status(&self.raw.raft, &self.transport, now);
-        }
-        self.reads.answer(self.raw.store().applied());
-        self.make_snapshot_when_due();
         Ok(())
     }
 
