@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use rcluster_api::rest::EventJson;
+use serde_json::Value;
 
 use crate::lab::{Lab, wait_for};
 use crate::progress;
 
+const HOSTS: usize = 3;
 const REPLICAS: usize = 30;
 const SERVICE: &str = r#"
 kind: Service
@@ -21,12 +23,12 @@ spec:
 "#;
 /// Longest wait for what must happen.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// A new leader judges a node down that it has not heard for 3 s: whom a change of leaders has silenced is known after this.
-const JUDGED: Duration = Duration::from_secs(4);
+/// A new leader gives nodes 10 s to find it before it judges those that have not, and events take a moment.
+const JUDGED: Duration = Duration::from_secs(12);
 
 /// Kills so many leaders and prints what became of containers and nodes.
 pub fn run(kills: usize) -> Result<()> {
-    let lab = Lab::up(&format!("leaders-{}", std::process::id()), 3, 3)?;
+    let lab = Lab::up(&format!("leaders-{}", std::process::id()), 3, HOSTS)?;
     lab.deploy(SERVICE)?;
     lab.wait_running("web", REPLICAS, DEADLINE)?;
     let before = lab.fingerprint("web")?;
@@ -39,11 +41,14 @@ pub fn run(kills: usize) -> Result<()> {
         wait_for("all managers are reachable", DEADLINE, || {
             Ok(lab.cluster()?.managers.iter().all(|manager| manager.reachable && manager.voter).then_some(()))
         })?;
-        std::thread::sleep(JUDGED);
+        // A leader that lost power before would have judged nobody: each has heard everyone, or has judged who was not heard.
+        wait_for("all nodes have found the leader", DEADLINE, || Ok(are_heard(&lab)?.then_some(())))?;
         // Each time: only the latest events are kept.
         judged.extend(not_ready(&lab)?);
         progress(&format!("kill {} of {kills}: {leader}, then {next} led; {} nodes judged", round + 1, judged.len()));
     }
+    std::thread::sleep(JUDGED);
+    judged.extend(not_ready(&lab)?);
     let after = lab.fingerprint("web")?;
     print(&[
         ("leaders that lost power", kills, ""),
@@ -52,6 +57,12 @@ pub fn run(kills: usize) -> Result<()> {
         ("times that a healthy node was judged suspect or down", judged.len(), "0"),
     ]);
     lab.down()
+}
+
+/// Whether the leader can ask all nodes something: each says what images it has.
+fn are_heard(lab: &Lab) -> Result<bool> {
+    let images: Vec<Value> = lab.json(&["image", "ls"])?;
+    Ok(images.iter().any(|image| image["nodes"].as_array().is_some_and(|nodes| nodes.len() == HOSTS)))
 }
 
 /// Events that tell of a node that it is not ready.
