@@ -16,12 +16,18 @@ use crate::support::{Cluster, addr, run_program, start, until};
 /// Longest wait for what must happen.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Runs the program, which must end soon: how it did, and all it said.
-async fn ended(arguments: &[&str]) -> (bool, String) {
+/// Runs the program, which must end soon: its exit code, and all it said.
+async fn exited(arguments: &[&str]) -> (Option<i32>, String) {
     let mut program = Command::new(env!("CARGO_BIN_EXE_rcluster-manager"));
     let output = program.args(arguments).env_remove("RCLUSTER_JOIN_TOKEN").stdin(Stdio::null()).kill_on_drop(true).output();
     let output = tokio::time::timeout(DEADLINE, output).await.expect("it ends").unwrap();
-    (output.status.success(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+    (output.status.code(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+}
+
+/// As [`exited`]: whether it did what it was asked.
+async fn ended(arguments: &[&str]) -> (bool, String) {
+    let (code, said) = exited(arguments).await;
+    (code == Some(0), said)
 }
 
 /// What a manager that ended by itself logged.
@@ -117,6 +123,34 @@ async fn a_cluster_is_not_made_in_an_etcd_that_does_not_answer() {
     server.again().await;
     let (done, said) = ended(&arguments).await;
     assert!(done, "{said}");
+}
+
+#[tokio::test]
+async fn what_a_later_version_has_written_in_etcd_ends_the_program_and_is_left_as_it_is() {
+    let server = Server::start().await;
+    let (dir, store, at) = (tempfile::tempdir().unwrap(), server.access().flags(), addr());
+    let path = dir.path().join("m1");
+    let state = path.to_str().unwrap();
+    let line = format!("init --name m1 --state-dir {state} --advertise {at}{store}");
+    let (done, said) = ended(&line.split(' ').collect::<Vec<_>>()).await;
+    assert!(done, "{said}");
+    let (_, keys) = server.held().await;
+    let (format, _) = keys.into_iter().find(|(key, _)| key.ends_with(b"/live/format")).unwrap();
+    server.client().await.put(format, r#"{"format":2}"#, None).await.unwrap();
+    let before = server.held().await;
+    let line = format!("run --state-dir {state} --listen {at}{store}");
+    let (code, said) = exited(&line.split(' ').collect::<Vec<_>>()).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("says format 2, this version reads 1: upgrade this manager"), "{said}");
+    let line = format!("recover --state-dir {state}{store} --yes");
+    until("it is not recovered from", || async {
+        // A slow machine: it says then that etcd did not answer.
+        let (code, said) = exited(&line.split(' ').collect::<Vec<_>>()).await;
+        assert!(code == Some(1) && said.contains("nothing was changed"), "{said}");
+        said.contains("upgrade this manager").then_some(())
+    })
+    .await;
+    assert!(server.held().await == before, "nothing was written");
 }
 
 /// The line in what a program said that begins the manager, as words.
