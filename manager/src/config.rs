@@ -69,9 +69,12 @@ struct StoreArgs {
     /// Keep the cluster's state in this etcd instead of among the managers: etcd://HOST:PORT[,HOST:PORT…]/PREFIX
     #[arg(long)]
     store: Option<String>,
-    /// A file (PEM) with the authority that signs etcd's certificates; with it, etcd is reached over TLS
+    /// A file (PEM) with the authority that signs etcd's certificates: etcd is reached over TLS
     #[arg(long, requires = "store")]
     etcd_ca: Option<PathBuf>,
+    /// Reach etcd in plain text: whoever is on the way reads the authority's key, secrets and the password of --etcd-user
+    #[arg(long, requires = "store", conflicts_with_all = ["etcd_ca", "etcd_cert", "etcd_key"])]
+    etcd_insecure: bool,
     /// A file (PEM) with the certificate that is shown to etcd
     #[arg(long, requires = "etcd_ca", requires = "etcd_key")]
     etcd_cert: Option<PathBuf>,
@@ -88,9 +91,12 @@ struct StoreArgs {
 
 impl StoreArgs {
     fn check(self) -> Result<Option<Access>, ConfigError> {
-        let Self { store, etcd_ca, etcd_cert, etcd_key, etcd_user, etcd_password_file } = self;
+        let Self { store, etcd_ca, etcd_insecure, etcd_cert, etcd_key, etcd_user, etcd_password_file } = self;
         let Some(store) = store else { return Ok(None) };
         let address: Address = store.parse().map_err(|error| ConfigError::Flag { flag: "store", why: format!("{error}") })?;
+        if etcd_ca.is_none() && !etcd_insecure {
+            return Err(ConfigError::EtcdInPlainText { address });
+        }
         for path in [&etcd_ca, &etcd_cert, &etcd_key, &etcd_password_file].into_iter().flatten() {
             std::fs::metadata(path).map_err(|source| ConfigError::EtcdFile { path: path.clone(), source })?;
         }
@@ -271,6 +277,10 @@ pub enum ConfigError {
     Token(#[from] TokenError),
     #[error("to join, a token is needed: `rclusterctl cluster token manager` prints it; give it with --token-file, or RCLUSTER_JOIN_TOKEN")]
     NoToken,
+    #[error(
+        "--store {address}: the cluster authority's key, secrets and the password of --etcd-user travel to etcd: give --etcd-ca FILE, with the authority that signs etcd's certificates, to reach it over TLS, or --etcd-insecure to send them in plain text"
+    )]
+    EtcdInPlainText { address: Address },
     #[error("{path}, for etcd")]
     EtcdFile { path: PathBuf, source: std::io::Error },
     #[error("--unlock-key-file {path}")]
@@ -419,6 +429,21 @@ mod tests {
                 Verb::Join(args) => assert_eq!(args.check().unwrap().2, Some(access)),
                 _ => panic!("another verb"),
             }
+        }
+    }
+
+    #[test]
+    fn etcd_is_reached_in_plain_text_only_when_a_flag_says_so() {
+        let store = "etcd://127.0.0.1:2379/x";
+        for refused in [init(&["--store", store]), run(&["--store", store])] {
+            let names = refused.contains("--etcd-ca FILE") && refused.contains("--etcd-insecure");
+            assert!(refused.starts_with("--store etcd://127.0.0.1:2379/x: ") && names, "{refused}");
+        }
+        assert_eq!(init(&["--store", store, "--etcd-insecure"]), "7776000000");
+        for of_tls in ["--etcd-ca f", "--etcd-cert f --etcd-key f"] {
+            let line = format!("rcluster-manager recover --state-dir s --store {store} --etcd-insecure {of_tls}");
+            let refused = Cli::try_parse_from(line.split(' ')).unwrap_err().to_string();
+            assert!(refused.contains("--etcd-insecure") && refused.contains("cannot be used with"), "{refused}");
         }
     }
 

@@ -101,7 +101,7 @@ pub struct Cluster {
     pub dir: TempDir,
     pub founded: Founded,
     pub admin: Security,
-    /// `--store` of each manager, if there is one.
+    /// `--store` of each manager and the flags of its etcd, if there is one.
     pub store: Vec<String>,
 }
 
@@ -148,6 +148,7 @@ impl Cluster {
         Self::found_with(&[]).await
     }
 
+    /// `--store` and the flags of its etcd come last.
     pub async fn found_with(flags: &[&str]) -> Self {
         let cluster = Self::make("", flags);
         until("m1 leads", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
@@ -171,7 +172,7 @@ impl Cluster {
         let founded: Founded = serde_json::from_slice(&output.stdout).unwrap();
         let access: Access = serde_json::from_slice(&std::fs::read(&founded.admin_file).unwrap()).unwrap();
         let admin = access.credentials.map_or_else(Security::plain, |credentials| Security::new(credentials).unwrap());
-        let store: Vec<&str> = flags.windows(2).find(|pair| pair[0] == "--store").unwrap_or_default().to_vec();
+        let store = flags.iter().position(|flag| *flag == "--store").map(|at| flags[at..].to_vec()).unwrap_or_default();
         let mut flags = if admin.is_plain() { vec!["--insecure"] } else { Vec::new() };
         flags.extend(&store);
         let manager = start_at(clock, "m1", &state, &addr, &flags);

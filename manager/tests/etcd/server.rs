@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
+use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rcluster_manager::store::etcd::Access;
 use tempfile::TempDir;
@@ -103,6 +103,14 @@ impl Server {
     /// As an operator reaches it.
     pub async fn client(&self) -> Client {
         Client::connect([self.endpoint()], self.options()).await.unwrap()
+    }
+
+    /// Its revision, which every write raises, and each key of the tests' with its value.
+    pub async fn held(&self) -> (i64, Vec<(Vec<u8>, Vec<u8>)>) {
+        let options = GetOptions::new().with_prefix();
+        let mut answer = self.client().await.get("/test/", Some(options)).await.unwrap();
+        let keys = answer.take_kvs().into_iter().map(|kv| (kv.key().to_vec(), kv.value().to_vec())).collect();
+        (answer.header().unwrap().revision(), keys)
     }
 
     pub fn stop(&mut self) {

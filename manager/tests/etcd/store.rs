@@ -289,6 +289,30 @@ async fn another_cluster_and_another_prefix_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_later_version_has_written_is_refused_and_left_as_it_is() {
+    let server = Server::start().await;
+    let access = server.access();
+    assert!(found(&access, "cluster", first(1)).await.unwrap());
+    let mut client = server.client().await;
+    client.put("/test/cluster/live/format", r#"{"format":2,"more":[]}"#, None).await.unwrap();
+    let before = server.held().await;
+    let why = "/test/cluster/live/format says format 2, this version reads 1: upgrade this manager";
+    let refused = begin(config(1), &access).await.unwrap_err();
+    assert_eq!(std::error::Error::source(&refused).unwrap().to_string(), why);
+    let reading = soon("an answer", async {
+        loop {
+            match Held::read(&access, "cluster").await {
+                // A slow machine: it says nothing of the format.
+                Err(error) if error.is_passing() => {}
+                answer => return answer.unwrap_err(),
+            }
+        }
+    });
+    assert_eq!(reading.await.to_string(), why);
+    assert!(server.held().await == before, "nothing was written");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn etcd_is_reached_over_tls_by_who_shows_a_certificate_and_a_password() {
     let server = Server::start_secured().await;
     let access = server.access();

@@ -57,7 +57,7 @@ impl fmt::Display for Address {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Access {
     pub address: Address,
-    /// PEM of who signs the certificates of etcd; with it the connections are TLS.
+    /// PEM of who signs the certificates of etcd: the connections are TLS. Without it they are in plain text.
     pub ca: Option<PathBuf>,
     /// PEM of a certificate and its key.
     pub certificate: Option<(PathBuf, PathBuf)>,
@@ -70,6 +70,9 @@ impl Access {
     pub fn flags(&self) -> String {
         let Self { address, ca, certificate, user } = self;
         let mut flags = format!(" --store {address}");
+        if ca.is_none() {
+            flags += " --etcd-insecure";
+        }
         let files =
             [("ca", ca.as_ref()), ("cert", certificate.as_ref().map(|(file, _)| file)), ("key", certificate.as_ref().map(|(_, key)| key))];
         for (name, file) in files.into_iter().filter_map(|(name, file)| Some((name, file?))) {
