@@ -36,6 +36,8 @@ pub struct UpOptions {
     pub images: Vec<PathBuf>,
     /// Node, key, value.
     pub labels: Vec<(String, String, String)>,
+    /// How long certificates are valid, as `rcluster-manager init` takes it; none: as long as it says.
+    pub certificate_ttl: Option<String>,
     /// The lab goes when this process ends.
     pub owner_pid: Option<i32>,
     /// Where the programs are; none: beside the running one.
@@ -97,10 +99,11 @@ impl Drop for Starting {
 
 /// Makes a lab: returns when its hosts are up and their daemons started, not yet when they are ready.
 pub fn up(options: UpOptions) -> Result<Starting, LabError> {
-    let UpOptions { name, managers, agents, images, labels, owner_pid, bin_dir } = options;
+    let UpOptions { name, managers, agents, images, labels, certificate_ttl, owner_pid, bin_dir } = options;
     let absolute = |image: &PathBuf| fs::canonicalize(image).unwrap_or_else(|_| image.clone());
     let images = images.iter().map(absolute).collect();
     let plan = LabPlan::new(&name, managers, agents, &labels, images, preflight::bin_dir(bin_dir)?)?;
+    let plan = LabPlan { certificate_ttl, ..plan };
     preflight::check(&plan.bin_dir, &plan.images)?;
     let (ours, theirs) = UnixStream::pair().map_err(LabError::io("make a socket"))?;
     let program = std::env::current_exe().map_err(LabError::io("find this program"))?;

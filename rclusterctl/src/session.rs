@@ -126,17 +126,30 @@ impl Session {
 
     /// Has the certificate renewed at half of its life. When that fails it is tried at the next command: there is time.
     async fn renew(&mut self) {
-        let (Some(context), Some(credentials)) = (self.target.context.clone(), &self.target.credentials) else { return };
-        if !credentials.until_renewal(unix_s()).is_zero() {
-            return;
+        let due = self.target.credentials.as_ref().is_some_and(|credentials| credentials.until_renewal(unix_s()).is_zero());
+        if due && self.target.context.is_some() {
+            drop(self.renew_now().await);
         }
-        let Ok(security) = self.security() else { return };
+    }
+
+    /// Has the certificate renewed by the authority that issues now; in plain text there is none.
+    pub async fn renew_now(&mut self) -> Result<(), CliError> {
+        let security = self.security()?;
+        if security.is_plain() {
+            return Ok(());
+        }
+        let Some(context) = self.target.context.clone() else {
+            return Err(CliError::refused(
+                "the certificate cannot be renewed: no context is named in which it would be kept",
+                "name the one that it is from with --context; rclusterctl context ls lists them",
+            ));
+        };
         let asked = async { client::renew(client::connect(self.addrs.make_contiguous(), &security).await?).await };
-        if let Ok(Ok(renewed)) = timeout(ATTEMPT, asked).await
-            && config::keep(&context, &renewed).is_ok()
-        {
-            self.target.credentials = Some(renewed);
-        }
+        let late = || ApiError::new(ErrorCode::Unavailable, format!("no manager has renewed the certificate for {} s", ATTEMPT.as_secs()));
+        let renewed = timeout(ATTEMPT, asked).await.unwrap_or_else(|_| Err(late())).map_err(|error| self.explain(error))?;
+        config::keep(&context, &renewed)?;
+        self.target.credentials = Some(renewed);
+        Ok(())
     }
 
     /// Leaves the manager that failed for the next one.

@@ -66,6 +66,8 @@ pub struct LabPlan {
     pub hosts: Vec<HostPlan>,
     pub images: Vec<PathBuf>,
     pub bin_dir: PathBuf,
+    /// What `init` is told of certificates; none: nothing.
+    pub certificate_ttl: Option<String>,
 }
 
 impl LabPlan {
@@ -104,7 +106,7 @@ impl LabPlan {
             let nodes = if agents == 0 { "it has no node".to_owned() } else { format!("its nodes are n1 to n{agents}") };
             return Err(LabError::Refused(format!("a label is for {node}, which the lab does not have: {nodes}")));
         }
-        Ok(Self { name: name.to_owned(), hosts, images, bin_dir })
+        Ok(Self { name: name.to_owned(), hosts, images, bin_dir, certificate_ttl: None })
     }
 
     /// A host by name.
@@ -202,7 +204,9 @@ impl LabPlan {
         let program = self.bin_dir.join("rcluster-manager").to_string_lossy().into_owned();
         let state = self.state_dir(host).join("manager").to_string_lossy().into_owned();
         let own = format!("{}:{PORT}", host.addr);
-        Ok([&program, "init", "--name", &host.name, "--state-dir", &state, "--advertise", &own, "--json"].map(str::to_owned).to_vec())
+        let words = [&program, "init", "--name", &host.name, "--state-dir", &state, "--advertise", &own, "--json"];
+        let ttl = self.certificate_ttl.iter().flat_map(|ttl| ["--certificate-ttl", ttl]);
+        Ok(words.into_iter().chain(ttl).map(str::to_owned).collect())
     }
 
     /// What lets the host's daemon join.
@@ -316,6 +320,15 @@ mod tests {
              --cgroup-parent /rcluster-lab-lab/n2/pods --pull never --image-gc-high 100 --token-file /var/lib/rcluster/labs/lab/n2/join.token \
              --label zone=b"
         );
+    }
+
+    #[test]
+    fn the_cluster_is_made_as_asked_for() {
+        let line = |plan: LabPlan| plan.init_command().unwrap().join(" ");
+        let plain =
+            "/bin/rcluster-manager init --name m1 --state-dir /var/lib/rcluster/labs/lab/m1/manager --advertise 10.90.0.11:7443 --json";
+        assert_eq!(line(plan()), plain);
+        assert_eq!(line(LabPlan { certificate_ttl: Some("1m".to_owned()), ..plan() }), format!("{plain} --certificate-ttl 1m"));
     }
 
     #[test]

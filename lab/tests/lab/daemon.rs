@@ -159,7 +159,16 @@ fn tcp(to: &str) -> io::Result<()> {
 fn hold_lab(name: &str, bin_dir: &str, image: &str) -> ! {
     let images = if image == "none" { Vec::new() } else { vec![PathBuf::from(image)] };
     let bin_dir = Some(PathBuf::from(bin_dir));
-    let options = UpOptions { name: name.to_owned(), managers: 1, agents: 1, images, labels: Vec::new(), owner_pid: None, bin_dir };
+    let options = UpOptions {
+        name: name.to_owned(),
+        managers: 1,
+        agents: 1,
+        images,
+        labels: Vec::new(),
+        certificate_ttl: None,
+        owner_pid: None,
+        bin_dir,
+    };
     let _starting = rcluster_lab::up(options).unwrap();
     sleep()
 }

@@ -44,7 +44,16 @@ impl Bench {
 
     pub fn options(&self, managers: usize, agents: usize) -> UpOptions {
         let bin_dir = Some(self.bin_dir());
-        UpOptions { name: self.name.clone(), managers, agents, images: Vec::new(), labels: Vec::new(), owner_pid: None, bin_dir }
+        UpOptions {
+            name: self.name.clone(),
+            managers,
+            agents,
+            images: Vec::new(),
+            labels: Vec::new(),
+            certificate_ttl: None,
+            owner_pid: None,
+            bin_dir,
+        }
     }
 
     pub fn up(&self, managers: usize, agents: usize) -> Lab {

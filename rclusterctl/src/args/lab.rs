@@ -86,6 +86,9 @@ pub struct LabUp {
     /// A label of a node, as n1:zone=a.
     #[arg(long = "label", value_name = "NODE:KEY=VALUE", value_parser = parse_node_label)]
     pub labels: Vec<(String, String, String)>,
+    /// How long certificates are valid: a minute at least, 90 days when not given.
+    #[arg(long, value_name = "SPAN")]
+    pub certificate_ttl: Option<Millis>,
     /// Takes the lab down when this process ends.
     #[arg(long, value_name = "PID")]
     pub owner_pid: Option<i32>,

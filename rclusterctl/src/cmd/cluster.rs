@@ -21,6 +21,8 @@ pub async fn run(mut session: Session, out: Out, command: ClusterCommand) -> Res
         ClusterCommand::Status => show::cluster(session, out).await,
         ClusterCommand::Token { part, rotate } => token(session, out, part, rotate).await,
         ClusterCommand::RotateCa { drop_old: true } => {
+            // Who ends the trust in the old authority must not be the first that is refused.
+            session.renew_now().await?;
             session.once(|mut client| async move { Ok(client.drop_authorities(v1::DropAuthoritiesRequest {}).await?) }).await?;
             output::talk("only the authority that issues is trusted from now on")?;
             output::talk("a host or user that still shows a certificate of an older one is refused, and has to join again")

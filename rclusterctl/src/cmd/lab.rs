@@ -142,6 +142,7 @@ fn up(args: LabUp, global: &Global, out: Out) -> Result<(), CliError> {
         agents,
         images: args.images,
         labels: args.labels,
+        certificate_ttl: args.certificate_ttl.map(|ttl| ttl.to_string()),
         owner_pid: args.owner_pid,
         bin_dir: config::bin_dir(),
     };
