@@ -386,6 +386,21 @@ fn not_found(kind: Kind, name: &str) -> ApiError {
         .hint(format!("`rclusterctl get {}s` lists them", kind.as_str()))
 }
 
+/// The node to be changed is not there. A manager of that name is no node; what may have been meant of it is done by another command.
+fn no_node_to_update(state: &State, name: &str, availability: Option<Availability>) -> ApiError {
+    if state.find_manager(name).is_none() {
+        return not_found(Kind::Node, name);
+    }
+    let hint = match availability {
+        Some(Availability::Drain | Availability::Pause) => {
+            format!("`rclusterctl node demote {name}` takes its vote and moves leadership away")
+        }
+        Some(Availability::Active) => format!("`rclusterctl node promote {name}` lets it vote"),
+        None => "`rclusterctl get nodes` lists the nodes".to_owned(),
+    };
+    ApiError::new(ErrorCode::NotFound, format!("{name} is a manager, not a node: it runs no tasks")).hint(hint)
+}
+
 fn remove(state: &State, refs: &[(Kind, String)], now_ms: u64) -> Result<(ChangeSet, Answer), ApiError> {
     let mut changes = ChangeSet::default();
     let mut going: BTreeSet<ServiceId> = state.services().values().filter(|s| s.removing).map(|s| s.id.clone()).collect();
@@ -495,7 +510,7 @@ fn update_node(
     labels_set: BTreeMap<String, String>,
     labels_removed: &[String],
 ) -> Result<(ChangeSet, Answer), ApiError> {
-    let node = state.find_node(name).ok_or_else(|| not_found(Kind::Node, name))?;
+    let node = state.find_node(name).ok_or_else(|| no_node_to_update(state, name, availability))?;
     let mut updated = Node { availability: availability.unwrap_or(node.availability), ..(**node).clone() };
     for label in labels_removed {
         if updated.labels.remove(label).is_none() {

@@ -1,6 +1,6 @@
 //! The brain by example: what a cluster looks like after something happened.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::world::World;
 use rcluster_api::error::ErrorCode;
@@ -9,6 +9,7 @@ use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::task::TaskState;
 use rcluster_manager::core::control::Request;
 use rcluster_manager::core::dispatch::netview::Networks;
+use rcluster_manager::core::members::Standing;
 use rcluster_manager::core::node::register::{Registration, register};
 use serde_json::json;
 
@@ -178,6 +179,36 @@ fn draining_starts_the_new_before_it_stops_the_old() {
     world.settle();
     assert_eq!(world.running("web"), 3);
     assert!(world.state.tasks_of_node(&"n2".into()).all(|task| task.status.state.is_terminal()));
+}
+
+#[test]
+fn a_manager_is_no_node_unless_a_node_has_its_name() {
+    let mut world = World::new(7);
+    let asked = |node: &str, availability: Option<Availability>| Request::UpdateNode {
+        node: node.to_owned(),
+        availability,
+        labels_set: BTreeMap::new(),
+        labels_removed: Vec::new(),
+    };
+    let joins = Request::AddManager { name: "n1".to_owned(), addr: "n1:7443".to_owned(), standing: Standing::default() };
+    world.request(joins).unwrap();
+    let id = world.state.find_manager("n1").unwrap().id.to_string();
+    for name in ["n1", id.as_str()] {
+        for (availability, instead) in [
+            (Some(Availability::Drain), format!("`rclusterctl node demote {name}` takes its vote and moves leadership away")),
+            (Some(Availability::Pause), format!("`rclusterctl node demote {name}` takes its vote and moves leadership away")),
+            (Some(Availability::Active), format!("`rclusterctl node promote {name}` lets it vote")),
+            (None, "`rclusterctl get nodes` lists the nodes".to_owned()),
+        ] {
+            let refused = world.request(asked(name, availability)).unwrap_err();
+            assert_eq!(refused, format!("{name} is a manager, not a node: it runs no tasks ({instead})"));
+        }
+    }
+    let refused = world.request(asked("n2", Some(Availability::Drain))).unwrap_err();
+    assert_eq!(refused, "there is no node n2 (`rclusterctl get nodes` lists them)");
+    world.node("n1", &[]);
+    world.request(asked("n1", Some(Availability::Drain))).unwrap();
+    assert_eq!(world.state.find_node("n1").unwrap().availability, Availability::Drain);
 }
 
 #[test]

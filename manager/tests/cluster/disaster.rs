@@ -285,6 +285,60 @@ async fn one_of_three_managers_goes_on_alone_and_the_lost_are_told_when_they_ret
 }
 
 #[tokio::test]
+async fn entries_that_are_not_known_to_be_confirmed_are_counted_and_kept_and_what_is_lost_is_told() {
+    const NAMES: [&str; 3] = ["m1", "m2", "m3"];
+    let mut cluster = Cluster::found().await;
+    cluster.join("m2");
+    cluster.join("m3");
+    cluster.write("confirmed").await;
+    let network = v1::NetworkSpec { name: "unconfirmed".to_owned(), ..v1::NetworkSpec::default() };
+    let spec = v1::Spec { kind: Some(v1::spec::Kind::Network(network)), expected_version: 0 };
+    let request = v1::ApplyRequest { specs: vec![spec] };
+    let mut tries = 0..10;
+    let (left, confirmed, said) = loop {
+        assert!(tries.next().is_some(), "no leader takes a write in before it misses the others");
+        let v1::ClusterResponse { leader, committed, .. } = cluster.whole().await;
+        let (dir, addr) = (cluster.manager(&leader).dir.clone(), cluster.manager(&leader).addr.clone());
+        let mut control = support::control(&[addr], &cluster.admin).await.unwrap();
+        for name in NAMES.into_iter().filter(|name| *name != leader) {
+            cluster.manager(name).kill();
+        }
+        let answer = control.apply(request.clone()).await;
+        assert!(answer.is_err(), "nobody is left to confirm it");
+        cluster.manager(&leader).kill();
+        let (done, said) = verb(&["recover", "--state-dir", dir.to_str().unwrap()]);
+        assert!(done, "{said}");
+        if said.contains("2 networks") {
+            break (leader, committed, said);
+        }
+        for name in NAMES {
+            let manager = cluster.manager(name);
+            *manager = start(name, &manager.dir.clone(), &manager.addr.clone(), &[]);
+        }
+    };
+    let number = |before: &str, after: &str| -> u64 {
+        let number = said.split_once(before).and_then(|(_, rest)| Some(rest.split_once(after)?.0.parse().unwrap()));
+        number.unwrap_or_else(|| panic!("no number between {before:?} and {after:?}: {said}"))
+    };
+    let last = number("All entries of its log are kept, through ", ". Of the last ");
+    let uncertain = number(". Of the last ", " it does not know whether they were confirmed; they are kept all the same.\n");
+    assert!(uncertain > 0 && last - uncertain >= confirmed, "{confirmed} were confirmed: {said}");
+    let (_, lost) = said.split_once("\n\nLost:\n").unwrap_or_else(|| panic!("{said}"));
+    let others = cluster.managers.iter().filter(|manager| manager.name != left);
+    let others: Vec<String> = others.map(|manager| format!("{} at {}", manager.name, manager.addr)).collect();
+    let untold = "  - what the other managers confirmed without this one, if there was any; from here it cannot be told\n";
+    let dropped = format!("  - these managers: {}. Their certificates are taken no more.", others.join(", "));
+    assert!(lost.starts_with(&format!("{untold}{dropped}")), "{said}");
+    let (dir, addr) = (cluster.manager(&left).dir.clone(), cluster.manager(&left).addr.clone());
+    cluster.managers.clear();
+    let (done, said) = verb(&["recover", "--state-dir", dir.to_str().unwrap(), "--yes"]);
+    assert!(done, "{said}");
+    cluster.managers.push(start(&left, &dir, &addr, &[]));
+    cluster.settled(&[&left]).await;
+    assert_eq!(cluster.networks().await, 2, "what may have been confirmed is kept");
+}
+
+#[tokio::test]
 async fn a_recovery_that_was_cut_off_is_ended_by_the_next_and_nothing_starts_before() {
     let mut cluster = Cluster::found().await;
     cluster.write("before").await;

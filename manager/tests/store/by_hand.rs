@@ -113,13 +113,15 @@ pub struct Machine {
     pub inbound: Inbound,
     inbox: Inbox,
     inputs: Receiver<Input>,
+    /// Looked at, and not taken in yet.
+    waiting: Vec<Input>,
     jobs: Arc<Mutex<Vec<Job>>>,
 }
 
 impl Machine {
     fn run(&mut self, now: Duration) -> Result<(), Fatal> {
         loop {
-            for input in self.inputs.try_iter() {
+            for input in std::mem::take(&mut self.waiting).into_iter().chain(self.inputs.try_iter()) {
                 self.node.handle(now, input)?;
             }
             self.node.work(now)?;
@@ -134,6 +136,12 @@ impl Machine {
             }
             jobs.into_iter().for_each(|job| job());
         }
+    }
+
+    /// What has come in, and is taken in with the next round.
+    pub fn waiting(&mut self) -> &[Input] {
+        self.waiting.extend(self.inputs.try_iter());
+        &self.waiting
     }
 
     /// Who takes part, as Raft has it.
@@ -205,7 +213,7 @@ impl ByHand {
         };
         let Assembled { store, inbound, mut node, inputs, .. } = assemble(config, disk.clone(), give, Box::new(local), seed).unwrap();
         node.start(self.now()).unwrap();
-        self.machines.insert(id, Machine { store, disk, node, inbound, inbox: inbox.unwrap(), inputs, jobs });
+        self.machines.insert(id, Machine { store, disk, node, inbound, inbox: inbox.unwrap(), inputs, waiting: Vec::new(), jobs });
     }
 
     fn now(&self) -> Duration {
@@ -323,10 +331,15 @@ impl ByHand {
     }
 
     pub fn propose(&mut self, id: u64, transaction: Transaction) -> Asked<Result<u64, ProposeError>> {
-        let store = self.machines[&id].store.clone();
-        let asked = Asked::new(async move { store.propose(transaction).await });
+        let asked = self.propose_unheard(id, transaction);
         self.run(id);
         asked
+    }
+
+    /// Proposes to a store that does nothing meanwhile, as while its disk hangs.
+    pub fn propose_unheard(&self, id: u64, transaction: Transaction) -> Asked<Result<u64, ProposeError>> {
+        let store = self.machines[&id].store.clone();
+        Asked::new(async move { store.propose(transaction).await })
     }
 
     /// Asks the first store for a change; it is proposed, and no more.

@@ -8,6 +8,7 @@ mod members;
 mod pitfalls;
 mod power;
 mod promises;
+mod room;
 mod start;
 mod wal;
 mod wire;
