@@ -9,6 +9,7 @@ mod etcd;
 #[path = "../etcd/server.rs"]
 #[allow(dead_code, reason = "the tests of the store in etcd use the rest")]
 mod etcd_server;
+mod formats;
 mod limits;
 mod lock;
 mod members;
