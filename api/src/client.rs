@@ -266,7 +266,6 @@ pub fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// Opens a connection for control calls.
 pub async fn control(addrs: &[String], security: &Security) -> Result<ControlClient<Channel>, ApiError> {
-    Ok(ControlClient::new(connect(addrs, security).await?)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX))
+    // What is too large to send the manager refuses, and says so; here only the call would break.
+    Ok(ControlClient::new(connect(addrs, security).await?).max_decoding_message_size(MESSAGE_BYTES_MAX))
 }

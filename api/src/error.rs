@@ -158,13 +158,21 @@ impl From<Status> for ApiError {
             // Nothing of ours answers `Unknown`: the connection broke.
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => ErrorCode::Unavailable,
             Code::FailedPrecondition => ErrorCode::NotLeader,
-            Code::ResourceExhausted | Code::OutOfRange => ErrorCode::TooLarge,
+            Code::ResourceExhausted => ErrorCode::TooLarge,
+            // Nothing of ours answers this without a detail either: a message is over a limit.
+            Code::OutOfRange => return too_large(status.message()),
             Code::Unauthenticated => ErrorCode::Unauthenticated,
             Code::PermissionDenied => ErrorCode::Forbidden,
             _ => ErrorCode::Internal,
         };
         Self::new(code, status.message().to_owned())
     }
+}
+
+/// What tonic says of a message that is too large, as ours.
+fn too_large(said: &str) -> ApiError {
+    let sizes = said.split_once("found ").map_or(said, |(_, sizes)| sizes);
+    ApiError::new(ErrorCode::TooLarge, format!("the message is too large: {sizes}")).hint("send, or ask for, less at once")
 }
 
 #[cfg(test)]
@@ -176,5 +184,13 @@ mod tests {
         let error = ApiError::new(ErrorCode::Conflict, "service web has changed").field("version").hint("get it again");
         assert_eq!(ApiError::from(Status::from(error.clone())), error);
         assert_eq!(error.to_string(), "version: service web has changed (get it again)");
+    }
+
+    #[test]
+    fn a_message_over_the_limit_is_told_of_in_words_of_ours() {
+        let said = Status::out_of_range("Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes");
+        let error = ApiError::from(said);
+        assert_eq!(error.code, ErrorCode::TooLarge);
+        assert_eq!(error.to_string(), "the message is too large: 9 bytes, the limit is: 8 bytes (send, or ask for, less at once)");
     }
 }

@@ -60,3 +60,24 @@ impl LogBroker {
         self.lock().retain(|_, asked| asked.node != *node);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_taken_from_the_agent_that_was_asked_alone() {
+        let broker = LogBroker::default();
+        let mut request = broker.open("n1".into());
+        assert!(broker.reader(&request.id, Some("n2")).is_none());
+        let chunk = LogChunk { problem: "none".to_owned(), ..LogChunk::default() };
+        broker.reader(&request.id, Some("n1")).unwrap().try_send(chunk.clone()).unwrap();
+        assert_eq!(request.chunks.try_recv().unwrap(), chunk);
+        // Without TLS nobody knows whose agent it is.
+        assert!(broker.reader(&request.id, None).is_some());
+        broker.close_node(&"n2".into());
+        assert!(broker.reader(&request.id, Some("n1")).is_some());
+        broker.close_node(&"n1".into());
+        assert!(broker.reader(&request.id, Some("n1")).is_none());
+    }
+}

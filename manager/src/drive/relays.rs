@@ -64,3 +64,20 @@ impl Drop for RelayRequest {
         drop(self.broker.lock().remove(&self.id));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_for_the_agent_that_was_asked_alone_and_once() {
+        let broker = RelayBroker::default();
+        let request = broker.open("n1".into());
+        assert!(broker.take(&request.id, Some("n2")).is_none());
+        assert!(broker.take(&request.id, Some("n1")).is_some(), "another's word takes nothing from it");
+        assert!(broker.take(&request.id, Some("n1")).is_none());
+        // Without TLS nobody knows whose agent it is.
+        let request = broker.open("n1".into());
+        assert!(broker.take(&request.id, None).is_some());
+    }
+}

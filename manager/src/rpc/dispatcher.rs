@@ -168,8 +168,8 @@ impl Dispatcher for DispatcherService {
                 Ok(None) => break Ok(()),
                 Err(status) => break Err(status),
             };
+            let Some(reader) = term.logs.reader(&chunk.request_id, agent.as_deref()) else { break Ok(()) };
             request_id.clone_from(&chunk.request_id);
-            let Some(reader) = term.logs.reader(&request_id, agent.as_deref()) else { break Ok(()) };
             if reader.send(chunk).await.is_err() {
                 break Ok(());
             }

@@ -43,7 +43,9 @@ pub async fn open(router: &Router, request: Request<v1::WatchRequest>) -> Result
     // One that is too old is refused at once.
     let first = watcher.turn(&state)?;
     let holder = Holder::new(&router.store, &caller, UserRole::ReadOnly, "watching")?;
-    let (sender, receiver) = mpsc::channel(PIECES_MAX);
+    let (sender, receiver) = mpsc::channel(PIECES_MAX + 1);
+    // Room for the last word, however late it is read.
+    let last = sender.clone().try_reserve_owned().map_err(|_| ApiError::new(ErrorCode::Internal, "a new watch is full"))?;
     let _there = router.figures.watches.there();
     let follower = Follower { router: router.clone(), caller, watcher, sender, _there };
     tokio::spawn(async move {
@@ -53,8 +55,7 @@ pub async fn open(router: &Router, request: Request<v1::WatchRequest>) -> Result
             error = holder.over() => error,
             Err(error) = follower.run(first) => error,
         };
-        // The last word, for a reader who is there.
-        drop(sender.send_timeout(Err(error), READ_TIMEOUT).await);
+        last.send(Err(error));
     });
     Ok(ReceiverStream::new(receiver))
 }

@@ -1,13 +1,19 @@
 //! What hosts and clients do to managers, and what is said about it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rcluster_api::client;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::wire::v1;
+use rcluster_api::wire::v1::control_client::ControlClient;
+use tonic::Streaming;
+use tonic::transport::{Channel, Endpoint};
 
-use crate::support::{Cluster, Manager, start, until};
+use crate::support::{Cluster, Manager, rest, start, until};
 
+/// Longest wait for what a manager does after half a minute, and for one message.
+const PATIENCE: Duration = Duration::from_secs(90);
 const ABOUT_THE_CLOCK: &str = "is the clock of one of the two hosts wrong?";
 
 fn config(name: &str, bytes: Vec<u8>) -> v1::ApplyRequest {
@@ -144,15 +150,57 @@ async fn managers_that_were_off_for_longer_than_their_certificates_are_valid_com
     assert!(error.contains("has expired (is this host's clock wrong?") && error.contains("rclusterctl user create"), "{error}");
 }
 
+/// What one is told who watches networks that have numbers.
+#[derive(Debug, Default)]
+struct Told {
+    /// Everything through this.
+    revision: u64,
+    /// The ends of their long numbers, by name.
+    networks: BTreeMap<String, usize>,
+}
+
+impl Told {
+    fn hear(&mut self, message: v1::WatchResponse) {
+        assert_eq!(message.after, self.revision, "a gap");
+        for put in message.puts {
+            if let Some(v1::object::Kind::Network(network)) = put.kind {
+                let spec = network.spec.unwrap();
+                let label = &spec.labels["a"];
+                self.networks.insert(spec.name, label[label.len() - 3..].parse().unwrap());
+            }
+        }
+        if !message.partial {
+            self.revision = message.revision;
+        }
+    }
+
+    /// Reads on, and says how the watch ends.
+    async fn read_on(&mut self, watch: &mut Streaming<v1::WatchResponse>) -> ApiError {
+        loop {
+            match tokio::time::timeout(PATIENCE, watch.message()).await.expect("it ends or goes on") {
+                Ok(Some(message)) => self.hear(message),
+                Ok(None) => panic!("it ends without a word"),
+                Err(status) => return ApiError::from(status),
+            }
+        }
+    }
+}
+
+/// A connection that is kept when the manager stands still for some seconds.
+async fn steady(cluster: &Cluster) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{}", cluster.managers[0].addr)).unwrap();
+    until("a connection", || async { cluster.admin.connect(endpoint.clone()).await.ok() }).await
+}
+
 #[tokio::test]
-async fn a_client_that_never_reads_its_watches_costs_little_and_holds_nobody_up() {
+async fn a_client_that_never_reads_its_watches_costs_little_holds_nobody_up_and_is_told() {
     const WATCHES: usize = 20;
     let cluster = Cluster::found().await;
     let mut writer = cluster.control(&cluster.admin).await.unwrap();
-    let mut silent = cluster.control(&cluster.admin).await.unwrap();
+    let mut silent = ControlClient::new(steady(&cluster).await);
     let mut watches = Vec::new();
     for _ in 0..WATCHES {
-        watches.push(silent.watch(v1::WatchRequest::default()).await.unwrap());
+        watches.push(silent.watch(v1::WatchRequest::default()).await.unwrap().into_inner());
     }
     // Labels are in what a watch tells, unlike contents.
     let large = |number: usize| {
@@ -170,5 +218,32 @@ async fn a_client_that_never_reads_its_watches_costs_little_and_holds_nobody_up(
     // Each has been told of 24 MB. What waits for it is a few messages; the log and a snapshot of it take the rest.
     let after = memory(&cluster.managers[0]);
     assert!(after < before + (150 << 20), "{} MiB became {} MiB", before >> 20, after >> 20);
-    drop(watches);
+    let given_up = async {
+        let channel = steady(&cluster).await;
+        while !rest(&channel, "GET", "/metrics", None, "").await.1.contains("rcluster_streams{kind=\"watch\"} 0\n") {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, given_up).await.expect("the manager gives them up");
+    // They share a connection: none is read to its end while the others are not read.
+    let read = watches.into_iter().map(|mut watch| async move {
+        let mut told = Told::default();
+        let error = told.read_on(&mut watch).await;
+        (told, error)
+    });
+    let mut read = futures::future::join_all(read).await;
+    for (told, error) in &read {
+        let hint = format!("go on from revision {}", told.revision);
+        assert_eq!((error.code, error.message.as_str()), (ErrorCode::Unavailable, "the watch was not read for 30 s"));
+        assert_eq!(error.hint, hint);
+    }
+    let (mut told, _) = read.swap_remove(0);
+    let newest: BTreeMap<String, usize> = (410..420).map(|number| (format!("n{}", number % 10), number)).collect();
+    assert_ne!(told.networks, newest, "it was told of everything");
+    let request = v1::WatchRequest { kinds: Vec::new(), from_revision: told.revision };
+    let mut watch = silent.watch(request).await.unwrap().into_inner();
+    while told.networks != newest {
+        let message = tokio::time::timeout(PATIENCE, watch.message()).await.expect("it goes on");
+        told.hear(message.unwrap().unwrap());
+    }
 }

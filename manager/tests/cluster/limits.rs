@@ -2,8 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rcluster_api::client::MESSAGE_BYTES_MAX;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::identity::JoinToken;
 use rcluster_api::tls::Security;
@@ -11,6 +12,8 @@ use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::control_client::ControlClient;
 use rcluster_api::wire::v1::dispatcher_client::DispatcherClient;
 use rcluster_api::wire::v1::raft_client::RaftClient;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::Status;
 use tonic::transport::Channel;
 
@@ -204,4 +207,62 @@ async fn without_tls_what_agents_and_managers_ask_is_not_counted() {
     let anyone = cluster.connect(&cluster.admin).await.unwrap();
     assert!(refused(|| async { list(&mut ControlClient::new(anyone.clone())).await }).await > 0);
     assert_eq!((refused(|| batch(&anyone)).await, refused(|| session(&anyone)).await), (0, 0));
+}
+
+/// How long a manager waits for a handshake, and for a request's headers.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+const HEADERS: Duration = Duration::from_secs(10);
+/// And when it has hung up, on a busy machine too. Without a limit of ours the library's for headers is half a minute.
+const SURELY: Duration = Duration::from_secs(25);
+
+/// What a manager says to one who says this and no more, until it hangs up; not before it has waited for so long.
+async fn hung_up(addr: &str, said: &[u8], waits: Duration) -> Vec<u8> {
+    let said_so = String::from_utf8_lossy(said);
+    let began = Instant::now();
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(said).await.unwrap();
+    let mut heard = Vec::new();
+    let ended = tokio::time::timeout(SURELY, stream.read_to_end(&mut heard)).await;
+    assert!(ended.is_ok(), "{said_so:?}: the manager waits on");
+    assert!(began.elapsed() >= waits, "{said_so:?}: it hung up after {:?}", began.elapsed());
+    heard
+}
+
+#[tokio::test]
+async fn who_says_nothing_or_half_of_it_is_hung_up_on() {
+    let (with_tls, plain) = tokio::join!(Cluster::found(), Cluster::found_with(&["--insecure"]));
+    let (with_tls, plain) = (&with_tls.managers[0].addr, &plain.managers[0].addr);
+    // The beginning of a TLS record: it has 512 bytes, and the first is one of a greeting.
+    let half_a_greeting = [0x16_u8, 3, 1, 2, 0, 1];
+    let half = "GET /healthz HTTP/1.1\r\nHost: mana";
+    let and_another = format!("GET /healthz HTTP/1.1\r\nHost: manager\r\n\r\n{half}");
+    let (.., answered) = tokio::join!(
+        hung_up(with_tls, b"", HANDSHAKE),
+        hung_up(with_tls, &half_a_greeting, HANDSHAKE),
+        hung_up(plain, b"", HEADERS),
+        hung_up(plain, b"PRI * HTTP/2.0\r\n", HEADERS),
+        hung_up(plain, half.as_bytes(), HEADERS),
+        hung_up(plain, and_another.as_bytes(), HEADERS),
+    );
+    assert!(answered.starts_with(b"HTTP/1.1 200 OK\r\n"), "{}", String::from_utf8_lossy(&answered));
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_is_refused_with_the_limit_and_what_to_do() {
+    let cluster = Cluster::found().await;
+    let control = cluster.control(&cluster.admin).await.unwrap();
+    let payload = Some(v1::Payload { bytes: vec![0; MESSAGE_BYTES_MAX] });
+    let data = v1::DataSpec { kind: v1::DataKind::Config.into(), name: "c".to_owned(), payload, ..v1::DataSpec::default() };
+    let specs = vec![v1::Spec { kind: Some(v1::spec::Kind::Data(data)), expected_version: 0 }];
+    let request = v1::ApplyRequest { specs };
+    let error = until("the manager answers", || async {
+        let error = ApiError::from(control.clone().apply(request.clone()).await.unwrap_err());
+        (error.code != ErrorCode::Unavailable).then_some(error)
+    })
+    .await;
+    assert_eq!((error.code, error.hint.as_str()), (ErrorCode::TooLarge, "send, or ask for, less at once"), "{error}");
+    let said = error.message.starts_with("the message is too large: 671") && error.message.ends_with("the limit is: 67108864 bytes");
+    assert!(said, "{error}");
+    // It is served on, by the same connection.
+    until("another call is answered", || async { list(&mut control.clone()).await.ok() }).await;
 }

@@ -1,6 +1,7 @@
 //! The real program on loopback: clusters made and joined over TLS, who is let in and who is not.
 
 mod admission;
+mod agents;
 mod audit;
 mod bad_days;
 mod disaster;

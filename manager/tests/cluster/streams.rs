@@ -17,8 +17,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Request, Streaming};
+use tonic::{Request, Status, Streaming};
 
+use crate::agents::Agent;
 use crate::support::{self, Cluster, until, user};
 
 /// Longest wait for the end of a stream.
@@ -69,23 +70,16 @@ pub struct SilentAgent {
 impl SilentAgent {
     /// Its session is with the leader.
     pub async fn start(cluster: &Cluster, leader: &str, name: &str) -> Self {
-        let token: JoinToken = cluster.founded.agent_token.parse().unwrap();
-        let joined = support::join(&cluster.addrs(), &token, name, "").await.unwrap();
-        let security = Security::new(joined.credentials.unwrap()).unwrap();
-        let channel = support::connect(&[leader.to_owned()], &security).await.unwrap();
-        let (outbox, messages) = mpsc::channel(8);
-        let description = v1::NodeDescription { name: name.to_owned(), addr: "10.0.0.11".to_owned(), ..v1::NodeDescription::default() };
-        let register = v1::Register { node_id: joined.id.clone(), incarnation: 1, description: Some(description), tasks: Vec::new() };
-        let message = |kind| v1::AgentMessage { kind: Some(kind) };
-        outbox.send(message(v1::agent_message::Kind::Register(register))).await.unwrap();
-        let answers = DispatcherClient::new(channel.clone()).session(ReceiverStream::new(messages)).await.unwrap().into_inner();
+        let agent = Agent::join(cluster, leader, name).await;
+        let (outbox, answers) = agent.session(Vec::new()).await.unwrap();
+        let Agent { id, channel, .. } = agent;
         let session = tokio::spawn(async move {
             tokio::select! {
                 () = beat(outbox) => {}
                 () = take_relays(channel, answers) => {}
             }
         });
-        Self { id: joined.id, session }
+        Self { id, session }
     }
 }
 
@@ -112,14 +106,14 @@ async fn take_relays(channel: Channel, mut messages: Streaming<v1::ManagerMessag
 }
 
 /// A conversation with the node, in which nobody says anything.
-async fn relay(channel: &Channel, node: &str) -> (mpsc::Sender<v1::RelayInput>, Streaming<v1::RelayOutput>) {
+pub async fn relay(channel: &Channel, node: &str) -> Result<(mpsc::Sender<v1::RelayInput>, Streaming<v1::RelayOutput>), Status> {
     let prune = v1::image_request::Kind::Prune(v1::ImagePrune::default());
     let image = v1::relay_open::Kind::Image(v1::ImageRequest { kind: Some(prune) });
     let open = v1::RelayOpen { target: node.to_owned(), kind: Some(image), ..v1::RelayOpen::default() };
     let (inputs, messages) = mpsc::channel(1);
     inputs.send(v1::RelayInput { kind: Some(v1::relay_input::Kind::Open(open)) }).await.unwrap();
-    let outputs = ControlClient::new(channel.clone()).relay(ReceiverStream::new(messages)).await.unwrap().into_inner();
-    (inputs, outputs)
+    let outputs = ControlClient::new(channel.clone()).relay(ReceiverStream::new(messages)).await?.into_inner();
+    Ok((inputs, outputs))
 }
 
 /// Two managers: where the one is that leads to the end, and where the other.
@@ -140,7 +134,7 @@ async fn streams_of_a_user_that_is_removed_end_and_say_so() {
         let channel = support::connect(std::slice::from_ref(addr), &eve).await.unwrap();
         watches.push(watch(&channel).await);
         logs.push(follow(&channel).await);
-        relays.push(relay(&channel, &agent.id).await);
+        relays.push(relay(&channel, &agent.id).await.unwrap());
     }
     let of_another = support::connect(&addrs, &cluster.admin).await.unwrap();
     let mut of_another = watch(&of_another).await;

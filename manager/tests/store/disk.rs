@@ -29,6 +29,7 @@ struct Content {
     rekeyed_at: Option<u64>,
     refuses_snapshots: bool,
     snapshots_refused: u64,
+    read_at_once: usize,
 }
 
 impl Disk {
@@ -71,6 +72,11 @@ impl Disk {
 
     pub fn snapshots_refused(&self) -> u64 {
         self.content().snapshots_refused
+    }
+
+    /// Bytes of entries, of the read that got most.
+    pub fn read_at_once(&self) -> usize {
+        self.content().read_at_once
     }
 
     pub fn writes(&self) -> u64 {
@@ -153,7 +159,10 @@ impl LogStore for Disk {
     }
 
     fn entries(&self, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
-        Ok(self.content().log.read(low, high, bytes_max))
+        let mut content = self.content();
+        let read = content.log.read(low, high, bytes_max);
+        content.read_at_once = content.read_at_once.max(read.iter().map(|entry| entry.data.len()).sum());
+        Ok(read)
     }
 
     fn saver(&self) -> Saver {

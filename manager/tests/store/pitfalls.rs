@@ -16,7 +16,7 @@ use rcluster_manager::store::{
 
 use crate::by_hand::{ByHand, Sent};
 use crate::disk::Disk;
-use crate::world::{Network, config, has, make, manager, member, soon};
+use crate::world::{Network, config, has, make, make_large, manager, member, soon};
 
 /// How long a read waits before it is asked again.
 const READ_RETRY: Duration = Duration::from_millis(300);
@@ -339,6 +339,17 @@ fn nothing_that_matters_is_left_at_the_librarys_defaults() {
     assert!(has(&hand.machines[&3].store.state(), "99"));
     // The default is one entry in each message.
     assert!(most > 50, "{most} entries at once");
+    let mut large: Vec<_> = (0..12).map(|number| hand.propose(1, make_large(&format!("large {number}"), 500 << 10))).collect();
+    let uncommitted = hand.machines[&1].node.raft().uncommitted_size();
+    assert!(uncommitted > 12 * (500 << 10), "{uncommitted} bytes: without a limit raft-rs counts none");
+    let answers = hand.deliver(|sent| sent.message.to != 1);
+    hand.bring_at_once(answers);
+    for asked in &mut large {
+        asked.answer().unwrap().unwrap();
+    }
+    // Committed at once, and longer than what is kept in memory.
+    let most = hand.machines[&1].disk.read_at_once();
+    assert!((1 << 20..=4 << 20).contains(&most), "{most} bytes were taken from the log to be applied at once");
 }
 
 /// Set in the process that is to end.

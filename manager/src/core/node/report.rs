@@ -52,3 +52,60 @@ pub fn note(before: &Task, after: &Task) -> Option<Note> {
     let message = if after.status.message.is_empty() { on } else { format!("{on}: {}", after.status.message) };
     Some(Note { kind: Kind::Task, object_id: after.id.to_string(), object: after.name.clone(), reason, message })
 }
+
+#[cfg(test)]
+mod tests {
+    use rcluster_api::object::Stamp;
+    use rcluster_api::spec::TaskTemplate;
+
+    use super::*;
+
+    fn status(state: TaskState) -> TaskStatus {
+        TaskStatus { state, message: String::new(), since_ms: 5, containers: Vec::new() }
+    }
+
+    fn task_on(node: Option<&str>, state: TaskState) -> Task {
+        Task {
+            id: "t1".into(),
+            stamp: Stamp::default(),
+            service_id: "s1".into(),
+            service: "web".to_owned(),
+            stack: String::new(),
+            slot: 1,
+            name: "web.1".to_owned(),
+            template: TaskTemplate::default(),
+            spec_version: 1,
+            desired_state: TaskState::Running,
+            restarts: 0,
+            restarts_in_window: 0,
+            window_start_ms: 0,
+            start_after_ms: 0,
+            node_id: node.map(NodeId::from),
+            node: node.unwrap_or_default().to_owned(),
+            networks: Vec::new(),
+            status: status(state),
+        }
+    }
+
+    #[test]
+    fn a_node_tells_of_its_own_tasks_alone() {
+        for (state, told) in
+            [(TaskState::Assigned, TaskState::Running), (TaskState::Running, TaskState::Failed), (TaskState::Orphaned, TaskState::Shutdown)]
+        {
+            let merged = |node, from: &str| merge(&task_on(node, state), &from.into(), &status(told)).map(|task| task.status.state);
+            assert!(merged(Some("n1"), "n1").is_some(), "{told} after {state}");
+            assert_eq!(merged(Some("n1"), "n2"), None, "{told} after {state}");
+            assert_eq!(merged(None, "n2"), None, "{told} after {state}: it is on no node");
+        }
+    }
+
+    #[test]
+    fn observed_states_only_rise() {
+        let merged = |before, told| merge(&task_on(Some("n1"), before), &"n1".into(), &status(told)).map(|task| task.status.state);
+        assert_eq!(merged(TaskState::Running, TaskState::Starting), None);
+        assert_eq!(merged(TaskState::Running, TaskState::Running), None);
+        assert_eq!(merged(TaskState::Assigned, TaskState::Accepted), Some(TaskState::Accepted));
+        assert_eq!(merged(TaskState::Running, TaskState::Orphaned), None, "that is for managers to say");
+        assert_eq!(merged(TaskState::Orphaned, TaskState::Failed), Some(TaskState::Removed));
+    }
+}
