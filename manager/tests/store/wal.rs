@@ -352,6 +352,23 @@ fn a_new_key_seals_what_is_written_from_then_on() {
 }
 
 #[test]
+fn snapshots_that_nobody_uses_are_gone_with_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(short_log_with(dir.path(), 16 << 10, Some(fixed_keys())));
+    let names = || contents(dir.path()).into_keys().filter(|path| path.to_string_lossy().contains("snapshot-"));
+    let used: Vec<PathBuf> = names().collect();
+    // One that was replaced, one that was to replace it, and one that was being written, when the power went.
+    for name in ["snapshot-00000000000000000000-0badcafe.sealed", "snapshot-00000000000000000099-0badcafe.sealed"] {
+        fs::write(dir.path().join(name), "of before").unwrap();
+        fs::write(dir.path().join(format!(".{name}.17")), "of bef").unwrap();
+    }
+    let mut log = Wal::open_on(Directory::new(&dir.path().join("raft")), dir.path(), 16 << 10, Some(fixed_keys())).unwrap().0;
+    assert_eq!(names().count(), 5, "nothing is changed before it is known that it can be read");
+    assert_eq!(log.load().unwrap().data, b"tables");
+    assert_eq!((used.len(), names().collect()), (1, used));
+}
+
+#[test]
 #[ignore = "a measurement, not a claim: cargo test --release -p rcluster-manager --test store -- --ignored --nocapture what_sealing_costs"]
 #[expect(clippy::print_stdout, reason = "a measurement says what it measured")]
 fn what_sealing_costs() {

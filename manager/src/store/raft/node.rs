@@ -537,7 +537,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         let (state, metadata, save, inbox) = (storage.state().clone(), storage.applied_metadata(), storage.saver(), self.inbox.clone());
         let made = self.environment.beside(Box::new(move || {
             let saved = save(metadata, &encode_snapshot(&state));
-            // When the owner has ended, the file is left for the next start's snapshot to sweep.
+            // When the owner has ended, the file is left for the next start to sweep.
             drop(inbox.send(Input::SnapshotSaved(saved)));
         }));
         match made {

@@ -112,14 +112,25 @@ pub fn keys_used(dir: &Path) -> Result<BTreeSet<u32>, LogError> {
     Ok(used)
 }
 
-/// Removes the data of snapshots that are older than the one in use.
+/// Removes the data of snapshots that are older than the one in use: one that is newer may be on its way to be used.
 pub fn sweep(dir: &Path, used: &Saved) {
+    let index = |name: &str| name.strip_prefix("snapshot-")?.split_once('-')?.0.parse::<u64>().ok();
+    remove(dir, |name| name != used.name && index(name).is_some_and(|index| index <= used.metadata.index));
+}
+
+/// Removes the data of all other snapshots, whole or not, when none is on its way: what was written when the process ended is used by
+/// nobody, and may be sealed with a key that the disk is to be rid of.
+pub fn sweep_all(dir: &Path, used: &Saved) {
+    remove(dir, |name| name != used.name && name.trim_start_matches('.').starts_with("snapshot-"));
+}
+
+fn remove(dir: &Path, goes: impl Fn(&str) -> bool) {
     let Ok(files) = fs::read_dir(dir) else { return };
     for file in files.flatten() {
         let name = file.file_name().to_string_lossy().into_owned();
-        let index = name.strip_prefix("snapshot-").and_then(|rest| rest.split_once('-')).and_then(|(index, _)| index.parse::<u64>().ok());
-        let old = index.is_some_and(|index| index <= used.metadata.index) && name != used.name;
-        if old && let Err(error) = fs::remove_file(file.path()) {
+        if goes(&name)
+            && let Err(error) = fs::remove_file(file.path())
+        {
             warn!(file = name, %error, "an old snapshot cannot be removed");
         }
     }

@@ -484,6 +484,7 @@ fn refusal(disk: &impl Disk, wrong: Wrong) -> LogError {
 impl<D: Disk> LogStore for Wal<D> {
     fn load(&mut self) -> Result<Loaded, LogError> {
         let loaded = self.loaded()?;
+        snapshots::sweep_all(&self.dir, &self.held.snapshot);
         self.forget();
         self.spares.work();
         Ok(loaded)
