@@ -88,6 +88,13 @@ pub struct RaftTiming {
     pub stagger: usize,
 }
 
+impl RaftTiming {
+    /// Silence of a leader after which others may stand for election.
+    pub fn silence(self) -> Duration {
+        self.tick.saturating_mul(u32::try_from(self.election).unwrap_or(u32::MAX))
+    }
+}
+
 impl Default for RaftTiming {
     /// Heartbeats every 100 ms; of three, the first survivor stands 450 to 600 ms after the last one. Three lost heartbeats in a row, or
     /// a stall of a quarter of a second, are forgiven.

@@ -349,10 +349,10 @@ pub fn assemble<L: LogStore, T: Transport>(
     let status = Arc::new(ArcSwap::from_pointee(ClusterStatus::default()));
     let seeds = config.seeds.iter().map(|member| member.id).collect();
     let inbound = Inbound { id: config.id, cluster_id: config.cluster_id.clone(), seeds, state: state.clone(), inbox: inbox.clone() };
-    let watchdog = Arc::new(Watchdog::new(config.timing, role_sender.clone(), status.clone()));
     let publisher = publish::Publisher::new(&config, state.clone(), status.clone(), revision, role_sender);
+    let watchdog = publisher.watchdog().clone();
     let meter = config.meter.clone();
-    let node = Node::new(config, log, transport(inbox.clone()), environment, (publisher, watchdog.clone()), inbox.clone(), seed)?;
+    let node = Node::new(config, log, transport(inbox.clone()), environment, publisher, inbox.clone(), seed)?;
     let permits = Arc::new(Semaphore::new(PERMITS));
     let store = Store { state, status, revisions, role, backend: Backend::Raft(inbox), permits, meter };
     Ok(Assembled { store, inbound, node, inputs, watchdog })

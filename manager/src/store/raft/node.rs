@@ -6,7 +6,6 @@
 //! on one thread on purpose: a leader whose disk hangs falls silent, and is replaced; `watchdog` has the rest of its manager know.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
@@ -25,7 +24,7 @@ use super::log::{LogError, LogStore, Saved};
 use super::publish::Publisher;
 use super::reads::Reads;
 use super::storage::Storage;
-use super::{Chain, Environment, Fatal, Inbox, Input, StoreError, Transport, Watchdog};
+use super::{Chain, Environment, Fatal, Inbox, Input, StoreError, Transport};
 use crate::core::state::{State, decode_snapshot, decode_transaction, encode_snapshot};
 use crate::store::{MemberChange, ProposeError, RaftTiming, StoreConfig, TRANSFER_WAIT};
 
@@ -75,7 +74,6 @@ pub struct Node<L: LogStore, T> {
     transport: T,
     environment: Box<dyn Environment>,
     publisher: Publisher,
-    watchdog: Arc<Watchdog>,
     inbox: Inbox,
     rng: ChaCha8Rng,
     /// Random per start, so that an entry of an earlier run is not taken for one of this.
@@ -104,7 +102,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
         mut log: L,
         mut transport: T,
         environment: Box<dyn Environment>,
-        (mut publisher, watchdog): (Publisher, Arc<Watchdog>),
+        mut publisher: Publisher,
         inbox: Inbox,
         seed: u64,
     ) -> Result<Self, StoreError> {
@@ -138,7 +136,6 @@ impl<L: LogStore, T: Transport> Node<L, T> {
             transport,
             environment,
             publisher,
-            watchdog,
             inbox,
             rng,
             run,
@@ -167,7 +164,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
 
     /// Takes an input in; what follows from it, [`Node::work`] does, once for all inputs that were there.
     pub fn handle(&mut self, now: Duration, input: Input) -> Result<(), Fatal> {
-        self.watchdog.works(now);
+        self.publisher.watchdog().works(now);
         match input {
             Input::Propose { entry, reply, permit } => self.propose(entry, reply, permit),
             Input::Read { reply } => self.reads.push(reply),
@@ -221,14 +218,15 @@ impl<L: LogStore, T: Transport> Node<L, T> {
 
     /// Handles everything that raft has ready, and lets everyone see what has come of it.
     pub fn work(&mut self, now: Duration) -> Result<(), Fatal> {
-        self.watchdog.works(now);
+        self.publisher.watchdog().works(now);
         self.drain(now)?;
-        while let Some(since) = self.watchdog.is_done() {
+        let withdrawn = self.publisher.watchdog().done();
+        if let Some(since) = withdrawn {
             self.step_down(self.environment.now().saturating_sub(since));
             self.drain(now)?;
         }
         self.end_proposals_of_other_terms();
-        if self.publisher.publish_role(&self.raw.raft) {
+        if self.publisher.publish_role(&self.raw.raft) || withdrawn.is_some() {
             self.publisher.publish_status(&self.raw.raft, &self.transport, now);
         }
         self.reads.answer(self.raw.store().applied());
@@ -439,9 +437,7 @@ impl<L: LogStore, T: Transport> Node<L, T> {
     }
 
     fn watch_disk(&self, took: Duration) {
-        let timing = self.config.timing;
-        let patience = timing.tick.saturating_mul(u32::try_from(timing.election).unwrap_or(u32::MAX));
-        if took > patience {
+        if took > self.config.timing.silence() {
             warn!(took_ms = took.as_millis(), "the disk is slow: a write took longer than followers wait for a leader");
         }
     }

@@ -14,7 +14,7 @@ use tracing::info;
 
 use super::log::LogStore;
 use super::storage::Storage;
-use super::{Introduction, Transport};
+use super::{Introduction, Transport, Watchdog};
 use crate::core::state::State;
 use crate::store::{ClusterStatus, Configuration, Member, MemberStatus, Role, RoleKind, StoreConfig};
 
@@ -38,6 +38,7 @@ pub struct Publisher {
     status: Arc<ArcSwap<ClusterStatus>>,
     revision: watch::Sender<u64>,
     role: watch::Sender<Role>,
+    watchdog: Arc<Watchdog>,
     heard: BTreeMap<u64, Duration>,
     writes_us: BTreeMap<u64, u64>,
 }
@@ -52,6 +53,7 @@ impl Publisher {
         role: watch::Sender<Role>,
     ) -> Self {
         let (own, name, members) = (config.id, config.name.clone(), config.seeds.clone());
+        let watchdog = Arc::new(Watchdog::new(config.timing, role.clone(), status.clone()));
         Self {
             own,
             name,
@@ -62,9 +64,15 @@ impl Publisher {
             status,
             revision,
             role,
+            watchdog,
             heard: BTreeMap::new(),
             writes_us: BTreeMap::new(),
         }
+    }
+
+    /// Takes the role back from one who leads and does not come back to publish it.
+    pub fn watchdog(&self) -> &Arc<Watchdog> {
+        &self.watchdog
     }
 
     /// The managers as the tables have them, or say themselves where those are older; those known from joining until the tables have come.

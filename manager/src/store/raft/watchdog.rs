@@ -47,8 +47,7 @@ pub struct Watchdog {
 impl Watchdog {
     /// Of the owner that publishes through these.
     pub fn new(timing: RaftTiming, role: watch::Sender<Role>, status: Arc<ArcSwap<ClusterStatus>>) -> Self {
-        let election = timing.tick.saturating_mul(u32::try_from(timing.election).unwrap_or(u32::MAX));
-        Self { patience: election.saturating_mul(ELECTIONS), role, status, owner: Mutex::new(Owner::Waits) }
+        Self { patience: timing.silence().saturating_mul(ELECTIONS), role, status, owner: Mutex::new(Owner::Waits) }
     }
 
     /// The owner has something to do, or has had.
@@ -59,8 +58,8 @@ impl Watchdog {
         }
     }
 
-    /// The owner has done it. Since when it had, if it was withdrawn meanwhile.
-    pub fn is_done(&self) -> Option<Duration> {
+    /// The owner has done it. Since when it was at it, if it was withdrawn meanwhile.
+    pub fn done(&self) -> Option<Duration> {
         match std::mem::replace(&mut *self.owner(), Owner::Waits) {
             Owner::Withdrawn { since } => Some(since),
             Owner::Waits | Owner::Works { .. } => None,
@@ -76,7 +75,7 @@ impl Watchdog {
             return;
         }
         *owner = Owner::Withdrawn { since };
-        // The owner publishes nothing before it has asked whether it is done, for which it waits for this.
+        // The owner publishes no role before it has said that it is done, for which it waits for this.
         self.status.store(Arc::new(without_leader(&status)));
         self.role.send_modify(|role| (role.kind, role.leader) = (RoleKind::Follower, None));
         error!(late_ms = late.as_millis(), "the disk of this manager's log does not answer: another is to lead; look at the disk");
