@@ -1,5 +1,5 @@
-//! Seeds without their lulls: fixed ones, and those that have failed before. `make sim-ci` runs more of them, with their lulls, and with FRESH=n
-//! as many more that are drawn.
+//! Seeds without their lulls: fixed ones, and those that have failed before. `make sim-ci` runs more of them, with their lulls, and as many that are
+//! drawn.
 //!
 //! A seed that fails says how to see what happened: `cargo run -p rcluster-sim -- --seed N --busy --trace`.
 

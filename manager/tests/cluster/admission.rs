@@ -24,7 +24,7 @@ use rcluster_manager::rpc::listen::Arrivals;
 use rcluster_manager::seal::{Opened, read_credentials};
 use tokio::sync::watch;
 
-use crate::support::{self, Cluster, addr, run_program, start, until};
+use crate::support::{self, Cluster, addr, copy, run_program, start, until};
 
 /// Credentials by an authority of the test's own.
 fn foreign(authority: &Authority, part: Part, ttl: Duration) -> Security {
@@ -32,19 +32,6 @@ fn foreign(authority: &Authority, part: Part, ttl: Duration) -> Security {
     let identity = Identity { part, id: "x".to_owned(), cluster_id: "other".to_owned() };
     let issued = ca::issue(std::slice::from_ref(authority), &identity, &[], &request.request, ttl).unwrap();
     Security::new(Credentials::new(issued, request.key)).unwrap()
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let there = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            copy(&path, &there);
-        } else {
-            std::fs::copy(&path, there).unwrap();
-        }
-    }
 }
 
 async fn refused(cluster: &Cluster, token: &str, name: &str, addr: &str) -> String {

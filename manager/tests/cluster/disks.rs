@@ -1,7 +1,6 @@
 //! Managers whose disks are full, can only be read, were being written when the power went, have decayed, or are of a later version: the real
 //! program on real file systems.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use rcluster_api::wire::v1;
 
 use crate::streams::SilentAgent;
-use crate::support::{Cluster, DEADLINE, start, until};
+use crate::support::{Cluster, DEADLINE, contents, start, until};
 
 /// Runs `test` where what it mounts is seen by itself and its processes alone.
 fn with_own_mounts(test: impl AsyncFnOnce() + Send) {
@@ -180,20 +179,6 @@ fn last_words(cluster: &mut Cluster, name: &str) -> String {
     let log = cluster.manager(name).log();
     let lines: Vec<&str> = log.lines().rev().take(6).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join("\n")
-}
-
-/// Every file below a directory and what it holds; nobody reads a spare segment.
-fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        match (path.is_dir(), path.file_name().unwrap() == "spare") {
-            (true, _) => found.extend(contents(&path)),
-            (false, true) => {}
-            (false, false) => drop(found.insert(path.clone(), fs::read(&path).unwrap())),
-        }
-    }
-    found
 }
 
 fn last_segment(dir: &Path) -> PathBuf {

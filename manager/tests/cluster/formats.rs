@@ -1,7 +1,6 @@
 //! What earlier versions have written: a state directory and a backup that the program made (`fixtures/README.md`). Through the library, as
 //! nobody is let in by certificates when those of the fixture have expired.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -25,7 +24,7 @@ use rcluster_manager::store::{self, Identity, Member, RoleKind, Salvaged, StoreC
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::support::{addr, start, until};
+use crate::support::{addr, contents, copy, start, until};
 
 /// Bytes of a segment that is made ready.
 const SEGMENT_BYTES: u64 = 16 << 20;
@@ -41,33 +40,6 @@ fn then() -> Value {
 
 fn backup_bytes() -> Vec<u8> {
     fs::read(fixture("backup-1")).unwrap()
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            fs::copy(&path, &target).unwrap();
-        }
-    }
-}
-
-/// Every file below a directory and what it holds; nobody reads a spare segment.
-fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(contents(&path));
-        } else if path.file_name().unwrap() != "spare" {
-            found.insert(path.clone(), fs::read(&path).unwrap());
-        }
-    }
-    found
 }
 
 /// Whose directory it is, and the keys of its disk.

@@ -1,5 +1,7 @@
 //! Managers as processes, each on a loopback address of its own.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,34 @@ use tower::{Service, ServiceExt};
 /// Longest wait for what must happen.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rcluster-manager");
+
+/// Copies a state directory.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let there = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &there);
+        } else {
+            fs::copy(&path, there).unwrap();
+        }
+    }
+}
+
+/// Every file below a directory and what it holds; nobody reads a spare segment.
+pub fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else if path.file_name().unwrap() != "spare" {
+            found.insert(path.clone(), fs::read(&path).unwrap());
+        }
+    }
+    found
+}
 
 /// Asks again until there is an answer.
 pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
@@ -170,7 +200,7 @@ impl Cluster {
         let output = program(clock).args(&arguments).stdin(Stdio::null()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let founded: Founded = serde_json::from_slice(&output.stdout).unwrap();
-        let access: Access = serde_json::from_slice(&std::fs::read(&founded.admin_file).unwrap()).unwrap();
+        let access: Access = serde_json::from_slice(&fs::read(&founded.admin_file).unwrap()).unwrap();
         let admin = access.credentials.map_or_else(Security::plain, |credentials| Security::new(credentials).unwrap());
         let store = flags.iter().position(|flag| *flag == "--store").map(|at| flags[at..].to_vec()).unwrap_or_default();
         let mut flags = if admin.is_plain() { vec!["--insecure"] } else { Vec::new() };
