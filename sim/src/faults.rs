@@ -12,6 +12,8 @@ use crate::world::{Event, World};
 
 /// A disk that is slow takes so much longer.
 const SLOWNESS: u64 = 50;
+/// Shortest time that a disk hangs.
+const HANG_LEAST_US: u64 = 500_000;
 /// Writes before the one that fails.
 const WRITES_MAX: u64 = 20;
 /// After so long a leader has seen that a manager is gone.
@@ -61,6 +63,7 @@ impl World {
                     self.queue.push(until_us, Event::Over(Over::SlowDisk(host)));
                 }
             }
+            Fault::HangingDisk => self.hang(host),
             Fault::FullDisk => {
                 if let Some(manager) = &self.hosts[host].manager {
                     manager.disk.set_full(true);
@@ -131,6 +134,21 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// The disk of a host hangs, half the time the leader's. One at a time: a cluster of which nothing works for long proves little.
+    fn hang(&mut self, host: usize) {
+        let now_us = self.now_us;
+        if self.hosts.iter().filter_map(|host| host.process.as_ref()).any(|process| process.hangs(now_us)) {
+            return;
+        }
+        let lasts_us = self.chances.faults.random_range(HANG_LEAST_US..=self.plan.hang_us);
+        let leader = self.leader().filter(|_| self.chances.faults.random_bool(0.5));
+        let host = leader.unwrap_or(host);
+        self.tell(|| format!("the disk of h{host} hangs for {} ms", lasts_us / 1000));
+        if let Some(process) = &mut self.hosts[host].process {
+            process.hang(now_us + lasts_us);
+        }
     }
 
     fn cut(&mut self, links: Vec<(usize, usize)>, until_us: u64) {

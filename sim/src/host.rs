@@ -9,7 +9,8 @@ use std::time::Duration;
 use raft::eraftpb::Message;
 use rcluster_manager::core::state::State;
 use rcluster_manager::store::{
-    Assembled, Environment, Inbound, Inbox, Input, Introduction, Job, Member, Node, Store, StoreConfig, StoreError, Transport, assemble,
+    Assembled, Environment, Fatal, Inbound, Inbox, Input, Introduction, Job, Member, Node, RoleKind, Store, StoreConfig, StoreError,
+    Transport, Watchdog, assemble,
 };
 
 use crate::disk::Disk;
@@ -154,11 +155,16 @@ pub struct Process {
     pub inbound: Inbound,
     pub inbox: Inbox,
     pub node: Node<Disk, Local>,
+    watchdog: Arc<Watchdog>,
     inputs: Receiver<Input>,
     waiting: VecDeque<Input>,
     local: Local,
     /// Until when it waits for its disk, or does not run at all.
     pub busy_until_us: u64,
+    /// Until when a round that begins does not end.
+    hangs_until_us: u64,
+    /// A round has begun that has not ended: it has taken in what there was, and nothing of that is on the disk, sent or published.
+    pub is_hanging: bool,
     /// Whether a round is on its way that takes in what has arrived.
     pub is_woken: bool,
 }
@@ -177,37 +183,48 @@ impl Process {
             kept = Some(inbox);
             wire
         };
-        let Assembled { store, inbound, node, inputs, .. } = assemble(config, disk, transport, Box::new(local.clone()), seed)?;
+        let Assembled { store, inbound, node, inputs, watchdog } = assemble(config, disk, transport, Box::new(local.clone()), seed)?;
         let inbox = kept.expect("a transport is made once");
-        let (waiting, busy_until_us) = (VecDeque::new(), at_us);
-        Ok(Self { store, inbound, inbox, node, inputs, waiting, local, busy_until_us, is_woken: false })
+        Ok(Self {
+            store,
+            inbound,
+            inbox,
+            node,
+            watchdog,
+            inputs,
+            waiting: VecDeque::new(),
+            local,
+            busy_until_us: at_us,
+            hangs_until_us: 0,
+            is_hanging: false,
+            is_woken: false,
+        })
     }
 
     /// The first round, and then one that takes in what has arrived, at most `batch_max` of it; `ticks`: its clock has ticked. The rounds
     /// are those of the store's own thread.
-    pub fn round(
-        &mut self,
-        at_us: u64,
-        clock: Clock,
-        ticks: bool,
-        first: bool,
-        batch_max: usize,
-    ) -> (Round, Result<(), rcluster_manager::store::Fatal>) {
+    pub fn round(&mut self, at_us: u64, clock: Clock, ticks: bool, first: bool, batch_max: usize) -> (Round, Result<(), Fatal>) {
         let now = clock.show(at_us);
         {
             let mut surface = self.local.surface();
             (surface.now_us, surface.clock) = (at_us, clock);
         }
-        let ended = self.live(now, ticks, first, batch_max);
+        let hangs = at_us < self.hangs_until_us;
+        let ended = self.live(now, ticks, first, batch_max, hangs);
         let mut surface = self.local.surface();
-        let (until_us, out, jobs) = (surface.now_us, std::mem::take(&mut surface.out), std::mem::take(&mut surface.jobs));
+        let until_us = if self.is_hanging { self.hangs_until_us } else { surface.now_us };
+        let (out, jobs) = (std::mem::take(&mut surface.out), std::mem::take(&mut surface.jobs));
         self.busy_until_us = until_us;
         (Round { until_us, out, jobs }, ended)
     }
 
-    fn live(&mut self, now: Duration, ticks: bool, first: bool, batch_max: usize) -> Result<(), rcluster_manager::store::Fatal> {
+    fn live(&mut self, now: Duration, ticks: bool, first: bool, batch_max: usize, hangs: bool) -> Result<(), Fatal> {
         if first {
             return self.node.start(now);
+        }
+        // One round ends before another begins.
+        if std::mem::take(&mut self.is_hanging) {
+            self.node.work(now)?;
         }
         self.take_in();
         for _ in 0..batch_max {
@@ -217,7 +234,41 @@ impl Process {
         if ticks {
             self.node.tick(now);
         }
+        if hangs {
+            // As the node says where it begins to work.
+            self.watchdog.works(now);
+            self.is_hanging = true;
+            return Ok(());
+        }
         self.node.work(now)
+    }
+
+    /// Its disk hangs until then: the next round that begins does not end before.
+    pub fn hang(&mut self, until_us: u64) {
+        self.hangs_until_us = until_us;
+    }
+
+    /// Whether its disk hangs, or a round that has hung has still to end.
+    pub fn hangs(&self, at_us: u64) -> bool {
+        self.is_hanging || at_us < self.hangs_until_us
+    }
+
+    /// Whatever it waits for is there.
+    pub fn go_on(&mut self, at_us: u64) {
+        self.busy_until_us = self.busy_until_us.min(at_us);
+        self.hangs_until_us = self.hangs_until_us.min(at_us);
+    }
+
+    /// The watchdog looks, as it does from its thread; whether it has withdrawn the role.
+    pub fn look(&self, now: Duration) -> bool {
+        let led = self.leads();
+        self.watchdog.look(now);
+        led && !self.leads()
+    }
+
+    /// Whether it leads, as everyone in it is told.
+    fn leads(&self) -> bool {
+        self.store.role().borrow().kind == RoleKind::Leader
     }
 
     fn take_in(&mut self) {

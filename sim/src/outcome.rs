@@ -22,6 +22,8 @@ pub struct Outcome {
     pub reads: usize,
     /// Pieces that watchers were told, and how often one was refused as too old.
     pub watched: (usize, usize),
+    /// Leaders whose disk hung, and from whom the watchdog has taken the role.
+    pub withdrawn: usize,
     /// From the end of the faults until all was well.
     pub recovery: Duration,
     /// What was done around the stores.
@@ -30,10 +32,11 @@ pub struct Outcome {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { hash, simulated, events, terms, entries, writes, reads, watched, recovery, cluster } = self;
+        let Self { hash, simulated, events, terms, entries, writes, reads, watched, withdrawn, recovery, cluster } = self;
         write!(
             formatter,
-            "{} s, {events} events, {terms} terms, {entries} entries, {writes} writes, {reads} reads, {} watched, {} too old, ",
+            "{} s, {events} events, {terms} terms, {entries} entries, {writes} writes, {reads} reads, {} watched, {} too old, {withdrawn} \
+             withdrawn, ",
             simulated.as_secs(),
             watched.0,
             watched.1

@@ -10,6 +10,9 @@ use rcluster_manager::store::{RaftTiming, StoreConfig};
 use crate::chance::{Chance, stream};
 use crate::cluster;
 
+/// Longest time that a disk hangs.
+const HANG_US: u64 = 6_000_000;
+
 /// A kind of fault or deed that is drawn again and again while a seed's faults are on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -21,6 +24,8 @@ pub enum Fault {
     FailedSync,
     /// Writes take long for a while.
     SlowDisk,
+    /// A round ends late, as of a write that takes seconds; the rest of its process goes on.
+    HangingDisk,
     /// No room for a while, for snapshots or another segment of the log.
     FullDisk,
     /// The hosts fall into two parts that do not reach each other.
@@ -54,6 +59,7 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// All but those that have a stream of chance of their own.
     const ALL: [Self; 19] = [
         Self::Crash,
         Self::CrashAtWrite,
@@ -98,6 +104,8 @@ pub struct Plan {
     pub fault_every_us: u64,
     /// Longest time that one of them lasts.
     pub fault_lasts_us: u64,
+    /// Longest time that a disk hangs.
+    pub hang_us: u64,
     /// Mean time of a client between two requests.
     pub think_us: u64,
     /// Part of the requests that are reads.
@@ -148,7 +156,8 @@ impl Plan {
         let snapshot_entries = if segment_bytes.is_some() { &[30, 200, 10_000][..] } else { &[1, 5, 30, 200, 10_000] };
         // So that at most a few are on at a time: a cluster of which nothing works for long proves little.
         let fault_lasts_us = fault_every_us * one_of(chance, &[1, 3, 10, 30]) / 5;
-        let watching = &mut stream(seed, "watches");
+        let (watching, hanging) = (&mut stream(seed, "watches"), &mut stream(seed, "hangs"));
+        let hangs = hanging.random_bool(share).then_some(Fault::HangingDisk);
         Self {
             seed,
             hosts: one_of(chance, &[1, 2, 3, 3, 3, 3, 4, 5, 5]),
@@ -158,9 +167,10 @@ impl Plan {
             lull_us: chance.random_range(40..=75) * 60_000_000 / (bursts - 1),
             segment_bytes,
             sealed: chance.random_bool(0.5),
-            faults: Fault::ALL.into_iter().filter(|_| chance.random_bool(share)).collect(),
+            faults: Fault::ALL.into_iter().filter(|_| chance.random_bool(share)).chain(hangs).collect(),
             fault_every_us,
             fault_lasts_us,
+            hang_us: HANG_US,
             think_us: one_of(chance, &[20_000, 100_000, 300_000, 1_000_000]),
             reads: one_of(chance, &[0.0, 0.2, 0.5, 0.9]),
             keys: one_of(chance, &[1, 4, 16, 64]),
@@ -186,8 +196,8 @@ impl Plan {
     pub fn draw_cluster(seed: u64) -> Self {
         let plan = Self::draw(seed);
         let chance = &mut stream(seed, "cluster world");
-        let members = [Fault::Join, Fault::Leave, Fault::ChangeRole, Fault::Move, Fault::Wipe, Fault::Rot];
-        let faults: Vec<Fault> = plan.faults.into_iter().filter(|fault| !members.contains(fault)).collect();
+        let others = [Fault::Join, Fault::Leave, Fault::ChangeRole, Fault::Move, Fault::Wipe, Fault::Rot, Fault::HangingDisk];
+        let faults: Vec<Fault> = plan.faults.into_iter().filter(|fault| !others.contains(fault)).collect();
         let cluster = cluster::Plan::draw(seed);
         Self {
             hosts: one_of(chance, &[1, 3, 3, 3, 5]),

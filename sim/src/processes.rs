@@ -42,6 +42,8 @@ impl World {
         self.tell(|| format!("h{host} starts"));
         let tick_us = clock.lasts(self.plan.timing.tick);
         self.queue.push(self.now_us + tick_us, Event::Tick { host, life });
+        let look_us = clock.lasts(self.plan.timing.silence());
+        self.queue.push(self.now_us + look_us, Event::Look { host, life });
         self.rounds(host, false, true)
     }
 
@@ -122,6 +124,26 @@ impl World {
         self.round(host, true)
     }
 
+    /// A process's watchdog looks whether the owner comes back. If it withdraws the role, the rest of the process sees that.
+    pub fn look(&mut self, host: usize, life: u64) -> Result<(), Violation> {
+        if !self.lives(host, life) {
+            return Ok(());
+        }
+        let Host { clock, process: Some(process), frozen_until_us, .. } = &self.hosts[host] else { return Ok(()) };
+        if *frozen_until_us > self.now_us {
+            self.queue.push(*frozen_until_us, Event::Look { host, life });
+            return Ok(());
+        }
+        let next_us = self.now_us + clock.lasts(self.plan.timing.silence()).max(1);
+        self.queue.push(next_us, Event::Look { host, life });
+        if !process.look(clock.show(self.now_us)) {
+            return Ok(());
+        }
+        self.withdrawn += 1;
+        self.tell(|| format!("h{host} is told that it leads no more: its disk hangs"));
+        self.around(|cluster, here| cluster.look(host, here))
+    }
+
     pub fn report(&mut self, host: usize, life: u64, tell: impl FnOnce(&Process)) -> Result<(), Violation> {
         if !self.lives(host, life) {
             return Ok(());
@@ -170,9 +192,11 @@ impl World {
         let raft = process.node.raft();
         let position = [id, raft.term, raft.leader_id, raft.raft_log.committed, raft.store().applied(), raft.raft_log.last_index()];
         self.hash = position.into_iter().fold(mix(self.hash, until_us), mix);
-        let has_stopped = process.node.is_stopped(clock.show(until_us));
-        let goes_on = ended.is_ok() && !has_stopped && process.has_inputs();
-        let looked = self.checker.look(host, id, process, &manager.disk, ended.is_err());
+        let hangs = process.is_hanging;
+        let has_stopped = !hangs && process.node.is_stopped(clock.show(until_us));
+        let goes_on = ended.is_ok() && !has_stopped && (hangs || process.has_inputs());
+        // Nothing has come of a round that has not ended.
+        let looked = if hangs { Ok(()) } else { self.checker.look(host, id, process, &manager.disk, ended.is_err()) };
         if self.trace {
             let (raft, role) = (process.node.raft(), process.store.role().borrow().kind);
             let (term, log) = (raft.term, &raft.raft_log);

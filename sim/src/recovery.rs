@@ -5,6 +5,7 @@ use rcluster_manager::core::members::next;
 use rcluster_manager::drive::standing;
 
 use crate::check::Violation;
+use crate::host::Host;
 use crate::world::{Event, World};
 
 /// Who is so many entries behind while clients go on writing has caught up.
@@ -21,8 +22,11 @@ impl World {
             let now_us = self.now_us;
             self.hosts[host].clock.set_rate(now_us, 1_000_000);
             self.hosts[host].frozen_until_us = now_us;
-            if let Some(process) = &mut self.hosts[host].process {
-                process.busy_until_us = process.busy_until_us.min(now_us);
+            if let Host { process: Some(process), life, .. } = &mut self.hosts[host] {
+                process.go_on(now_us);
+                if process.is_hanging {
+                    self.queue.push(now_us, Event::Round { host, life: *life });
+                }
             }
             if let Some(manager) = &self.hosts[host].manager {
                 manager.disk.set_write_us(self.plan.write_us);

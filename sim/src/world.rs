@@ -51,6 +51,11 @@ pub enum Event {
         host: usize,
         life: u64,
     },
+    /// A process's watchdog looks at the owner.
+    Look {
+        host: usize,
+        life: u64,
+    },
     /// A process takes in what has arrived.
     Round {
         host: usize,
@@ -132,6 +137,8 @@ pub struct World {
     pub reads: usize,
     /// Pieces that watchers were told, and watchers that were refused as too old.
     pub watched: (usize, usize),
+    /// Leaders from whom the watchdog has taken the role.
+    pub withdrawn: usize,
     pub cuts: u64,
     pub moves: u64,
     /// When the last disk was lost.
@@ -198,6 +205,7 @@ impl World {
             writes: 0,
             reads: 0,
             watched: (0, 0),
+            withdrawn: 0,
             cuts: 0,
             moves: 0,
             wiped_us: 0,
@@ -280,6 +288,7 @@ impl World {
             writes: self.checker.made(),
             reads: self.reads,
             watched: self.watched,
+            withdrawn: self.withdrawn,
             recovery: Duration::from_micros(recovery_us),
             cluster: self.cluster.as_ref().map(|cluster| cluster.counts),
         }
@@ -337,6 +346,7 @@ impl World {
     fn happen(&mut self, event: Event) -> Result<(), Violation> {
         match event {
             Event::Tick { host, life } => self.tick(host, life),
+            Event::Look { host, life } => self.look(host, life),
             Event::Round { host, life } => {
                 if self.lives(host, life) {
                     self.round(host, false)?;

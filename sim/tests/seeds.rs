@@ -26,11 +26,13 @@ fn a_hundred_seeds() {
     let simulated: Duration = outcomes.iter().map(|outcome| outcome.simulated).sum();
     let sum = |of: fn(&Outcome) -> usize| outcomes.iter().map(of).sum::<usize>();
     let (told, too_old) = (sum(|outcome| outcome.watched.0), sum(|outcome| outcome.watched.1));
+    let withdrawn = sum(|outcome| outcome.withdrawn);
     let (writes, reads, terms) = (sum(|outcome| outcome.writes), sum(|outcome| outcome.reads), sum(|outcome| outcome.terms));
     // A simulation in which nothing happens proves nothing.
     let busy = simulated > Duration::from_secs(3600) && terms > 500 && writes > 20_000 && reads > 20_000;
     assert!(busy, "only {simulated:?}, {terms} terms, {writes} writes, {reads} reads");
     assert!(told > 5_000 && too_old > 20, "watchers were told only {told} pieces, and refused {too_old} times");
+    assert!(withdrawn > 10, "only {withdrawn} leaders were withdrawn whose disk hung");
 }
 
 #[test]

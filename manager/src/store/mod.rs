@@ -29,7 +29,7 @@ pub use self::raft::wal::disk::{Directory, Disk, DiskFile};
 pub use self::raft::wal::{Wal, lock};
 pub use self::raft::{
     Assembled, Environment, Fatal, Identity, Inbound, Inbox, Input, Introduction, Job, Node, Salvaged, Standing, StoreError, Transport,
-    assemble, first, identity, keys_used, prepare, prepare_external, prepare_from, salvage, start, start_with,
+    Watchdog, assemble, first, identity, keys_used, prepare, prepare_external, prepare_from, salvage, start, start_with,
 };
 
 /// Most bytes of one transaction in the log.
