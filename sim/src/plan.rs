@@ -12,6 +12,8 @@ use crate::cluster;
 
 /// Longest time that a disk hangs.
 const HANG_US: u64 = 6_000_000;
+/// The same of a cluster: long enough for another leader to judge nodes that stay with the one whose disk hangs.
+const CLUSTER_HANG_US: u64 = 25_000_000;
 
 /// A kind of fault or deed that is drawn again and again while a seed's faults are on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,8 +198,10 @@ impl Plan {
     pub fn draw_cluster(seed: u64) -> Self {
         let plan = Self::draw(seed);
         let chance = &mut stream(seed, "cluster world");
+        // Of every second seed a disk hangs, of some of them alone: other faults hide what comes of it.
+        let hangs = stream(seed, "cluster hangs").random_bool(0.5).then_some(Fault::HangingDisk);
         let others = [Fault::Join, Fault::Leave, Fault::ChangeRole, Fault::Move, Fault::Wipe, Fault::Rot, Fault::HangingDisk];
-        let faults: Vec<Fault> = plan.faults.into_iter().filter(|fault| !others.contains(fault)).collect();
+        let faults: Vec<Fault> = plan.faults.into_iter().filter(|fault| !others.contains(fault)).chain(hangs).collect();
         let cluster = cluster::Plan::draw(seed);
         Self {
             hosts: one_of(chance, &[1, 3, 3, 3, 5]),
@@ -206,6 +210,7 @@ impl Plan {
             bursts: 1,
             segment_bytes: None,
             faults,
+            hang_us: CLUSTER_HANG_US,
             cluster: Some(cluster),
             ..plan
         }

@@ -23,6 +23,8 @@ fn fixed_seeds() {
     // A simulation in which nothing happens proves nothing.
     let busy = brains > 50 && requests > 300 && starts > 1_000 && troubles > 50 && downs > 10;
     assert!(busy, "only {brains} brains, {requests} requests, {starts} starts, {troubles} troubles, {downs} downs");
+    let withdrawn: usize = outcomes.iter().map(|outcome| outcome.withdrawn).sum();
+    assert!(withdrawn > 8, "only {withdrawn} leaders were withdrawn whose disk hung");
 }
 
 #[test]
