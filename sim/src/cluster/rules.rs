@@ -29,25 +29,49 @@ fn place(task: &Task) -> Place {
     (task.service_id.clone(), task.slot, node)
 }
 
+/// How a task was made while another of its slot might run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TakeOver {
+    /// Beside one that goes on until it runs.
+    Beside,
+    /// From one that was given up with its node, as long as that is so.
+    GivenUp,
+}
+
 /// What the rules remember.
 #[derive(Debug)]
 pub struct Rules {
     /// The last index that was looked at.
     seen: u64,
-    /// Tasks that were made while another of their slot may run, as they may.
-    handed_over: BTreeSet<TaskId>,
+    /// Pairs of a slot: the task that might run, and the one that was made meanwhile, as it may.
+    taken_over: BTreeMap<(TaskId, TaskId), TakeOver>,
     /// When a container of a slot has last ended by itself, and of which task.
     ended: BTreeMap<Place, (u64, Task)>,
 }
 
 impl Rules {
     pub fn new() -> Self {
-        Self { seen: 1, handed_over: BTreeSet::new(), ended: BTreeMap::new() }
+        Self { seen: 1, taken_over: BTreeMap::new(), ended: BTreeMap::new() }
     }
 
     /// A container of the task has ended by itself.
     pub fn ended(&mut self, task: &Task, now_us: u64) {
         self.ended.insert(place(task), (now_us, task.clone()));
+    }
+
+    /// Whether `new` may run while `old` does.
+    fn takes_over(&self, old: &TaskId, new: &TaskId, state: &State) -> bool {
+        let Some(known) = state.tasks().get(old) else { return false };
+        match self.taken_over.get(&(old.clone(), new.clone())) {
+            Some(TakeOver::Beside) => true,
+            Some(TakeOver::GivenUp) => known.status.state == TaskState::Orphaned,
+            None => false,
+        }
+    }
+
+    /// Whether a task was made beside any that went on.
+    fn stands_beside(&self, task: &TaskId) -> bool {
+        self.taken_over.iter().any(|((_, new), how)| new == task && *how == TakeOver::Beside)
     }
 }
 
@@ -72,13 +96,14 @@ impl Cluster {
                     DiffItem::Update { old: (_, old), new: (_, new) } => {
                         let rises = new.status.state >= old.status.state && new.desired_state >= old.desired_state;
                         hold!(rises, "{} ({}) goes from {} to {}", new.name, new.id, old.status.state, new.status.state);
+                        check_stays(old, new)?;
                         check_assignment(Some(old), new, after)?;
                     }
                     DiffItem::Remove(_, task) => {
                         let holds = |node: &&Agent| node.kernel.values().any(|container| container.runs() && container.task.id == task.id);
                         let runs_on = self.agents.iter().find(holds).map(|node| node.name.as_str());
                         hold!(runs_on.is_none(), "{} ({}) is forgotten, and runs on {runs_on:?}", task.name, task.id);
-                        self.rules.handed_over.remove(&task.id);
+                        self.rules.taken_over.retain(|(_, new), _| *new != task.id);
                     }
                 }
             }
@@ -107,10 +132,12 @@ impl Cluster {
         others.retain(|other| place(other) == place(task) && other.id != task.id);
         let live = others.iter().filter(|other| other.is_live()).count();
         hold!(live < LIVE_MAX, "{} has {} tasks that are wanted", task.name, live + 1);
-        for other in others.iter().filter(|other| other.may_run() && other.status.state != TaskState::Orphaned) {
-            let may = service.spec.update.order == UpdateOrder::StartFirst || is_drained(other, after);
+        for other in others.iter().filter(|other| other.may_run()) {
+            let is_given_up = other.status.state == TaskState::Orphaned;
+            let may = is_given_up || service.spec.update.order == UpdateOrder::StartFirst || is_drained(other, after);
             hold!(may, "{} ({}) is made while {} may run: it is {}", task.name, task.id, other.id, other.status.state);
-            self.rules.handed_over.insert(task.id.clone());
+            let how = if is_given_up { TakeOver::GivenUp } else { TakeOver::Beside };
+            self.rules.taken_over.insert((other.id.clone(), task.id.clone()), how);
         }
         let last = others
             .iter()
@@ -124,25 +151,25 @@ impl Cluster {
         Ok(())
     }
 
-    /// A container of `task` starts on an agent's node: no other of its slot runs anywhere, but one that was given up with its node, and
-    /// one that it stands beside while it takes over. And not sooner than the restart policy says.
+    /// A container of `task` starts on an agent's node: no other of its slot runs anywhere, but one that it takes over from, or that
+    /// takes over from it. And not sooner than the restart policy says.
     pub(super) fn check_start(&mut self, agent: usize, task: &Task, here: &Here<'_>) -> Result<(), Violation> {
         let state = here.checker.latest();
         let given_up = |id: &TaskId| state.tasks().get(id).is_some_and(|known| known.status.state == TaskState::Orphaned);
         let others = self.agents.iter().flat_map(|node| node.kernel.values().map(move |container| (node, container)));
         for (node, container) in others.filter(|(_, container)| container.runs() && container.task.id != task.id) {
             let other = &container.task;
-            if place(other) != place(task) || given_up(&other.id) || given_up(&task.id) {
+            if place(other) != place(task) {
                 continue;
             }
-            let handed_over = self.rules.handed_over.contains(&task.id) || self.rules.handed_over.contains(&other.id);
-            hold!(handed_over, "{} runs twice: {} on {} and {} on {}", task.name, task.id, self.agents[agent].name, other.id, node.name);
+            let may = self.rules.takes_over(&other.id, &task.id, state) || self.rules.takes_over(&task.id, &other.id, state);
+            hold!(may, "{} runs twice: {} on {} and {} on {}", task.name, task.id, self.agents[agent].name, other.id, node.name);
         }
         let Some(service) = state.services().get(&task.service_id) else { return Ok(()) };
         let Some((ended_us, last)) = self.rules.ended.get(&place(task)) else { return Ok(()) };
         // The end of one that was given up with its node is not what the managers count from.
         let counts = last.spec_version == task.spec_version && !given_up(&last.id);
-        if counts && task.restarts_in_window > 1 && !self.rules.handed_over.contains(&task.id) {
+        if counts && task.restarts_in_window > 1 && !self.rules.stands_beside(&task.id) {
             let policy = &service.spec.restart;
             let step = (task.restarts_in_window - 2).min(30);
             let delay_ms = (policy.delay.0 << step).min(policy.delay_max.0) * 4 / 5;
@@ -250,6 +277,15 @@ fn check_assignment(before: Option<&Task>, after: &Task, state: &State) -> Resul
     }
     let takes = node_of(after, state).is_some_and(|node| node.state == NodeState::Ready && node.availability == Availability::Active);
     hold!(takes, "{} is assigned to {}, which takes no work", after.name, after.node);
+    Ok(())
+}
+
+/// A task keeps its slot, and its node once it has one.
+fn check_stays(old: &Task, new: &Task) -> Result<(), Violation> {
+    let same = old.service_id == new.service_id && old.slot == new.slot;
+    hold!(same, "{} ({}) goes from slot {} of {} to {} of {}", new.name, new.id, old.slot, old.service_id, new.slot, new.service_id);
+    let stays = old.node_id.is_none() || old.node_id == new.node_id;
+    hold!(stays, "{} ({}) goes from node {:?} to {:?}", new.name, new.id, old.node_id, new.node_id);
     Ok(())
 }
 
