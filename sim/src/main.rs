@@ -58,6 +58,8 @@ struct Sum {
     seeds: u64,
     failed: u64,
     simulated: Duration,
+    /// Of that, what was no lull.
+    busy: Duration,
     writes: usize,
     terms: usize,
 }
@@ -85,6 +87,7 @@ fn run_one(args: &Args, seed: u64, number: u64, sum: &Mutex<Sum>) {
     match outcome {
         Ok(outcome) => {
             sum.simulated += outcome.simulated;
+            sum.busy += outcome.busy;
             sum.writes += outcome.writes;
             sum.terms += outcome.terms;
             if !args.quiet {
@@ -124,10 +127,10 @@ fn main() -> ExitCode {
         }
     };
     thread::scope(|scope| (0..args.threads.get()).for_each(|_| drop(scope.spawn(work))));
-    let Sum { seeds, failed, simulated, writes, terms } = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let hours = simulated.as_secs_f64() / 3600.0;
+    let Sum { seeds, failed, simulated, busy, writes, terms } = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (hours, busy) = (simulated.as_secs_f64() / 3600.0, busy.as_secs_f64() / 3600.0);
     println!(
-        "{seeds} seeds, {failed} failed, {hours:.1} h simulated in {:.1} s: {writes} writes, {terms} terms",
+        "{seeds} seeds, {failed} failed, {hours:.1} simulated hours, of them {busy:.1} busy, in {:.1} s: {writes} writes, {terms} terms",
         began.elapsed().as_secs_f64()
     );
     if hours < args.at_least {

@@ -11,6 +11,8 @@ pub struct Outcome {
     /// Of all that happened.
     pub hash: u64,
     pub simulated: Duration,
+    /// Of that, what was no lull.
+    pub busy: Duration,
     pub events: u64,
     /// Terms in which someone led.
     pub terms: usize,
@@ -32,12 +34,13 @@ pub struct Outcome {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { hash, simulated, events, terms, entries, writes, reads, watched, withdrawn, recovery, cluster } = self;
+        let Self { hash, simulated, busy, events, terms, entries, writes, reads, watched, withdrawn, recovery, cluster } = self;
         write!(
             formatter,
-            "{} s, {events} events, {terms} terms, {entries} entries, {writes} writes, {reads} reads, {} watched, {} too old, {withdrawn} \
-             withdrawn, ",
+            "{} s, {} of them busy, {events} events, {terms} terms, {withdrawn} withdrawn, {entries} entries, {writes} writes, {reads} reads, \
+             {} watched, {} too old, ",
             simulated.as_secs(),
+            busy.as_secs(),
             watched.0,
             watched.1
         )?;

@@ -145,6 +145,8 @@ pub struct World {
     pub wiped_us: u64,
     /// Between two bursts.
     pub is_lull: bool,
+    /// How long all lulls are that have begun.
+    lulls_us: u64,
     /// Bursts to come.
     pub left: u64,
     pub is_calm: bool,
@@ -210,6 +212,7 @@ impl World {
             moves: 0,
             wiped_us: 0,
             is_lull: false,
+            lulls_us: 0,
             left: 0,
             is_calm: false,
             calm_since_us: 0,
@@ -282,6 +285,8 @@ impl World {
         Outcome {
             hash: self.hash,
             simulated: Duration::from_micros(self.now_us),
+            // The faults end after the last burst: no lull is left unfinished.
+            busy: Duration::from_micros(self.now_us - self.lulls_us),
             events: self.events,
             terms: self.checker.terms(),
             entries: self.checker.last(),
@@ -334,6 +339,7 @@ impl World {
         } else {
             self.is_lull = true;
             let lull_us = exponential(&mut self.chances.faults, self.plan.lull_us);
+            self.lulls_us += lull_us;
             self.queue.push(self.now_us + lull_us, Event::Turn);
         }
         self.tell(|| String::from(if self.is_lull { "a lull begins" } else { "a burst begins" }));
