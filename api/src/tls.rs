@@ -8,19 +8,20 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use hyper_util::rt::TokioIo;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::{TlsConnector, client};
 use tokio_util::either::Either;
 use tonic::transport::{Channel, Endpoint};
@@ -104,14 +105,21 @@ impl Credentials {
     fn key(&self) -> PrivateKeyDer<'static> {
         PrivatePkcs8KeyDer::from(self.key.0.clone()).into()
     }
+}
 
-    fn roots(&self) -> Result<Arc<RootCertStore>, TlsError> {
-        let mut roots = RootCertStore::empty();
-        for der in &self.authorities {
-            roots.add(CertificateDer::from(der.0.clone())).map_err(|error| TlsError::Authority(error.to_string()))?;
-        }
-        Ok(Arc::new(roots))
+/// These authorities, as what certificates are verified by.
+fn trusted(authorities: &[Payload]) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for der in authorities {
+        roots.add(CertificateDer::from(der.0.clone())).map_err(|error| TlsError::Authority(error.to_string()))?;
     }
+    Ok(Arc::new(roots))
+}
+
+/// Believes certificates of these authorities, and lets who shows none in too.
+fn verifier(roots: Arc<RootCertStore>) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated().build();
+    verifier.map_err(|error| TlsError::Authority(error.to_string()))
 }
 
 /// A key, and the request for a certificate of it.
@@ -141,24 +149,30 @@ struct Configs {
     credentials: Credentials,
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
+    /// Of each authority alone, by the digest of its certificate.
+    verifiers: Vec<(Arc<str>, Arc<dyn ClientCertVerifier>)>,
 }
 
 impl Configs {
     fn new(credentials: Credentials) -> Result<Self, TlsError> {
-        let roots = credentials.roots()?;
+        let roots = trusted(&credentials.authorities)?;
         let client = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])?;
         let mut client = client.with_root_certificates(roots.clone()).with_client_auth_cert(credentials.chain(), credentials.key())?;
         client.alpn_protocols = vec![PROTOCOLS[0].to_vec()];
         client.resumption = rustls::client::Resumption::disabled();
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated().build();
-        let verifier = verifier.map_err(|error| TlsError::Authority(error.to_string()))?;
         let server = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])?;
-        let mut server = server.with_client_cert_verifier(verifier).with_single_cert(credentials.chain(), credentials.key())?;
+        let mut server = server.with_client_cert_verifier(verifier(roots)?).with_single_cert(credentials.chain(), credentials.key())?;
         server.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
         // Connections are few and long: a session is not worth keeping, and each handshake shows the certificate anew.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        Ok(Self { credentials, client: Arc::new(client), server: Arc::new(server) })
+        let alone = |der: &Payload| Ok::<_, TlsError>((Arc::<str>::from(der.digest()), verifier(trusted(std::slice::from_ref(der))?)?));
+        let verifiers = credentials.authorities.iter().map(alone).collect::<Result<_, TlsError>>()?;
+        Ok(Self { credentials, client: Arc::new(client), server: Arc::new(server), verifiers })
+    }
+
+    fn trusts(&self, authority: &str) -> bool {
+        self.verifiers.iter().any(|(known, _)| **known == *authority)
     }
 }
 
@@ -169,7 +183,7 @@ pub struct Security(Kind);
 #[derive(Clone)]
 enum Kind {
     Plain,
-    Tls(Arc<ArcSwap<Configs>>),
+    Tls(Arc<watch::Sender<Arc<Configs>>>),
     /// Without a certificate: what answers must be a manager of the authority that a join token names.
     Joining(Arc<ClientConfig>),
 }
@@ -192,7 +206,7 @@ impl Security {
 
     /// TLS with these credentials.
     pub fn new(credentials: Credentials) -> Result<Self, TlsError> {
-        Ok(Self(Kind::Tls(Arc::new(ArcSwap::from_pointee(Configs::new(credentials)?)))))
+        Ok(Self(Kind::Tls(Arc::new(watch::Sender::new(Arc::new(Configs::new(credentials)?))))))
     }
 
     /// TLS towards managers of the cluster that `token` is for.
@@ -204,10 +218,10 @@ impl Security {
         Ok(Self(Kind::Joining(Arc::new(config))))
     }
 
-    /// Replaces the credentials for all connections to come. Has no effect on plain text.
+    /// Replaces the credentials for all connections to come; those that stand hear of it by their [`Trust`]. Has no effect on plain text.
     pub fn replace(&self, credentials: Credentials) -> Result<(), TlsError> {
         if let Kind::Tls(configs) = &self.0 {
-            configs.store(Arc::new(Configs::new(credentials)?));
+            configs.send_replace(Arc::new(Configs::new(credentials)?));
         }
         Ok(())
     }
@@ -215,7 +229,7 @@ impl Security {
     /// The credentials now; none in plain text.
     pub fn credentials(&self) -> Option<Credentials> {
         match &self.0 {
-            Kind::Tls(configs) => Some(configs.load().credentials.clone()),
+            Kind::Tls(configs) => Some(configs.borrow().credentials.clone()),
             Kind::Plain | Kind::Joining(_) => None,
         }
     }
@@ -228,15 +242,28 @@ impl Security {
     /// What a listener needs for its next connection; `None` in plain text.
     pub fn server(&self) -> Option<Arc<ServerConfig>> {
         match &self.0 {
-            Kind::Tls(configs) => Some(configs.load().server.clone()),
+            Kind::Tls(configs) => Some(configs.borrow().server.clone()),
             Kind::Plain | Kind::Joining(_) => None,
         }
+    }
+
+    /// By which authority that is trusted now a peer is believed that has shown `chain`, its own certificate first; the newest, if there are
+    /// several. `None`: by none, as it may have been dropped during the handshake, or nothing was shown.
+    pub fn trust(&self, chain: &[CertificateDer<'_>]) -> Option<Trust> {
+        let Kind::Tls(configs) = &self.0 else { return None };
+        let (own, others) = chain.split_first()?;
+        let now = configs.borrow().clone();
+        // By signatures and not by names: whoever has the key of an authority that is dropped can put any name into what it signs.
+        let believes =
+            |(_, verifier): &&(Arc<str>, Arc<dyn ClientCertVerifier>)| verifier.verify_client_cert(own, others, UnixTime::now()).is_ok();
+        let (authority, _) = now.verifiers.iter().find(believes)?;
+        Some(Trust { security: self.clone(), authority: authority.clone() })
     }
 
     fn client(&self) -> Option<Arc<ClientConfig>> {
         match &self.0 {
             Kind::Plain => None,
-            Kind::Tls(configs) => Some(configs.load().client.clone()),
+            Kind::Tls(configs) => Some(configs.borrow().client.clone()),
             Kind::Joining(config) => Some(config.clone()),
         }
     }
@@ -259,6 +286,28 @@ impl Security {
             async move { dial(&uri, config, name).await.map(TokioIo::new) }
         });
         endpoint.connect_with_connector(connector).await
+    }
+}
+
+/// By which authority the peer of a connection is believed.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    security: Security,
+    authority: Arc<str>,
+}
+
+impl Trust {
+    /// Digest of the authority's certificate.
+    pub fn authority(&self) -> &Arc<str> {
+        &self.authority
+    }
+
+    /// Returns when the authority is not trusted any more.
+    pub async fn lost(&self) {
+        let Kind::Tls(configs) = &self.security.0 else { return std::future::pending().await };
+        let mut changes = configs.subscribe();
+        // Its sender is here, so that it is never closed.
+        drop(changes.wait_for(|now| !now.trusts(&self.authority)).await);
     }
 }
 
