@@ -17,7 +17,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, Serve
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::net::TcpStream;
@@ -28,6 +28,7 @@ use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use crate::data::Payload;
+use crate::greeting::{Greeted, greet};
 use crate::identity::{self, Certificate, IdentityError, JoinToken, LOCKED_NAME, MANAGER_NAME};
 use crate::wire::v1;
 
@@ -321,7 +322,7 @@ pub fn locked_server(credentials: &Credentials) -> Result<Arc<ServerConfig>, Tls
     Ok(Arc::new(server))
 }
 
-type Connection = Either<TcpStream, client::TlsStream<TcpStream>>;
+type Connection = Either<TcpStream, Greeted<client::TlsStream<TcpStream>>>;
 
 async fn dial(uri: &http::Uri, config: Option<Arc<ClientConfig>>, name: &'static str) -> io::Result<Connection> {
     let nowhere = || io::Error::new(io::ErrorKind::InvalidInput, format!("{uri} names no host and port"));
@@ -330,9 +331,62 @@ async fn dial(uri: &http::Uri, config: Option<Arc<ClientConfig>>, name: &'static
     stream.set_nodelay(true)?;
     let Some(config) = config else { return Ok(Either::Left(stream)) };
     let name = ServerName::try_from(name).map_err(io::Error::other)?;
-    let handshake = TlsConnector::from(config).connect(name, stream);
+    let handshake = async { greet(TlsConnector::from(config).connect(name, stream).await?).await };
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| io::ErrorKind::TimedOut)?;
     stream.map(Either::Right).map_err(explain)
+}
+
+/// A certificate of ours that the other end does not take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("this certificate is refused: {why} (received fatal alert: {alert:?})")]
+pub struct Refused {
+    why: &'static str,
+    alert: AlertDescription,
+}
+
+impl Refused {
+    /// Of an alert (RFC 8446 §6.2), if that is about a certificate.
+    fn by(alert: AlertDescription) -> Option<Self> {
+        let why = match alert {
+            AlertDescription::CertificateExpired => "it has expired, or is not valid yet, by the clock there",
+            AlertDescription::UnknownCA => "the authority that has issued it is not trusted there, or not any more",
+            AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::DecryptError
+            | AlertDescription::AccessDenied => "it cannot be verified there",
+            _ => return None,
+        };
+        Some(Self { why, alert })
+    }
+
+    /// Whether it is this that has ended a connection before it began.
+    pub fn of<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+            if let Some(refused) = inner.and_then(|inner| inner.downcast_ref::<Self>()) {
+                return Some(refused);
+            }
+            cause = error.source();
+        }
+        None
+    }
+
+    /// What mends it.
+    pub fn hint(&self) -> &'static str {
+        match self.alert {
+            AlertDescription::CertificateExpired => {
+                "is the clock of one of the two hosts wrong? else a user is given another certificate by an administrator, \
+                 rclusterctl user create NAME --role ROLE --access FILE; a host joins again with a token"
+            }
+            _ => {
+                "a user is given another certificate by an administrator, rclusterctl user create NAME --role ROLE --access FILE; \
+                 a host joins again with a token"
+            }
+        }
+    }
 }
 
 /// What a person can do about a handshake that failed.
@@ -348,6 +402,12 @@ fn explain(error: io::Error) -> io::Error {
         }
         rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
             "its certificate has expired: is the clock of one of the two hosts wrong?"
+        }
+        rustls::Error::AlertReceived(alert) => {
+            return match Refused::by(*alert) {
+                Some(refused) => io::Error::new(error.kind(), refused),
+                None => error,
+            };
         }
         rustls::Error::InvalidMessage(_) => "it does not speak TLS: was it started with --insecure?",
         _ => return error,
