@@ -91,6 +91,12 @@ impl Claims {
         &self.validity
     }
 
+    /// Whether the certificate by which the request was made is of an authority that these tables do not trust any more.
+    pub fn is_dropped(&self, state: &State) -> bool {
+        let (Some(authority), Some(cluster)) = (&self.validity.authority, state.cluster()) else { return false };
+        !cluster.authorities.iter().any(|trusted| *trusted.certificate.digest() == **authority)
+    }
+
     /// Whether a manager passes the request on for somebody.
     pub fn is_passed_on(&self) -> bool {
         self.other.is_some()

@@ -11,7 +11,7 @@ use rcluster_api::id::UserId;
 use rcluster_base::clock::unix_ms;
 use tonic::Request;
 
-use super::auth::{self, Claims, Validity};
+use super::auth::{self, Claims};
 use crate::core::authorize::Caller;
 use crate::core::state::State;
 use crate::store::Store;
@@ -48,10 +48,6 @@ impl Seen {
     }
 }
 
-fn trusts(cluster: &Cluster, authority: &str) -> bool {
-    cluster.authorities.iter().any(|trusted| trusted.certificate.digest() == authority)
-}
-
 impl Holder {
     /// Who makes `request`, which needs `role`, by this manager's tables.
     pub fn new<T>(store: &Store, request: &Request<T>, role: UserRole, deed: &'static str) -> Result<Self, ApiError> {
@@ -65,13 +61,12 @@ impl Holder {
         let caller = auth::who(&self.claims, state)?;
         caller.needs(self.role, self.deed)?;
         let Caller::User { id, name, .. } = &caller else { return Ok(None) };
-        let Validity { until_ms: shown_ms, authority } = self.claims.validity();
+        let shown_ms = self.claims.validity().until_ms;
         if shown_ms.is_some_and(|until| until <= unix_ms()) {
             let why = format!("the certificate of user {name} has expired, which ended {}", self.deed);
             return Err(ApiError::new(ErrorCode::Unauthenticated, why).hint("connect anew, with the certificate that has replaced it"));
         }
-        let is_dropped = |authority: &Arc<str>| state.cluster().is_some_and(|cluster| !trusts(cluster, authority));
-        if authority.as_ref().is_some_and(is_dropped) {
+        if self.claims.is_dropped(state) {
             let why = format!("the authority of the certificate of user {name} was dropped, which ended {}", self.deed);
             return Err(ApiError::new(ErrorCode::Unauthenticated, why).hint(
                 "connect anew, with a certificate of the authority that issues now; who has none is given one by an administrator: \
@@ -79,7 +74,7 @@ impl Holder {
             ));
         }
         let credentials_ms = state.users().get(id).map(|user| user.expires_at_ms).filter(|until| *until != 0);
-        Ok([*shown_ms, credentials_ms].into_iter().flatten().min())
+        Ok([shown_ms, credentials_ms].into_iter().flatten().min())
     }
 
     /// Returns when the stream may not go on, with the reason.

@@ -296,6 +296,8 @@ async fn streams_and_connections_end_with_the_authority() {
     }
     // By a connection of the old certificate: it is answered before that is cut.
     control.drop_authorities(v1::DropAuthoritiesRequest {}).await.unwrap();
+    // Nor is the old certificate exchanged for a good one, however soon.
+    assert!(client::renew(streams[0].3.clone()).await.is_err());
     for (watch, logs, (_, relay), channel) in &mut streams {
         for error in [end(watch).await, end(logs).await, end(relay).await] {
             let says_why = error.message.contains("the authority of the certificate of user eve was dropped");
