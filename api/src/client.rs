@@ -16,7 +16,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::id::random_id;
 use crate::identity::{JoinToken, NotAToken, Part};
 use crate::seal::{Key, UnlockKey};
-use crate::tls::{Credentials, NOT_LOCKED, OTHER_CLUSTER, Security, SigningRequest, TlsError};
+use crate::tls::{Credentials, NOT_LOCKED, OTHER_CLUSTER, Refused, Security, SigningRequest, TlsError};
 use crate::wire::v1;
 use crate::wire::v1::admission_client::AdmissionClient;
 use crate::wire::v1::control_client::ControlClient;
@@ -72,20 +72,33 @@ pub async fn connect(addrs: &[String], security: &Security) -> Result<Channel, A
         async move {
             tokio::time::sleep(HEAD_START * place).await;
             let connected = security.connect(endpoint(&addr)?).await;
-            connected.map_err(|error| ApiError::new(ErrorCode::Unavailable, format!("{addr}: {}", root_cause(&error))))
+            connected.map_err(|error| unreached(&addr, &error))
         }
     };
     let mut attempts: FuturesUnordered<_> = (0..).zip(addrs).map(attempt).collect();
-    let mut failures = Vec::new();
+    let (mut failures, mut refusal) = (Vec::new(), None);
     while let Some(attempt) = attempts.next().await {
         match attempt {
             Ok(channel) => return Ok(channel),
             Err(error) if error.code == ErrorCode::Unavailable => failures.push(error.message),
+            // The others may have heard of another authority, and have clocks of their own.
+            Err(error) if error.code == ErrorCode::Unauthenticated => refusal = Some(error),
             Err(error) => return Err(error),
         }
     }
+    if let Some(refusal) = refusal {
+        return Err(refusal);
+    }
     Err(ApiError::new(ErrorCode::Unavailable, format!("no manager can be reached: {}", failures.join("; ")))
         .hint("check that managers run and that the addresses are right"))
+}
+
+/// Why there is no connection to the manager at `addr`.
+fn unreached(addr: &str, error: &tonic::transport::Error) -> ApiError {
+    match Refused::of(error) {
+        Some(refused) => ApiError::new(ErrorCode::Unauthenticated, format!("{addr}: {refused}")).hint(refused.hint()),
+        None => ApiError::new(ErrorCode::Unavailable, format!("{addr}: {}", root_cause(error))),
+    }
 }
 
 /// Where a join token is. It is read when a host joins and not before: who has joined needs none, and it may be gone by then.
@@ -133,8 +146,8 @@ impl fmt::Debug for TokenSource {
     }
 }
 
-/// Refuses a user's certificate that has expired, by this host's clock. A manager does too, but after the handshake: how much is seen of that
-/// depends on the moment. Hosts whose certificates have expired are not refused here: they try on, as clocks can be set.
+/// Refuses a user's certificate that has expired, by this host's clock. A manager does too, but does not say whose it is. Hosts whose
+/// certificates have expired are not refused here: they try on, as clocks can be set.
 fn check_own(security: &Security) -> Result<(), ApiError> {
     let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
     let own = security.credentials().and_then(|credentials| credentials.certificate().ok());

@@ -1,5 +1,5 @@
 //! The words that managers, agents, netd and the command line share: what a user asks for, what the managers keep, how both stand
-//! on the wire. Conversion and checking are pure; only `client` and `tls` talk to anyone.
+//! on the wire. Conversion and checking are pure; only `client`, `tls` and `greeting` talk to anyone.
 
 pub mod backup;
 pub mod client;
@@ -8,6 +8,7 @@ pub mod container;
 pub mod copy;
 pub mod data;
 pub mod error;
+mod greeting;
 pub mod health;
 pub mod id;
 pub mod identity;

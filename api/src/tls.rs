@@ -8,25 +8,27 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use hyper_util::rt::TokioIo;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::{TlsConnector, client};
 use tokio_util::either::Either;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use crate::data::Payload;
+use crate::greeting::{Greeted, greet};
 use crate::identity::{self, Certificate, IdentityError, JoinToken, LOCKED_NAME, MANAGER_NAME};
 use crate::wire::v1;
 
@@ -104,14 +106,21 @@ impl Credentials {
     fn key(&self) -> PrivateKeyDer<'static> {
         PrivatePkcs8KeyDer::from(self.key.0.clone()).into()
     }
+}
 
-    fn roots(&self) -> Result<Arc<RootCertStore>, TlsError> {
-        let mut roots = RootCertStore::empty();
-        for der in &self.authorities {
-            roots.add(CertificateDer::from(der.0.clone())).map_err(|error| TlsError::Authority(error.to_string()))?;
-        }
-        Ok(Arc::new(roots))
+/// These authorities, as what certificates are verified by.
+fn trusted(authorities: &[Payload]) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for der in authorities {
+        roots.add(CertificateDer::from(der.0.clone())).map_err(|error| TlsError::Authority(error.to_string()))?;
     }
+    Ok(Arc::new(roots))
+}
+
+/// Believes certificates of these authorities, and lets who shows none in too.
+fn verifier(roots: Arc<RootCertStore>) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated().build();
+    verifier.map_err(|error| TlsError::Authority(error.to_string()))
 }
 
 /// A key, and the request for a certificate of it.
@@ -141,24 +150,30 @@ struct Configs {
     credentials: Credentials,
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
+    /// Of each authority alone, by the digest of its certificate.
+    verifiers: Vec<(Arc<str>, Arc<dyn ClientCertVerifier>)>,
 }
 
 impl Configs {
     fn new(credentials: Credentials) -> Result<Self, TlsError> {
-        let roots = credentials.roots()?;
+        let roots = trusted(&credentials.authorities)?;
         let client = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])?;
         let mut client = client.with_root_certificates(roots.clone()).with_client_auth_cert(credentials.chain(), credentials.key())?;
         client.alpn_protocols = vec![PROTOCOLS[0].to_vec()];
         client.resumption = rustls::client::Resumption::disabled();
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated().build();
-        let verifier = verifier.map_err(|error| TlsError::Authority(error.to_string()))?;
         let server = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])?;
-        let mut server = server.with_client_cert_verifier(verifier).with_single_cert(credentials.chain(), credentials.key())?;
+        let mut server = server.with_client_cert_verifier(verifier(roots)?).with_single_cert(credentials.chain(), credentials.key())?;
         server.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
         // Connections are few and long: a session is not worth keeping, and each handshake shows the certificate anew.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        Ok(Self { credentials, client: Arc::new(client), server: Arc::new(server) })
+        let alone = |der: &Payload| Ok::<_, TlsError>((Arc::<str>::from(der.digest()), verifier(trusted(std::slice::from_ref(der))?)?));
+        let verifiers = credentials.authorities.iter().map(alone).collect::<Result<_, TlsError>>()?;
+        Ok(Self { credentials, client: Arc::new(client), server: Arc::new(server), verifiers })
+    }
+
+    fn trusts(&self, authority: &str) -> bool {
+        self.verifiers.iter().any(|(known, _)| **known == *authority)
     }
 }
 
@@ -169,7 +184,7 @@ pub struct Security(Kind);
 #[derive(Clone)]
 enum Kind {
     Plain,
-    Tls(Arc<ArcSwap<Configs>>),
+    Tls(Arc<watch::Sender<Arc<Configs>>>),
     /// Without a certificate: what answers must be a manager of the authority that a join token names.
     Joining(Arc<ClientConfig>),
 }
@@ -192,7 +207,7 @@ impl Security {
 
     /// TLS with these credentials.
     pub fn new(credentials: Credentials) -> Result<Self, TlsError> {
-        Ok(Self(Kind::Tls(Arc::new(ArcSwap::from_pointee(Configs::new(credentials)?)))))
+        Ok(Self(Kind::Tls(Arc::new(watch::Sender::new(Arc::new(Configs::new(credentials)?))))))
     }
 
     /// TLS towards managers of the cluster that `token` is for.
@@ -204,10 +219,10 @@ impl Security {
         Ok(Self(Kind::Joining(Arc::new(config))))
     }
 
-    /// Replaces the credentials for all connections to come. Has no effect on plain text.
+    /// Replaces the credentials for all connections to come; those that stand hear of it by their [`Trust`]. Has no effect on plain text.
     pub fn replace(&self, credentials: Credentials) -> Result<(), TlsError> {
         if let Kind::Tls(configs) = &self.0 {
-            configs.store(Arc::new(Configs::new(credentials)?));
+            configs.send_replace(Arc::new(Configs::new(credentials)?));
         }
         Ok(())
     }
@@ -215,7 +230,7 @@ impl Security {
     /// The credentials now; none in plain text.
     pub fn credentials(&self) -> Option<Credentials> {
         match &self.0 {
-            Kind::Tls(configs) => Some(configs.load().credentials.clone()),
+            Kind::Tls(configs) => Some(configs.borrow().credentials.clone()),
             Kind::Plain | Kind::Joining(_) => None,
         }
     }
@@ -228,15 +243,28 @@ impl Security {
     /// What a listener needs for its next connection; `None` in plain text.
     pub fn server(&self) -> Option<Arc<ServerConfig>> {
         match &self.0 {
-            Kind::Tls(configs) => Some(configs.load().server.clone()),
+            Kind::Tls(configs) => Some(configs.borrow().server.clone()),
             Kind::Plain | Kind::Joining(_) => None,
         }
+    }
+
+    /// By which authority that is trusted now a peer is believed that has shown `chain`, its own certificate first; the newest, if there are
+    /// several. `None`: by none, as it may have been dropped during the handshake, or nothing was shown.
+    pub fn trust(&self, chain: &[CertificateDer<'_>]) -> Option<Trust> {
+        let Kind::Tls(configs) = &self.0 else { return None };
+        let (own, others) = chain.split_first()?;
+        let now = configs.borrow().clone();
+        // By signatures and not by names: whoever has the key of an authority that is dropped can put any name into what it signs.
+        let believes =
+            |(_, verifier): &&(Arc<str>, Arc<dyn ClientCertVerifier>)| verifier.verify_client_cert(own, others, UnixTime::now()).is_ok();
+        let (authority, _) = now.verifiers.iter().find(believes)?;
+        Some(Trust { security: self.clone(), authority: authority.clone() })
     }
 
     fn client(&self) -> Option<Arc<ClientConfig>> {
         match &self.0 {
             Kind::Plain => None,
-            Kind::Tls(configs) => Some(configs.load().client.clone()),
+            Kind::Tls(configs) => Some(configs.borrow().client.clone()),
             Kind::Joining(config) => Some(config.clone()),
         }
     }
@@ -262,6 +290,28 @@ impl Security {
     }
 }
 
+/// By which authority the peer of a connection is believed.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    security: Security,
+    authority: Arc<str>,
+}
+
+impl Trust {
+    /// Digest of the authority's certificate.
+    pub fn authority(&self) -> &Arc<str> {
+        &self.authority
+    }
+
+    /// Returns when the authority is not trusted any more.
+    pub async fn lost(&self) {
+        let Kind::Tls(configs) = &self.security.0 else { return std::future::pending().await };
+        let mut changes = configs.subscribe();
+        // Its sender is here, so that it is never closed.
+        drop(changes.wait_for(|now| !now.trusts(&self.authority)).await);
+    }
+}
+
 /// What a listener of a locked manager needs; its callers show no certificate.
 pub fn locked_server(credentials: &Credentials) -> Result<Arc<ServerConfig>, TlsError> {
     let server = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])?;
@@ -272,7 +322,7 @@ pub fn locked_server(credentials: &Credentials) -> Result<Arc<ServerConfig>, Tls
     Ok(Arc::new(server))
 }
 
-type Connection = Either<TcpStream, client::TlsStream<TcpStream>>;
+type Connection = Either<TcpStream, Greeted<client::TlsStream<TcpStream>>>;
 
 async fn dial(uri: &http::Uri, config: Option<Arc<ClientConfig>>, name: &'static str) -> io::Result<Connection> {
     let nowhere = || io::Error::new(io::ErrorKind::InvalidInput, format!("{uri} names no host and port"));
@@ -281,9 +331,62 @@ async fn dial(uri: &http::Uri, config: Option<Arc<ClientConfig>>, name: &'static
     stream.set_nodelay(true)?;
     let Some(config) = config else { return Ok(Either::Left(stream)) };
     let name = ServerName::try_from(name).map_err(io::Error::other)?;
-    let handshake = TlsConnector::from(config).connect(name, stream);
+    let handshake = async { greet(TlsConnector::from(config).connect(name, stream).await?).await };
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| io::ErrorKind::TimedOut)?;
     stream.map(Either::Right).map_err(explain)
+}
+
+/// A certificate of ours that the other end does not take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("this certificate is refused: {why} (received fatal alert: {alert:?})")]
+pub struct Refused {
+    why: &'static str,
+    alert: AlertDescription,
+}
+
+impl Refused {
+    /// Of an alert (RFC 8446 §6.2), if that is about a certificate.
+    fn by(alert: AlertDescription) -> Option<Self> {
+        let why = match alert {
+            AlertDescription::CertificateExpired => "it has expired, or is not valid yet, by the clock there",
+            AlertDescription::UnknownCA => "the authority that has issued it is not trusted there, or not any more",
+            AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::DecryptError
+            | AlertDescription::AccessDenied => "it cannot be verified there",
+            _ => return None,
+        };
+        Some(Self { why, alert })
+    }
+
+    /// Whether it is this that has ended a connection before it began.
+    pub fn of<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+            if let Some(refused) = inner.and_then(|inner| inner.downcast_ref::<Self>()) {
+                return Some(refused);
+            }
+            cause = error.source();
+        }
+        None
+    }
+
+    /// What mends it.
+    pub fn hint(&self) -> &'static str {
+        match self.alert {
+            AlertDescription::CertificateExpired => {
+                "is the clock of one of the two hosts wrong? else a user is given another certificate by an administrator, \
+                 rclusterctl user create NAME --role ROLE --access FILE; a host joins again with a token"
+            }
+            _ => {
+                "a user is given another certificate by an administrator, rclusterctl user create NAME --role ROLE --access FILE; \
+                 a host joins again with a token"
+            }
+        }
+    }
 }
 
 /// What a person can do about a handshake that failed.
@@ -299,6 +402,12 @@ fn explain(error: io::Error) -> io::Error {
         }
         rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
             "its certificate has expired: is the clock of one of the two hosts wrong?"
+        }
+        rustls::Error::AlertReceived(alert) => {
+            return match Refused::by(*alert) {
+                Some(refused) => io::Error::new(error.kind(), refused),
+                None => error,
+            };
         }
         rustls::Error::InvalidMessage(_) => "it does not speak TLS: was it started with --insecure?",
         _ => return error,

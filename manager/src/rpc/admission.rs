@@ -182,6 +182,13 @@ impl AdmissionService {
 
     async fn renewed(&self, request: Request<v1::RenewRequest>) -> Result<v1::RenewResponse, Status> {
         let state = self.router.fresh().await?;
+        // Its connection ends within a moment; nobody exchanges it for a good one until then.
+        if auth::of(&request).is_dropped(&state) {
+            let why = "the certificate cannot be renewed: its authority was dropped";
+            return Err(ApiError::new(ErrorCode::Unauthenticated, why)
+                .hint("a user is given another by an administrator, rclusterctl user create NAME --role ROLE --access FILE; a host joins again")
+                .into());
+        }
         let (part, id) = match auth::known(&request, &state)? {
             Caller::Manager(id) => (Part::Manager, id),
             Caller::Agent(id) => (Part::Agent, id),

@@ -29,6 +29,8 @@ const ORIGIN: &str = "x-rcluster-origin";
 const ADDRESS: &str = "x-rcluster-address";
 /// Set with it: when the certificate has expired by which it was made, in milliseconds of Unix time.
 const UNTIL: &str = "x-rcluster-until";
+/// Set with it: the digest of the certificate of the authority by which that one was believed.
+const AUTHORITY: &str = "x-rcluster-authority";
 
 /// The other end of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +52,15 @@ impl Peer {
     }
 }
 
+/// What a certificate that was shown depends on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Validity {
+    /// When it has expired, Unix time.
+    pub until_ms: Option<u64>,
+    /// Digest of the certificate of the authority by which it was believed.
+    pub authority: Option<Arc<str>>,
+}
+
 /// What a request claims.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claims {
@@ -59,25 +70,31 @@ pub struct Claims {
     other: Option<Claim>,
     /// Where it was made, as far as that is known.
     from: Option<SocketAddr>,
-    /// When the certificate that was shown has expired, Unix time.
-    until_ms: Option<u64>,
+    /// Of the certificate that was shown.
+    validity: Validity,
 }
 
 impl Claims {
     /// Neither certificate nor token.
     pub fn nobody() -> Self {
-        Self { own: Claim::Nobody, other: None, from: None, until_ms: None }
+        Self { own: Claim::Nobody, other: None, from: None, validity: Validity::default() }
     }
 
-    /// The same, by a connection from `addr`, whose certificate is good until `until_ms`: those of a manager, if it passes the request on.
+    /// The same, by a connection from `addr` with a certificate of this validity: not those of a manager that passes the request on.
     #[must_use]
-    pub fn by(self, addr: SocketAddr, until_ms: Option<u64>) -> Self {
-        if self.other.is_some() { self } else { Self { from: Some(addr), until_ms, ..self } }
+    pub fn by(self, addr: SocketAddr, validity: Validity) -> Self {
+        if self.other.is_some() { self } else { Self { from: Some(addr), validity, ..self } }
     }
 
-    /// When the certificate has expired by which the request was made, Unix time.
-    pub fn until_ms(&self) -> Option<u64> {
-        self.until_ms
+    /// What the certificate depends on by which the request was made.
+    pub fn validity(&self) -> &Validity {
+        &self.validity
+    }
+
+    /// Whether the certificate by which the request was made is of an authority that these tables do not trust any more.
+    pub fn is_dropped(&self, state: &State) -> bool {
+        let (Some(authority), Some(cluster)) = (&self.validity.authority, state.cluster()) else { return false };
+        !cluster.authorities.iter().any(|trusted| *trusted.certificate.digest() == **authority)
     }
 
     /// Whether a manager passes the request on for somebody.
@@ -120,7 +137,8 @@ pub fn claims(peer: &Peer, headers: &HeaderMap) -> Claims {
     let said = |name| other.as_ref().and_then(|_| headers.get(name)?.to_str().ok());
     let from = said(ADDRESS).and_then(|addr| addr.parse().ok());
     let until_ms = said(UNTIL).and_then(|until| until.parse().ok());
-    Claims { own, other, from, until_ms }
+    let validity = Validity { until_ms, authority: said(AUTHORITY).map(Arc::from) };
+    Claims { own, other, from, validity }
 }
 
 fn claimed(claim: &Claim, state: &State) -> String {
@@ -194,7 +212,7 @@ pub fn known<T>(request: &Request<T>, state: &State) -> Result<Caller, ApiError>
 
 /// Who claims, as [`known`].
 pub fn who(claims: &Claims, state: &State) -> Result<Caller, ApiError> {
-    let Claims { own, other, from: _, until_ms: _ } = claims;
+    let Claims { own, other, from: _, validity: _ } = claims;
     let Some(other) = other else { return caller(state, own, unix_ms()) };
     match caller(state, own, unix_ms())? {
         Caller::Anyone => {}
@@ -232,12 +250,15 @@ pub fn pass_on<T>(request: &mut Request<T>) {
     // An id that cannot stand in a header is none of ours.
     let origin = origin.parse().unwrap_or_else(|_| MetadataValue::from_static("nobody"));
     request.metadata_mut().insert(ORIGIN, origin);
-    let Claims { from, until_ms, .. } = of(request);
+    let Claims { from, validity: Validity { until_ms, authority }, .. } = of(request);
     if let Some(from) = from.and_then(|from| from.to_string().parse().ok()) {
         request.metadata_mut().insert(ADDRESS, from);
     }
     if let Some(until_ms) = until_ms {
         request.metadata_mut().insert(UNTIL, until_ms.into());
+    }
+    if let Some(authority) = authority.and_then(|authority| authority.parse().ok()) {
+        request.metadata_mut().insert(AUTHORITY, authority);
     }
 }
 
@@ -281,7 +302,9 @@ mod tests {
         assert_eq!(made_by(&peer_of(Part::Manager), &headers(&[(ORIGIN, "plain")])), Claim::Nobody);
         assert_eq!(made_by(&Peer::Plain, &headers(&[(ORIGIN, "plain")])), Claim::Plain);
         let [here, there]: [SocketAddr; 2] = ["10.0.0.1:1", "10.0.0.2:2"].map(|addr| addr.parse().unwrap());
-        let from = |part, origin| claims(&peer_of(part), &headers(&[(origin, "user u1"), (ADDRESS, "10.0.0.2:2")])).by(here, None).from();
+        let from = |part, origin| {
+            claims(&peer_of(part), &headers(&[(origin, "user u1"), (ADDRESS, "10.0.0.2:2")])).by(here, Validity::default()).from()
+        };
         assert_eq!(from(Part::Manager, ORIGIN), Some(there));
         assert_eq!(from(Part::Agent, ORIGIN), Some(here));
         assert_eq!(from(Part::Manager, "x-other"), Some(here), "its own request");

@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use rcluster_api::identity;
-use rcluster_api::tls::{HANDSHAKE_TIMEOUT, Security};
+use rcluster_api::tls::{HANDSHAKE_TIMEOUT, Security, Trust};
 use rcluster_base::clock::unix_ms;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -28,7 +28,7 @@ use tokio_rustls::TlsAcceptor;
 use tower::{Service, ServiceExt};
 use tracing::{debug, warn};
 
-use super::auth::{Peer, claims};
+use super::auth::{Peer, Validity, claims};
 use super::figures::Figures;
 use super::limits::Limiter;
 
@@ -41,8 +41,8 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// A caller of HTTP/2 that answers nothing for their sum is gone, though its kernel may answer for it: the process may be stopped.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the streams of a connection may take to end when its certificate has expired.
-const EXPIRED_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the streams of a connection may take to end when its certificate has expired, or its authority was dropped.
+const ENDING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The clock is looked at this often at least.
 const LOOK: Duration = Duration::from_secs(60);
 /// How long one is told that its caller has too many connections.
@@ -94,19 +94,51 @@ async fn connection(
     };
     let Some(config) = security.server() else {
         drop(arrived);
-        return arrivals.serve(stream, from, (Peer::Plain, None), app).await;
+        return arrivals.serve(stream, from, (Peer::Plain, Proof::default()), app).await;
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await {
         Ok(Ok(stream)) => {
-            let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-            let (peer, until_ms) = (Peer::of(shown.map(AsRef::as_ref)), shown.and_then(|shown| expiry(shown)));
-            drop(arrived);
-            return arrivals.serve(stream, from, (peer, until_ms), app).await;
+            let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            let (shown, trust) = (chain.first(), security.trust(chain));
+            if shown.is_none() || trust.is_some() {
+                let (peer, until_ms) = (Peer::of(shown.map(AsRef::as_ref)), shown.and_then(|shown| expiry(shown)));
+                drop(arrived);
+                return arrivals.serve(stream, from, (peer, Proof { until_ms, trust }), app).await;
+            }
+            debug!("an authority was dropped during a TLS handshake");
         }
         Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
         Err(_) => debug!("a TLS handshake took too long"),
     }
     arrivals.figures.handshakes_failed.count();
+}
+
+/// For how long it is proven who is at the other end; without a certificate there is no end.
+#[derive(Debug, Default)]
+struct Proof {
+    /// When the certificate has expired, Unix time.
+    until_ms: Option<u64>,
+    trust: Option<Trust>,
+}
+
+impl Proof {
+    fn validity(&self) -> Validity {
+        Validity { until_ms: self.until_ms, authority: self.trust.as_ref().map(|trust| trust.authority().clone()) }
+    }
+
+    /// Returns when it counts no more, with the reason.
+    async fn over(&self) -> &'static str {
+        let dropped = async {
+            match &self.trust {
+                Some(trust) => trust.lost().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = passed(self.until_ms) => "its certificate has expired",
+            () = dropped => "the authority of its certificate was dropped",
+        }
+    }
 }
 
 impl Arrivals {
@@ -115,7 +147,7 @@ impl Arrivals {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         from: SocketAddr,
-        (peer, until_ms): (Peer, Option<u64>),
+        (peer, proof): (Peer, Proof),
         app: Router,
     ) {
         let _there = self.figures.connected(&peer);
@@ -127,24 +159,25 @@ impl Arrivals {
                 let Ok(_refused) = self.limiter.hold_refused() else { return debug!(%from, "too many connections are being refused") };
                 let refusing = Router::new().fallback(move |request: Request| async move { too_many.refusal(&request) });
                 // Long enough to be read.
-                drop(tokio::time::timeout(REFUSED_TIMEOUT, requests(stream, refusing, None)).await);
+                drop(tokio::time::timeout(REFUSED_TIMEOUT, requests(stream, refusing, &Proof::default())).await);
                 return;
             }
         };
+        let validity = proof.validity();
         let app = app.map_request(move |mut request: Request<hyper::body::Incoming>| {
-            let claims = claims(&peer, request.headers()).by(from, until_ms);
+            let claims = claims(&peer, request.headers()).by(from, validity.clone());
             request.extensions_mut().insert(claims);
             if let Some(share) = &share {
                 request.extensions_mut().insert(share.clone());
             }
             request
         });
-        requests(stream, app, until_ms).await;
+        requests(stream, app, &proof).await;
         drop(held);
     }
 }
 
-async fn requests<S>(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: S, until_ms: Option<u64>)
+async fn requests<S>(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: S, proof: &Proof)
 where
     S: Service<Request<hyper::body::Incoming>, Response = Response, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
@@ -164,11 +197,11 @@ where
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = silent(&asked) => return debug!("a connection ends that asks for nothing"),
-        () = passed(until_ms) => {
-            debug!("a connection ends with the certificate that it was made with");
+        why = proof.over() => {
+            debug!(why, "a connection ends");
             // Streams end with a word to their users meanwhile.
             connection.as_mut().graceful_shutdown();
-            match tokio::time::timeout(EXPIRED_TIMEOUT, connection).await {
+            match tokio::time::timeout(ENDING_TIMEOUT, connection).await {
                 Ok(ended) => ended,
                 Err(_) => return,
             }

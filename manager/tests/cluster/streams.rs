@@ -1,8 +1,9 @@
-//! Streams that stand while their users go, and connections whose certificates expire.
+//! Streams that stand while their users go, and connections whose certificates expire or whose authority is dropped.
 
 use std::time::Duration;
 
 use rcluster_api::backup;
+use rcluster_api::client;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::identity::JoinToken;
 use rcluster_api::object::Object;
@@ -256,6 +257,66 @@ async fn streams_and_connections_end_with_the_certificate() {
     }
     // The user's other certificate is as good as before.
     cluster.list(&eve, v1::Kind::Network).await.unwrap();
+}
+
+/// The user's certificate, renewed; used where the managers are as far themselves.
+async fn renewed(addrs: &[String], user: &Security) -> Security {
+    let renewed = client::renew(support::connect(addrs, user).await.unwrap()).await.unwrap();
+    // Whoever trusts the new authority alone speaks with no manager that has a certificate of the one before.
+    let alone = Security::new(Credentials { authorities: renewed.authorities[..1].to_vec(), ..renewed }).unwrap();
+    for addr in addrs {
+        until("the manager has a certificate of the new authority", || async {
+            client::connect(std::slice::from_ref(addr), &alone).await.ok()
+        })
+        .await;
+    }
+    alone
+}
+
+#[tokio::test]
+async fn streams_and_connections_end_with_the_authority() {
+    let mut cluster = Cluster::found().await;
+    let addrs = two(&mut cluster).await;
+    service(&cluster).await;
+    let agent = SilentAgent::start(&cluster, &addrs[0], "n1").await;
+    let eve = user(&cluster, "eve", v1::UserRole::Deploy).await;
+    let mut streams = Vec::new();
+    for addr in &addrs {
+        let channel = support::connect(std::slice::from_ref(addr), &eve).await.unwrap();
+        let relay = relay(&channel, &agent.id).await.unwrap();
+        streams.push((watch(&channel).await, follow(&channel).await, relay, channel));
+    }
+    let mut control = cluster.control(&cluster.admin).await.unwrap();
+    control.rotate_authority(v1::RotateAuthorityRequest {}).await.unwrap();
+    cluster.admin = renewed(&addrs, &cluster.admin).await;
+    let in_time = renewed(&addrs, &eve).await;
+    let mut going_on = Vec::new();
+    for addr in &addrs {
+        going_on.push(watch(&support::connect(std::slice::from_ref(addr), &in_time).await.unwrap()).await);
+    }
+    // By a connection of the old certificate: it is answered before that is cut.
+    control.drop_authorities(v1::DropAuthoritiesRequest {}).await.unwrap();
+    // Nor is the old certificate exchanged for a good one, however soon.
+    assert!(client::renew(streams[0].3.clone()).await.is_err());
+    for (watch, logs, (_, relay), channel) in &mut streams {
+        for error in [end(watch).await, end(logs).await, end(relay).await] {
+            let says_why = error.message.contains("the authority of the certificate of user eve was dropped");
+            assert!(error.code == ErrorCode::Unauthenticated && says_why && error.hint.contains("rclusterctl user create"), "{error}");
+        }
+        let request = v1::ListRequest { kind: v1::Kind::Network.into(), ..v1::ListRequest::default() };
+        let mut control = ControlClient::new(channel.clone());
+        until("the connection is worth nothing", || {
+            let (mut control, request) = (control.clone(), request.clone());
+            async move { control.list(request).await.err() }
+        })
+        .await;
+        assert!(control.list(request).await.is_err());
+    }
+    cluster.write("n1").await;
+    for stream in &mut going_on {
+        let told = async { while stream.message().await.unwrap().unwrap().puts.is_empty() {} };
+        tokio::time::timeout(PATIENCE, told).await.expect("who has renewed in time is told on");
+    }
 }
 
 #[tokio::test]

@@ -106,7 +106,7 @@ fn managers_are_shown_promoted_demoted_and_removed_by_command() {
 }
 
 /// A process of a test's own in a lab.
-struct Process(Child);
+pub struct Process(pub Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
