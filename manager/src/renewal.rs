@@ -8,19 +8,25 @@ use anyhow::{Context, Result};
 use rcluster_api::data::Payload;
 use rcluster_api::identity::Part;
 use rcluster_api::tls::{Credentials, Security, SigningRequest};
+use rcluster_base::backoff::Backoff;
 use rcluster_base::clock::unix_s;
 use rcluster_base::renewal::Looks;
 use tokio::time::sleep;
+use tracing::debug;
 
 use crate::rpc::Router;
 use crate::rpc::admission::issue;
 use crate::seal::{Keys, keep_credentials};
+use crate::store::Store;
 
 /// Pause before a renewal that failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
+/// Pause before the managers are asked again whether the tables are those of now.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// Runs as long as the manager.
 pub async fn keep(router: Router, security: Security, state_dir: PathBuf, keys: Keys) {
+    caught_up(&router.store, &security).await;
     let mut revisions = router.store.revisions();
     let mut looks = Looks::new(RETRY.0, RETRY.1);
     let mut seen = None;
@@ -58,6 +64,26 @@ pub async fn keep(router: Router, security: Security, state_dir: PathBuf, keys: 
         }
         seen = cluster;
     }
+}
+
+/// Returns once the tables are not older than what the credentials came from, which they may be at a start: a manager that was killed does not
+/// know that what it saw last was committed, and one that has joined has no tables yet. By those it would go back to an authority that is
+/// trusted no more, and be let in by nobody to hear of the next. From here on the tables only go forward.
+///
+/// One whose certificate has expired does not wait: nobody lets it in to ask, and all may have been off for so long.
+async fn caught_up(store: &Store, security: &Security) {
+    let mut backoff = Backoff::new(ASK_AGAIN.0, ASK_AGAIN.1);
+    while !has_expired(security)
+        && let Err(error) = store.read_barrier().await
+    {
+        debug!(%error, "the credentials wait for the tables of now");
+        sleep(backoff.delay()).await;
+    }
+}
+
+fn has_expired(security: &Security) -> bool {
+    let certificate = security.credentials().and_then(|own| own.certificate().ok());
+    certificate.is_none_or(|certificate| certificate.not_after <= unix_s())
 }
 
 /// A manager issues its own: the authority's key is in its tables, and a cluster whose managers were all off for longer than their

@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rcluster_api::id::{NodeId, random_id};
-use rcluster_api::wire::v1::LogChunk;
+use rcluster_api::wire::v1::{LogChunk, ManagerMessage};
 use tokio::sync::mpsc;
+use tonic::Status;
+
+use super::sessions::Outbox;
 
 /// Chunks that wait for a slow reader; the agent then waits too.
 const CHUNKS_MAX: usize = 64;
@@ -20,6 +23,8 @@ pub struct LogBroker {
 #[derive(Debug)]
 struct Asked {
     node: NodeId,
+    /// The agent's session that it was sent by.
+    session: mpsc::WeakSender<Result<ManagerMessage, Status>>,
     reader: mpsc::Sender<LogChunk>,
 }
 
@@ -35,11 +40,11 @@ impl LogBroker {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a request to a node's agent.
-    pub fn open(&self, node: NodeId) -> LogRequest {
+    /// Opens a request to a node's agent, to be sent by this session of it.
+    pub fn open(&self, node: NodeId, session: &Outbox) -> LogRequest {
         let (reader, chunks) = mpsc::channel(CHUNKS_MAX);
         let id = random_id(&mut rand::rng());
-        self.lock().insert(id.clone(), Asked { node, reader });
+        self.lock().insert(id.clone(), Asked { node, session: session.downgrade(), reader });
         LogRequest { id, chunks }
     }
 
@@ -55,29 +60,45 @@ impl LogBroker {
         self.lock().remove(id);
     }
 
-    /// All requests to a node are over: its agent answers those of one session only.
-    pub fn close_node(&self, node: &NodeId) {
-        self.lock().retain(|_, asked| asked.node != *node);
+    /// All requests that were sent by a session are over: an agent answers them in that session only. Those of the same node's next
+    /// session, which may have begun already, stay.
+    pub fn close_session(&self, session: &Outbox) {
+        self.lock().retain(|_, asked| asked.session.upgrade().is_some_and(|other| !other.same_channel(session)));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc::error::TryRecvError;
+
     use super::*;
 
     #[test]
     fn lines_are_taken_from_the_agent_that_was_asked_alone() {
         let broker = LogBroker::default();
-        let mut request = broker.open("n1".into());
+        let (session, _messages) = mpsc::channel(1);
+        let mut request = broker.open("n1".into(), &session);
         assert!(broker.reader(&request.id, Some("n2")).is_none());
         let chunk = LogChunk { problem: "none".to_owned(), ..LogChunk::default() };
         broker.reader(&request.id, Some("n1")).unwrap().try_send(chunk.clone()).unwrap();
         assert_eq!(request.chunks.try_recv().unwrap(), chunk);
         // Without TLS nobody knows whose agent it is.
         assert!(broker.reader(&request.id, None).is_some());
-        broker.close_node(&"n2".into());
-        assert!(broker.reader(&request.id, Some("n1")).is_some());
-        broker.close_node(&"n1".into());
+        broker.close(&request.id);
         assert!(broker.reader(&request.id, Some("n1")).is_none());
+    }
+
+    /// The end of a connection may be noticed when the agent is back by another.
+    #[test]
+    fn a_session_that_ends_takes_nothing_from_the_next_of_the_same_node() {
+        let broker = LogBroker::default();
+        let ((old, _), (new, _)) = (mpsc::channel(1), mpsc::channel(1));
+        let (mut before, after) = (broker.open("n1".into(), &old), broker.open("n1".into(), &new));
+        broker.close_session(&old);
+        assert_eq!(before.chunks.try_recv(), Err(TryRecvError::Disconnected), "its reader sees the end");
+        assert!(broker.reader(&before.id, Some("n1")).is_none());
+        assert!(broker.reader(&after.id, Some("n1")).is_some(), "that of the next session goes on");
+        broker.close_session(&new);
+        assert!(broker.reader(&after.id, Some("n1")).is_none());
     }
 }

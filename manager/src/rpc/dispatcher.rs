@@ -151,7 +151,7 @@ impl Dispatcher for DispatcherService {
                 () = service.tell(&term, &node, &outbox) => {}
             }
             term.sessions.remove(&node, &outbox);
-            term.logs.close_node(&node);
+            term.logs.close_session(&outbox);
             info!(node = name, "session closed");
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))

@@ -204,6 +204,32 @@ async fn certificates_are_renewed_before_they_expire_and_when_the_authority_chan
     agent(&cluster, "n2").await;
 }
 
+async fn rotate(cluster: &Cluster) -> Result<v1::RotateAuthorityResponse, ApiError> {
+    Ok(cluster.control(&cluster.admin).await?.rotate_authority(v1::RotateAuthorityRequest {}).await?.into_inner())
+}
+
+/// Their disks do not say yet that the rotation was committed: until one leads again, their tables are those of before.
+#[tokio::test]
+async fn managers_that_were_killed_do_not_go_back_to_the_authority_before() {
+    let mut cluster = Cluster::found().await;
+    cluster.join("m2");
+    cluster.settled(&["m1", "m2"]).await;
+    support::led(async || rotate(&cluster).await).await.unwrap();
+    let places = ["m1", "m2"].map(|name| (name, cluster.dir.path().join(name), cluster.manager(name).addr.clone()));
+    let credentials = || places.each_ref().map(|(_, dir, _)| credentials_of(dir));
+    let by_both = |found: &Credentials| found.authorities.len() == 2 && found.is_current();
+    let before = until("both have new certificates", || async { Some(credentials()).filter(|all| all.iter().all(by_both)) }).await;
+    for (name, ..) in &places {
+        cluster.manager(name).kill();
+    }
+    for (name, dir, addr) in &places {
+        *cluster.manager(name) = start(name, dir, addr, &[]);
+    }
+    cluster.write("after").await;
+    let chains = |all: [Credentials; 2]| all.map(|own| own.chain);
+    assert!(chains(credentials()) == chains(before), "they have the certificates that they had");
+}
+
 #[tokio::test]
 async fn an_authority_that_was_dropped_lets_nobody_in() {
     let cluster = Cluster::found().await;

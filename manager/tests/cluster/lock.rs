@@ -95,6 +95,19 @@ async fn locked(addr: &str, security: &Security) -> DoorClient<Channel> {
     .await
 }
 
+/// Waits until a manager that is not locked answers.
+async fn opens(addr: &str, security: &Security) {
+    until(&format!("{addr} answers"), || async {
+        match door(addr, security).await {
+            Door::Open => Some(()),
+            // A slow machine: it says nothing of the door.
+            Door::Unreachable(_) => None,
+            Door::Locked(_) => panic!("{addr} is locked"),
+        }
+    })
+    .await;
+}
+
 /// Gives a key to a locked manager.
 async fn unlock(addr: &str, security: &Security, key: &UnlockKey) -> Result<(), ApiError> {
     give(locked(addr, security).await, key).await
@@ -171,12 +184,15 @@ async fn a_locked_manager_waits_for_the_key_and_nothing_is_lost() {
     let told = cluster.status().await.unwrap_err();
     assert!(told.message.contains("this manager is locked; run `rclusterctl cluster unlock`"), "{told}");
     unlock(&addr, &cluster.admin, &key).await.unwrap();
-    while guesses.try_join_next().is_some() {}
-    assert!(!guesses.is_empty(), "the right key stood in line");
-    guesses.shutdown().await;
+    let mut answered = 1;
+    while let Some(guess) = guesses.join_next().await {
+        // Those that still stand in line when the door goes are cut off.
+        answered += u32::from(guess.unwrap().unwrap_err().message.contains("wrong key"));
+    }
+    assert!(answered < 40, "the right key stood in line");
     until("m1 leads", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
     assert_eq!(cluster.networks().await, 2);
-    assert!(matches!(door(&addr, &cluster.admin).await, Door::Open));
+    opens(&addr, &cluster.admin).await;
     cluster.write("unlocked").await;
 
     let rotated = autolock(&cluster, Rotate).await.unwrap().unwrap();
@@ -186,11 +202,14 @@ async fn a_locked_manager_waits_for_the_key_and_nothing_is_lost() {
     unlock(&addr, &cluster.admin, &key).await.unwrap_err();
     unlock(&addr, &cluster.admin, &rotated).await.unwrap();
     until("m1 leads", || async { cluster.status().await.ok().filter(|status| status.leader == "m1") }).await;
-    let unlocks: Vec<_> =
-        crate::audit::events(cluster.manager("m1")).into_iter().filter(|event| event["method"] == "Door/Unlock").collect();
+    let unlocks = until("both are told of", || async {
+        let events = crate::audit::events(&cluster.managers[0]);
+        let unlocks: Vec<_> = events.into_iter().filter(|event| event["method"] == "Door/Unlock").collect();
+        (unlocks.iter().filter(|event| event["outcome"] == "ok").count() == 2).then_some(unlocks)
+    })
+    .await;
     let outcomes: Vec<_> = unlocks.iter().map(|event| event["outcome"].as_str().unwrap()).collect();
     // Of those who guessed at once, some had been answered.
-    assert_eq!(outcomes.iter().filter(|outcome| **outcome == "ok").count(), 2, "{outcomes:?}");
     assert!(outcomes[0] == "permission_denied" && outcomes.ends_with(&["permission_denied", "ok"]), "{outcomes:?}");
     assert!(unlocks.iter().all(|event| event["from"].as_str().unwrap().starts_with("127.")));
 

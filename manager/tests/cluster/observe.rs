@@ -34,7 +34,8 @@ async fn figures_move_with_what_is_done() {
     let mut cluster = Cluster::found().await;
     cluster.join("m2");
     cluster.join("m3");
-    let leader = cluster.settled(&["m1", "m2", "m3"]).await.leader;
+    // It leads to the end: the figures that are compared are a leader's.
+    let leader = cluster.lead_alone(&["m1", "m2", "m3"]).await;
     let addr = cluster.manager(&leader).addr.clone();
     let channel = support::connect(&[addr], &cluster.admin).await.unwrap();
     let before = Figures::of(&channel, None).await;
@@ -69,7 +70,12 @@ async fn figures_move_with_what_is_done() {
     assert_eq!((after.value("rcluster_raft_role{role=\"leader\"}"), after.value("rcluster_raft_role{role=\"follower\"}")), (1.0, 0.0));
     assert_eq!(after.value(&format!("rcluster_raft_leader{{manager=\"{leader}\"}}")), 1.0);
     assert!(after.value("rcluster_raft_term") > 0.0 && after.value("rcluster_process_resident_memory_bytes") > 1e6);
-    assert!(after.value("rcluster_connections{part=\"user\"}") >= 1.0 && after.value("rcluster_connections{part=\"manager\"}") >= 2.0);
+    assert!(after.value("rcluster_connections{part=\"user\"}") >= 1.0);
+    until("the other managers are connected", || async {
+        let now = Figures::of(&channel, None).await;
+        (now.value("rcluster_connections{part=\"manager\"}") >= 2.0).then_some(())
+    })
+    .await;
     // What Raft's state was is known as of its last heartbeat.
     let indices = ["rcluster_raft_applied_index", "rcluster_raft_committed_index", "rcluster_raft_last_index"];
     until("the indices rise", || async {
@@ -94,12 +100,12 @@ async fn lag_of_one_that_is_gone(cluster: &mut Cluster, channel: &Channel, leade
         let of = |metric: &str| figures.value(&format!("rcluster_raft_{metric}{{manager=\"{name}\"}}"));
         (of("lag_entries"), of("reachable"), of("last_write_microseconds"))
     };
-    let seen = until("the lag is told", || async {
+    until("the lag is told, and what the last write of the other took", || async {
         let figures = Figures::of(channel, None).await;
         let (gone, there) = (of(&figures, followers[0]), of(&figures, followers[1]));
-        (gone.0 >= 3.0 && gone.1 == 0.0 && there.0 == 0.0 && there.1 == 1.0).then_some(there.2)
-    });
-    assert!(seen.await > 0.0, "what its last write took");
+        (gone.0 >= 3.0 && gone.1 == 0.0 && there.0 == 0.0 && there.1 == 1.0 && there.2 > 0.0).then_some(())
+    })
+    .await;
     let addr = cluster.manager(followers[1]).addr.clone();
     let follower = support::connect(&[addr], &cluster.admin).await.unwrap();
     let figures = Figures::of(&follower, None).await;
@@ -122,6 +128,11 @@ async fn figures_are_for_users_by_certificate_or_token() {
     let calls =
         |method: &str, outcome: &str| figures.value(&format!("rcluster_api_requests_total{{method=\"{method}\",outcome=\"{outcome}\"}}"));
     assert_eq!((calls("GET /metrics", "unauthenticated"), calls("other", "not_found")), (2.0, 1.0));
-    assert_eq!(figures.value("rcluster_connections{part=\"nobody\"}"), 1.0);
+    // One whose handshake took too long for its client may be there for a moment more.
+    until("one is connected without a certificate", || async {
+        let now = Figures::of(&channel, Some(&reader)).await;
+        (now.value("rcluster_connections{part=\"nobody\"}") == 1.0).then_some(())
+    })
+    .await;
     Figures::of(&cluster.connect(&eve).await.unwrap(), None).await;
 }

@@ -286,24 +286,33 @@ impl Cluster {
         .await
     }
 
-    /// Has a second manager join, m2, and takes the vote of the one that does not lead: the other leads on, whatever stands still for a
-    /// while. Their names, the leader's first.
+    /// Has a second manager join, m2, and takes the vote of the one that does not lead. Their names, the leader's first.
     pub async fn join_without_vote(&mut self) -> [String; 2] {
         self.join("m2");
-        let leader = self.settled(&["m1", "m2"]).await.leader;
+        let leader = self.lead_alone(&["m1", "m2"]).await;
         let other = if leader == "m1" { "m2" } else { "m1" };
-        let request = v1::UpdateManagerRequest { manager: other.to_owned(), role: v1::ManagerRole::Standby.into(), addr: String::new() };
+        [leader, other.to_owned()]
+    }
+
+    /// Waits until these are the managers, and takes the votes of those that do not lead: the other leads on, whatever stands still for a
+    /// while. Its name.
+    pub async fn lead_alone(&self, names: &[&str]) -> String {
+        let leader = self.settled(names).await.leader;
         until("one votes alone", || async {
             let status = self.status().await.ok()?;
             let as_asked = |manager: &v1::ManagerStatus| manager.reachable && manager.voter == (manager.name == leader);
-            if status.leader == leader && status.managers.len() == 2 && status.managers.iter().all(as_asked) {
+            if status.leader == leader && status.managers.len() == names.len() && status.managers.iter().all(as_asked) {
                 return Some(());
             }
-            self.control(&self.admin).await.ok()?.update_manager(request.clone()).await.ok()?;
+            for other in status.managers.iter().filter(|manager| manager.voter && manager.name != leader) {
+                let (manager, role) = (other.name.clone(), v1::ManagerRole::Standby.into());
+                let request = v1::UpdateManagerRequest { manager, role, addr: String::new() };
+                self.control(&self.admin).await.ok()?.update_manager(request).await.ok()?;
+            }
             None
         })
         .await;
-        [leader, other.to_owned()]
+        leader
     }
 
     /// Writes a network called `name`, trying on while there is no leader; the revision since which it is there.

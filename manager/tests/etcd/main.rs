@@ -1,5 +1,6 @@
 //! The store in an etcd: Debian's etcd-server on loopback, and several managers' stores on it.
 
+mod formats;
 mod links;
 #[path = "../store/promises.rs"]
 mod promises;

@@ -57,7 +57,7 @@ pub fn steady() -> EtcdTiming {
     EtcdTiming { lease: Duration::from_secs(120), ..timing() }
 }
 
-async fn begin_timed(config: StoreConfig, access: &Access, timing: EtcdTiming) -> Result<Running, Fatal> {
+pub async fn begin_timed(config: StoreConfig, access: &Access, timing: EtcdTiming) -> Result<Running, Fatal> {
     let (told, fatal) = watch::channel(None);
     let on_fatal = move |fatal: &Fatal| drop(told.send_replace(Some(fatal.to_string())));
     let store = start_with(config, timing, access, on_fatal).await?;

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, TxnOp};
 use tokio::time::timeout;
 
 use super::address::Access;
-use super::client::{CallError, Etcd, Loaded, insist};
+use super::client::{CallError, Etcd, Loaded};
 use crate::core::state::State;
 
 /// How long reading or writing all tables may take; a person waits for it.
@@ -48,16 +48,16 @@ impl Held {
 impl Etcd {
     async fn replace_all(&self, previous: u64, state: State, term: u64) -> Result<bool, CallError> {
         let (keys, revision) = (&self.keys, state.revision());
-        let (_, mut ops) = self.write_snapshot(None, state).await?;
+        let (_, mut ops) = self.write_snapshot(&[self.is_of_this_format()], state).await?;
         ops.extend(self.forget_before(revision));
         ops.extend([TxnOp::put(keys.head(), revision.to_string(), None), TxnOp::put(keys.term(), term.to_string(), None)]);
         let when = vec![
             // None at all: one that runs would not take the tables over.
             Compare::create_revision(keys.all_alive(), CompareOp::Equal, 0).with_prefix(),
             Compare::value(keys.head(), CompareOp::Equal, previous.to_string()),
+            self.is_of_this_format(),
         ];
-        let txn = Txn::new().when(when).and_then(ops);
-        let answer = insist(|| self.txn("replace the tables", txn.clone())).await?;
+        let answer = self.write("replace the tables", when, ops, Vec::new()).await?;
         if answer.succeeded() {
             return Ok(true);
         }
@@ -67,9 +67,9 @@ impl Etcd {
             if head >= revision {
                 return Ok(true);
             }
-            let is_so = vec![Compare::value(keys.head(), CompareOp::Equal, head.to_string())];
-            let txn = Txn::new().when(is_so).and_then(vec![self.forget_snapshot(revision)]);
-            if insist(|| self.txn("take the refused tables away", txn.clone())).await?.succeeded() {
+            let is_so = vec![Compare::value(keys.head(), CompareOp::Equal, head.to_string()), self.is_of_this_format()];
+            let ops = vec![self.forget_snapshot(revision)];
+            if self.write("take the refused tables away", is_so, ops, Vec::new()).await?.succeeded() {
                 return Ok(false);
             }
         }

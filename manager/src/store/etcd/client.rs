@@ -18,7 +18,7 @@ use tonic::Code;
 use tracing::{debug, warn};
 
 use super::address::Access;
-use super::keys::{self, FORMAT, Format, Keys, LeaderRecord, PART_BYTES, SnapshotRecord, Unreadable};
+use super::keys::{self, Keys, LeaderRecord, PART_BYTES, SnapshotRecord, Unreadable};
 use crate::core::state::{State, Transaction, decode_snapshot, encode_snapshot};
 
 /// How long etcd may take for one answer.
@@ -94,7 +94,7 @@ pub async fn call<T>(what: &'static str, asked: impl Future<Output = Result<T, E
 }
 
 /// Makes a call again and again until etcd has answered; only calls that may be made twice. It ends when its caller gives up.
-pub async fn insist<T, F: Future<Output = Result<T, CallError>>>(mut attempt: impl FnMut() -> F) -> Result<T, CallError> {
+async fn insist<T, F: Future<Output = Result<T, CallError>>>(mut attempt: impl FnMut() -> F) -> Result<T, CallError> {
     let mut patience = Patience::new();
     loop {
         match attempt().await {
@@ -230,8 +230,40 @@ impl Etcd {
         Ok(Self { client, kv, keys: Keys::new(&access.address, cluster_id) })
     }
 
-    pub async fn txn(&self, what: &'static str, txn: Txn) -> Result<TxnResponse, CallError> {
+    async fn txn(&self, what: &'static str, txn: Txn) -> Result<TxnResponse, CallError> {
         call(what, self.kv.clone().txn(txn)).await
+    }
+
+    /// Makes a transaction until etcd has answered it: `ops`, or what `look` gets where something of `when` is not so. An error when the
+    /// format is not this version's; `when` has to compare it.
+    pub async fn write(
+        &self,
+        what: &'static str,
+        when: Vec<Compare>,
+        ops: Vec<TxnOp>,
+        mut look: Vec<TxnOp>,
+    ) -> Result<TxnResponse, CallError> {
+        // The last one: answers are read in the order of the gets.
+        look.push(TxnOp::get(self.keys.format(), None));
+        let txn = Txn::new().when(when).and_then(ops).or_else(look);
+        let answer = insist(|| self.txn(what, txn.clone())).await?;
+        if !answer.succeeded() {
+            self.check_format(got(&answer).last().map(Vec::as_slice).unwrap_or_default())?;
+        }
+        Ok(answer)
+    }
+
+    fn check_format(&self, found: &[KeyValue]) -> Result<(), Unreadable> {
+        let key = self.keys.format();
+        match found.first() {
+            Some(kv) => keys::check_format(&key, kv.value()),
+            None => Err(Unreadable::Missing { key }),
+        }
+    }
+
+    /// That no later version has raised the format: managers of this one write nothing then.
+    pub fn is_of_this_format(&self) -> Compare {
+        Compare::value(self.keys.format(), CompareOp::Equal, keys::format())
     }
 
     async fn get(&self, key: impl Into<Vec<u8>>, options: Option<GetOptions>) -> Result<GetResponse, CallError> {
@@ -302,10 +334,7 @@ impl Etcd {
             return Err(Unreadable::Missing { key: keys.format() }.into());
         };
         let missing = |key: String| Unreadable::Missing { key };
-        let format = first(format, keys::json::<Format>)?.ok_or_else(|| missing(keys.format()))?.format;
-        if format != FORMAT {
-            return Err(Unreadable::Format { key: keys.format(), found: format }.into());
-        }
+        self.check_format(format)?;
         let head = first(head, keys::number)?.ok_or_else(|| missing(keys.head()))?;
         let snapshot = first(snapshot, keys::json::<SnapshotRecord>)?.ok_or_else(|| missing(keys.snapshot()))?;
         let mut live = Standing { leader: first(leader, keys::json)?, snapshot: snapshot.revision, ..Standing::default() };
@@ -355,8 +384,8 @@ impl Etcd {
     /// Says that this manager runs, until its lease ends. Answers etcd's revision, and the cluster's.
     pub async fn say_alive(&self, id: u64, run: u64, lease: i64) -> Result<(i64, u64), CallError> {
         let put = TxnOp::put(self.keys.alive(id), run.to_string(), Some(PutOptions::new().with_lease(lease)));
-        let txn = Txn::new().and_then(vec![put, TxnOp::get(self.keys.head(), None)]);
-        let answer = insist(|| self.txn("say that this manager runs", txn.clone())).await?;
+        let ops = vec![put, TxnOp::get(self.keys.head(), None)];
+        let answer = self.write("say that this manager runs", vec![self.is_of_this_format()], ops, Vec::new()).await?;
         let head = got(&answer).first().map(|found| first(found, keys::number)).transpose()?.flatten();
         let head = head.ok_or_else(|| Unreadable::Missing { key: self.keys.head() })?;
         Ok((answer.header().map(|header| header.revision()).unwrap_or_default(), head))
@@ -411,12 +440,12 @@ impl Etcd {
         let when = vec![
             Compare::create_revision(keys.leader(), CompareOp::Equal, 0),
             Compare::value(keys.term(), CompareOp::Equal, before.to_string()),
+            self.is_of_this_format(),
         ];
-        let txn = Txn::new().when(when).and_then(made).or_else(get());
-        let answer = insist(|| self.txn("stand for election", txn.clone())).await?;
+        let answer = self.write("stand for election", when, made, get()).await?;
         let at = answer.header().map(|header| header.revision()).unwrap_or_default();
         let found = got(&answer);
-        let [head, leader] = found.as_slice() else { return Err(Unreadable::Missing { key: keys.head() }.into()) };
+        let [head, leader, ..] = found.as_slice() else { return Err(Unreadable::Missing { key: keys.head() }.into()) };
         let head = first(head, keys::number)?.ok_or_else(|| Unreadable::Missing { key: keys.head() })?;
         let record: Option<LeaderRecord> = first(leader, keys::json)?;
         // It may have been made by an attempt whose answer was lost.
@@ -428,20 +457,20 @@ impl Etcd {
 
     /// Gives leadership up.
     pub async fn resign(&self, fence: i64) -> Result<(), CallError> {
-        let txn = Txn::new().when(vec![self.leads(fence)]).and_then(vec![TxnOp::delete(self.keys.leader(), None)]);
-        insist(|| self.txn("give leadership up", txn.clone())).await.map(drop)
+        let ops = vec![TxnOp::delete(self.keys.leader(), None)];
+        self.write("give leadership up", self.leads(fence), ops, Vec::new()).await.map(drop)
     }
 
-    fn leads(&self, fence: i64) -> Compare {
-        Compare::create_revision(self.keys.leader(), CompareOp::Equal, fence)
+    /// What must be so for all that a leader writes.
+    fn leads(&self, fence: i64) -> Vec<Compare> {
+        vec![Compare::create_revision(self.keys.leader(), CompareOp::Equal, fence), self.is_of_this_format()]
     }
 
-    async fn put_parts(&self, fence: Option<i64>, below: &str, parts: impl Iterator<Item = &[u8]>) -> Result<usize, CallError> {
+    async fn put_parts(&self, when: &[Compare], below: &str, parts: impl Iterator<Item = &[u8]>) -> Result<usize, CallError> {
         let mut count = 0;
         for part in parts {
-            let when: Vec<Compare> = fence.map(|fence| self.leads(fence)).into_iter().collect();
-            let txn = Txn::new().when(when).and_then(vec![TxnOp::put(Keys::part(below, count), part, None)]);
-            let answer = insist(|| self.txn("write a part", txn.clone())).await?;
+            let ops = vec![TxnOp::put(Keys::part(below, count), part, None)];
+            let answer = self.write("write a part", when.to_vec(), ops, Vec::new()).await?;
             if !answer.succeeded() {
                 return Err(CallError::Deposed);
             }
@@ -455,36 +484,36 @@ impl Etcd {
     ///
     /// Asked again, it is not done twice: the comparison with `previous` fails then, and the head shows that it was done.
     pub async fn commit(&self, fence: i64, previous: u64, entries: Vec<Entry>) -> Result<(), CallError> {
-        let keys = &self.keys;
+        let (keys, leads) = (&self.keys, self.leads(fence));
         let last = entries.last().map_or(previous, |entry| entry.revision);
         let mut ops = Vec::new();
         for Entry { revision, transaction } in entries {
             let (entry, parts) = keys::entry(transaction);
-            self.put_parts(Some(fence), &keys.entry_parts(revision), parts.iter().map(Vec::as_slice)).await?;
+            self.put_parts(&leads, &keys.entry_parts(revision), parts.iter().map(Vec::as_slice)).await?;
             ops.push(TxnOp::put(keys.entry(revision), entry.encode_to_vec(), None));
         }
         if last > previous {
             ops.push(TxnOp::put(keys.head(), last.to_string(), None));
         }
-        let when = vec![self.leads(fence), Compare::value(keys.head(), CompareOp::Equal, previous.to_string())];
+        let mut when = leads;
+        when.push(Compare::value(keys.head(), CompareOp::Equal, previous.to_string()));
         let look = vec![TxnOp::get(keys.leader(), None), TxnOp::get(keys.head(), None)];
-        let txn = Txn::new().when(when).and_then(ops).or_else(look);
-        let answer = insist(|| self.txn("commit", txn.clone())).await?;
+        let answer = self.write("commit", when, ops, look).await?;
         if answer.succeeded() {
             return Ok(());
         }
         let found = got(&answer);
-        let [leader, head] = found.as_slice() else { return Err(CallError::Deposed) };
+        let [leader, head, ..] = found.as_slice() else { return Err(CallError::Deposed) };
         let leads = leader.first().is_some_and(|kv| kv.create_revision() == fence);
         // Nobody else writes while this manager leads.
         if leads && first(head, keys::number)? == Some(last) { Ok(()) } else { Err(CallError::Deposed) }
     }
 
-    /// Writes the tables, after which the log begins anew; `fence`: as the leader.
-    pub async fn write_snapshot(&self, fence: Option<i64>, state: State) -> Result<(SnapshotRecord, Vec<TxnOp>), CallError> {
+    /// Writes the tables, after which the log begins anew, as long as `when` is so.
+    pub async fn write_snapshot(&self, when: &[Compare], state: State) -> Result<(SnapshotRecord, Vec<TxnOp>), CallError> {
         let revision = state.revision();
         let bytes = tokio::task::spawn_blocking(move || encode_snapshot(&state)).await.expect("encoding does not panic");
-        let parts = self.put_parts(fence, &self.keys.snapshot_parts(revision), bytes.chunks(PART_BYTES)).await?;
+        let parts = self.put_parts(when, &self.keys.snapshot_parts(revision), bytes.chunks(PART_BYTES)).await?;
         let record = SnapshotRecord { revision, parts, bytes: bytes.len(), checksum: crc32c::crc32c(&bytes) };
         let ops = vec![TxnOp::put(self.keys.snapshot(), keys::to_json(&record), None)];
         Ok((record, ops))
@@ -507,23 +536,29 @@ impl Etcd {
 
     /// Replaces the snapshot and the log up to it, as the leader; answers the snapshot's revision.
     pub async fn replace_snapshot(&self, fence: i64, state: State) -> Result<u64, CallError> {
-        let (record, mut ops) = self.write_snapshot(Some(fence), state).await?;
+        let leads = self.leads(fence);
+        let (record, mut ops) = self.write_snapshot(&leads, state).await?;
         ops.extend(self.forget_before(record.revision));
-        let txn = Txn::new().when(vec![self.leads(fence)]).and_then(ops);
-        let answer = insist(|| self.txn("replace the snapshot", txn.clone())).await?;
+        let answer = self.write("replace the snapshot", leads, ops, Vec::new()).await?;
         if answer.succeeded() { Ok(record.revision) } else { Err(CallError::Deposed) }
     }
 
     /// Makes the keys of a new cluster; false: they are there.
     pub async fn found(&self, state: State) -> Result<bool, CallError> {
         let (keys, revision) = (&self.keys, state.revision());
-        let (_, mut ops) = self.write_snapshot(None, state).await?;
+        let is_new = vec![Compare::create_revision(keys.format(), CompareOp::Equal, 0)];
+        let mut ops = match self.write_snapshot(&is_new, state).await {
+            Ok((_, ops)) => ops,
+            // They are there, of whatever format.
+            Err(CallError::Deposed | CallError::Unreadable(Unreadable::Format { .. })) => return Ok(false),
+            Err(error) => return Err(error),
+        };
         ops.extend([
-            TxnOp::put(keys.format(), keys::to_json(&Format { format: FORMAT }), None),
+            TxnOp::put(keys.format(), keys::format(), None),
             TxnOp::put(keys.head(), revision.to_string(), None),
             TxnOp::put(keys.term(), "0", None),
         ]);
-        let txn = Txn::new().when(vec![Compare::create_revision(keys.format(), CompareOp::Equal, 0)]).and_then(ops);
+        let txn = Txn::new().when(is_new).and_then(ops);
         Ok(self.txn("make the cluster's keys", txn).await?.succeeded())
     }
 }

@@ -97,6 +97,7 @@ impl Keys {
     pub fn read(&self, key: &[u8]) -> Option<Live> {
         let rest = std::str::from_utf8(key).ok()?.strip_prefix(&self.live())?;
         match rest.split_once('/') {
+            None if rest == "format" => Some(Live::Format),
             None if rest == "leader" => Some(Live::Leader),
             None if rest == "snapshot" => Some(Live::Snapshot),
             Some(("log", revision)) => revision.parse().ok().map(Live::Entry),
@@ -109,6 +110,7 @@ impl Keys {
 /// A watched key that a manager acts on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Live {
+    Format,
     Leader,
     Snapshot,
     Entry(u64),
@@ -117,8 +119,8 @@ pub enum Live {
 
 /// Value of the format's key.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Format {
-    pub format: u32,
+struct Format {
+    format: u32,
 }
 
 /// Value of the leader's key.
@@ -157,6 +159,20 @@ pub enum Unreadable {
     Format { key: String, found: u32 },
     #[error("{key} was written for tables that were not these: {why}")]
     Conflict { key: String, why: String },
+}
+
+/// What this version writes as the format, and finds there at each of its writes.
+pub fn format() -> Vec<u8> {
+    to_json(&Format { format: FORMAT })
+}
+
+/// Whether the format's value is [`format()`], to the byte.
+pub fn check_format(key: &str, value: &[u8]) -> Result<(), Unreadable> {
+    let found = json::<Format>(key, value)?.format;
+    if found != FORMAT {
+        return Err(Unreadable::Format { key: key.to_owned(), found });
+    }
+    if value == format() { Ok(()) } else { Err(Unreadable::Checksum { key: key.to_owned() }) }
 }
 
 pub fn json<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, Unreadable> {

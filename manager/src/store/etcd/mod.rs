@@ -1,7 +1,7 @@
 //! The store in an etcd that the user runs already: the log and its snapshots are keys there, and every manager follows them.
 //!
 //! ```text
-//!  propose ─► queue ─► one etcd transaction: "I lead, and the head is N" → entries N+1…, head ─► tables ─► answers
+//!  propose ─► queue ─► one etcd transaction: "I lead, the head is N, the format is mine" → entries N+1…, head ─► tables ─► answers
 //!  etcd's watch ─► entries in order ─► tables ─► state, revision
 //!  lease ─► "I run" and, for whoever made it, the leader's key; a lease that may have ended ends leadership first
 //! ```
@@ -90,6 +90,11 @@ pub enum Fatal {
         "etcd has gone back: it is at revision {found} of the tables, and this manager has seen {seen}, or more of etcd itself. If it was restored from a backup, stop all managers and go on with `rclusterctl cluster recover`: agents refuse what is older than they have seen"
     )]
     WentBack { found: u64, seen: u64 },
+    #[error(
+        "the store in etcd was raised to format {found} by a later version; this one reads {}: upgrade this manager. It writes nothing there any more",
+        keys::FORMAT
+    )]
+    Raised { found: u32 },
     #[error("what stands in etcd cannot be used")]
     Call(#[from] CallError),
 }

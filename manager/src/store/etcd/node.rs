@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::client::{CallError, Etcd, Loaded, Standing};
-use super::keys::LeaderRecord;
+use super::keys::{LeaderRecord, Unreadable};
 use super::publish::{Publisher, View};
 use super::session::{self, Session};
 use super::{EtcdTiming, Fatal, Input, RETRY};
@@ -156,6 +156,8 @@ impl Node {
                     }
                     self.is_stale |= matches!(error, CallError::Compacted);
                 }
+                // It was this version's when this manager began.
+                End::Lost(CallError::Unreadable(Unreadable::Format { found, .. })) => return Err(Fatal::Raised { found }),
                 End::Lost(CallError::Unreadable(error)) => return Err(CallError::from(error).into()),
                 End::Lost(error) => {
                     let text = error.to_string();

@@ -399,6 +399,7 @@ impl<'a> Session<'a> {
         let Change { key, value, created, at } = change;
         self.node.at = self.node.at.max(at);
         match self.node.etcd.keys.read(&key) {
+            Some(Live::Format) => self.observe_format(value.as_deref())?,
             Some(Live::Leader) => self.observe_leader(value.as_deref(), created, at)?,
             Some(Live::Entry(revision)) => {
                 if let Some(value) = value {
@@ -421,6 +422,14 @@ impl<'a> Session<'a> {
             None => {}
         }
         Ok(())
+    }
+
+    fn observe_format(&self, value: Option<&[u8]>) -> Result<(), CallError> {
+        let key = self.node.etcd.keys.format();
+        match value {
+            Some(value) => Ok(keys::check_format(&key, value)?),
+            None => Err(keys::Unreadable::Missing { key }.into()),
+        }
     }
 
     fn observe_leader(&mut self, value: Option<&[u8]>, created: i64, at: i64) -> Result<(), End> {
