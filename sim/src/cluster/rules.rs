@@ -69,9 +69,9 @@ impl Rules {
         }
     }
 
-    /// Whether a task was made beside any that went on.
-    fn stands_beside(&self, task: &TaskId) -> bool {
-        self.taken_over.iter().any(|((_, new), how)| new == task && *how == TakeOver::Beside)
+    /// Whether a task was made before `last` had ended, or beside any other that went on.
+    fn did_not_wait_for(&self, last: &TaskId, task: &TaskId) -> bool {
+        self.taken_over.iter().any(|((old, new), how)| new == task && (*how == TakeOver::Beside || old == last))
     }
 }
 
@@ -169,7 +169,7 @@ impl Cluster {
         let Some((ended_us, last)) = self.rules.ended.get(&place(task)) else { return Ok(()) };
         // The end of one that was given up with its node is not what the managers count from.
         let counts = last.spec_version == task.spec_version && !given_up(&last.id);
-        if counts && task.restarts_in_window > 1 && !self.rules.stands_beside(&task.id) {
+        if counts && task.restarts_in_window > 1 && !self.rules.did_not_wait_for(&last.id, &task.id) {
             let policy = &service.spec.restart;
             let step = (task.restarts_in_window - 2).min(30);
             let delay_ms = (policy.delay.0 << step).min(policy.delay_max.0) * 4 / 5;
