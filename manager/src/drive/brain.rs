@@ -194,6 +194,10 @@ impl<U, A> Brain<U, A> {
         if pause >= self.late {
             warn!(pause_ms = ms(pause), "this manager stood still; no node is judged by it");
             self.liveness.excuse(ms(pause), ms(now.monotonic));
+            // Who has asked meanwhile was not answered, and is silent since.
+            for (_, at, _) in &mut self.pending.registrations {
+                *at = (*at + pause).min(now.monotonic);
+            }
         }
         self.dirty.add_difference(&self.seen, &state);
         self.seen = state.clone();

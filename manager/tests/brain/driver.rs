@@ -77,10 +77,7 @@ impl Term {
     /// A node with one task on it, which is assigned.
     fn with_a_task() -> (Self, TaskId) {
         let mut term = Self::new();
-        let description = NodeDescription { name: "n1".to_owned(), addr: "10.0.0.1".to_owned(), ..NodeDescription::default() };
-        let registration = Registration { id: "n1".into(), incarnation: 1, description, tasks: [].into() };
-        let register = BrainEvent::Register { registration: Box::new(registration), reports: Vec::new(), from: "n1" };
-        term.brain.take(term.now(), register);
+        term.register();
         let spec = json!({"containers": [{"image": "i"}]});
         let spec = ServiceSpec { name: "web".to_owned(), ..serde_json::from_value(spec).unwrap() };
         term.brain.take(term.now(), BrainEvent::Control { request: Request::Apply(vec![(Spec::Service(spec), 0)]), from: "user" });
@@ -88,6 +85,18 @@ impl Term {
         assert_eq!(term.answers, ["user: true", "n1: true"]);
         let task = term.state.tasks().keys().next().expect("a task was made").clone();
         (term, task)
+    }
+
+    /// The node asks to take part.
+    fn register(&mut self) {
+        let description = NodeDescription { name: "n1".to_owned(), addr: "10.0.0.1".to_owned(), ..NodeDescription::default() };
+        let registration = Registration { id: "n1".into(), incarnation: 1, description, tasks: [].into() };
+        let register = BrainEvent::Register { registration: Box::new(registration), reports: Vec::new(), from: "n1" };
+        self.brain.take(self.now(), register);
+    }
+
+    fn node(&self) -> NodeState {
+        self.state.find_node("n1").expect("it has registered").state
     }
 
     fn report(&mut self, task: &TaskId, state: TaskState) {
@@ -122,16 +131,32 @@ fn a_leader_goes_on_when_handing_over_has_failed() {
 #[test]
 fn a_leader_that_stood_still_does_not_take_that_for_its_nodes_silence() {
     let (mut term, _) = Term::with_a_task();
-    let node = |term: &Term| term.state.find_node("n1").expect("it has registered").state;
     term.settle();
     term.now_ms += 20_000;
     term.settle();
-    assert_eq!(node(&term), NodeState::Ready, "what it has said meanwhile has not been read yet");
+    assert_eq!(term.node(), NodeState::Ready, "what it has said meanwhile has not been read yet");
     for _ in 0..4 {
         term.now_ms += 1_000;
         term.settle();
     }
-    assert_eq!(node(&term), NodeState::Down, "silence that was listened to counts");
+    assert_eq!(term.node(), NodeState::Down, "silence that was listened to counts");
+}
+
+/// Its session has ended over it, and nobody answers it when it comes anew.
+#[test]
+fn a_leader_that_stood_still_does_not_count_from_when_a_node_has_asked_in_vain() {
+    let (mut term, task) = Term::with_a_task();
+    term.report(&task, TaskState::Running);
+    let proposed = term.turn().expect("the report is to be committed");
+    term.now_ms += 5_000;
+    term.register();
+    // The disk answers.
+    term.now_ms += 2_900;
+    term.commit(&proposed);
+    term.settle();
+    term.now_ms += 1_000;
+    term.settle();
+    assert_eq!(term.node(), NodeState::Ready, "it can have heard for one second that it takes part");
 }
 
 #[test]

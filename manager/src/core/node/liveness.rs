@@ -57,9 +57,10 @@ impl Liveness {
         Self { timing, started_ms: now_ms, heard_ms: BTreeMap::new() }
     }
 
-    /// Notes that a node was heard.
-    pub fn heard(&mut self, node: &NodeId, now_ms: u64) {
-        self.heard_ms.insert(node.clone(), now_ms);
+    /// Notes that a node was heard at `at_ms`.
+    pub fn heard(&mut self, node: &NodeId, at_ms: u64) {
+        let heard_ms = self.heard_ms.entry(node.clone()).or_insert(at_ms);
+        *heard_ms = at_ms.max(*heard_ms);
     }
 
     /// Nobody was listening for `late_ms`, up to `now_ms`: that time is nobody's silence.
