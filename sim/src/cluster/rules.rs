@@ -69,9 +69,10 @@ impl Rules {
         }
     }
 
-    /// Whether a task was made before `last` had ended, or beside any other that went on.
-    fn did_not_wait_for(&self, last: &TaskId, task: &TaskId) -> bool {
-        self.taken_over.iter().any(|((old, new), how)| new == task && (*how == TakeOver::Beside || old == last))
+    /// Whether a task was to wait for the end of `last`: not one that was made beside another, or given up for another, nor the same, whose
+    /// end its node has forgotten with its power.
+    fn waits_for(&self, last: &TaskId, task: &TaskId) -> bool {
+        last != task && !self.taken_over.keys().any(|(old, new)| old == task || new == task)
     }
 }
 
@@ -155,7 +156,6 @@ impl Cluster {
     /// takes over from it. And not sooner than the restart policy says.
     pub(super) fn check_start(&mut self, agent: usize, task: &Task, here: &Here<'_>) -> Result<(), Violation> {
         let state = here.checker.latest();
-        let given_up = |id: &TaskId| state.tasks().get(id).is_some_and(|known| known.status.state == TaskState::Orphaned);
         let others = self.agents.iter().flat_map(|node| node.kernel.values().map(move |container| (node, container)));
         for (node, container) in others.filter(|(_, container)| container.runs() && container.task.id != task.id) {
             let other = &container.task;
@@ -167,9 +167,11 @@ impl Cluster {
         }
         let Some(service) = state.services().get(&task.service_id) else { return Ok(()) };
         let Some((ended_us, last)) = self.rules.ended.get(&place(task)) else { return Ok(()) };
-        // The end of one that was given up with its node is not what the managers count from.
-        let counts = last.spec_version == task.spec_version && !given_up(&last.id);
-        if counts && task.restarts_in_window > 1 && !self.rules.did_not_wait_for(&last.id, &task.id) {
+        // The end of one that was given up with its node, or was to end, is not what the managers count from.
+        let known = state.tasks().get(&last.id);
+        let is_failure = known.is_none_or(|known| known.is_wanted() && known.status.state != TaskState::Orphaned);
+        let counts = last.spec_version == task.spec_version && is_failure;
+        if counts && task.restarts_in_window > 1 && self.rules.waits_for(&last.id, &task.id) {
             let policy = &service.spec.restart;
             let step = (task.restarts_in_window - 2).min(30);
             let delay_ms = (policy.delay.0 << step).min(policy.delay_max.0) * 4 / 5;
