@@ -99,7 +99,7 @@ impl World {
             }
             Fault::ClockJump => {
                 let by_us = self.chances.faults.random_range(0..JUMP_MAX_US);
-                self.hosts[host].clock.jump(by_us);
+                self.hosts[host].clock.jump(self.now_us, by_us);
             }
             Fault::Transfer => {
                 let ids = (0..hosts).filter_map(|at| self.hosts[at].id());

@@ -23,13 +23,18 @@ pub struct Clock {
     since_us: u64,
     /// Microseconds that it goes on in a second.
     rate: u64,
+    /// When it has last jumped.
+    jumped_us: Option<u64>,
 }
 
 const SECOND: u64 = 1_000_000;
+/// Between two jumps. Agents' time does not jump along, as it would if a manager stood still for so long: jumps that follow each other would be
+/// a silence in which nobody could have spoken.
+const JUMPS_APART_US: u64 = 4 * SECOND;
 
 impl Clock {
     pub fn new(offset_us: u64) -> Self {
-        Self { offset_us, since_us: 0, rate: SECOND }
+        Self { offset_us, since_us: 0, rate: SECOND, jumped_us: None }
     }
 
     /// What it shows.
@@ -39,12 +44,16 @@ impl Clock {
 
     /// Goes on at another rate.
     pub fn set_rate(&mut self, at_us: u64, rate: u64) {
-        *self = Self { offset_us: u64::try_from(self.show(at_us).as_micros()).expect("a simulation is short"), since_us: at_us, rate };
+        self.offset_us = u64::try_from(self.show(at_us).as_micros()).expect("a simulation is short");
+        (self.since_us, self.rate) = (at_us, rate);
     }
 
-    /// Jumps ahead.
-    pub fn jump(&mut self, by_us: u64) {
-        self.offset_us += by_us;
+    /// Jumps ahead, if it has not done so a moment ago.
+    pub fn jump(&mut self, at_us: u64, by_us: u64) {
+        if self.jumped_us.is_none_or(|jumped| jumped + JUMPS_APART_US <= at_us) {
+            self.jumped_us = Some(at_us);
+            self.offset_us += by_us;
+        }
     }
 
     /// How much virtual time passes while it goes on by so much.

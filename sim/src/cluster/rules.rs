@@ -119,7 +119,10 @@ impl Cluster {
             if new.state == NodeState::Down && old.state != NodeState::Down {
                 self.counts.downs += 1;
                 let Some(agent) = self.agents.iter().find(|agent| agent.id() == *id) else { continue };
-                let healthy = agent.process.is_some() && agent.troubled_us + HEALTHY_US < here.now_us;
+                // By the clock of who has judged; the commit may have had to wait for a disk.
+                let judged_ms = new.since_ms.saturating_sub(Self::unix_ms(0, 0) + self.plan.skew_ms.unsigned_abs());
+                let judged_us = (judged_ms * 1000).min(here.now_us);
+                let healthy = agent.process.is_some() && agent.troubled_us + HEALTHY_US < judged_us;
                 hold!(!healthy, "{} is well and is judged to be down: {}", agent.name, new.message);
             }
         }
