@@ -40,6 +40,11 @@ impl Sessions {
         self.lock().get(node).cloned()
     }
 
+    /// Whether this is the node's session still.
+    pub fn stands(&self, node: &NodeId, outbox: &Outbox) -> bool {
+        self.lock().get(node).is_some_and(|current| current.same_channel(outbox))
+    }
+
     /// How many nodes are connected.
     pub fn len(&self) -> usize {
         self.lock().len()

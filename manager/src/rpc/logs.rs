@@ -180,7 +180,10 @@ impl Reader {
             self.problem(task, format!("node {} is not connected: the logs of {} cannot be had now", task.node, task.name)).await;
             return None;
         };
-        let request = self.term.logs.open(node.clone(), &outbox);
+        let Some(request) = self.term.logs.open(&node, &outbox, &self.term.sessions) else {
+            self.problem(task, format!("node {} has just disconnected", task.node)).await;
+            return None;
+        };
         let command = v1::LogsCommand {
             request_id: request.id.clone(),
             task_id: task.id.to_string(),
