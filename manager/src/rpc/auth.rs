@@ -275,7 +275,11 @@ pub fn agent<T>(request: &Request<T>, state: &State) -> Result<Option<String>, A
 
 #[cfg(test)]
 mod tests {
+    use rcluster_api::cluster::{Authority, Cluster};
+    use rcluster_api::object::Object;
+
     use super::*;
+    use crate::core::state::{Change, Transaction};
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
@@ -320,6 +324,22 @@ mod tests {
         let refused = known(&request, &state).unwrap_err();
         assert_eq!(refused.message, "manager i may not pass requests on");
         assert_eq!(peer(&request, &state).unwrap(), Caller::Manager("i".into()));
+    }
+
+    #[test]
+    fn a_certificate_is_dropped_with_its_authority_and_not_before_the_tables_say_who_is_trusted() {
+        let [old, new] = [b"old", b"new"].map(|der| Payload(der.to_vec()));
+        let by = |authority: &Payload| Validity { until_ms: None, authority: Some(authority.digest().into()) };
+        let shown = |validity| claims(&peer_of(Part::User), &HeaderMap::new()).by("10.0.0.1:1".parse().unwrap(), validity);
+        let passed_on = claims(&peer_of(Part::Manager), &headers(&[(ORIGIN, "user u1"), (AUTHORITY, &old.digest())]));
+        let mut state = State::new("c".into());
+        assert!(!shown(by(&old)).is_dropped(&state));
+        let authorities = vec![Authority { certificate: new.clone(), ..Authority::default() }];
+        let cluster = Object::Cluster(Box::new(Cluster { authorities, ..Cluster::default() }));
+        state.apply(1, &Transaction { at_ms: 1, changes: vec![Change::Put { expected: 0, object: cluster }] }).unwrap();
+        assert!(shown(by(&old)).is_dropped(&state) && passed_on.is_dropped(&state));
+        assert!(!shown(by(&new)).is_dropped(&state));
+        assert!(!shown(Validity::default()).is_dropped(&state), "a token, or plain text");
     }
 
     #[test]
