@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::Payload;
 use crate::id::{ManagerId, UserId};
+use crate::network::AddressPool;
 use crate::object::Stamp;
 
 /// The id of the one [`Cluster`].
@@ -80,6 +81,12 @@ pub struct Cluster {
     pub unlock_key: Payload,
     /// Rises with each change of it.
     pub unlock_generation: u64,
+    /// VNI after which the next is sought, so that a freed one rests; 0: none was given yet.
+    pub vni_cursor: u32,
+    /// What subnets are chosen from; none: 10.128.0.0/9 by /24.
+    pub pools: Vec<AddressPool>,
+    /// The last [`Node::number`](crate::object::Node::number) that was given.
+    pub node_numbers_made: u32,
 }
 
 /// What someone may do.

@@ -12,6 +12,7 @@ mod greeting;
 pub mod health;
 pub mod id;
 pub mod identity;
+pub mod network;
 pub mod object;
 pub mod policy;
 pub mod resource;

@@ -10,6 +10,7 @@ use crate::cluster::{CLUSTER, Cluster, Manager, User};
 use crate::data::Data;
 use crate::health::Health;
 use crate::id::{NetworkId, NodeId, ServiceId, TaskId};
+use crate::network::NodeNetwork;
 use crate::policy::NodePolicy;
 use crate::resource::{Bytes, Cpus};
 use crate::spec::{NetworkSpec, ServiceSpec, TaskTemplate};
@@ -68,6 +69,15 @@ pub struct Service {
     pub spec_version: u64,
     /// Removal was asked for; the service goes when its tasks have.
     pub removing: bool,
+    pub vips: Vec<ServiceVip>,
+}
+
+/// A service's virtual address on a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceVip {
+    pub network_id: NetworkId,
+    pub network: String,
+    pub ip: Ipv4Addr,
 }
 
 /// A task's address on a network.
@@ -100,6 +110,13 @@ pub struct ContainerStatus {
     pub health_output: String,
 }
 
+impl ContainerStatus {
+    /// Whether it has a process.
+    pub fn runs(&self) -> bool {
+        self.pid.is_some()
+    }
+}
+
 /// How far a task has come and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskStatus {
@@ -107,6 +124,8 @@ pub struct TaskStatus {
     pub message: String,
     pub since_ms: u64,
     pub containers: Vec<ContainerStatus>,
+    /// It will end: nothing may be sent to it any more.
+    pub ending: bool,
 }
 
 /// A task as the managers keep it.
@@ -136,6 +155,8 @@ pub struct Task {
     pub node: String,
     pub networks: Vec<TaskNetwork>,
     pub status: TaskStatus,
+    /// The service's `leave` when the task was made.
+    pub leave_ms: u64,
 }
 
 impl Task {
@@ -160,9 +181,10 @@ impl Task {
         self.status.containers.iter().map(|container| container.health).max_by_key(rank).unwrap_or_default()
     }
 
-    /// Whether requests may be sent to it: it runs, is to go on, and no check says otherwise.
+    /// Whether requests may be sent to it: it and each of its containers run, it is to go on and does, and no check says otherwise.
     pub fn serves(&self) -> bool {
-        self.is_wanted() && self.status.state == TaskState::Running && self.health().serves()
+        let runs = self.status.state == TaskState::Running && self.status.containers.iter().all(ContainerStatus::runs);
+        self.is_wanted() && !self.status.ending && runs && self.health().serves()
     }
 
     /// Whether the task may still have processes or addresses on a node.
@@ -208,6 +230,8 @@ pub struct NodeDescription {
     pub version: String,
     pub labels: BTreeMap<String, String>,
     pub policy: NodePolicy,
+    /// `None` until its netd has told.
+    pub network: Option<NodeNetwork>,
 }
 
 /// Whether a node is given work.
@@ -268,6 +292,8 @@ pub struct Node {
     pub since_ms: u64,
     /// Rises with each boot of the host.
     pub incarnation: u64,
+    /// No other node has it; 0: not yet given.
+    pub number: u32,
 }
 
 impl Node {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::{User, UserRole};
 use crate::data::{Data, DataKind, DataSpec};
 use crate::health::Health;
+use crate::network::NodeNetwork;
 use crate::object::{Availability, Capacity, ContainerStatus, Event, Network, Node, NodeState, Service, Task};
 use crate::spec::{Mode, NetworkSpec, ServiceSpec};
 use crate::task::TaskState;
@@ -104,6 +105,12 @@ pub struct NodeJson {
     pub arch: String,
     pub cgroup: String,
     pub agent_version: String,
+    /// Absent: not yet given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u32>,
+    /// Absent until its netd has told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NodeNetwork>,
     pub version: u64,
 }
 
@@ -134,6 +141,8 @@ impl NodeJson {
             arch: node.description.arch.clone(),
             cgroup: node.description.cgroup.clone(),
             agent_version: node.description.version.clone(),
+            number: (node.number != 0).then_some(node.number),
+            network: node.description.network.clone(),
             version: node.stamp.version,
         }
     }
@@ -153,6 +162,13 @@ pub struct UpdateJson {
     pub message: String,
 }
 
+/// A service's virtual address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipJson {
+    pub network: String,
+    pub ip: String,
+}
+
 /// A service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceJson {
@@ -163,6 +179,8 @@ pub struct ServiceJson {
     pub mode: Mode,
     pub replicas: ReplicasJson,
     pub update: UpdateJson,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vips: Vec<VipJson>,
     pub created: String,
     pub updated: String,
     pub spec: ServiceSpec,
@@ -201,6 +219,7 @@ impl ServiceJson {
             mode: service.spec.mode,
             replicas: ReplicasJson { desired, running },
             update: UpdateJson { state: state.to_owned(), message },
+            vips: service.vips.iter().map(|vip| VipJson { network: vip.network.clone(), ip: vip.ip.to_string() }).collect(),
             created: timestamp(service.stamp.created_at_ms),
             updated: timestamp(service.stamp.updated_at_ms),
             spec: service.spec.clone(),

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::container::{DeviceSpec, Logging, MountSpec, PullPolicy, Ulimits};
 use crate::data::{DataKind, DataRef, DataSpec};
 use crate::health::HealthCheck;
+use crate::network::{Affinity, EndpointMode, Port};
 use crate::object::Kind;
 use crate::resource::{Amounts, Bytes, Millis};
 
@@ -73,6 +75,15 @@ pub struct ServiceSpec {
     /// An OCI runtime that the nodes know by this name; rcluster's own when not given.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub runtime: String,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub endpoint_mode: EndpointMode,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub affinity: Affinity,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Port>,
+    /// The longest that a task which ends waits for the other nodes to send nothing more to it.
+    #[serde(default = "default_leave", skip_serializing_if = "is_default_leave")]
+    pub leave: Millis,
 }
 
 /// Docker's default grace period.
@@ -82,6 +93,14 @@ fn default_stop_grace() -> Millis {
 
 fn is_default_stop_grace(grace: &Millis) -> bool {
     *grace == default_stop_grace()
+}
+
+fn default_leave() -> Millis {
+    Millis(2_000)
+}
+
+fn is_default_leave(leave: &Millis) -> bool {
+    *leave == default_leave()
 }
 
 impl ServiceSpec {
@@ -225,6 +244,8 @@ pub struct ContainerResources {
 pub struct NetworkAttachment {
     pub network: String,
     pub aliases: Vec<String>,
+    /// Kept for the service: its one task has it wherever it runs. `None`: one is chosen for each task.
+    pub ip: Option<Ipv4Addr>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -233,14 +254,17 @@ struct LongAttachment {
     network: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     aliases: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ip: Option<Ipv4Addr>,
 }
 
 impl Serialize for NetworkAttachment {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.aliases.is_empty() {
+        if self.aliases.is_empty() && self.ip.is_none() {
             serializer.serialize_str(&self.network)
         } else {
-            LongAttachment { network: self.network.clone(), aliases: self.aliases.clone() }.serialize(serializer)
+            let Self { network, aliases, ip } = self.clone();
+            LongAttachment { network, aliases, ip }.serialize(serializer)
         }
     }
 }
@@ -252,16 +276,17 @@ impl<'de> Deserialize<'de> for NetworkAttachment {
             type Value = NetworkAttachment;
 
             fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a network's name, or {network: NAME, aliases: [NAME, …]}")
+                formatter.write_str("a network's name, or {network: NAME, aliases: [NAME, …], ip: ADDRESS}")
             }
 
             fn visit_str<E: serde::de::Error>(self, network: &str) -> Result<Self::Value, E> {
-                Ok(NetworkAttachment { network: network.to_owned(), aliases: Vec::new() })
+                Ok(NetworkAttachment { network: network.to_owned(), aliases: Vec::new(), ip: None })
             }
 
             fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                let LongAttachment { network, aliases } = LongAttachment::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
-                Ok(NetworkAttachment { network, aliases })
+                let LongAttachment { network, aliases, ip } =
+                    LongAttachment::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
+                Ok(NetworkAttachment { network, aliases, ip })
             }
         }
         deserializer.deserialize_any(Visitor)

@@ -3,12 +3,16 @@
 //! In: a parsed spec. Out: the first error with its field path, or nothing. Never changes the spec.
 
 mod container;
+mod network;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::container::check_container;
+use self::network::check_endpoints;
+pub use self::network::{LEAVE_MAX, PUBLISHED_PORTS_MAX};
 use crate::data::{DATA_BYTES_MAX, DataSpec};
 use crate::error::{ApiError, ErrorCode};
+use crate::network::Port;
 use crate::spec::{ContainerSpec, Mode, NetworkSpec, ServiceSpec, Spec};
 
 /// Most replicas of one service.
@@ -123,6 +127,7 @@ pub fn check_service(spec: &ServiceSpec) -> Result<(), ApiError> {
             check_name("alias", alias).map_err(|error| error.field(format!("{path}.aliases")))?;
         }
     }
+    check_endpoints(spec)?;
     if spec.placement.max_per_node == Some(0) {
         return Err(invalid("placement.max_per_node", "with 0 tasks on each node nothing could run").hint("remove it for no limit"));
     }
@@ -157,7 +162,7 @@ pub fn container_name(spec: &ServiceSpec, index: usize) -> String {
 
 /// Bytes of a service's texts.
 pub fn text_size(spec: &ServiceSpec) -> usize {
-    text_bytes(&spec.containers) + spec.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
+    text_bytes(&spec.containers) + label_bytes(&spec.labels) + spec.ports.iter().map(Port::text_bytes).sum::<usize>()
 }
 
 /// Bytes of containers' texts: all that can be long in them.
@@ -280,6 +285,15 @@ mod tests {
                  nproc, rss, rtprio, rttime, sigpending, stack)",
             ),
             (serde_json::json!({"containers": [{"image": "a"}], "networks": ["a", "a"]}), "networks[1]: network a is named twice"),
+            (
+                serde_json::json!({"replicas": 2, "containers": [{"image": "a"}], "networks": [{"network": "a", "ip": "10.1.0.5"}]}),
+                "networks[0].ip: an address can be held by one task (set replicas: 1, or leave ip out)",
+            ),
+            (
+                serde_json::json!({"containers": [{"image": "a"}], "networks": [{"network": "a", "ip": "10.1.0.5"}],
+                    "update": {"order": "start-first"}}),
+                "networks[0].ip: two tasks would hold 10.1.0.5 at once (set update.order: stop-first, or leave ip out)",
+            ),
         ] {
             assert_eq!(check_service(&service(spec)).unwrap_err().to_string(), expected);
         }

@@ -384,6 +384,7 @@ mod tests {
                         spec,
                         spec_version: 1,
                         removing: false,
+                        vips: Vec::new(),
                     });
                 }
                 Spec::Network(spec) => {
@@ -427,7 +428,8 @@ mod tests {
             node_id: None,
             node: String::new(),
             networks: Vec::new(),
-            status: TaskStatus { state: TaskState::Running, message: String::new(), since_ms: 0, containers: Vec::new() },
+            status: TaskStatus { state: TaskState::Running, message: String::new(), since_ms: 0, containers: Vec::new(), ending: false },
+            leave_ms: 0,
         }
     }
 

@@ -6,6 +6,7 @@
 mod cluster;
 mod container;
 mod data;
+mod network;
 
 use std::net::Ipv4Addr;
 
@@ -13,12 +14,15 @@ use thiserror::Error;
 
 pub use self::cluster::{manager_role, user_role};
 pub use self::data::data_kind;
+use self::network::{affinity, endpoint_mode};
 
 use super::v1;
 use crate::cluster::{Cluster, ManagerRole, UserRole};
 use crate::container::PullPolicy;
+use crate::network::{IngressPolicy, NodeNetwork, Port, Protocol};
 use crate::object::{
-    Availability, Capacity, Event, Kind, Network, Node, NodeDescription, NodeState, Object, Service, Stamp, Task, TaskNetwork, TaskStatus,
+    Availability, Capacity, Event, Kind, Network, Node, NodeDescription, NodeState, Object, Service, ServiceVip, Stamp, Task, TaskNetwork,
+    TaskStatus,
 };
 use crate::policy::NodePolicy;
 use crate::resource::{Bytes, Cpus, Millis};
@@ -78,6 +82,8 @@ twins! {
     }
     ManagerRole <=> ManagerRole, "role" { Voter = Voter, Standby = Standby, Leaving = Leaving }
     UserRole <=> UserRole, "role" { ReadOnly = ReadOnly, Deploy = Deploy, Admin = Admin }
+    Protocol <=> Protocol, "protocol" { Tcp = Tcp, Udp = Udp }
+    IngressPolicy <=> IngressPolicy, "ports.policy" { Mesh = Mesh, Spread = Spread, Local = Local }
 }
 
 /// An enum field as it stands in a message.
@@ -135,7 +141,11 @@ impl From<TaskTemplate> for v1::TaskTemplate {
             containers: containers.into_iter().map(Into::into).collect(),
             networks: networks
                 .into_iter()
-                .map(|NetworkAttachment { network, aliases }| v1::NetworkAttachment { network, aliases })
+                .map(|NetworkAttachment { network, aliases, ip }| v1::NetworkAttachment {
+                    network,
+                    aliases,
+                    ip: ip.map(|ip| ip.to_string()).unwrap_or_default(),
+                })
                 .collect(),
             placement: Some(placement.into()),
             stop_grace_ms: stop_grace.0,
@@ -153,8 +163,11 @@ impl TryFrom<v1::TaskTemplate> for TaskTemplate {
             containers: containers.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             networks: networks
                 .into_iter()
-                .map(|v1::NetworkAttachment { network, aliases }| NetworkAttachment { network, aliases })
-                .collect(),
+                .map(|v1::NetworkAttachment { network, aliases, ip }| {
+                    let ip = (!ip.is_empty()).then(|| ip.parse().map_err(|_| missing("networks.ip"))).transpose()?;
+                    Ok(NetworkAttachment { network, aliases, ip })
+                })
+                .collect::<Result<_, WireError>>()?,
             placement: placement.unwrap_or_default().try_into()?,
             stop_grace: Millis(stop_grace_ms),
             runtime,
@@ -178,6 +191,10 @@ impl From<ServiceSpec> for v1::ServiceSpec {
             reschedule,
             update: UpdatePolicy { parallelism, order },
             runtime,
+            endpoint_mode,
+            affinity,
+            ports,
+            leave,
         } = spec;
         Self {
             name,
@@ -198,6 +215,10 @@ impl From<ServiceSpec> for v1::ServiceSpec {
             }),
             reschedule: v1::ReschedulePolicy::from(reschedule).into(),
             update: Some(v1::UpdatePolicy { parallelism, order: v1::UpdateOrder::from(order).into() }),
+            endpoint_mode: v1::EndpointMode::from(endpoint_mode).into(),
+            affinity: v1::Affinity::from(affinity).into(),
+            ports: ports.into_iter().map(Into::into).collect(),
+            leave_ms: leave.0,
         }
     }
 }
@@ -206,7 +227,21 @@ impl TryFrom<v1::ServiceSpec> for ServiceSpec {
     type Error = WireError;
 
     fn try_from(wire: v1::ServiceSpec) -> Result<Self, WireError> {
-        let v1::ServiceSpec { name, stack, labels, mode, replicas, template, restart, reschedule, update } = wire;
+        let v1::ServiceSpec {
+            name,
+            stack,
+            labels,
+            mode,
+            replicas,
+            template,
+            restart,
+            reschedule,
+            update,
+            endpoint_mode: endpoint_number,
+            affinity: affinity_number,
+            ports,
+            leave_ms,
+        } = wire;
         let mode = read_enum::<v1::ServiceMode, Mode>(mode, "mode")?;
         let TaskTemplate { containers, networks, placement, stop_grace, runtime } = template.ok_or(missing("template"))?.try_into()?;
         let v1::RestartPolicy { condition, delay_ms, delay_ms_max, attempts_max, window_ms } = restart.ok_or(missing("restart"))?;
@@ -234,6 +269,10 @@ impl TryFrom<v1::ServiceSpec> for ServiceSpec {
             reschedule: read_enum::<v1::ReschedulePolicy, _>(reschedule, "reschedule")?,
             update: UpdatePolicy { parallelism, order: read_enum::<v1::UpdateOrder, _>(order, "update.order")? },
             runtime,
+            endpoint_mode: endpoint_mode(endpoint_number)?,
+            affinity: affinity(affinity_number)?,
+            ports: ports.into_iter().map(Port::try_from).collect::<Result<_, _>>()?,
+            leave: Millis(leave_ms),
         })
     }
 }
@@ -292,8 +331,13 @@ fn meta<I: From<String>>(wire: Option<v1::Meta>) -> Result<(I, Stamp), WireError
 
 impl From<Service> for v1::Service {
     fn from(service: Service) -> Self {
-        let Service { id, stamp, spec, spec_version, removing } = service;
-        Self { meta: wire_meta(id, stamp), spec: Some(spec.into()), spec_version, removing }
+        let Service { id, stamp, spec, spec_version, removing, vips } = service;
+        let vips = vips.into_iter().map(|ServiceVip { network_id, network, ip }| v1::ServiceVip {
+            network_id: network_id.into(),
+            network,
+            ip: ip.to_string(),
+        });
+        Self { meta: wire_meta(id, stamp), spec: Some(spec.into()), spec_version, removing, vips: vips.collect() }
     }
 }
 
@@ -301,16 +345,24 @@ impl TryFrom<v1::Service> for Service {
     type Error = WireError;
 
     fn try_from(wire: v1::Service) -> Result<Self, WireError> {
-        let v1::Service { meta: wire_meta, spec, spec_version, removing } = wire;
+        let v1::Service { meta: wire_meta, spec, spec_version, removing, vips } = wire;
         let (id, stamp) = meta(wire_meta)?;
-        Ok(Self { id, stamp, spec: spec.ok_or(missing("spec"))?.try_into()?, spec_version, removing })
+        let vips = vips
+            .into_iter()
+            .map(|v1::ServiceVip { network_id, network, ip }| {
+                let ip: Ipv4Addr = ip.parse().map_err(|_| missing("vips.ip"))?;
+                Ok(ServiceVip { network_id: network_id.into(), network, ip })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { id, stamp, spec: spec.ok_or(missing("spec"))?.try_into()?, spec_version, removing, vips })
     }
 }
 
 impl From<TaskStatus> for v1::TaskStatus {
     fn from(status: TaskStatus) -> Self {
-        let TaskStatus { state, message, since_ms, containers } = status;
-        Self { state: v1::TaskState::from(state).into(), message, since_ms, containers: containers.into_iter().map(Into::into).collect() }
+        let TaskStatus { state, message, since_ms, containers, ending } = status;
+        let containers = containers.into_iter().map(Into::into).collect();
+        Self { state: v1::TaskState::from(state).into(), message, since_ms, containers, ending }
     }
 }
 
@@ -318,12 +370,13 @@ impl TryFrom<v1::TaskStatus> for TaskStatus {
     type Error = WireError;
 
     fn try_from(wire: v1::TaskStatus) -> Result<Self, WireError> {
-        let v1::TaskStatus { state, message, since_ms, containers } = wire;
+        let v1::TaskStatus { state, message, since_ms, containers, ending } = wire;
         Ok(Self {
             state: task_state(state)?,
             message,
             since_ms,
             containers: containers.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            ending,
         })
     }
 }
@@ -349,6 +402,7 @@ impl From<Task> for v1::Task {
             node,
             networks,
             status,
+            leave_ms,
         } = task;
         Self {
             meta: wire_meta(id, stamp),
@@ -376,6 +430,7 @@ impl From<Task> for v1::Task {
             restarts_in_window,
             window_start_ms,
             stack,
+            leave_ms,
         }
     }
 }
@@ -402,6 +457,7 @@ impl TryFrom<v1::Task> for Task {
             restarts_in_window,
             window_start_ms,
             stack,
+            leave_ms,
         } = wire;
         let (id, stamp) = meta(wire_meta)?;
         let networks = networks
@@ -430,35 +486,39 @@ impl TryFrom<v1::Task> for Task {
             node,
             networks,
             status: status.ok_or(missing("status"))?.try_into()?,
+            leave_ms,
         })
     }
 }
 
 impl From<NodeDescription> for v1::NodeDescription {
     fn from(description: NodeDescription) -> Self {
-        let NodeDescription { name, addr, capacity: Capacity { cpus, memory }, os, arch, kernel, cgroup, version, labels, policy } =
-            description;
+        let NodeDescription { name, addr, capacity, os, arch, kernel, cgroup, version, labels, policy, network } = description;
         let NodePolicy { runtimes, privileged, binds, devices } = policy;
         let policy = Some(v1::NodePolicy { runtimes, privileged, binds, devices });
+        let Capacity { cpus, memory } = capacity;
         let capacity = Some(v1::NodeResources { cpu_millis: cpus.0, memory_bytes: memory.0 });
-        Self { name, addr, capacity, os, arch, kernel, cgroup, version, labels, policy }
+        Self { name, addr, capacity, os, arch, kernel, cgroup, version, labels, policy, network: network.map(Into::into) }
     }
 }
 
-impl From<v1::NodeDescription> for NodeDescription {
-    fn from(wire: v1::NodeDescription) -> Self {
-        let v1::NodeDescription { name, addr, capacity, os, arch, kernel, cgroup, version, labels, policy } = wire;
+impl TryFrom<v1::NodeDescription> for NodeDescription {
+    type Error = WireError;
+
+    fn try_from(wire: v1::NodeDescription) -> Result<Self, WireError> {
+        let v1::NodeDescription { name, addr, capacity, os, arch, kernel, cgroup, version, labels, policy, network } = wire;
         let v1::NodePolicy { runtimes, privileged, binds, devices } = policy.unwrap_or_default();
         let policy = NodePolicy { runtimes, privileged, binds, devices };
         let v1::NodeResources { cpu_millis, memory_bytes } = capacity.unwrap_or_default();
         let capacity = Capacity { cpus: Cpus(cpu_millis), memory: Bytes(memory_bytes) };
-        Self { name, addr, capacity, os, arch, kernel, cgroup, version, labels, policy }
+        let network = network.map(NodeNetwork::try_from).transpose()?;
+        Ok(Self { name, addr, capacity, os, arch, kernel, cgroup, version, labels, policy, network })
     }
 }
 
 impl From<Node> for v1::Node {
     fn from(node: Node) -> Self {
-        let Node { id, stamp, description, availability, labels, state, message, since_ms, incarnation } = node;
+        let Node { id, stamp, description, availability, labels, state, message, since_ms, incarnation, number } = node;
         Self {
             meta: wire_meta(id, stamp),
             description: Some(description.into()),
@@ -468,6 +528,7 @@ impl From<Node> for v1::Node {
             message,
             since_ms,
             incarnation,
+            number,
         }
     }
 }
@@ -476,18 +537,19 @@ impl TryFrom<v1::Node> for Node {
     type Error = WireError;
 
     fn try_from(wire: v1::Node) -> Result<Self, WireError> {
-        let v1::Node { meta: wire_meta, description, availability, labels, state, message, since_ms, incarnation } = wire;
+        let v1::Node { meta: wire_meta, description, availability, labels, state, message, since_ms, incarnation, number } = wire;
         let (id, stamp) = meta(wire_meta)?;
         Ok(Self {
             id,
             stamp,
-            description: description.ok_or(missing("description"))?.into(),
+            description: description.ok_or(missing("description"))?.try_into()?,
             availability: read_enum::<v1::Availability, _>(availability, "availability")?,
             labels,
             state: read_enum::<v1::NodeState, _>(state, "state")?,
             message,
             since_ms,
             incarnation,
+            number,
         })
     }
 }
@@ -604,12 +666,42 @@ mod tests {
                 "logging": {"driver": "syslog", "address": "udp://10.0.0.1:514", "facility": "local0", "tag": "t", "max_size": "1MiB"}}, {"image": "b", "name": "b", "pull": "never",
                 "healthcheck": {"tcp": {"port": 5}}}, {"image": "c", "name": "c", "healthcheck": {"command": "true", "retries": 1}},
                 {"image": "d", "name": "d", "healthcheck": {"disable": true}}],
-            "runtime": "crun",
+            "runtime": "crun", "endpoint_mode": "vip", "affinity": "client", "leave": "1m", "ports": ["8080:80", {"name": "dns", "target": 53},
+                {"target": "90-92", "published": "190-192", "protocol": "udp", "mode": "host", "allow_from": ["10.0.0.0/8", "fd00::/8"]},
+                {"target": 81, "published": 81, "policy": "local"}],
         }))
         .unwrap();
         let wire = v1::ServiceSpec::from(spec.clone());
         assert_eq!(ServiceSpec::try_from(wire.clone()).unwrap(), spec);
+        let port = v1::Port { policy: v1::IngressPolicy::Local.into(), ..wire.ports[2].clone() };
+        let broken = v1::ServiceSpec { ports: vec![port], ..wire.clone() };
+        assert_eq!(ServiceSpec::try_from(broken).unwrap_err().to_string(), "field ports.policy is missing or out of range");
         let broken = v1::ServiceSpec { mode: 77, ..wire };
         assert_eq!(ServiceSpec::try_from(broken).unwrap_err().to_string(), "field mode is missing or out of range");
+    }
+
+    #[test]
+    fn a_service_of_an_earlier_version_neither_waits_nor_has_an_address_and_goes_back_as_it_came() {
+        let spec: ServiceSpec =
+            serde_json::from_value(serde_json::json!({"containers": [{"image": "web:1"}], "leave": "0s", "endpoint_mode": "dnsrr"}))
+                .unwrap();
+        let wire = v1::ServiceSpec::from(spec.clone());
+        assert_eq!((wire.endpoint_mode, wire.affinity, wire.leave_ms, wire.ports.len()), (0, 0, 0, 0));
+        assert_eq!(ServiceSpec::try_from(wire).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_node_comes_back_from_the_wire_with_its_network() {
+        let network: NodeNetwork = serde_json::from_value(serde_json::json!({
+            "mtu": 1450, "routes": ["10.0.0.0/8", "fd00::/8"], "conditions": ["slow"],
+            "held_ports": [{"protocol": "udp", "port": 53, "by": "named (pid 1)"}],
+        }))
+        .unwrap();
+        let description = NodeDescription { name: "n1".to_owned(), network: Some(network), ..NodeDescription::default() };
+        let wire = v1::NodeDescription::from(description.clone());
+        assert_eq!(NodeDescription::try_from(wire.clone()).unwrap(), description);
+        let network = wire.network.map(|network| v1::NodeNetwork { routes: vec!["10.0.0.0".to_owned()], ..network });
+        let refused = NodeDescription::try_from(v1::NodeDescription { network, ..wire }).unwrap_err();
+        assert_eq!(refused.to_string(), "field network.routes is missing or out of range");
     }
 }

@@ -19,13 +19,12 @@ pub(super) fn read<'de, T: Deserialize<'de>>(node: &'de Node, path: &str, owner:
 }
 
 /// Keys of the design that no version understands so far: refused as what they are, not as misspelt.
-const NOT_BUILT_YET: [&str; 22] = [
+const NOT_BUILT_YET: [&str; 20] = [
     "autoscale",
     "cap_add",
     "cap_drop",
     "devices",
     "dns",
-    "endpoint_mode",
     "health",
     "healthcheck",
     "hostname",
@@ -33,7 +32,6 @@ const NOT_BUILT_YET: [&str; 22] = [
     "lease",
     "mounts",
     "on_partition",
-    "ports",
     "privileged",
     "rollback",
     "runtime",

@@ -59,6 +59,25 @@ fn amounts_in_every_form() {
 }
 
 #[test]
+fn ports_are_read_in_both_forms_and_refused_with_their_place() {
+    let on_lab = format!("{WEB}  networks: [lab]\n  leave: 0s\n  ports:\n");
+    let spec = only_service(&format!(
+        "{on_lab}  - 8080:80\n  - {{name: dns, target: 53, protocol: udp}}\n  - target: 90-92\n    published: 190-192\n    mode: host\n"
+    ));
+    let expected = serde_json::json!(["8080:80", {"name": "dns", "target": 53, "protocol": "udp"},
+        {"target": "90-92", "published": "190-192", "protocol": "tcp", "mode": "host"}]);
+    assert_eq!((serde_json::to_value(&spec.ports).unwrap(), spec.leave.0), (expected, 0));
+    for (port, expected) in [
+        ("80", "80 says no published port; write 80:80, or {name: http, target: 80} for a name in DNS alone"),
+        ("8000-8002:80-81", "8000-8002 are 3 ports and 80-81 are 2 ports"),
+        ("70000:80", "\"70000\" is not a port: write a number from 1 to 65535"),
+        ("{target: 80, published: 80, mode: host, policy: local}", "policy belongs to mode: ingress: remove it"),
+    ] {
+        refuse(&format!("{on_lab}  - {port}\n"), &format!("web.yaml:10:5: spec.ports[0] of service web: {expected}"));
+    }
+}
+
+#[test]
 fn anchors_and_merge_keys_are_applied() {
     let text = "kind: Service\nname: web\nspec:\n  containers:\n  - &base\n    image: a:1\n    env: {A: b}\n  - <<: *base\n    name: side\n    image: b:1\n";
     let spec = only_service(text);
@@ -80,7 +99,7 @@ fn unknown_keys_name_the_nearest() {
     refuse(
         &format!("{WEB}  zebra: 1\n"),
         "web.yaml:7:3: unknown key \"zebra\" in spec of service web; there are stack, labels, mode, replicas, containers, networks, placement, \
-         stop_grace, restart, reschedule, update, runtime",
+         stop_grace, restart, reschedule, update, runtime, endpoint_mode, affinity, ports, leave",
     );
     refuse(&format!("{WEB}sepc: 1\n"), "web.yaml:7:1: unknown key \"sepc\" at the top of service web; did you mean \"spec\"?");
     refuse(&format!("{WEB}replicas: 4\n"), "web.yaml:7:1: key \"replicas\" does not belong at the top of service web; move it under spec:");
@@ -139,7 +158,7 @@ fn what_is_not_built_yet_is_refused_by_name() {
     refuse("kind: Job\nname: x\nspec: {}\n", "web.yaml:1:7: kind Job is not built yet; there are Service, Network, Secret and Config");
     refuse("kind: service\nname: x\nspec: {}\n", "web.yaml:1:7: unknown kind \"service\"; did you mean \"Service\"?");
     refuse(&format!("{WEB}  mode: cron\n"), "web.yaml:7:9: mode cron of service web is not built yet; there are replicated and global");
-    refuse(&format!("{WEB}  ports: [80]\n"), "web.yaml:7:3: key \"ports\" in spec of service web is not built yet; remove it");
+    refuse(&format!("{WEB}  volumes: [a]\n"), "web.yaml:7:3: key \"volumes\" in spec of service web is not built yet; remove it");
     refuse(
         "version: '3'\nservices:\n  web: {image: a}\n",
         "web.yaml:2:1: this is a Compose file, and those are not built yet; write native documents with kind: Service, as in examples/web.yaml",

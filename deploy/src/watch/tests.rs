@@ -11,7 +11,14 @@ const DEPLOY: u64 = 10;
 fn service(spec: serde_json::Value) -> Service {
     let mut spec: ServiceSpec = serde_json::from_value(spec).unwrap();
     spec.name = "web".to_owned();
-    Service { id: "s".into(), stamp: Stamp { version: DEPLOY, ..Stamp::default() }, spec, spec_version: 2, removing: false }
+    Service {
+        id: "s".into(),
+        stamp: Stamp { version: DEPLOY, ..Stamp::default() },
+        spec,
+        spec_version: 2,
+        removing: false,
+        vips: Vec::new(),
+    }
 }
 
 fn replicas(count: u32) -> Service {
@@ -29,6 +36,7 @@ fn node(name: &str, state: NodeState, zone: &str) -> Object {
         message: String::new(),
         since_ms: 0,
         incarnation: 1,
+        number: 0,
     })
 }
 
@@ -55,7 +63,14 @@ fn task(line: &str) -> Object {
         node_id: (words[2] != "-").then(|| words[2].into()),
         node: words[2].replace('-', ""),
         networks: Vec::new(),
-        status: TaskStatus { state: words[3].parse().unwrap(), message: message.to_owned(), since_ms: 0, containers: Vec::new() },
+        status: TaskStatus {
+            state: words[3].parse().unwrap(),
+            message: message.to_owned(),
+            since_ms: 0,
+            containers: Vec::new(),
+            ending: false,
+        },
+        leave_ms: 0,
     }))
 }
 

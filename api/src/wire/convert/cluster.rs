@@ -3,6 +3,7 @@
 use super::{WireError, meta, missing, read_enum, wire_meta};
 use crate::cluster::{Authority, CLUSTER, Cluster, JoinSecret, Manager, ManagerRole, Revocation, User, UserRole};
 use crate::data::Payload;
+use crate::network::AddressPool;
 use crate::wire::v1;
 
 /// A manager's role as it stands in a message; `None` for UNSPECIFIED.
@@ -78,6 +79,9 @@ impl From<Cluster> for v1::Cluster {
             nodes_awaited_until_ms,
             unlock_key,
             unlock_generation,
+            vni_cursor,
+            pools,
+            node_numbers_made,
         } = cluster;
         let revocations = revocations.into_iter().map(|Revocation { id, until_ms }| v1::Revocation { id, until_ms });
         Self {
@@ -91,6 +95,9 @@ impl From<Cluster> for v1::Cluster {
             nodes_awaited_until_ms,
             unlock_key: (!unlock_key.0.is_empty()).then(|| unlock_key.into()),
             unlock_generation,
+            vni_cursor,
+            pools: pools.into_iter().map(Into::into).collect(),
+            node_numbers_made,
         }
     }
 }
@@ -110,6 +117,9 @@ impl TryFrom<v1::Cluster> for Cluster {
             nodes_awaited_until_ms,
             unlock_key,
             unlock_generation,
+            vni_cursor,
+            pools,
+            node_numbers_made,
         } = wire;
         let (id, stamp) = meta::<String>(wire_meta)?;
         if id != CLUSTER {
@@ -127,6 +137,9 @@ impl TryFrom<v1::Cluster> for Cluster {
             nodes_awaited_until_ms,
             unlock_key: unlock_key.map(Payload::from).unwrap_or_default(),
             unlock_generation,
+            vni_cursor,
+            pools: pools.into_iter().map(AddressPool::try_from).collect::<Result<_, _>>()?,
+            node_numbers_made,
         })
     }
 }

@@ -109,6 +109,41 @@ pub struct ServiceSpec {
     pub reschedule: i32,
     #[prost(message, optional, tag = "9")]
     pub update: ::core::option::Option<UpdatePolicy>,
+    #[prost(enumeration = "EndpointMode", tag = "10")]
+    pub endpoint_mode: i32,
+    #[prost(enumeration = "Affinity", tag = "11")]
+    pub affinity: i32,
+    #[prost(message, repeated, tag = "12")]
+    pub ports: ::prost::alloc::vec::Vec<Port>,
+    /// how long a task that ends waits until no node sends to it any more; 0: it does not
+    #[prost(uint64, tag = "13")]
+    pub leave_ms: u64,
+}
+/// A port, or a range of them, at which the containers of a service listen.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Port {
+    /// empty: none
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "Protocol", tag = "2")]
+    pub protocol: i32,
+    /// in the containers
+    #[prost(uint32, tag = "3")]
+    pub target: u32,
+    /// of a range; 0 and 1: one
+    #[prost(uint32, tag = "4")]
+    pub count: u32,
+    /// the first at the nodes; 0: not published
+    #[prost(uint32, tag = "5")]
+    pub published: u32,
+    #[prost(enumeration = "PublishMode", tag = "6")]
+    pub mode: i32,
+    /// of ingress only
+    #[prost(enumeration = "IngressPolicy", tag = "7")]
+    pub policy: i32,
+    /// CIDRs of clients; none: everyone
+    #[prost(string, repeated, tag = "8")]
+    pub allow_from: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A task template is a pod: containers that share network, IPC and UTS namespaces, placed and moved as one.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -302,6 +337,9 @@ pub struct NetworkAttachment {
     pub network: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "2")]
     pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// the task's own address, kept for the service; empty: one is chosen
+    #[prost(string, tag = "3")]
+    pub ip: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Placement {
@@ -506,6 +544,164 @@ impl UpdateOrder {
             "UPDATE_ORDER_UNSPECIFIED" => Some(Self::Unspecified),
             "UPDATE_ORDER_STOP_FIRST" => Some(Self::StopFirst),
             "UPDATE_ORDER_START_FIRST" => Some(Self::StartFirst),
+            _ => None,
+        }
+    }
+}
+/// What a service's name stands for in DNS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum EndpointMode {
+    /// written before there were virtual addresses: dnsrr
+    Unspecified = 0,
+    /// one virtual address, balanced over the tasks
+    Vip = 1,
+    /// the tasks' addresses
+    Dnsrr = 2,
+}
+impl EndpointMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ENDPOINT_MODE_UNSPECIFIED",
+            Self::Vip => "ENDPOINT_MODE_VIP",
+            Self::Dnsrr => "ENDPOINT_MODE_DNSRR",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ENDPOINT_MODE_UNSPECIFIED" => Some(Self::Unspecified),
+            "ENDPOINT_MODE_VIP" => Some(Self::Vip),
+            "ENDPOINT_MODE_DNSRR" => Some(Self::Dnsrr),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Affinity {
+    /// none
+    Unspecified = 0,
+    /// a client's address comes to the same task
+    Client = 1,
+}
+impl Affinity {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "AFFINITY_UNSPECIFIED",
+            Self::Client => "AFFINITY_CLIENT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "AFFINITY_UNSPECIFIED" => Some(Self::Unspecified),
+            "AFFINITY_CLIENT" => Some(Self::Client),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Protocol {
+    Unspecified = 0,
+    Tcp = 1,
+    Udp = 2,
+}
+impl Protocol {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PROTOCOL_UNSPECIFIED",
+            Self::Tcp => "PROTOCOL_TCP",
+            Self::Udp => "PROTOCOL_UDP",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PROTOCOL_UNSPECIFIED" => Some(Self::Unspecified),
+            "PROTOCOL_TCP" => Some(Self::Tcp),
+            "PROTOCOL_UDP" => Some(Self::Udp),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PublishMode {
+    /// not published: a name in DNS alone
+    Unspecified = 0,
+    /// at every node
+    Ingress = 1,
+    /// at the nodes that have a task of the service
+    Host = 2,
+}
+impl PublishMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PUBLISH_MODE_UNSPECIFIED",
+            Self::Ingress => "PUBLISH_MODE_INGRESS",
+            Self::Host => "PUBLISH_MODE_HOST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PUBLISH_MODE_UNSPECIFIED" => Some(Self::Unspecified),
+            "PUBLISH_MODE_INGRESS" => Some(Self::Ingress),
+            "PUBLISH_MODE_HOST" => Some(Self::Host),
+            _ => None,
+        }
+    }
+}
+/// Which tasks a node sends to what comes to a port published with ingress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum IngressPolicy {
+    Unspecified = 0,
+    /// its own, all when it has none
+    Mesh = 1,
+    /// all
+    Spread = 2,
+    /// its own
+    Local = 3,
+}
+impl IngressPolicy {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "INGRESS_POLICY_UNSPECIFIED",
+            Self::Mesh => "INGRESS_POLICY_MESH",
+            Self::Spread => "INGRESS_POLICY_SPREAD",
+            Self::Local => "INGRESS_POLICY_LOCAL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "INGRESS_POLICY_UNSPECIFIED" => Some(Self::Unspecified),
+            "INGRESS_POLICY_MESH" => Some(Self::Mesh),
+            "INGRESS_POLICY_SPREAD" => Some(Self::Spread),
+            "INGRESS_POLICY_LOCAL" => Some(Self::Local),
             _ => None,
         }
     }
@@ -1379,6 +1575,20 @@ pub struct Service {
     /// control: true once removal was asked for
     #[prost(bool, tag = "4")]
     pub removing: bool,
+    /// allocator
+    #[prost(message, repeated, tag = "5")]
+    pub vips: ::prost::alloc::vec::Vec<ServiceVip>,
+}
+/// A service's virtual address on a network.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServiceVip {
+    #[prost(string, tag = "1")]
+    pub network_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub ip: ::prost::alloc::string::String,
+    /// name
+    #[prost(string, tag = "4")]
+    pub network: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Task {
@@ -1432,6 +1642,9 @@ pub struct Task {
     /// orchestrator: the service's stack
     #[prost(string, tag = "17")]
     pub stack: ::prost::alloc::string::String,
+    /// orchestrator: the service's when the task is made; not in the template, so that another restarts nothing
+    #[prost(uint64, tag = "18")]
+    pub leave_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TaskNetwork {
@@ -1456,6 +1669,9 @@ pub struct TaskStatus {
     pub since_ms: u64,
     #[prost(message, repeated, tag = "4")]
     pub containers: ::prost::alloc::vec::Vec<ContainerStatus>,
+    /// agent: it will end, nothing may be sent to it any more
+    #[prost(bool, tag = "5")]
+    pub ending: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ContainerStatus {
@@ -1509,6 +1725,34 @@ pub struct NodeDescription {
     >,
     #[prost(message, optional, tag = "10")]
     pub policy: ::core::option::Option<NodePolicy>,
+    #[prost(message, optional, tag = "11")]
+    pub network: ::core::option::Option<NodeNetwork>,
+}
+/// A node's network, as its netd has found it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NodeNetwork {
+    /// of pods' interfaces; 0: not known
+    #[prost(uint32, tag = "1")]
+    pub mtu: u32,
+    /// the host's own, CIDR, without the default one; 256 at most
+    #[prost(string, repeated, tag = "4")]
+    pub routes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// of the host, that others than rcluster hold
+    #[prost(message, repeated, tag = "7")]
+    pub held_ports: ::prost::alloc::vec::Vec<HeldPort>,
+    /// what is wrong, in words
+    #[prost(string, repeated, tag = "8")]
+    pub conditions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeldPort {
+    #[prost(enumeration = "Protocol", tag = "1")]
+    pub protocol: i32,
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    /// for people, such as nginx (pid 812)
+    #[prost(string, tag = "3")]
+    pub by: ::prost::alloc::string::String,
 }
 /// What containers may have of the host, from the agent's own configuration.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1553,6 +1797,9 @@ pub struct Node {
     /// agent: rises with each boot of the host's agent state
     #[prost(uint64, tag = "8")]
     pub incarnation: u64,
+    /// allocator: the node's alone while it is there; 0: not yet
+    #[prost(uint32, tag = "9")]
+    pub number: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Network {
@@ -1690,6 +1937,26 @@ pub struct Cluster {
     /// control: rises with each change of it
     #[prost(uint64, tag = "10")]
     pub unlock_generation: u64,
+    /// allocator: VNI after which the next is sought; 0: none was given yet
+    #[prost(uint32, tag = "11")]
+    pub vni_cursor: u32,
+    /// allocator: what subnets are chosen from; none: 10.128.0.0/9 by /24
+    #[prost(message, repeated, tag = "12")]
+    pub pools: ::prost::alloc::vec::Vec<AddressPool>,
+    /// allocator: the last Node.number that was given
+    #[prost(uint32, tag = "14")]
+    pub node_numbers_made: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AddressPool {
+    #[prost(string, tag = "1")]
+    pub cidr: ::prost::alloc::string::String,
+    /// of the subnets chosen from it
+    #[prost(uint32, tag = "2")]
+    pub prefix: u32,
+    /// allocator: number of the subnet in the pool after which the next is sought
+    #[prost(uint32, tag = "3")]
+    pub cursor: u32,
 }
 /// Someone who may use the cluster, by a certificate that names the user's id or by a bearer token.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4268,6 +4535,15 @@ pub struct NetView {
     /// those that have, or are about to have, a task on this node
     #[prost(message, repeated, tag = "5")]
     pub networks: ::prost::alloc::vec::Vec<NetworkView>,
+    /// those on one of the networks
+    #[prost(message, repeated, tag = "6")]
+    pub services: ::prost::alloc::vec::Vec<ServiceView>,
+    /// with ingress those of all services; with mode host where such a task is
+    #[prost(message, repeated, tag = "7")]
+    pub published: ::prost::alloc::vec::Vec<PublishedView>,
+    /// CIDRs that subnets are chosen from: never a way out
+    #[prost(string, repeated, tag = "8")]
+    pub pools: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NodeView {
@@ -4280,6 +4556,9 @@ pub struct NodeView {
     pub addr: ::prost::alloc::string::String,
     #[prost(uint64, tag = "4")]
     pub incarnation: u64,
+    /// 0: not yet
+    #[prost(uint32, tag = "5")]
+    pub number: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NetworkView {
@@ -4317,10 +4596,105 @@ pub struct EndpointView {
     /// the task's name
     #[prost(string, tag = "6")]
     pub task: ::prost::alloc::string::String,
+    /// `serving` is written beside it
+    #[prost(enumeration = "EndpointState", tag = "7")]
+    pub state: i32,
+    #[prost(string, tag = "8")]
+    pub service_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServiceView {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// empty: none
+    #[prost(string, tag = "3")]
+    pub stack: ::prost::alloc::string::String,
+    #[prost(enumeration = "EndpointMode", tag = "4")]
+    pub mode: i32,
+    #[prost(enumeration = "Affinity", tag = "5")]
+    pub affinity: i32,
+    /// on networks of this view
+    #[prost(message, repeated, tag = "6")]
+    pub vips: ::prost::alloc::vec::Vec<VipView>,
+    #[prost(message, repeated, tag = "7")]
+    pub ports: ::prost::alloc::vec::Vec<Port>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VipView {
+    #[prost(string, tag = "1")]
+    pub network_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub ip: ::prost::alloc::string::String,
+    /// lower case, those that it answers: service, service.stack, aliases
+    #[prost(string, repeated, tag = "4")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// A published port with the tasks behind it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PublishedView {
+    #[prost(string, tag = "1")]
+    pub service_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub port: ::core::option::Option<Port>,
+    #[prost(message, repeated, tag = "3")]
+    pub backends: ::prost::alloc::vec::Vec<BackendView>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackendView {
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub node_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub ip: ::prost::alloc::string::String,
+    #[prost(enumeration = "EndpointState", tag = "5")]
+    pub state: i32,
+}
+/// What may be sent to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum EndpointState {
+    /// managers of before: by `serving`
+    Unspecified = 0,
+    /// routed but not answered by DNS: not yet running, or no check has found it healthy
+    Routed = 1,
+    Serving = 2,
+    /// it ends: nothing new, what is there goes on
+    Leaving = 3,
+    /// its node is down
+    Dead = 4,
+}
+impl EndpointState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ENDPOINT_STATE_UNSPECIFIED",
+            Self::Routed => "ENDPOINT_STATE_ROUTED",
+            Self::Serving => "ENDPOINT_STATE_SERVING",
+            Self::Leaving => "ENDPOINT_STATE_LEAVING",
+            Self::Dead => "ENDPOINT_STATE_DEAD",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ENDPOINT_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "ENDPOINT_STATE_ROUTED" => Some(Self::Routed),
+            "ENDPOINT_STATE_SERVING" => Some(Self::Serving),
+            "ENDPOINT_STATE_LEAVING" => Some(Self::Leaving),
+            "ENDPOINT_STATE_DEAD" => Some(Self::Dead),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AgentMessage {
-    #[prost(oneof = "agent_message::Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "agent_message::Kind", tags = "1, 2, 3, 4, 5")]
     pub kind: ::core::option::Option<agent_message::Kind>,
 }
 /// Nested message and enum types in `AgentMessage`.
@@ -4333,6 +4707,12 @@ pub mod agent_message {
         Heartbeat(super::Heartbeat),
         #[prost(message, tag = "3")]
         Status(super::StatusReport),
+        /// for each view that came in this session, also one that netd held already
+        #[prost(message, tag = "4")]
+        Applied(super::ViewApplied),
+        /// when it is another than at registration
+        #[prost(message, tag = "5")]
+        Network(super::NodeNetwork),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -4355,6 +4735,20 @@ pub struct Heartbeat {
     /// last NetView that netd applied
     #[prost(uint64, tag = "2")]
     pub view_revision: u64,
+    /// of the leader who told that view
+    #[prost(uint64, tag = "3")]
+    pub view_term: u64,
+}
+/// netd holds a view: the kernel and DNS of the node are as it says.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ViewApplied {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(uint64, tag = "2")]
+    pub revision: u64,
+    /// how much of it could not be done
+    #[prost(uint32, tag = "3")]
+    pub problems: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatusReport {
@@ -4370,7 +4764,7 @@ pub struct TaskReport {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ManagerMessage {
-    #[prost(oneof = "manager_message::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "manager_message::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub kind: ::core::option::Option<manager_message::Kind>,
 }
 /// Nested message and enum types in `ManagerMessage`.
@@ -4398,6 +4792,8 @@ pub mod manager_message {
         /// first of all, and when it changes
         #[prost(message, tag = "9")]
         Trust(super::Trust),
+        #[prost(message, tag = "10")]
+        Released(super::Released),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4438,6 +4834,14 @@ pub struct Assignments {
     /// ended, but their logs are still wanted
     #[prost(string, repeated, tag = "4")]
     pub kept_tasks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Tasks of the node that end and that no node sends to any more: they need not wait longer.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Released {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(string, repeated, tag = "2")]
+    pub task_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A secret or config that a task of the node uses; the agent drops it with the first assignments in which no task names it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -5525,9 +5929,19 @@ pub struct AttachResponse {
     pub mtu: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeaveRequest {
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeaveResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DetachRequest {
     #[prost(string, tag = "1")]
     pub task_id: ::prost::alloc::string::String,
+    /// for so long what is under way to its address is still delivered; 0: not at all
+    #[prost(uint64, tag = "2")]
+    pub linger_ms: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DetachResponse {}
@@ -5550,6 +5964,8 @@ pub struct NetdStatusResponse {
     /// kernel entries found different from the picture and mended since start
     #[prost(uint64, tag = "7")]
     pub repairs: u64,
+    #[prost(message, optional, tag = "8")]
+    pub network: ::core::option::Option<NodeNetwork>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Attachment {
@@ -5695,6 +6111,25 @@ pub mod netd_client {
             req.extensions_mut().insert(GrpcMethod::new("rcluster.v1.Netd", "Attach"));
             self.inner.unary(req, path, codec).await
         }
+        /// Takes a task out of this node's DNS and balancer at once, whatever the picture says of it. Not an error when it is not known.
+        pub async fn leave(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LeaveRequest>,
+        ) -> std::result::Result<tonic::Response<super::LeaveResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/rcluster.v1.Netd/Leave");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("rcluster.v1.Netd", "Leave"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Removes what Attach made. Not an error when nothing is there.
         pub async fn detach(
             &mut self,
@@ -5763,6 +6198,11 @@ pub mod netd_server {
             &self,
             request: tonic::Request<super::AttachRequest>,
         ) -> std::result::Result<tonic::Response<super::AttachResponse>, tonic::Status>;
+        /// Takes a task out of this node's DNS and balancer at once, whatever the picture says of it. Not an error when it is not known.
+        async fn leave(
+            &self,
+            request: tonic::Request<super::LeaveRequest>,
+        ) -> std::result::Result<tonic::Response<super::LeaveResponse>, tonic::Status>;
         /// Removes what Attach made. Not an error when nothing is there.
         async fn detach(
             &self,
@@ -5923,6 +6363,49 @@ pub mod netd_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AttachSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rcluster.v1.Netd/Leave" => {
+                    #[allow(non_camel_case_types)]
+                    struct LeaveSvc<T: Netd>(pub Arc<T>);
+                    impl<T: Netd> tonic::server::UnaryService<super::LeaveRequest>
+                    for LeaveSvc<T> {
+                        type Response = super::LeaveResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LeaveRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Netd>::leave(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LeaveSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

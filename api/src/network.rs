@@ -1,0 +1,405 @@
+//! A service's face on its networks (how its name is answered, at which ports it is reached), and what nodes and the cluster say of theirs.
+//!
+//! Parsed once: a range of ports lies within 1 to 65535, and what belongs to published ports cannot be said of others.
+
+use std::fmt;
+use std::str::FromStr;
+
+use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// What a service's name stands for in DNS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EndpointMode {
+    /// One virtual address, balanced over the tasks.
+    #[default]
+    Vip,
+    /// The tasks' addresses.
+    Dnsrr,
+}
+
+/// Which task of a service a connection comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Affinity {
+    /// Any.
+    #[default]
+    None,
+    /// The one that the client's address came to before, as long as it is there.
+    Client,
+}
+
+/// What goes through a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    /// The word as users see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Tcp, Self::Udp]
+            .into_iter()
+            .find(|protocol| protocol.as_str() == text)
+            .ok_or_else(|| format!("{text:?} is neither tcp nor udp"))
+    }
+}
+
+/// Ports in a row, one at least; written `80` or `8000-8009`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ports {
+    first: u16,
+    last: u16,
+}
+
+impl Ports {
+    /// `count` ports from `first` on; `None` when one of them is none, or there is none.
+    pub fn new(first: u16, count: u16) -> Option<Self> {
+        let last = first.checked_add(count.checked_sub(1)?)?;
+        (first > 0).then_some(Self { first, last })
+    }
+
+    /// The lowest.
+    pub fn first(self) -> u16 {
+        self.first
+    }
+
+    /// How many there are.
+    pub fn count(self) -> u16 {
+        self.last - self.first + 1
+    }
+
+    /// Each of them.
+    pub fn all(self) -> impl Iterator<Item = u16> {
+        self.first..=self.last
+    }
+
+    fn counted(self) -> String {
+        if self.count() == 1 { format!("{self} is 1 port") } else { format!("{self} are {} ports", self.count()) }
+    }
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, last } = self;
+        if first == last { write!(formatter, "{first}") } else { write!(formatter, "{first}-{last}") }
+    }
+}
+
+impl FromStr for Ports {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let port = |text: &str| {
+            let port = text.parse::<u16>().ok().filter(|port| *port > 0);
+            port.ok_or_else(|| format!("{text:?} is not a port: write a number from 1 to 65535"))
+        };
+        let (first, last) = match text.split_once('-') {
+            Some((first, last)) => (port(first)?, port(last)?),
+            None => (port(text)?, port(text)?),
+        };
+        if last < first {
+            return Err(format!("{text} is no range of ports: write {last}-{first}"));
+        }
+        Ok(Self { first, last })
+    }
+}
+
+impl Serialize for Ports {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.first == self.last { serializer.serialize_u16(self.first) } else { serializer.collect_str(self) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Ports {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Ports;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a port such as 80, or a range such as 8000-8009")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Ports, E> {
+                self.visit_str(&number.to_string())
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Ports, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// Which tasks a node sends to what comes to one of its published ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IngressPolicy {
+    /// Its own; all when it has none.
+    #[default]
+    Mesh,
+    /// All.
+    Spread,
+    /// Its own.
+    Local,
+}
+
+/// Where a published port is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PublishMode {
+    /// At every node.
+    Ingress(IngressPolicy),
+    /// At the nodes that have a task of the service, for that task.
+    Host,
+}
+
+/// How ports are reached from outside of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// At the nodes; as many as there are in the containers.
+    pub ports: Ports,
+    pub mode: PublishMode,
+    /// Whose addresses may; none: everyone's.
+    pub allow_from: Vec<IpNet>,
+}
+
+/// Ports of a service; written `[PUBLISHED:]TARGET[/udp]`, or with all that can be said of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// In DNS, of SRV records; empty: none.
+    pub name: String,
+    pub protocol: Protocol,
+    /// At which the containers listen.
+    pub target: Ports,
+    pub published: Option<Published>,
+}
+
+impl Port {
+    /// Bytes of its texts.
+    pub fn text_bytes(&self) -> usize {
+        const CIDR_BYTES: usize = 40;
+        self.name.len() + self.published.as_ref().map_or(0, |published| published.allow_from.len() * CIDR_BYTES)
+    }
+}
+
+/// Refuses published ports that are more or fewer than those in the containers.
+fn same_count(published: Ports, target: Ports) -> Result<(), String> {
+    if published.count() == target.count() { Ok(()) } else { Err(format!("{} and {}", published.counted(), target.counted())) }
+}
+
+impl FromStr for Port {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (ports, protocol) = match text.split_once('/') {
+            Some((ports, word)) => (ports, word.parse::<Protocol>()?),
+            None => (text, Protocol::default()),
+        };
+        let Some((published, target)) = ports.split_once(':') else {
+            return Ok(Self { name: String::new(), protocol, target: ports.parse()?, published: None });
+        };
+        let (published, target) = (published.parse::<Ports>()?, target.parse::<Ports>()?);
+        same_count(published, target)?;
+        let published = Published { ports: published, mode: PublishMode::Ingress(IngressPolicy::default()), allow_from: Vec::new() };
+        Ok(Self { name: String::new(), protocol, target, published: Some(published) })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ModeWord {
+    Ingress,
+    Host,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LongPort {
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    name: String,
+    target: Ports,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    published: Option<Ports>,
+    #[serde(default)]
+    protocol: Protocol,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mode: Option<ModeWord>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    policy: Option<IngressPolicy>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    allow_from: Vec<IpNet>,
+}
+
+impl TryFrom<LongPort> for Port {
+    type Error = String;
+
+    fn try_from(long: LongPort) -> Result<Self, String> {
+        let LongPort { name, target, published, protocol, mode, policy, allow_from } = long;
+        let Some(ports) = published else {
+            let stray = [("mode", mode.is_some()), ("policy", policy.is_some()), ("allow_from", !allow_from.is_empty())];
+            return match stray.into_iter().find(|(_, given)| *given) {
+                Some((key, _)) => Err(format!("{key} belongs to a published port: add published, or remove it")),
+                None => Ok(Self { name, protocol, target, published: None }),
+            };
+        };
+        same_count(ports, target)?;
+        let mode = match (mode, policy) {
+            (None | Some(ModeWord::Ingress), policy) => PublishMode::Ingress(policy.unwrap_or_default()),
+            (Some(ModeWord::Host), None) => PublishMode::Host,
+            (Some(ModeWord::Host), Some(_)) => return Err("policy belongs to mode: ingress: remove it".to_owned()),
+        };
+        Ok(Self { name, protocol, target, published: Some(Published { ports, mode, allow_from }) })
+    }
+}
+
+impl From<Port> for LongPort {
+    fn from(port: Port) -> Self {
+        let Port { name, protocol, target, published } = port;
+        let Some(Published { ports, mode, allow_from }) = published else {
+            return Self { name, target, published: None, protocol, mode: None, policy: None, allow_from: Vec::new() };
+        };
+        let (mode, policy) = match mode {
+            PublishMode::Ingress(policy) => (ModeWord::Ingress, Some(policy)),
+            PublishMode::Host => (ModeWord::Host, None),
+        };
+        Self { name, target, published: Some(ports), protocol, mode: Some(mode), policy, allow_from }
+    }
+}
+
+impl Serialize for Port {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.published {
+            Some(Published { ports, mode: PublishMode::Ingress(IngressPolicy::Mesh), allow_from })
+                if self.name.is_empty() && allow_from.is_empty() =>
+            {
+                let protocol = if self.protocol == Protocol::default() { "" } else { "/udp" };
+                serializer.collect_str(&format_args!("{ports}:{}{protocol}", self.target))
+            }
+            _ => LongPort::from(self.clone()).serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Port {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Port;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("PUBLISHED:TARGET such as 8080:80, or {target: PORT, …}")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Port, E> {
+                self.visit_str(&number.to_string())
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Port, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Port, A::Error> {
+                let long = LongPort::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
+                long.try_into().map_err(serde::de::Error::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// A node's network, as its netd has found it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NodeNetwork {
+    /// Of pods' interfaces; 0: not known.
+    pub mtu: u32,
+    /// The host's own, without the default one.
+    pub routes: Vec<IpNet>,
+    /// Ports of the host that others than rcluster hold.
+    pub held_ports: Vec<HeldPort>,
+    /// What is wrong, in words.
+    pub conditions: Vec<String>,
+}
+
+/// A port of a host that someone holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldPort {
+    pub protocol: Protocol,
+    pub port: u16,
+    /// For people, such as `nginx (pid 812)`.
+    pub by: String,
+}
+
+/// Addresses that networks' subnets are chosen from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AddressPool {
+    pub cidr: Ipv4Net,
+    /// Length of the prefix of the subnets chosen from it.
+    pub prefix: u8,
+    /// Number of the subnet in the pool after which the next is sought, so that a freed one rests.
+    pub cursor: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn ports_come_back_as_they_are_written() {
+        for (written, printed) in [
+            (json!("8080:80"), json!("8080:80")),
+            (json!("53:5353/udp"), json!("53:5353/udp")),
+            (json!("8000-8002:80-82/tcp"), json!("8000-8002:80-82")),
+            (json!({"target": 80, "published": "8080"}), json!("8080:80")),
+            (json!({"name": "http", "target": 80}), json!({"name": "http", "target": 80, "protocol": "tcp"})),
+            (
+                json!({"target": "80-81", "published": "90-91", "mode": "host", "protocol": "udp"}),
+                json!({"target": "80-81", "published": "90-91", "mode": "host", "protocol": "udp"}),
+            ),
+            (
+                json!({"target": 80, "published": 80, "policy": "local", "allow_from": ["10.0.0.0/8", "fd00::/8"]}),
+                json!({"target": 80, "published": 80, "protocol": "tcp", "mode": "ingress", "policy": "local",
+                    "allow_from": ["10.0.0.0/8", "fd00::/8"]}),
+            ),
+        ] {
+            let port: Port = serde_json::from_value(written.clone()).unwrap();
+            assert_eq!(serde_json::to_value(&port).unwrap(), printed, "{written}");
+            assert_eq!(serde_json::from_value::<Port>(printed).unwrap(), port, "{written}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_port_is_refused_with_what_is_wrong() {
+        for (written, why) in [
+            (json!("0:80"), "\"0\" is not a port: write a number from 1 to 65535"),
+            (json!("80:65536"), "\"65536\" is not a port: write a number from 1 to 65535"),
+            (json!(0), "\"0\" is not a port: write a number from 1 to 65535"),
+            (json!("82-80:80-82"), "82-80 is no range of ports: write 80-82"),
+            (json!("8000-8002:80-81"), "8000-8002 are 3 ports and 80-81 are 2 ports"),
+            (json!({"target": "80-81", "published": 90}), "90 is 1 port and 80-81 are 2 ports"),
+            (json!("80:80/sctp"), "\"sctp\" is neither tcp nor udp"),
+            (json!({"target": 80, "published": 80, "mode": "host", "policy": "local"}), "policy belongs to mode: ingress: remove it"),
+            (json!({"target": 80, "mode": "host"}), "mode belongs to a published port: add published, or remove it"),
+        ] {
+            assert_eq!(serde_json::from_value::<Port>(written.clone()).unwrap_err().to_string(), why, "{written}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! A service's face on its networks: ports, affinity, how long its tasks wait when they leave.
+
+use std::collections::BTreeSet;
+
+use super::{check_name, invalid};
+use crate::error::ApiError;
+use crate::network::{Affinity, EndpointMode, Port, Ports, Published};
+use crate::resource::Millis;
+use crate::spec::{Mode, ServiceSpec, UpdateOrder};
+
+/// Most published ports of one service.
+pub const PUBLISHED_PORTS_MAX: usize = 256;
+/// Longest that a task may wait for others to send nothing more to it.
+pub const LEAVE_MAX: Millis = Millis(60_000);
+
+/// Checks what a service says of its endpoints.
+pub(super) fn check_endpoints(spec: &ServiceSpec) -> Result<(), ApiError> {
+    if spec.affinity == Affinity::Client && spec.endpoint_mode != EndpointMode::Vip {
+        return Err(invalid("affinity", "needs endpoint_mode: vip"));
+    }
+    if spec.leave > LEAVE_MAX {
+        return Err(invalid("leave", format!("{} is longer than the limit of {LEAVE_MAX}", spec.leave)));
+    }
+    for (index, port) in spec.ports.iter().enumerate() {
+        check_port(port, &format!("ports[{index}]"))?;
+    }
+    check_static(spec)?;
+    check_published(spec)
+}
+
+/// Checks static addresses: each is one task's at a time.
+fn check_static(spec: &ServiceSpec) -> Result<(), ApiError> {
+    for (index, attachment) in spec.networks.iter().enumerate() {
+        let Some(ip) = attachment.ip else { continue };
+        let path = format!("networks[{index}].ip");
+        if spec.mode == Mode::Global || spec.replicas() > 1 {
+            return Err(invalid(path, "an address can be held by one task").hint("set replicas: 1, or leave ip out"));
+        }
+        if spec.update.order == UpdateOrder::StartFirst {
+            return Err(invalid(path, format!("two tasks would hold {ip} at once")).hint("set update.order: stop-first, or leave ip out"));
+        }
+    }
+    Ok(())
+}
+
+fn check_port(port: &Port, path: &str) -> Result<(), ApiError> {
+    let Port { name, protocol: _, target, published } = port;
+    if !name.is_empty() {
+        check_name("port", name).map_err(|error| error.field(format!("{path}.name")))?;
+    }
+    let Some(Published { ports: _, mode: _, allow_from }) = published else {
+        return if name.is_empty() {
+            Err(invalid(path, format!("{target} says no published port"))
+                .hint(format!("write {target}:{target}, or {{name: http, target: {target}}} for a name in DNS alone")))
+        } else {
+            Ok(())
+        };
+    };
+    match allow_from.iter().find(|cidr| cidr.addr() != cidr.network()) {
+        Some(cidr) => {
+            Err(invalid(format!("{path}.allow_from"), format!("{cidr} has host bits set")).hint(format!("write {}", cidr.trunc())))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Checks the published ports together.
+fn check_published(spec: &ServiceSpec) -> Result<(), ApiError> {
+    let published = |port: &Port| port.published.as_ref().map(|published| published.ports);
+    let count: usize = spec.ports.iter().filter_map(published).map(|ports| usize::from(ports.count())).sum();
+    if count > PUBLISHED_PORTS_MAX {
+        return Err(invalid("ports", format!("{count} published ports are more than the limit of {PUBLISHED_PORTS_MAX}")));
+    }
+    if count > 0 && spec.networks.is_empty() {
+        return Err(invalid("ports", "a service without networks has nothing to publish").hint("add networks: [NAME]"));
+    }
+    let mut taken = BTreeSet::new();
+    for (index, port) in spec.ports.iter().enumerate() {
+        let twice = published(port).into_iter().flat_map(Ports::all).find(|number| !taken.insert((port.protocol, *number)));
+        if let Some(number) = twice {
+            return Err(invalid(format!("ports[{index}]"), format!("{} port {number} is published twice", port.protocol.as_str())));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::check_service;
+
+    #[test]
+    fn what_is_wrong_with_endpoints_is_named_with_its_field() {
+        for (given, expected) in [
+            (serde_json::json!({"affinity": "client", "endpoint_mode": "dnsrr"}), "affinity: needs endpoint_mode: vip"),
+            (serde_json::json!({"leave": "61s"}), "leave: 1m1s is longer than the limit of 1m"),
+            (
+                serde_json::json!({"ports": [8080]}),
+                "ports[0]: 8080 says no published port (write 8080:8080, or {name: http, target: 8080} for a name in DNS alone)",
+            ),
+            (serde_json::json!({"ports": ["80:80", "8080:80", "79-80:90-91"]}), "ports[2]: tcp port 80 is published twice"),
+            (serde_json::json!({"ports": ["1000-1299:1000-1299"]}), "ports: 300 published ports are more than the limit of 256"),
+            (
+                serde_json::json!({"ports": ["80:80"], "networks": []}),
+                "ports: a service without networks has nothing to publish (add networks: [NAME])",
+            ),
+            (
+                serde_json::json!({"ports": [{"target": 80, "published": 80, "allow_from": ["10.0.0.1/8"]}]}),
+                "ports[0].allow_from: 10.0.0.1/8 has host bits set (write 10.0.0.0/8)",
+            ),
+            (
+                serde_json::json!({"ports": [{"name": "HTTP", "target": 80}]}),
+                "ports[0].name: port name \"HTTP\" holds a character that a host name cannot have (use 1 to 63 lower-case letters, digits and \
+                 -, beginning and ending with a letter or digit, such as web-1)",
+            ),
+        ] {
+            assert_eq!(check(given).unwrap_err().to_string(), expected);
+        }
+        let ports = serde_json::json!(["53:53", "53:53/udp", {"name": "http", "target": 80}]);
+        check(serde_json::json!({"ports": ports, "affinity": "client", "leave": "1m"})).unwrap();
+    }
+
+    /// Checks a service on a network with these keys besides.
+    fn check(given: serde_json::Value) -> Result<(), ApiError> {
+        let mut spec = serde_json::json!({"containers": [{"image": "a"}], "networks": ["lab"]});
+        for (key, value) in given.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        check_service(&ServiceSpec { name: "web".to_owned(), ..serde_json::from_value(spec).unwrap() })
+    }
+}

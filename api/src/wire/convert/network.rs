@@ -1,0 +1,147 @@
+//! Services' faces on their networks, and what nodes and the cluster say of theirs.
+
+use ipnet::IpNet;
+
+use super::{WireError, missing, read_enum};
+use crate::network::{AddressPool, Affinity, EndpointMode, HeldPort, IngressPolicy, NodeNetwork, Port, Ports, PublishMode, Published};
+use crate::wire::v1;
+
+/// An endpoint mode as it stands in a message.
+pub(super) fn endpoint_mode(number: i32) -> Result<EndpointMode, WireError> {
+    match v1::EndpointMode::try_from(number).map_err(|_| missing("endpoint_mode"))? {
+        v1::EndpointMode::Unspecified | v1::EndpointMode::Dnsrr => Ok(EndpointMode::Dnsrr),
+        v1::EndpointMode::Vip => Ok(EndpointMode::Vip),
+    }
+}
+
+/// As it was written before there was another: a service of an earlier version stands on the wire as it did.
+impl From<EndpointMode> for v1::EndpointMode {
+    fn from(mode: EndpointMode) -> Self {
+        match mode {
+            EndpointMode::Vip => Self::Vip,
+            EndpointMode::Dnsrr => Self::Unspecified,
+        }
+    }
+}
+
+/// An affinity as it stands in a message.
+pub(super) fn affinity(number: i32) -> Result<Affinity, WireError> {
+    match v1::Affinity::try_from(number).map_err(|_| missing("affinity"))? {
+        v1::Affinity::Unspecified => Ok(Affinity::None),
+        v1::Affinity::Client => Ok(Affinity::Client),
+    }
+}
+
+impl From<Affinity> for v1::Affinity {
+    fn from(affinity: Affinity) -> Self {
+        match affinity {
+            Affinity::None => Self::Unspecified,
+            Affinity::Client => Self::Client,
+        }
+    }
+}
+
+impl From<Port> for v1::Port {
+    fn from(port: Port) -> Self {
+        let Port { name, protocol, target, published } = port;
+        let (published, mode, policy, allow_from) = match published {
+            None => (0, v1::PublishMode::Unspecified, v1::IngressPolicy::Unspecified, Vec::new()),
+            Some(Published { ports, mode, allow_from }) => {
+                let (mode, policy) = match mode {
+                    PublishMode::Ingress(policy) => (v1::PublishMode::Ingress, policy.into()),
+                    PublishMode::Host => (v1::PublishMode::Host, v1::IngressPolicy::Unspecified),
+                };
+                (u32::from(ports.first()), mode, policy, allow_from.iter().map(ToString::to_string).collect())
+            }
+        };
+        Self {
+            name,
+            protocol: v1::Protocol::from(protocol).into(),
+            target: target.first().into(),
+            count: target.count().into(),
+            published,
+            mode: mode.into(),
+            policy: policy.into(),
+            allow_from,
+        }
+    }
+}
+
+impl TryFrom<v1::Port> for Port {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Port) -> Result<Self, WireError> {
+        let v1::Port { name, protocol, target, count, published, mode, policy, allow_from } = wire;
+        let ports = |first: u32, field| {
+            let (first, count) = (u16::try_from(first), u16::try_from(count.max(1)));
+            first.ok().zip(count.ok()).and_then(|(first, count)| Ports::new(first, count)).ok_or(missing(field))
+        };
+        let mode = match v1::PublishMode::try_from(mode).map_err(|_| missing("ports.mode"))? {
+            v1::PublishMode::Unspecified => None,
+            v1::PublishMode::Ingress if policy == 0 => Some(PublishMode::Ingress(IngressPolicy::default())),
+            v1::PublishMode::Ingress => Some(PublishMode::Ingress(read_enum::<v1::IngressPolicy, _>(policy, "ports.policy")?)),
+            v1::PublishMode::Host if policy == 0 => Some(PublishMode::Host),
+            v1::PublishMode::Host => return Err(missing("ports.policy")),
+        };
+        let published = match mode {
+            None if published == 0 && allow_from.is_empty() => None,
+            None => return Err(missing("ports.mode")),
+            Some(mode) => {
+                let allow_from = allow_from.iter().map(|cidr| cidr.parse::<IpNet>()).collect::<Result<Vec<_>, _>>();
+                let allow_from = allow_from.map_err(|_| missing("ports.allow_from"))?;
+                Some(Published { ports: ports(published, "ports.published")?, mode, allow_from })
+            }
+        };
+        let protocol = read_enum::<v1::Protocol, _>(protocol, "ports.protocol")?;
+        Ok(Self { name, protocol, target: ports(target, "ports.target")?, published })
+    }
+}
+
+impl From<NodeNetwork> for v1::NodeNetwork {
+    fn from(network: NodeNetwork) -> Self {
+        let NodeNetwork { mtu, routes, held_ports, conditions } = network;
+        let held_port =
+            |HeldPort { protocol, port, by }| v1::HeldPort { protocol: v1::Protocol::from(protocol).into(), port: port.into(), by };
+        Self {
+            mtu,
+            routes: routes.iter().map(ToString::to_string).collect(),
+            held_ports: held_ports.into_iter().map(held_port).collect(),
+            conditions,
+        }
+    }
+}
+
+impl TryFrom<v1::NodeNetwork> for NodeNetwork {
+    type Error = WireError;
+
+    fn try_from(wire: v1::NodeNetwork) -> Result<Self, WireError> {
+        let v1::NodeNetwork { mtu, routes, held_ports, conditions } = wire;
+        let routes =
+            routes.iter().map(|cidr| cidr.parse::<IpNet>()).collect::<Result<Vec<_>, _>>().map_err(|_| missing("network.routes"))?;
+        let held_ports = held_ports
+            .into_iter()
+            .map(|v1::HeldPort { protocol, port, by }| {
+                let protocol = read_enum::<v1::Protocol, _>(protocol, "network.held_ports.protocol")?;
+                Ok(HeldPort { protocol, port: u16::try_from(port).map_err(|_| missing("network.held_ports.port"))?, by })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { mtu, routes, held_ports, conditions })
+    }
+}
+
+impl From<AddressPool> for v1::AddressPool {
+    fn from(pool: AddressPool) -> Self {
+        let AddressPool { cidr, prefix, cursor } = pool;
+        Self { cidr: cidr.to_string(), prefix: prefix.into(), cursor }
+    }
+}
+
+impl TryFrom<v1::AddressPool> for AddressPool {
+    type Error = WireError;
+
+    fn try_from(wire: v1::AddressPool) -> Result<Self, WireError> {
+        let v1::AddressPool { cidr, prefix, cursor } = wire;
+        let cidr = cidr.parse().map_err(|_| missing("pools.cidr"))?;
+        Ok(Self { cidr, prefix: u8::try_from(prefix).map_err(|_| missing("pools.prefix"))?, cursor })
+    }
+}
