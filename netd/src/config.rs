@@ -22,6 +22,15 @@ pub struct Config {
     #[arg(long, value_name = "IP")]
     pub addr: Ipv4Addr,
 
+    /// Which resolvers are asked for names that are not the cluster's; followed when it changes
+    #[arg(long, default_value = "/etc/resolv.conf", value_name = "FILE")]
+    pub resolv_conf: PathBuf,
+
+    /// Leave it to the administrator whether this host forwards packets (the sysctl net.ipv4.ip_forward); otherwise netd turns it on, and
+    /// has the host forward nothing but what pods send and get if it was off before
+    #[arg(long)]
+    pub no_forwarding: bool,
+
     /// text or json
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     pub log_format: LogFormat,

@@ -1,5 +1,11 @@
+use std::net::Ipv4Addr;
+
 use super::*;
+use crate::core::flows::{Flow, Transport};
+use crate::core::names::{Answer, Kind};
 use crate::core::plan::tests::view;
+use crate::core::rules::elements::SetName;
+use crate::core::uplink::Forwarding;
 use crate::kernel::fake::Fake;
 
 struct Bench {
@@ -13,7 +19,7 @@ fn bench() -> Bench {
 }
 
 fn start(dir: &std::path::Path, kernel: Fake, adopted: bool) -> Owner<Fake> {
-    let underlay = Underlay { addr: std::net::Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450 };
+    let underlay = Underlay { addr: std::net::Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Netd };
     let store = Store::new(dir, dir);
     Owner::start(Parts { kernel, store, shared: Arc::default(), pins: dir.join("netns"), underlay, adopted }).unwrap()
 }
@@ -39,7 +45,7 @@ fn the_kernel_holds_what_the_picture_says_and_a_restart_finds_nothing_to_do() {
 fn an_attach_that_fails_leaves_nothing_and_works_later() {
     let Bench { mut owner, _dir } = bench();
     owner.apply_view(&view(1)).unwrap();
-    let before = owner.kernel.held.clone();
+    let (before, names) = (owner.kernel.held.clone(), owner.names.clone());
     for refuses in ["add pod", "add veth", "configure", "set neighbour 10.128.0.2", "set route 10.128.0.2", "add element sources"] {
         owner.kernel.refuses = Some(refuses);
         let refusal = owner.attach(&request("t1", "10.128.0.2")).unwrap_err();
@@ -48,8 +54,96 @@ fn an_attach_that_fails_leaves_nothing_and_works_later() {
         owner.kernel.refuses = None;
         assert!(owner.attachments.is_empty());
         assert_eq!(owner.kernel.held, before, "{refuses}");
+        assert_eq!(owner.names, names, "{refuses}");
     }
     owner.attach(&request("t1", "10.128.0.2")).unwrap();
+}
+
+/// What the pod at 10.128.0.9 is answered when it asks for `web`.
+fn web(owner: &Owner<Fake>) -> Vec<u8> {
+    let board = owner.shared.board.load();
+    match names::lookup(&board.by_address[&Ipv4Addr::new(10, 128, 0, 9)].sight, "web", Kind::Address) {
+        Answer::Addresses(addresses) => addresses.iter().map(|ip| ip.octets()[3]).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_pod_is_named_from_attach_to_detach_and_not_until_the_next_picture() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    owner.attach(&request("t9", "10.128.0.9")).unwrap();
+    assert_eq!(web(&owner), [3, 4]);
+    owner.attach(&request("t1", "10.128.0.2")).unwrap();
+    assert_eq!(web(&owner), [2, 3, 4]);
+    owner.detach("t1", 0).unwrap();
+    assert_eq!(web(&owner), [3, 4]);
+    owner.apply_view(&view(2)).unwrap();
+    assert_eq!(web(&owner), [3, 4]);
+    owner.attach(&request("t1", "10.128.0.2")).unwrap();
+    let mut restarted = start(_dir.path(), std::mem::take(&mut owner.kernel), true);
+    assert_eq!(web(&restarted), [2, 3, 4]);
+    restarted.detach("t1", 0).unwrap();
+    assert_eq!(web(&restarted), [3, 4]);
+}
+
+#[test]
+fn a_pod_that_has_left_is_not_named_any_more_and_goes_on_until_it_is_detached() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    owner.attach(&request("t9", "10.128.0.9")).unwrap();
+    owner.attach(&request("t1", "10.128.0.2")).unwrap();
+    let held = owner.kernel.held.clone();
+    owner.leave("t1").unwrap();
+    owner.leave("t1").unwrap();
+    owner.leave("never").unwrap();
+    assert_eq!(web(&owner), [3, 4]);
+    owner.apply_view(&view(2)).unwrap();
+    assert_eq!(web(&owner), [3, 4], "a picture from before it does not bring it back");
+    assert_eq!(owner.kernel.held, held);
+    let mut restarted = start(_dir.path(), std::mem::take(&mut owner.kernel), true);
+    assert_eq!(web(&restarted), [3, 4]);
+    restarted.detach("t1", 0).unwrap();
+    assert!(!restarted.kernel.held.pods.contains_key("t1"));
+}
+
+#[test]
+fn a_pod_that_is_detached_lingers_for_its_time_also_over_a_restart() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    owner.attach(&request("t9", "10.128.0.9")).unwrap();
+    owner.attach(&request("t1", "10.128.0.2")).unwrap();
+    let held = owner.kernel.held.clone();
+    owner.detach("t1", 1000).unwrap();
+    assert_eq!((web(&owner), owner.status().attachments.len()), (vec![3, 4], 1));
+    assert_eq!(owner.kernel.held, held);
+    owner.tick();
+    assert_eq!(owner.kernel.held, held, "the first tick may have come at once");
+    let mut restarted = start(_dir.path(), std::mem::take(&mut owner.kernel), true);
+    restarted.tick();
+    assert_eq!(restarted.kernel.held, held, "it begins anew");
+    restarted.detach("t1", 1000).unwrap();
+    restarted.tick();
+    assert!(!restarted.kernel.held.pods.contains_key("t1"), "asking again does not put it off");
+    assert_eq!(restarted.kernel.held, restarted.wanted());
+}
+
+#[test]
+fn whoever_gets_the_address_of_a_pod_that_lingers_has_it_at_once() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    owner.attach(&request("t1", "10.128.0.2")).unwrap();
+    owner.detach("t1", 60_000).unwrap();
+    owner.attach(&request("t8", "10.128.0.2")).unwrap();
+    assert!(!owner.kernel.held.pods.contains_key("t1") && owner.kernel.held.pods.contains_key("t8"));
+    owner.detach("t8", 60_000).unwrap();
+    let mut moved = view(2);
+    for endpoint in moved.networks[0].endpoints.iter_mut().filter(|endpoint| endpoint.ip == "10.128.0.2") {
+        (endpoint.task_id, endpoint.node_id) = ("t7".into(), "n2".into());
+    }
+    owner.apply_view(&moved).unwrap();
+    assert!(!owner.kernel.held.pods.contains_key("t8"));
+    assert_eq!(owner.problems(), Vec::<String>::new());
 }
 
 #[test]
@@ -81,7 +175,7 @@ fn drift_is_mended_at_the_regular_check_and_counted() {
     assert!(owner.kernel.held.routes.is_empty());
     owner.tick();
     assert_eq!(owner.kernel.held, owner.wanted());
-    assert_eq!(owner.repairs, 4);
+    assert_eq!(owner.repairs, 6);
 }
 
 #[test]
@@ -101,7 +195,7 @@ fn a_device_that_outlives_its_namespace_is_given_time_and_then_removed() {
     owner.apply_view(&view(1)).unwrap();
     owner.attach(&request("t1", "10.128.0.2")).unwrap();
     let (name, link) = owner.kernel.held.links.iter().find(|(name, _)| name.starts_with('p')).map(|(n, l)| (n.clone(), l.clone())).unwrap();
-    owner.detach("t1").unwrap();
+    owner.detach("t1", 0).unwrap();
     owner.kernel.held.links.insert(name.clone(), link);
     owner.apply_view(&view(2)).unwrap();
     owner.check();
@@ -134,4 +228,66 @@ fn a_node_with_a_new_id_begins_a_new_order_of_pictures() {
     let mut renamed = view(1);
     renamed.node_id = "n7".into();
     assert_eq!(owner.apply_view(&renamed).unwrap().revision, 1);
+}
+
+#[test]
+fn connections_of_a_service_are_forgotten_when_their_endpoint_goes_and_at_the_regular_check() {
+    let Bench { mut owner, _dir } = bench();
+    let mut balanced = view(1);
+    balanced.networks[0].endpoints.iter_mut().for_each(|endpoint| endpoint.service_id = "web".into());
+    balanced.services.push(v1::ServiceView {
+        id: "web".into(),
+        name: "web".into(),
+        mode: v1::EndpointMode::Vip.into(),
+        vips: vec![v1::VipView { network_id: "net-a".into(), ip: "10.128.0.8".into(), names: vec!["web".into()] }],
+        ..Default::default()
+    });
+    let flow = |last: u8| Flow {
+        transport: Transport::Udp,
+        source: (Ipv4Addr::new(10, 128, 0, 9), 4000),
+        destination: (Ipv4Addr::new(10, 128, 0, 8), 53),
+        server: Ipv4Addr::new(10, 128, 0, last),
+        id: last.into(),
+    };
+    let servers = |owner: &Owner<Fake>| owner.kernel.flows.iter().map(|flow| flow.server.octets()[3]).collect::<Vec<u8>>();
+    owner.apply_view(&balanced).unwrap();
+    owner.attach(&request("t1", "10.128.0.2")).unwrap();
+    owner.kernel.flows = [2, 3, 4].map(flow).to_vec();
+    balanced.revision = 2;
+    owner.apply_view(&balanced).unwrap();
+    assert_eq!(servers(&owner), [2, 3, 4]);
+    balanced.revision = 3;
+    balanced.networks[0].endpoints[1].serving = false;
+    owner.apply_view(&balanced).unwrap();
+    assert_eq!(servers(&owner), [2, 4]);
+    owner.detach("t1", 0).unwrap();
+    assert_eq!(servers(&owner), [4]);
+    owner.kernel.flows.push(flow(3));
+    owner.check();
+    assert_eq!(servers(&owner), [4]);
+}
+
+#[test]
+fn a_node_is_dead_when_the_managers_say_so_and_it_does_not_answer() {
+    let Bench { mut owner, _dir } = bench();
+    let node = Ipv4Addr::new(10, 90, 0, 102);
+    let mut down = view(1);
+    for endpoint in down.networks[0].endpoints.iter_mut().filter(|endpoint| endpoint.node_id == "n2") {
+        endpoint.serving = false;
+        endpoint.state = v1::EndpointState::Dead.into();
+    }
+    let dead = |owner: &Owner<Fake>| owner.kernel.held.elements.keys().filter(|key| key.set == SetName::Dead).count();
+    owner.kernel.answering.insert(node);
+    owner.apply_view(&down).unwrap();
+    owner.tick();
+    assert_eq!(dead(&owner), 0, "it is cut off from the managers alone");
+    owner.kernel.answering.clear();
+    owner.tick();
+    assert_eq!(dead(&owner), 2);
+    owner.kernel.answering.insert(node);
+    down.revision = 2;
+    owner.apply_view(&down).unwrap();
+    assert_eq!(dead(&owner), 2, "it is not asked again");
+    owner.apply_view(&view(3)).unwrap();
+    assert_eq!(dead(&owner), 0);
 }

@@ -5,6 +5,8 @@
 //!  agent ── R/netd.sock ──► service ──commands──► drive ──plan──► kernel
 //!                                                   │
 //!  pods ─── 169.254.53.53:53 ──► dns ◄────board─────┘
+//!    │                            └─ foreign names ──► the host's resolvers
+//!    └───── up ═ rcl-up ──► the host's own routes
 //! ```
 //!
 //! What others may rely on:
@@ -14,14 +16,17 @@
 //! - `Attach` wants its networks in the picture (`UNAVAILABLE` until then; the same call later works), pins the namespace at
 //!   R/netns/<task id> and names its interfaces `eth0`, `eth1`, … in the order of the request. Repeated, it answers the same; with other
 //!   arguments, or for an address that another pod here holds, it is `FAILED_PRECONDITION`.
-//! - `Detach` takes the addresses away at once; the namespace ends with its last process.
+//! - A service's virtual address leads to those of its endpoints that the picture calls serving, and, of those here, that are attached. A
+//!   connection keeps its endpoint; what is in force when `ApplyView` answers holds for the next one.
+//! - `Detach` takes the addresses away at once, and the names with them; the namespace ends with its last process.
 //! - netd may be killed and started at any moment: packets, devices and namespaces stay, DNS is back within some 30 ms.
 //! - The run directory ends with a reboot and the pods with it; the picture in the state directory is in force again at once.
-//! - On the host itself netd makes nothing but the VXLAN devices' UDP socket on port 4789. Outer packets are tracked by the host's
-//!   conntrack, if it runs; to exempt them is the host's business.
+//! - A connection to an endpoint whose node is down, by the managers' word and because it answers no ping of this node, is reset.
+//! - On the host itself netd makes the device `rcl-up` with 169.254.54.1, the table `inet rcluster_host`, the VXLAN devices' UDP socket on
+//!   port 4789, and sockets to ask its resolvers, and nodes that are said to be down; it turns `net.ipv4.ip_forward` on unless it is told
+//!   not to, and puts two rules into `DOCKER-USER` where iptables would drop what is forwarded. Nothing else there is changed.
 //!
-//! Not built yet, and refused or absent rather than pretended: virtual addresses, published ports, egress (so every network is as good as
-//! internal), IPv6, encryption, forwarding of foreign names (they are REFUSED at once).
+//! Not built yet, and refused or absent rather than pretended: published ports, IPv6, encryption.
 
 pub mod config;
 

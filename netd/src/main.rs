@@ -1,7 +1,7 @@
 //! netd: see the crate's documentation.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,14 +12,16 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rcluster_api::wire::v1::netd_server::NetdServer;
 use rcluster_base::telemetry;
 use rcluster_netd::config::Config;
 use rcluster_netd::core::links::Underlay;
+use rcluster_netd::dns::forward::Forwarder;
 use rcluster_netd::dns::{Shared, server};
 use rcluster_netd::drive::{Command, Owner, Parts};
-use rcluster_netd::kernel::Kernel;
 use rcluster_netd::kernel::linux::Linux;
+use rcluster_netd::kernel::{Kernel, host};
 use rcluster_netd::service::{Service, listen};
 use rcluster_netd::store::Store;
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,6 +35,9 @@ const COMMANDS_MAX: usize = 64;
 
 /// The owner's sense of time.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Open files: three for each foreign question, one for each connection, and what the kernel is spoken to with.
+const OPEN_FILES: u64 = 4096;
 
 /// A picture of a very large cluster.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -58,19 +63,23 @@ fn run(config: &Config) -> Result<()> {
     }
     let run_dir = config.run_dir.canonicalize().with_context(|| format!("find the directory {}", config.run_dir.display()))?;
     let _lock = lock(&run_dir)?;
+    allow_open_files().context("raise how many files may be open")?;
 
     let (mut kernel, adopted) = Linux::start(&run_dir, config.addr).context("prepare the kernel")?;
-    let underlay = Underlay { addr: config.addr, overlay_mtu: kernel.overlay_mtu()? };
+    let forwarding = host::forwarding(&run_dir, config.no_forwarding).context("find out who has this host forward packets")?;
+    let underlay = Underlay { addr: config.addr, overlay_mtu: kernel.overlay_mtu()?, forwarding };
     let shared = Arc::new(Shared::default());
     let store = Store::new(&config.state_dir, &run_dir);
     let owner = Owner::start(Parts { kernel, store, shared: shared.clone(), pins: run_dir.join("netns"), underlay, adopted })?;
     let sockets = owner.kernel().resolver_sockets().context("open the resolver's sockets")?;
-    server::serve_udp(sockets.udp, shared.clone()).context("start the resolver's thread")?;
+    let forwarder = Forwarder::start(config.resolv_conf.clone()).context("start the thread that asks other resolvers")?;
+    server::serve_udp(sockets.udp, shared.clone(), forwarder.clone()).context("start the resolver's thread")?;
 
     let (commands, queue) = mpsc::channel(COMMANDS_MAX);
     let owner = thread::Builder::new().name("dataplane".to_owned()).spawn(move || owner.run(queue)).context("start the owner's thread")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    let served = runtime.block_on(serve(&run_dir.join("netd.sock"), commands, sockets.tcp, shared));
+    let dns = server::serve_tcp(sockets.tcp, shared, forwarder);
+    let served = runtime.block_on(serve(&run_dir.join("netd.sock"), commands, dns));
     drop(runtime);
     if owner.join().is_err() {
         bail!("the dataplane's owner panicked");
@@ -79,7 +88,7 @@ fn run(config: &Config) -> Result<()> {
     served
 }
 
-async fn serve(socket: &Path, commands: mpsc::Sender<Command>, tcp: std::net::TcpListener, shared: Arc<Shared>) -> Result<()> {
+async fn serve(socket: &Path, commands: mpsc::Sender<Command>, dns: impl Future<Output = io::Result<()>>) -> Result<()> {
     let listener = listen(socket).with_context(|| format!("listen at {}", socket.display()))?;
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
@@ -87,7 +96,7 @@ async fn serve(socket: &Path, commands: mpsc::Sender<Command>, tcp: std::net::Tc
     info!(socket = %socket.display(), "serving");
     tokio::select! {
         served = Server::builder().add_service(service).serve_with_incoming(UnixListenerStream::new(listener)) => served.context("serve"),
-        served = server::serve_tcp(tcp, shared) => served.context("serve DNS over TCP"),
+        served = dns => served.context("serve DNS over TCP"),
         () = tick(commands) => bail!("the dataplane's owner has ended"),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -108,6 +117,13 @@ async fn tick(commands: mpsc::Sender<Command>) {
             return;
         }
     }
+}
+
+/// Raises the soft limit as far as is needed and the hard one allows.
+fn allow_open_files() -> nix::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let wanted = OPEN_FILES.min(hard);
+    if soft < wanted { setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) } else { Ok(()) }
 }
 
 /// One netd per run directory: the kernel frees the lock when its process ends, however it ends.

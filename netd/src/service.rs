@@ -61,9 +61,15 @@ impl Netd for Service {
         Ok(Response::new(self.ask(|reply| Command::Attach { request, reply }).await??))
     }
 
-    async fn detach(&self, request: Request<v1::DetachRequest>) -> Result<Response<v1::DetachResponse>, Status> {
+    async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
         let task_id = request.into_inner().task_id;
-        self.ask(|reply| Command::Detach { task_id, reply }).await??;
+        self.ask(|reply| Command::Leave { task_id, reply }).await??;
+        Ok(Response::new(v1::LeaveResponse {}))
+    }
+
+    async fn detach(&self, request: Request<v1::DetachRequest>) -> Result<Response<v1::DetachResponse>, Status> {
+        let v1::DetachRequest { task_id, linger_ms } = request.into_inner();
+        self.ask(|reply| Command::Detach { task_id, linger_ms, reply }).await??;
         Ok(Response::new(v1::DetachResponse {}))
     }
 

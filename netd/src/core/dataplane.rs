@@ -6,17 +6,20 @@
 //! routes along, a namespace takes its devices along) is modelled here once, for the plan and for the simulated kernel of the tests.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::links::{self, Interface, Link, Pod, Underlay};
+use super::links::{self, Interface, Link, Mac, Pod, Underlay};
 use super::neighbours::{self, Forward, Neighbours, Paths, Route};
 use super::picture::{Attachments, Picture};
 use super::plan::Op;
-use super::rules::{self, Element, Outline};
+use super::rules::elements::Elements;
+use super::rules::{Outline, skeleton};
+use super::uplink::{self, HOST_END_MAC, HostEnd, HostPlane, HostRules, Passage, UPLINK};
 
-/// Devices, paths, rules and pods of a node.
+/// Devices, paths, rules and pods of a node, and what is ours on its host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Dataplane {
     /// The router namespace's loopback is up and holds the resolver's address.
@@ -24,7 +27,7 @@ pub struct Dataplane {
     /// Packets are forwarded in the router namespace, and only by routes that lead back to their source.
     pub forwarding: bool,
     pub rules: Outline,
-    pub elements: BTreeSet<Element>,
+    pub elements: Elements,
     /// In the router namespace.
     pub links: BTreeMap<String, Link>,
     pub neighbours: Neighbours,
@@ -32,6 +35,24 @@ pub struct Dataplane {
     pub routes: BTreeMap<Ipv4Net, Route>,
     /// By task id.
     pub pods: BTreeMap<String, Pod>,
+    pub host: HostPlane,
+}
+
+/// A veth's other end.
+#[derive(Debug, Clone, Copy)]
+pub struct End<'a> {
+    /// The pod.
+    pub task: &'a str,
+    /// What the interface is called there.
+    pub name: &'a str,
+    pub interface: &'a Interface,
+}
+
+impl End<'_> {
+    /// Whether both are in the same pod, under the same name.
+    pub fn is_where(&self, other: &Self) -> bool {
+        (self.task, self.name) == (other.task, other.name)
+    }
 }
 
 /// The dataplane that the picture and the pods here call for.
@@ -40,48 +61,74 @@ pub fn compile(picture: &Picture, attachments: &Attachments, underlay: &Underlay
     Dataplane {
         resolver: true,
         forwarding: true,
-        rules: rules::skeleton().outline(),
-        elements: rules::elements(picture, attachments),
+        rules: skeleton::skeleton().outline(),
+        elements: skeleton::elements(picture, attachments, underlay),
         links: links::links(picture, attachments, underlay),
         neighbours,
         forwards,
         routes,
         pods: links::pods(picture, attachments, underlay),
+        host: uplink::host_plane(picture, underlay),
     }
 }
 
 impl Dataplane {
-    /// The pod and interface whose other end is `link`.
-    pub fn interface_behind(&self, link: &str) -> Option<(&str, &str, &Interface)> {
-        self.pods.iter().find_map(|(task, pod)| {
-            pod.iter().find(|(_, interface)| interface.link == link).map(|(name, interface)| (task.as_str(), name.as_str(), interface))
-        })
-    }
-
-    /// Where each veth's other end is: in which pod, under which name.
-    pub fn places(&self) -> BTreeMap<&str, (&str, &str)> {
-        let ends = |(task, pod)| {
+    /// Where each veth's other end is, and what it is like.
+    pub fn ends(&self) -> BTreeMap<&str, End<'_>> {
+        let of_pod = |(task, pod)| {
             let pod: &Pod = pod;
             let task: &String = task;
-            pod.iter().map(move |(name, interface)| (interface.link.as_str(), (task.as_str(), name.as_str())))
+            pod.iter().map(move |(name, interface)| (interface.link.as_str(), End { task, name, interface }))
         };
-        self.pods.iter().flat_map(ends).collect()
+        self.pods.iter().flat_map(of_pod).collect()
+    }
+
+    /// What operations leave behind, one after the other, when they succeed. Devices that are lost one after the other are lost in
+    /// one go, which is one walk over the routes and the pods.
+    pub fn absorb_all<'a>(&mut self, ops: impl IntoIterator<Item = &'a Op>) {
+        let mut lost = BTreeSet::new();
+        for op in ops {
+            match op {
+                Op::RemoveLink { name } => {
+                    lost.insert(name.clone());
+                }
+                Op::RemovePod { task } => lost.extend(self.remove_pod(task)),
+                other => {
+                    self.lose_links(&mem::take(&mut lost));
+                    self.absorb(other);
+                }
+            }
+        }
+        self.lose_links(&lost);
     }
 
     /// What an operation leaves behind when it succeeds.
     pub fn absorb(&mut self, op: &Op) {
         match op {
             Op::LoadRules => {
-                self.rules = rules::skeleton().outline();
+                self.rules = skeleton::skeleton().outline();
                 self.elements.clear();
             }
             Op::PrepareResolver => self.resolver = true,
             Op::EnableForwarding => self.forwarding = true,
+            Op::LoadHostRules { guarded } => {
+                self.host.rules = if *guarded { HostRules::Guarded } else { HostRules::Open };
+                self.host.peers.clear();
+            }
+            Op::AddPeer { node } => {
+                self.host.peers.insert(*node);
+            }
+            Op::EnableHostForwarding => self.host.forwarding = true,
+            Op::OpenPassage => self.host.passage = Passage::Open,
             Op::AddPod { task } => {
                 self.pods.entry(task.clone()).or_default();
             }
             Op::AddVxlan { name, link } => {
                 self.links.insert(name.clone(), link.clone());
+            }
+            Op::AddUplink { link } => {
+                self.links.insert(UPLINK.to_owned(), link.clone());
+                self.host.end = Some(HostEnd { mac: HOST_END_MAC, mtu: link.mtu, up: false, addressed: false });
             }
             Op::AddVeth { name, link, task, interface, end } => {
                 self.links.insert(name.clone(), link.clone());
@@ -94,6 +141,7 @@ impl Dataplane {
             Op::ConfigurePod { task, interface, end } => {
                 self.pods.entry(task.clone()).or_default().insert(interface.clone(), end.clone());
             }
+            Op::ConfigureUplink { end } => self.host.end = Some(*end),
             Op::SetNeighbour { link, ip, mac } => {
                 self.neighbours.insert((link.clone(), *ip), *mac);
             }
@@ -104,10 +152,10 @@ impl Dataplane {
                 self.routes.insert(*to, route.clone());
             }
             Op::AddElement(element) => {
-                self.elements.insert(element.clone());
+                self.elements.insert(element.key.clone(), element.data.clone());
             }
             Op::RemoveElement(element) => {
-                self.elements.remove(element);
+                self.elements.remove(&element.key);
             }
             Op::RemoveRoute { to, route } => {
                 if self.routes.get(to) == Some(route) {
@@ -120,22 +168,45 @@ impl Dataplane {
             Op::RemoveForward(forward) => {
                 self.forwards.remove(forward);
             }
-            Op::RemoveLink { name } => self.lose_link(name),
+            Op::RemovePeer { node } => {
+                self.host.peers.remove(node);
+            }
+            Op::RemoveLink { name } => self.lose_links(&BTreeSet::from([name.clone()])),
             Op::RemovePod { task } => {
-                for interface in self.pods.remove(task).unwrap_or_default().into_values() {
-                    self.lose_link(&interface.link);
-                }
+                let lost = self.remove_pod(task);
+                self.lose_links(&lost);
             }
         }
     }
 
-    fn lose_link(&mut self, name: &str) {
-        self.links.remove(name);
-        self.routes.retain(|_, route| route.link() != name);
-        self.neighbours.retain(|(link, _), _| link != name);
-        self.forwards.retain(|forward| forward.link != name);
+    /// The devices that go with it.
+    fn remove_pod(&mut self, task: &str) -> BTreeSet<String> {
+        self.pods.remove(task).unwrap_or_default().into_values().map(|interface| interface.link).collect()
+    }
+
+    fn lose_links(&mut self, lost: &BTreeSet<String>) {
+        if lost.is_empty() {
+            return;
+        }
+        for name in lost {
+            self.links.remove(name);
+            let of_link = (name.clone(), Ipv4Addr::UNSPECIFIED)..=(name.clone(), Ipv4Addr::BROADCAST);
+            let neighbours: Vec<_> = self.neighbours.range(of_link).map(|(key, _)| key.clone()).collect();
+            for key in neighbours {
+                self.neighbours.remove(&key);
+            }
+            let first = Forward { link: name.clone(), mac: Mac([0; 6]), node: Ipv4Addr::UNSPECIFIED };
+            let forwards: Vec<_> = self.forwards.range(first..).take_while(|forward| forward.link == *name).cloned().collect();
+            for forward in forwards {
+                self.forwards.remove(&forward);
+            }
+        }
+        if lost.contains(UPLINK) {
+            self.host.end = None;
+        }
+        self.routes.retain(|_, route| !lost.contains(route.link()));
         for pod in self.pods.values_mut() {
-            pod.retain(|_, interface| interface.link != name);
+            pod.retain(|_, interface| !lost.contains(&interface.link));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Devices: their names, their hardware addresses, and which of them a picture and the pods here call for.
 //!
-//! In the router namespace stand one VXLAN device per network and one end of a veth per (pod, network); the other end is the pod's `ethN`.
+//! In the router namespace stand one VXLAN device per network, one end of a veth per (pod, network), whose other end is the pod's `ethN`,
+//! and one of the veth to the host (`uplink`).
 //! All names and hardware addresses are functions of what they stand for, so that a restarted netd finds its devices again and every
 //! node knows its peers' addresses without asking.
 
@@ -10,7 +11,8 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::picture::{Attachments, Picture};
+use super::picture::{Attachments, Membership, Picture};
+use super::uplink::{self, Forwarding, UPLINK};
 
 /// The UDP port of the overlay (IANA's for VXLAN).
 pub const VXLAN_PORT: u16 = 4789;
@@ -53,6 +55,8 @@ pub enum LinkKind {
         learning: bool,
     },
     Veth,
+    /// The router's end of the veth to the host.
+    Uplink,
 }
 
 /// A pod's end of a veth.
@@ -74,11 +78,12 @@ pub struct Interface {
 /// A pod's interfaces by name (`eth0`, …).
 pub type Pod = BTreeMap<String, Interface>;
 
-/// What the node itself brings: its underlay address and the MTU of the overlay over it.
+/// What the node itself brings: its underlay address, the MTU of the overlay over it, and who has it forward packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Underlay {
     pub addr: Ipv4Addr,
     pub overlay_mtu: u32,
+    pub forwarding: Forwarding,
 }
 
 impl fmt::Display for Mac {
@@ -108,7 +113,7 @@ pub fn is_ours(name: &str) -> bool {
     match name.split_at_checked(1) {
         Some(("v", vni)) => !vni.is_empty() && vni.bytes().all(|byte| byte.is_ascii_digit()),
         Some(("p", hash)) => hash.len() == 12 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()),
-        _ => false,
+        _ => name == UPLINK,
     }
 }
 
@@ -125,7 +130,7 @@ pub fn pod_mac(ip: Ipv4Addr) -> Mac {
     Mac([0x02, 0x70, a, b, c, d])
 }
 
-/// The devices of the router namespace: a VXLAN device per network, a veth per (pod, network).
+/// The devices of the router namespace: a VXLAN device per network, a veth per (pod, network), and the uplink.
 pub fn links(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> BTreeMap<String, Link> {
     let mtu = underlay.overlay_mtu;
     let vxlans = picture.networks.values().map(|network| {
@@ -137,15 +142,18 @@ pub fn links(picture: &Picture, attachments: &Attachments, underlay: &Underlay) 
             (veth_name(task_id, &membership.network_id), Link { kind: LinkKind::Veth, mac: ROUTER_MAC, mtu, up: true })
         })
     });
-    vxlans.chain(veths).collect()
+    vxlans.chain(veths).chain([(UPLINK.to_owned(), uplink::link(underlay))]).collect()
 }
 
-/// The pods: the first network is behind the default route, each other one behind a route of its own.
+/// The pods: the first network that is not internal is behind the default route, each other one behind a route of its own.
 pub fn pods(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> BTreeMap<String, Pod> {
-    let pod = |task_id: &String, memberships: &[super::picture::Membership]| -> Pod {
-        let interface = |(index, membership): (usize, &super::picture::Membership)| {
+    let leads_out = |membership: &Membership| picture.networks.get(&membership.network_id).is_some_and(|network| !network.internal);
+    let pod = |task_id: &String, memberships: &[Membership]| -> Pod {
+        // Refusals, too, come by the default route: a pod without a way out has one all the same.
+        let default = memberships.iter().position(leads_out).unwrap_or(0);
+        let interface = |(index, membership): (usize, &Membership)| {
             let routes = match picture.networks.get(&membership.network_id) {
-                _ if index == 0 => vec![Ipv4Net::default()],
+                _ if index == default => vec![Ipv4Net::default()],
                 Some(network) => vec![network.subnet],
                 None => Vec::new(),
             };
@@ -168,6 +176,8 @@ pub fn pods(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::picture::Attachment;
+    use crate::core::plan::tests::view;
 
     #[test]
     fn names_fit_the_kernel_and_are_told_from_others() {
@@ -175,9 +185,28 @@ mod tests {
         assert!(veth.len() <= 15 && is_ours(&veth), "{veth}");
         assert_ne!(veth, veth_name("0198c7f2-1111-7000-8000-000000000001n", "et"));
         assert!(is_ours(&vxlan_name(16_777_215)));
-        for other in ["lo", "v", "vx1", "eth0", "p1", "veth0", "pxyzxyzxyzxyz"] {
+        assert!(is_ours(UPLINK));
+        for other in ["lo", "v", "vx1", "eth0", "p1", "veth0", "pxyzxyzxyzxyz", "up0"] {
             assert!(!is_ours(other), "{other}");
         }
+    }
+
+    #[test]
+    fn a_pods_default_route_is_by_its_first_network_that_is_not_internal() {
+        let mut wire = view(1);
+        let membership = |id: &str, ip: [u8; 4]| Membership { network_id: id.into(), ip: Ipv4Addr::from(ip) };
+        let networks = vec![membership("net-a", [10, 128, 0, 2]), membership("net-b", [10, 128, 1, 9])];
+        let attachments = Attachments::from([("t1".to_owned(), Attachment { networks, ..Attachment::default() })]);
+        let underlay = Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Host };
+        let mut routes = |front: bool, back: bool| {
+            (wire.networks[0].internal, wire.networks[1].internal) = (front, back);
+            let pods = pods(&Picture::parse(&wire).0, &attachments, &underlay);
+            let texts = |interface: &Interface| interface.routes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            pods["t1"].values().map(texts).collect::<Vec<_>>()
+        };
+        assert_eq!(routes(false, false), ["0.0.0.0/0", "10.128.1.0/24"]);
+        assert_eq!(routes(true, false), ["10.128.0.0/24", "0.0.0.0/0"]);
+        assert_eq!(routes(true, true), ["0.0.0.0/0", "10.128.1.0/24"]);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! What the node's network shall be, and how to get there from what it is.
 //!
-//! Decides: which devices, neighbours, routes, rules and names follow from a picture and the pods attached here (`compile`), which
-//! operations lead from what the kernel holds to that (`plan`), and what a question about a name is answered with (`names`).
+//! Decides: which devices, neighbours, routes, rules and names follow from a picture and the pods attached here (`compile`), what the
+//! host needs for the way out (`uplink`), which operations lead from what the kernel holds to that (`plan`), which connections it is to
+//! forget (`flows`), what a question about a name is answered with (`names`), what others are asked, believed (`foreign`) and remembered
+//! of (`cache`), how much of the resolver one pod may have (`shares`), and what is told of the host's own routes (`routes`).
 //! In: a `Picture`, the `Attachment`s, the node's underlay address and MTU, the observed `Dataplane`. Out: `Dataplane`, `Plan`, `Zone`.
 //! Never: await, clocks, randomness, IO, locks or maps with random order.
 
@@ -11,10 +13,22 @@ pub mod links;
 
 pub mod neighbours;
 
+pub mod uplink;
+
 pub mod rules;
 
 pub mod dataplane;
 
 pub mod plan;
 
+pub mod flows;
+
 pub mod names;
+
+pub mod foreign;
+
+pub mod cache;
+
+pub mod shares;
+
+pub mod routes;

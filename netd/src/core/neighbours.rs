@@ -5,9 +5,9 @@
 //! static forwarding entry sends that to the node. Both are per (network, node), so an endpoint that comes or goes never touches them
 //! while others of its node remain. A pod here costs a route and a neighbour on its veth.
 //!
-//! Everything else is routed to the loopback, where it never gets: on its way the rules reject it, and the sender hears so at once. A
-//! `prohibit` route would say the same, but to each sender only once a second: its answers are rationed by a limit that cannot be set
-//! for one namespace (`net.ipv4.route.error_cost`).
+//! Addresses of networks that nobody holds are routed to the loopback, where they never get: on the way the rules reject the packet, and
+//! the sender hears so at once. A `prohibit` route would say the same, but to each sender only once a second: its answers are rationed by
+//! a limit that cannot be set for one namespace (`net.ipv4.route.error_cost`). Everything else goes by the uplink, if the rules let it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -16,6 +16,7 @@ use ipnet::Ipv4Net;
 
 use super::links::{LOOPBACK, Mac, Underlay, pod_mac, veth_name, vtep_mac, vxlan_name};
 use super::picture::{Attachments, Picture, Place};
+use super::uplink::{self, HOST_IP, UPLINK};
 
 /// Where a destination goes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,7 +59,8 @@ pub struct Paths {
 /// says; [`held_twice`] names such addresses.
 pub fn paths(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> Paths {
     let mut paths = Paths::default();
-    paths.routes.insert(Ipv4Net::default(), Route::Link { link: LOOPBACK.to_owned() });
+    paths.routes.insert(Ipv4Net::default(), Route::Via { link: UPLINK.to_owned(), gateway: HOST_IP });
+    paths.routes.extend(uplink::inside(picture).into_iter().map(|net| (net, Route::Link { link: LOOPBACK.to_owned() })));
     for network in picture.networks.values() {
         let link = vxlan_name(network.vni);
         for (ip, endpoint) in &network.endpoints {

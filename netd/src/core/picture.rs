@@ -1,8 +1,8 @@
 //! The managers' picture of what this node must reach, parsed once into a checked form, and the pods attached here.
 //!
 //! In: the wire's `NetView`. Out: a `Picture` in which every address lies in its network, every remote endpoint has its node's
-//! underlay address, and no two networks share a VNI or overlap; what does not fit is left out and named in `problems`, so that one bad
-//! entry never freezes the rest. Never: looks at the kernel.
+//! underlay address, no address belongs to both an endpoint and a service, and no two networks share a VNI or overlap; what does not fit is
+//! left out and named in `problems`, so that one bad entry never freezes the rest. Never: looks at the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -22,6 +22,15 @@ pub struct Picture {
     pub node_id: String,
     /// By network id.
     pub networks: BTreeMap<String, Network>,
+    /// Addresses of nodes, those without an endpoint here too.
+    #[serde(default)]
+    pub nodes: BTreeSet<Ipv4Addr>,
+    /// What networks' subnets are chosen from; empty if the managers do not say.
+    #[serde(default)]
+    pub pools: BTreeSet<Ipv4Net>,
+    /// Underlay addresses of nodes that are down by the managers' word and do not answer this one either.
+    #[serde(default)]
+    pub silent: BTreeSet<Ipv4Addr>,
 }
 
 /// One network that has, or is about to have, a pod on this node.
@@ -34,6 +43,9 @@ pub struct Network {
     /// Every name that exists on the network, lower case.
     pub names: BTreeSet<String>,
     pub endpoints: BTreeMap<Ipv4Addr, Endpoint>,
+    /// Services' virtual addresses.
+    #[serde(default)]
+    pub vips: BTreeMap<Ipv4Addr, Vip>,
     /// No longer in the managers' picture; kept as last seen because a pod here is still attached to it.
     #[serde(default)]
     pub leaving: bool,
@@ -48,8 +60,34 @@ pub struct Endpoint {
     pub place: Place,
     /// Answered by DNS; otherwise only routed.
     pub serving: bool,
+    /// Its node is down by the managers' word.
+    #[serde(default)]
+    pub dead: bool,
     /// Lower case.
     pub names: BTreeSet<String>,
+    /// Empty in pictures of managers that did not tell.
+    #[serde(default)]
+    pub service_id: String,
+}
+
+/// A service's virtual address: connections to it go to the service's serving endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vip {
+    pub service_id: String,
+    /// The service's name.
+    pub service: String,
+    pub choice: Choice,
+    /// Those for which it is the one answer, lower case.
+    pub names: BTreeSet<String>,
+}
+
+/// Which endpoint a connection goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Choice {
+    /// Any.
+    Random,
+    /// The one that its client's address had before, as long as it serves.
+    ByClient,
 }
 
 /// Where an endpoint is.
@@ -65,6 +103,12 @@ pub enum Place {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Attachment {
     pub networks: Vec<Membership>,
+    /// It ends: whatever the picture says, nobody here is to begin anything with it.
+    #[serde(default)]
+    pub left: bool,
+    /// It is detached, and stays plumbed for so many ticks more; anew after a restart.
+    #[serde(default)]
+    pub lingers: Option<u32>,
 }
 
 /// One network of a pod.
@@ -93,7 +137,21 @@ impl Picture {
                 (node.id.as_str(), addr)
             })
             .collect();
-        let mut picture = Self { term: view.term, revision: view.revision, node_id: view.node_id.clone(), networks: BTreeMap::new() };
+        let mut picture = Self {
+            term: view.term,
+            revision: view.revision,
+            node_id: view.node_id.clone(),
+            nodes: nodes.values().flatten().copied().collect(),
+            ..Self::default()
+        };
+        for pool in &view.pools {
+            match pool.parse::<Ipv4Net>() {
+                Ok(net) => {
+                    picture.pools.insert(net.trunc());
+                }
+                Err(_) => problems.push(format!("the pool {pool:?} is not an IPv4 CIDR; pods may send out what is for its addresses")),
+            }
+        }
         for wire in &view.networks {
             match Network::parse(wire, &view.node_id, &nodes, &mut problems) {
                 Ok(network) => match picture.clash(&wire.id, &network) {
@@ -105,12 +163,40 @@ impl Picture {
                 Err(why) => problems.push(format!("network {} ({}) is left out: {why}", wire.name, wire.id)),
             }
         }
+        for service in view.services.iter().filter(|service| service.mode() == v1::EndpointMode::Vip) {
+            picture.add_vips(service, &mut problems);
+        }
         (picture, problems)
+    }
+
+    /// Gives a service its addresses on those of its networks that are in the picture.
+    fn add_vips(&mut self, service: &v1::ServiceView, problems: &mut Vec<String>) {
+        for wire in &service.vips {
+            let Some(network) = self.networks.get_mut(&wire.network_id) else { continue };
+            if let Err(why) = network.add_vip(service, wire) {
+                problems.push(format!("service {} has no address on network {}: {why}", service.name, network.name));
+            }
+        }
     }
 
     /// The picture's place in the order of pictures.
     pub fn version(&self) -> (u64, u64) {
         (self.term, self.revision)
+    }
+
+    /// Underlay addresses of nodes that are down by the managers' word.
+    pub fn dead_nodes(&self) -> BTreeSet<Ipv4Addr> {
+        let dead = self.networks.values().flat_map(|network| network.endpoints.values()).filter(|endpoint| endpoint.dead);
+        let node = |endpoint: &Endpoint| match endpoint.place {
+            Place::Here => None,
+            Place::Node(node) => Some(node),
+        };
+        dead.filter_map(node).collect()
+    }
+
+    /// Keeps from `old` which of the nodes that are down have been asked in vain.
+    pub fn retain_silent(&mut self, old: &Picture) {
+        self.silent = self.dead_nodes().intersection(&old.silent).copied().collect();
     }
 
     /// Keeps from `old` the networks that are not in this picture but still have a pod here.
@@ -169,6 +255,7 @@ impl Network {
             internal: wire.internal,
             names: wire.names.iter().map(|name| name.to_ascii_lowercase()).collect(),
             endpoints: BTreeMap::new(),
+            vips: BTreeMap::new(),
             leaving: false,
         };
         for endpoint in &wire.endpoints {
@@ -211,9 +298,39 @@ impl Network {
             task: wire.task.to_ascii_lowercase(),
             place,
             serving: wire.serving,
+            dead: wire.state() == v1::EndpointState::Dead,
             names: wire.names.iter().map(|name| name.to_ascii_lowercase()).collect(),
+            service_id: wire.service_id.clone(),
         };
         Ok(Some((ip, endpoint)))
+    }
+
+    /// After the endpoints, whose addresses are theirs.
+    fn add_vip(&mut self, service: &v1::ServiceView, wire: &v1::VipView) -> Result<(), String> {
+        if service.id.is_empty() {
+            return Err("the service has no id".to_owned());
+        }
+        let ip: Ipv4Addr = wire.ip.parse().map_err(|_| format!("{:?} is not IPv4", wire.ip))?;
+        if !self.subnet.contains(&ip) {
+            return Err(format!("{ip} is not in {}", self.subnet));
+        }
+        if let Some(holder) = self.endpoints.get(&ip) {
+            return Err(format!("{ip} is held by task {}", holder.task_id));
+        }
+        if let Some(holder) = self.vips.get(&ip) {
+            return Err(format!("{ip} is held by service {}", holder.service));
+        }
+        let vip = Vip {
+            service_id: service.id.clone(),
+            service: service.name.to_ascii_lowercase(),
+            choice: match service.affinity() {
+                v1::Affinity::Unspecified => Choice::Random,
+                v1::Affinity::Client => Choice::ByClient,
+            },
+            names: wire.names.iter().map(|name| name.to_ascii_lowercase()).collect(),
+        };
+        self.vips.insert(ip, vip);
+        Ok(())
     }
 }
 
@@ -257,11 +374,58 @@ mod tests {
     }
 
     #[test]
+    fn a_service_has_an_address_that_nobody_else_has() {
+        let service = |name: &str, network_id: &str, ip: &str| v1::ServiceView {
+            id: name.into(),
+            name: name.into(),
+            mode: v1::EndpointMode::Vip.into(),
+            vips: vec![v1::VipView { network_id: network_id.into(), ip: ip.into(), names: vec![name.into()] }],
+            ..Default::default()
+        };
+        let mut wire = view(1);
+        wire.services = vec![
+            service("web", "net-a", "10.128.0.9"),
+            service("db", "net-a", "10.128.0.3"),
+            service("log", "net-a", "10.128.0.9"),
+            service("far", "net-b", "10.128.0.10"),
+            service("bad", "net-b", "fd00::1"),
+            service("gone", "net-z", "10.128.9.9"),
+            v1::ServiceView { mode: v1::EndpointMode::Dnsrr.into(), ..service("many", "net-b", "10.128.1.9") },
+        ];
+        let (picture, problems) = Picture::parse(&wire);
+        assert_eq!(
+            problems,
+            [
+                "service db has no address on network front: 10.128.0.3 is held by task t2",
+                "service log has no address on network front: 10.128.0.9 is held by service web",
+                "service far has no address on network back: 10.128.0.10 is not in 10.128.1.0/24",
+                "service bad has no address on network back: \"fd00::1\" is not IPv4",
+            ]
+        );
+        let vips: Vec<(&Ipv4Addr, &str)> =
+            picture.networks.values().flat_map(|network| &network.vips).map(|(ip, vip)| (ip, vip.service.as_str())).collect();
+        assert_eq!(vips, [(&Ipv4Addr::new(10, 128, 0, 9), "web")]);
+    }
+
+    #[test]
+    fn a_picture_of_before_there_were_virtual_addresses_is_read() {
+        let remembered = r#"{"term": 1, "revision": 2, "node_id": "n1", "networks": {"net-a": {"name": "front", "vni": 4097,
+            "subnet": "10.128.0.0/24", "internal": false, "names": ["web"], "endpoints": {"10.128.0.3": {"task_id": "t2",
+            "task": "web.2", "place": {"Node": "10.90.0.102"}, "serving": true, "names": ["web"]}}}}}"#;
+        let picture: Picture = serde_json::from_str(remembered).unwrap();
+        let network = &picture.networks["net-a"];
+        assert_eq!((network.vips.len(), network.endpoints[&Ipv4Addr::new(10, 128, 0, 3)].dead), (0, false));
+    }
+
+    #[test]
     fn a_network_with_a_pod_outlives_the_picture_until_the_pod_goes() {
         let (old, _) = Picture::parse(&view(1));
         let mut attachments = Attachments::from([(
             "t1".to_owned(),
-            Attachment { networks: vec![Membership { network_id: "net-a".into(), ip: Ipv4Addr::new(10, 128, 0, 2) }] },
+            Attachment {
+                networks: vec![Membership { network_id: "net-a".into(), ip: Ipv4Addr::new(10, 128, 0, 2) }],
+                ..Attachment::default()
+            },
         )]);
         let (mut new, _) = Picture::parse(&v1::NetView { term: 1, revision: 2, node_id: "n1".into(), ..Default::default() });
         new.retain_attached(&old, &attachments);

@@ -4,15 +4,18 @@
 //! leads where no path is yet, and a path outlives the name that leads to it.
 //!
 //! ```text
-//! add     rules ─► resolver ─► forwarding ─► pods ─► devices ─► neighbours, forwarding entries ─► routes ─► elements
+//! add     rules ─► resolver ─► forwarding ─► host ─► pods ─► devices ─► neighbours, forwarding entries ─► routes ─► elements
 //! (DNS)
-//! remove  elements ─► routes ─► neighbours, forwarding entries ─► devices, pods
+//! remove  elements ─► routes ─► neighbours, forwarding entries ─► devices, pods ─► host
 //! ```
 //!
 //! Rules stand before the first packet can be forwarded and before the first device exists. What is already right is never touched: a
 //! plan over a dataplane that is as wanted is empty. Never: looks at the kernel.
 
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::iter;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -20,7 +23,8 @@ use ipnet::Ipv4Net;
 use super::dataplane::Dataplane;
 use super::links::{Interface, Link, LinkKind, Mac};
 use super::neighbours::{Forward, Route};
-use super::rules::Element;
+use super::rules::elements::{Element, Key};
+use super::uplink::{HOST_END, HostEnd, HostRules, Passage, UPLINK};
 
 /// One deed. Each can be repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,11 +33,26 @@ pub enum Op {
     LoadRules,
     PrepareResolver,
     EnableForwarding,
+    /// Replaces our table on the host whole; its set is empty afterwards.
+    LoadHostRules {
+        guarded: bool,
+    },
+    /// The host takes VXLAN from this node.
+    AddPeer {
+        node: Ipv4Addr,
+    },
+    EnableHostForwarding,
+    /// Lets the uplink's packets through iptables' chain FORWARD.
+    OpenPassage,
     AddPod {
         task: String,
     },
     AddVxlan {
         name: String,
+        link: Link,
+    },
+    /// Both ends at once; the host's is configured next.
+    AddUplink {
         link: Link,
     },
     /// Both ends at once, with their hardware addresses; the pod's is configured next.
@@ -54,6 +73,10 @@ pub enum Op {
         task: String,
         interface: String,
         end: Interface,
+    },
+    /// Hardware address, MTU and state of the host's end, and the addresses of both.
+    ConfigureUplink {
+        end: HostEnd,
     },
     SetNeighbour {
         link: String,
@@ -82,6 +105,9 @@ pub enum Op {
     RemovePod {
         task: String,
     },
+    RemovePeer {
+        node: Ipv4Addr,
+    },
 }
 
 /// Operations in order.
@@ -99,6 +125,14 @@ impl Op {
         let of_links = |link: &String| links.contains(link);
         match self {
             Self::LoadRules | Self::PrepareResolver | Self::EnableForwarding => true,
+            // A pod without a way out, or not heard by a peer yet, still has its networks.
+            Self::LoadHostRules { .. }
+            | Self::AddPeer { .. }
+            | Self::RemovePeer { .. }
+            | Self::EnableHostForwarding
+            | Self::OpenPassage
+            | Self::AddUplink { .. }
+            | Self::ConfigureUplink { .. } => false,
             Self::AddPod { task } | Self::RemovePod { task } | Self::ConfigurePod { task, .. } | Self::AddVeth { task, .. } => {
                 task == task_id
             }
@@ -106,7 +140,7 @@ impl Op {
             Self::SetNeighbour { link, .. } | Self::RemoveNeighbour { link, .. } => of_links(link),
             Self::SetForward(forward) | Self::RemoveForward(forward) => of_links(&forward.link),
             Self::SetRoute { route, .. } | Self::RemoveRoute { route, .. } => links.iter().any(|link| link == route.link()),
-            Self::AddElement(element) | Self::RemoveElement(element) => of_links(element.link()),
+            Self::AddElement(element) | Self::RemoveElement(element) => element.link().is_some_and(|link| of_links(&link)),
         }
     }
 }
@@ -122,12 +156,12 @@ impl Plan {
 pub fn plan(wanted: &Dataplane, observed: &Dataplane) -> Plan {
     let mut now = observed.clone();
     let mut add = Vec::new();
-    for phase in [foundations, new_pods, new_links, mended, new_paths, new_elements] {
+    for phase in [foundations, on_host, new_pods, new_links, mended, new_paths, new_elements] {
         let ops = phase(wanted, &now);
         step(&mut now, &mut add, ops);
     }
     let mut remove = Vec::new();
-    for phase in [old_elements, old_routes, old_neighbours, old_links] {
+    for phase in [old_elements, old_routes, old_neighbours, old_links, old_peers] {
         let ops = phase(wanted, &now);
         step(&mut now, &mut remove, ops);
     }
@@ -135,10 +169,8 @@ pub fn plan(wanted: &Dataplane, observed: &Dataplane) -> Plan {
 }
 
 fn step(now: &mut Dataplane, plan: &mut Vec<Op>, ops: Vec<Op>) {
-    for op in ops {
-        now.absorb(&op);
-        plan.push(op);
-    }
+    now.absorb_all(&ops);
+    plan.extend(ops);
 }
 
 fn foundations(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
@@ -155,6 +187,29 @@ fn foundations(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     ops
 }
 
+/// Rules before forwarding: what the host is not to forward is never forwarded.
+fn on_host(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    let (wanted, now) = (&wanted.host, &now.host);
+    let mut ops = Vec::new();
+    let anew = wanted.rules != now.rules;
+    if anew {
+        ops.push(Op::LoadHostRules { guarded: wanted.rules == HostRules::Guarded });
+    }
+    let new_peers = wanted.peers.iter().filter(|node| anew || !now.peers.contains(*node));
+    ops.extend(new_peers.map(|node| Op::AddPeer { node: *node }));
+    if wanted.forwarding && !now.forwarding {
+        ops.push(Op::EnableHostForwarding);
+    }
+    if (wanted.passage, now.passage) == (Passage::Open, Passage::Docker) {
+        ops.push(Op::OpenPassage);
+    }
+    ops
+}
+
+fn old_peers(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    now.host.peers.difference(&wanted.host.peers).map(|node| Op::RemovePeer { node: *node }).collect()
+}
+
 /// A pod whose pin is lost but whose devices live on still has its namespace, held by its processes; a second one would split it.
 fn new_pods(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     let lost = |(task, pod): &(&String, &super::links::Pod)| {
@@ -163,10 +218,11 @@ fn new_pods(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     wanted.pods.iter().filter(lost).map(|(task, _)| Op::AddPod { task: task.clone() }).collect()
 }
 
-/// A veth whose other end is seen where it does not belong, in another pod or under another name, is made anew.
+/// A veth whose other end is seen where it does not belong, in another pod or under another name, or not on the host, is made anew.
 fn new_links(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
-    let (due, seen) = (wanted.places(), now.places());
-    let misplaced = |name: &str| due.get(name).zip(seen.get(name)).is_some_and(|(due, seen)| due != seen);
+    let (due, seen) = (wanted.ends(), now.ends());
+    let cut = |name: &str| name == UPLINK && now.host.end.is_none();
+    let misplaced = |name: &str| cut(name) || due.get(name).zip(seen.get(name)).is_some_and(|(due, seen)| !due.is_where(seen));
     let mut ops = Vec::new();
     for (name, link) in &wanted.links {
         match now.links.get(name) {
@@ -176,14 +232,15 @@ fn new_links(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
         }
         match link.kind {
             LinkKind::Vxlan { .. } => ops.push(Op::AddVxlan { name: name.clone(), link: link.clone() }),
+            LinkKind::Uplink => ops.push(Op::AddUplink { link: link.clone() }),
             LinkKind::Veth => {
-                if let Some((task, interface, end)) = wanted.interface_behind(name) {
+                if let Some(end) = due.get(name.as_str()) {
                     ops.push(Op::AddVeth {
                         name: name.clone(),
                         link: link.clone(),
-                        task: task.to_owned(),
-                        interface: interface.to_owned(),
-                        end: end.clone(),
+                        task: end.task.to_owned(),
+                        interface: end.name.to_owned(),
+                        end: end.interface.clone(),
                     });
                 }
             }
@@ -202,6 +259,10 @@ fn mended(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
                 ops.push(Op::ConfigurePod { task: task.clone(), interface: interface.clone(), end: end.clone() });
             }
         }
+    }
+    match (wanted.host.end, now.host.end) {
+        (Some(end), Some(observed)) if end != observed => ops.push(Op::ConfigureUplink { end }),
+        _ => {}
     }
     ops
 }
@@ -222,19 +283,72 @@ fn new_paths(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     ops
 }
 
-/// An element whose key is taken by another makes it go first, in the same transaction.
+/// Elements whose data are others now go first, in the same transaction.
 fn new_elements(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
-    let mut ops = Vec::new();
-    for element in wanted.elements.difference(&now.elements) {
-        let in_the_way = now.elements.iter().filter(|other| other.collides(element));
-        ops.extend(in_the_way.cloned().map(Op::RemoveElement));
-        ops.push(Op::AddElement(element.clone()));
+    let (mut ops, mut new) = (Vec::new(), Vec::new());
+    for difference in differences(&wanted.elements, &now.elements) {
+        match difference {
+            Difference::Missing(key, data) => new.push(Op::AddElement(element(key, data))),
+            Difference::Altered { key, due, seen } => {
+                ops.push(Op::RemoveElement(element(key, seen)));
+                new.push(Op::AddElement(element(key, due)));
+            }
+            Difference::Stray(..) => {}
+        }
     }
+    ops.extend(new);
     ops
 }
 
 fn old_elements(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
-    now.elements.difference(&wanted.elements).cloned().map(Op::RemoveElement).collect()
+    let strays = differences(&wanted.elements, &now.elements).filter_map(|difference| match difference {
+        Difference::Stray(key, data) => Some(Op::RemoveElement(element(key, data))),
+        Difference::Missing(..) | Difference::Altered { .. } => None,
+    });
+    strays.collect()
+}
+
+fn element(key: &Key, data: &[u8]) -> Element {
+    Element { key: key.clone(), data: data.to_vec() }
+}
+
+/// How two maps differ at a key.
+#[derive(Debug)]
+enum Difference<'a, K, V> {
+    /// Only the wanted one has it.
+    Missing(&'a K, &'a V),
+    /// Both have it, with different values.
+    Altered { key: &'a K, due: &'a V, seen: &'a V },
+    /// Only the other one has it.
+    Stray(&'a K, &'a V),
+}
+
+/// The differences in the order of the keys, by one walk over both maps.
+fn differences<'a, K: Ord, V: PartialEq>(
+    wanted: &'a BTreeMap<K, V>,
+    now: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = Difference<'a, K, V>> {
+    let (mut wanted, mut now) = (wanted.iter().peekable(), now.iter().peekable());
+    iter::from_fn(move || {
+        loop {
+            let order = match (wanted.peek(), now.peek()) {
+                (Some((due, _)), Some((seen, _))) => due.cmp(seen),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => return None,
+            };
+            match order {
+                Ordering::Less => return wanted.next().map(|(key, due)| Difference::Missing(key, due)),
+                Ordering::Greater => return now.next().map(|(key, seen)| Difference::Stray(key, seen)),
+                Ordering::Equal => {
+                    let ((key, due), (_, seen)) = wanted.next().zip(now.next())?;
+                    if due != seen {
+                        return Some(Difference::Altered { key, due, seen });
+                    }
+                }
+            }
+        }
+    })
 }
 
 fn old_routes(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
@@ -254,9 +368,9 @@ fn old_neighbours(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
 fn old_links(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     let mut ops = Vec::new();
     let old_pods: Vec<&String> = now.pods.keys().filter(|task| !wanted.pods.contains_key(*task)).collect();
-    let places = now.places();
+    let ends = now.ends();
     for name in now.links.keys().filter(|name| !wanted.links.contains_key(*name)) {
-        let taken_along = places.get(name.as_str()).is_some_and(|(task, _)| !wanted.pods.contains_key(*task));
+        let taken_along = ends.get(name.as_str()).is_some_and(|end| !wanted.pods.contains_key(end.task));
         if !taken_along {
             ops.push(Op::RemoveLink { name: name.clone() });
         }
@@ -271,11 +385,17 @@ impl fmt::Display for Op {
             Self::LoadRules => write!(f, "load rules"),
             Self::PrepareResolver => write!(f, "prepare resolver"),
             Self::EnableForwarding => write!(f, "enable forwarding"),
+            Self::LoadHostRules { .. } => write!(f, "load the host's rules"),
+            Self::AddPeer { node } => write!(f, "add peer {node}"),
+            Self::EnableHostForwarding => write!(f, "enable the host's forwarding"),
+            Self::OpenPassage => write!(f, "open the passage through iptables"),
             Self::AddPod { task } => write!(f, "add pod {task}"),
             Self::AddVxlan { name, link } => write!(f, "add vxlan {name} {link}"),
+            Self::AddUplink { link } => write!(f, "add uplink {UPLINK} {link} to {HOST_END}"),
             Self::AddVeth { name, link, task, interface, .. } => write!(f, "add veth {name} {link} to {task}/{interface}"),
             Self::MendLink { name, link } => write!(f, "mend device {name} {link}"),
             Self::ConfigurePod { task, interface, end } => write!(f, "configure {task}/{interface} {}", end.ip),
+            Self::ConfigureUplink { end } => write!(f, "configure {HOST_END} mac {} mtu {}", end.mac, end.mtu),
             Self::SetNeighbour { link, ip, mac } => write!(f, "set neighbour {ip} is {mac} on {link}"),
             Self::SetForward(forward) => write!(f, "set forward {forward}"),
             Self::SetRoute { to, route } => write!(f, "set route {to} {route}"),
@@ -286,6 +406,7 @@ impl fmt::Display for Op {
             Self::RemoveForward(forward) => write!(f, "remove forward {forward}"),
             Self::RemoveLink { name } => write!(f, "remove device {name}"),
             Self::RemovePod { task } => write!(f, "remove pod {task}"),
+            Self::RemovePeer { node } => write!(f, "remove peer {node}"),
         }
     }
 }
@@ -294,7 +415,7 @@ impl fmt::Display for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
             LinkKind::Vxlan { vni, local, port, .. } => write!(f, "vni {vni} from {local} port {port} ")?,
-            LinkKind::Veth => {}
+            LinkKind::Veth | LinkKind::Uplink => {}
         }
         write!(f, "mac {} mtu {} {}", self.mac, self.mtu, if self.up { "up" } else { "down" })
     }

@@ -1,4 +1,6 @@
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use rcluster_api::wire::v1;
@@ -7,6 +9,8 @@ use super::*;
 use crate::core::dataplane::compile;
 use crate::core::links::{ROUTER_MAC, Underlay};
 use crate::core::picture::{Attachment, Attachments, Membership, Picture};
+use crate::core::rules::{egress, isolation};
+use crate::core::uplink::Forwarding;
 
 pub fn endpoint(task_id: &str, node_id: &str, ip: &str) -> v1::EndpointView {
     v1::EndpointView {
@@ -16,12 +20,13 @@ pub fn endpoint(task_id: &str, node_id: &str, ip: &str) -> v1::EndpointView {
         serving: true,
         names: vec!["web".into()],
         task: format!("web.{task_id}"),
+        ..Default::default()
     }
 }
 
 /// Two networks; on `front` a task here and two behind n2, on `back` one behind n3.
 pub fn view(revision: u64) -> v1::NetView {
-    let node = |id: &str, addr: &str| v1::NodeView { id: id.into(), name: id.into(), addr: addr.into(), incarnation: 1 };
+    let node = |id: &str, addr: &str| v1::NodeView { id: id.into(), name: id.into(), addr: addr.into(), incarnation: 1, number: 0 };
     let network = |id: &str, name: &str, vni: u32, subnet: &str, endpoints: Vec<v1::EndpointView>| v1::NetworkView {
         id: id.into(),
         name: name.into(),
@@ -46,16 +51,17 @@ pub fn view(revision: u64) -> v1::NetView {
             ),
             network("net-b", "back", 4098, "10.128.1.0/24", vec![endpoint("t4", "n3", "10.128.1.2")]),
         ],
+        ..Default::default()
     }
 }
 
 fn underlay() -> Underlay {
-    Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450 }
+    Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Netd }
 }
 
 fn attached(task: &str, networks: &[(&str, [u8; 4])]) -> Attachments {
     let networks = networks.iter().map(|(id, ip)| Membership { network_id: (*id).to_owned(), ip: Ipv4Addr::from(*ip) }).collect();
-    BTreeMap::from([(task.to_owned(), Attachment { networks })])
+    BTreeMap::from([(task.to_owned(), Attachment { networks, ..Attachment::default() })])
 }
 
 fn wanted(view: &v1::NetView, attachments: &Attachments) -> Dataplane {
@@ -77,28 +83,41 @@ fn from_nothing_rules_come_first_and_elements_last() {
         "load rules
 prepare resolver
 enable forwarding
+load the host's rules
+add peer 10.90.0.102
+add peer 10.90.0.103
+enable the host's forwarding
 add pod t1
 add veth p6d9291118c81 mac 02:72:00:00:00:01 mtu 1450 up to t1/eth0
+add uplink up mac 02:72:00:00:00:02 mtu 1450 up to rcl-up
 add vxlan v4097 vni 4097 from 10.90.0.101 port 4789 mac 02:76:0a:5a:00:65 mtu 1450 up
 add vxlan v4098 vni 4098 from 10.90.0.101 port 4789 mac 02:76:0a:5a:00:65 mtu 1450 up
 configure t1/eth0 10.128.0.2
+configure rcl-up mac 02:72:00:00:00:03 mtu 1450
 set neighbour 10.128.0.2 is 02:70:0a:80:00:02 on p6d9291118c81
 set neighbour 10.90.0.102 is 02:76:0a:5a:00:66 on v4097
 set neighbour 10.90.0.103 is 02:76:0a:5a:00:67 on v4098
 set forward 02:76:0a:5a:00:66 to 10.90.0.102 on v4097
 set forward 02:76:0a:5a:00:67 to 10.90.0.103 on v4098
-set route 0.0.0.0/0 on lo
+set route 0.0.0.0/0 via 169.254.54.1 on up
+set route 10.128.0.0/9 on lo
 set route 10.128.0.2/32 on p6d9291118c81
 set route 10.128.0.3/32 via 10.90.0.102 on v4097
 set route 10.128.0.4/32 via 10.90.0.102 on v4097
 set route 10.128.1.2/32 via 10.90.0.103 on v4098
+set route 169.254.0.0/16 on lo
 add element sources { p6d9291118c81 . 10.128.0.2 }
 add element members { p6d9291118c81 : 4097 }
 add element members { v4097 : 4097 }
 add element members { v4098 : 4098 }
 add element exits { 4097 . p6d9291118c81 }
+add element exits { 4097 . up }
 add element exits { 4097 . v4097 }
+add element exits { 4098 . up }
 add element exits { 4098 . v4098 }
+add element entries { 10.90.0.101 }
+add element entries { 10.90.0.102 }
+add element entries { 10.90.0.103 }
 -- dns
 "
     );
@@ -137,11 +156,56 @@ fn a_network_that_is_not_in_the_picture_goes_whole() {
         plan.to_string(),
         "-- dns
 remove element members { v4098 : 4098 }
+remove element exits { 4098 . up }
 remove element exits { 4098 . v4098 }
 remove route 10.128.1.2/32 via 10.90.0.103 on v4098
 remove neighbour 10.90.0.103 on v4098
 remove forward 02:76:0a:5a:00:67 to 10.90.0.103 on v4098
 remove device v4098
+remove peer 10.90.0.103
+"
+    );
+}
+
+#[test]
+fn an_internal_network_has_no_way_out() {
+    let mut next = view(2);
+    next.networks[1].internal = true;
+    let plan = plan(&wanted(&next, &Attachments::new()), &wanted(&view(1), &Attachments::new()));
+    assert_eq!(plan.to_string(), "-- dns\nremove element exits { 4098 . up }\n");
+}
+
+#[test]
+fn an_uplink_that_leads_nowhere_is_made_anew_with_the_route_that_hung_on_it() {
+    let wanted = wanted(&view(1), &Attachments::new());
+    let mut observed = wanted.clone();
+    observed.host.end = None;
+    assert_eq!(
+        plan(&wanted, &observed).to_string(),
+        "remove device up
+add uplink up mac 02:72:00:00:00:02 mtu 1450 up to rcl-up
+configure rcl-up mac 02:72:00:00:00:03 mtu 1450
+set route 0.0.0.0/0 via 169.254.54.1 on up
+-- dns
+"
+    );
+}
+
+#[test]
+fn the_hosts_rules_are_loaded_with_all_their_peers_and_before_it_forwards() {
+    let wanted = wanted(&view(1), &Attachments::new());
+    let mut observed = wanted.clone();
+    observed.host.rules = HostRules::Other;
+    observed.host.forwarding = false;
+    observed.host.passage = Passage::Docker;
+    assert_eq!(
+        plan(&wanted, &observed).to_string(),
+        "load the host's rules
+add peer 10.90.0.102
+add peer 10.90.0.103
+enable the host's forwarding
+open the passage through iptables
+-- dns
 "
     );
 }
@@ -172,17 +236,110 @@ fn a_lost_pin_of_a_living_pod_is_not_replaced_by_an_empty_namespace() {
     assert!(plan(&wanted, &observed).is_empty());
 }
 
-/// A few networks with endpoints on a few nodes, and pods here on some of them; `steady` pods have the same interface on the same network
-/// each time they appear, as it is in life.
+#[test]
+fn an_element_with_other_data_goes_before_it_comes() {
+    let wanted = wanted(&view(1), &Attachments::new());
+    let mut observed = wanted.clone();
+    for link in ["v4097", "v4098"] {
+        let member = isolation::member(link, 7);
+        observed.elements.insert(member.key, member.data);
+    }
+    let plan = plan(&wanted, &observed);
+    assert_eq!(
+        plan.to_string(),
+        "remove element members { v4097 : 7 }
+remove element members { v4098 : 7 }
+add element members { v4097 : 4097 }
+add element members { v4098 : 4098 }
+-- dns
+"
+    );
+    assert_eq!(obey(observed, &plan), wanted);
+}
+
+/// A key that counts how often it is compared.
+#[derive(Debug, PartialEq, Eq)]
+struct Counted(u32);
+
+static COMPARED: AtomicUsize = AtomicUsize::new(0);
+
+impl Ord for Counted {
+    fn cmp(&self, other: &Self) -> Ordering {
+        COMPARED.fetch_add(1, Relaxed);
+        self.0.cmp(&other.0)
+    }
+}
+
+impl PartialOrd for Counted {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+#[test]
+fn ten_thousand_elements_are_compared_with_as_many_others_in_one_walk() {
+    let every = |step: usize, value: u32| -> BTreeMap<Counted, u32> {
+        (0..).step_by(step).take(10_000).map(|key| (Counted(key), if key % 5 == 0 { value } else { 0 })).collect()
+    };
+    let (wanted, held) = (every(2, 1), every(3, 2));
+    COMPARED.store(0, Relaxed);
+    let mut counts = [0; 3];
+    for difference in differences(&wanted, &held) {
+        let kind = match difference {
+            Difference::Missing(..) => 0,
+            Difference::Altered { .. } => 1,
+            Difference::Stray(..) => 2,
+        };
+        counts[kind] += 1;
+    }
+    // Multiples of 6 below 20,000 are in both, multiples of 30 with different values.
+    assert_eq!(counts, [10_000 - 3_334, 667, 10_000 - 3_334]);
+    assert!(COMPARED.load(Relaxed) <= 20_000, "{COMPARED:?}");
+}
+
+#[test]
+fn lost_devices_take_along_what_hangs_on_them_whether_they_go_at_once_or_one_by_one() {
+    let mut pods = attached("t1", &[("net-a", [10, 128, 0, 2])]);
+    pods.extend(attached("t9", &[("net-a", [10, 128, 0, 9]), ("net-b", [10, 128, 1, 9])]));
+    let held = wanted(&view(1), &pods);
+    let ops =
+        [Op::RemoveLink { name: "v4097".into() }, Op::RemovePod { task: "t9".into() }, Op::RemoveElement(isolation::exit(4098, "v4098"))];
+    let mut at_once = held.clone();
+    at_once.absorb_all(&ops);
+    let one_by_one = ops.iter().fold(held, |mut held, op| {
+        held.absorb(op);
+        held
+    });
+    assert_eq!(at_once, one_by_one);
+    assert_eq!(at_once.links.keys().collect::<Vec<_>>(), ["p6d9291118c81", "up", "v4098"]);
+    assert_eq!(at_once.pods.keys().collect::<Vec<_>>(), ["t1"]);
+    let kept = |link: &str| ["p6d9291118c81", "v4098", "lo", "up"].contains(&link);
+    assert!(at_once.routes.values().all(|route| kept(route.link())) && at_once.routes.len() == 5, "{:?}", at_once.routes);
+    assert!(at_once.neighbours.keys().all(|(link, _)| kept(link)) && at_once.neighbours.len() == 2, "{:?}", at_once.neighbours);
+    assert!(at_once.forwards.iter().all(|forward| kept(&forward.link)) && at_once.forwards.len() == 1, "{:?}", at_once.forwards);
+}
+
+/// A few networks, each with a service whose endpoints are on a few nodes, and pods here on some of them; `steady` pods have the same
+/// interface on the same network each time they appear, as it is in life.
 fn any_wanted(steady: bool) -> impl Strategy<Value = Dataplane> {
     let endpoints = proptest::collection::btree_map(2_u8..40, 1_usize..4, 0..12);
     let networks = proptest::collection::btree_map(0_u8..4, endpoints, 0..4);
     let pods = proptest::collection::btree_map(0_u8..5, proptest::collection::btree_set(0_u8..4, 0..3), 0..5);
     (networks, pods, prop_oneof![Just(1450_u32), Just(8950)]).prop_map(move |(networks, pods, overlay_mtu)| {
-        let mut wire = v1::NetView { term: 1, revision: 1, node_id: "n1".into(), nodes: view(1).nodes, networks: Vec::new() };
+        let mut wire = v1::NetView { term: 1, revision: 1, node_id: "n1".into(), nodes: view(1).nodes, ..Default::default() };
         for (net, endpoints) in &networks {
-            let endpoints =
-                endpoints.iter().map(|(host, node)| endpoint(&format!("t{host}"), &format!("n{node}"), &format!("10.128.{net}.{host}")));
+            let endpoints = endpoints.iter().map(|(host, node)| v1::EndpointView {
+                service_id: format!("s{net}"),
+                state: if host % 7 == 0 { v1::EndpointState::Dead.into() } else { v1::EndpointState::Serving.into() },
+                serving: host % 7 != 0,
+                ..endpoint(&format!("t{host}"), &format!("n{node}"), &format!("10.128.{net}.{host}"))
+            });
+            wire.services.push(v1::ServiceView {
+                id: format!("s{net}"),
+                mode: v1::EndpointMode::Vip.into(),
+                vips: vec![v1::VipView { network_id: format!("net{net}"), ip: format!("10.128.{net}.250"), names: vec!["web".into()] }],
+                ..Default::default()
+            });
             wire.networks.push(v1::NetworkView {
                 id: format!("net{net}"),
                 name: format!("net{net}"),
@@ -198,10 +355,12 @@ fn any_wanted(steady: bool) -> impl Strategy<Value = Dataplane> {
                 let member = |net: &u8| Membership { network_id: format!("net{net}"), ip: Ipv4Addr::new(10, 128, *net, 100 + pod) };
                 let fixed = [pod % 4, (pod + 1) % 4];
                 let networks = if steady { fixed.iter().take(nets.len()).map(member).collect() } else { nets.iter().map(member).collect() };
-                (format!("pod{pod}"), Attachment { networks })
+                (format!("pod{pod}"), Attachment { networks, ..Attachment::default() })
             })
             .collect();
-        compile(&Picture::parse(&wire).0, &attachments, &Underlay { overlay_mtu, ..underlay() })
+        let mut picture = Picture::parse(&wire).0;
+        picture.silent = picture.dead_nodes();
+        compile(&picture, &attachments, &Underlay { overlay_mtu, ..underlay() })
     })
 }
 
@@ -214,6 +373,21 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
     };
     kernel.forwarding = !coin();
     kernel.resolver = !coin();
+    kernel.host.forwarding = !coin();
+    if coin() {
+        kernel.host.rules = HostRules::Other;
+    }
+    if coin() {
+        kernel.host.passage = Passage::Docker;
+    }
+    kernel.host.peers.retain(|_| !coin());
+    if coin() {
+        kernel.host.peers.insert(Ipv4Addr::new(10, 90, 0, 9));
+    }
+    if coin() {
+        kernel.host.end = None;
+    }
+    kernel.host.end.iter_mut().filter(|_| coin()).for_each(|end| end.addressed = false);
     if coin() {
         kernel.rules.rules.pop();
     }
@@ -227,10 +401,16 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
     kernel.neighbours.retain(|_, _| !coin());
     kernel.neighbours.values_mut().filter(|_| coin()).for_each(|mac| *mac = ROUTER_MAC);
     kernel.forwards.retain(|_| !coin());
-    kernel.elements.retain(|_| !coin());
+    kernel.elements.retain(|_, _| !coin());
+    kernel.elements.values_mut().filter(|_| coin()).for_each(|data| data.reverse());
     kernel.pods.values_mut().flat_map(|pod| pod.values_mut()).filter(|_| coin()).for_each(|end| end.routes.clear());
     if coin() {
-        kernel.elements.insert(Element::Source { link: "p000000000000".into(), ip: Ipv4Addr::new(1, 2, 3, 4) });
+        let stray = egress::entry(Ipv4Addr::new(10, 90, 0, 9));
+        kernel.elements.insert(stray.key, stray.data);
+    }
+    if coin() {
+        let stray = isolation::source("p000000000000", Ipv4Addr::new(1, 2, 3, 4));
+        kernel.elements.insert(stray.key, stray.data);
     }
     if coin() {
         let stale = Route::Via { link: "v1".into(), gateway: Ipv4Addr::new(10, 90, 0, 7) };
@@ -256,13 +436,16 @@ proptest! {
         for op in plan.add.iter().chain(&plan.remove) {
             let touched = match op {
                 Op::LoadRules | Op::PrepareResolver | Op::EnableForwarding => true,
+                Op::LoadHostRules { .. } | Op::EnableHostForwarding | Op::OpenPassage | Op::AddUplink { .. } => true,
+                Op::AddPeer { node } => held.host.peers.contains(node),
+                Op::RemovePeer { node } => wanted.host.peers.contains(node),
                 Op::AddPod { task } | Op::RemovePod { task } => held.pods.contains_key(task) && wanted.pods.contains_key(task),
                 Op::SetRoute { to, route } => held.routes.get(to) == Some(route),
                 Op::RemoveRoute { to, .. } => wanted.routes.contains_key(to),
                 Op::SetForward(forward) => held.forwards.contains(forward),
                 Op::RemoveForward(forward) => wanted.forwards.contains(forward),
-                Op::AddElement(element) => held.elements.contains(element),
-                Op::RemoveElement(element) => wanted.elements.contains(element),
+                Op::AddElement(element) => held.elements.get(&element.key) == Some(&element.data),
+                Op::RemoveElement(element) => wanted.elements.get(&element.key) == Some(&element.data),
                 Op::RemoveLink { name } => wanted.links.get(name).is_some_and(|link| held.links.get(name) == Some(link)),
                 _ => false,
             };

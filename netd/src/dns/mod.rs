@@ -2,8 +2,8 @@
 //!
 //! Who asks is known by the device on which a datagram came in (`IP_PKTINFO`), over TCP by the source address; a pod can forge neither, for
 //! the rules drop what does not come from its own address on its own device. What an asker sees stands on a `Board`, which is swapped
-//! whole; `core::names` answers, `wire` speaks DNS. UDP is served by one thread with a blocking socket, TCP by the runtime. Never: asks
-//! another resolver.
+//! whole; `core::names` answers, `wire` speaks DNS. UDP is served by one thread with a blocking socket, TCP by the runtime; what is not ours to
+//! answer they hand to `forward`, which has the host's resolvers asked. Never: lets a pod wait because of what another one asks.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -18,13 +18,24 @@ use crate::core::picture::Attachments;
 
 pub mod server;
 
+pub mod forward;
+
 mod wire;
 
 /// What every asker sees.
 #[derive(Debug, Default)]
 pub struct Board {
-    by_index: BTreeMap<u32, Sight>,
-    by_address: BTreeMap<Ipv4Addr, Sight>,
+    /// By the device on which the question comes in.
+    pub by_index: BTreeMap<u32, Asker>,
+    pub by_address: BTreeMap<Ipv4Addr, Asker>,
+}
+
+/// A pod here.
+#[derive(Debug, Clone)]
+pub struct Asker {
+    /// Its task id.
+    pub pod: Arc<str>,
+    pub sight: Sight,
 }
 
 /// The board in force and the count of questions.
@@ -40,10 +51,11 @@ impl Board {
         let mut board = Self::default();
         for (task_id, attachment) in attachments {
             let Some(sight) = sights.get(task_id) else { continue };
+            let asker = Asker { pod: Arc::from(task_id.as_str()), sight: sight.clone() };
             for membership in &attachment.networks {
-                board.by_address.insert(membership.ip, sight.clone());
+                board.by_address.insert(membership.ip, asker.clone());
                 if let Some(index) = indexes.get(&veth_name(task_id, &membership.network_id)) {
-                    board.by_index.insert(*index, sight.clone());
+                    board.by_index.insert(*index, asker.clone());
                 }
             }
         }

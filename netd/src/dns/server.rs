@@ -1,15 +1,18 @@
 //! The resolver's two loops.
+//!
+//! One pod cannot keep the others from being answered: over UDP each device has a budget of questions, what is beyond it is dropped unread; over TCP
+//! each address has a few connections, what is beyond them is closed at once, and none lasts longer than `CONNECTION_MAX`.
 
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -17,35 +20,61 @@ use tokio::time::timeout;
 use tracing::{debug, error, warn};
 
 use super::SharedBoard;
-use super::wire::{Transport, respond};
+use super::forward::Forwarder;
+use super::wire::{Transport, Verdict, respond};
+use crate::core::shares::{Budgets, Shares};
 
 const REQUEST_BYTES_MAX: usize = 4096;
 
+/// What may wait to be read: what one pod sends too much is to be dropped here, not what the others send by the kernel.
+const RECEIVE_BYTES_MAX: usize = 4 << 20;
+
 /// TCP connections at one time; more wait in the backlog.
-const CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_MAX: usize = 256;
+
+/// TCP connections of one address, which is one pod's on one network; more are closed at once.
+const CONNECTIONS_OF_ONE_MAX: usize = 8;
 
 /// How long a TCP connection may be silent, or slow.
 const IDLE_MAX: Duration = Duration::from_secs(3);
 
+/// The same while more than half of all connections are taken.
+const IDLE_MAX_WHEN_CROWDED: Duration = Duration::from_millis(300);
+
+/// How long a TCP connection may last.
+const CONNECTION_MAX: Duration = Duration::from_secs(10);
+
 /// Questions on one TCP connection.
-const CONNECTION_QUERIES_MAX: usize = 1000;
+const CONNECTION_QUERIES_MAX: usize = 100;
 
 /// Serves UDP until the process ends.
-pub fn serve_udp(socket: UdpSocket, shared: SharedBoard) -> io::Result<thread::JoinHandle<()>> {
+pub fn serve_udp(socket: UdpSocket, shared: SharedBoard, forwarder: Forwarder) -> io::Result<thread::JoinHandle<()>> {
+    if let Err(errno) = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BYTES_MAX) {
+        warn!(%errno, "the resolver's UDP socket keeps its small buffer: while one pod floods it, questions of others may be lost");
+    }
+    let socket = Arc::new(socket);
     thread::Builder::new().name("dns".to_owned()).stack_size(256 * 1024).spawn(move || {
         let mut buffer = [0; REQUEST_BYTES_MAX];
         let mut control = nix::cmsg_space!(nix::libc::in_pktinfo);
         let mut rng = rand::rng();
+        let mut budgets = Budgets::default();
         loop {
             match receive(&socket, &mut buffer, &mut control) {
-                Ok(Some((len, device, asker))) => {
+                Ok(Some((_, device, _))) if !budgets.take(device, Instant::now()) => {}
+                Ok(Some((len, device, from))) => {
                     shared.queries.fetch_add(1, Ordering::Relaxed);
                     let board = shared.board.load();
-                    if let Some(answer) = respond(&buffer[..len], board.by_index.get(&device), Transport::Udp, &mut rng) {
-                        drop(board);
-                        if let Err(error) = socket.send_to(&answer, asker) {
-                            debug!(%asker, %error, "answer not sent");
+                    let asker = board.by_index.get(&device);
+                    match (respond(&buffer[..len], asker.map(|asker| &asker.sight), Transport::Udp, &mut rng), asker) {
+                        (Verdict::Answer(answer), _) => {
+                            if let Err(error) = socket.send_to(&answer, from) {
+                                debug!(asker = %from, %error, "answer not sent");
+                            }
                         }
+                        (Verdict::Foreign(question), Some(asker)) => {
+                            forwarder.answer_to(asker.pod.clone(), question, socket.clone(), from);
+                        }
+                        (Verdict::Foreign(_), None) | (Verdict::Silence, _) => {}
                     }
                 }
                 Ok(None) => {}
@@ -73,19 +102,25 @@ fn receive(socket: &UdpSocket, buffer: &mut [u8], control: &mut [u8]) -> nix::Re
 }
 
 /// Serves TCP until it is dropped.
-pub async fn serve_tcp(listener: std::net::TcpListener, shared: SharedBoard) -> io::Result<()> {
+pub async fn serve_tcp(listener: std::net::TcpListener, shared: SharedBoard, forwarder: Forwarder) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let shares = Arc::new(Mutex::new(Shares::new(CONNECTIONS_OF_ONE_MAX, CONNECTIONS_MAX)));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return Ok(()) };
         match listener.accept().await {
             Ok((stream, asker)) => {
-                let shared = shared.clone();
+                let Some(place) = Place::take(&shares, asker.ip()) else {
+                    debug!(%asker, "connection refused: its address has {CONNECTIONS_OF_ONE_MAX}");
+                    continue;
+                };
+                let connection = Connection { shared: shared.clone(), forwarder: forwarder.clone(), slots: slots.clone() };
                 tokio::spawn(async move {
-                    if let Err(error) = serve_connection(stream, asker, &shared).await {
+                    let served = timeout(CONNECTION_MAX, connection.serve(stream, asker)).await;
+                    if let Err(error) = served.unwrap_or_else(|elapsed| Err(elapsed.into())) {
                         debug!(%asker, %error, "connection ended");
                     }
-                    drop(slot);
+                    drop((place, slot));
                 });
             }
             Err(error) => {
@@ -96,24 +131,67 @@ pub async fn serve_tcp(listener: std::net::TcpListener, shared: SharedBoard) -> 
     }
 }
 
-async fn serve_connection(mut stream: TcpStream, asker: SocketAddr, shared: &SharedBoard) -> io::Result<()> {
-    let IpAddr::V4(ip) = asker.ip() else { return Ok(()) };
-    for _ in 0..CONNECTION_QUERIES_MAX {
-        let len = match timeout(IDLE_MAX, stream.read_u16()).await? {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            other => usize::from(other?),
-        };
-        let mut request = vec![0; len];
-        timeout(IDLE_MAX, stream.read_exact(&mut request)).await??;
-        shared.queries.fetch_add(1, Ordering::Relaxed);
-        let answer = {
-            let board = shared.board.load();
-            respond(&request, board.by_address.get(&ip), Transport::Tcp, &mut rand::rng())
-        };
-        let Some(answer) = answer else { return Ok(()) };
-        let mut framed = u16::try_from(answer.len()).unwrap_or(u16::MAX).to_be_bytes().to_vec();
-        framed.extend(&answer);
-        timeout(IDLE_MAX, stream.write_all(&framed)).await??;
+/// A connection's place among those of its address; given back when dropped.
+struct Place {
+    shares: Arc<Mutex<Shares<IpAddr>>>,
+    address: IpAddr,
+}
+
+impl Place {
+    fn take(shares: &Arc<Mutex<Shares<IpAddr>>>, address: IpAddr) -> Option<Self> {
+        let granted = shares.lock().unwrap_or_else(PoisonError::into_inner).take(&address);
+        granted.then(|| Self { shares: shares.clone(), address })
     }
-    Ok(())
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner).give_back(&self.address);
+    }
+}
+
+/// What a connection is served with.
+struct Connection {
+    shared: SharedBoard,
+    forwarder: Forwarder,
+    slots: Arc<Semaphore>,
+}
+
+impl Connection {
+    async fn serve(&self, mut stream: TcpStream, asker: SocketAddr) -> io::Result<()> {
+        let IpAddr::V4(ip) = asker.ip() else { return Ok(()) };
+        for _ in 0..CONNECTION_QUERIES_MAX {
+            let len = match timeout(self.idle_max(), stream.read_u16()).await? {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                other => usize::from(other?),
+            };
+            let mut request = vec![0; len];
+            timeout(self.idle_max(), stream.read_exact(&mut request)).await??;
+            let Some(answer) = self.answer(&request, ip).await else { return Ok(()) };
+            let mut framed = u16::try_from(answer.len()).unwrap_or(u16::MAX).to_be_bytes().to_vec();
+            framed.extend(&answer);
+            timeout(self.idle_max(), stream.write_all(&framed)).await??;
+        }
+        Ok(())
+    }
+
+    async fn answer(&self, request: &[u8], ip: Ipv4Addr) -> Option<Vec<u8>> {
+        self.shared.queries.fetch_add(1, Ordering::Relaxed);
+        let (verdict, pod) = {
+            let board = self.shared.board.load();
+            let asker = board.by_address.get(&ip);
+            let verdict = respond(request, asker.map(|asker| &asker.sight), Transport::Tcp, &mut rand::rng());
+            (verdict, asker.map(|asker| asker.pod.clone()))
+        };
+        match verdict {
+            Verdict::Answer(answer) => Some(answer),
+            Verdict::Foreign(question) => self.forwarder.answer(pod?, question).await,
+            Verdict::Silence => None,
+        }
+    }
+
+    /// How long it may be silent, by the slots that are free.
+    fn idle_max(&self) -> Duration {
+        if self.slots.available_permits() < CONNECTIONS_MAX / 2 { IDLE_MAX_WHEN_CROWDED } else { IDLE_MAX }
+    }
 }

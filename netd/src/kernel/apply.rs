@@ -12,12 +12,14 @@ use nix::errno::Errno;
 
 use super::linux::{Linux, ROUTER};
 use super::messages::{self, CREATE, Next, REPLACE};
+use super::netlink::Netlink;
+use super::nft::Change;
 use super::observe::Device;
-use super::{Failure, KernelError, netns, nft, observe};
+use super::{Failure, KernelError, host, netns, nft, observe};
 use crate::core::links::{Interface, Link, LinkKind, RESOLVER};
 use crate::core::neighbours::Route;
 use crate::core::plan::Op;
-use crate::core::rules;
+use crate::core::rules::skeleton::skeleton;
 
 /// The kernel does its deferred work within a second.
 const CARRIER_TRIES_MAX: u32 = 1000;
@@ -31,6 +33,8 @@ enum Manner {
     Batch,
     /// As elements of one transaction.
     Transaction,
+    /// The same on the host.
+    HostTransaction,
     OneByOne,
 }
 
@@ -43,9 +47,15 @@ fn manner(op: &Op) -> Manner {
         | Op::RemoveNeighbour { .. }
         | Op::RemoveForward(_) => Manner::Batch,
         Op::AddElement(_) | Op::RemoveElement(_) => Manner::Transaction,
+        Op::AddPeer { .. } | Op::RemovePeer { .. } => Manner::HostTransaction,
         Op::LoadRules
         | Op::PrepareResolver
         | Op::EnableForwarding
+        | Op::LoadHostRules { .. }
+        | Op::EnableHostForwarding
+        | Op::OpenPassage
+        | Op::AddUplink { .. }
+        | Op::ConfigureUplink { .. }
         | Op::AddPod { .. }
         | Op::AddVxlan { .. }
         | Op::AddVeth { .. }
@@ -65,6 +75,7 @@ pub fn apply(linux: &mut Linux, ops: &[Op]) -> Vec<Failure> {
         match manner(&group[0]) {
             Manner::Batch => failures.extend(batch(linux, group).into_iter().map(fails)),
             Manner::Transaction => failures.extend(transaction(linux, group).into_iter().map(fails)),
+            Manner::HostTransaction => failures.extend(peers(linux, group).into_iter().map(fails)),
             Manner::OneByOne => {
                 let errors = group.iter().enumerate().filter_map(|(index, op)| one(linux, op).err().map(|error| (index, error)));
                 failures.extend(errors.map(fails));
@@ -110,7 +121,7 @@ fn is_removal(op: &Op) -> bool {
     matches!(op, Op::RemoveRoute { .. } | Op::RemoveNeighbour { .. } | Op::RemoveForward(_))
 }
 
-fn is_absent(errno: Errno) -> bool {
+pub(super) fn is_absent(errno: Errno) -> bool {
     matches!(errno, Errno::ENOENT | Errno::ESRCH | Errno::ENODEV)
 }
 
@@ -151,24 +162,36 @@ fn message(linux: &Linux, op: &Op) -> Result<Option<(RouteNetlinkMessage, u16)>,
 
 fn transaction(linux: &mut Linux, ops: &[Op]) -> Vec<(usize, KernelError)> {
     let changes = ops.iter().filter_map(|op| match op {
-        Op::AddElement(element) => Some((true, element)),
-        Op::RemoveElement(element) => Some((false, element)),
+        Op::AddElement(element) => Some(Change::add(element)),
+        Op::RemoveElement(element) => Some(Change::remove(element)),
         _ => None,
     });
-    let Err(error) = nft::change(&mut linux.rules, changes) else { return Vec::new() };
-    // All or nothing: every one of them failed, for this one reason.
-    let why = error.to_string();
-    ops.iter().enumerate().map(|(index, op)| (index, KernelError::Missing { why: format!("{op}, with others: {why}") })).collect()
+    let changes: Vec<Change<'_>> = changes.collect();
+    nft::change(&mut linux.rules, &changes).err().map(|error| all(ops, &error)).unwrap_or_default()
+}
+
+fn peers(linux: &mut Linux, ops: &[Op]) -> Vec<(usize, KernelError)> {
+    host::change_peers(linux, ops).err().map(|error| all(ops, &error)).unwrap_or_default()
+}
+
+/// All or nothing: every one of them failed, for one reason.
+fn all(ops: &[Op], error: &KernelError) -> Vec<(usize, KernelError)> {
+    ops.iter().enumerate().map(|(index, op)| (index, KernelError::Missing { why: format!("{op}, with others: {error}") })).collect()
 }
 
 fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {
     match op {
-        Op::LoadRules => nft::load(&mut linux.rules, &rules::skeleton()),
+        Op::LoadRules => nft::load(&mut linux.rules, &skeleton()),
         Op::PrepareResolver => {
             linux.router.request("bring up the router's loopback", messages::loopback_up(), 0)?;
             linux.router.request("give the router the resolver's address", messages::loopback_address(RESOLVER), REPLACE)
         }
         Op::EnableForwarding => linux.enable_forwarding(),
+        Op::LoadHostRules { guarded } => host::load_rules(linux, *guarded),
+        Op::EnableHostForwarding => host::enable_forwarding(),
+        Op::OpenPassage => host::open_passage(linux),
+        Op::AddUplink { link } => host::add_uplink(linux, link),
+        Op::ConfigureUplink { end } => host::configure_uplink(linux, end),
         Op::AddPod { task } => linux.create_pod(task),
         Op::AddVxlan { name, link } => add_vxlan(linux, name, link),
         Op::AddVeth { name, link, task, interface, end } => add_veth(linux, name, link, task, (interface, end)),
@@ -239,22 +262,25 @@ fn configure_pod(linux: &mut Linux, task: &str, interface: &str, end: &Interface
         (messages::new_address(index, end.ip), REPLACE),
         (RouteNetlinkMessage::NewNeighbour(messages::neighbour(index, RESOLVER, Some(end.gateway))), REPLACE),
     ];
-    for to in &end.routes {
-        let next = Next::Gateway { device: index, address: RESOLVER, source: Some(end.ip) };
-        batch.push((RouteNetlinkMessage::NewRoute(messages::route(*to, next)), REPLACE));
-    }
+    let next = Next::Gateway { device: index, address: RESOLVER, source: Some(end.ip) };
+    // What is routed by another of the pod's interfaces from now on.
+    let names = BTreeMap::from([(index, interface.to_owned())]);
+    let held = observe::routes(&mut netlink, &names)?;
+    let strays = held.iter().filter(|(to, route)| route.link() == interface && !end.routes.contains(to));
+    batch.extend(strays.map(|(to, _)| (RouteNetlinkMessage::DelRoute(messages::route(*to, next)), 0)));
+    batch.extend(end.routes.iter().map(|to| (RouteNetlinkMessage::NewRoute(messages::route(*to, next)), REPLACE)));
     match netlink.batch(batch)?.into_iter().next() {
         Some((_, errno)) => Err(KernelError::Refused { what: format!("configure {task}/{interface} {}", end.ip), errno }),
         None => await_carrier(linux, &end.link),
     }
 }
 
-/// Waits until the router's end of a veth sends what it is given. It hears of the carrier when the pod's end comes up, but takes it in by
+/// Waits until the router's end of a veth sends what it is given. It hears of the carrier when the other end comes up, but takes it in by
 /// deferred work, and drops until then; to ask for the device does that work at once on kernels since 6.8, and otherwise tells when it
 /// is done. A device that stays silent is left to the traffic to find out.
-fn await_carrier(linux: &mut Linux, link: &str) -> Result<(), KernelError> {
+pub(super) fn await_carrier(linux: &mut Linux, link: &str) -> Result<(), KernelError> {
     for _ in 0..CARRIER_TRIES_MAX {
-        match get_device(linux, link)? {
+        match get_device(&mut linux.router, link)? {
             Some(device) if device.up && !device.carries => thread::sleep(CARRIER_TRY_EVERY),
             Some(_) | None => break,
         }
@@ -262,7 +288,7 @@ fn await_carrier(linux: &mut Linux, link: &str) -> Result<(), KernelError> {
     Ok(())
 }
 
-fn remove_link(linux: &mut Linux, name: &str) -> Result<(), KernelError> {
+pub(super) fn remove_link(linux: &mut Linux, name: &str) -> Result<(), KernelError> {
     let Some(index) = lookup(linux, name)? else { return Ok(()) };
     linux.indexes.remove(name);
     match linux.router.request(&format!("remove device {name}"), messages::del_link(index), 0) {
@@ -271,18 +297,20 @@ fn remove_link(linux: &mut Linux, name: &str) -> Result<(), KernelError> {
     }
 }
 
-fn learn(linux: &mut Linux, name: &str) -> Result<(), KernelError> {
+/// Remembers the index of a device of the router namespace.
+pub(super) fn learn(linux: &mut Linux, name: &str) -> Result<(), KernelError> {
     let index = lookup(linux, name)?.ok_or_else(|| KernelError::NoLink { name: name.to_owned() })?;
     linux.indexes.insert(name.to_owned(), index);
     Ok(())
 }
 
 fn lookup(linux: &mut Linux, name: &str) -> Result<Option<u32>, KernelError> {
-    Ok(get_device(linux, name)?.map(|device| device.index))
+    Ok(get_device(&mut linux.router, name)?.map(|device| device.index))
 }
 
-fn get_device(linux: &mut Linux, name: &str) -> Result<Option<Device>, KernelError> {
-    match linux.router.ask(&format!("look up device {name}"), messages::get_link(name)) {
+/// A device of the socket's namespace.
+pub(super) fn get_device(netlink: &mut Netlink, name: &str) -> Result<Option<Device>, KernelError> {
+    match netlink.ask(&format!("look up device {name}"), messages::get_link(name)) {
         Ok(answers) => Ok(answers.iter().find_map(|answer| match answer {
             RouteNetlinkMessage::NewLink(link) => Some(observe::device(link)),
             _ => None,

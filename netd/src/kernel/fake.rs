@@ -1,17 +1,24 @@
 //! A kernel that holds a `Dataplane` and obeys, except where it is told to refuse.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use nix::errno::Errno;
 
 use super::{Failure, Kernel, KernelError, Pods};
 use crate::core::dataplane::Dataplane;
+use crate::core::flows::Flow;
 use crate::core::plan::Op;
 
 /// Simulates the kernel; `refuses` names, by a part of their text, operations that fail.
 #[derive(Debug, Default)]
 pub struct Fake {
     pub held: Dataplane,
+    /// The connections that it tracks.
+    pub flows: Vec<Flow>,
+    /// Nodes that answer when they are asked.
+    pub answering: BTreeSet<Ipv4Addr>,
     pub refuses: Option<&'static str>,
     /// Everything that was asked of it.
     pub obeyed: Vec<String>,
@@ -36,11 +43,28 @@ impl Kernel for Fake {
         failures
     }
 
+    fn flows(&mut self) -> Result<Vec<Flow>, KernelError> {
+        Ok(self.flows.clone())
+    }
+
+    fn forget(&mut self, flow: &Flow) -> Result<(), KernelError> {
+        self.flows.retain(|known| known != flow);
+        Ok(())
+    }
+
+    fn silent(&mut self, nodes: &BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4Addr> {
+        nodes.difference(&self.answering).copied().collect()
+    }
+
     fn indexes(&self) -> BTreeMap<u32, String> {
         (10..).zip(self.held.links.keys().cloned()).collect()
     }
 
     fn overlay_mtu(&mut self) -> Result<u32, KernelError> {
         Ok(1450)
+    }
+
+    fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {
+        Ok(Vec::new())
     }
 }

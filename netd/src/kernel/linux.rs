@@ -3,24 +3,27 @@
 //! ```text
 //! host namespace          router namespace (R/netns/router)             pod namespace (R/netns/<task id>)
 //! underlay ── UDP 4789 ┄┄ v<vni>  ── routes, rules ── p<hash> ═ veth ═ eth0, address /32
-//!                                   lo: resolver, gateway
+//! rcl-up ══ veth ════════ up        lo: resolver, gateway
 //! ```
 //!
 //! The router namespace is adopted if it is pinned already; nothing in it is reset.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use ipnet::Ipv4Net;
 use netlink_packet_route::link::InfoKind;
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
+use tracing::warn;
 
 use super::netlink::Netlink;
-use super::{Failure, Kernel, KernelError, Pods, apply, messages, netns, nft, observe};
+use super::{Failure, Kernel, KernelError, Pods, apply, conntrack, echo, host, messages, netns, nft, observe};
 use crate::core::dataplane::Dataplane;
+use crate::core::flows::Flow;
 use crate::core::links::{Pod, RESOLVER, VXLAN_OVERHEAD};
 use crate::core::plan::Op;
 
@@ -46,6 +49,8 @@ pub struct Linux {
     pub(super) host: Netlink,
     pub(super) router: Netlink,
     pub(super) rules: Netlink,
+    /// nf_tables of the host's namespace.
+    pub(super) host_rules: Netlink,
     /// The router namespace's devices by name, as last seen or made.
     pub(super) indexes: BTreeMap<String, u32>,
 }
@@ -63,12 +68,14 @@ impl Linux {
         fs::create_dir_all(&pins).map_err(|source| KernelError::Namespace { path: pins.clone(), source })?;
         let mut host = Netlink::open(NETLINK_ROUTE)?;
         probe(&mut host)?;
+        host::check(&mut host)?;
         let router_pin = pins.join(ROUTER);
         let adopted = netns::create(&router_pin, prepare_router)?.is_none();
         let (router, rules) = netns::inside(&router_pin, || {
             Ok((Netlink::open(NETLINK_ROUTE)?, Netlink::open(nft::NETLINK_NETFILTER).map_err(no_nf_tables)?))
         })?;
-        let mut linux = Self { pins, addr, host, router, rules, indexes: BTreeMap::new() };
+        let host_rules = Netlink::open(nft::NETLINK_NETFILTER).map_err(no_nf_tables)?;
+        let mut linux = Self { pins, addr, host, router, rules, host_rules, indexes: BTreeMap::new() };
         linux.overlay_mtu()?;
         nft::observe(&mut linux.rules).map_err(no_nf_tables)?;
         Ok((linux, adopted))
@@ -164,11 +171,27 @@ impl Kernel for Linux {
             forwards: observe::forwards(&mut self.router, &ours)?,
             routes: observe::routes(&mut self.router, &names)?,
             pods: self.observe_pods(pods, &names)?,
+            host: host::observe(self, &devices)?,
         })
     }
 
     fn apply(&mut self, ops: &[Op]) -> Vec<Failure> {
         apply::apply(self, ops)
+    }
+
+    fn flows(&mut self) -> Result<Vec<Flow>, KernelError> {
+        conntrack::flows(&mut self.rules)
+    }
+
+    fn forget(&mut self, flow: &Flow) -> Result<(), KernelError> {
+        conntrack::forget(&mut self.rules, flow)
+    }
+
+    fn silent(&mut self, nodes: &BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4Addr> {
+        echo::silent(nodes).unwrap_or_else(|error| {
+            warn!(%error, "nodes that are said to be down could not be asked");
+            BTreeSet::new()
+        })
     }
 
     fn indexes(&self) -> BTreeMap<u32, String> {
@@ -189,6 +212,10 @@ impl Kernel for Linux {
         }
         // The loopback's 64 KiB and other giants are more than an IP packet can use.
         Ok(mtu.min(u32::from(u16::MAX)) - VXLAN_OVERHEAD)
+    }
+
+    fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {
+        observe::host_routes(&mut self.host)
     }
 }
 

@@ -116,21 +116,22 @@ pub fn del_link(index: u32) -> RouteNetlinkMessage {
 
 /// An address on the loopback.
 pub fn loopback_address(ip: Ipv4Addr) -> RouteNetlinkMessage {
-    RouteNetlinkMessage::NewAddress(address(LOOPBACK_INDEX, ip))
+    RouteNetlinkMessage::NewAddress(address(LOOPBACK_INDEX, ip, ip))
 }
 
 /// A /32 on a device.
 pub fn new_address(index: u32, ip: Ipv4Addr) -> RouteNetlinkMessage {
-    RouteNetlinkMessage::NewAddress(address(index, ip))
+    RouteNetlinkMessage::NewAddress(address(index, ip, ip))
 }
 
-fn address(index: u32, ip: Ipv4Addr) -> AddressMessage {
+/// A device's own address, and the one behind it that is reached without a gateway; the same twice for a /32.
+pub fn address(index: u32, ip: Ipv4Addr, peer: Ipv4Addr) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;
     message.header.prefix_len = 32;
     message.header.index = index;
     message.attributes.push(AddressAttribute::Local(IpAddr::V4(ip)));
-    message.attributes.push(AddressAttribute::Address(IpAddr::V4(ip)));
+    message.attributes.push(AddressAttribute::Address(IpAddr::V4(peer)));
     message
 }
 

@@ -3,20 +3,27 @@
 //! Does what `core` decides: `observe` reads the kernel into a `Dataplane`, `apply` carries out operations. Both are synchronous and
 //! belong to the one thread that owns the dataplane. Never: decides, or touches what is not ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use ipnet::Ipv4Net;
 use nix::errno::Errno;
 use thiserror::Error;
 
 use crate::core::dataplane::Dataplane;
+use crate::core::flows::Flow;
 use crate::core::links::Pod;
 use crate::core::plan::Op;
 
 pub mod netlink;
 
 pub mod nft;
+
+mod conntrack;
+
+mod echo;
 
 pub mod netns;
 
@@ -25,6 +32,8 @@ pub mod linux;
 pub mod messages;
 
 mod observe;
+
+pub mod host;
 
 mod apply;
 
@@ -88,9 +97,21 @@ pub trait Kernel {
     /// Carries out the operations in order; what fails is told and the rest is done.
     fn apply(&mut self, ops: &[Op]) -> Vec<Failure>;
 
+    /// The connections over TCP and UDP that the router namespace tracks.
+    fn flows(&mut self) -> Result<Vec<Flow>, KernelError>;
+
+    /// Has a connection forgotten, if it is still tracked.
+    fn forget(&mut self, flow: &Flow) -> Result<(), KernelError>;
+
+    /// Those of the nodes that do not answer within 300 ms; none when they cannot be asked.
+    fn silent(&mut self, nodes: &BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4Addr>;
+
     /// The router namespace's devices by index, for telling who asks DNS.
     fn indexes(&self) -> BTreeMap<u32, String>;
 
     /// The MTU that is left for pods over the underlay as it is now.
     fn overlay_mtu(&mut self) -> Result<u32, KernelError>;
+
+    /// Where the host itself sends packets to, by all of its tables.
+    fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError>;
 }

@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::KernelError;
@@ -19,6 +19,7 @@ use super::messages::PROTOCOL;
 use super::netlink::Netlink;
 use crate::core::links::{Interface, Link, LinkKind, Mac, Pod, RESOLVER, is_ours};
 use crate::core::neighbours::{Forward, Neighbours, Route};
+use crate::core::uplink::UPLINK;
 
 /// A device as the kernel shows it.
 pub struct Device {
@@ -97,7 +98,8 @@ fn vxlan(data: &[InfoVxlan]) -> LinkKind {
 pub fn links(devices: &[Device]) -> BTreeMap<String, Link> {
     let ours = devices.iter().filter(|device| is_ours(&device.name));
     ours.filter_map(|device| {
-        let kind = device.vxlan.or(device.is_veth.then_some(LinkKind::Veth))?;
+        let veth = if device.name == UPLINK { LinkKind::Uplink } else { LinkKind::Veth };
+        let kind = device.vxlan.or(device.is_veth.then_some(veth))?;
         Some((device.name.clone(), Link { kind, mac: device.mac?, mtu: device.mtu, up: device.up }))
     })
     .collect()
@@ -192,6 +194,30 @@ pub fn routes(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Result<BT
         .into_iter()
         .filter_map(|message| if let RouteNetlinkMessage::NewRoute(route) = message { route_of(&route, names) } else { None })
         .collect())
+}
+
+/// Every destination that the socket's namespace has a way to, in whichever table; its own addresses are none.
+pub fn host_routes(netlink: &mut Netlink) -> Result<Vec<Ipv4Net>, KernelError> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    let messages = netlink.dump("list the host's routes", &RouteNetlinkMessage::GetRoute(message))?;
+    Ok(messages
+        .into_iter()
+        .filter_map(|message| if let RouteNetlinkMessage::NewRoute(route) = message { destination_of(&route) } else { None })
+        .collect())
+}
+
+fn destination_of(message: &RouteMessage) -> Option<Ipv4Net> {
+    let header = &message.header;
+    let is_ours = header.protocol == RouteProtocol::Other(PROTOCOL);
+    if header.address_family != AddressFamily::Inet || header.kind != RouteType::Unicast || is_ours {
+        return None;
+    }
+    let to = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(*ip),
+        _ => None,
+    });
+    Ipv4Net::new(to.unwrap_or(Ipv4Addr::UNSPECIFIED), header.destination_prefix_length).ok()
 }
 
 fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<(Ipv4Net, Route)> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use rcluster_netd::core::links::{Mac, vtep_mac};
-use rcluster_netd::core::rules::Element;
+use rcluster_netd::core::rules::{TABLE, isolation};
 use rcluster_netd::kernel::messages::{self, Next};
 use rcluster_netd::kernel::netlink::Netlink;
 use rcluster_netd::kernel::nft;
@@ -211,7 +211,7 @@ fn detach_leaves_nothing_and_can_be_repeated() {
 }
 
 /// Elements and routes of the router, as text.
-fn held(host: &crate::support::Host) -> String {
+pub fn held(host: &crate::support::Host) -> String {
     host.inside("router", || {
         let (_, elements) = nft::observe(&mut Netlink::open(nft::NETLINK_NETFILTER).unwrap()).unwrap();
         let mut route = netlink_packet_route::route::RouteMessage::default();
@@ -249,7 +249,7 @@ fn a_network_that_left_the_picture_serves_its_last_pod() {
     let _listener = lab.hosts[1].listen("t2", "10.128.0.3:80");
     lab.hosts[0].connect("t1", "10.128.0.3:80").unwrap();
     lab.hosts[0].detach("t1").unwrap();
-    eventually("no device is left", || lab.hosts[0].devices().iter().all(|(name, _)| name == "lo"));
+    eventually("no device is left", || lab.hosts[0].devices().iter().all(|(name, _)| name == "lo" || name == "up"));
 }
 
 #[test]
@@ -272,8 +272,8 @@ fn what_someone_breaks_is_mended_and_counted() {
         netlink.request("forward", delete(messages::forward(vxlan, vtep_mac(peer), peer)), 0).unwrap();
         netlink.request("mtu", messages::set_link(vxlan, Mac([2, 0, 0, 0, 0, 9]), 1000, true), 0).unwrap();
         netlink.request("stale route", RouteNetlinkMessage::NewRoute(stranger), messages::REPLACE).unwrap();
-        let element = Element::Exit { vni: 4096, link: "v4096".into() };
-        nft::change(&mut Netlink::open(nft::NETLINK_NETFILTER).unwrap(), [(false, &element)].into_iter()).unwrap();
+        let element = isolation::exit(4096, "v4096");
+        nft::change(&mut Netlink::open(nft::NETLINK_NETFILTER).unwrap(), &[nft::Change::remove(&element)]).unwrap();
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
     });
     let before = held(host);
@@ -292,7 +292,7 @@ fn what_someone_breaks_is_mended_and_counted() {
     host.inside("router", move || {
         nft::load(
             &mut Netlink::open(nft::NETLINK_NETFILTER).unwrap(),
-            &rcluster_netd::core::rules::Skeleton { sets: vec![], chains: vec![] },
+            &rcluster_netd::core::rules::Skeleton { table: TABLE, sets: vec![], chains: vec![] },
         )
         .unwrap();
         Netlink::open(0).unwrap().request("device", messages::del_link(vxlan), 0).unwrap();
@@ -366,4 +366,27 @@ fn a_pods_own_devices_are_its_own_business() {
     assert_eq!(host.devices(), devices);
     let _listener = lab.hosts[1].listen("t2", "10.128.0.3:80");
     lab.hosts[0].connect("t1", "10.128.0.3:80").unwrap();
+}
+
+#[test]
+fn the_hosts_own_routes_are_told() {
+    let lab = Lab::start(1);
+    let host = &lab.hosts[0];
+    let told = || {
+        let network = host.status().unwrap().network.unwrap();
+        (network.mtu, network.routes, network.conditions)
+    };
+    assert_eq!(told(), (1450, vec!["10.90.0.0/24".to_owned()], vec![]));
+    host.here(|| {
+        for route in ["192.168.7.0/24", "192.168.7.9/32", "default", "172.30.0.0/16 table 100", "blackhole 10.1.0.0/16"] {
+            let device: &[&str] = if route.starts_with("blackhole") { &[] } else { &["dev", "up0"] };
+            let added = std::process::Command::new("ip").args(["route", "add"]).args(route.split(' ')).args(device).status();
+            assert!(added.unwrap().success(), "{route}");
+        }
+    });
+    // A netd with pods makes no route on the host itself.
+    lab.apply(1, &[network("front", 0, &[("t1", 0, 2)])]);
+    host.attach("t1", &[("front", "10.128.0.2")]).unwrap();
+    let routes = ["10.90.0.0/24", "172.30.0.0/16", "192.168.7.0/24"].map(str::to_owned).to_vec();
+    assert_eq!(told(), (1450, routes, vec![]));
 }

@@ -4,8 +4,20 @@ mod support;
 
 mod names;
 
+mod leave;
+
+mod egress;
+
+mod forward;
+
 mod overlay;
 
+mod balance;
+
 mod lifecycle;
+
+mod properties;
+
+mod rules;
 
 mod figures;

@@ -90,7 +90,8 @@ fn pods_on_one_host_reach_each_other_and_themselves() {
 #[test]
 fn what_a_pod_may_not_reach_refuses_at_once() {
     let lab = Lab::start(2);
-    let networks = [network("front", 0, &[("a1", 0, 2), ("a2", 1, 3)]), network("back", 1, &[("b1", 0, 2), ("b2", 1, 3)])];
+    let mut networks = [network("front", 0, &[("a1", 0, 2), ("a2", 1, 3)]), network("back", 1, &[("b1", 0, 2), ("b2", 1, 3)])];
+    networks.iter_mut().for_each(|network| network.internal = true);
     lab.apply(1, &networks);
     lab.hosts[0].attach("a1", &[("front", "10.128.0.2")]).unwrap();
     lab.hosts[1].attach("a2", &[("front", "10.128.0.3")]).unwrap();

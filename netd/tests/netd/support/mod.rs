@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
+use ipnet::Ipv4Net;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
@@ -20,6 +21,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::netd_client::NetdClient;
+use rcluster_netd::kernel::messages::Next;
 use rcluster_netd::kernel::netlink::Netlink;
 use rcluster_netd::kernel::{messages, netns};
 use tempfile::TempDir;
@@ -29,6 +31,8 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 pub mod dns;
+
+pub mod resolver;
 
 const NETLINK_ROUTE: isize = 0;
 
@@ -79,13 +83,15 @@ impl Drop for Space {
 /// Several hosts on one wire.
 pub struct Lab {
     pub hosts: Vec<Host>,
-    _switch: Space,
+    switch: Space,
 }
 
 /// One host; its netd, while it runs.
 pub struct Host {
     space: Space,
     pub addr: Ipv4Addr,
+    /// What its netd is started with besides what it needs.
+    pub flags: Vec<&'static str>,
     dir: TempDir,
     netd: Option<Child>,
     runtime: Runtime,
@@ -99,7 +105,7 @@ impl Lab {
             host.start();
             host
         });
-        Self { hosts: hosts.collect(), _switch: lab._switch }
+        Self { hosts: hosts.collect(), switch: lab.switch }
     }
 
     /// The hosts without netd.
@@ -114,8 +120,19 @@ impl Lab {
             let mut netlink = Netlink::open(NETLINK_ROUTE).unwrap();
             netlink.request("bridge", RouteNetlinkMessage::NewLink(bridge), messages::CREATE).unwrap();
         });
-        let hosts = (1..=count).map(|number| Host::new(&switch, number)).collect();
-        Self { hosts, _switch: switch }
+        let host = |number: u8| Host::new(&switch, format!("host{number}"), Ipv4Addr::new(10, 90, 0, 100 + number));
+        let hosts = (1..=count).map(host).collect();
+        Self { hosts, switch }
+    }
+
+    /// The world, as one more host on the wire, without netd: 203.0.113.1. The hosts and it reach each other; it knows no other address.
+    pub fn outside(&self) -> Host {
+        let outside = Host::new(&self.switch, "outside".to_owned(), Ipv4Addr::new(203, 0, 113, 1));
+        outside.reaches(Ipv4Net::new_assert(Ipv4Addr::new(10, 90, 0, 0), 24));
+        for host in &self.hosts {
+            host.reaches(Ipv4Net::new_assert(Ipv4Addr::new(203, 0, 113, 0), 24));
+        }
+        outside
     }
 
     /// A picture for the host at `index`: the same networks for all.
@@ -125,8 +142,10 @@ impl Lab {
             name: node_id(number),
             addr: host.addr.to_string(),
             incarnation: 1,
+            number: 0,
         });
-        v1::NetView { term: 1, revision, node_id: node_id(index), nodes: nodes.collect(), networks: networks.to_vec() }
+        let (node_id, nodes, networks) = (node_id(index), nodes.collect(), networks.to_vec());
+        v1::NetView { term: 1, revision, node_id, nodes, networks, ..Default::default() }
     }
 
     /// Gives every host the picture.
@@ -151,6 +170,8 @@ pub fn network(name: &str, third: u8, endpoints: &[(&str, usize, u8)]) -> v1::Ne
         serving: true,
         names: vec!["web".into(), "web.shop".into(), format!("{last}.web")],
         task: format!("web.{last}"),
+        service_id: "web".to_owned(),
+        ..Default::default()
     };
     v1::NetworkView {
         id: format!("net-{name}"),
@@ -164,10 +185,10 @@ pub fn network(name: &str, third: u8, endpoints: &[(&str, usize, u8)]) -> v1::Ne
 }
 
 impl Host {
-    fn new(switch: &Space, number: u8) -> Self {
+    /// At a port of that name.
+    fn new(switch: &Space, port_name: String, addr: Ipv4Addr) -> Self {
         let space = Space::new();
         let namespace = space.namespace();
-        let addr = Ipv4Addr::new(10, 90, 0, 100 + number);
         switch.run(move || {
             let mut netlink = Netlink::open(NETLINK_ROUTE).unwrap();
             let wire = netlink.ask("wire", messages::get_link("wire")).unwrap();
@@ -178,7 +199,7 @@ impl Host {
             let mut port = LinkMessage::default();
             port.header.flags = LinkFlags::Up;
             port.header.change_mask = LinkFlags::Up;
-            port.attributes.push(LinkAttribute::IfName(format!("host{number}")));
+            port.attributes.push(LinkAttribute::IfName(port_name));
             port.attributes.push(LinkAttribute::Controller(wire.header.index));
             let data = InfoData::Veth(InfoVeth::Peer(peer));
             port.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(data)]));
@@ -203,7 +224,17 @@ impl Host {
             netlink.request("address", RouteNetlinkMessage::NewAddress(address), messages::CREATE).unwrap();
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Self { space, addr, dir: tempfile::tempdir().unwrap(), netd: None, runtime }
+        Self { space, addr, flags: Vec::new(), dir: tempfile::tempdir().unwrap(), netd: None, runtime }
+    }
+
+    /// Makes addresses reachable on the wire.
+    fn reaches(&self, net: Ipv4Net) {
+        self.here(move || {
+            let mut netlink = Netlink::open(NETLINK_ROUTE).unwrap();
+            let index = nix::net::if_::if_nametoindex("up0").unwrap();
+            let route = messages::route(net, Next::Device(index));
+            netlink.request("route", RouteNetlinkMessage::NewRoute(route), messages::CREATE).unwrap();
+        });
     }
 
     pub fn run_dir(&self) -> PathBuf {
@@ -212,6 +243,11 @@ impl Host {
 
     pub fn state_dir(&self) -> PathBuf {
         self.dir.path().join("state")
+    }
+
+    /// Which resolvers the host has; none, until a test writes it.
+    pub fn resolv_conf(&self) -> PathBuf {
+        self.dir.path().join("resolv.conf")
     }
 
     /// Starts netd and waits until it answers.
@@ -227,6 +263,7 @@ impl Host {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_rcluster-netd"), "--addr", addr]);
         command.arg("--state-dir").arg(self.state_dir()).arg("--run-dir").arg(self.run_dir());
+        command.arg("--resolv-conf").arg(self.resolv_conf()).args(&self.flags);
         command.env("RCLUSTER_LOG", "warn").stderr(stderr);
         self.space.run(move || command.spawn().expect("netd is built, setpriv is part of util-linux"))
     }
@@ -285,7 +322,15 @@ impl Host {
     }
 
     pub fn detach(&self, task: &str) -> Result<(), Status> {
-        self.call(async |mut client| client.detach(v1::DetachRequest { task_id: task.to_owned() }).await.map(drop))
+        self.detach_after(task, 0)
+    }
+
+    pub fn detach_after(&self, task: &str, linger_ms: u64) -> Result<(), Status> {
+        self.call(async |mut client| client.detach(v1::DetachRequest { task_id: task.to_owned(), linger_ms }).await.map(drop))
+    }
+
+    pub fn leave(&self, task: &str) -> Result<(), Status> {
+        self.call(async |mut client| client.leave(v1::LeaveRequest { task_id: task.to_owned() }).await.map(drop))
     }
 
     pub fn status(&self) -> Result<v1::NetdStatusResponse, Status> {

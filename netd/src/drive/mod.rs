@@ -2,8 +2,9 @@
 //! makes the kernel hold it.
 //!
 //! After each command only the difference to what is believed of the kernel is carried out. After a picture, at the start and at each
-//! check the kernel is read back whole, and what differs is mended and counted as a repair. Pictures are full and only rise; nothing
-//! is removed because one did not come. Never: waits for anyone but the kernel and the disk.
+//! check the kernel is read back whole, and what differs is mended and counted as a repair; connections that lead nowhere any more are
+//! forgotten. Pictures are full and only rise; nothing is removed because one did not come. Never: waits for anyone but the kernel
+//! and the disk, and once, for 300 ms, for a node that is said to be down.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,15 +18,20 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use crate::core::dataplane::{Dataplane, compile};
-use crate::core::links::{RESOLVER, Underlay, veth_name, vxlan_name};
+use crate::core::flows;
+use crate::core::links::Underlay;
 use crate::core::names::{self, NetworkNames};
-use crate::core::neighbours::held_twice;
-use crate::core::picture::{Attachment, Attachments, Membership, Picture};
+use crate::core::picture::{Attachment, Attachments, Picture};
 use crate::core::plan::{Op, Plan, plan};
+use crate::core::routes;
+use crate::core::uplink::conditions;
 use crate::dns::{Board, SharedBoard};
-use crate::kernel::linux::ROUTER;
 use crate::kernel::{Kernel, KernelError, Pods};
 use crate::store::Store;
+
+mod view;
+
+mod attach;
 
 /// Problems told of one kind; the rest are counted.
 const PROBLEMS_MAX: usize = 20;
@@ -37,10 +43,8 @@ const CHECK_TICKS: u32 = 30;
 /// and all, while a connection in it is still closing, which can take a minute.
 const LEAVING_TICKS: u32 = 5;
 
-const TASK_ID_BYTES_MAX: usize = 200;
-
-/// Networks of one pod.
-const POD_NETWORKS_MAX: usize = 32;
+/// What is under way to a pod that was detached is delivered no longer than this.
+const LINGER_TICKS_MAX: u32 = 60;
 
 /// Why a command was not obeyed.
 #[derive(Debug, Error)]
@@ -67,8 +71,13 @@ pub enum Command {
         request: v1::AttachRequest,
         reply: oneshot::Sender<Result<v1::AttachResponse, Refusal>>,
     },
+    Leave {
+        task_id: String,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
     Detach {
         task_id: String,
+        linger_ms: u64,
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
     Status {
@@ -87,7 +96,7 @@ pub struct Owner<K> {
     underlay: Underlay,
     picture: Picture,
     attachments: Attachments,
-    /// Names by network, as `picture` has them.
+    /// Names by network, as `picture` and `attachments` have them.
     names: BTreeMap<String, Arc<NetworkNames>>,
     /// What the kernel is believed to hold.
     held: Dataplane,
@@ -157,7 +166,7 @@ impl<K: Kernel> Owner<K> {
             pinned
         });
         store.save_attachments(&attachments)?;
-        let names = names::networks(&picture);
+        let names = names::networks(&picture, &attachments);
         let mut owner = Self {
             kernel,
             store,
@@ -202,182 +211,20 @@ impl<K: Kernel> Owner<K> {
     /// One command.
     pub fn handle(&mut self, command: Command) {
         match command {
-            Command::ApplyView { view, reply } => drop(reply.send(self.apply_view(&view))),
+            Command::ApplyView { view, reply } => {
+                drop(reply.send(self.apply_view(&view)));
+                self.ask_the_dead();
+            }
             Command::Attach { request, reply } => drop(reply.send(self.attach(&request))),
-            Command::Detach { task_id, reply } => drop(reply.send(self.detach(&task_id))),
+            Command::Leave { task_id, reply } => drop(reply.send(self.leave(&task_id))),
+            Command::Detach { task_id, linger_ms, reply } => drop(reply.send(self.detach(&task_id, linger_ms))),
             Command::Status { reply } => drop(reply.send(self.status())),
             Command::Tick => self.tick(),
         }
     }
 
-    fn apply_view(&mut self, view: &v1::NetView) -> Result<v1::ApplyViewResponse, Refusal> {
-        if view.node_id.is_empty() {
-            return Err(Refusal::Invalid("the picture does not say for which node it is".to_owned()));
-        }
-        let asked = (view.term, view.revision);
-        // A node that was given a new id is in a new order of pictures.
-        if self.picture.node_id == view.node_id && asked < self.picture.version() {
-            debug!(?asked, in_force = ?self.picture.version(), "older picture refused");
-            return Ok(self.view_response());
-        }
-        let (mut picture, mut problems) = Picture::parse(view);
-        picture.retain_attached(&self.picture, &self.attachments);
-        if let Err(error) = self.store.save_picture(&picture) {
-            problems.push(format!("the picture is in force but not remembered over a restart: {}", in_full(&error)));
-        }
-        problems.extend(held_twice(&picture, &self.attachments, &self.underlay));
-        self.picture = picture;
-        self.picture_problems = problems;
-        self.names = names::networks(&self.picture);
-        let steps = plan(&self.wanted(), &self.held);
-        self.carry_out(&steps);
-        self.verify();
-        info!(term = asked.0, revision = asked.1, added = steps.add.len(), removed = steps.remove.len(), "picture in force");
-        Ok(self.view_response())
-    }
-
-    fn view_response(&self) -> v1::ApplyViewResponse {
-        let (term, revision) = self.picture.version();
-        v1::ApplyViewResponse { term, revision, problems: self.problems() }
-    }
-
-    fn attach(&mut self, request: &v1::AttachRequest) -> Result<v1::AttachResponse, Refusal> {
-        let attachment = self.parse_attachment(request)?;
-        let task_id = &request.task_id;
-        match self.attachments.get(task_id) {
-            Some(present) if *present == attachment => return Ok(self.attach_response(task_id, &attachment)),
-            Some(present) => {
-                return Err(Refusal::Conflict(format!(
-                    "task {task_id} is attached already, with {}; detach it before attaching it otherwise",
-                    in_words(present)
-                )));
-            }
-            None => {}
-        }
-        self.check_addresses(task_id, &attachment)?;
-        let links = self.links_of(task_id, &attachment);
-        self.leaving.retain(|link, _| !links.contains(link));
-        self.attachments.insert(task_id.clone(), attachment.clone());
-        let remembered = self.store.save_attachments(&self.attachments).map_err(|error| in_full(&error));
-        let attached = remembered.and_then(|()| {
-            let steps = plan(&self.wanted(), &self.held);
-            let failed = self.carry_out(&steps);
-            let first = failed.into_iter().find(|(op, _)| op.concerns(task_id, &links));
-            first.map_or(Ok(()), |(_, why)| Err(why))
-        });
-        match attached {
-            Ok(()) => {
-                info!(task_id, networks = in_words(&attachment), "pod attached");
-                Ok(self.attach_response(task_id, &attachment))
-            }
-            Err(why) => {
-                self.detach(task_id)?;
-                Err(Refusal::Failed(format!("task {task_id} could not be attached and nothing of it is left: {why}")))
-            }
-        }
-    }
-
-    fn parse_attachment(&self, request: &v1::AttachRequest) -> Result<Attachment, Refusal> {
-        let task_id = &request.task_id;
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        if task_id.is_empty()
-            || task_id.len() > TASK_ID_BYTES_MAX
-            || task_id.starts_with('.')
-            || task_id == ROUTER
-            || !task_id.bytes().all(plain)
-        {
-            return Err(Refusal::Invalid(format!(
-                "{task_id:?} cannot name a pod's namespace: 1 to {TASK_ID_BYTES_MAX} letters, digits, '-', '_', '.', not first a dot, and not {ROUTER:?}"
-            )));
-        }
-        if request.networks.len() > POD_NETWORKS_MAX {
-            return Err(Refusal::Invalid(format!(
-                "task {task_id} asks for {} networks; a pod has at most {POD_NETWORKS_MAX}",
-                request.networks.len()
-            )));
-        }
-        let mut attachment = Attachment::default();
-        for wire in &request.networks {
-            let id = &wire.network_id;
-            let (term, revision) = self.picture.version();
-            let known = self.attachments.get(task_id).is_some_and(|present| present.networks.iter().any(|m| m.network_id == *id));
-            let network = self.picture.networks.get(id);
-            if network.is_none() && !known {
-                return Err(Refusal::NotYet(format!(
-                    "network {id} is not in this node's picture (term {term}, revision {revision}); attach again when a newer one is in force"
-                )));
-            }
-            let ip = wire.ip.parse().map_err(|_| Refusal::Invalid(format!("{:?} is not an IPv4 address for task {task_id}", wire.ip)))?;
-            if let Some(network) = network.filter(|network| !network.subnet.contains(&ip)) {
-                return Err(Refusal::Invalid(format!("{ip} is not in {}, the subnet of network {}", network.subnet, network.name)));
-            }
-            if attachment.networks.iter().any(|membership| membership.network_id == *id) {
-                return Err(Refusal::Invalid(format!("task {task_id} asks for network {id} twice")));
-            }
-            attachment.networks.push(Membership { network_id: id.clone(), ip });
-        }
-        Ok(attachment)
-    }
-
-    fn check_addresses(&self, task_id: &str, attachment: &Attachment) -> Result<(), Refusal> {
-        for membership in &attachment.networks {
-            let holder = self.attachments.iter().find(|(_, other)| other.networks.iter().any(|held| held.ip == membership.ip));
-            if let Some((holder, _)) = holder {
-                return Err(Refusal::Conflict(format!(
-                    "{} is held by task {holder} on this node; detach it before attaching task {task_id}",
-                    membership.ip
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    /// The devices on which a pod depends.
-    fn links_of(&self, task_id: &str, attachment: &Attachment) -> Vec<String> {
-        let memberships = attachment.networks.iter();
-        memberships
-            .flat_map(|membership| {
-                let vxlan = self.picture.networks.get(&membership.network_id).map(|network| vxlan_name(network.vni));
-                [veth_name(task_id, &membership.network_id)].into_iter().chain(vxlan)
-            })
-            .collect()
-    }
-
-    fn attach_response(&self, task_id: &str, attachment: &Attachment) -> v1::AttachResponse {
-        let networks = attachment.networks.iter().filter_map(|membership| self.picture.networks.get(&membership.network_id));
-        v1::AttachResponse {
-            netns_path: self.pins.join(task_id).display().to_string(),
-            dns: if attachment.networks.is_empty() { String::new() } else { RESOLVER.to_string() },
-            search: names::search(networks),
-            mtu: self.underlay.overlay_mtu,
-        }
-    }
-
-    fn detach(&mut self, task_id: &str) -> Result<(), Refusal> {
-        let Some(attachment) = self.attachments.remove(task_id) else { return Ok(()) };
-        let forgotten = self.store.save_attachments(&self.attachments);
-        let before = self.picture.networks.len();
-        self.picture.release_detached(&self.attachments);
-        if self.picture.networks.len() != before {
-            self.names = names::networks(&self.picture);
-            if let Err(error) = self.store.save_picture(&self.picture) {
-                self.picture_problems.push(format!("a network that is gone is still remembered: {}", in_full(&error)));
-            }
-        }
-        let failed = self.carry_out(&plan(&self.wanted(), &self.held));
-        for membership in &attachment.networks {
-            self.leaving.insert(veth_name(task_id, &membership.network_id), 0);
-        }
-        info!(task_id, "pod detached");
-        let links = self.links_of(task_id, &attachment);
-        match (forgotten, failed.into_iter().find(|(op, _)| op.concerns(task_id, &links))) {
-            (Err(error), _) => Err(Refusal::Failed(format!("task {task_id} is detached but still remembered: {}", in_full(&error)))),
-            (Ok(()), Some((_, why))) => Err(Refusal::Failed(format!("task {task_id} is detached, but something of it is left: {why}"))),
-            (Ok(()), None) => Ok(()),
-        }
-    }
-
-    fn status(&self) -> v1::NetdStatusResponse {
+    fn status(&mut self) -> v1::NetdStatusResponse {
+        let network = self.network();
         let attachment = |(task_id, attachment): (&String, &Attachment)| v1::Attachment {
             task_id: task_id.clone(),
             netns_path: self.pins.join(task_id).display().to_string(),
@@ -391,16 +238,26 @@ impl<K: Kernel> Owner<K> {
         v1::NetdStatusResponse {
             term,
             revision,
-            attachments: self.attachments.iter().map(attachment).collect(),
+            attachments: self.attachments.iter().filter(|(_, pod)| pod.lingers.is_none()).map(attachment).collect(),
             problems: self.problems(),
             mtu: self.underlay.overlay_mtu,
             dns_queries: self.shared.queries.load(Ordering::Relaxed),
             repairs: self.repairs,
+            network: Some(network),
         }
     }
 
+    /// What the managers are to know of this host.
+    fn network(&mut self) -> v1::NodeNetwork {
+        let (routes, conditions) = match self.kernel.host_routes() {
+            Ok(found) => (routes::told(found).iter().map(ToString::to_string).collect(), Vec::new()),
+            Err(error) => (Vec::new(), vec![format!("the host's routes could not be read: {}", in_full(&error))]),
+        };
+        v1::NodeNetwork { mtu: self.underlay.overlay_mtu, routes, held_ports: Vec::new(), conditions }
+    }
+
     fn problems(&self) -> Vec<String> {
-        [bounded(&self.picture_problems), bounded(&self.kernel_problems)].concat()
+        [bounded(&self.picture_problems), bounded(&self.kernel_problems), conditions(&self.held.host, &self.underlay)].concat()
     }
 
     fn wanted(&self) -> Dataplane {
@@ -412,12 +269,14 @@ impl<K: Kernel> Owner<K> {
         for ticks in self.leaving.values_mut() {
             *ticks += 1;
         }
+        self.end_lingering();
         let overstayed = self.leaving.values().any(|ticks| *ticks >= LEAVING_TICKS);
         if overstayed || self.patience.ticks >= self.patience.due {
             let patience = self.patience;
             self.check();
             self.patience = patience.after(self.kernel_problems.is_empty());
         }
+        self.ask_the_dead();
     }
 
     /// Reads the kernel back, pods included, and mends it; the underlay's MTU is followed.
@@ -438,6 +297,23 @@ impl<K: Kernel> Owner<K> {
                 self.repairs += self.mend(observed);
             }
             Err(error) => self.kernel_problems = vec![format!("the kernel's state could not be read: {}", in_full(&error))],
+        }
+        if flows::any(&self.picture) {
+            self.forget_stale();
+        }
+    }
+
+    /// Has connections forgotten that lead to where nothing of theirs is any more; what cannot be is tried again at the next check.
+    fn forget_stale(&mut self) {
+        let stale = match self.kernel.flows() {
+            Ok(tracked) => flows::stale(&self.picture, &self.attachments, tracked),
+            Err(error) => return warn!(error = in_full(&error), "the tracked connections could not be read"),
+        };
+        for flow in stale {
+            match self.kernel.forget(&flow) {
+                Ok(()) => debug!(%flow, "connection forgotten"),
+                Err(error) => warn!(%flow, error = in_full(&error), "a connection could not be forgotten"),
+            }
         }
     }
 
@@ -491,11 +367,7 @@ impl<K: Kernel> Owner<K> {
     fn apply(&mut self, ops: &[Op]) -> Vec<(Op, String)> {
         let failures: BTreeMap<usize, String> =
             self.kernel.apply(ops).into_iter().map(|failure| (failure.index, in_full(&failure.error))).collect();
-        for (index, op) in ops.iter().enumerate() {
-            if !failures.contains_key(&index) {
-                self.held.absorb(op);
-            }
-        }
+        self.held.absorb_all(ops.iter().enumerate().filter(|(index, _)| !failures.contains_key(index)).map(|(_, op)| op));
         failures.into_iter().filter_map(|(index, why)| ops.get(index).map(|op| (op.clone(), why))).collect()
     }
 
@@ -515,12 +387,6 @@ fn bounded(problems: &[String]) -> Vec<String> {
     told
 }
 
-fn in_words(attachment: &Attachment) -> String {
-    let words: Vec<String> =
-        attachment.networks.iter().map(|membership| format!("{} on {}", membership.ip, membership.network_id)).collect();
-    if words.is_empty() { "no network".to_owned() } else { words.join(", ") }
-}
-
 /// An error with its causes, on one line.
 pub fn in_full(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -534,5 +400,5 @@ pub fn in_full(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
-#[path = "drive_tests.rs"]
+#[path = "../drive_tests.rs"]
 mod tests;

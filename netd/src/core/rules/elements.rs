@@ -1,0 +1,260 @@
+//! Elements of sets and maps: typed values in, the bytes that the kernel holds out, and back.
+//!
+//! A key is its fields one after the other, each in whole registers of 4 bytes, as expressions load them; numbers that the kernel
+//! computes (marks, slots) are in its own byte order, what stands in packets (addresses, ports) is in theirs. An element of a set of
+//! intervals has two keys, the first and the last that it spans, as one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::expressions::Verdict;
+use super::{Data, Set, balance, egress, isolation};
+use crate::core::links::Mac;
+
+/// Bytes of a device's name in a key: padded with zeros.
+pub const NAME_LEN: usize = 16;
+
+/// Bytes of a register.
+const REGISTER_LEN: usize = 4;
+
+/// The sets of our table, in the order in which their elements are added and removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SetName {
+    Sources,
+    Members,
+    Exits,
+    Entries,
+    Backends,
+    Hairpin,
+    Vips,
+    VipList,
+    Dead,
+}
+
+impl SetName {
+    /// All of them, in order.
+    pub const ALL: [Self; 9] =
+        [Self::Sources, Self::Members, Self::Exits, Self::Entries, Self::Backends, Self::Hairpin, Self::Vips, Self::VipList, Self::Dead];
+
+    /// What it is like.
+    pub fn set(self) -> &'static Set {
+        match self {
+            Self::Sources => &isolation::SOURCES,
+            Self::Members => &isolation::MEMBERS,
+            Self::Exits => &isolation::EXITS,
+            Self::Entries => &egress::ENTRIES,
+            Self::Backends => &balance::BACKENDS,
+            Self::Hairpin => &balance::HAIRPIN,
+            Self::Vips => &balance::VIPS,
+            Self::VipList => &balance::VIP_LIST,
+            Self::Dead => &balance::DEAD,
+        }
+    }
+}
+
+/// A part of a key or of data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    /// A device's.
+    Name,
+    Address,
+    Address6,
+    /// Ethernet's.
+    HardwareAddress,
+    /// That of IP packets.
+    Protocol,
+    Port,
+    Mark,
+    /// What was drawn or hashed.
+    Number,
+}
+
+impl Field {
+    /// Its bytes.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Protocol => 1,
+            Self::Port => 2,
+            Self::Address | Self::Mark | Self::Number => 4,
+            Self::HardwareAddress => 6,
+            Self::Name | Self::Address6 => 16,
+        }
+    }
+
+    /// The bytes of the registers that it takes.
+    pub fn padded(self) -> usize {
+        self.bytes().next_multiple_of(REGISTER_LEN)
+    }
+
+    /// As nft's user space numbers data types; the kernel only keeps it.
+    pub fn kind(self) -> u32 {
+        match self {
+            Self::Number => 4,
+            Self::Address => 7,
+            Self::Address6 => 8,
+            Self::HardwareAddress => 9,
+            Self::Protocol => 12,
+            Self::Port => 13,
+            Self::Mark => 19,
+            Self::Name => 41,
+        }
+    }
+}
+
+/// What stands in a field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    Name(String),
+    Address(Ipv4Addr),
+    Address6(Ipv6Addr),
+    HardwareAddress(Mac),
+    Protocol(u8),
+    Port(u16),
+    Mark(u32),
+    Number(u32),
+}
+
+impl Value {
+    /// The kind of field in which it can stand.
+    pub fn field(&self) -> Field {
+        match self {
+            Self::Name(_) => Field::Name,
+            Self::Address(_) => Field::Address,
+            Self::Address6(_) => Field::Address6,
+            Self::HardwareAddress(_) => Field::HardwareAddress,
+            Self::Protocol(_) => Field::Protocol,
+            Self::Port(_) => Field::Port,
+            Self::Mark(_) => Field::Mark,
+            Self::Number(_) => Field::Number,
+        }
+    }
+
+    /// As a field holds it, padding included.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes: Vec<u8> = match self {
+            Self::Name(name) => name.bytes().take(NAME_LEN - 1).collect(),
+            Self::Address(ip) => ip.octets().to_vec(),
+            Self::Address6(ip) => ip.octets().to_vec(),
+            Self::HardwareAddress(mac) => mac.0.to_vec(),
+            Self::Protocol(number) => vec![*number],
+            Self::Port(port) => port.to_be_bytes().to_vec(),
+            Self::Mark(number) | Self::Number(number) => number.to_ne_bytes().to_vec(),
+        };
+        bytes.resize(self.field().padded(), 0);
+        bytes
+    }
+
+    /// What a field's bytes say; `None` if they are too few.
+    pub fn decode(field: Field, bytes: &[u8]) -> Option<Self> {
+        Some(match field {
+            Field::Name => {
+                let name = bytes.first_chunk::<NAME_LEN>()?;
+                let end = name.iter().position(|byte| *byte == 0).unwrap_or(NAME_LEN);
+                Self::Name(String::from_utf8_lossy(&name[..end]).into_owned())
+            }
+            Field::Address => Self::Address(Ipv4Addr::from(*bytes.first_chunk::<4>()?)),
+            Field::Address6 => Self::Address6(Ipv6Addr::from(*bytes.first_chunk::<16>()?)),
+            Field::HardwareAddress => Self::HardwareAddress(Mac(*bytes.first_chunk::<6>()?)),
+            Field::Protocol => Self::Protocol(*bytes.first()?),
+            Field::Port => Self::Port(u16::from_be_bytes(*bytes.first_chunk::<2>()?)),
+            Field::Mark => Self::Mark(u32::from_ne_bytes(*bytes.first_chunk::<4>()?)),
+            Field::Number => Self::Number(u32::from_ne_bytes(*bytes.first_chunk::<4>()?)),
+        })
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => write!(f, "{name}"),
+            Self::Address(ip) => write!(f, "{ip}"),
+            Self::Address6(ip) => write!(f, "{ip}"),
+            Self::HardwareAddress(mac) => write!(f, "{mac}"),
+            Self::Protocol(number) => write!(f, "{number}"),
+            Self::Port(port) => write!(f, "{port}"),
+            Self::Mark(number) | Self::Number(number) => write!(f, "{number}"),
+        }
+    }
+}
+
+/// What there can be one element of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    pub set: SetName,
+    /// In a set of intervals two keys, the first and the last.
+    pub bytes: Vec<u8>,
+}
+
+/// One element of one of the sets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Element {
+    pub key: Key,
+    /// Empty in a set that is no map.
+    pub data: Vec<u8>,
+}
+
+/// Elements, with their data, by their keys.
+pub type Elements = BTreeMap<Key, Vec<u8>>;
+
+impl Element {
+    /// An element of a set of keys; with data, of a map.
+    pub fn new(set: SetName, key: &[Value], data: &[Value]) -> Self {
+        Self { key: Key { set, bytes: encode(key) }, data: encode(data) }
+    }
+
+    /// The device that its key names.
+    pub fn link(&self) -> Option<String> {
+        let names = |value| if let Some(Value::Name(name)) = value { Some(name) } else { None };
+        decode(self.key.set.set().key, &self.key.bytes).into_iter().find_map(names)
+    }
+}
+
+impl fmt::Display for Element {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let set = self.key.set.set();
+        write!(f, "{} {{ {} }}", set.name, in_words(set, &self.key.bytes, &self.data))
+    }
+}
+
+/// Values one after the other.
+pub fn encode(values: &[Value]) -> Vec<u8> {
+    values.iter().flat_map(Value::encode).collect()
+}
+
+/// The values of fields one after the other; `None` for those for which the bytes do not suffice.
+pub fn decode(fields: &[Field], mut bytes: &[u8]) -> Vec<Option<Value>> {
+    let mut values = Vec::new();
+    for field in fields {
+        let (value, rest) = bytes.split_at_checked(field.padded()).unwrap_or_default();
+        values.push(Value::decode(*field, value));
+        bytes = rest;
+    }
+    values
+}
+
+/// An element of a set of this shape as nft writes it: `key . key : data`, and `first-last` where it spans more than one value.
+pub fn in_words(set: &Set, key: &[u8], data: &[u8]) -> String {
+    let (first, last) = set.bounds(key);
+    let firsts = texts(set.key, first);
+    let key: Vec<String> = match last {
+        Some(last) => {
+            firsts.into_iter().zip(texts(set.key, last)).map(|(from, to)| if from == to { from } else { from + "-" + &to }).collect()
+        }
+        None => firsts,
+    };
+    let data = match set.data {
+        Data::None => None,
+        Data::Fields(fields) => Some(texts(fields, data).join(" . ")),
+        Data::Verdict => Some(Verdict::decode(data).map_or_else(|| "?".to_owned(), |verdict| verdict.to_string())),
+    };
+    let key = key.join(" . ");
+    match data {
+        Some(data) => format!("{key} : {data}"),
+        None => key,
+    }
+}
+
+fn texts(fields: &[Field], bytes: &[u8]) -> Vec<String> {
+    decode(fields, bytes).into_iter().map(|value| value.map_or_else(|| "?".to_owned(), |value| value.to_string())).collect()
+}

@@ -1,0 +1,183 @@
+//! The rules on the host: who may send it VXLAN, and what may come and go by the uplink. They stand before those of others and only ever
+//! refuse what concerns us, or are final for this table alone: what they accept still meets the host's own rules.
+//!
+//! ```text
+//! nodes   address       from where VXLAN is taken
+//! ```
+//!
+//! VXLAN is not tracked: its connections would be one per peer and network and say nothing, and a full table would cost the overlay.
+
+use super::elements::Field;
+use super::expressions::{Expression, FIRST, Family, Header, Meta, Rejection, accept, drop, equals, established, family, protocol};
+use super::{Chain, Data, Filling, Hook, Policy, Rule, Set, Skeleton, Table, TableFamily};
+use crate::core::links::VXLAN_PORT;
+use crate::core::uplink::{HOST_END, ROUTER_IP};
+
+/// Our table on the host.
+pub const TABLE: Table = Table { family: TableFamily::Inet, name: "rcluster_host" };
+
+/// The table of iptables in which forwarding is filtered.
+pub const FILTER: Table = Table { family: TableFamily::Ipv4, name: "filter" };
+
+/// Through it Docker sends what is forwarded before its own rules; the administrator's belong there.
+pub const DOCKER_USER: &str = "DOCKER-USER";
+
+pub static NODES: Set = Set { name: "nodes", key: &[Field::Address], data: Data::None, filling: Filling::Keys };
+
+const BEFORE_TRACKING: i32 = -300;
+
+/// Before the `filter` of others.
+const EARLY_FILTER: i32 = -10;
+
+const SOURCE_NAT: i32 = 100;
+
+const PROTOCOL_TCP: u8 = 6;
+const PROTOCOL_UDP: u8 = 17;
+
+/// The kernel's word for an address of the host itself (`RTN_LOCAL`).
+const LOCAL_ADDRESS: u32 = 2;
+
+/// The table's sets and chains; `guarded` where netd has the host forward packets, which then are none but those of the uplink.
+pub fn skeleton(guarded: bool) -> Skeleton {
+    let forward = [forwarded(), if guarded { guard() } else { Vec::new() }].concat();
+    Skeleton {
+        table: TABLE,
+        sets: vec![&NODES],
+        chains: vec![
+            Chain::filter("pre", Hook::Prerouting, BEFORE_TRACKING, Policy::Accept, overlay()),
+            Chain::filter("out", Hook::Output, BEFORE_TRACKING, Policy::Accept, vec![untracked("udp dport 4789 notrack", vec![])]),
+            Chain::filter("in", Hook::Input, EARLY_FILTER, Policy::Accept, arriving()),
+            Chain::filter("fwd", Hook::Forward, EARLY_FILTER, Policy::Accept, forward),
+            Chain::nat("masq", Hook::Postrouting, SOURCE_NAT, leaving()),
+        ],
+    }
+}
+
+/// What lets the uplink's packets through where iptables would drop them.
+pub fn passage() -> Chain {
+    let rules = vec![
+        Rule::new("rcluster: iifname rcl-up accept", [from_uplink(), accept()]),
+        Rule::new("rcluster: oifname rcl-up accept", [to_uplink(true), accept()]),
+    ];
+    Chain { name: DOCKER_USER.to_owned(), base: None, rules }
+}
+
+/// Frames for this host are taken from nodes alone: what is inside of them is believed to come from a pod.
+fn overlay() -> Vec<Rule> {
+    let stranger = vec![
+        Expression::Payload { header: Header::Network, offset: 12, len: 4, into: FIRST },
+        Expression::Lookup { set: &NODES, key: FIRST, into: None, present: false },
+    ];
+    vec![
+        Rule::new(
+            "fib daddr type local udp dport 4789 ip saddr != @nodes drop",
+            [family(Family::Ipv4), for_this_host(), vxlan(), stranger, drop()],
+        ),
+        untracked("fib daddr type local udp dport 4789 notrack", for_this_host()),
+    ]
+}
+
+fn untracked(text: &str, condition: Vec<Expression>) -> Rule {
+    Rule::new(text, [condition, vxlan(), vec![Expression::Untrack]])
+}
+
+/// Pods reach nothing of the host; TCP hears so by a reset, which is not rationed as ICMP is.
+fn arriving() -> Vec<Rule> {
+    vec![
+        Rule::new("iifname rcl-up ct state established,related accept", [from_uplink(), established(), accept()]),
+        Rule::new(
+            "iifname rcl-up meta l4proto tcp reject with tcp reset",
+            [from_uplink(), protocol(PROTOCOL_TCP), reject(Rejection::Reset)],
+        ),
+        Rule::new("iifname rcl-up reject with icmpx admin-prohibited", [from_uplink(), reject(Rejection::AdminProhibited)]),
+    ]
+}
+
+/// Nor what is told on a link to whoever asks from this host, as clouds do.
+fn forwarded() -> Vec<Rule> {
+    let to_link_local = vec![Expression::Payload { header: Header::Network, offset: 16, len: 2, into: FIRST }, equals(&[169, 254])];
+    vec![Rule::new(
+        "iifname rcl-up ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited",
+        [from_uplink(), family(Family::Ipv4), to_link_local, reject(Rejection::AdminProhibited)],
+    )]
+}
+
+/// A host that forwards for the uplink's sake alone is no router between its other networks.
+fn guard() -> Vec<Rule> {
+    vec![Rule::new(
+        "meta nfproto ipv4 iifname != rcl-up oifname != rcl-up drop",
+        [family(Family::Ipv4), device(Meta::InputName, false), to_uplink(false), drop()],
+    )]
+}
+
+fn leaving() -> Vec<Rule> {
+    let from_router = vec![Expression::Payload { header: Header::Network, offset: 12, len: 4, into: FIRST }, equals(&ROUTER_IP.octets())];
+    vec![Rule::new(
+        "ip saddr 169.254.54.2 oifname != rcl-up masquerade random-fully",
+        [family(Family::Ipv4), from_router, to_uplink(false), vec![Expression::Masquerade]],
+    )]
+}
+
+fn from_uplink() -> Vec<Expression> {
+    device(Meta::InputName, true)
+}
+
+fn to_uplink(is: bool) -> Vec<Expression> {
+    device(Meta::OutputName, is)
+}
+
+/// Whether the device is, or is not, the host's end of the uplink.
+fn device(key: Meta, is: bool) -> Vec<Expression> {
+    let name = [HOST_END.as_bytes(), &[0]].concat();
+    vec![Expression::Meta { key, into: FIRST }, Expression::Compare { register: FIRST, equal: is, value: name }]
+}
+
+fn for_this_host() -> Vec<Expression> {
+    vec![Expression::DestinationType { into: FIRST }, equals(&LOCAL_ADDRESS.to_ne_bytes())]
+}
+
+fn vxlan() -> Vec<Expression> {
+    let mut expressions = protocol(PROTOCOL_UDP);
+    expressions.push(Expression::Payload { header: Header::Transport, offset: 2, len: 2, into: FIRST });
+    expressions.push(equals(&VXLAN_PORT.to_be_bytes()));
+    expressions
+}
+
+fn reject(how: Rejection) -> Vec<Expression> {
+    vec![Expression::Reject(how)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_table_reads_like_this() {
+        assert_eq!(
+            skeleton(true).to_string(),
+            "table inet rcluster_host
+  set nodes [Address] -> None
+  chain pre hook Prerouting priority -300 policy Accept
+    fib daddr type local udp dport 4789 ip saddr != @nodes drop
+    fib daddr type local udp dport 4789 notrack
+  chain out hook Output priority -300 policy Accept
+    udp dport 4789 notrack
+  chain in hook Input priority -10 policy Accept
+    iifname rcl-up ct state established,related accept
+    iifname rcl-up meta l4proto tcp reject with tcp reset
+    iifname rcl-up reject with icmpx admin-prohibited
+  chain fwd hook Forward priority -10 policy Accept
+    iifname rcl-up ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
+    meta nfproto ipv4 iifname != rcl-up oifname != rcl-up drop
+  chain masq nat hook Postrouting priority 100 policy Accept
+    ip saddr 169.254.54.2 oifname != rcl-up masquerade random-fully
+"
+        );
+    }
+
+    #[test]
+    fn a_host_that_forwarded_before_goes_on_doing_so() {
+        let refuses = |guarded| skeleton(guarded).outline().rules.iter().any(|rule| rule.contains("oifname != rcl-up drop"));
+        assert!(refuses(true) && !refuses(false));
+    }
+}

@@ -1,0 +1,164 @@
+//! Who may speak with whom: a pod under its own address alone, with its own networks and the resolver.
+//!
+//! ```text
+//! sources  device . address          the one source address that may come in from a pod's veth
+//! members  device → VNI              which network a packet comes from
+//! exits    VNI . device              where a packet of that network may leave
+//! ```
+//!
+//! The mark that `members` sets is cleared before the packet leaves, so the host's own marks never meet it.
+
+use std::net::Ipv4Addr;
+
+use super::elements::{Element, Elements, Field, SetName, Value};
+use super::expressions::{
+    Expression, FIRST, Family, Header, Meta, Rejection, accept, drop, equals, established, family, input_begins, protocol,
+};
+use super::{Data, Filling, Rule, Set};
+use crate::core::links::{RESOLVER, veth_name, vxlan_name};
+use crate::core::picture::{Attachments, Picture};
+
+pub static SOURCES: Set = Set { name: "sources", key: &[Field::Name, Field::Address], data: Data::None, filling: Filling::Keys };
+
+pub static MEMBERS: Set = Set { name: "members", key: &[Field::Name], data: Data::Fields(&[Field::Mark]), filling: Filling::Keys };
+
+pub static EXITS: Set = Set { name: "exits", key: &[Field::Mark, Field::Name], data: Data::None, filling: Filling::Keys };
+
+const PROTOCOL_ICMP: u8 = 1;
+const PROTOCOL_TCP: u8 = 6;
+const PROTOCOL_UDP: u8 = 17;
+
+/// The address that may come in by a device.
+pub fn source(link: &str, ip: Ipv4Addr) -> Element {
+    Element::new(SetName::Sources, &[Value::Name(link.to_owned()), Value::Address(ip)], &[])
+}
+
+/// The network of what comes in by a device.
+pub fn member(link: &str, vni: u32) -> Element {
+    Element::new(SetName::Members, &[Value::Name(link.to_owned())], &[Value::Mark(vni)])
+}
+
+/// A device by which a network's packets may leave.
+pub fn exit(vni: u32, link: &str) -> Element {
+    Element::new(SetName::Exits, &[Value::Mark(vni), Value::Name(link.to_owned())], &[])
+}
+
+/// Packets may pass between the devices of one network, and from a pod only under its own address.
+pub fn elements(picture: &Picture, attachments: &Attachments) -> Elements {
+    let mut elements = Elements::new();
+    let mut add = |element: Element| elements.insert(element.key, element.data);
+    for network in picture.networks.values() {
+        let link = vxlan_name(network.vni);
+        add(member(&link, network.vni));
+        add(exit(network.vni, &link));
+    }
+    for (task_id, attachment) in attachments {
+        for membership in &attachment.networks {
+            let link = veth_name(task_id, &membership.network_id);
+            add(source(&link, membership.ip));
+            if let Some(network) = picture.networks.get(&membership.network_id) {
+                add(member(&link, network.vni));
+                add(exit(network.vni, &link));
+            }
+        }
+    }
+    elements
+}
+
+/// Of everything that comes in, before connections are looked up.
+pub(super) fn incoming() -> Vec<Rule> {
+    vec![
+        Rule::new("iifname p* meta nfproto ipv6 drop", [from_pod(), family(Family::Ipv6), drop()]),
+        Rule::new("iifname p* iifname . ip saddr != @sources drop", [from_pod(), family(Family::Ipv4), not_its_source(), drop()]),
+        Rule::new("ip daddr resolver udp dport 53 notrack", [resolver_address(16), port(PROTOCOL_UDP, 2), vec![Expression::Untrack]]),
+    ]
+}
+
+/// Of what the resolver sends.
+pub(super) fn answers() -> Vec<Rule> {
+    vec![Rule::new("ip saddr resolver udp sport 53 notrack", [resolver_address(12), port(PROTOCOL_UDP, 0), vec![Expression::Untrack]])]
+}
+
+/// Of connections that were let through once.
+pub(super) fn known() -> Vec<Rule> {
+    vec![Rule::new("ct state established,related accept", [established(), accept()])]
+}
+
+/// Tells the network of what is forwarded.
+pub(super) fn marked() -> Vec<Rule> {
+    vec![Rule::new("meta mark set iifname map @members", [mark_by_input()])]
+}
+
+/// Lets through what stays in its network, and refuses the rest.
+pub(super) fn passing() -> Vec<Rule> {
+    vec![
+        Rule::new("meta mark . oifname @exits meta mark set 0 accept", [same_network(), accept()]),
+        Rule::new("reject with icmpx admin-prohibited", [vec![Expression::Reject(Rejection::AdminProhibited)]]),
+    ]
+}
+
+/// Of what is for the router itself: questions to the resolver, and pings.
+pub(super) fn arriving() -> Vec<Rule> {
+    vec![
+        Rule::new("iifname lo accept", [input_begins(b"lo\0"), accept()]),
+        Rule::new("ct state established,related accept", [established(), accept()]),
+        Rule::new("iifname p* ip daddr resolver udp dport 53 accept", [from_pod(), resolver_address(16), port(PROTOCOL_UDP, 2), accept()]),
+        Rule::new("iifname p* ip daddr resolver tcp dport 53 accept", [from_pod(), resolver_address(16), port(PROTOCOL_TCP, 2), accept()]),
+        Rule::new("iifname p* icmp type echo-request accept", [from_pod(), echo_request(), accept()]),
+        Rule::new("iifname p* reject with icmpx admin-prohibited", [from_pod(), vec![Expression::Reject(Rejection::AdminProhibited)]]),
+    ]
+}
+
+fn from_pod() -> Vec<Expression> {
+    input_begins(b"p")
+}
+
+fn not_its_source() -> Vec<Expression> {
+    vec![
+        Expression::Meta { key: Meta::InputName, into: FIRST },
+        Expression::Payload { header: Header::Network, offset: 12, len: 4, into: FIRST.after(4) },
+        Expression::Lookup { set: &SOURCES, key: FIRST, into: None, present: false },
+    ]
+}
+
+/// `offset`: 12 for the source address, 16 for the destination.
+fn resolver_address(offset: u32) -> Vec<Expression> {
+    let mut expressions = family(Family::Ipv4);
+    expressions.push(Expression::Payload { header: Header::Network, offset, len: 4, into: FIRST });
+    expressions.push(equals(&RESOLVER.octets()));
+    expressions
+}
+
+/// The resolver's; `offset`: 0 for the source port, 2 for the destination.
+fn port(number: u8, offset: u32) -> Vec<Expression> {
+    let mut expressions = protocol(number);
+    expressions.push(Expression::Payload { header: Header::Transport, offset, len: 2, into: FIRST });
+    expressions.push(equals(&53_u16.to_be_bytes()));
+    expressions
+}
+
+fn echo_request() -> Vec<Expression> {
+    let mut expressions = family(Family::Ipv4);
+    expressions.extend(protocol(PROTOCOL_ICMP));
+    expressions.push(Expression::Payload { header: Header::Transport, offset: 0, len: 1, into: FIRST });
+    expressions.push(equals(&[8]));
+    expressions
+}
+
+fn mark_by_input() -> Vec<Expression> {
+    vec![
+        Expression::Meta { key: Meta::InputName, into: FIRST },
+        Expression::Lookup { set: &MEMBERS, key: FIRST, into: Some(FIRST), present: true },
+        Expression::SetMark { from: FIRST },
+    ]
+}
+
+fn same_network() -> Vec<Expression> {
+    vec![
+        Expression::Meta { key: Meta::Mark, into: FIRST },
+        Expression::Meta { key: Meta::OutputName, into: FIRST.after(1) },
+        Expression::Lookup { set: &EXITS, key: FIRST, into: None, present: true },
+        Expression::Load { into: FIRST, value: 0_u32.to_ne_bytes().to_vec() },
+        Expression::SetMark { from: FIRST },
+    ]
+}

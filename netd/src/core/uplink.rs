@@ -1,0 +1,251 @@
+//! The way out of the cluster: one veth pair between the router namespace and the host's, and what the host needs for it.
+//!
+//! ```text
+//! pod ──► router: up 169.254.54.2 ═ veth ═ rcl-up 169.254.54.1 :host ──► the host's own routes
+//!           source becomes 169.254.54.2      source becomes the host's
+//! ```
+//!
+//! The host knows one address of ours, whatever networks there are: its routes never meet those of the overlay. What the addresses of
+//! networks are chosen from is routed to the router's loopback, so that one that nobody holds is refused there and never sent out.
+//!
+//! Decides: the pair's ends, the routes that keep addresses inside, which nodes the host takes VXLAN from, and what is wrong with a
+//! host that keeps packets from passing. Never: routes on the host, changes of tables that others made but for two rules in
+//! `DOCKER-USER`, which is there for that.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::links::{Link, LinkKind, Mac, Underlay};
+use super::picture::{Picture, Place};
+use super::rules::{Outline, host};
+
+/// The pair's end in the router namespace.
+pub const UPLINK: &str = "up";
+
+/// The pair's end on the host.
+pub const HOST_END: &str = "rcl-up";
+
+/// The router's address on the pair; whatever leaves the cluster has it as its source until the host puts its own.
+pub const ROUTER_IP: Ipv4Addr = Ipv4Addr::new(169, 254, 54, 2);
+
+/// The host's address on the pair.
+pub const HOST_IP: Ipv4Addr = Ipv4Addr::new(169, 254, 54, 1);
+
+/// What no one else may use on the host.
+pub const RESERVED: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 54, 0), 30);
+
+/// Addresses of a link: ours, and those under which clouds tell secrets.
+pub const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
+
+/// What subnets are chosen from where the managers do not say.
+const POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 128, 0, 0), 9);
+
+const ROUTER_END_MAC: Mac = Mac([0x02, 0x72, 0, 0, 0, 2]);
+
+/// By this the host's end is known to be ours.
+pub const HOST_END_MAC: Mac = Mac([0x02, 0x72, 0, 0, 0, 3]);
+
+/// Who has the host forward packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forwarding {
+    /// It did before netd came; it is kept so.
+    Host,
+    /// It did not: netd has it do so, for packets of the uplink alone.
+    Netd,
+    /// Nobody, unless the administrator does.
+    Administrator,
+}
+
+/// What is netd's on the host, apart from the sockets of VXLAN devices.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostPlane {
+    pub rules: HostRules,
+    /// Nodes that VXLAN is taken from.
+    pub peers: BTreeSet<Ipv4Addr>,
+    /// The host forwards packets.
+    pub forwarding: bool,
+    pub passage: Passage,
+    /// The host's end of the uplink; `None` where there is none, or one that is not ours.
+    pub end: Option<HostEnd>,
+}
+
+/// Our table on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HostRules {
+    /// Not there, or not as we make it.
+    #[default]
+    Other,
+    /// What the host forwards between its other devices is its own business.
+    Open,
+    /// It forwards nothing but the uplink's packets.
+    Guarded,
+}
+
+impl HostRules {
+    /// What the kernel shows of the table.
+    pub fn seen(outline: &Outline) -> Self {
+        let is = |guarded| host::skeleton(guarded).outline() == *outline;
+        match (is(false), is(true)) {
+            (true, _) => Self::Open,
+            (false, true) => Self::Guarded,
+            (false, false) => Self::Other,
+        }
+    }
+}
+
+/// The host's end of the uplink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostEnd {
+    pub mac: Mac,
+    pub mtu: u32,
+    pub up: bool,
+    /// Both ends have their addresses.
+    pub addressed: bool,
+}
+
+/// Whether iptables' chain FORWARD lets packets of the uplink through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Passage {
+    #[default]
+    Open,
+    /// It drops what it is not told of; Docker's chain for the administrator's rules is there.
+    Docker,
+    /// It drops what it is not told of.
+    Shut,
+}
+
+/// What the picture calls for on the host.
+pub fn host_plane(picture: &Picture, underlay: &Underlay) -> HostPlane {
+    let Link { mtu, .. } = link(underlay);
+    HostPlane {
+        rules: rules(underlay),
+        peers: peers(picture, underlay),
+        forwarding: wants_forwarding(underlay),
+        passage: Passage::Open,
+        end: Some(HostEnd { mac: HOST_END_MAC, mtu, up: true, addressed: true }),
+    }
+}
+
+fn rules(underlay: &Underlay) -> HostRules {
+    match underlay.forwarding {
+        Forwarding::Host | Forwarding::Administrator => HostRules::Open,
+        Forwarding::Netd => HostRules::Guarded,
+    }
+}
+
+fn wants_forwarding(underlay: &Underlay) -> bool {
+    match underlay.forwarding {
+        Forwarding::Host | Forwarding::Netd => true,
+        Forwarding::Administrator => false,
+    }
+}
+
+/// The router's end.
+pub fn link(underlay: &Underlay) -> Link {
+    Link { kind: LinkKind::Uplink, mac: ROUTER_END_MAC, mtu: underlay.overlay_mtu, up: true }
+}
+
+/// The other nodes that have an endpoint on a network of this one: nobody else has anything to send here.
+fn peers(picture: &Picture, underlay: &Underlay) -> BTreeSet<Ipv4Addr> {
+    let places = picture.networks.values().flat_map(|network| network.endpoints.values().map(|endpoint| endpoint.place));
+    let nodes = places.filter_map(|place| match place {
+        Place::Here => None,
+        Place::Node(node) => Some(node),
+    });
+    nodes.filter(|node| *node != underlay.addr).collect()
+}
+
+/// Every node's address that is known here, this one's too.
+pub fn nodes(picture: &Picture, underlay: &Underlay) -> BTreeSet<Ipv4Addr> {
+    picture.nodes.iter().copied().chain(peers(picture, underlay)).chain([underlay.addr]).collect()
+}
+
+/// What never leaves by the uplink: addresses of networks, whoever holds them, and those of links.
+pub fn inside(picture: &Picture) -> BTreeSet<Ipv4Net> {
+    let mut inside: BTreeSet<Ipv4Net> = picture.pools.iter().copied().collect();
+    if inside.is_empty() {
+        inside.insert(POOL);
+    }
+    inside.insert(LINK_LOCAL);
+    let elsewhere: Vec<Ipv4Net> =
+        picture.networks.values().map(|network| network.subnet).filter(|subnet| !covered(*subnet, &inside)).collect();
+    inside.extend(elsewhere);
+    inside
+}
+
+fn covered(subnet: Ipv4Net, by: &BTreeSet<Ipv4Net>) -> bool {
+    by.iter().any(|net| net.contains(&subnet))
+}
+
+/// What keeps pods from reaching the outside, and how to mend it, where netd may not.
+pub fn conditions(host: &HostPlane, underlay: &Underlay) -> Vec<String> {
+    let mut conditions = Vec::new();
+    if !host.forwarding && !wants_forwarding(underlay) {
+        conditions.push(
+            "this host does not forward packets, so pods reach nothing outside the cluster: set the sysctl net.ipv4.ip_forward to 1, or start \
+             rcluster-netd without --no-forwarding"
+                .to_owned(),
+        );
+    }
+    if host.passage == Passage::Shut {
+        conditions.push(format!(
+            "this host's firewall drops what is forwarded (chain FORWARD of table ip filter), so pods reach nothing outside the cluster: iptables -I \
+             FORWARD -i {HOST_END} -j ACCEPT; iptables -I FORWARD -o {HOST_END} -j ACCEPT"
+        ));
+    }
+    conditions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::plan::tests::view;
+
+    fn underlay(forwarding: Forwarding) -> Underlay {
+        Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding }
+    }
+
+    #[test]
+    fn what_is_inside_is_the_pools_or_the_one_of_old_and_subnets_that_are_in_neither() {
+        let texts = |picture: &Picture| inside(picture).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let mut wire = view(1);
+        wire.networks[1].subnet = "192.168.7.0/24".into();
+        wire.networks[1].endpoints.clear();
+        assert_eq!(texts(&Picture::parse(&wire).0), ["10.128.0.0/9", "169.254.0.0/16", "192.168.7.0/24"]);
+        wire.pools = vec!["192.168.0.0/16".into(), "10.128.0.0/20".into()];
+        assert_eq!(texts(&Picture::parse(&wire).0), ["10.128.0.0/20", "169.254.0.0/16", "192.168.0.0/16"]);
+    }
+
+    #[test]
+    fn the_hosts_rules_are_told_from_each_other_and_from_those_of_others() {
+        let (open, guarded) = (host::skeleton(false).outline(), host::skeleton(true).outline());
+        assert_eq!([HostRules::seen(&open), HostRules::seen(&guarded)], [HostRules::Open, HostRules::Guarded]);
+        assert_eq!(HostRules::seen(&Outline { rules: Vec::new(), ..open }), HostRules::Other);
+        assert_eq!(HostRules::seen(&Outline::default()), HostRules::Other);
+    }
+
+    #[test]
+    fn vxlan_is_taken_from_nodes_that_share_a_network_and_nobody_else() {
+        let mut wire = view(1);
+        wire.networks.truncate(1);
+        let (picture, _) = Picture::parse(&wire);
+        let plane = host_plane(&picture, &underlay(Forwarding::Host));
+        assert_eq!(plane.peers.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.90.0.102"]);
+        let known = nodes(&picture, &underlay(Forwarding::Host));
+        assert_eq!(known.iter().map(|node| node.octets()[3]).collect::<Vec<_>>(), [101, 102, 103]);
+    }
+
+    #[test]
+    fn a_host_that_keeps_packets_from_passing_is_told_of() {
+        let told = |forwarding, host: &HostPlane| conditions(host, &underlay(forwarding)).len();
+        let (picture, _) = Picture::parse(&view(1));
+        let plane = host_plane(&picture, &underlay(Forwarding::Netd));
+        assert_eq!(told(Forwarding::Netd, &plane), 0);
+        let still = HostPlane { forwarding: false, ..plane.clone() };
+        assert_eq!((told(Forwarding::Administrator, &still), told(Forwarding::Netd, &still)), (1, 0));
+        assert_eq!(told(Forwarding::Administrator, &HostPlane { passage: Passage::Shut, ..still.clone() }), 2);
+        assert_eq!(told(Forwarding::Netd, &HostPlane { passage: Passage::Docker, ..plane }), 0);
+    }
+}

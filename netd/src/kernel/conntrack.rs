@@ -1,0 +1,118 @@
+//! Connection tracking over netlink: the flows of a namespace read, and single ones forgotten.
+//!
+//! Attribute and message numbers are those of `linux/netfilter/nfnetlink_conntrack.h`.
+
+use std::net::Ipv4Addr;
+
+use nix::errno::Errno;
+
+use super::KernelError;
+use super::netlink::Netlink;
+use super::nft::attributes::{Attributes, number, parse};
+use super::nft::write;
+use crate::core::flows::{Flow, Transport};
+
+const SUBSYSTEM: u16 = 1 << 8;
+const GET: u16 = 1;
+const DELETE: u16 = 2;
+
+const REQUEST: u16 = 1;
+const ACK: u16 = 4;
+const DUMP: u16 = 0x300;
+
+const FAMILY_IPV4: u8 = 2;
+
+const ORIGINAL: u16 = 1;
+const REPLY: u16 = 2;
+const ID: u16 = 12;
+
+/// Of a tuple.
+const ADDRESSES: u16 = 1;
+const PROTOCOL: u16 = 2;
+
+/// All flows over TCP and UDP of IPv4.
+pub fn flows(netlink: &mut Netlink) -> Result<Vec<Flow>, KernelError> {
+    let answers = ask(netlink, "list tracked connections", (GET, DUMP), &Attributes::new())?;
+    Ok(answers.iter().filter_map(|payload| flow(payload.get(4..)?)).collect())
+}
+
+/// Forgets a flow; one that is not there is none.
+pub fn forget(netlink: &mut Netlink, flow: &Flow) -> Result<(), KernelError> {
+    let (source, destination) = (flow.source, flow.destination);
+    let addresses = Attributes::new().bytes(1, &source.0.octets()).bytes(2, &destination.0.octets());
+    let protocol = Attributes::new()
+        .bytes(1, &[protocol_number(flow.transport)])
+        .bytes(2, &source.1.to_be_bytes())
+        .bytes(3, &destination.1.to_be_bytes());
+    let tuple = Attributes::new().nested(ADDRESSES, addresses).nested(PROTOCOL, protocol);
+    let attributes = Attributes::new().nested(ORIGINAL, tuple).number(ID, flow.id);
+    match ask(netlink, &format!("forget the connection {flow}"), (DELETE, ACK), &attributes) {
+        Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+fn ask(netlink: &mut Netlink, what: &str, (kind, flags): (u16, u16), attributes: &Attributes) -> Result<Vec<Vec<u8>>, KernelError> {
+    let sequence = netlink.next_sequence();
+    let mut bytes = Vec::new();
+    write(&mut bytes, (SUBSYSTEM | kind, REQUEST | flags, sequence), (FAMILY_IPV4, 0), &attributes.0);
+    netlink.send(&bytes)?;
+    Ok(netlink.collect(what)?.into_iter().map(|answer| answer.payload).collect())
+}
+
+/// A flow by what the kernel says of it; `None` for other protocols.
+fn flow(message: &[u8]) -> Option<Flow> {
+    let attributes = parse(message);
+    let (protocol, source, destination) = tuple(attributes.get(&ORIGINAL)?)?;
+    let (_, server, _) = tuple(attributes.get(&REPLY)?)?;
+    let transport = [Transport::Tcp, Transport::Udp].into_iter().find(|transport| protocol_number(*transport) == protocol)?;
+    Some(Flow { transport, source, destination, server: server.0, id: number(&attributes, ID)? })
+}
+
+/// An address and a port.
+type End = (Ipv4Addr, u16);
+
+/// The protocol's number, and both ends; `None` where there are no ports.
+fn tuple(tuple: &[u8]) -> Option<(u8, End, End)> {
+    let tuple = parse(tuple);
+    let (addresses, protocol) = (parse(tuple.get(&ADDRESSES)?), parse(tuple.get(&PROTOCOL)?));
+    let end = |address: u16, port: u16| -> Option<End> {
+        let address = addresses.get(&address)?.first_chunk::<4>()?;
+        let port = protocol.get(&port)?.first_chunk::<2>()?;
+        Some((Ipv4Addr::from(*address), u16::from_be_bytes(*port)))
+    };
+    Some((*protocol.get(&1)?.first()?, end(1, 2)?, end(2, 3)?))
+}
+
+fn protocol_number(transport: Transport) -> u8 {
+    match transport {
+        Transport::Tcp => 6,
+        Transport::Udp => 17,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends(source: [u8; 4], destination: [u8; 4], protocol: u8) -> Attributes {
+        let addresses = Attributes::new().bytes(1, &source).bytes(2, &destination);
+        let ports = Attributes::new().bytes(1, &[protocol]).bytes(2, &4000_u16.to_be_bytes()).bytes(3, &53_u16.to_be_bytes());
+        Attributes::new().nested(ADDRESSES, addresses).nested(PROTOCOL, ports)
+    }
+
+    #[test]
+    fn a_flow_is_read_as_the_kernel_writes_it_and_others_are_passed_over() {
+        let message = |protocol| {
+            let original = ends([10, 128, 0, 2], [10, 128, 0, 8], protocol);
+            let reply = ends([10, 128, 0, 3], [10, 128, 0, 2], protocol);
+            Attributes::new().nested(ORIGINAL, original).nested(REPLY, reply).number(3, 0x1a).number(ID, 77).0
+        };
+        let read = flow(&message(17)).unwrap();
+        assert_eq!((read.to_string().as_str(), read.id), ("udp 10.128.0.2:4000 to 10.128.0.8:53 at 10.128.0.3", 77));
+        assert_eq!(flow(&message(1)), None);
+        for len in 0..message(6).len() {
+            assert_eq!(flow(&message(6)[..len]), None, "cut after {len}");
+        }
+    }
+}

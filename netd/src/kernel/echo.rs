@@ -1,0 +1,97 @@
+//! Whether nodes are there: ICMP echo (RFC 792) over the underlay.
+
+use std::collections::BTreeSet;
+use std::io::{self, ErrorKind, Read};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::process;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// So often each is asked.
+const TRIES: u16 = 3;
+
+/// How long is waited for answers before all that are silent are asked again.
+const TRY: Duration = Duration::from_millis(100);
+
+const ECHO: u8 = 8;
+const ECHO_REPLY: u8 = 0;
+
+/// The nodes that do not answer, asked from the calling thread's network namespace.
+pub fn silent(nodes: &BTreeSet<Ipv4Addr>) -> io::Result<BTreeSet<Ipv4Addr>> {
+    let mut socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
+    let own = process::id().to_be_bytes();
+    let id = [own[2], own[3]];
+    let mut silent = nodes.clone();
+    for number in 1..=TRIES {
+        for node in &silent {
+            // One that cannot even be sent to is as silent as the others.
+            drop(socket.send_to(&echo(id, number), &SocketAddrV4::new(*node, 0).into()));
+        }
+        let until = Instant::now() + TRY;
+        while !silent.is_empty() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            // Less than a microsecond would be for ever.
+            socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+            let mut packet = [0; 128];
+            match socket.read(&mut packet) {
+                Ok(len) => {
+                    if let Some(node) = answer(&packet[..len], id) {
+                        silent.remove(&node);
+                    }
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
+                // What is told of a packet that was sent.
+                Err(_) => {}
+            }
+        }
+    }
+    Ok(silent)
+}
+
+fn echo(id: [u8; 2], number: u16) -> [u8; 8] {
+    let [high, low] = number.to_be_bytes();
+    let mut packet = [ECHO, 0, 0, 0, id[0], id[1], high, low];
+    let words = packet.chunks_exact(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
+    let sum: u32 = words.sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let [.., high, low] = (!folded).to_be_bytes();
+    (packet[2], packet[3]) = (high, low);
+    packet
+}
+
+/// Who answers, in a packet with its IPv4 header.
+fn answer(packet: &[u8], id: [u8; 2]) -> Option<Ipv4Addr> {
+    let header = usize::from(packet.first()? & 0x0f) * 4;
+    let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
+    let message = packet.get(header..header + 8)?;
+    (message[0] == ECHO_REPLY && message[4..6] == id).then(|| Ipv4Addr::from(source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_echo_has_the_checksum_that_is_due_and_its_answer_is_known() {
+        // As ping computes it.
+        assert_eq!(echo([0x12, 0x34], 1), [8, 0, 0xe5, 0xca, 0x12, 0x34, 0, 1]);
+        let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1, 0, 0, 10, 90, 0, 102, 10, 90, 0, 101];
+        packet.extend([0, 0, 0, 0, 0x12, 0x34, 0, 1]);
+        assert_eq!(answer(&packet, [0x12, 0x34]), Some(Ipv4Addr::new(10, 90, 0, 102)));
+        assert_eq!(answer(&packet, [0x12, 0x35]), None, "another's");
+        for len in 0..packet.len() {
+            assert_eq!(answer(&packet[..len], [0x12, 0x34]), None);
+        }
+        packet[20] = ECHO;
+        assert_eq!(answer(&packet, [0x12, 0x34]), None, "a question");
+    }
+
+    #[test]
+    fn this_host_answers() {
+        assert_eq!(silent(&BTreeSet::from([Ipv4Addr::LOCALHOST])).unwrap(), BTreeSet::new());
+    }
+}

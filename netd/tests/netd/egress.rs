@@ -1,0 +1,277 @@
+//! The way out: who gets there, as whom, and what stays refused; and what netd keeps in order on the host for it.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rcluster_netd::core::links::vtep_mac;
+use rcluster_netd::core::rules::expressions::{Expression, Verdict};
+use rcluster_netd::core::rules::host::{DOCKER_USER, FILTER, TABLE};
+use rcluster_netd::core::rules::{Chain, Hook, Policy, Rule, Skeleton};
+use rcluster_netd::kernel::netlink::Netlink;
+use rcluster_netd::kernel::{messages, nft};
+
+use crate::support::{DEADLINE, Host, Lab, network};
+
+const NETLINK_ROUTE: isize = 0;
+
+const AT_ONCE: Duration = Duration::from_millis(500);
+
+const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// A pod on each of two hosts.
+fn two_pods() -> Lab {
+    let lab = Lab::start(2);
+    lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
+    lab.hosts[0].attach("t1", &[("front", "10.128.0.2")]).unwrap();
+    lab.hosts[1].attach("t2", &[("front", "10.128.0.3")]).unwrap();
+    lab
+}
+
+/// Whom the world sees when a pod connects to it and is answered.
+fn seen_by(outside: &Host, host: &Host, task: &str) -> IpAddr {
+    let listener = outside.here(|| TcpListener::bind("203.0.113.1:80")).unwrap();
+    let server = thread::spawn(move || {
+        let (mut stream, peer) = listener.accept().unwrap();
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        stream.write_all(&byte).unwrap();
+        peer.ip()
+    });
+    let mut stream = host.connect(task, "203.0.113.1:80").unwrap();
+    stream.write_all(b"x").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+    server.join().unwrap()
+}
+
+#[test]
+fn the_world_is_reached_and_sees_the_host() {
+    let lab = two_pods();
+    let outside = lab.outside();
+    for (host, task) in lab.hosts.iter().zip(["t1", "t2"]) {
+        assert_eq!(seen_by(&outside, host, task), IpAddr::V4(host.addr));
+    }
+
+    let world = outside.here(|| UdpSocket::bind("203.0.113.1:9")).unwrap();
+    world.set_read_timeout(Some(DEADLINE)).unwrap();
+    let pod = lab.hosts[0].udp("t1", "10.128.0.2:9");
+    pod.send_to(b"question", "203.0.113.1:9").unwrap();
+    let mut buffer = [0; 64];
+    let (len, from) = world.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..len], from.ip()), (&b"question"[..], IpAddr::V4(lab.hosts[0].addr)));
+    world.send_to(b"answer", from).unwrap();
+    let (len, from) = pod.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..len], from.to_string()), (&b"answer"[..], "203.0.113.1:9".to_owned()));
+}
+
+#[test]
+fn what_is_not_outside_is_refused_at_once() {
+    let lab = two_pods();
+    let _listeners: Vec<TcpListener> = lab.hosts.iter().map(|host| host.here(|| TcpListener::bind("0.0.0.0:22")).unwrap()).collect();
+    let others = [
+        ("its own host", "10.90.0.101:22", ErrorKind::HostUnreachable),
+        ("its own host, by the uplink", "169.254.54.1:22", ErrorKind::ConnectionRefused),
+        ("another node", "10.90.0.102:22", ErrorKind::HostUnreachable),
+        ("an address of no network yet", "10.200.0.1:80", ErrorKind::HostUnreachable),
+        ("a cloud's metadata", "169.254.169.254:80", ErrorKind::HostUnreachable),
+    ];
+    for (what, to, kind) in others {
+        let started = Instant::now();
+        let error = lab.hosts[0].connect("t1", to).unwrap_err();
+        assert_eq!(error.kind(), kind, "{what}: {error}");
+        assert!(started.elapsed() < AT_ONCE, "{what}: {:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn a_host_that_has_no_route_says_so_at_once() {
+    let lab = two_pods();
+    let started = Instant::now();
+    let error = lab.hosts[0].connect("t1", "192.0.2.1:80").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NetworkUnreachable, "{error}");
+    assert!(started.elapsed() < AT_ONCE);
+}
+
+#[test]
+fn an_internal_network_has_no_way_out_and_a_second_one_may_have() {
+    let lab = Lab::start(1);
+    let outside = lab.outside();
+    let host = &lab.hosts[0];
+    let mut front = network("front", 0, &[("inner", 0, 2), ("both", 0, 3)]);
+    front.internal = true;
+    lab.apply(1, &[front, network("back", 1, &[("both", 0, 2)])]);
+    host.attach("inner", &[("front", "10.128.0.2")]).unwrap();
+    host.attach("both", &[("front", "10.128.0.3"), ("back", "10.128.1.2")]).unwrap();
+    let started = Instant::now();
+    let error = host.connect("inner", "203.0.113.1:80").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::HostUnreachable, "{error}");
+    assert!(started.elapsed() < AT_ONCE);
+    assert_eq!(seen_by(&outside, host, "both"), IpAddr::V4(host.addr));
+    let _listener = host.listen("inner", "10.128.0.2:80");
+    host.connect("both", "10.128.0.2:80").unwrap();
+}
+
+/// Iptables' chain FORWARD as Docker sets it up, with its chain for the administrator or without.
+fn dropping(with_docker_user: bool) -> Skeleton {
+    let jump = Rule::new("jump DOCKER-USER", [vec![Expression::Verdict(Verdict::Jump(DOCKER_USER.to_owned()))]]);
+    let rules = if with_docker_user { vec![jump] } else { Vec::new() };
+    let mut chains = vec![Chain::filter("FORWARD", Hook::Forward, 0, Policy::Drop, rules)];
+    if with_docker_user {
+        chains.push(Chain { name: DOCKER_USER.to_owned(), base: None, rules: Vec::new() });
+    }
+    Skeleton { table: FILTER, sets: Vec::new(), chains }
+}
+
+fn load(host: &Host, skeleton: Skeleton) {
+    host.here(move || nft::load(&mut Netlink::open(nft::NETLINK_NETFILTER).unwrap(), &skeleton)).unwrap();
+}
+
+/// One host whose iptables drop what is forwarded, with a pod.
+fn behind_iptables(with_docker_user: bool) -> Lab {
+    let mut lab = Lab::wire(1);
+    let host = &mut lab.hosts[0];
+    let skeleton = dropping(with_docker_user);
+    load(host, skeleton);
+    host.start();
+    let view = lab.view(0, 1, &[network("front", 0, &[("t1", 0, 2)])]);
+    lab.hosts[0].apply(view).unwrap();
+    lab.hosts[0].attach("t1", &[("front", "10.128.0.2")]).unwrap();
+    lab
+}
+
+#[test]
+fn docker_lets_the_pods_packets_pass() {
+    let lab = behind_iptables(true);
+    let outside = lab.outside();
+    assert_eq!(lab.hosts[0].status().unwrap().problems, Vec::<String>::new());
+    assert_eq!(seen_by(&outside, &lab.hosts[0], "t1"), IpAddr::V4(lab.hosts[0].addr));
+}
+
+#[test]
+fn docker_that_comes_later_lets_them_pass_from_the_next_check() {
+    let lab = two_pods();
+    let outside = lab.outside();
+    load(&lab.hosts[0], dropping(true));
+    lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
+    assert_eq!(lab.hosts[0].status().unwrap().repairs, 1);
+    assert_eq!(seen_by(&outside, &lab.hosts[0], "t1"), IpAddr::V4(lab.hosts[0].addr));
+}
+
+#[test]
+fn a_firewall_that_drops_what_is_forwarded_is_told_of() {
+    let lab = behind_iptables(false);
+    let problems = lab.hosts[0].status().unwrap().problems;
+    assert!(problems.len() == 1 && problems[0].contains("iptables -I FORWARD -i rcl-up -j ACCEPT"), "{problems:?}");
+}
+
+#[test]
+fn whether_a_host_forwards_can_be_left_to_its_administrator() {
+    let mut lab = Lab::wire(1);
+    let host = &mut lab.hosts[0];
+    host.here(|| std::fs::write(IP_FORWARD, "0")).unwrap();
+    host.flags = vec!["--no-forwarding"];
+    host.start();
+    assert_eq!(host.here(|| std::fs::read_to_string(IP_FORWARD)).unwrap(), "0\n");
+    let problems = host.status().unwrap().problems;
+    assert!(problems.len() == 1 && problems[0].contains("without --no-forwarding"), "{problems:?}");
+    assert!(host.stop().success());
+    host.flags.clear();
+    host.start();
+    assert_eq!(host.here(|| std::fs::read_to_string(IP_FORWARD)).unwrap(), "1\n");
+    assert_eq!(host.status().unwrap().problems, Vec::<String>::new());
+}
+
+#[test]
+fn what_someone_breaks_on_the_host_is_mended() {
+    let lab = two_pods();
+    let outside = lab.outside();
+    let host = &lab.hosts[0];
+    host.here(|| {
+        nft::load(&mut Netlink::open(nft::NETLINK_NETFILTER).unwrap(), &Skeleton { table: TABLE, sets: Vec::new(), chains: Vec::new() })
+            .unwrap();
+        std::fs::write(IP_FORWARD, "0").unwrap();
+        let index = nix::net::if_::if_nametoindex("rcl-up").unwrap();
+        Netlink::open(NETLINK_ROUTE).unwrap().request("device", messages::del_link(index), 0).unwrap();
+    });
+    lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
+    // The table with its one peer, forwarding, the pair and its addresses, and the route that went with it.
+    assert_eq!(host.status().unwrap().repairs, 6);
+    assert_eq!(seen_by(&outside, host, "t1"), IpAddr::V4(host.addr));
+    let _listener = lab.hosts[1].listen("t2", "10.128.0.3:80");
+    host.connect("t1", "10.128.0.3:80").unwrap();
+    lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
+    assert_eq!(host.status().unwrap().repairs, 6);
+}
+
+#[test]
+fn a_device_that_has_the_uplinks_name_or_address_is_left_alone_and_told_of() {
+    let mut lab = Lab::wire(2);
+    let address = Ipv4Addr::new(169, 254, 54, 2);
+    lab.hosts[0]
+        .here(move || Netlink::open(NETLINK_ROUTE).unwrap().request("address", messages::loopback_address(address), messages::CREATE))
+        .unwrap();
+    let refusal = lab.hosts[0].refusal("10.90.0.101");
+    assert!(refusal.contains("169.254.54.2 is an address of this host's device lo; netd needs 169.254.54.0/30"), "{refusal}");
+
+    let host = &mut lab.hosts[1];
+    let strange = host.here(|| {
+        let made = std::process::Command::new("ip").args(["link", "add", "rcl-up", "type", "veth", "peer", "name", "other"]).status();
+        assert!(made.unwrap().success());
+        nix::net::if_::if_nametoindex("rcl-up").unwrap()
+    });
+    host.start();
+    let problems = host.status().unwrap().problems;
+    assert!(problems.iter().any(|problem| problem.contains("a device rcl-up that is not rcluster's; rename or remove it")), "{problems:?}");
+    assert_eq!(host.here(|| nix::net::if_::if_nametoindex("rcl-up").unwrap()), strange);
+}
+
+/// The sum over a header of IPv4 that makes it right.
+fn checksum(header: &[u8]) -> [u8; 2] {
+    let words = header.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
+    let sum: u32 = words.sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let [_, _, high, low] = (!((folded & 0xffff) + (folded >> 16))).to_be_bytes();
+    [high, low]
+}
+
+/// A frame of network 4096 for the node at `to`, with UDP from t2 to t1's port 9, as VXLAN carries it.
+fn frame(to: Ipv4Addr, from: Ipv4Addr, word: &[u8]) -> Vec<u8> {
+    let [_, first, second, third] = 4096_u32.to_be_bytes();
+    let mut packet = vec![8, 0, 0, 0, first, second, third, 0];
+    packet.extend(vtep_mac(to).0);
+    packet.extend(vtep_mac(from).0);
+    packet.extend([8, 0]);
+    let len = |header: usize| u16::try_from(header + word.len()).unwrap().to_be_bytes();
+    let mut header = vec![0x45, 0, len(28)[0], len(28)[1], 0, 0, 0, 0, 64, 17, 0, 0];
+    header.extend([10, 128, 0, 3, 10, 128, 0, 2]);
+    let sum = checksum(&header);
+    header[10..12].copy_from_slice(&sum);
+    packet.extend(header);
+    packet.extend([0, 99, 0, 9, len(8)[0], len(8)[1], 0, 0]);
+    packet.extend(word);
+    packet
+}
+
+#[test]
+fn vxlan_is_taken_from_nodes_of_the_network_alone() {
+    let lab = Lab::start(3);
+    lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
+    lab.hosts[0].attach("t1", &[("front", "10.128.0.2")]).unwrap();
+    let receiver = lab.hosts[0].udp("t1", "10.128.0.2:9");
+    let (to, node) = (lab.hosts[0].addr, lab.hosts[1].addr);
+    let send = |from: &Host, word: &'static [u8]| {
+        from.here(move || {
+            // Refused; from then on the wire knows both, and frames arrive in the order in which they are sent.
+            assert_eq!(TcpStream::connect((to, 1)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+            UdpSocket::bind("0.0.0.0:0").unwrap().send_to(&frame(to, node, word), (to, 4789)).unwrap();
+        });
+    };
+    let outside = lab.outside();
+    send(&outside, b"the world's");
+    send(&lab.hosts[2], b"a node's of no network here");
+    send(&lab.hosts[1], b"a node's");
+    let mut buffer = [0; 64];
+    let len = receiver.recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[..len], b"a node's");
+}
