@@ -75,6 +75,7 @@ pub fn describe(name: &str, addr: &str, labels: BTreeMap<String, String>, policy
         version: env!("CARGO_PKG_VERSION").to_owned(),
         labels,
         policy,
+        network: None,
     })
 }
 

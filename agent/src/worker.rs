@@ -51,6 +51,10 @@ enum Happened {
 
 /// The clock may be set while a task waits for its time: it is looked at again this often.
 const WAIT_MAX: Duration = Duration::from_secs(1);
+/// Whatever ends does not wait longer for netd to stop naming it.
+const WITHDRAW: Duration = Duration::from_millis(200);
+/// For so long the kernel goes on with what a pod's processes have left to be sent.
+const LINGER: Duration = Duration::from_secs(1);
 /// A report of the end does not wait longer for netd; what is left is done with the cleaning.
 const DETACH: Duration = Duration::from_secs(2);
 
@@ -65,13 +69,13 @@ impl Worker {
         if !self.adopted
             && let Err(error) = self.first_save()
         {
-            self.conclude(failure(&error));
+            self.conclude(failure(&error)).await;
         }
         loop {
             let wish = *self.wish.borrow_and_update();
             match next(&self.record, self.task.start_after_ms, wish, unix_ms()) {
                 Step::Raise(state) => self.report(state, String::new()).await,
-                Step::Conclude(outcome) => self.conclude(outcome),
+                Step::Conclude(outcome) => self.conclude(outcome).await,
                 Step::Pull => self.pull().await,
                 Step::Prepare => self.prepare().await,
                 Step::Wait { until_ms } => self.wait_until(until_ms).await,
@@ -79,13 +83,15 @@ impl Worker {
                     let file = self.tools.places.of_task(&self.task.id).record_file();
                     let save = |record: &Record| ledger::write(&file, record);
                     let created = pod::create(&self.tools, &self.task, &mut self.record, index, save).await;
-                    self.check(created);
+                    self.check(created).await;
                 }
                 Step::Start(index) => {
                     let started = pod::start(&self.tools, &self.task, &mut self.record, index, self.adopted).await;
-                    self.check(started);
+                    self.check(started).await;
                 }
                 Step::Watch => self.watch().await,
+                Step::Withdraw => self.withdraw().await,
+                Step::Await { until_ms } => self.await_release(until_ms).await,
                 Step::Stop => {
                     pod::stop(&self.tools, &self.task, &mut self.record).await;
                     self.save();
@@ -129,15 +135,16 @@ impl Worker {
         drop(self.events.send(event).await);
     }
 
-    fn conclude(&mut self, outcome: Outcome) {
+    /// From now on the task ends; the managers hear it before anything is done to that end.
+    async fn conclude(&mut self, outcome: Outcome) {
         self.record.outcome = Some(outcome);
-        self.save();
+        self.tell().await;
     }
 
-    fn check(&mut self, done: Result<(), StepError>) {
+    async fn check(&mut self, done: Result<(), StepError>) {
         match done {
             Ok(()) => self.save(),
-            Err(error) => self.conclude(failure(&error)),
+            Err(error) => self.conclude(failure(&error)).await,
         }
     }
 
@@ -166,7 +173,7 @@ impl Worker {
         };
         self.record.pulled = pulled.is_ok();
         self.say(String::new()).await;
-        self.check(pulled);
+        self.check(pulled).await;
     }
 
     /// Makes all that the containers need, once the managers have sent the secrets and configs; breaks the wait off when the wish changes.
@@ -184,7 +191,7 @@ impl Worker {
         };
         self.say(String::new()).await;
         let prepared = pod::prepare(&tools, &task, &data, &mut self.record).await;
-        self.check(prepared);
+        self.check(prepared).await;
     }
 
     /// Reports the state as it is with another message.
@@ -207,13 +214,7 @@ impl Worker {
     /// Waits for the end of a container, another health, or another wish.
     async fn watch(&mut self) {
         self.look_after_health();
-        let started = self.record.containers.iter().enumerate().filter(|(_, container)| container.phase == Phase::Started);
-        let mut exits: FuturesUnordered<_> = started
-            .map(|(index, container)| {
-                let (tools, task) = (&self.tools, &self.task);
-                async move { (index, pod::ended(tools, task, container).await) }
-            })
-            .collect();
+        let mut exits = exits(&self.tools, &self.task, &self.record);
         let mut changes: FuturesUnordered<_> = self
             .checks
             .iter_mut()
@@ -240,7 +241,8 @@ impl Worker {
         match happened {
             Happened::Ended(exit) => {
                 (container.phase, container.exit) = (Phase::Ended, Some(exit));
-                self.save();
+                // Nothing is to be sent to the pod any more, however long its other containers take to stop.
+                self.tell().await;
             }
             Happened::Health(Change { health, output }) => {
                 info!(container = container.name, ?health, output, "health");
@@ -262,8 +264,43 @@ impl Worker {
         }
     }
 
+    async fn withdraw(&mut self) {
+        match timeout(WITHDRAW, self.tools.netd.leave(&self.task.id)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "pods here find the task until the managers' next view"),
+            Err(_) => warn!("netd is slow: pods here find the task until the managers' next view"),
+        }
+        self.record.withdrawn = true;
+        self.record.stop_after_ms = unix_ms().saturating_add(self.task.leave_ms);
+        self.save();
+    }
+
+    /// Leaves the task alone until no node sends to it any more or the time is over; breaks off when a container ends or the wish changes.
+    async fn await_release(&mut self, until_ms: u64) {
+        // The clock may have been set: never longer than the service gives.
+        let left = Duration::from_millis(until_ms.saturating_sub(unix_ms()).min(self.task.leave_ms));
+        let mut exits = exits(&self.tools, &self.task, &self.record);
+        let (id, mut released) = (&self.task.id, self.tools.released.subscribe());
+        let ended = tokio::select! {
+            Some(ended) = exits.next() => Some(ended),
+            () = async { drop(released.wait_for(|released| released.contains(id)).await) } => None,
+            () = sleep(left) => {
+                info!(waited_ms = self.task.leave_ms, "not every node has confirmed that it sends nothing more; the task is stopped all the same");
+                None
+            }
+            _ = self.wish.changed() => return,
+        };
+        drop(exits);
+        if let Some((index, exit)) = ended {
+            let container = &mut self.record.containers[index];
+            (container.phase, container.exit) = (Phase::Ended, Some(exit));
+        }
+        self.record.released = true;
+        self.save();
+    }
+
     async fn detach(&mut self) {
-        match timeout(DETACH, pod::detach(&self.tools, &self.task)).await {
+        match timeout(DETACH, pod::detach(&self.tools, &self.task, LINGER)).await {
             Ok(Ok(())) => self.record.network = Network::default(),
             Ok(Err(error)) => warn!(%error, "the pod's network is given back later"),
             Err(_) => warn!("netd is slow: the pod's network is given back later"),
@@ -284,6 +321,12 @@ impl Worker {
         self.record.cleaned = true;
         self.save();
     }
+}
+
+/// The ends of the containers that run, by their place in the pod.
+fn exits<'a>(tools: &'a Tools, task: &'a Task, record: &'a Record) -> FuturesUnordered<impl Future<Output = (usize, Exit)> + 'a> {
+    let started = record.containers.iter().enumerate().filter(|(_, container)| container.phase == Phase::Started);
+    started.map(|(index, container)| async move { (index, pod::ended(tools, task, container).await) }).collect()
 }
 
 /// How the task ends because of this error.

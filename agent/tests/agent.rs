@@ -297,6 +297,35 @@ async fn the_containers_of_a_pod_share_network_ipc_and_host_name_and_end_togethe
 }
 
 #[tokio::test]
+async fn a_container_that_has_ended_is_told_of_before_the_others_of_its_pod_have_stopped() {
+    let manager = Manager::leader().await;
+    let _agent = Agent::start(&[manager.address]);
+    let container = |name: &str, script: &str| ContainerSpec {
+        name: name.into(),
+        image: "shell:1".into(),
+        command: vec!["/bin/sh".into(), "-c".into(), script.into()],
+        ..ContainerSpec::default()
+    };
+    let mut pod = task(A, vec![container("web", OBEDIENT), container("side", "trap '' TERM; while :; do sleep 0.05; done")]);
+    if let Some(template) = &mut pod.template {
+        template.stop_grace_ms = 3000;
+    }
+    manager.assign(vec![pod]);
+    let status = manager.reported(A, TaskState::Running).await;
+    let [web, side] = [0, 1].map(|index: usize| status.containers[index].pid);
+    rustix::process::kill_process(rustix::process::Pid::from_raw(web.cast_signed()).expect("a pid"), rustix::process::Signal::KILL)
+        .expect("kill");
+    manager
+        .until("web has ended and its pod has not", |seen| {
+            let status = seen.statuses.get(A)?;
+            (status.state() == TaskState::Running && status.ending && status.containers[0].exited && status.containers[1].pid == side)
+                .then_some(())
+        })
+        .await;
+    assert_eq!(manager.reported(A, TaskState::Failed).await.message, "container web was killed by SIGKILL");
+}
+
+#[tokio::test]
 async fn a_follower_sends_the_agent_to_the_leader_and_a_deaf_leader_is_left() {
     let leader = Manager::leader().await;
     let follower = Manager::follower(leader.address).await;
@@ -331,7 +360,7 @@ async fn a_pod_on_a_network_without_netd_fails_and_says_what_is_missing() {
     let _agent = Agent::start(&[manager.address]);
     let mut task = shell_task(A, OBEDIENT);
     if let Some(template) = &mut task.template {
-        template.networks = vec![NetworkAttachment { network: "front".into(), aliases: Vec::new() }];
+        template.networks = vec![NetworkAttachment { network: "front".into(), aliases: Vec::new(), ip: String::new() }];
     }
     task.networks =
         vec![TaskNetwork { network_id: "0123456789abcdef".into(), network: "front".into(), ip: "10.128.0.2".into(), aliases: Vec::new() }];

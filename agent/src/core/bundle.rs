@@ -151,7 +151,7 @@ pub fn hosts_file(task: &Task) -> String {
     text
 }
 
-/// The text of the pod's `/etc/resolv.conf`.
+/// The text of the pod's `/etc/resolv.conf`. A question that is lost, as while netd is started anew, is asked again after a second.
 pub fn resolv_file(network: &Network) -> String {
     if network.dns.is_empty() {
         return "# this pod is on no network\n".into();
@@ -160,7 +160,7 @@ pub fn resolv_file(network: &Network) -> String {
     if !network.search.is_empty() {
         text += &format!("search {}\n", network.search.join(" "));
     }
-    text + "options ndots:0\n"
+    text + "options timeout:1 attempts:3 ndots:1\n"
 }
 
 fn spec(input: &Input<'_>) -> Result<Spec, String> {

@@ -163,5 +163,5 @@ pub fn note(id: &TaskId, status: TaskStatus, statuses: &mut Statuses) -> bool {
 }
 
 fn status(state: TaskState, message: String, since_ms: u64) -> TaskStatus {
-    TaskStatus { state, message, since_ms, containers: Vec::new() }
+    TaskStatus { state, message, since_ms, containers: Vec::new(), ending: false }
 }

@@ -101,7 +101,8 @@ mod tests {
             node_id: Some("n".into()),
             node: "n1".into(),
             networks: Vec::new(),
-            status: TaskStatus { state: observed, message: String::new(), since_ms: 0, containers: Vec::new() },
+            status: TaskStatus { state: observed, message: String::new(), since_ms: 0, containers: Vec::new(), ending: false },
+            leave_ms: 0,
         };
         (id.into(), task)
     }

@@ -1,7 +1,8 @@
 //! Decides which report of a task stands.
 //!
 //! In: the status that stood and a new one. Out: the one that stands from now on, if that is a change. Never lowers a state: a
-//! newer state replaces an older, the same state may get another message or other containers, and what is terminal stays.
+//! newer state replaces an older, the same state may get another message or other containers or turn out to end, and what is terminal
+//! stays.
 
 use rcluster_api::object::TaskStatus;
 
@@ -11,7 +12,8 @@ pub fn raise(current: Option<&TaskStatus>, next: TaskStatus) -> Option<TaskStatu
     if next.state > current.state && !current.state.is_terminal() {
         return Some(next);
     }
-    if next.state == current.state && (next.message != current.message || next.containers != current.containers) {
+    let differs = next.message != current.message || next.containers != current.containers || next.ending != current.ending;
+    if next.state == current.state && differs {
         return Some(TaskStatus { since_ms: current.since_ms, ..next });
     }
     None
@@ -24,7 +26,7 @@ mod tests {
     use super::*;
 
     fn status(state: TaskState, message: &str, since_ms: u64) -> TaskStatus {
-        TaskStatus { state, message: message.into(), since_ms, containers: Vec::new() }
+        TaskStatus { state, message: message.into(), since_ms, containers: Vec::new(), ending: false }
     }
 
     #[test]
@@ -43,5 +45,7 @@ mod tests {
         let kept = raise(Some(&status(TaskState::Running, "", 1)), status(TaskState::Running, "slow", 9)).expect("a change");
         assert_eq!((kept.since_ms, kept.message.as_str()), (1, "slow"));
         assert_eq!(raise(Some(&kept), kept.clone()), None);
+        let ending = TaskStatus { ending: true, ..kept.clone() };
+        assert_eq!(raise(Some(&kept), ending.clone()), Some(ending), "that it will end is told at once");
     }
 }

@@ -6,8 +6,11 @@
 //! ```text
 //! accepted ─► preparing ─► ready ─► starting ─► running ─┐
 //!     │  pull, prepare: rootfs, network      │  create, start each container
-//!     └────────── any failure, any exit, a wish to stop ─┴─► outcome ─► stop ─► detach ─► report ─► clean ─► end
+//!     └────────── any failure, any exit, a wish to stop ─┴─► outcome ─► withdraw ─► await ─► stop ─► detach ─► report ─► clean ─► end
 //! ```
+//!
+//! What still runs leaves this node's DNS first (withdraw). If it is only to stop, and serves until then, it is then left alone until the
+//! managers know that no other node sends to it either, or the time that its service gives for that is over (await).
 
 use rcluster_api::health::{Health, HealthCheck};
 use rcluster_api::object::{ContainerStatus, Task, TaskStatus};
@@ -32,8 +35,21 @@ pub struct Record {
     pub containers: Vec<ContainerRecord>,
     /// How the task ends, once it is to end.
     pub outcome: Option<Outcome>,
+    /// Out of this node's DNS. Records of before there was an order of leaving do without it.
+    #[serde(default = "done")]
+    pub withdrawn: bool,
+    /// No node sends to it any more, or that was waited for long enough.
+    #[serde(default = "done")]
+    pub released: bool,
+    /// Unix time at which that has been waited for long enough; set when it is withdrawn.
+    #[serde(default)]
+    pub stop_after_ms: u64,
     pub detached: bool,
     pub cleaned: bool,
+}
+
+fn done() -> bool {
+    true
 }
 
 /// What netd answered, or nothing for a pod without networks.
@@ -124,6 +140,12 @@ pub enum Step {
     Start(usize),
     /// Nothing until a container ends or the wish changes.
     Watch,
+    /// Take it out of this node's DNS: nothing here is to begin anything with it any more.
+    Withdraw,
+    /// Leave it alone until no node sends to it any more, but not beyond this time; nor when a container ends, or the managers forget it.
+    Await {
+        until_ms: u64,
+    },
     /// Stop whatever still runs.
     Stop,
     /// Give the network back.
@@ -164,6 +186,9 @@ impl Record {
             network: Network::default(),
             containers: containers.collect(),
             outcome: None,
+            withdrawn: task.networks.is_empty(),
+            released: task.networks.is_empty() || task.leave_ms == 0,
+            stop_after_ms: 0,
             detached: false,
             cleaned: false,
         }
@@ -176,7 +201,14 @@ impl Record {
             message: self.message.clone(),
             since_ms: self.since_ms,
             containers: self.containers.iter().filter(|container| container.phase > Phase::Creating).map(ContainerRecord::status).collect(),
+            ending: self.outcome.is_some(),
         }
+    }
+
+    /// Whether other nodes may be sending to it: every container runs that ever did.
+    fn serves(&self) -> bool {
+        self.containers.iter().any(|container| container.phase == Phase::Started)
+            && self.containers.iter().all(|container| container.exit.is_none())
     }
 
     /// Whether nothing of the task is left but this record.
@@ -213,7 +245,7 @@ pub fn container_name(name: &str, service: &str) -> String {
 /// The next step of a task.
 pub fn next(record: &Record, start_after_ms: u64, wish: Wish, now_ms: u64) -> Step {
     match &record.outcome {
-        Some(outcome) => wind_down(record, outcome),
+        Some(outcome) => wind_down(record, outcome, wish),
         None => climb(record, start_after_ms, wish, now_ms),
     }
 }
@@ -251,9 +283,15 @@ fn climb(record: &Record, start_after_ms: u64, wish: Wish, now_ms: u64) -> Step 
     }
 }
 
-fn wind_down(record: &Record, outcome: &Outcome) -> Step {
+fn wind_down(record: &Record, outcome: &Outcome, wish: Wish) -> Step {
     if record.containers.iter().any(ContainerRecord::may_live) {
-        Step::Stop
+        if !record.withdrawn && record.prepared {
+            Step::Withdraw
+        } else if !record.released && outcome.state == TaskState::Shutdown && wish != Wish::Remove && record.serves() {
+            Step::Await { until_ms: record.stop_after_ms }
+        } else {
+            Step::Stop
+        }
     } else if !record.detached {
         Step::Detach
     } else if !record.state.is_terminal() {
@@ -330,6 +368,9 @@ mod tests {
             network: Network::default(),
             containers: vec![container("web", Phase::Absent), container("log", Phase::Absent)],
             outcome: None,
+            withdrawn: false,
+            released: false,
+            stop_after_ms: 0,
             detached: false,
             cleaned: false,
         }
@@ -353,6 +394,8 @@ mod tests {
                 Step::Prepare => record.prepared = true,
                 Step::Create(index) => record.containers[*index].phase = Phase::Created,
                 Step::Start(index) => record.containers[*index].phase = Phase::Started,
+                Step::Withdraw => (record.withdrawn, record.stop_after_ms) = (true, 3_000),
+                Step::Await { .. } => record.released = true,
                 Step::Stop => record.containers.iter_mut().filter(|c| c.may_live()).for_each(|c| c.phase = Phase::Ended),
                 Step::Detach => record.detached = true,
                 Step::Report(outcome) => {
@@ -397,8 +440,53 @@ mod tests {
         let mut record = fresh();
         assert_eq!(walk(&mut record.clone(), 0, Wish::Stop), "conclude shutdown: , detach, report shutdown, clean, end");
         walk(&mut record, 0, Wish::Run);
-        assert_eq!(walk(&mut record.clone(), 0, Wish::Stop), "conclude shutdown: , stop, detach, report shutdown, clean, end");
-        assert_eq!(walk(&mut record, 0, Wish::Remove), "conclude shutdown: , stop, detach, report shutdown, clean, end");
+        assert_eq!(
+            walk(&mut record.clone(), 0, Wish::Stop),
+            "conclude shutdown: , withdraw, await { until_ms: 3000 }, stop, detach, report shutdown, clean, end"
+        );
+        assert_eq!(walk(&mut record, 0, Wish::Remove), "conclude shutdown: , withdraw, stop, detach, report shutdown, clean, end");
+    }
+
+    #[test]
+    fn only_what_serves_is_waited_for() {
+        let mut running = fresh();
+        walk(&mut running, 0, Wish::Run);
+        let stopped = |change: fn(&mut Record)| {
+            let mut record = running.clone();
+            change(&mut record);
+            walk(&mut record, 0, Wish::Stop)
+        };
+        let at_once = "conclude shutdown: , withdraw, stop, detach, report shutdown, clean, end";
+        assert_eq!(stopped(|record| record.released = true), at_once, "the service gives no time, or the wait is over");
+        assert_eq!(
+            stopped(|record| (record.withdrawn, record.released) = (true, true)),
+            "conclude shutdown: , stop, detach, report shutdown, clean, end",
+            "it is on no network, or its record is of before there was an order"
+        );
+        let ended = |record: &mut Record| (record.containers[0].phase, record.containers[0].exit) = (Phase::Ended, Some(Exit::default()));
+        assert_eq!(stopped(ended), at_once, "a pod of which a container has ended does not serve");
+        let unstarted = |record: &mut Record| record.containers.iter_mut().for_each(|container| container.phase = Phase::Created);
+        assert_eq!(stopped(unstarted), at_once, "nobody was sent to it");
+    }
+
+    #[test]
+    fn that_it_will_end_is_in_the_report_from_the_outcome_on() {
+        let mut record = fresh();
+        walk(&mut record, 0, Wish::Run);
+        assert!(!record.status().ending);
+        record.outcome = Some(Outcome { state: TaskState::Shutdown, message: String::new() });
+        assert_eq!((record.status().ending, record.status().state), (true, TaskState::Running));
+    }
+
+    #[test]
+    fn a_record_of_before_there_was_an_order_of_leaving_is_read_as_having_left() {
+        let mut value = serde_json::to_value(fresh()).expect("encode");
+        let fields = value.as_object_mut().expect("an object");
+        for field in ["withdrawn", "released", "stop_after_ms"] {
+            fields.remove(field).expect("a field");
+        }
+        let old: Record = serde_json::from_value(value).expect("decode");
+        assert_eq!((old.withdrawn, old.released, old.stop_after_ms), (true, true, 0));
     }
 
     #[test]
@@ -419,7 +507,7 @@ mod tests {
             record.containers[1].phase = Phase::Ended;
             record.containers[1].exit = Some(exit);
             let steps = walk(&mut record, 0, Wish::Run);
-            assert!(steps.starts_with(&format!("conclude {expected}, stop, detach, report")), "{steps}");
+            assert!(steps.starts_with(&format!("conclude {expected}, withdraw, stop, detach, report")), "{steps}");
         }
     }
 
@@ -429,7 +517,7 @@ mod tests {
         walk(&mut record, 0, Wish::Run);
         (record.containers[0].health, record.containers[0].health_output) = (Health::Unhealthy, "GET /: 500".into());
         let steps = walk(&mut record, 0, Wish::Run);
-        assert!(steps.starts_with("conclude failed: container web is unhealthy: GET /: 500, stop, detach, report"), "{steps}");
+        assert!(steps.starts_with("conclude failed: container web is unhealthy: GET /: 500, withdraw, stop, detach, report"), "{steps}");
     }
 
     #[test]

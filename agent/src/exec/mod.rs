@@ -6,14 +6,15 @@ pub mod pod;
 pub mod process;
 pub mod runtime_cli;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rcluster_api::container::PullPolicy;
+use rcluster_api::id::TaskId;
 use rcluster_api::object::Task;
 use rcluster_api::policy::NodePolicy;
 use rcluster_api::tls::Security;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::config::Config;
 use crate::data::Data;
@@ -39,6 +40,8 @@ pub struct Tools {
     pub netd: Netd,
     /// The secrets and configs of the node's tasks.
     pub data: Data,
+    /// Tasks of the managers' set to which no node sends any more.
+    pub released: watch::Sender<BTreeSet<TaskId>>,
     /// What containers may have of this host.
     pub policy: NodePolicy,
     /// Who has a permit may have a monitor run a user's command.
@@ -79,6 +82,7 @@ impl Tools {
             images,
             netd,
             data: Data::new(),
+            released: watch::Sender::default(),
             policy: config.policy.clone(),
             runtimes: Runtimes { others: others.collect(), own },
             by_monitor: Arc::new(Semaphore::new(BY_MONITOR_MAX)),

@@ -8,7 +8,9 @@ use hyper_util::rt::TokioIo;
 use prost::Message;
 use rcluster_api::id::TaskId;
 use rcluster_api::wire::v1::netd_client::NetdClient;
-use rcluster_api::wire::v1::{AttachRequest, AttachResponse, DetachRequest, NetView, NetdStatusRequest};
+use rcluster_api::wire::v1::{
+    AttachRequest, AttachResponse, DetachRequest, LeaveRequest, NetView, NetdStatusRequest, NetdStatusResponse, NodeNetwork,
+};
 use rcluster_base::backoff::Backoff;
 use rcluster_base::ledger;
 use thiserror::Error;
@@ -33,14 +35,24 @@ pub enum NetdError {
 /// Which network view: a later one is greater.
 pub type Mark = (u64, u64);
 
+/// What netd is known to hold; the default when nothing is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Applied {
+    pub mark: Mark,
+    /// How much of that view could not be done.
+    pub problems: u32,
+}
+
 /// The connection, made and made again when it is needed.
 #[derive(Debug)]
 pub struct Netd {
     socket: PathBuf,
     client: NetdClient<Channel>,
     view: watch::Sender<Option<Arc<NetView>>>,
-    /// What netd is known to hold; (0, 0) when nothing is known.
-    applied: watch::Sender<Mark>,
+    /// What netd is known to hold.
+    applied: watch::Sender<Applied>,
+    /// What netd has last said of the host's network.
+    network: watch::Sender<Option<NodeNetwork>>,
     /// Keeps the latest view for an agent that is started anew.
     kept: PathBuf,
 }
@@ -50,6 +62,8 @@ const CALL: Duration = Duration::from_secs(5);
 /// How long attaching waits for a netd that is restarting.
 const ATTACH: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_secs(1);
+/// How long a session's begin waits for what netd says of the host's network; it is told later otherwise.
+const NETWORK: Duration = Duration::from_millis(300);
 const VIEW_BYTES_MAX: usize = 64 << 20;
 
 /// The mark of a view.
@@ -70,7 +84,8 @@ impl Netd {
         // The address is not used: the connector knows the socket.
         let channel = Endpoint::from_static("http://netd").connect_with_connector_lazy(connect);
         let client = NetdClient::new(channel).max_encoding_message_size(VIEW_BYTES_MAX);
-        Ok(Self { socket, client, view: watch::Sender::new(view), applied: watch::Sender::new((0, 0)), kept })
+        let (view, applied, network) = (watch::Sender::new(view), watch::Sender::default(), watch::Sender::new(None));
+        Ok(Self { socket, client, view, applied, network, kept })
     }
 
     /// Takes a view for netd, unless it is older than the last; only the latest is ever sent.
@@ -83,9 +98,30 @@ impl Netd {
         true
     }
 
-    /// What netd is known to hold.
+    /// The view that netd is known to hold; (0, 0) when nothing is known.
     pub fn applied(&self) -> Mark {
-        *self.applied.borrow()
+        self.applied.borrow().mark
+    }
+
+    /// Tells when that changes; it also goes back, when netd was started anew.
+    pub fn watch_applied(&self) -> watch::Receiver<Applied> {
+        self.applied.subscribe()
+    }
+
+    fn set_applied(&self, applied: Applied) {
+        self.applied.send_if_modified(|before| std::mem::replace(before, applied) != applied);
+    }
+
+    /// What netd has last said of the host's network; `None` before it has.
+    pub fn network(&self) -> Option<NodeNetwork> {
+        self.network.borrow().clone()
+    }
+
+    /// The same, asked of it now; of a netd that does not answer it is what it said before.
+    pub async fn ask_network(&self) -> Option<NodeNetwork> {
+        // One that is not there is waited for, and complained of, by who needs it.
+        drop(timeout(NETWORK, self.status()).await);
+        self.network()
     }
 
     /// Whether netd holds the latest view; waits for it no longer than `patience`.
@@ -93,7 +129,7 @@ impl Netd {
         let wanted = self.view.borrow().as_deref().map(mark);
         let Some(wanted) = wanted else { return true };
         let mut applied = self.applied.subscribe();
-        timeout(patience, applied.wait_for(|applied| *applied >= wanted)).await.is_ok_and(|seen| seen.is_ok())
+        timeout(patience, applied.wait_for(|applied| applied.mark >= wanted)).await.is_ok_and(|seen| seen.is_ok())
     }
 
     /// Keeps netd at the latest view for as long as it is polled.
@@ -132,7 +168,7 @@ impl Netd {
                         warn!(%error, "the network view is kept until netd takes it");
                     }
                     // It may come back empty.
-                    self.applied.send_replace((0, 0));
+                    self.set_applied(Applied::default());
                     sleep(backoff.delay()).await;
                 }
             }
@@ -154,9 +190,18 @@ impl Netd {
         }
     }
 
-    /// Removes the pod's network namespace and interfaces; nothing there is no error.
-    pub async fn detach(&self, task: &TaskId) -> Result<(), NetdError> {
-        let request = DetachRequest { task_id: task.to_string() };
+    /// Takes the task out of this node's DNS, whatever the view says.
+    pub async fn leave(&self, task: &TaskId) -> Result<(), NetdError> {
+        let request = LeaveRequest { task_id: task.to_string() };
+        let mut client = self.client.clone();
+        let answer = timeout(CALL, client.leave(request)).await;
+        answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))).map(drop).map_err(|status| self.error(&status))
+    }
+
+    /// Gives the pod's network namespace and interfaces back, which netd removes after `linger`; nothing there is no error.
+    pub async fn detach(&self, task: &TaskId, linger: Duration) -> Result<(), NetdError> {
+        let linger_ms = u64::try_from(linger.as_millis()).unwrap_or(u64::MAX);
+        let request = DetachRequest { task_id: task.to_string(), linger_ms };
         let mut client = self.client.clone();
         let answer = timeout(CALL, client.detach(request)).await;
         answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))).map(drop).map_err(|status| self.error(&status))
@@ -170,7 +215,8 @@ impl Netd {
         for problem in &answer.problems {
             warn!(term = view.term, revision = view.revision, problem, "netd could not do all of the network view");
         }
-        self.applied.send_replace(mark(view).max((answer.term, answer.revision)));
+        let problems = u32::try_from(answer.problems.len()).unwrap_or(u32::MAX);
+        self.set_applied(Applied { mark: mark(view).max((answer.term, answer.revision)), problems });
         Ok(())
     }
 
@@ -179,15 +225,24 @@ impl Netd {
         if self.view.borrow().is_none() {
             return Ok(());
         }
+        let answer = self.status().await?;
+        if (answer.term, answer.revision) < self.applied() {
+            info!(term = answer.term, revision = answer.revision, "netd restarted with an older network view; it gets the last again");
+            self.set_applied(Applied { mark: (answer.term, answer.revision), problems: 0 });
+        }
+        Ok(())
+    }
+
+    async fn status(&self) -> Result<NetdStatusResponse, NetdError> {
         let mut client = self.client.clone();
         let answer = timeout(CALL, client.status(NetdStatusRequest {})).await;
         let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
         let answer = answer.map_err(|status| self.error(&status))?.into_inner();
-        if (answer.term, answer.revision) < self.applied() {
-            info!(term = answer.term, revision = answer.revision, "netd restarted with an older network view; it gets the last again");
-            self.applied.send_replace((answer.term, answer.revision));
+        // A netd of before does not say.
+        if answer.network.is_some() {
+            self.network.send_replace(answer.network.clone());
         }
-        Ok(())
+        Ok(answer)
     }
 
     fn error(&self, status: &Status) -> NetdError {

@@ -284,9 +284,9 @@ pub async fn stop(tools: &Tools, task: &Task, record: &mut Record) {
     }
 }
 
-/// Gives the pod's network back.
-pub async fn detach(tools: &Tools, task: &Task) -> Result<(), NetdError> {
-    if task.networks.is_empty() { Ok(()) } else { tools.netd.detach(&task.id).await }
+/// Gives the pod's network back; what is under way to and from it is still delivered for `linger`.
+pub async fn detach(tools: &Tools, task: &Task, linger: Duration) -> Result<(), NetdError> {
+    if task.networks.is_empty() { Ok(()) } else { tools.netd.detach(&task.id, linger).await }
 }
 
 /// Removes what is left of the task on the node, but its record and logs. Every part is tried; what failed is told together.
@@ -298,7 +298,7 @@ pub async fn clean(tools: &Arc<Tools>, task: &Arc<Task>, record: &Record) -> Res
         }
     }
     let attached = !record.prepared || !record.network.netns_path.is_empty();
-    if attached && let Err(error) = detach(tools, task).await {
+    if attached && let Err(error) = detach(tools, task, Duration::ZERO).await {
         problems.push(error.to_string());
     }
     let names: Vec<String> = record.containers.iter().map(|container| container.name.clone()).collect();

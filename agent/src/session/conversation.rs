@@ -8,8 +8,12 @@
 //!   │ Heartbeat ────────────────►│  every heartbeat_ms
 //!   │◄── HeartbeatAck            │  none for session_timeout_ms: the session is lost
 //!   │ StatusReport ─────────────►│  what changed, at once
+//!   │ ViewApplied ──────────────►│  which view netd holds: at first, and whenever that changes or a view comes that is not newer
+//!   │◄── Released                │  tasks that need not wait any longer to stop
+//!   │ NodeNetwork ──────────────►│  when netd says another one, with a beat
 //! ```
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +24,10 @@ use rcluster_api::id::TaskId;
 use rcluster_api::object::TaskStatus;
 use rcluster_api::wire::v1::dispatcher_client::DispatcherClient;
 use rcluster_api::wire::v1::{
-    AgentMessage, Heartbeat, ManagerMessage, Register, StatusReport, TaskReport, Trust, agent_message, manager_message,
+    AgentMessage, Heartbeat, ManagerMessage, NodeDescription, NodeNetwork, Register, StatusReport, TaskReport, Trust, ViewApplied,
+    agent_message, manager_message,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -33,6 +38,7 @@ use super::Session;
 use crate::core::beat::{Beats, news};
 use crate::core::owner::Statuses;
 use crate::credentials;
+use crate::exec::netd_client::Applied;
 use crate::logs::Readers;
 use crate::relay::Relays;
 
@@ -74,6 +80,10 @@ struct Conversation {
     relays: Relays,
     /// What the manager has been told.
     told: Statuses,
+    applied: watch::Receiver<Applied>,
+    /// The manager is to be told which view netd holds.
+    is_unconfirmed: bool,
+    network: Option<NodeNetwork>,
     welcome: Option<Vec<String>>,
     heartbeat: Interval,
     /// Origin of the beats' monotonic time.
@@ -91,11 +101,13 @@ async fn begin(session: &mut Session, address: &str) -> Result<Conversation, End
     let mut client =
         DispatcherClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX);
     let (outbound, messages) = mpsc::channel(OUTBOUND_MAX);
+    let network = session.tools.netd.ask_network().await;
+    let description = NodeDescription { network: network.clone(), ..session.description.clone().into() };
     let told = session.statuses.borrow_and_update().clone();
     let register = Register {
         node_id: session.node_id.to_string(),
         incarnation: session.incarnation,
-        description: Some(session.description.clone().into()),
+        description: Some(description),
         tasks: told.iter().map(report).collect(),
     };
     let first = AgentMessage { kind: Some(agent_message::Kind::Register(register)) };
@@ -109,6 +121,9 @@ async fn begin(session: &mut Session, address: &str) -> Result<Conversation, End
         readers: Readers::new(client, session.tools.places.clone(), session.tools.node.clone(), session.statuses.clone()),
         relays: Relays::new(address.to_owned(), Arc::clone(&session.tools)),
         told,
+        applied: session.tools.netd.watch_applied(),
+        is_unconfirmed: true,
+        network,
         welcome: None,
         heartbeat: beats(HEARTBEAT),
         began: Instant::now(),
@@ -127,7 +142,10 @@ impl Conversation {
                     Ok(None) => break End::Lost { why: "the manager closed the session".into() },
                     Err(status) => break end_of(&status),
                 },
-                _ = self.heartbeat.tick(), if self.welcome.is_some() => self.beat(session),
+                _ = self.heartbeat.tick(), if self.welcome.is_some() => {
+                    self.beat(session);
+                    self.tell_network(session);
+                },
                 // The sender lives as long as the owner of all tasks.
                 changed = session.statuses.changed(), if !dirty => dirty = changed.is_ok(),
                 permit = self.outbound.clone().reserve_owned(), if dirty && self.welcome.is_some() => {
@@ -138,10 +156,23 @@ impl Conversation {
                         permit.send(AgentMessage { kind: Some(agent_message::Kind::Status(StatusReport { tasks })) });
                     }
                 },
+                // The sender lives as long as the process.
+                changed = self.applied.changed(), if !self.is_unconfirmed => self.is_unconfirmed = changed.is_ok(),
+                permit = self.outbound.clone().reserve_owned(), if self.is_unconfirmed && self.welcome.is_some() => {
+                    let Ok(permit) = permit else { break End::Lost { why: "the manager does not read any more".into() } };
+                    permit.send(self.confirmation());
+                },
                 () = sleep_until(deadline) => break End::Lost { why: format!("no heartbeat answered for {} ms", self.beats.timeout().as_millis()) },
             }
         };
         Talk { welcome: self.welcome, end }
+    }
+
+    /// Which view netd holds.
+    fn confirmation(&mut self) -> AgentMessage {
+        self.is_unconfirmed = false;
+        let Applied { mark: (term, revision), problems } = *self.applied.borrow_and_update();
+        AgentMessage { kind: Some(agent_message::Kind::Applied(ViewApplied { term, revision, problems })) }
     }
 
     fn handle(&mut self, session: &Session, message: ManagerMessage) {
@@ -158,6 +189,8 @@ impl Conversation {
                     warn!(node = view.node_id, "refuses a network view that is for another node");
                 } else if !session.tools.netd.set_view(view) {
                     debug!("the network view is not newer than the last");
+                    // The manager waits for it all the same.
+                    self.is_unconfirmed = true;
                 }
             }
             Some(manager_message::Kind::Trust(Trust { authorities })) => {
@@ -167,11 +200,22 @@ impl Conversation {
             Some(manager_message::Kind::Data(data)) => session.tools.data.take(data),
             Some(manager_message::Kind::Assignments(assignments)) => {
                 session.tools.data.keep(assignments.tasks.iter().filter_map(|task| task.template.as_ref()));
+                let ids: BTreeSet<&str> =
+                    assignments.tasks.iter().filter_map(|task| task.meta.as_ref()).map(|meta| meta.id.as_str()).collect();
+                session.tools.released.send_if_modified(|released| {
+                    released.retain(|id| ids.contains(id.as_str()));
+                    // Nobody waits for one to be forgotten.
+                    false
+                });
                 drop(session.assignments.send_replace(Some(assignments)));
             }
             Some(manager_message::Kind::Logs(command)) => self.readers.begin(command),
             Some(manager_message::Kind::LogsCancel(cancel)) => self.readers.cancel(&cancel.request_id),
             Some(manager_message::Kind::Relay(command)) => self.relays.begin(command),
+            Some(manager_message::Kind::Released(released)) => {
+                let ids = released.task_ids.into_iter().map(TaskId::from);
+                session.tools.released.send_modify(|released| released.extend(ids));
+            }
             None => debug!("a message of a kind this agent does not know"),
         }
     }
@@ -180,8 +224,20 @@ impl Conversation {
     fn beat(&mut self, session: &Session) {
         let Ok(permit) = self.outbound.try_reserve() else { return };
         let sequence = self.beats.send(self.began.elapsed());
-        let (_, view_revision) = session.tools.netd.applied();
-        permit.send(AgentMessage { kind: Some(agent_message::Kind::Heartbeat(Heartbeat { sequence, view_revision })) });
+        let (view_term, view_revision) = session.tools.netd.applied();
+        let beat = Heartbeat { sequence, view_revision, view_term };
+        permit.send(AgentMessage { kind: Some(agent_message::Kind::Heartbeat(beat)) });
+    }
+
+    /// What netd says of the host's network, when it is another than was told; without room for it with the next beat.
+    fn tell_network(&mut self, session: &Session) {
+        let network = session.tools.netd.network();
+        if network == self.network {
+            return;
+        }
+        let Ok(permit) = self.outbound.try_reserve() else { return };
+        permit.send(AgentMessage { kind: network.clone().map(agent_message::Kind::Network) });
+        self.network = network;
     }
 
     /// What the manager has not been told yet.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use futures::Stream;
 use rcluster_api::wire::v1::dispatcher_server::{Dispatcher, DispatcherServer};
 use rcluster_api::wire::v1::{
-    AgentMessage, Assignments, HeartbeatAck, ImageRequest, LogChunk, LogsCommand, ManagerMessage, PublishLogsResponse, Register,
-    RelayCommand, RelayExec, RelayInput, RelayOpen, RelayOutput, Task, TaskReport, TaskState, TaskStatus, Welcome, agent_message,
+    AgentMessage, Assignments, HeartbeatAck, ImageRequest, LogChunk, LogsCommand, ManagerMessage, NetView, PublishLogsResponse, Register,
+    RelayCommand, RelayExec, RelayInput, RelayOpen, RelayOutput, Released, Task, TaskReport, TaskState, TaskStatus, Welcome, agent_message,
     image_request, manager_message, relay_open, relay_output,
 };
 use tokio::net::TcpListener;
@@ -30,6 +30,8 @@ pub struct Seen {
     /// Every report in its order: task and state.
     pub history: Vec<(String, TaskState)>,
     pub heartbeats: u64,
+    /// Each view, by term and revision, of which it was told that netd holds it.
+    pub applied: Vec<(u64, u64)>,
     pub chunks: Vec<LogChunk>,
     /// What was said in relays.
     pub relayed: Vec<relay_output::Kind>,
@@ -113,6 +115,17 @@ impl Manager {
     pub fn logs(&self, command: LogsCommand) {
         let message = ManagerMessage { kind: Some(manager_message::Kind::Logs(command)) };
         self.shared.commands.send(message).expect("a session");
+    }
+
+    /// Sends a network view.
+    pub fn view(&self, view: NetView) {
+        self.shared.commands.send(ManagerMessage { kind: Some(manager_message::Kind::View(view)) }).expect("a session");
+    }
+
+    /// Nobody sends to the task any more.
+    pub fn release(&self, task: &str) {
+        let released = Released { term: 1, task_ids: vec![task.into()] };
+        self.shared.commands.send(ManagerMessage { kind: Some(manager_message::Kind::Released(released)) }).expect("a session");
     }
 
     /// Asks something of the node's images.
@@ -225,6 +238,10 @@ impl Dispatcher for Service {
                             }
                         }
                         Ok(Some(AgentMessage { kind: Some(agent_message::Kind::Status(report)) })) => shared.report(report.tasks),
+                        Ok(Some(AgentMessage { kind: Some(agent_message::Kind::Applied(applied)) })) => {
+                            shared.seen.send_modify(|seen| seen.applied.push((applied.term, applied.revision)));
+                        }
+                        Ok(Some(AgentMessage { kind: Some(agent_message::Kind::Network(_)) })) => {}
                         _ => return,
                     },
                     _ = assignments.changed() => {

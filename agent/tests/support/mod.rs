@@ -6,4 +6,5 @@
 pub mod agent;
 pub mod image;
 pub mod manager;
+pub mod netd;
 pub mod registry;

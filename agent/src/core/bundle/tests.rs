@@ -29,7 +29,8 @@ fn task() -> Task {
             ip: "10.128.0.5".parse().expect("an address"),
             aliases: Vec::new(),
         }],
-        status: TaskStatus { state: TaskState::Assigned, message: String::new(), since_ms: 0, containers: Vec::new() },
+        status: TaskStatus { state: TaskState::Assigned, message: String::new(), since_ms: 0, containers: Vec::new(), ending: false },
+        leave_ms: 0,
     }
 }
 
@@ -144,6 +145,6 @@ fn what_cannot_run_is_refused_in_words() {
 fn the_pods_files_name_it_and_its_resolver() {
     assert_eq!(hosts_file(&task()), "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n10.128.0.5\tweb-2\n");
     let network = Network { netns_path: String::new(), dns: "169.254.1.1".into(), search: vec!["shop".into(), "local".into()] };
-    assert_eq!(resolv_file(&network), "nameserver 169.254.1.1\nsearch shop local\noptions ndots:0\n");
+    assert_eq!(resolv_file(&network), "nameserver 169.254.1.1\nsearch shop local\noptions timeout:1 attempts:3 ndots:1\n");
     assert_eq!(hostname("web.2"), "web-2");
 }

@@ -1,0 +1,85 @@
+//! A netd that does nothing: attaches pods to no namespace, obeys every view, keeps what it was asked.
+
+use std::path::Path;
+
+use rcluster_api::wire::v1::netd_server::{Netd, NetdServer};
+use rcluster_api::wire::v1::{
+    ApplyViewResponse, AttachRequest, AttachResponse, DetachRequest, DetachResponse, LeaveRequest, LeaveResponse, NetView,
+    NetdStatusRequest, NetdStatusResponse,
+};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status};
+
+pub struct FakeNetd {
+    /// Of pods, in their order, in words.
+    pub asked: watch::Sender<Vec<String>>,
+    server: JoinHandle<()>,
+}
+
+struct Service {
+    asked: watch::Sender<Vec<String>>,
+    /// Term and revision of the last view.
+    view: watch::Sender<(u64, u64)>,
+}
+
+impl FakeNetd {
+    /// Listens where an agent with this run directory expects it.
+    pub fn listen(run: &Path) -> Self {
+        let listener = UnixListener::bind(run.join("netd.sock")).expect("bind");
+        let asked = watch::Sender::new(Vec::new());
+        let service = NetdServer::new(Service { asked: asked.clone(), view: watch::Sender::new((0, 0)) });
+        let server = tokio::spawn(async move {
+            let incoming = UnixListenerStream::new(listener);
+            tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.expect("serve");
+        });
+        Self { asked, server }
+    }
+
+    pub fn asked(&self) -> String {
+        self.asked.borrow().join(", ")
+    }
+}
+
+impl Drop for FakeNetd {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl Service {
+    fn note(&self, asked: String) {
+        self.asked.send_modify(|all| all.push(asked));
+    }
+}
+
+#[tonic::async_trait]
+impl Netd for Service {
+    async fn apply_view(&self, request: Request<NetView>) -> Result<Response<ApplyViewResponse>, Status> {
+        let NetView { term, revision, .. } = request.into_inner();
+        self.view.send_replace((term, revision));
+        Ok(Response::new(ApplyViewResponse { term, revision, problems: Vec::new() }))
+    }
+
+    async fn attach(&self, _: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        self.note("attach".into());
+        Ok(Response::new(AttachResponse::default()))
+    }
+
+    async fn leave(&self, _: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+        self.note("leave".into());
+        Ok(Response::new(LeaveResponse {}))
+    }
+
+    async fn detach(&self, request: Request<DetachRequest>) -> Result<Response<DetachResponse>, Status> {
+        self.note(format!("detach after {} ms", request.into_inner().linger_ms));
+        Ok(Response::new(DetachResponse {}))
+    }
+
+    async fn status(&self, _: Request<NetdStatusRequest>) -> Result<Response<NetdStatusResponse>, Status> {
+        let (term, revision) = *self.view.borrow();
+        Ok(Response::new(NetdStatusResponse { term, revision, ..NetdStatusResponse::default() }))
+    }
+}
