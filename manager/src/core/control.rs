@@ -10,6 +10,7 @@ mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::Ipv4Net;
 use rcluster_api::cluster::{Authority, Manager, ManagerRole, UserRole};
 use rcluster_api::data::{DataKind, Payload};
 use rcluster_api::error::{ApiError, ErrorCode};
@@ -19,7 +20,7 @@ use rcluster_api::spec::{Mode, NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::validate;
 use serde::{Deserialize, Serialize};
 
-use super::allocate::holds_addresses;
+use super::allocate::{self, holds_addresses};
 use super::members::{self, Standing};
 use super::plan::{ChangeSet, Ctx, Note};
 use super::state::State;
@@ -207,10 +208,10 @@ fn apply(state: &State, specs: Vec<(Spec, u64)>, ctx: &mut Ctx) -> Result<(Chang
     let mut changes = ChangeSet::default();
     let mut applied = Vec::new();
     let mut seen = BTreeSet::new();
-    let new_networks: BTreeSet<String> = specs
+    let new_networks: BTreeMap<String, Option<Ipv4Net>> = specs
         .iter()
         .filter_map(|(spec, _)| match spec {
-            Spec::Network(network) => Some(network.name.clone()),
+            Spec::Network(network) => Some((network.name.clone(), network.subnet)),
             Spec::Service(_) | Spec::Data(_) => None,
         })
         .collect();
@@ -222,7 +223,7 @@ fn apply(state: &State, specs: Vec<(Spec, u64)>, ctx: &mut Ctx) -> Result<(Chang
         })
         .collect();
     let mut changed_data = BTreeSet::new();
-    let mut subnets: Vec<(String, ipnet::Ipv4Net)> =
+    let mut subnets: Vec<(String, Ipv4Net)> =
         state.networks().values().filter_map(|network| Some((network.spec.name.clone(), network.subnet?))).collect();
     for (spec, expected) in specs {
         validate::check(&spec)?;
@@ -257,17 +258,28 @@ fn check_version(kind: Kind, name: &str, expected: u64, actual: u64) -> Result<(
         .hint(format!("look at it again with `rclusterctl get {} {name} -o yaml`", kind.as_str())))
 }
 
+/// What can be asked of a service and is not built yet: the field, what it asks for, whether a spec does.
+const NOT_BUILT: [(&str, &str, fn(&ServiceSpec) -> bool); 1] = [("ports", "published ports are", |spec| !spec.ports.is_empty())];
+
+fn check_built(spec: &ServiceSpec) -> Result<(), ApiError> {
+    match NOT_BUILT.iter().find(|(_, _, asks)| asks(spec)) {
+        Some((field, what, _)) => Err(ApiError::new(ErrorCode::Invalid, format!("{what} not built yet")).field(*field).hint("remove it")),
+        None => Ok(()),
+    }
+}
+
 fn apply_service(
     state: &State,
     spec: ServiceSpec,
     expected: u64,
-    new_networks: &BTreeSet<String>,
+    new_networks: &BTreeMap<String, Option<Ipv4Net>>,
     ctx: &mut Ctx,
     changes: &mut ChangeSet,
 ) -> Result<Applied, ApiError> {
+    check_built(&spec)?;
     for (index, attachment) in spec.networks.iter().enumerate() {
         let exists = state.find_network(&attachment.network).is_some_and(|network| !network.removing);
-        if !exists && !new_networks.contains(&attachment.network) {
+        if !exists && !new_networks.contains_key(&attachment.network) {
             return Err(ApiError::new(
                 ErrorCode::Invalid,
                 format!("network {} of service {} does not exist", attachment.network, spec.name),
@@ -276,6 +288,7 @@ fn apply_service(
             .hint("deploy the network first, or in the same files"));
         }
     }
+    check_static(state, &spec, new_networks, changes)?;
     let name = spec.name.clone();
     let current = state.find_service(&name);
     check_version(Kind::Service, &name, expected, current.map_or(0, |service| service.stamp.version))?;
@@ -289,7 +302,10 @@ fn apply_service(
         }
         None => {
             let id = ServiceId::random(&mut ctx.rng);
-            (Service { id, stamp: Stamp::default(), spec: normal(spec), spec_version: 1, removing: false }, Outcome::Created)
+            (
+                Service { id, stamp: Stamp::default(), spec: normal(spec), spec_version: 1, removing: false, vips: Vec::new() },
+                Outcome::Created,
+            )
         }
     };
     note_outcome(Kind::Service, service.id.as_str(), &name, outcome, changes);
@@ -298,6 +314,43 @@ fn apply_service(
         changes.puts.push(Object::Service(service));
     }
     Ok(applied)
+}
+
+/// Refuses a static address that its network does not have, or that another has.
+fn check_static(
+    state: &State,
+    spec: &ServiceSpec,
+    new_networks: &BTreeMap<String, Option<Ipv4Net>>,
+    changes: &ChangeSet,
+) -> Result<(), ApiError> {
+    for (index, attachment) in spec.networks.iter().enumerate() {
+        let Some(ip) = attachment.ip else { continue };
+        let name = &attachment.network;
+        let refused =
+            |message: String, hint: &str| Err(ApiError::new(ErrorCode::Invalid, message).field(format!("networks[{index}].ip")).hint(hint));
+        let network = state.find_network(name);
+        let asked = new_networks.get(name).copied().flatten();
+        let Some(subnet) = network.and_then(|network| network.subnet).or(asked) else {
+            return refused(format!("network {name} has no subnet yet"), "give the network a subnet, or leave ip out");
+        };
+        if !allocate::is_given_out(subnet, ip) {
+            let hint = "choose another, but for the first two and the last, or leave ip out";
+            return refused(format!("{ip} is no address of {subnet} that a task can have"), hint);
+        }
+        let has_it = |service: &Service| {
+            service.spec.name != spec.name && service.spec.networks.iter().any(|other| other.network == *name && other.ip == Some(ip))
+        };
+        let staged = changes.puts.iter().find_map(|put| match put {
+            Object::Service(service) if has_it(service) => Some(service.spec.name.clone()),
+            _ => None,
+        });
+        let held = || network.and_then(|network| allocate::holder(state, &network.id, ip, &spec.name));
+        let kept = || state.services().values().find(|service| has_it(service)).map(|service| service.spec.name.clone());
+        if let Some(holder) = staged.or_else(held).or_else(kept) {
+            return refused(format!("{ip} on network {name} is held by {holder}"), "choose another address, or free it there first");
+        }
+    }
+    Ok(())
 }
 
 /// The spec as it is kept: with what the wire cannot leave out filled in, so that equal specs compare equal.
@@ -316,7 +369,7 @@ fn apply_network(
     state: &State,
     spec: NetworkSpec,
     expected: u64,
-    subnets: &mut Vec<(String, ipnet::Ipv4Net)>,
+    subnets: &mut Vec<(String, Ipv4Net)>,
     ctx: &mut Ctx,
     changes: &mut ChangeSet,
 ) -> Result<Applied, ApiError> {
@@ -337,21 +390,7 @@ fn apply_network(
             (Network { spec, ..(**current).clone() }, Outcome::Updated)
         }
         None => {
-            if let Some(subnet) = spec.subnet
-                && let Some((other, taken)) = subnets.iter().find(|(_, taken)| super::allocate::overlap(taken, &subnet))
-            {
-                return Err(ApiError::new(ErrorCode::Invalid, format!("subnet {subnet} overlaps {taken} of network {other}"))
-                    .field("subnet")
-                    .hint("choose another subnet, or leave it out and one is chosen"));
-            }
-            if spec.subnet.is_none() && super::allocate::subnet(state.networks().values().map(AsRef::as_ref), None).is_none() {
-                return Err(ApiError::new(
-                    ErrorCode::Conflict,
-                    format!("no subnet is free for network {name}: the pool 10.128.0.0/9 is used up"),
-                )
-                .field("subnet")
-                .hint("remove a network, or give this one a subnet of its own outside of the pool"));
-            }
+            check_subnet(state, &spec, subnets)?;
             let id = NetworkId::random(&mut ctx.rng);
             let network = Network { id, stamp: Stamp::default(), spec, vni: None, subnet: None, ip_cursor: 0, removing: false };
             (network, Outcome::Created)
@@ -364,6 +403,34 @@ fn apply_network(
         changes.puts.push(Object::Network(network));
     }
     Ok(applied)
+}
+
+/// Refuses a new network's subnet that others have or reach already, and a network for which none can be chosen.
+fn check_subnet(state: &State, spec: &NetworkSpec, subnets: &[(String, Ipv4Net)]) -> Result<(), ApiError> {
+    let refused = |code, message: String, hint: &str| Err(ApiError::new(code, message).field("subnet").hint(hint));
+    let Some(subnet) = spec.subnet else {
+        let asked: Vec<Ipv4Net> = subnets.iter().map(|(_, subnet)| *subnet).collect();
+        return match allocate::no_subnet(state, &asked) {
+            Some(why) => refused(
+                ErrorCode::Conflict,
+                format!("no subnet is free for network {}: {why}", spec.name),
+                "remove a network, or give this one a subnet of its own outside of the pool",
+            ),
+            None => Ok(()),
+        };
+    };
+    if let Some((other, taken)) = subnets.iter().find(|(_, taken)| allocate::overlap(taken, &subnet)) {
+        let message = format!("subnet {subnet} overlaps {taken} of network {other}");
+        return refused(ErrorCode::Invalid, message, "choose another subnet, or leave it out and one is chosen");
+    }
+    match allocate::collision(state, subnet) {
+        Some(why) => refused(
+            ErrorCode::Invalid,
+            why,
+            "choose another subnet, or leave it out and one is chosen; rclusterctl get node NAME -o json shows a node's routes",
+        ),
+        None => Ok(()),
+    }
 }
 
 fn being_removed(kind: Kind, name: &str) -> ApiError {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   users ─ Control ─┐
-//!   agents ─ Register, Heard, Reports ─┤→ take → pending → turn: draft ← registrations, liveness, reports, requests
+//!   agents ─ Register, Heard, Reports, Network ─┤→ take → pending → turn: draft ← registrations, liveness, reports, requests
 //!   wake_at ─────────┘                              │
 //!                                                   └→ core::plan → Effect::Propose → proposed → Effect::Answer, Effect::Registered
 //! ```
@@ -17,12 +17,13 @@ use std::time::Duration;
 
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{NodeId, TaskId};
+use rcluster_api::network::NodeNetwork;
 use rcluster_api::object::{Kind, Node, NodeState, Object, TaskStatus};
 use tracing::{debug, error, info, warn};
 
 use crate::core::control::{self, Answer, Request};
 use crate::core::node::liveness::{Liveness, Timing};
-use crate::core::node::register::{Registration, register};
+use crate::core::node::register::{self, Registration, register};
 use crate::core::node::report;
 use crate::core::plan::{BYTES_PER_PART_MAX, ChangeSet, Ctx, Dirty, Note, OBJECTS_PER_PART_MAX, plan, stage};
 use crate::core::state::{Draft, State, Transaction, weight};
@@ -63,6 +64,8 @@ pub enum Event<U, A> {
     Heard { node: NodeId, at: Duration },
     /// An agent tells of its tasks.
     Reports { node: NodeId, reports: Vec<(TaskId, TaskStatus)> },
+    /// An agent tells that its host's network is another than it was.
+    Network { node: NodeId, network: NodeNetwork },
 }
 
 /// What is to be done for the brain.
@@ -77,20 +80,25 @@ pub enum Effect<U, A> {
 /// The last word on each task, by who has said it.
 type Reports = BTreeMap<(NodeId, TaskId), TaskStatus>;
 
+/// The last word on each node's network.
+type HostNetworks = BTreeMap<NodeId, NodeNetwork>;
+
 /// What came in and has not been proposed yet.
 #[derive(Debug)]
 struct Pending<U, A> {
     controls: Vec<(Request, U)>,
     registrations: Vec<(Box<Registration>, Duration, A)>,
     reports: Reports,
+    networks: HostNetworks,
 }
 
-/// What waits for the commit: answers, and reports that are lost if it does not come about.
+/// What waits for the commit: answers, and what agents have told that is lost if it does not come about.
 #[derive(Debug)]
 struct Replies<U, A> {
     controls: Vec<(Answer, U)>,
     registrations: Vec<A>,
     reports: Reports,
+    networks: HostNetworks,
 }
 
 /// A transaction that was proposed: what is dirty still once it is committed, and what waits for it.
@@ -137,7 +145,7 @@ impl<U, A> Brain<U, A> {
             // It is woken at least once in the time of a heartbeat.
             late: Duration::from_millis(timing.heartbeat_ms + timing.heartbeat_ms / 2),
             turned_at: now.monotonic,
-            pending: Pending { controls: Vec::new(), registrations: Vec::new(), reports: Reports::new() },
+            pending: Pending { controls: Vec::new(), registrations: Vec::new(), reports: Reports::new(), networks: HostNetworks::new() },
             in_flight: None,
             dirty: Dirty::everything(),
             now_ms: latest_ms(&state),
@@ -159,6 +167,7 @@ impl<U, A> Brain<U, A> {
             }
             Event::Heard { node, at } => self.liveness.heard(&node, ms(at)),
             Event::Reports { node, reports } => self.take_reports(&node, reports),
+            Event::Network { node, network } => drop(self.pending.networks.insert(node, network)),
         }
     }
 
@@ -228,7 +237,8 @@ impl<U, A> Brain<U, A> {
 
     /// Puts on the draft all that came in; refusals are answered at once.
     fn stage_pending(&mut self, now: Moment, draft: &mut Draft, ctx: &mut Ctx, effects: &mut Vec<Effect<U, A>>) -> Replies<U, A> {
-        let mut replies = Replies { controls: Vec::new(), registrations: Vec::new(), reports: Reports::new() };
+        let networks = std::mem::take(&mut self.pending.networks);
+        let mut replies = Replies { controls: Vec::new(), registrations: Vec::new(), reports: Reports::new(), networks };
         if let Some(note) = self.announcement.take() {
             let mut event = ctx.event(note);
             "manager".clone_into(&mut event.kind);
@@ -247,6 +257,10 @@ impl<U, A> Brain<U, A> {
                     effects.push(Effect::Registered(from, Err(refusal)));
                 }
             }
+        }
+        for (node, network) in &replies.networks {
+            let changes = register::network(draft.state(), node, network);
+            stage(draft, changes, ctx);
         }
         self.stage_judgements(now, draft, ctx);
         replies.reports = self.stage_reports(now, draft, ctx);
@@ -345,7 +359,7 @@ impl<U, A> Brain<U, A> {
         let mut effects = Vec::new();
         let Some(InFlight { left, mut replies }) = self.in_flight.take() else { return effects };
         if outcome.is_err() {
-            self.take_back(std::mem::take(&mut replies.reports));
+            self.take_back(std::mem::take(&mut replies.reports), std::mem::take(&mut replies.networks));
         }
         match outcome {
             Ok(revision) => {
@@ -399,10 +413,13 @@ impl<U, A> Brain<U, A> {
         effects
     }
 
-    /// What was not committed is to be reported again, unless there is newer word of the task.
-    fn take_back(&mut self, reports: Reports) {
+    /// What was not committed is to be reported again, unless there is newer word of the task or node.
+    fn take_back(&mut self, reports: Reports, networks: HostNetworks) {
         for (key, status) in reports {
             self.pending.reports.entry(key).or_insert(status);
+        }
+        for (node, network) in networks {
+            self.pending.networks.entry(node).or_insert(network);
         }
     }
 }

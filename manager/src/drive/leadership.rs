@@ -16,6 +16,7 @@ use super::members;
 use super::relays::RelayBroker;
 use super::sessions::Sessions;
 use super::shell::{Event, Shell};
+use super::views::Views;
 use crate::core::control::Request;
 use crate::core::node::liveness::Timing;
 use crate::store::{Role, RoleKind, Store};
@@ -43,6 +44,7 @@ pub struct Term {
     /// Of users' requests with the brain: the others wait here, and no agent behind them.
     places: Semaphore,
     pub sessions: Sessions,
+    pub views: Views,
     pub logs: LogBroker,
     pub relays: RelayBroker,
     /// Cancelled when the term ends.
@@ -156,6 +158,7 @@ fn begin(store: &Store, timing: Timing, number: u64) -> (Arc<Term>, Scope) {
         events,
         places: Semaphore::new(REQUESTS_MAX),
         sessions: Sessions::default(),
+        views: Views::default(),
         logs: LogBroker::default(),
         relays: RelayBroker::default(),
         ended: CancellationToken::new(),

@@ -1,7 +1,8 @@
 //! The Dispatcher service: the agents' sessions.
 //!
 //! A session is two loops. One reads what the agent says and tells the brain. The other waits for revisions and sends the node's view
-//! and assignments when they have changed; the view goes first. Both end with the session, and the session with the term.
+//! and assignments when they have changed; the view goes first. It also tells which tasks nobody sends to any more, which follows from the
+//! views that all sessions have heard confirmed. Both end with the session, and the session with the term.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,13 +10,14 @@ use std::time::Duration;
 
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{NodeId, TaskId};
-use rcluster_api::object::TaskStatus;
+use rcluster_api::network::NodeNetwork;
+use rcluster_api::object::{NodeDescription, TaskStatus};
 use rcluster_api::wire::v1::dispatcher_server::Dispatcher;
 use rcluster_api::wire::v1::{self, agent_message, manager_message, relay_output};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::auth;
 use super::control::Answers;
@@ -106,9 +108,10 @@ async fn register(term: &Term, register: v1::Register) -> Result<NodeId, Status>
     let v1::Register { node_id, incarnation, description, tasks } = register;
     let node = NodeId::from(node_id);
     let description = description.ok_or_else(|| ApiError::new(ErrorCode::Invalid, "the agent did not describe its host"))?;
+    let description = NodeDescription::try_from(description).map_err(ApiError::from)?;
     let reports = reports(&node, tasks);
     let known: BTreeSet<TaskId> = reports.iter().map(|(task, _)| task.clone()).collect();
-    let registration = Box::new(Registration { id: node.clone(), incarnation, description: description.into(), tasks: known });
+    let registration = Box::new(Registration { id: node.clone(), incarnation, description, tasks: known });
     let (reply, answer) = oneshot::channel();
     let over = |_| Status::from(ApiError::new(ErrorCode::Unavailable, "this manager stopped leading"));
     term.events.send(Event::Register { registration, reports, from: reply }).await.map_err(|_| over(()))?;
@@ -142,15 +145,17 @@ impl Dispatcher for DispatcherService {
         let welcomed = outbox.try_send(Ok(v1::ManagerMessage { kind: Some(manager_message::Kind::Welcome(welcome)) }));
         welcomed.map_err(|_| Status::from(ApiError::new(ErrorCode::Internal, "a new outbox is full")))?;
         term.sessions.add(&node, outbox.clone());
+        let session = term.views.begin(&node);
         info!(node = name, id = %node, "session opened");
         let service = self.clone();
         tokio::spawn(async move {
             tokio::select! {
                 () = term.ended.cancelled() => {}
-                () = listen(&term, &node, inbox, &outbox) => {}
-                () = service.tell(&term, &node, &outbox) => {}
+                () = listen(&term, &node, session, inbox, &outbox) => {}
+                () = service.tell(&term, &node, session, &outbox) => {}
             }
             term.sessions.remove(&node, &outbox);
+            term.views.end(&node, session);
             term.logs.close_session(&outbox);
             info!(node = name, "session closed");
         });
@@ -203,6 +208,7 @@ impl Dispatcher for DispatcherService {
 async fn listen(
     term: &Term,
     node: &NodeId,
+    session: u64,
     mut inbox: Streaming<v1::AgentMessage>,
     outbox: &mpsc::Sender<Result<v1::ManagerMessage, Status>>,
 ) {
@@ -213,6 +219,7 @@ async fn listen(
         }
         match message.kind {
             Some(agent_message::Kind::Heartbeat(beat)) => {
+                term.views.acknowledged(node, session, (beat.view_term, beat.view_revision));
                 let ack = manager_message::Kind::Ack(v1::HeartbeatAck { sequence: beat.sequence });
                 if outbox.send(Ok(v1::ManagerMessage { kind: Some(ack) })).await.is_err() {
                     return;
@@ -224,26 +231,49 @@ async fn listen(
                     return;
                 }
             }
-            Some(agent_message::Kind::Register(_)) | None => warn!(%node, "unexpected message in a session"),
+            Some(agent_message::Kind::Applied(applied)) => {
+                debug!(%node, term = applied.term, revision = applied.revision, problems = applied.problems, "view in force");
+                term.views.acknowledged(node, session, (applied.term, applied.revision));
+            }
+            Some(agent_message::Kind::Network(network)) => match NodeNetwork::try_from(network) {
+                Ok(network) => {
+                    if term.events.send(Event::Network { node: node.clone(), network }).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => warn!(%node, %error, "unreadable word of a node's network"),
+            },
+            Some(agent_message::Kind::Register(_)) | None => {
+                warn!(%node, "unexpected message in a session");
+            }
         }
     }
 }
 
 impl DispatcherService {
-    /// Sends the node its view, the secrets and configs of its tasks, and its assignments whenever they differ from what it was sent last.
-    async fn tell(&self, term: &Term, node: &NodeId, outbox: &mpsc::Sender<Result<v1::ManagerMessage, Status>>) {
-        let mut revisions = self.router.store.revisions();
+    /// Sends the node its view, the secrets and configs of its tasks, its assignments, and which of its tasks need not wait any longer to
+    /// stop, whenever they differ from what it was sent last.
+    async fn tell(&self, term: &Term, node: &NodeId, session: u64, outbox: &mpsc::Sender<Result<v1::ManagerMessage, Status>>) {
+        let (mut revisions, mut releases) = (self.router.store.revisions(), term.views.releases());
         let mut told = Told::default();
         loop {
             revisions.borrow_and_update();
+            releases.borrow_and_update();
             let state = self.router.store.state();
-            let messages = told.news(&state, &self.networks(&state), node, term.number);
+            let networks = self.networks(&state);
+            let mut messages = told.news(&state, &networks, node, term.number);
+            term.views.compared(node, session, &networks, told.view());
+            messages.extend(told.release(term.views.released(node), term.number));
             for kind in messages {
                 if outbox.send(Ok(v1::ManagerMessage { kind: Some(kind) })).await.is_err() {
                     return;
                 }
             }
-            if revisions.changed().await.is_err() {
+            let changed = tokio::select! {
+                changed = revisions.changed() => changed,
+                changed = releases.changed() => changed,
+            };
+            if changed.is_err() {
                 return;
             }
         }

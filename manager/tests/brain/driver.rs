@@ -5,6 +5,7 @@ use std::time::Duration;
 use rcluster_api::cluster::Cluster;
 use rcluster_api::error::ErrorCode;
 use rcluster_api::id::TaskId;
+use rcluster_api::network::NodeNetwork;
 use rcluster_api::object::{NodeDescription, NodeState, Object, TaskStatus};
 use rcluster_api::spec::{ServiceSpec, Spec};
 use rcluster_api::task::TaskState;
@@ -100,7 +101,7 @@ impl Term {
     }
 
     fn report(&mut self, task: &TaskId, state: TaskState) {
-        let status = TaskStatus { state, message: String::new(), since_ms: 1, containers: Vec::new() };
+        let status = TaskStatus { state, message: String::new(), since_ms: 1, containers: Vec::new(), ending: false };
         self.brain.take(self.now(), BrainEvent::Reports { node: "n1".into(), reports: vec![(task.clone(), status)] });
     }
 
@@ -205,4 +206,30 @@ fn the_newest_of_two_reports_stands_when_the_first_is_not_committed() {
     term.now_ms += 100;
     term.settle();
     assert_eq!(term.observed(&task), TaskState::Running);
+}
+
+#[test]
+fn what_a_node_tells_of_its_network_is_kept_also_by_one_that_does_not_know_and_when_a_proposal_fails() {
+    let (mut term, _) = Term::with_a_task();
+    let tell = |term: &mut Term, mtu| {
+        let network = NodeNetwork { mtu, routes: vec!["10.7.0.0/16".parse().unwrap()], ..NodeNetwork::default() };
+        term.brain.take(term.now(), BrainEvent::Network { node: "n1".into(), network });
+    };
+    let mtu = |term: &Term| term.state.find_node("n1").unwrap().description.network.as_ref().map(|network| network.mtu);
+    tell(&mut term, 1400);
+    assert!(term.turn().is_some());
+    term.refuse(ProposeError::NotLeader { leader: None });
+    term.now_ms += 100;
+    term.settle();
+    assert_eq!(mtu(&term), Some(1400));
+    // Of two words the later one stands, and the same again is no news.
+    tell(&mut term, 1300);
+    tell(&mut term, 1450);
+    term.settle();
+    tell(&mut term, 1450);
+    assert!(term.turn().is_none());
+    assert_eq!(mtu(&term), Some(1450));
+    term.register();
+    term.settle();
+    assert_eq!(mtu(&term), Some(1450), "its netd has not told the agent yet");
 }

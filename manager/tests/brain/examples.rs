@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::world::World;
 use rcluster_api::error::ErrorCode;
-use rcluster_api::object::{Availability, Kind, NodeDescription, NodeState};
+use rcluster_api::object::{Availability, Kind, NodeDescription, NodeState, ServiceVip};
 use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::task::TaskState;
+use rcluster_manager::core::allocate::REST_LEAST_MS;
 use rcluster_manager::core::control::Request;
 use rcluster_manager::core::dispatch::netview::Networks;
 use rcluster_manager::core::members::Standing;
@@ -35,6 +36,18 @@ fn a_new_service_is_created_addressed_and_assigned_in_one_commit() {
     assert_eq!(world.picture(), "web.1 n1 assigned running\nweb.2 n2 assigned running\nweb.3 n3 assigned running");
     assert_eq!(world.task("web.1").networks[0].ip.to_string(), "10.128.0.2");
     assert_eq!(world.state.find_network("lab").unwrap().vni, Some(4096));
+}
+
+#[test]
+fn a_node_has_its_number_from_the_commit_in_which_it_joins_and_nobody_gets_it_after_it() {
+    let mut world = three_nodes();
+    let numbers = |world: &World| world.state.nodes().values().map(|node| format!("{} {}", node.name(), node.number)).collect::<Vec<_>>();
+    assert_eq!(numbers(&world), ["n1 1", "n2 2", "n3 3"]);
+    world.node_state("n3", NodeState::Down);
+    world.request(Request::Remove(vec![(Kind::Node, "n3".to_owned())])).unwrap();
+    let revision = world.state.revision();
+    world.node("n4", &[]);
+    assert_eq!((world.state.revision(), numbers(&world)), (revision + 1, vec!["n1 1".to_owned(), "n2 2".to_owned(), "n4 4".to_owned()]));
 }
 
 #[test]
@@ -239,36 +252,72 @@ fn scaling_down_and_removing_leave_nothing() {
     world.settle();
     world.request(Request::Scale { service: "web".to_owned(), replicas: 2 }).unwrap();
     world.settle();
+    world.rest();
     assert_eq!(world.picture(), "web.1 n1 running running\nweb.2 n2 running running");
     let refused = world.request(Request::Remove(vec![(Kind::Network, "lab".to_owned())])).unwrap_err();
     assert_eq!(refused, "network lab is used by web (remove those services first, or in the same command)");
     world.request(Request::Remove(vec![(Kind::Network, "lab".to_owned()), (Kind::Service, "web".to_owned())])).unwrap();
     world.settle();
+    assert_eq!((world.state.services().len(), world.state.networks().len()), (0, 0), "they do not wait for addresses to rest");
+    world.rest();
     assert_eq!((world.picture().as_str(), world.state.services().len(), world.state.networks().len()), ("", 0, 0));
 }
 
 #[test]
-fn an_endpoint_is_answered_only_while_it_runs_and_leaves_before_it_stops() {
+fn an_endpoint_is_answered_only_while_all_of_it_runs_and_leaves_before_it_stops() {
     let mut world = three_nodes();
     world.service("web", web(2));
     let serving = |world: &World| -> Vec<String> {
         let view = Networks::new(&world.state).view(&"n1".into(), 1);
         let endpoints = view.networks.iter().flat_map(|network| &network.endpoints);
-        endpoints.map(|endpoint| format!("{} {}", endpoint.task, endpoint.serving)).collect()
+        endpoints.map(|endpoint| format!("{} {} {:?}", endpoint.task, endpoint.serving, endpoint.state())).collect()
     };
     let sorted = |world: &World| {
         let mut lines = serving(world);
         lines.sort();
         lines.join(", ")
     };
-    assert_eq!(sorted(&world), "web.1 false, web.2 false");
+    assert_eq!(sorted(&world), "web.1 false Routed, web.2 false Routed");
     world.settle();
-    assert_eq!(sorted(&world), "web.1 true, web.2 true");
+    assert_eq!(sorted(&world), "web.1 true Serving, web.2 true Serving");
     world.request(Request::Scale { service: "web".to_owned(), replicas: 1 }).unwrap();
-    assert_eq!(sorted(&world), "web.1 true, web.2 false");
+    assert_eq!(sorted(&world), "web.1 true Serving, web.2 false Leaving");
+    world.container_ends(&world.task("web.1").id);
+    assert_eq!(world.task("web.1").status.state, TaskState::Running);
+    assert_eq!(sorted(&world), "web.1 false Routed, web.2 false Leaving", "its other containers have yet to stop");
     let view = Networks::new(&world.state).view(&"n1".into(), 1);
     assert_eq!(view.networks[0].names, ["tasks.web", "web"]);
     assert!(Networks::new(&world.state).view(&"n3".into(), 1).networks.is_empty(), "a node without tasks on a network does not see it");
+}
+
+#[test]
+fn a_view_shows_the_services_of_its_networks_and_the_ports_that_the_node_opens() {
+    let mut world = three_nodes();
+    let networks = json!([{"network": "lab", "aliases": ["www"]}]);
+    world.service("web", json!({"replicas": 2, "stack": "shop", "containers": [{"image": "web:1"}], "networks": networks}));
+    world.settle();
+    assert_eq!(world.picture(), "web.1 n1 running running\nweb.2 n2 running running");
+    let lab = world.state.find_network("lab").unwrap().id.clone();
+    world.change_service("web", |service| {
+        let vip =
+            |network_id, network: &str, last: u8| ServiceVip { network_id, network: network.to_owned(), ip: [10, 128, 0, last].into() };
+        service.vips = vec![vip(lab, "lab", 200), vip("gone".into(), "gone", 201)];
+        service.spec.ports = serde_json::from_value(json!(["8080:80", {"target": 81, "published": 81, "mode": "host"}])).unwrap();
+    });
+    let shown = |node: &str| {
+        let view = Networks::new(&world.state).view(&node.into(), 1);
+        assert_eq!(view.pools, ["10.128.0.0/9"]);
+        let vips = view.services.iter().flat_map(|service| &service.vips);
+        let mut lines: Vec<String> = vips.map(|vip| format!("{} {}", vip.names.join(" "), vip.ip)).collect();
+        lines.extend(
+            view.published
+                .iter()
+                .map(|published| format!("{} for {}", published.port.as_ref().unwrap().published, published.backends.len())),
+        );
+        lines.join(", ")
+    };
+    assert_eq!(shown("n1"), "web web.shop www 10.128.0.200, 8080 for 2, 81 for 1");
+    assert_eq!(shown("n3"), "8080 for 2", "it has no task of the service");
 }
 
 #[test]
@@ -303,6 +352,10 @@ fn bad_requests_change_nothing_and_say_what_mends_them() {
             "subnet: network lab exists and its subnet cannot change \
              (remove the network and its services first, or give the new network another name)",
         ),
+        (
+            Request::Apply(vec![(service("open", json!({"containers": [{"image": "a"}], "networks": ["lab"], "ports": ["80:80"]})), 0)]),
+            "ports: published ports are not built yet (remove it)",
+        ),
         (Request::Scale { service: "wbe".to_owned(), replicas: 1 }, "there is no service wbe (`rclusterctl get services` lists them)"),
         (
             Request::Remove(vec![(Kind::Node, "n1".to_owned())]),
@@ -326,7 +379,63 @@ fn an_exhausted_network_says_so_and_gives_again_when_an_address_is_free() {
     assert!(world.picture().contains("web.6 - pending running network small has no free address: 5 of 5 in use"), "{}", world.picture());
     world.report(&world.task("web.2").id, TaskState::Failed, "crashed");
     world.settle();
+    assert!(world.picture().contains("has no free address: 4 of 5 in use, 1 just freed; its subnet is 10.9.0.0/29"), "{}", world.picture());
+    world.now_ms += REST_LEAST_MS;
+    world.wake();
+    world.settle();
     assert_eq!(world.running("web"), 5);
+}
+
+/// A service's virtual addresses, with their networks.
+fn vips(world: &World, service: &str) -> String {
+    let vips = world.state.find_service(service).unwrap().vips.clone();
+    vips.iter().map(|vip| format!("{} on {}", vip.ip, vip.network)).collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn a_service_keeps_a_virtual_address_on_each_network_until_it_is_not_asked_for() {
+    let mut world = three_nodes();
+    world.network("back");
+    let containers = json!([{"image": "web:1"}]);
+    let spec =
+        |networks: &[&str], mode: &str| json!({"replicas": 2, "containers": containers, "networks": networks, "endpoint_mode": mode});
+    let revision = world.state.revision();
+    world.service("web", spec(&["lab"], "vip"));
+    assert_eq!((world.state.revision(), vips(&world, "web").as_str()), (revision + 1, "10.128.0.4 on lab"), "in the commit that made it");
+    world.service("web", json!({"replicas": 4, "containers": [{"image": "web:1"}], "networks": ["lab"]}));
+    assert_eq!(vips(&world, "web"), "10.128.0.4 on lab", "virtual addresses are the default");
+    world.service("web", spec(&["back", "lab"], "vip"));
+    world.settle();
+    let (on_back, kept) = (world.state.find_service("web").unwrap().vips[0].clone(), "10.128.0.4 on lab");
+    assert_eq!(on_back.network, "back");
+    assert!(vips(&world, "web").ends_with(kept), "{}", vips(&world, "web"));
+    world.service("web", spec(&["back"], "vip"));
+    world.settle();
+    assert_eq!(world.state.find_service("web").unwrap().vips, [on_back]);
+    world.service("web", spec(&["back"], "dnsrr"));
+    assert_eq!(vips(&world, "web"), "");
+    world.service("other", spec(&["lab"], "vip"));
+    assert_ne!(vips(&world, "other"), kept, "an address that was given up rests");
+}
+
+#[test]
+fn a_service_goes_without_a_virtual_address_rather_than_without_a_task_and_has_one_when_there_is_one() {
+    let mut world = World::new(1);
+    world.node("n1", &[]);
+    let spec = NetworkSpec { name: "small".to_owned(), subnet: Some("10.9.0.0/29".parse().unwrap()), ..NetworkSpec::default() };
+    world.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
+    world.service("web", json!({"replicas": 5, "containers": [{"image": "a"}], "networks": ["small"]}));
+    world.settle();
+    assert_eq!((world.running("web"), vips(&world, "web").as_str()), (5, ""));
+    world.request(Request::Scale { service: "web".to_owned(), replicas: 4 }).unwrap();
+    world.settle();
+    // However long an address rests when its task has gone.
+    world.now_ms += 120_000;
+    world.wake();
+    assert_eq!((world.running("web"), vips(&world, "web").as_str()), (4, "10.9.0.6 on small"));
+    world.request(Request::Scale { service: "web".to_owned(), replicas: 5 }).unwrap();
+    world.settle();
+    assert!(world.picture().contains("web.5 - pending running network small has no free address: 5 of 5 in use"), "{}", world.picture());
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 mod driver;
 mod examples;
+mod ipam;
+mod leave;
 mod properties;
 mod secrets;
 mod world;

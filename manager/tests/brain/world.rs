@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rcluster_api::cluster::Cluster;
 use rcluster_api::id::{NodeId, TaskId};
-use rcluster_api::object::{Availability, Capacity, ContainerStatus, Kind, Node, NodeDescription, NodeState, Object, Task, TaskStatus};
+use rcluster_api::object::{
+    Availability, Capacity, ContainerStatus, Kind, Node, NodeDescription, NodeState, Object, Service, Task, TaskStatus,
+};
 use rcluster_api::resource::{Bytes, Cpus};
 use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::task::TaskState;
+use rcluster_manager::core::allocate::REST_MS;
 use rcluster_manager::core::control::{self, Answer, Request};
 use rcluster_manager::core::node::register::{Registration, register};
 use rcluster_manager::core::node::report;
@@ -71,6 +74,13 @@ impl World {
         self.turn(|_, _| {});
     }
 
+    /// So much time passes that the addresses of ended tasks have rested.
+    pub fn rest(&mut self) {
+        self.now_ms += REST_MS + 1000;
+        self.left = Dirty::everything();
+        self.wake();
+    }
+
     pub fn request(&mut self, request: Request) -> Result<Answer, String> {
         let mut outcome = None;
         self.turn(|draft, ctx| {
@@ -119,6 +129,14 @@ impl World {
         self.turn(|draft, ctx| stage(draft, ChangeSet { puts, ..ChangeSet::default() }, ctx));
     }
 
+    /// The service as a later leader may write it.
+    pub fn change_service(&mut self, name: &str, change: impl FnOnce(&mut Service)) {
+        let mut service = (**self.state.find_service(name).unwrap()).clone();
+        change(&mut service);
+        let puts = vec![Object::Service(service)];
+        self.turn(|draft, ctx| stage(draft, ChangeSet { puts, ..ChangeSet::default() }, ctx));
+    }
+
     pub fn availability(&mut self, name: &str, availability: Availability) {
         let request = Request::UpdateNode {
             node: name.to_owned(),
@@ -132,12 +150,23 @@ impl World {
     /// An agent's word on one of its tasks.
     pub fn report(&mut self, task: &TaskId, state: TaskState, message: &str) {
         let Some(before) = self.state.tasks().get(task).cloned() else { return };
-        let node = before.node_id.clone().expect("only tasks on nodes are reported");
-        let container = ContainerStatus { name: "c".to_owned(), started_at_ms: self.now_ms, ..ContainerStatus::default() };
+        let container = ContainerStatus { name: "c".to_owned(), pid: Some(7), started_at_ms: self.now_ms, ..ContainerStatus::default() };
         let containers = if state == TaskState::Running { vec![container] } else { before.status.containers.clone() };
-        let status = TaskStatus { state, message: message.to_owned(), since_ms: self.now_ms, containers };
+        self.hear(&before, &TaskStatus { state, message: message.to_owned(), since_ms: self.now_ms, containers, ending: false });
+    }
+
+    /// An agent's word that a task's first container has ended; others of its pod may still run.
+    pub fn container_ends(&mut self, task: &TaskId) {
+        let before = self.state.tasks().get(task).cloned().expect("the task is there");
+        let mut status = before.status.clone();
+        (status.containers[0].pid, status.containers[0].exit_code) = (None, Some(1));
+        self.hear(&before, &status);
+    }
+
+    fn hear(&mut self, before: &Task, status: &TaskStatus) {
+        let node = before.node_id.clone().expect("only tasks on nodes are reported");
         self.turn(|draft, ctx| {
-            if let Some(after) = report::merge(&before, &node, &status) {
+            if let Some(after) = report::merge(before, &node, status) {
                 stage(draft, ChangeSet { puts: vec![Object::Task(Box::new(after))], ..ChangeSet::default() }, ctx);
             }
         });
@@ -224,10 +253,18 @@ impl World {
                 assert_eq!(task.networks.len(), task.template.networks.len(), "{} has no address", task.name);
             }
         }
+        for service in self.state.services().values() {
+            for vip in &service.vips {
+                let other = addresses.insert((vip.network_id.clone(), vip.ip), service.spec.name.clone());
+                assert_eq!(other, None, "{} held twice, by {}", vip.ip, service.spec.name);
+            }
+        }
         for ((service, slot), live) in slots {
             assert!(live <= 2, "{live} live tasks in slot {slot} of {service}");
         }
+        let mut numbers = BTreeSet::new();
         for node in self.state.nodes().values() {
+            assert!(node.number > 0 && numbers.insert(node.number), "{} has the number {}", node.name(), node.number);
             let used: u64 = self
                 .state
                 .tasks_of_node(&node.id)

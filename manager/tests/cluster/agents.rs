@@ -1,5 +1,6 @@
 //! Agents as managers hear them, and what they say of what is not theirs.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use rcluster_api::error::{ApiError, ErrorCode};
@@ -170,4 +171,101 @@ async fn an_agents_lines_are_not_taken_for_anothers_and_end_nothing() {
     })
     .await;
     assert_eq!(line, "n1");
+}
+
+/// A session that goes on: it beats, and keeps what it was told.
+struct Talk {
+    outbox: mpsc::Sender<v1::AgentMessage>,
+    told: Streaming<v1::ManagerMessage>,
+    /// Of the last view that came, and of the one that is in force here.
+    view: (u64, u64),
+    applied: (u64, u64),
+    tasks: Vec<v1::Task>,
+    released: Vec<String>,
+}
+
+impl Talk {
+    async fn begin(agent: &Agent) -> Self {
+        let (outbox, told) = agent.session(Vec::new()).await.unwrap();
+        Self { outbox, told, view: (0, 0), applied: (0, 0), tasks: Vec::new(), released: Vec::new() }
+    }
+
+    fn take(&mut self, message: v1::ManagerMessage) {
+        match message.kind {
+            Some(Kind::View(view)) => self.view = (view.term, view.revision),
+            Some(Kind::Assignments(set)) => self.tasks = set.tasks,
+            Some(Kind::Released(released)) => self.released.extend(released.task_ids),
+            _ => {}
+        }
+    }
+
+    async fn say(&self, kind: v1::agent_message::Kind) {
+        self.outbox.send(v1::AgentMessage { kind: Some(kind) }).await.unwrap();
+    }
+
+    async fn beat(&self) {
+        let (view_term, view_revision) = self.applied;
+        self.say(v1::agent_message::Kind::Heartbeat(v1::Heartbeat { sequence: 1, view_revision, view_term })).await;
+    }
+
+    async fn confirm(&mut self) {
+        self.applied = self.view;
+        let (term, revision) = self.applied;
+        self.say(v1::agent_message::Kind::Applied(v1::ViewApplied { term, revision, problems: 0 })).await;
+    }
+
+    fn is_to_stop(&self) -> bool {
+        self.tasks.iter().any(|task| task.desired_state() > v1::TaskState::Running)
+    }
+}
+
+/// Hears both until what they were told fits.
+async fn hear(what: &str, pair: &mut [Talk; 2], fits: impl Fn(&[Talk; 2]) -> bool) {
+    let mut beats = tokio::time::interval(Duration::from_millis(200));
+    let heard = async {
+        while !fits(pair) {
+            let [one, other] = &mut *pair;
+            tokio::select! {
+                message = one.told.message() => one.take(message.unwrap().unwrap()),
+                message = other.told.message() => other.take(message.unwrap().unwrap()),
+                _ = beats.tick() => {
+                    one.beat().await;
+                    other.beat().await;
+                }
+            }
+        }
+    };
+    tokio::time::timeout(support::DEADLINE, heard).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+#[tokio::test]
+async fn a_task_is_released_when_the_other_node_has_confirmed_too() {
+    let cluster = Cluster::found().await;
+    let leader = cluster.addrs().remove(0);
+    let spec = serde_json::json!({ "mode": "global", "containers": [{ "image": "none" }], "networks": ["lab"] });
+    let web = ServiceSpec { name: "web".to_owned(), ..serde_json::from_value(spec).unwrap() };
+    let network = v1::NetworkSpec { name: "lab".to_owned(), ..v1::NetworkSpec::default() };
+    let specs = [v1::spec::Kind::Network(network), Spec::Service(web).into()];
+    let specs = specs.map(|kind| v1::Spec { kind: Some(kind), expected_version: 0 }).into();
+    cluster.control(&cluster.admin).await.unwrap().apply(v1::ApplyRequest { specs }).await.unwrap();
+    let agents = [Agent::join(&cluster, &leader, "n1").await, Agent::join(&cluster, &leader, "n2").await];
+    let mut pair = [Talk::begin(&agents[0]).await, Talk::begin(&agents[1]).await];
+    hear("both have a task", &mut pair, |pair| pair.iter().all(|talk| talk.tasks.len() == 1)).await;
+    for talk in &mut pair {
+        talk.confirm().await;
+    }
+
+    let before = pair[1].view;
+    let refs = vec![v1::Ref { kind: v1::Kind::Service.into(), name: "web".to_owned() }];
+    cluster.control(&cluster.admin).await.unwrap().remove(v1::RemoveRequest { refs }).await.unwrap();
+    hear("both are to stop", &mut pair, |pair| pair.iter().all(|talk| talk.is_to_stop() && talk.view > before)).await;
+    pair[0].confirm().await;
+    let told = Cell::new(0);
+    hear("some time passes", &mut pair, |_| told.replace(told.get() + 1) == 10).await;
+    assert!(pair.iter().all(|talk| talk.released.is_empty()), "n2 may still send to both");
+    pair[1].confirm().await;
+    hear("both are released", &mut pair, |pair| pair.iter().all(|talk| talk.released.len() == 1)).await;
+    for talk in &pair {
+        assert_eq!(talk.released[0], talk.tasks[0].meta.as_ref().unwrap().id);
+    }
 }

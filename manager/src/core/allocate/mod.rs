@@ -1,36 +1,67 @@
-//! Numbers and addresses: a VNI and a subnet for each network, an address on each of its networks for each task.
+//! Numbers and addresses: a VNI and a subnet for each network, an address on each of its networks for each task and each service, a number for
+//! each node.
 //!
-//! In: networks and tasks. Out: networks with VNI and subnet, tasks with addresses. An address belongs to its task until the task has
-//! ended and no lost node can still hold it; the search goes on from where the last one ended, so that a freed address rests.
-//! Never: gives one address to two tasks, or changes one that was given.
+//! In: pools, networks, services and tasks, what nodes say of their hosts' routes, the time. Out: networks with VNI and subnet, tasks and
+//! services with addresses, the cluster with how far the search for either has come. An address belongs to its task until the task has ended
+//! and no lost node can still hold it, and rests after that; static ones (`ip`) belong to their service. Never: gives one address to two,
+//! changes one that was given, or reads an agent's clock.
 
+mod holders;
 mod ipam;
+mod nodes;
+mod vip;
 mod vni;
 
-pub use ipam::{overlap, subnet};
+pub use ipam::{POOL, is_given_out, overlap};
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
+use ipnet::{IpNet, Ipv4Net};
+use rcluster_api::cluster::Cluster;
 use rcluster_api::id::NetworkId;
-use rcluster_api::object::{Network, Object, Task, TaskNetwork};
+use rcluster_api::network::AddressPool;
+use rcluster_api::object::{Network, Node, Object, Task};
 use rcluster_api::task::TaskState;
 
 use super::plan::{ChangeSet, Ctx, Dirty};
 use super::state::{Draft, State};
+use holders::Holders;
 
-/// Looks at every network without numbers and every task without addresses.
-pub fn pass(draft: &Draft, _dirty: &Dirty, _ctx: &mut Ctx) -> ChangeSet {
+/// How long an address is not given to another task when its task has ended: nodes that are slow to hear of it, and clients that remember
+/// it, are past it by then.
+pub const REST_MS: u64 = 60_000;
+/// The same when no other address is free.
+pub const REST_LEAST_MS: u64 = 5_000;
+/// Ends of rest are met at whole seconds, so that a plan takes many together.
+const REST_STEP_MS: u64 = 1000;
+
+/// Looks at every node and network without numbers, every task without addresses, and every service.
+pub fn pass(draft: &Draft, _dirty: &Dirty, ctx: &mut Ctx) -> ChangeSet {
     let mut changes = ChangeSet::default();
-    let mut networks = numbered(draft.state());
-    let mut pools = Pools { state: draft.state(), used: BTreeMap::new() };
-    let mut waiting: Vec<&Task> =
-        draft.state().unassigned().filter(|task| task.status.state == TaskState::New || is_waiting(task)).collect();
+    let state = draft.state();
+    let (nodes, counted) = nodes::numbered(state);
+    let (mut networks, searched) = numbered(state);
+    let cluster = match (searched, counted) {
+        (Some(searched), Some(counted)) => Some(Cluster { node_numbers_made: counted.node_numbers_made, ..searched }),
+        (searched, counted) => searched.or(counted),
+    };
+    changes.puts.extend(cluster.map(|cluster| Object::Cluster(Box::new(cluster))));
+    for node in nodes {
+        if changes.is_full() {
+            break;
+        }
+        changes.puts.push(Object::Node(node));
+    }
+    let mut waiting: Vec<&Task> = state.unassigned().filter(|task| task.status.state == TaskState::New || is_waiting(task)).collect();
     waiting.sort_by(|a, b| (a.stamp.created_at_ms, &a.service, a.slot, &a.id).cmp(&(b.stamp.created_at_ms, &b.service, b.slot, &b.id)));
+    let mut gathered = None;
     for task in waiting {
         if changes.is_full() {
             break;
         }
-        let allocated = match addresses(task, &mut networks, &mut pools) {
+        let holders = gathered.get_or_insert_with(|| Holders::new(state, ctx.now_ms));
+        let allocated = match holders.addresses(task, &mut networks) {
             Ok(addresses) => Task { networks: addresses, ..with_status(task, TaskState::Pending, String::new()) },
             Err(why) => with_status(task, TaskState::Pending, why),
         };
@@ -38,7 +69,11 @@ pub fn pass(draft: &Draft, _dirty: &Dirty, _ctx: &mut Ctx) -> ChangeSet {
             changes.puts.push(Object::Task(Box::new(allocated)));
         }
     }
-    let moved = networks.into_values().filter(|network| draft.state().networks().get(&network.id).is_none_or(|old| **old != *network));
+    vip::pass(state, ctx.now_ms, &mut gathered, &mut networks, &mut changes);
+    if let Some(at_ms) = gathered.and_then(|holders| holders.free_at_ms()) {
+        changes.wake_at(at_ms);
+    }
+    let moved = networks.into_values().filter(|network| state.networks().get(&network.id).is_none_or(|old| **old != *network));
     changes.puts.extend(moved.map(Object::Network));
     changes
 }
@@ -56,40 +91,130 @@ fn with_status(task: &Task, state: TaskState, message: String) -> Task {
     task
 }
 
-/// Every network, numbered where numbers are free; the tasks of one without them say so, and it is tried again with every plan.
-fn numbered(state: &State) -> BTreeMap<NetworkId, Network> {
+/// Every network, numbered where numbers are free; the tasks of one without them say so, and it is tried again with every plan. And the
+/// cluster, if the search has gone on.
+fn numbered(state: &State) -> (BTreeMap<NetworkId, Network>, Option<Cluster>) {
     let mut networks: BTreeMap<NetworkId, Network> =
         state.networks().iter().map(|(id, network)| (id.clone(), (**network).clone())).collect();
     let unnumbered: Vec<NetworkId> = networks.values().filter(|network| network.vni.is_none()).map(|network| network.id.clone()).collect();
+    if unnumbered.is_empty() {
+        return (networks, None);
+    }
+    let mut vnis: BTreeSet<u32> = networks.values().filter_map(|network| network.vni).collect();
+    let mut vni_cursor = state.cluster().map_or(0, |cluster| cluster.vni_cursor);
+    let mut pools = pools(state);
+    let mut taken = taken(state);
     for id in unnumbered {
-        let vni = vni::next(networks.values());
-        let subnet = ipam::subnet(networks.values(), networks.get(&id).and_then(|network| network.spec.subnet));
-        if let (Some(network), Some(vni), Some(subnet)) = (networks.get_mut(&id), vni, subnet) {
-            network.vni = Some(vni);
-            network.subnet = Some(subnet);
-        }
+        let Some(network) = networks.get_mut(&id) else { continue };
+        let Some(vni) = vni::next(vni_cursor, &vnis) else { continue };
+        let subnet = match network.spec.subnet {
+            Some(asked) => asked,
+            None => match ipam::subnet(&pools, &taken) {
+                Some((chosen, after)) => {
+                    pools = after;
+                    chosen
+                }
+                None => continue,
+            },
+        };
+        network.vni = Some(vni);
+        network.subnet = Some(subnet);
+        vni_cursor = vni;
+        vnis.insert(vni);
+        taken.push(subnet);
     }
-    networks
+    let moved = state.cluster().filter(|cluster| cluster.vni_cursor != vni_cursor || cluster.pools != pools);
+    (networks, moved.map(|cluster| Cluster { vni_cursor, pools, ..(**cluster).clone() }))
 }
 
-/// The addresses in use on each network, gathered when first asked for.
-struct Pools<'a> {
-    state: &'a State,
-    used: BTreeMap<NetworkId, BTreeSet<u32>>,
+/// What subnets are chosen from.
+fn pools(state: &State) -> Vec<AddressPool> {
+    match state.cluster().map(|cluster| &cluster.pools) {
+        Some(pools) if !pools.is_empty() => pools.clone(),
+        _ => vec![ipam::first_pool(&subnets(state).map(|(_, subnet)| subnet).collect::<Vec<_>>())],
+    }
 }
 
-impl Pools<'_> {
-    fn used(&mut self, network: &NetworkId) -> &mut BTreeSet<u32> {
-        let state = self.state;
-        self.used.entry(network.clone()).or_insert_with(|| {
-            let holders = state.tasks().values().filter(|task| holds_addresses(task));
-            holders
-                .flat_map(|task| &task.networks)
-                .filter(|attached| attached.network_id == *network)
-                .map(|attached| u32::from(attached.ip))
-                .collect()
-        })
+/// The subnets that networks have or have asked for.
+fn subnets(state: &State) -> impl Iterator<Item = (&str, Ipv4Net)> {
+    state.networks().values().filter_map(|network| Some((network.spec.name.as_str(), network.subnet.or(network.spec.subnet)?)))
+}
+
+/// What no chosen subnet may touch: other networks, nodes and what their hosts reach by routes of their own.
+fn taken(state: &State) -> Vec<Ipv4Net> {
+    let nodes = state.nodes().values().filter_map(|node| addr(node)).map(Ipv4Net::from);
+    let routes = state.nodes().values().flat_map(|node| routes(node));
+    // Most nodes have the same routes.
+    let taken: BTreeSet<Ipv4Net> = subnets(state).map(|(_, subnet)| subnet).chain(nodes).chain(routes).collect();
+    taken.into_iter().collect()
+}
+
+/// A node's address.
+fn addr(node: &Node) -> Option<Ipv4Addr> {
+    node.description.addr.parse().ok()
+}
+
+/// The host's own routes that its netd has told of.
+pub fn routes(node: &Node) -> impl Iterator<Item = Ipv4Net> {
+    let routes = node.description.network.iter().flat_map(|network| &network.routes);
+    routes.filter_map(|route| match route {
+        // All that is not said otherwise: every subnet is within it.
+        IpNet::V4(route) if route.prefix_len() > 0 => Some(*route),
+        IpNet::V4(_) | IpNet::V6(_) => None,
+    })
+}
+
+/// What a subnet that was asked for touches and must not, in words.
+pub fn collision(state: &State, subnet: Ipv4Net) -> Option<String> {
+    let holds = |node: &Node| addr(node).filter(|addr| subnet.contains(addr));
+    let crosses = |node: &Node| routes(node).find(|route| overlap(route, &subnet));
+    state.nodes().values().find_map(|node| match (holds(node), crosses(node)) {
+        (Some(addr), _) => Some(format!("subnet {subnet} holds the address {addr} of node {}", node.name())),
+        (None, Some(route)) => Some(format!("subnet {subnet} overlaps route {route} of node {}", node.name())),
+        (None, None) => None,
+    })
+}
+
+/// The network that an address is in, which then cannot be a node's.
+pub fn network_of(state: &State, addr: Ipv4Addr) -> Option<(&str, Ipv4Net)> {
+    subnets(state).find(|(_, subnet)| subnet.contains(&addr))
+}
+
+/// The networks whose subnets a host's own routes cross: (route, network, subnet).
+pub fn crossed<'a>(state: &'a State, node: &Node) -> Vec<(Ipv4Net, &'a str, Ipv4Net)> {
+    let crosses =
+        |(name, subnet): (&'a str, Ipv4Net)| routes(node).find(|route| overlap(route, &subnet)).map(|route| (route, name, subnet));
+    subnets(state).filter_map(crosses).collect()
+}
+
+/// Why no subnet can be chosen; `None` when one can. `asked`: subnets that networks of the same request ask for.
+pub fn no_subnet(state: &State, asked: &[Ipv4Net]) -> Option<String> {
+    let (pools, mut taken) = (pools(state), taken(state));
+    taken.extend(asked);
+    if ipam::subnet(&pools, &taken).is_some() {
+        return None;
     }
+    let crossing = |pool: &AddressPool| {
+        let first = state.nodes().values().find_map(|node| Some((node, routes(node).find(|route| overlap(route, &pool.cidr))?)));
+        first.map_or_else(String::new, |(node, route)| format!(", beside route {route} of node {}", node.name()))
+    };
+    let said = pools.iter().map(|pool| format!("{}{}", usage(pool, &taken), crossing(pool)));
+    Some(said.collect::<Vec<_>>().join("; "))
+}
+
+/// "pool 10.128.0.0/9 has 3 of 32768 subnets free".
+fn usage(pool: &AddressPool, taken: &[Ipv4Net]) -> String {
+    let count = ipam::subnets(pool);
+    format!("pool {} has {} of {count} subnets free", pool.cidr, count - ipam::subnets_taken(pool, taken))
+}
+
+/// Who has an address of a network: a task or a service's virtual address, but none of the service `except`.
+pub fn holder(state: &State, network: &NetworkId, ip: Ipv4Addr, except: &str) -> Option<String> {
+    let mut tasks = state.tasks().values().filter(|task| task.service != except && holds_addresses(task));
+    let task = tasks.find(|task| task.networks.iter().any(|attached| attached.network_id == *network && attached.ip == ip));
+    let mut services = state.services().values().filter(|service| service.spec.name != except);
+    let service = services.find(|service| service.vips.iter().any(|vip| vip.network_id == *network && vip.ip == ip));
+    task.map(|task| task.name.clone()).or_else(|| service.map(|service| service.spec.name.clone()))
 }
 
 /// Whether a task's addresses are its own: not ended, or lost with a node that may still run it.
@@ -97,29 +222,9 @@ pub fn holds_addresses(task: &Task) -> bool {
     !task.status.state.is_terminal() || task.may_run()
 }
 
-/// An address on each network that the template names, or why there is none.
-fn addresses(task: &Task, networks: &mut BTreeMap<NetworkId, Network>, pools: &mut Pools<'_>) -> Result<Vec<TaskNetwork>, String> {
-    let mut taken = Vec::new();
-    for attachment in &task.template.networks {
-        let network = networks
-            .values_mut()
-            .find(|network| network.spec.name == attachment.network)
-            .ok_or_else(|| format!("network {} does not exist", attachment.network))?;
-        let subnet = network.subnet.ok_or_else(|| format!("network {} has no subnet: none is free", attachment.network))?;
-        let used = pools.used(&network.id);
-        let Some((ip, cursor)) = ipam::address(subnet, network.ip_cursor, used) else {
-            return Err(format!("network {} has no free address: {} of {} in use", attachment.network, used.len(), ipam::size(subnet)));
-        };
-        taken.push((network.id.clone(), ip, cursor, attachment));
-    }
-    let mut addresses = Vec::new();
-    for (id, ip, cursor, attachment) in taken {
-        pools.used(&id).insert(u32::from(ip));
-        if let Some(network) = networks.get_mut(&id) {
-            network.ip_cursor = cursor;
-        }
-        let aliases = attachment.aliases.clone();
-        addresses.push(TaskNetwork { network_id: id, network: attachment.network.clone(), ip, aliases });
-    }
-    Ok(addresses)
+/// Until when the addresses of an ended task rest, by the managers' time of its last write; `None`: it had none on a node, or has them still.
+pub fn rests_until_ms(task: &Task) -> Option<u64> {
+    let had_them = !task.networks.is_empty() && task.node_id.is_some();
+    let until_ms = || task.stamp.updated_at_ms.saturating_add(REST_MS).div_ceil(REST_STEP_MS).saturating_mul(REST_STEP_MS);
+    (had_them && !holds_addresses(task)).then(until_ms)
 }

@@ -65,7 +65,7 @@ mod tests {
     fn service(replicas: u32) -> Object {
         let spec =
             ServiceSpec { name: "web".to_owned(), replicas: Some(replicas), ..serde_json::from_str(r#"{"containers": []}"#).unwrap() };
-        Object::Service(Service { id: "web".into(), stamp: Stamp::default(), spec, spec_version: 1, removing: false })
+        Object::Service(Service { id: "web".into(), stamp: Stamp::default(), spec, spec_version: 1, removing: false, vips: Vec::new() })
     }
 
     fn apply(state: &mut State, changes: Vec<Change>) {

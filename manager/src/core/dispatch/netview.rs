@@ -1,16 +1,28 @@
 //! What one node must reach: the networks that have a task on it, with every endpoint and every name.
 //!
 //! An endpoint is routed from the moment its task has a node, and answered by DNS only while the task runs, is wanted, and its node is
-//! not down. It leaves the answers in the same commit that asks the task to stop.
+//! not down. It leaves the answers in the same commit that asks the task to stop, or that tells that it will end by itself. Beside them
+//! stand the services on those networks with their virtual addresses, and the ports that the node is to open.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rcluster_api::id::{NetworkId, NodeId};
-use rcluster_api::object::{Network, NodeState, Task, TaskNetwork};
+use rcluster_api::id::{NetworkId, NodeId, ServiceId, TaskId};
+use rcluster_api::network::{Port, PublishMode, Published};
+use rcluster_api::object::{Network, NodeState, Service, ServiceVip, Task, TaskNetwork};
 use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1;
 
+use crate::core::allocate::POOL;
 use crate::core::state::State;
+
+/// A task that is to stop and may still run.
+#[derive(Debug)]
+pub struct Leaving {
+    pub node: NodeId,
+    networks: Vec<NetworkId>,
+    /// Every node takes connections for it.
+    by_all: bool,
+}
 
 /// All networks of the cluster as the nodes see them; made once for a revision and shared between nodes.
 #[derive(Debug)]
@@ -19,6 +31,15 @@ pub struct Networks {
     nodes: Vec<v1::NodeView>,
     views: BTreeMap<NetworkId, v1::NetworkView>,
     by_node: BTreeMap<NodeId, BTreeSet<NetworkId>>,
+    /// That are not down.
+    up: BTreeSet<NodeId>,
+    /// Tasks that are to stop and may still run.
+    leaving: BTreeMap<TaskId, Leaving>,
+    /// Each with the networks that it is on.
+    services: Vec<(BTreeSet<NetworkId>, v1::ServiceView)>,
+    /// Each with whether a node opens it for its own tasks only.
+    published: Vec<(bool, v1::PublishedView)>,
+    pools: Vec<String>,
 }
 
 impl Networks {
@@ -32,32 +53,60 @@ impl Networks {
                 name: node.name().to_owned(),
                 addr: node.description.addr.clone(),
                 incarnation: node.incarnation,
+                number: node.number,
             })
             .collect();
         let mut views: BTreeMap<NetworkId, v1::NetworkView> =
             state.networks().values().filter_map(|network| Some((network.id.clone(), empty_view(network)?))).collect();
+        let mut services = Vec::new();
         for service in state.services().values() {
+            let mut joined = BTreeSet::new();
             for attachment in &service.spec.networks {
-                let Some(view) = state.find_network(&attachment.network).and_then(|network| views.get_mut(&network.id)) else { continue };
+                let Some(network) = state.find_network(&attachment.network) else { continue };
+                let Some(view) = views.get_mut(&network.id) else { continue };
+                joined.insert(network.id.clone());
                 view.names.extend(service_names(&service.spec.name, &service.spec.stack));
                 view.names.extend(attachment.aliases.iter().map(|alias| alias.to_lowercase()));
             }
+            services.push((joined, service_view(service)));
         }
         for view in views.values_mut() {
             view.names.sort();
             view.names.dedup();
         }
+        let up = state.nodes().values().filter(|node| node.state != NodeState::Down).map(|node| node.id.clone()).collect::<BTreeSet<_>>();
         let mut by_node: BTreeMap<NodeId, BTreeSet<NetworkId>> = BTreeMap::new();
+        let mut leaving = BTreeMap::new();
+        let mut backends: BTreeMap<ServiceId, Vec<v1::BackendView>> = BTreeMap::new();
         for task in state.tasks().values().filter(|task| task.may_run() && task.status.state >= TaskState::Assigned) {
             let Some(node) = &task.node_id else { continue };
-            let node_is_up = state.nodes().get(node).is_some_and(|node| node.state != NodeState::Down);
+            let endpoint_state = endpoint_state(task, up.contains(node));
+            let service = state.services().get(&task.service_id);
+            if !task.is_wanted() {
+                let networks = task.networks.iter().map(|attached| attached.network_id.clone()).collect();
+                let by_all = service.is_some_and(|service| has_ingress(service));
+                leaving.insert(task.id.clone(), Leaving { node: node.clone(), networks, by_all });
+            }
+            // From outside a task is reached by its first network.
+            if let Some(first) = task.networks.first()
+                && service.is_some_and(|service| publishes(service))
+            {
+                backends.entry(task.service_id.clone()).or_default().push(backend(task, node, first, endpoint_state));
+            }
             for attached in &task.networks {
                 let Some(view) = views.get_mut(&attached.network_id) else { continue };
-                view.endpoints.push(endpoint(task, node, attached, node_is_up));
+                view.endpoints.push(endpoint(task, node, attached, endpoint_state));
                 by_node.entry(node.clone()).or_default().insert(attached.network_id.clone());
             }
         }
-        Self { revision: state.revision(), nodes, views, by_node }
+        let published = state.services().values().flat_map(|service| {
+            let backends = backends.remove(&service.id).unwrap_or_default();
+            published(service, &backends)
+        });
+        let published = published.collect();
+        let pools = state.cluster().map(|cluster| &cluster.pools).filter(|pools| !pools.is_empty());
+        let pools = pools.map_or_else(|| vec![POOL.to_string()], |pools| pools.iter().map(|pool| pool.cidr.to_string()).collect());
+        Self { revision: state.revision(), nodes, views, by_node, up, leaving, services, published, pools }
     }
 
     /// The revision that they are of.
@@ -65,17 +114,52 @@ impl Networks {
         self.revision
     }
 
+    /// The tasks that are to stop and may still run.
+    pub fn leaving(&self) -> &BTreeMap<TaskId, Leaving> {
+        &self.leaving
+    }
+
+    /// The nodes that could send to a task that is to stop: those with a task on one of its networks, its own among them, or all when it is
+    /// reached by a port that every node opens; without those that are down.
+    pub fn senders(&self, leaving: &Leaving) -> impl Iterator<Item = &NodeId> {
+        self.up.iter().filter(move |node| {
+            let own = self.by_node.get(*node);
+            leaving.by_all || own.is_some_and(|own| leaving.networks.iter().any(|network| own.contains(network)))
+        })
+    }
+
     /// The part that concerns one node, told by the leader of `term`.
     pub fn view(&self, node: &NodeId, term: u64) -> v1::NetView {
-        let own = self.by_node.get(node).into_iter().flatten();
+        let nothing = BTreeSet::new();
+        let own = self.by_node.get(node).unwrap_or(&nothing);
+        let services = self.services.iter().filter(|(joined, _)| !joined.is_disjoint(own));
         v1::NetView {
             term,
             revision: self.revision,
             node_id: node.to_string(),
             nodes: self.nodes.clone(),
-            networks: own.filter_map(|id| self.views.get(id)).cloned().collect(),
+            networks: own.iter().filter_map(|id| self.views.get(id)).cloned().collect(),
+            services: services.map(|(_, service)| on_networks(service, own)).collect(),
+            published: self.published.iter().filter_map(|(own_only, published)| opened(published, *own_only, node)).collect(),
+            pools: self.pools.clone(),
         }
     }
+}
+
+/// The service with the virtual addresses that it has on these networks.
+fn on_networks(service: &v1::ServiceView, networks: &BTreeSet<NetworkId>) -> v1::ServiceView {
+    let mut service = service.clone();
+    service.vips.retain(|vip| networks.contains(&NetworkId::from(vip.network_id.as_str())));
+    service
+}
+
+/// The port as a node opens it; `None` when it does not.
+fn opened(published: &v1::PublishedView, own_only: bool, node: &NodeId) -> Option<v1::PublishedView> {
+    let mut published = published.clone();
+    if own_only {
+        published.backends.retain(|backend| backend.node_id == node.as_str());
+    }
+    (!own_only || !published.backends.is_empty()).then_some(published)
 }
 
 /// A network without endpoints; `None` before it has its numbers.
@@ -101,7 +185,65 @@ fn service_names(service: &str, stack: &str) -> Vec<String> {
     names
 }
 
-fn endpoint(task: &Task, node: &NodeId, attached: &TaskNetwork, node_is_up: bool) -> v1::EndpointView {
+fn service_view(service: &Service) -> v1::ServiceView {
+    let Service { id, spec, vips, stamp: _, spec_version: _, removing: _ } = service;
+    let vip = |vip: &ServiceVip| {
+        let on_it = spec.networks.iter().filter(|attachment| attachment.network == vip.network);
+        let mut names = vec![spec.name.clone()];
+        if !spec.stack.is_empty() {
+            names.push(format!("{}.{}", spec.name, spec.stack));
+        }
+        names.extend(on_it.flat_map(|attachment| &attachment.aliases).map(|alias| alias.to_lowercase()));
+        v1::VipView { network_id: vip.network_id.to_string(), ip: vip.ip.to_string(), names }
+    };
+    v1::ServiceView {
+        id: id.to_string(),
+        name: spec.name.clone(),
+        stack: spec.stack.clone(),
+        mode: v1::EndpointMode::from(spec.endpoint_mode).into(),
+        affinity: v1::Affinity::from(spec.affinity).into(),
+        vips: vips.iter().map(vip).collect(),
+        ports: spec.ports.iter().cloned().map(Into::into).collect(),
+    }
+}
+
+fn publishes(service: &Service) -> bool {
+    service.spec.ports.iter().any(|port| port.published.is_some())
+}
+
+fn has_ingress(service: &Service) -> bool {
+    let is_ingress = |port: &Port| port.published.as_ref().is_some_and(|published| published.mode != PublishMode::Host);
+    service.spec.ports.iter().any(is_ingress)
+}
+
+/// A service's published ports, each with whether a node opens it for its own tasks only.
+fn published(service: &Service, backends: &[v1::BackendView]) -> Vec<(bool, v1::PublishedView)> {
+    let view = |port: &Port| {
+        let Published { ports: _, mode, allow_from: _ } = port.published.as_ref()?;
+        let view = v1::PublishedView { service_id: service.id.to_string(), port: Some(port.clone().into()), backends: backends.to_vec() };
+        Some((*mode == PublishMode::Host, view))
+    };
+    service.spec.ports.iter().filter_map(view).collect()
+}
+
+/// What may be sent to a task.
+fn endpoint_state(task: &Task, node_is_up: bool) -> v1::EndpointState {
+    if !node_is_up {
+        v1::EndpointState::Dead
+    } else if !task.is_wanted() || task.status.ending {
+        v1::EndpointState::Leaving
+    } else if task.serves() {
+        v1::EndpointState::Serving
+    } else {
+        v1::EndpointState::Routed
+    }
+}
+
+fn backend(task: &Task, node: &NodeId, attached: &TaskNetwork, state: v1::EndpointState) -> v1::BackendView {
+    v1::BackendView { task_id: task.id.to_string(), node_id: node.to_string(), ip: attached.ip.to_string(), state: state.into() }
+}
+
+fn endpoint(task: &Task, node: &NodeId, attached: &TaskNetwork, state: v1::EndpointState) -> v1::EndpointView {
     let mut names = service_names(&task.service, &task.stack);
     if task.slot > 0 {
         names.push(format!("{}.{}", task.slot, task.service));
@@ -113,8 +255,10 @@ fn endpoint(task: &Task, node: &NodeId, attached: &TaskNetwork, node_is_up: bool
         task_id: task.id.to_string(),
         node_id: node.to_string(),
         ip: attached.ip.to_string(),
-        serving: node_is_up && task.serves(),
+        serving: state == v1::EndpointState::Serving,
         names,
         task: task.name.clone(),
+        state: state.into(),
+        service_id: task.service_id.to_string(),
     }
 }

@@ -3,14 +3,15 @@
 //! In: the state, the networks of it, the term. Out: messages, in the order in which they must arrive. Never: an assignment before the
 //! network view and the data that its tasks need.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rcluster_api::cluster::Cluster;
-use rcluster_api::id::{DataId, NodeId};
+use rcluster_api::id::{DataId, NodeId, TaskId};
 use rcluster_api::wire::v1::{self, manager_message::Kind};
 
 use super::assignments::{assigned_data, assignments, used_data};
+use super::leave::Mark;
 use super::netview::Networks;
 use crate::core::state::State;
 
@@ -21,6 +22,7 @@ pub struct Told {
     set: Option<Digest>,
     data: BTreeMap<DataId, u64>,
     cluster: Option<Arc<Cluster>>,
+    released: BTreeSet<TaskId>,
 }
 
 impl Told {
@@ -35,7 +37,7 @@ impl Told {
             self.cluster = Some(cluster.clone());
         }
         let view = networks.view(node, term);
-        if self.view.as_ref().is_none_or(|told| told.nodes != view.nodes || told.networks != view.networks) {
+        if self.view.as_ref().is_none_or(|told| !shows_the_same(told, &view)) {
             messages.push(Kind::View(view.clone()));
             self.view = Some(view);
         }
@@ -55,6 +57,28 @@ impl Told {
         }
         messages
     }
+
+    /// The view that the node was sent last.
+    pub fn view(&self) -> Option<Mark> {
+        self.view.as_ref().map(|view| (view.term, view.revision))
+    }
+
+    /// That these tasks of the node need not wait any longer, as far as it has not been told. To be sent after the assignments that stop them.
+    pub fn release(&mut self, released: BTreeSet<TaskId>, term: u64) -> Option<Kind> {
+        let news: Vec<String> = released.difference(&self.released).map(ToString::to_string).collect();
+        self.released = released;
+        (!news.is_empty()).then(|| Kind::Released(v1::Released { term, task_ids: news }))
+    }
+}
+
+/// Whether two pictures for a node differ in nothing but where they are from.
+fn shows_the_same(one: &v1::NetView, other: &v1::NetView) -> bool {
+    let v1::NetView { term: _, revision: _, node_id: _, nodes, networks, services, published, pools } = one;
+    *nodes == other.nodes
+        && *networks == other.networks
+        && *services == other.services
+        && *published == other.published
+        && *pools == other.pools
 }
 
 /// What of a set an agent acts on: a task's status is the agent's own word and need not be told back to it.

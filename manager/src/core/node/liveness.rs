@@ -129,6 +129,7 @@ mod tests {
             message: String::new(),
             since_ms: 0,
             incarnation: 1,
+            number: 0,
         };
         let mut tables = State::new("test".to_owned());
         let changes = vec![Change::Put { expected: 0, object: Object::Node(node) }];

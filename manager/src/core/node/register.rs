@@ -3,13 +3,17 @@
 //! In: who registers, with which boot count and which tasks. Out: the node and the tasks to write, or why the node is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{NodeId, TaskId};
+use rcluster_api::network::NodeNetwork;
 use rcluster_api::object::{Availability, Kind, Node, NodeDescription, NodeState, Object, Stamp};
 use rcluster_api::task::TaskState;
 
 use super::report;
+use crate::core::allocate;
 use crate::core::plan::{ChangeSet, Note};
 use crate::core::state::State;
 
@@ -31,7 +35,10 @@ pub fn register(state: &State, registration: &Registration, now_ms: u64) -> Resu
     let known = state.nodes().get(id);
     let node = match known {
         Some(known) => {
-            let mut node = Node { description: description.clone(), incarnation: *incarnation, ..(**known).clone() };
+            // An agent whose netd has not told it yet does not know less than before.
+            let network = description.network.clone().or_else(|| known.description.network.clone());
+            let description = NodeDescription { network, ..description.clone() };
+            let mut node = Node { description, incarnation: *incarnation, ..(**known).clone() };
             if node.state != NodeState::Ready {
                 node.state = NodeState::Ready;
                 node.message = String::new();
@@ -49,6 +56,7 @@ pub fn register(state: &State, registration: &Registration, now_ms: u64) -> Resu
             message: String::new(),
             since_ms: now_ms,
             incarnation: *incarnation,
+            number: 0,
         },
     };
     if known.is_none_or(|known| **known != node) {
@@ -61,6 +69,10 @@ pub fn register(state: &State, registration: &Registration, now_ms: u64) -> Resu
                 message: if known.is_some() { "is back".to_owned() } else { format!("joined at {}", description.addr) },
             });
         }
+        // Told once: as long as the node says the same, it is no news.
+        if known.is_none_or(|known| known.description.network != node.description.network) {
+            changes.notes.extend(allocate::crossed(state, &node).first().map(|crossed| crossing(&node, *crossed)));
+        }
         changes.puts.push(Object::Node(node));
     }
     for task in state.tasks_of_node(id) {
@@ -71,6 +83,28 @@ pub fn register(state: &State, registration: &Registration, now_ms: u64) -> Resu
     Ok(changes)
 }
 
+/// What to write when a node's host has another network than it had.
+pub fn network(state: &State, id: &NodeId, network: &NodeNetwork) -> ChangeSet {
+    let mut changes = ChangeSet::default();
+    let Some(known) = state.nodes().get(id).filter(|known| known.description.network.as_ref() != Some(network)) else { return changes };
+    let description = NodeDescription { network: Some(network.clone()), ..known.description.clone() };
+    let node = Node { description, ..(**known).clone() };
+    changes.notes.extend(allocate::crossed(state, &node).first().map(|crossed| crossing(&node, *crossed)));
+    changes.puts.push(Object::Node(node));
+    changes
+}
+
+/// Its host reaches by a route of its own what pods are to reach on a network.
+fn crossing(node: &Node, (route, network, subnet): (Ipv4Net, &str, Ipv4Net)) -> Note {
+    Note {
+        kind: Kind::Node,
+        object_id: node.id.to_string(),
+        object: node.name().to_owned(),
+        reason: "RouteOverlap",
+        message: format!("its route {route} overlaps {subnet} of network {network}: it is given no new tasks on that network"),
+    }
+}
+
 fn check(state: &State, registration: &Registration) -> Result<(), ApiError> {
     let Registration { id, description, .. } = registration;
     if id.is_empty() {
@@ -78,10 +112,20 @@ fn check(state: &State, registration: &Registration) -> Result<(), ApiError> {
     }
     rcluster_api::validate::check_name("node", &description.name)?;
     rcluster_api::validate::check_labels("node", &description.name, &description.labels)?;
-    if description.addr.parse::<std::net::Ipv4Addr>().is_err() {
+    let Ok(addr) = description.addr.parse::<Ipv4Addr>() else {
         return Err(ApiError::new(ErrorCode::Invalid, format!("{:?} is not an IPv4 address", description.addr))
             .field("addr")
             .hint("start the agent with --addr and the address at which other nodes reach it"));
+    };
+    // One that takes part already goes on, whatever it was let in with.
+    let is_new = state.nodes().get(id).is_none_or(|known| known.description.addr != description.addr);
+    if is_new && let Some((network, subnet)) = allocate::network_of(state, addr) {
+        return Err(ApiError::new(
+            ErrorCode::Conflict,
+            format!("the address {addr} is within {subnet} of network {network}: no pod could reach it"),
+        )
+        .field("addr")
+        .hint("start the agent with another --addr, or remove the network first"));
     }
     for other in state.nodes().values().filter(|other| other.id != *id) {
         if other.name() == description.name {

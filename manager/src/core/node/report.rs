@@ -17,8 +17,10 @@ pub fn merge(task: &Task, from: &NodeId, report: &TaskStatus) -> Option<Task> {
     if task.status.state == TaskState::Orphaned {
         return report.state.is_terminal().then(|| gone(task, report.since_ms));
     }
+    let TaskStatus { state: _, message, since_ms: _, containers, ending } = &task.status;
     let news = report.state > task.status.state
-        || (report.state == task.status.state && (report.message != task.status.message || report.containers != task.status.containers));
+        || (report.state == task.status.state
+            && (report.message != *message || report.containers != *containers || report.ending != *ending));
     let known = (TaskState::Accepted..=TaskState::Rejected).contains(&report.state);
     (news && known).then(|| Task { status: report.clone(), ..task.clone() })
 }
@@ -30,6 +32,7 @@ pub fn gone(task: &Task, now_ms: u64) -> Task {
         message: format!("{}; stopped when the node came back", task.status.message),
         since_ms: now_ms,
         containers: Vec::new(),
+        ending: false,
     };
     Task { status, ..task.clone() }
 }
@@ -61,7 +64,7 @@ mod tests {
     use super::*;
 
     fn status(state: TaskState) -> TaskStatus {
-        TaskStatus { state, message: String::new(), since_ms: 5, containers: Vec::new() }
+        TaskStatus { state, message: String::new(), since_ms: 5, containers: Vec::new(), ending: false }
     }
 
     fn task_on(node: Option<&str>, state: TaskState) -> Task {
@@ -84,6 +87,7 @@ mod tests {
             node: node.unwrap_or_default().to_owned(),
             networks: Vec::new(),
             status: status(state),
+            leave_ms: 0,
         }
     }
 
@@ -107,5 +111,15 @@ mod tests {
         assert_eq!(merged(TaskState::Assigned, TaskState::Accepted), Some(TaskState::Accepted));
         assert_eq!(merged(TaskState::Running, TaskState::Orphaned), None, "that is for managers to say");
         assert_eq!(merged(TaskState::Orphaned, TaskState::Failed), Some(TaskState::Removed));
+    }
+
+    #[test]
+    fn that_a_task_will_end_is_news_and_it_serves_no_more() {
+        let before = task_on(Some("n1"), TaskState::Running);
+        assert!(before.serves());
+        let told = TaskStatus { ending: true, ..status(TaskState::Running) };
+        let after = merge(&before, &"n1".into(), &told).expect("news");
+        assert!(!after.serves());
+        assert_eq!(merge(&after, &"n1".into(), &told), None);
     }
 }

@@ -60,13 +60,21 @@ fn remove_networks(state: &State, changes: &mut ChangeSet) {
     }
 }
 
-/// Tasks whose service has gone stay only while a lost node may still run them.
+/// A task that is over goes, once its addresses have rested.
+fn forget(task: &Task, now_ms: u64, changes: &mut ChangeSet) {
+    match slot::kept_until_ms(task, now_ms) {
+        Some(until_ms) => changes.wake_at(until_ms),
+        None => changes.deletes.push((Kind::Task, task.id.to_string())),
+    }
+}
+
+/// Tasks whose service has gone stay only while a lost node may still run them, or their addresses rest.
 fn reap_without_service<'a>(tasks: impl Iterator<Item = &'a Task>, now_ms: u64, changes: &mut ChangeSet) {
     for task in tasks {
         if changes.is_full() {
             changes.unfinished.insert(task.service_id.clone());
-        } else if slot::is_forgettable(task, now_ms) {
-            changes.deletes.push((Kind::Task, task.id.to_string()));
+        } else if slot::is_over(task, now_ms) {
+            forget(task, now_ms, changes);
         } else if task.is_wanted() {
             changes.puts.push(Object::Task(Box::new(slot::leaving(task, rcluster_api::task::TaskState::Removed))));
         }

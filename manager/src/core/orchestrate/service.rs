@@ -8,7 +8,7 @@ use rcluster_api::spec::{Mode, Reschedule, UpdateOrder};
 use rcluster_api::task::TaskState;
 
 use super::restart::{Verdict, verdict};
-use super::slot::{Slot, SlotKey, is_forgettable, leaving};
+use super::slot::{Slot, SlotKey, is_over, kept_until_ms, leaving};
 use crate::core::plan::{ChangeSet, Ctx, Note};
 use crate::core::schedule::filter;
 use crate::core::state::State;
@@ -76,6 +76,7 @@ fn orphan_lost(state: &State, service: &Service, tasks: &[&Task], now_ms: u64, c
             message: format!("lost with node {}", node.name()),
             since_ms: now_ms,
             containers: task.status.containers.clone(),
+            ending: task.status.ending,
         };
         let orphan = Task { desired_state, status, ..(*task).clone() };
         changes.notes.push(Note {
@@ -206,7 +207,9 @@ impl Step<'_> {
             return;
         }
         let running = task.status.state == TaskState::Running;
-        let start_first = running && (drained || self.starts_before_the_old_has_gone());
+        // A static address is held by one task at a time.
+        let is_static = self.service.spec.networks.iter().any(|attachment| attachment.ip.is_some());
+        let start_first = running && !is_static && (drained || self.starts_before_the_old_has_gone());
         if start_first && self.waits_for_the_old_to_go() {
             // A successor that became outdated itself is on its way out: two beside the one that runs are one too many.
             return;
@@ -267,7 +270,14 @@ impl Step<'_> {
             node_id: node_id as Option<NodeId>,
             node,
             networks: Vec::new(),
-            status: TaskStatus { state: TaskState::New, message: String::new(), since_ms: ctx.now_ms, containers: Vec::new() },
+            status: TaskStatus {
+                state: TaskState::New,
+                message: String::new(),
+                since_ms: ctx.now_ms,
+                containers: Vec::new(),
+                ending: false,
+            },
+            leave_ms: spec.leave.0,
         }))
     }
 }
@@ -280,8 +290,8 @@ fn remove(service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, now_ms: u64, c
             return;
         }
         for task in slot.live.iter().chain(&slot.leaving) {
-            if is_forgettable(task, now_ms) {
-                changes.deletes.push((Kind::Task, task.id.to_string()));
+            if is_over(task, now_ms) {
+                super::forget(task, now_ms, changes);
             } else {
                 waits = true;
                 if task.desired_state != TaskState::Removed {
@@ -289,10 +299,8 @@ fn remove(service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, now_ms: u64, c
                 }
             }
         }
-        for task in &slot.ended {
-            if is_forgettable(task, now_ms) {
-                changes.deletes.push((Kind::Task, task.id.to_string()));
-            }
+        for task in slot.ended.iter().chain(&slot.resting).filter(|task| is_over(task, now_ms)) {
+            super::forget(task, now_ms, changes);
         }
     }
     if !waits {
@@ -307,18 +315,24 @@ fn remove(service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, now_ms: u64, c
     }
 }
 
-/// Deletes ended tasks beyond the history, and those that were to be removed.
+/// Deletes ended tasks beyond the history, and those that were to be removed, once their addresses have rested.
 fn forget(slot: &Slot<'_>, wanted: bool, now_ms: u64, changes: &mut ChangeSet) {
     let mut kept = 0;
     for task in &slot.ended {
-        if !is_forgettable(task, now_ms) {
+        if !is_over(task, now_ms) {
             changes.wake_at(task.status.since_ms.saturating_add(super::ORPHAN_KEPT_MS));
             continue;
         }
         kept += 1;
-        if task.desired_state == TaskState::Removed || !wanted || kept > HISTORY_PER_SLOT {
-            changes.deletes.push((Kind::Task, task.id.to_string()));
+        if !wanted && kept_until_ms(task, now_ms).is_some() {
+            // Should the slot be wanted again meanwhile, it is not what that begins from.
+            changes.puts.push(Object::Task(Box::new(leaving(task, TaskState::Removed))));
+        } else if task.desired_state == TaskState::Removed || !wanted || kept > HISTORY_PER_SLOT {
+            super::forget(task, now_ms, changes);
         }
+    }
+    for task in &slot.resting {
+        super::forget(task, now_ms, changes);
     }
     for task in &slot.leaving {
         if !task.may_run() {

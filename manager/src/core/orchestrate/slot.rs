@@ -5,6 +5,7 @@ use rcluster_api::object::Task;
 use rcluster_api::task::TaskState;
 
 use super::ORPHAN_KEPT_MS;
+use crate::core::allocate::rests_until_ms;
 
 /// Which place of its service a task has.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +35,8 @@ pub struct Slot<'a> {
     pub leaving: Vec<&'a Task>,
     /// Ended, or lost with their node.
     pub ended: Vec<&'a Task>,
+    /// Ended and to be forgotten, once their addresses have rested.
+    pub resting: Vec<&'a Task>,
 }
 
 impl<'a> Slot<'a> {
@@ -43,6 +46,8 @@ impl<'a> Slot<'a> {
             self.live.push(task);
         } else if !task.status.state.is_terminal() {
             self.leaving.push(task);
+        } else if task.desired_state == TaskState::Removed && !task.may_run() {
+            self.resting.push(task);
         } else {
             self.ended.push(task);
         }
@@ -54,10 +59,15 @@ pub fn leaving(task: &Task, desired_state: TaskState) -> Task {
     Task { desired_state, ..task.clone() }
 }
 
-/// Whether nothing can depend on the task any more: it has ended, and no node can still hold its address.
-pub fn is_forgettable(task: &Task, now_ms: u64) -> bool {
+/// Whether nothing of the task runs any more, nor can: it has ended, and no node can still hold its address.
+pub fn is_over(task: &Task, now_ms: u64) -> bool {
     match task.status.state {
         TaskState::Orphaned => task.status.since_ms.saturating_add(ORPHAN_KEPT_MS) <= now_ms,
         _ => !task.may_run(),
     }
+}
+
+/// Until when a task that is over is kept for nothing but its addresses, which rest; `None`: it can be forgotten.
+pub fn kept_until_ms(task: &Task, now_ms: u64) -> Option<u64> {
+    rests_until_ms(task).filter(|until_ms| now_ms < *until_ms)
 }

@@ -16,6 +16,8 @@ pub enum Refusal {
     Constraint(String),
     /// The node's policy does not grant what the task asks of the host.
     Policy(String),
+    /// Its host reaches a network's addresses by a route of its own.
+    Overlap(String),
     Memory,
     Cpus,
     MaxPerNode(u32),
@@ -60,6 +62,9 @@ pub fn check(task: &Task, room: &Room<'_>) -> Result<(), Refusal> {
     if let Some(refusal) = node.description.policy.refusal(&task.template) {
         return Err(Refusal::Policy(refusal));
     }
+    if let Some(overlap) = task.template.networks.iter().find_map(|attachment| room.crossed.get(&attachment.network)) {
+        return Err(Refusal::Overlap(overlap.clone()));
+    }
     if let Some(most) = task.template.placement.max_per_node
         && room.tasks_of(&task.service_id) >= most as usize
     {
@@ -96,6 +101,7 @@ pub fn explain(task: &Task, refused: &[(Refusal, &Room<'_>)]) -> String {
             Refusal::Drained => format!("{count} drained"),
             Refusal::Constraint(constraint) => format!("{count} {} {constraint}", if count == 1 { "fails" } else { "fail" }),
             Refusal::Policy(refusal) => format!("{count} {} not {refusal}", if count == 1 { "does" } else { "do" }),
+            Refusal::Overlap(overlap) => format!("{count} {} route {overlap}", if count == 1 { "has" } else { "have" }),
             Refusal::Memory => {
                 let best = rooms.iter().map(|room| room.free.memory).max().unwrap_or(Bytes(0));
                 format!("{count} {} memory (need {}, best has {} free)", lack(count), needed.memory.human(), best.human())

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::Ipv4Net;
 use rcluster_api::id::{NodeId, ServiceId};
 use rcluster_api::object::{Capacity, Node, Task};
 
 use super::{filter, rank};
+use crate::core::allocate;
 use crate::core::state::State;
 
 /// One node and what stands on it.
@@ -16,6 +18,8 @@ pub struct Room<'a> {
     pub free: Capacity,
     /// Tasks that have not ended.
     pub tasks: usize,
+    /// Networks whose addresses its host reaches by routes of its own, with words for it.
+    pub crossed: BTreeMap<String, String>,
     by_service: BTreeMap<ServiceId, usize>,
     failures: BTreeMap<(ServiceId, u32), usize>,
 }
@@ -58,7 +62,17 @@ impl<'a> Rooms<'a> {
     /// The nodes as they are in `state`.
     pub fn new(state: &'a State) -> Self {
         let rooms = state.nodes().values().map(|node| {
-            let mut room = Room { node, free: node.description.capacity, tasks: 0, by_service: BTreeMap::new(), failures: BTreeMap::new() };
+            let said = |(route, name, subnet): (Ipv4Net, &str, Ipv4Net)| {
+                (String::from(name), format!("{route}, which overlaps {subnet} of network {name}"))
+            };
+            let mut room = Room {
+                node,
+                free: node.description.capacity,
+                tasks: 0,
+                crossed: allocate::crossed(state, node).into_iter().map(said).collect(),
+                by_service: BTreeMap::new(),
+                failures: BTreeMap::new(),
+            };
             for task in state.tasks_of_node(&node.id).filter(|task| !is_unplaced(task)) {
                 room.add(task);
             }

@@ -39,7 +39,7 @@ fn task_weight(task: &Task) -> usize {
 }
 
 fn service_weight(service: &Service) -> usize {
-    REST + validate::text_size(&service.spec)
+    REST + validate::text_size(&service.spec) + 64 * service.vips.len()
 }
 
 fn data_weight(data: &Data) -> usize {
@@ -47,7 +47,12 @@ fn data_weight(data: &Data) -> usize {
 }
 
 fn node_weight(node: &Node) -> usize {
-    REST + validate::label_bytes(&node.labels) + validate::label_bytes(&node.description.labels)
+    let network = node.description.network.as_ref().map_or(0, |network| {
+        64 * (network.routes.len() + network.held_ports.len())
+            + network.held_ports.iter().map(|held| held.by.len()).sum::<usize>()
+            + network.conditions.iter().map(String::len).sum::<usize>()
+    });
+    REST + validate::label_bytes(&node.labels) + validate::label_bytes(&node.description.labels) + network
 }
 
 fn network_weight(network: &Network) -> usize {
@@ -56,7 +61,7 @@ fn network_weight(network: &Network) -> usize {
 
 fn cluster_weight(cluster: &Cluster) -> usize {
     const CREDENTIALS_BYTES: usize = 2048;
-    REST + (1 + cluster.authorities.len()) * CREDENTIALS_BYTES + 64 * cluster.revocations.len()
+    REST + (1 + cluster.authorities.len()) * CREDENTIALS_BYTES + 64 * (cluster.revocations.len() + cluster.pools.len())
 }
 
 impl State {

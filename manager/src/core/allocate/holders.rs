@@ -1,0 +1,178 @@
+//! Who has which address of a network, has had it until just now, or is to have it.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use rcluster_api::id::{NetworkId, ServiceId};
+use rcluster_api::object::{Network, Service, ServiceVip, Task, TaskNetwork};
+use rcluster_api::spec::NetworkAttachment;
+
+use super::{REST_LEAST_MS, holds_addresses, ipam, pools, rests_until_ms, taken, usage};
+use crate::core::state::State;
+
+/// One network's addresses that are not free.
+#[derive(Debug, Default)]
+struct Addresses<'a> {
+    /// With what has it: a task's name or a service's.
+    held: BTreeMap<u32, &'a str>,
+    resting: BTreeMap<u32, Resting<'a>>,
+    /// Static addresses, of these services.
+    reserved: BTreeMap<u32, &'a ServiceId>,
+}
+
+/// An address whose task has ended.
+#[derive(Debug, Clone, Copy)]
+struct Resting<'a> {
+    since_ms: u64,
+    service: &'a ServiceId,
+}
+
+/// The addresses of all networks.
+#[derive(Debug)]
+pub(super) struct Holders<'a> {
+    state: &'a State,
+    now_ms: u64,
+    by_network: BTreeMap<NetworkId, Addresses<'a>>,
+    /// When the first address has rested long enough for someone who waits for one.
+    free_at_ms: Option<u64>,
+    /// What is said of the pools, once it was needed.
+    pools: Option<String>,
+}
+
+impl<'a> Holders<'a> {
+    /// As of `state` at a time.
+    pub(super) fn new(state: &'a State, now_ms: u64) -> Self {
+        let mut by_network: BTreeMap<NetworkId, Addresses<'a>> = BTreeMap::new();
+        for task in state.tasks().values() {
+            let resting = rests_until_ms(task).filter(|until_ms| now_ms < *until_ms);
+            for attached in &task.networks {
+                let addresses = by_network.entry(attached.network_id.clone()).or_default();
+                let ip = u32::from(attached.ip);
+                if holds_addresses(task) {
+                    addresses.held.insert(ip, &task.name);
+                } else if resting.is_some() {
+                    let last = Resting { since_ms: task.stamp.updated_at_ms, service: &task.service_id };
+                    let kept = addresses.resting.entry(ip).or_insert(last);
+                    if kept.since_ms < last.since_ms {
+                        *kept = last;
+                    }
+                }
+            }
+        }
+        for service in state.services().values() {
+            for vip in &service.vips {
+                by_network.entry(vip.network_id.clone()).or_default().held.insert(u32::from(vip.ip), &service.spec.name);
+            }
+            for attachment in &service.spec.networks {
+                if let (Some(ip), Some(network)) = (attachment.ip, state.find_network(&attachment.network)) {
+                    by_network.entry(network.id.clone()).or_default().reserved.insert(u32::from(ip), &service.id);
+                }
+            }
+        }
+        Self { state, now_ms, by_network, free_at_ms: None, pools: None }
+    }
+
+    /// When a plan is to look again for who got no address.
+    pub(super) fn free_at_ms(&self) -> Option<u64> {
+        self.free_at_ms
+    }
+
+    /// An address on each network that the template names, or why there is none.
+    pub(super) fn addresses(&mut self, task: &'a Task, networks: &mut BTreeMap<NetworkId, Network>) -> Result<Vec<TaskNetwork>, String> {
+        let mut chosen = Vec::new();
+        for attachment in &task.template.networks {
+            let network = networks
+                .values()
+                .find(|network| network.spec.name == attachment.network)
+                .ok_or_else(|| format!("network {} does not exist", attachment.network))?;
+            let (ip, cursor) = match attachment.ip {
+                Some(ip) => (self.fixed(network, ip, task)?, network.ip_cursor),
+                None => self.next(network)?,
+            };
+            chosen.push((network.id.clone(), ip, cursor, attachment));
+        }
+        let mut addresses = Vec::new();
+        for (id, ip, cursor, attachment) in chosen {
+            let NetworkAttachment { network, aliases, ip: _ } = attachment;
+            self.by_network.entry(id.clone()).or_default().held.insert(u32::from(ip), &task.name);
+            if let Some(network) = networks.get_mut(&id) {
+                network.ip_cursor = cursor;
+            }
+            addresses.push(TaskNetwork { network_id: id, network: network.clone(), ip, aliases: aliases.clone() });
+        }
+        Ok(addresses)
+    }
+
+    /// A virtual address on a network; `None` if there is none, or no such network.
+    pub(super) fn vip(&mut self, service: &'a Service, network: &str, networks: &mut BTreeMap<NetworkId, Network>) -> Option<ServiceVip> {
+        let network = networks.values_mut().find(|known| known.spec.name == network && !known.removing)?;
+        let (ip, cursor) = self.next(network).ok()?;
+        self.by_network.entry(network.id.clone()).or_default().held.insert(u32::from(ip), &service.spec.name);
+        network.ip_cursor = cursor;
+        Some(ServiceVip { network_id: network.id.clone(), network: network.spec.name.clone(), ip })
+    }
+
+    /// The next address of a network that nobody has or is to have: one that does not rest, else the one that has rested the longest, if that
+    /// is long enough. With the network's new cursor.
+    fn next(&mut self, network: &Network) -> Result<(Ipv4Addr, u32), String> {
+        let name = &network.spec.name;
+        let subnet = network.subnet.ok_or_else(|| format!("network {name} has no subnet: none is free"))?;
+        let addresses = self.by_network.entry(network.id.clone()).or_default();
+        let is_nobodys = |ip: &u32| !addresses.held.contains_key(ip) && !addresses.reserved.contains_key(ip);
+        let found = ipam::address(subnet, network.ip_cursor, |ip| is_nobodys(&ip) && !addresses.resting.contains_key(&ip));
+        if let Some(found) = found {
+            return Ok(found);
+        }
+        let in_subnet = |ip: u32| ipam::is_given_out(subnet, Ipv4Addr::from(ip));
+        let rested = addresses.resting.iter().filter(|(ip, _)| is_nobodys(ip) && in_subnet(**ip));
+        let resting = rested.clone().count();
+        if let Some((ip, Resting { since_ms, .. })) = rested.min_by_key(|(_, resting)| resting.since_ms) {
+            let free_at_ms = since_ms.saturating_add(REST_LEAST_MS);
+            if free_at_ms <= self.now_ms {
+                return Ok((Ipv4Addr::from(*ip), network.ip_cursor));
+            }
+            self.free_at_ms = Some(self.free_at_ms.map_or(free_at_ms, |earlier| earlier.min(free_at_ms)));
+        }
+        let size = ipam::size(subnet);
+        let reserved = addresses.reserved.keys().filter(|ip| !addresses.held.contains_key(*ip) && in_subnet(**ip)).count();
+        let mut said = format!("network {name} has no free address: {} of {size} in use", size as usize - resting - reserved);
+        for (count, what) in [(resting, "just freed"), (reserved, "kept for services by their ip")] {
+            if count > 0 {
+                said.push_str(&format!(", {count} {what}"));
+            }
+        }
+        said.push_str(&format!("; its subnet is {subnet}"));
+        if network.spec.subnet.is_none() {
+            said.push_str(&format!(" ({})", self.pools()));
+        }
+        Err(said)
+    }
+
+    /// The static address, if nobody else has it or had it just now.
+    fn fixed(&mut self, network: &Network, ip: Ipv4Addr, task: &Task) -> Result<Ipv4Addr, String> {
+        let name = &network.spec.name;
+        if !network.subnet.is_some_and(|subnet| ipam::is_given_out(subnet, ip)) {
+            return Err(format!("{ip} is no address of network {name} that a task can have"));
+        }
+        let addresses = self.by_network.entry(network.id.clone()).or_default();
+        if let Some(holder) = addresses.held.get(&u32::from(ip)) {
+            return Err(format!("{ip} on network {name} is held by {holder}; if its node is lost for good, rclusterctl node rm frees it"));
+        }
+        // Who had it last was the service's own task: to everyone it is the same endpoint.
+        let others = addresses.resting.get(&u32::from(ip)).filter(|resting| *resting.service != task.service_id);
+        let free_at_ms = others.map_or(0, |resting| resting.since_ms.saturating_add(REST_LEAST_MS));
+        if free_at_ms > self.now_ms {
+            self.free_at_ms = Some(self.free_at_ms.map_or(free_at_ms, |earlier| earlier.min(free_at_ms)));
+            return Err(format!("{ip} on network {name} was another service's until just now"));
+        }
+        Ok(ip)
+    }
+
+    fn pools(&mut self) -> &str {
+        let state = self.state;
+        self.pools.get_or_insert_with(|| {
+            let taken = taken(state);
+            pools(state).iter().map(|pool| usage(pool, &taken)).collect::<Vec<_>>().join("; ")
+        })
+    }
+}

@@ -1,0 +1,215 @@
+//! Who waits for whom when a task is to stop.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rcluster_api::id::{NodeId, TaskId};
+use rcluster_api::object::NodeState;
+use rcluster_api::task::TaskState;
+use rcluster_api::wire::v1;
+use rcluster_api::wire::v1::manager_message::Kind;
+use rcluster_manager::core::control::Request;
+use rcluster_manager::core::dispatch::leave::Leave;
+use rcluster_manager::core::dispatch::netview::Networks;
+use rcluster_manager::core::dispatch::told::Told;
+use serde_json::json;
+
+use crate::world::World;
+
+const NODES: [&str; 4] = ["n1", "n2", "n3", "n4"];
+
+/// A leader's sessions with all nodes.
+struct Sessions {
+    leave: Leave,
+    begun: u64,
+    /// As the leader has seen them last.
+    networks: Arc<Networks>,
+    nodes: BTreeMap<NodeId, Session>,
+}
+
+#[derive(Default)]
+struct Session {
+    number: u64,
+    told: Told,
+    /// Sent, and not in force yet.
+    sent: Vec<v1::NetView>,
+    /// In force; what was in force outlives a session.
+    holds: Option<v1::NetView>,
+}
+
+impl Sessions {
+    fn open(world: &World) -> Self {
+        let networks = Arc::new(Networks::new(&world.state));
+        let mut sessions = Self { leave: Leave::default(), begun: 0, networks, nodes: BTreeMap::new() };
+        for node in NODES {
+            sessions.begin(node);
+        }
+        sessions
+    }
+
+    /// The node connects anew.
+    fn begin(&mut self, node: &str) {
+        self.begun += 1;
+        let node = NodeId::from(node);
+        self.leave.begin(&node, self.begun);
+        let holds = self.nodes.remove(&node).and_then(|session| session.holds);
+        self.nodes.insert(node, Session { number: self.begun, holds, ..Session::default() });
+    }
+
+    /// The node is told what is new.
+    fn tell(&mut self, world: &World, node: &str) {
+        let node = NodeId::from(node);
+        self.networks = Arc::new(Networks::new(&world.state));
+        let session = self.nodes.get_mut(&node).unwrap();
+        for kind in session.told.news(&world.state, &self.networks, &node, 1) {
+            if let Kind::View(view) = kind {
+                session.sent.push(view);
+            }
+        }
+        self.leave.compared(&node, session.number, &self.networks, session.told.view());
+    }
+
+    /// The views under way come into force there; the last one is the one that counts.
+    fn confirm(&mut self, node: &str) {
+        let node = NodeId::from(node);
+        let session = self.nodes.get_mut(&node).unwrap();
+        if let Some(view) = std::mem::take(&mut session.sent).pop() {
+            self.leave.acknowledged(&node, session.number, (view.term, view.revision));
+            session.holds = Some(view);
+        }
+    }
+
+    fn released(&self) -> BTreeSet<TaskId> {
+        self.nodes.keys().flat_map(|node| self.leave.released(node)).collect()
+    }
+
+    /// Whether the node, by what is in force there, sends to the task.
+    fn sends(&self, node: &str, task: &TaskId) -> bool {
+        let held = self.nodes[&NodeId::from(node)].holds.iter();
+        held.flat_map(|view| &view.networks).flat_map(|network| &network.endpoints).any(|to| to.task_id == task.as_str() && to.serving)
+    }
+}
+
+/// `web` on n1 and n2 on one network; n3 has a task on it too, n4 on another.
+fn world() -> World {
+    let mut world = World::new(7);
+    for network in ["lab", "other"] {
+        world.network(network);
+    }
+    for (node, zone) in [("n1", "web"), ("n2", "web"), ("n3", "near"), ("n4", "far")] {
+        world.node(node, &[("zone", zone)]);
+    }
+    let service = |replicas: u32, zone: &str, network: &str| {
+        let constraints = [format!("node.labels.zone=={zone}")];
+        json!({"replicas": replicas, "containers": [{"image": "a"}], "networks": [network], "placement": {"constraints": constraints}})
+    };
+    world.service("near", service(1, "near", "lab"));
+    world.service("far", service(1, "far", "other"));
+    world.service("web", service(2, "web", "lab"));
+    world.settle();
+    world
+}
+
+#[test]
+fn a_task_is_released_when_every_node_on_its_networks_has_confirmed_that_it_leaves() {
+    let mut world = world();
+    let mut sessions = Sessions::open(&world);
+    for node in NODES {
+        sessions.tell(&world, node);
+        sessions.confirm(node);
+    }
+    let second = world.task("web.2").id.clone();
+    let own = world.task("web.2").node_id.clone().unwrap();
+    world.request(Request::Scale { service: "web".to_owned(), replicas: 1 }).unwrap();
+    for node in NODES {
+        assert!(sessions.released().is_empty(), "before {node}");
+        sessions.tell(&world, node);
+    }
+    let with_lab: Vec<&str> = NODES.into_iter().filter(|node| sessions.sends(node, &second)).collect();
+    assert_eq!(with_lab.len(), 3, "{with_lab:?} have a task on lab");
+    for node in with_lab {
+        assert!(sessions.released().is_empty(), "before {node} has confirmed");
+        sessions.confirm(node);
+    }
+    assert_eq!(sessions.released(), [second.clone()].into());
+    assert_eq!(sessions.leave.released(&own), [second.clone()].into(), "its own node is to be told");
+    let mut told = Told::default();
+    let released = |told: &mut Told| told.release([second.clone()].into(), 3);
+    assert_eq!(released(&mut told), Some(Kind::Released(v1::Released { term: 3, task_ids: vec![second.to_string()] })));
+    assert_eq!(released(&mut told), None, "once is enough");
+    world.report(&second, TaskState::Shutdown, "");
+    sessions.tell(&world, "n1");
+    assert!(sessions.released().is_empty(), "it is gone");
+}
+
+#[test]
+fn a_node_that_is_down_is_not_waited_for_and_one_that_has_connected_anew_is() {
+    let mut world = world();
+    let mut sessions = Sessions::open(&world);
+    for node in NODES {
+        sessions.tell(&world, node);
+        sessions.confirm(node);
+    }
+    world.request(Request::Scale { service: "web".to_owned(), replicas: 1 }).unwrap();
+    let own = world.task("web.2").node_id.clone().unwrap();
+    let others: Vec<&str> = NODES.into_iter().filter(|node| *node != "n3").collect();
+    for node in &others {
+        sessions.tell(&world, node);
+        sessions.confirm(node);
+    }
+    sessions.begin("n3");
+    sessions.tell(&world, "n3");
+    assert!(sessions.released().is_empty(), "nothing is known of n3 in its new session");
+    world.node_state("n3", NodeState::Down);
+    sessions.tell(&world, "n1");
+    for node in &others {
+        sessions.tell(&world, node);
+        sessions.confirm(node);
+    }
+    assert_eq!(sessions.leave.released(&own).len(), 1);
+}
+
+#[test]
+fn whoever_is_released_is_sent_to_by_nobody() {
+    let mut releases = 0;
+    for seed in 0..40 {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut world = world();
+        let mut sessions = Sessions::open(&world);
+        let mut before = BTreeSet::new();
+        for _ in 0..150 {
+            let node = *NODES.choose(&mut rng).unwrap();
+            match rng.random_range(0..12) {
+                0 => {
+                    let replicas = rng.random_range(0..5);
+                    world.request(Request::Scale { service: "web".to_owned(), replicas }).unwrap();
+                }
+                1 => {
+                    let state = *[NodeState::Ready, NodeState::Suspect, NodeState::Down].choose(&mut rng).unwrap();
+                    world.node_state(node, state);
+                }
+                2 => sessions.begin(node),
+                3..=4 => {
+                    let placed: Vec<_> = world.state.tasks().values().filter(|task| task.may_run()).cloned().collect();
+                    if let Some(task) = placed.choose(&mut rng) {
+                        world.report(&task.id, if task.is_wanted() { TaskState::Running } else { TaskState::Shutdown }, "");
+                    }
+                }
+                5..=8 => sessions.tell(&world, node),
+                _ => sessions.confirm(node),
+            }
+            let released = sessions.released();
+            for task in released.difference(&before) {
+                releases += 1;
+                for sender in sessions.networks.senders(&sessions.networks.leaving()[task]) {
+                    assert!(!sessions.sends(sender.as_str(), task), "seed {seed}: {sender} sends to {task}, which was released");
+                }
+            }
+            before = released;
+        }
+    }
+    assert!(releases > 40, "{releases} releases say nothing");
+}
