@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use rand::Rng;
 use rcluster_api::error::ErrorCode;
 use rcluster_api::id::NodeId;
+use rcluster_manager::core::dispatch::leave::Leave;
 use rcluster_manager::core::dispatch::netview::Networks;
 use rcluster_manager::core::dispatch::told::Told;
 use rcluster_manager::core::node::liveness::Timing;
@@ -43,11 +45,14 @@ pub struct Lead {
     brain: Brain<Asked, u64>,
     proposal: Option<Proposal>,
     ends: BTreeMap<u64, End>,
+    leave: Leave,
     /// Something has come in since the last turn.
     is_due: bool,
     /// The revision that the last turn saw, and the one that the nodes were told of.
     seen: u64,
     told: u64,
+    /// More tasks are released than the nodes were told of.
+    releases: bool,
     /// When it is woken next.
     wakes_us: u64,
 }
@@ -75,7 +80,9 @@ impl Cluster {
             let (store, now) = (&process.store, moment(host, &here.hosts[host], here.now_us, self.plan.skew_ms));
             let brain = Brain::new(store.state(), store.status().answered_by, term, Timing::default(), now);
             let ends = BTreeMap::new();
-            let lead = Lead { term, life, brain, proposal: None, ends, is_due: true, seen: 0, told: 0, wakes_us: u64::MAX };
+            let (leave, releases) = (Leave::default(), false);
+            let lead =
+                Lead { term, life, brain, proposal: None, ends, leave, is_due: true, seen: 0, told: 0, releases, wakes_us: u64::MAX };
             self.leads.insert(host, lead);
         }
         self.think(host, here)
@@ -181,6 +188,7 @@ impl Cluster {
                     Down::Welcome { heartbeat_ms: timing.heartbeat_ms, timeout_ms: timing.heartbeat_ms * SESSION_TIMEOUT_BEATS, managers };
                 self.send(session, Packet::Down(welcome), here);
                 if let Some(lead) = self.leads.get_mut(&host) {
+                    lead.leave.begin(&node, session);
                     lead.ends.insert(session, End { node, told: Told::default(), heard_us: here.now_us });
                     // It is told all that there is.
                     lead.told = 0;
@@ -194,13 +202,27 @@ impl Cluster {
     fn settle(&mut self, host: usize, process: &Process, here: &Here<'_>) -> Result<(), Violation> {
         let (state, silence_us) = (process.store.state(), Timing::default().down_ms * 1000);
         let Some(lead) = self.leads.get_mut(&host) else { return Ok(()) };
-        lead.ends.retain(|_, end| end.heard_us + silence_us >= here.now_us);
+        lead.ends.retain(|session, end| {
+            let stays = end.heard_us + silence_us >= here.now_us;
+            if !stays {
+                lead.leave.end(&end.node, *session);
+            }
+            stays
+        });
         let mut news = Vec::new();
         if lead.told != state.revision() {
             lead.told = state.revision();
             let networks = networks(&mut self.networks, &state);
             for (session, end) in &mut lead.ends {
                 news.extend(end.told.news(&state, networks, &end.node, lead.term).into_iter().map(|kind| (*session, kind)));
+                lead.leave.compared(&end.node, *session, networks, end.told.view());
+            }
+            // A node that has connected anew is also told of those that were released before.
+            lead.releases = true;
+        }
+        if std::mem::take(&mut lead.releases) {
+            for (session, end) in &mut lead.ends {
+                news.extend(end.told.release(lead.leave.released(&end.node), lead.term).map(|kind| (*session, kind)));
             }
         }
         if let Some(wake_at) = lead.brain.wake_at() {
@@ -250,10 +272,16 @@ impl Cluster {
         match up {
             Up::Beat(beat) => self.send(session, Packet::Down(Down::Ack(beat)), here),
             Up::Reports(reports) => self.tell_brain(host, BrainEvent::Reports { node, reports }, here),
+            Up::Applied(mark) => {
+                if let Some(lead) = self.leads.get_mut(&host) {
+                    lead.releases |= lead.leave.acknowledged(&node, session, mark);
+                }
+            }
             Up::Register(..) => {}
             Up::Close => {
                 if let Some(lead) = self.leads.get_mut(&host) {
                     lead.ends.remove(&session);
+                    lead.leave.end(&node, session);
                 }
                 self.sessions.remove(&session);
             }
@@ -279,9 +307,9 @@ impl Cluster {
 }
 
 /// The networks of a state, made once for it.
-fn networks<'a>(kept: &'a mut Option<Networks>, state: &State) -> &'a Networks {
+fn networks<'a>(kept: &'a mut Option<Arc<Networks>>, state: &State) -> &'a Arc<Networks> {
     if kept.as_ref().is_none_or(|networks| networks.revision() != state.revision()) {
         *kept = None;
     }
-    kept.get_or_insert_with(|| Networks::new(state))
+    kept.get_or_insert_with(|| Arc::new(Networks::new(state)))
 }

@@ -17,6 +17,7 @@ mod users;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use rcluster_agent::core::task::Exit;
 use rcluster_api::id::TaskId;
@@ -132,7 +133,7 @@ pub struct Cluster {
     leads: BTreeMap<usize, Lead>,
     sessions: BTreeMap<u64, Session>,
     sessions_made: u64,
-    networks: Option<Networks>,
+    networks: Option<Arc<Networks>>,
     users: Vec<User>,
     /// How containers that run are going to end.
     exits: BTreeMap<(usize, String), Exit>,

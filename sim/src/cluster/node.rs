@@ -1,6 +1,6 @@
 //! A node: its disk, its run directory, its kernel, and perhaps its agent's process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rcluster_agent::core::owner::{Owner, Statuses};
@@ -43,6 +43,8 @@ pub struct Worker {
     pub is_patient: bool,
     /// Waits for the end of a container.
     pub watches: bool,
+    /// Waits for the managers to say that nobody sends to it.
+    pub awaits: bool,
 }
 
 /// An agent's process, and what goes with it.
@@ -51,6 +53,8 @@ pub struct Process {
     pub owner: Owner,
     pub statuses: Statuses,
     pub workers: BTreeMap<TaskId, Worker>,
+    /// Tasks to which nobody sends any more.
+    pub released: BTreeSet<TaskId>,
     pub seek: Seek,
     pub link: Link,
     /// Searches for a manager so far.
@@ -116,6 +120,7 @@ impl Cluster {
             owner: Owner::default(),
             statuses: Statuses::new(),
             workers: BTreeMap::new(),
+            released: BTreeSet::new(),
             seek: Seek::new(managers),
             link: Link::None,
             attempts: 0,
@@ -157,6 +162,6 @@ impl Cluster {
 
 impl Worker {
     pub fn new(adopted: bool) -> Self {
-        Self { wish: Wish::Run, adopted, serial: 0, is_busy: false, is_patient: false, watches: false }
+        Self { wish: Wish::Run, adopted, serial: 0, is_busy: false, is_patient: false, watches: false, awaits: false }
     }
 }

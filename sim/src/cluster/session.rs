@@ -2,7 +2,7 @@
 //!
 //! A wire is a stream as TCP makes it: in order, held back while the link carries nothing, and gone with its connection.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use rand::Rng;
@@ -12,6 +12,7 @@ use rcluster_api::id::TaskId;
 use rcluster_api::object::{NodeDescription, TaskStatus};
 use rcluster_api::resource::{Bytes, Cpus};
 use rcluster_api::wire::v1::manager_message::Kind;
+use rcluster_manager::core::dispatch::leave::Mark;
 use rcluster_manager::core::node::register::Registration;
 
 use super::{Cluster, Event, FIRST_AGENT, Here};
@@ -32,6 +33,8 @@ pub enum Up {
     Register(Box<Registration>, Vec<(TaskId, TaskStatus)>),
     Beat(u64),
     Reports(Vec<(TaskId, TaskStatus)>),
+    /// The view that the node holds.
+    Applied(Mark),
     Close,
 }
 
@@ -294,16 +297,32 @@ impl Cluster {
                     beats.answered(beat);
                 }
             }
-            Down::News(kind) => {
-                if let Kind::Assignments(set) = *kind {
-                    if process.owner.newer_than(&set).is_some() {
-                        return Ok(());
-                    }
-                    self.agents[agent].set = Some(set.clone());
-                    let deeds = self.take_set(agent, set, here);
-                    self.carry_out(agent, deeds, here)?;
+            Down::News(kind) => return self.take_news(agent, session, *kind, here),
+        }
+        Ok(())
+    }
+
+    fn take_news(&mut self, agent: usize, session: u64, news: Kind, here: &mut Here<'_>) -> Result<(), Violation> {
+        let Some(process) = &mut self.agents[agent].process else { return Ok(()) };
+        match news {
+            // A netd obeys at once.
+            Kind::View(view) => self.send(session, Packet::Up(Up::Applied((view.term, view.revision))), here),
+            Kind::Assignments(set) => {
+                if process.owner.newer_than(&set).is_some() {
+                    return Ok(());
+                }
+                let ids: BTreeSet<&str> = set.tasks.iter().filter_map(|task| task.meta.as_ref()).map(|meta| meta.id.as_str()).collect();
+                process.released.retain(|id| ids.contains(id.as_str()));
+                self.agents[agent].set = Some(set.clone());
+                let deeds = self.take_set(agent, set, here);
+                self.carry_out(agent, deeds, here)?;
+            }
+            Kind::Released(released) => {
+                for id in released.task_ids.into_iter().map(TaskId::from) {
+                    self.release(agent, &id, here)?;
                 }
             }
+            _ => {}
         }
         Ok(())
     }

@@ -26,6 +26,8 @@ pub enum Done {
     Waited,
     Created(usize),
     Started(usize),
+    Withdrawn,
+    Released,
     Stopped,
     Detached,
     Cleaned,
@@ -83,7 +85,7 @@ impl Cluster {
             let now_ms = Self::unix_ms(here.now_us, node.skew_ms);
             let (Some(process), Some((task, record))) = (&mut node.process, node.records.get_mut(id)) else { return Ok(()) };
             let Some(worker) = process.workers.get_mut(id).filter(|worker| !worker.is_busy) else { return Ok(()) };
-            worker.watches = false;
+            (worker.watches, worker.awaits) = (false, false);
             let step = next(record, task.start_after_ms, worker.wish, now_ms);
             let (done, mean_us, is_patient) = match step {
                 Step::Raise(state) => {
@@ -93,7 +95,21 @@ impl Cluster {
                 }
                 Step::Conclude(outcome) => {
                     record.outcome = Some(outcome);
+                    self.say(agent, id, here);
                     continue;
+                }
+                Step::Await { .. } if process.released.contains(id) => {
+                    record.released = true;
+                    continue;
+                }
+                Step::Await { until_ms } => {
+                    let left_ms = until_ms.saturating_sub(now_ms).min(task.leave_ms).max(1);
+                    worker.serial += 1;
+                    (worker.is_busy, worker.is_patient, worker.awaits) = (true, true, true);
+                    let (serial, life) = (worker.serial, node.life);
+                    let event = Event::Done { agent, life, task: id.clone(), serial, done: Done::Released };
+                    self.later(here.now_us + left_ms * 1000, event);
+                    return Ok(());
                 }
                 Step::Report(outcome) => {
                     here.tell(|| format!("{} {id} {}: {}", node.name, outcome.state, outcome.message));
@@ -142,6 +158,7 @@ impl Cluster {
                 Step::Pull => (Done::Pulled, self.plan.step_us * 3, true),
                 Step::Prepare => (Done::Prepared, self.plan.step_us, false),
                 Step::Start(index) => (Done::Started(index), self.plan.step_us, false),
+                Step::Withdraw => (Done::Withdrawn, self.plan.step_us / 4, false),
                 Step::Stop => (Done::Stopped, self.plan.step_us * 4, false),
                 Step::Detach => (Done::Detached, self.plan.step_us / 4, false),
                 Step::Clean => (Done::Cleaned, self.plan.step_us, false),
@@ -188,7 +205,7 @@ impl Cluster {
                 _ => Ok(()),
             };
         }
-        let (Some(process), Some((_, record))) = (&mut node.process, node.records.get_mut(id)) else { return Ok(()) };
+        let (Some(process), Some((task, record))) = (&mut node.process, node.records.get_mut(id)) else { return Ok(()) };
         let Some(worker) = process.workers.get_mut(id).filter(|worker| worker.serial == serial) else { return Ok(()) };
         (worker.is_busy, worker.is_patient) = (false, false);
         let adopted = worker.adopted;
@@ -200,6 +217,11 @@ impl Cluster {
             }
             Done::Pulled => record.pulled = true,
             Done::Prepared => record.prepared = true,
+            Done::Withdrawn => {
+                record.withdrawn = true;
+                record.stop_after_ms = Self::unix_ms(here.now_us, node.skew_ms) + task.leave_ms;
+            }
+            Done::Released => record.released = true,
             Done::Detached => record.detached = true,
             Done::Cleaned => {
                 let containers = record.containers.iter().map(|container| container.id.clone());
@@ -230,6 +252,16 @@ impl Cluster {
                 }
             }
         }
+        self.step(agent, id, here)
+    }
+
+    /// Nobody sends to the task any more.
+    pub(super) fn release(&mut self, agent: usize, id: &TaskId, here: &mut Here<'_>) -> Result<(), Violation> {
+        let Some(process) = &mut self.agents[agent].process else { return Ok(()) };
+        process.released.insert(id.clone());
+        let Some(worker) = process.workers.get_mut(id).filter(|worker| worker.awaits) else { return Ok(()) };
+        (worker.is_busy, worker.is_patient) = (false, false);
+        worker.serial += 1;
         self.step(agent, id, here)
     }
 
