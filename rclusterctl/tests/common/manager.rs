@@ -116,7 +116,8 @@ impl State {
                 };
                 let same_template = old.as_ref().is_some_and(|old| old.spec.template() == spec.template());
                 let spec_version = if same_template { old.map_or(0, |old| old.spec_version) } else { self.revision };
-                let service = Service { id: id.as_str().into(), stamp: stamp(self.revision), spec, spec_version, removing: false };
+                let service =
+                    Service { id: id.as_str().into(), stamp: stamp(self.revision), spec, spec_version, removing: false, vips: Vec::new() };
                 self.make_tasks(&service);
                 self.put(Object::Service(service));
             }
@@ -184,7 +185,8 @@ fn task(service: &Service, slot: u32, attempt: usize, state: TaskState, message:
         node_id: Some("n1".into()),
         node: "n1".to_owned(),
         networks: networks.collect(),
-        status: TaskStatus { state, message: message.to_owned(), since_ms: 1_795_255_200_000, containers: Vec::new() },
+        status: TaskStatus { state, message: message.to_owned(), since_ms: 1_795_255_200_000, containers: Vec::new(), ending: false },
+        leave_ms: 0,
     }))
 }
 

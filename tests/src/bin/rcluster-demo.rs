@@ -83,8 +83,8 @@ fn tell(name: &str) -> Result<()> {
 
 /// Names and addresses from inside a container on another host.
 fn discover(lab: &Lab, client: &TaskJson) -> Result<()> {
-    step("4", &format!("inside {} on {}: resolve web, and fetch it over the overlay", client.name, client.node), || {
-        let answers = lab.exec(client, &["/probe", "resolve", "web", "--count", "6"])?;
+    step("4", &format!("inside {} on {}: resolve tasks.web, and fetch web over the overlay", client.name, client.node), || {
+        let answers = lab.exec(client, &["/probe", "resolve", "tasks.web", "--count", "6"])?;
         let lines: Vec<&str> = answers.lines().collect();
         let orders: BTreeSet<&str> = lines.iter().copied().collect();
         let sets: BTreeSet<BTreeSet<&str>> = lines.iter().map(|line| line.split_whitespace().collect()).collect();
@@ -92,10 +92,12 @@ fn discover(lab: &Lab, client: &TaskJson) -> Result<()> {
         let mut more = 0;
         let mut seen = orders.len();
         while seen < 2 && more < 20 {
-            seen += usize::from(!orders.contains(lab.exec(client, &["/probe", "resolve", "web", "--count", "1"])?.trim()));
+            seen += usize::from(!orders.contains(lab.exec(client, &["/probe", "resolve", "tasks.web", "--count", "1"])?.trim()));
             more += 1;
         }
         ensure!(seen > 1, "DNS answered in one order only: {answers}");
+        let own = lab.resolve(client, "web")?;
+        ensure!(own.len() == 1 && sets.iter().all(|set| !set.contains(own[0].as_str())), "web has no address of its own: {own:?}");
         let fetched = lab.exec(client, &["/probe", "get", "http://web:8080/", "--count", "9"])?;
         let web = lab.running("web")?;
         let elsewhere = web.iter().filter(|task| task.node != client.node && fetched.contains(&format!("\"{}\"", task.name)));
@@ -121,10 +123,10 @@ fn power_cut(lab: &Lab, client: &TaskJson) -> Result<String> {
         let replacement = wait_for("the lost replica runs elsewhere", Duration::from_secs(20), || slot(lab))?;
         let replaced_s = cut.elapsed().as_secs_f64();
         wait_for("the dead address is out of DNS", Duration::from_secs(5), || {
-            Ok((!lab.resolve(client, "web")?.contains(&address)).then_some(()))
+            Ok((!lab.resolve(client, "tasks.web")?.contains(&address)).then_some(()))
         })?;
         let out_of_dns_s = cut.elapsed().as_secs_f64();
-        let answers = lab.resolve(client, "web")?;
+        let answers = lab.resolve(client, "tasks.web")?;
         let watched: Watched = load.finish()?;
         ensure!(watched.requests > watched.failures, "the service was gone altogether");
         let told = format!(
@@ -193,7 +195,7 @@ fn restarts(lab: &Lab, client: &TaskJson) -> Result<()> {
                 Ok(node.filter(|node| node.status.as_str() == "ready"))
             })?;
             wait_for("DNS answers again", Duration::from_secs(5), || {
-                Ok(Some(lab.resolve(client, "web")?).filter(|answers| answers.len() == 3))
+                Ok(Some(lab.resolve(client, "tasks.web")?).filter(|answers| answers.len() == 3))
             })?;
         }
         let streamed: Streamed = stream.finish()?;

@@ -7,7 +7,7 @@ use rcluster_api::rest::TaskJson;
 use rcluster_api::task::TaskState;
 use rcluster_tests::lab::wait_for;
 
-use crate::{Turn, everywhere, web};
+use crate::{Turn, balanced, everywhere, web};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -67,6 +67,30 @@ fn dns_answers_with_all_replicas_in_turning_order() {
     // Of 200 fair draws from four, fewer than 20 for one of them is a chance of less than 1 in 10^7.
     assert!(first.values().all(|count| *count > 20), "{first:?}");
     assert_eq!(lab.resolve(&client, "2.web").unwrap().len(), 1);
+    turn.finish();
+}
+
+#[test]
+fn a_service_has_one_address_and_its_replicas_share_what_comes_to_it() {
+    let turn = Turn::new("vip", 1, 2);
+    let lab = turn.lab();
+    lab.deploy(&format!("{}---\n{}", balanced("lab", "web", 4), web("lab", "client", 1).split_once("---\n").unwrap().1)).unwrap();
+    let web = lab.wait_running("web", 4, SOON).unwrap();
+    let client = lab.wait_running("client", 1, SOON).unwrap().remove(0);
+    let addresses: BTreeSet<String> = web.iter().map(|task| task.networks[0].ip.clone()).collect();
+    wait_for("the client's node knows all four", SOON, || {
+        let known: BTreeSet<String> = lab.resolve(&client, "tasks.web")?.into_iter().collect();
+        Ok((known == addresses).then_some(()))
+    })
+    .unwrap();
+    let own = lab.resolve(&client, "web").unwrap();
+    assert!(own.len() == 1 && !addresses.contains(&own[0]), "{own:?} beside {addresses:?}");
+    let answers = lab.exec(&client, &["/probe", "get", "http://web:8080/", "--count", "200"]).unwrap();
+    for task in &web {
+        let count = answers.lines().filter(|line| line.contains(&format!("\"{}\"", task.name))).count();
+        // Of 200 fair draws from four, fewer than 20 for one of them is a chance of less than 1 in 10^7.
+        assert!(count > 20, "{count} of 200 by {}: {answers}", task.name);
+    }
     turn.finish();
 }
 

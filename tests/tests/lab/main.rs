@@ -13,6 +13,7 @@ mod managers;
 mod relay;
 mod secrets;
 mod terminal;
+mod update;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -57,8 +58,13 @@ impl Turn {
     }
 }
 
-/// A network and a replicated service of the demo's server on it.
+/// A network and a replicated service of the demo's server on it, whose name stands for its tasks' addresses.
 pub fn web(network: &str, service: &str, replicas: usize) -> String {
+    balanced(network, service, replicas).replace("  containers:\n", "  endpoint_mode: dnsrr\n  containers:\n")
+}
+
+/// The same with an address of its own.
+pub fn balanced(network: &str, service: &str, replicas: usize) -> String {
     format!(
         "kind: Network\nname: {network}\n---\nkind: Service\nname: {service}\nspec:\n  replicas: {replicas}\n  networks: [{network}]\n  \
          containers:\n    - image: rcluster/probe:demo\n      args: [serve, --port, \"8080\"]\n"
