@@ -258,8 +258,11 @@ fn check_version(kind: Kind, name: &str, expected: u64, actual: u64) -> Result<(
         .hint(format!("look at it again with `rclusterctl get {} {name} -o yaml`", kind.as_str())))
 }
 
-/// What can be asked of a service and is not built yet: the field, what it asks for, whether a spec does.
-const NOT_BUILT: [(&str, &str, fn(&ServiceSpec) -> bool); 1] = [("ports", "published ports are", |spec| !spec.ports.is_empty())];
+/// The field, what it asks for, whether a spec does.
+type NotBuilt = (&'static str, &'static str, fn(&ServiceSpec) -> bool);
+
+/// What can be asked of a service and is not built yet.
+const NOT_BUILT: [NotBuilt; 1] = [("ports", "published ports are", |spec| !spec.ports.is_empty())];
 
 fn check_built(spec: &ServiceSpec) -> Result<(), ApiError> {
     match NOT_BUILT.iter().find(|(_, _, asks)| asks(spec)) {

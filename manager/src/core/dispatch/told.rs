@@ -67,7 +67,7 @@ impl Told {
     pub fn release(&mut self, released: BTreeSet<TaskId>, term: u64) -> Option<Kind> {
         let news: Vec<String> = released.difference(&self.released).map(ToString::to_string).collect();
         self.released = released;
-        (!news.is_empty()).then(|| Kind::Released(v1::Released { term, task_ids: news }))
+        (!news.is_empty()).then_some(Kind::Released(v1::Released { term, task_ids: news }))
     }
 }
 
