@@ -135,7 +135,10 @@ impl Dataplane {
                 let bare = Interface { routes: Vec::new(), ip: Ipv4Addr::UNSPECIFIED, ..end.clone() };
                 self.pods.entry(task.clone()).or_default().insert(interface.clone(), bare);
             }
-            Op::MendLink { name, link } => {
+            Op::MendLink { name, link, readdress } => {
+                if *readdress {
+                    self.lose_neighbours(name);
+                }
                 self.links.insert(name.clone(), link.clone());
             }
             Op::ConfigurePod { task, interface, end } => {
@@ -184,17 +187,21 @@ impl Dataplane {
         self.pods.remove(task).unwrap_or_default().into_values().map(|interface| interface.link).collect()
     }
 
+    fn lose_neighbours(&mut self, link: &str) {
+        let of_link = (link.to_owned(), Ipv4Addr::UNSPECIFIED)..=(link.to_owned(), Ipv4Addr::BROADCAST);
+        let neighbours: Vec<_> = self.neighbours.range(of_link).map(|(key, _)| key.clone()).collect();
+        for key in neighbours {
+            self.neighbours.remove(&key);
+        }
+    }
+
     fn lose_links(&mut self, lost: &BTreeSet<String>) {
         if lost.is_empty() {
             return;
         }
         for name in lost {
             self.links.remove(name);
-            let of_link = (name.clone(), Ipv4Addr::UNSPECIFIED)..=(name.clone(), Ipv4Addr::BROADCAST);
-            let neighbours: Vec<_> = self.neighbours.range(of_link).map(|(key, _)| key.clone()).collect();
-            for key in neighbours {
-                self.neighbours.remove(&key);
-            }
+            self.lose_neighbours(name);
             let first = Forward { link: name.clone(), mac: Mac([0; 6]), node: Ipv4Addr::UNSPECIFIED };
             let forwards: Vec<_> = self.forwards.range(first..).take_while(|forward| forward.link == *name).cloned().collect();
             for forward in forwards {

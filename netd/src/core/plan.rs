@@ -63,10 +63,12 @@ pub enum Op {
         interface: String,
         end: Interface,
     },
-    /// Sets hardware address, MTU and state.
+    /// Sets MTU and state, and the hardware address where it is another: the kernel forgets a device's neighbours when it is set, also to
+    /// what it was.
     MendLink {
         name: String,
         link: Link,
+        readdress: bool,
     },
     /// Address, gateway, routes, hardware address, MTU and state of a pod's interface.
     ConfigurePod {
@@ -250,8 +252,15 @@ fn new_links(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
 }
 
 fn mended(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
-    let links = wanted.links.iter().filter(|(name, link)| now.links.get(*name).is_some_and(|observed| observed != *link));
-    let mut ops: Vec<Op> = links.map(|(name, link)| Op::MendLink { name: name.clone(), link: link.clone() }).collect();
+    let mut ops = Vec::new();
+    for (name, link) in &wanted.links {
+        match now.links.get(name) {
+            Some(observed) if observed != link => {
+                ops.push(Op::MendLink { name: name.clone(), link: link.clone(), readdress: observed.mac != link.mac });
+            }
+            _ => {}
+        }
+    }
     for (task, pod) in &wanted.pods {
         let Some(observed) = now.pods.get(task) else { continue };
         for (interface, end) in pod {
@@ -393,7 +402,7 @@ impl fmt::Display for Op {
             Self::AddVxlan { name, link } => write!(f, "add vxlan {name} {link}"),
             Self::AddUplink { link } => write!(f, "add uplink {UPLINK} {link} to {HOST_END}"),
             Self::AddVeth { name, link, task, interface, .. } => write!(f, "add veth {name} {link} to {task}/{interface}"),
-            Self::MendLink { name, link } => write!(f, "mend device {name} {link}"),
+            Self::MendLink { name, link, .. } => write!(f, "mend device {name} {link}"),
             Self::ConfigurePod { task, interface, end } => write!(f, "configure {task}/{interface} {}", end.ip),
             Self::ConfigureUplink { end } => write!(f, "configure {HOST_END} mac {} mtu {}", end.mac, end.mtu),
             Self::SetNeighbour { link, ip, mac } => write!(f, "set neighbour {ip} is {mac} on {link}"),

@@ -229,6 +229,20 @@ set route 10.128.1.2/32 via 10.90.0.103 on v4098
 }
 
 #[test]
+fn a_device_is_readdressed_only_where_its_address_is_another_and_its_neighbours_set_again() {
+    let wanted = wanted(&view(1), &attached("t1", &[("net-a", [10, 128, 0, 2])]));
+    let mended = |alter: fn(&mut Link)| {
+        let mut held = wanted.clone();
+        held.links.get_mut("v4097").map(alter).unwrap();
+        plan(&wanted, &held).to_string()
+    };
+    let mend = "mend device v4097 vni 4097 from 10.90.0.101 port 4789 mac 02:76:0a:5a:00:65 mtu 1450 up";
+    assert_eq!(mended(|link| link.mtu = 1000), format!("{mend}\n-- dns\n"));
+    let neighbour = "set neighbour 10.90.0.102 is 02:76:0a:5a:00:66 on v4097";
+    assert_eq!(mended(|link| link.mac = ROUTER_MAC), format!("{mend}\n{neighbour}\n-- dns\n"));
+}
+
+#[test]
 fn a_lost_pin_of_a_living_pod_is_not_replaced_by_an_empty_namespace() {
     let wanted = wanted(&view(1), &attached("t1", &[("net-a", [10, 128, 0, 2])]));
     let mut observed = wanted.clone();
@@ -397,6 +411,8 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
         }
     }
     kernel.links.values_mut().for_each(|link| link.up = !coin());
+    kernel.links.values_mut().filter(|_| coin()).for_each(|link| link.mac = Mac([2, 0, 0, 0, 0, 9]));
+    kernel.links.values_mut().filter(|_| coin()).for_each(|link| link.mtu = 1000);
     kernel.routes.retain(|_, _| !coin());
     kernel.neighbours.retain(|_, _| !coin());
     kernel.neighbours.values_mut().filter(|_| coin()).for_each(|mac| *mac = ROUTER_MAC);

@@ -195,9 +195,9 @@ fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {
         Op::AddPod { task } => linux.create_pod(task),
         Op::AddVxlan { name, link } => add_vxlan(linux, name, link),
         Op::AddVeth { name, link, task, interface, end } => add_veth(linux, name, link, task, (interface, end)),
-        Op::MendLink { name, link } => {
+        Op::MendLink { name, link, readdress } => {
             let index = linux.indexes.get(name).copied().ok_or_else(|| KernelError::NoLink { name: name.clone() })?;
-            linux.router.request(&op.to_string(), messages::set_link(index, link.mac, link.mtu, link.up), 0)
+            linux.router.request(&op.to_string(), messages::set_link(index, readdress.then_some(link.mac), link.mtu, link.up), 0)
         }
         Op::ConfigurePod { task, interface, end } => configure_pod(linux, task, interface, end),
         Op::RemoveLink { name } => remove_link(linux, name),
@@ -258,7 +258,7 @@ fn configure_pod(linux: &mut Linux, task: &str, interface: &str, end: &Interface
         .ok_or_else(|| KernelError::Missing { why: format!("pod {task} has no device {interface}; detach and attach it again") })?;
     let mut batch = vec![
         (messages::loopback_up(), 0),
-        (messages::set_link(index, end.mac, end.mtu, end.up), 0),
+        (messages::set_link(index, Some(end.mac), end.mtu, end.up), 0),
         (messages::new_address(index, end.ip), REPLACE),
         (RouteNetlinkMessage::NewNeighbour(messages::neighbour(index, RESOLVER, Some(end.gateway))), REPLACE),
     ];

@@ -85,10 +85,10 @@ fn up(mut message: LinkMessage, up: bool) -> LinkMessage {
 }
 
 /// Hardware address, MTU and state of a device.
-pub fn set_link(index: u32, mac: Mac, mtu: u32, is_up: bool) -> RouteNetlinkMessage {
+pub fn set_link(index: u32, mac: Option<Mac>, mtu: u32, is_up: bool) -> RouteNetlinkMessage {
     let mut message = up(LinkMessage::default(), is_up);
     message.header.index = index;
-    message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+    message.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
     message.attributes.push(LinkAttribute::Mtu(mtu));
     RouteNetlinkMessage::SetLink(message)
 }

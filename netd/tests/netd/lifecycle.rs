@@ -270,7 +270,7 @@ fn what_someone_breaks_is_mended_and_counted() {
         netlink.request("route", RouteNetlinkMessage::DelRoute(route(3)), 0).unwrap();
         netlink.request("neighbour", delete(messages::neighbour(vxlan, peer, None)), 0).unwrap();
         netlink.request("forward", delete(messages::forward(vxlan, vtep_mac(peer), peer)), 0).unwrap();
-        netlink.request("mtu", messages::set_link(vxlan, Mac([2, 0, 0, 0, 0, 9]), 1000, true), 0).unwrap();
+        netlink.request("mtu", messages::set_link(vxlan, Some(Mac([2, 0, 0, 0, 0, 9])), 1000, true), 0).unwrap();
         netlink.request("stale route", RouteNetlinkMessage::NewRoute(stranger), messages::REPLACE).unwrap();
         let element = isolation::exit(4096, "v4096");
         nft::change(&mut Netlink::open(nft::NETLINK_NETFILTER).unwrap(), &[nft::Change::remove(&element)]).unwrap();

@@ -52,6 +52,7 @@ fn breaks(host: &Host, mut rng: StdRng) -> Vec<String> {
             match rng.random_range(0..8) {
                 0 => drop(ip(&format!("link set {name} mtu 1000"))),
                 1 => drop(ip(&format!("link set {name} down"))),
+                2 => drop(ip(&format!("link set {name} address 02:00:00:00:00:09"))),
                 _ => {}
             }
         }
