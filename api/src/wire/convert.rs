@@ -682,9 +682,10 @@ mod tests {
 
     #[test]
     fn a_service_of_an_earlier_version_neither_waits_nor_has_an_address_and_goes_back_as_it_came() {
-        let spec: ServiceSpec =
-            serde_json::from_value(serde_json::json!({"containers": [{"image": "web:1"}], "leave": "0s", "endpoint_mode": "dnsrr"}))
-                .unwrap();
+        let spec: ServiceSpec = serde_json::from_value(
+            serde_json::json!({"containers": [{"image": "web:1"}], "replicas": 1, "leave": "0s", "endpoint_mode": "dnsrr"}),
+        )
+        .unwrap();
         let wire = v1::ServiceSpec::from(spec.clone());
         assert_eq!((wire.endpoint_mode, wire.affinity, wire.leave_ms, wire.ports.len()), (0, 0, 0, 0));
         assert_eq!(ServiceSpec::try_from(wire).unwrap(), spec);
