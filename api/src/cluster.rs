@@ -87,6 +87,10 @@ pub struct Cluster {
     pub pools: Vec<AddressPool>,
     /// The last [`Node::number`](crate::object::Node::number) that was given.
     pub node_numbers_made: u32,
+    /// The newest for which nodes make keys; 0: no network was ever encrypted.
+    pub key_epoch: u64,
+    /// When it last rose, Unix time.
+    pub key_epoch_at_ms: u64,
 }
 
 /// What someone may do.

@@ -331,10 +331,25 @@ pub struct NodeNetwork {
     pub mtu: u32,
     /// The host's own, without the default one.
     pub routes: Vec<IpNet>,
+    /// Why it cannot encrypt; empty: it can, or is of before there was encryption.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub no_encryption: String,
+    /// One for each epoch by which it sends; none: nothing encrypted can be sent to it. Not for people.
+    #[serde(skip)]
+    pub wireguard_keys: Vec<WireguardKey>,
     /// Ports of the host that others than rcluster hold.
     pub held_ports: Vec<HeldPort>,
     /// What is wrong, in words.
     pub conditions: Vec<String>,
+}
+
+/// The public half of a node's key pair, of which the other half never leaves its kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WireguardKey {
+    pub epoch: u64,
+    pub key: [u8; 32],
+    /// At which the node takes what is encrypted with it, over UDP.
+    pub port: u16,
 }
 
 /// A port of a host that someone holds.

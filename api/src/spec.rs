@@ -474,6 +474,9 @@ pub struct NetworkSpec {
     /// No way out of the cluster.
     #[serde(default, skip_serializing_if = "is_default")]
     pub internal: bool,
+    /// What goes from one node to another is encrypted.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub encrypted: bool,
 }
 
 /// A spec of any kind.

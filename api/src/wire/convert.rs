@@ -279,8 +279,8 @@ impl TryFrom<v1::ServiceSpec> for ServiceSpec {
 
 impl From<NetworkSpec> for v1::NetworkSpec {
     fn from(spec: NetworkSpec) -> Self {
-        let NetworkSpec { name, stack, labels, subnet, internal } = spec;
-        Self { name, stack, labels, subnet: subnet.map(|subnet| subnet.to_string()).unwrap_or_default(), internal }
+        let NetworkSpec { name, stack, labels, subnet, internal, encrypted } = spec;
+        Self { name, stack, labels, subnet: subnet.map(|subnet| subnet.to_string()).unwrap_or_default(), internal, encrypted }
     }
 }
 
@@ -292,8 +292,8 @@ impl TryFrom<v1::NetworkSpec> for NetworkSpec {
     type Error = WireError;
 
     fn try_from(wire: v1::NetworkSpec) -> Result<Self, WireError> {
-        let v1::NetworkSpec { name, stack, labels, subnet, internal } = wire;
-        Ok(Self { name, stack, labels, subnet: optional_subnet(&subnet)?, internal })
+        let v1::NetworkSpec { name, stack, labels, subnet, internal, encrypted } = wire;
+        Ok(Self { name, stack, labels, subnet: optional_subnet(&subnet)?, internal, encrypted })
     }
 }
 
@@ -648,6 +648,7 @@ impl From<WireError> for crate::error::ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::WireguardKey;
 
     #[test]
     fn a_service_comes_back_from_the_wire_as_it_went() {
@@ -694,15 +695,21 @@ mod tests {
     #[test]
     fn a_node_comes_back_from_the_wire_with_its_network() {
         let network: NodeNetwork = serde_json::from_value(serde_json::json!({
-            "mtu": 1450, "routes": ["10.0.0.0/8", "fd00::/8"], "conditions": ["slow"],
+            "mtu": 1450, "routes": ["10.0.0.0/8", "fd00::/8"], "no_encryption": "no module", "conditions": ["slow"],
             "held_ports": [{"protocol": "udp", "port": 53, "by": "named (pid 1)"}],
         }))
         .unwrap();
+        let wireguard_keys = vec![WireguardKey { epoch: 3, key: [7; 32], port: 51821 }];
+        let network = NodeNetwork { wireguard_keys, ..network };
         let description = NodeDescription { name: "n1".to_owned(), network: Some(network), ..NodeDescription::default() };
         let wire = v1::NodeDescription::from(description.clone());
         assert_eq!(NodeDescription::try_from(wire.clone()).unwrap(), description);
-        let network = wire.network.map(|network| v1::NodeNetwork { routes: vec!["10.0.0.0".to_owned()], ..network });
-        let refused = NodeDescription::try_from(v1::NodeDescription { network, ..wire }).unwrap_err();
+        let network = wire.network.clone().map(|network| v1::NodeNetwork { routes: vec!["10.0.0.0".to_owned()], ..network });
+        let refused = NodeDescription::try_from(v1::NodeDescription { network, ..wire.clone() }).unwrap_err();
         assert_eq!(refused.to_string(), "field network.routes is missing or out of range");
+        let key = v1::WireguardKey { epoch: 3, key: vec![7; 31], port: 51821 };
+        let network = wire.network.map(|network| v1::NodeNetwork { wireguard_keys: vec![key], ..network });
+        let refused = NodeDescription::try_from(v1::NodeDescription { network, ..wire }).unwrap_err();
+        assert_eq!(refused.to_string(), "field network.wireguard_keys.key is missing or out of range");
     }
 }

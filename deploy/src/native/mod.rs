@@ -124,10 +124,11 @@ const NETWORK_STATUS: [&str; 5] = ["id", "vni", "subnet", "endpoints", "created"
 const DATA_STATUS: [&str; 5] = ["id", "digest", "size", "created", "updated"];
 const TOP_LEVEL: [&str; 4] = ["kind", "name", "spec", "version"];
 /// To tell a key that stands one level too high from one that is misspelt.
-const SPEC_KEYS: [&str; 21] = [
+const SPEC_KEYS: [&str; 22] = [
     "affinity",
     "containers",
     "data",
+    "encrypted",
     "endpoint_mode",
     "file",
     "text",

@@ -384,8 +384,12 @@ fn apply_network(
         Some(current) if current.spec == spec => ((**current).clone(), Outcome::Unchanged),
         Some(current) => {
             let kept_subnet = spec.subnet.is_none() && current.spec.subnet.is_none() || spec.subnet == current.subnet;
-            if !kept_subnet || spec.internal != current.spec.internal {
-                let field = if kept_subnet { "internal" } else { "subnet" };
+            let fixed = [
+                ("subnet", kept_subnet),
+                ("internal", spec.internal == current.spec.internal),
+                ("encrypted", spec.encrypted == current.spec.encrypted),
+            ];
+            if let Some((field, _)) = fixed.into_iter().find(|(_, kept)| !kept) {
                 return Err(ApiError::new(ErrorCode::Invalid, format!("network {name} exists and its {field} cannot change"))
                     .field(field)
                     .hint("remove the network and its services first, or give the new network another name"));

@@ -1,6 +1,7 @@
 //! The brain without a network: by example and by chance.
 
 mod driver;
+mod encryption;
 mod examples;
 mod ipam;
 mod leave;

@@ -82,6 +82,8 @@ impl From<Cluster> for v1::Cluster {
             vni_cursor,
             pools,
             node_numbers_made,
+            key_epoch,
+            key_epoch_at_ms,
         } = cluster;
         let revocations = revocations.into_iter().map(|Revocation { id, until_ms }| v1::Revocation { id, until_ms });
         Self {
@@ -98,6 +100,8 @@ impl From<Cluster> for v1::Cluster {
             vni_cursor,
             pools: pools.into_iter().map(Into::into).collect(),
             node_numbers_made,
+            key_epoch,
+            key_epoch_at_ms,
         }
     }
 }
@@ -120,6 +124,8 @@ impl TryFrom<v1::Cluster> for Cluster {
             vni_cursor,
             pools,
             node_numbers_made,
+            key_epoch,
+            key_epoch_at_ms,
         } = wire;
         let (id, stamp) = meta::<String>(wire_meta)?;
         if id != CLUSTER {
@@ -140,6 +146,8 @@ impl TryFrom<v1::Cluster> for Cluster {
             vni_cursor,
             pools: pools.into_iter().map(AddressPool::try_from).collect::<Result<_, _>>()?,
             node_numbers_made,
+            key_epoch,
+            key_epoch_at_ms,
         })
     }
 }

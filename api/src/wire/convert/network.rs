@@ -3,7 +3,9 @@
 use ipnet::IpNet;
 
 use super::{WireError, missing, read_enum};
-use crate::network::{AddressPool, Affinity, EndpointMode, HeldPort, IngressPolicy, NodeNetwork, Port, Ports, PublishMode, Published};
+use crate::network::{
+    AddressPool, Affinity, EndpointMode, HeldPort, IngressPolicy, NodeNetwork, Port, Ports, PublishMode, Published, WireguardKey,
+};
 use crate::wire::v1;
 
 /// An endpoint mode as it stands in a message.
@@ -99,12 +101,14 @@ impl TryFrom<v1::Port> for Port {
 
 impl From<NodeNetwork> for v1::NodeNetwork {
     fn from(network: NodeNetwork) -> Self {
-        let NodeNetwork { mtu, routes, held_ports, conditions } = network;
+        let NodeNetwork { mtu, routes, no_encryption, wireguard_keys, held_ports, conditions } = network;
         let held_port =
             |HeldPort { protocol, port, by }| v1::HeldPort { protocol: v1::Protocol::from(protocol).into(), port: port.into(), by };
         Self {
             mtu,
             routes: routes.iter().map(ToString::to_string).collect(),
+            no_encryption,
+            wireguard_keys: wireguard_keys.into_iter().map(Into::into).collect(),
             held_ports: held_ports.into_iter().map(held_port).collect(),
             conditions,
         }
@@ -115,7 +119,7 @@ impl TryFrom<v1::NodeNetwork> for NodeNetwork {
     type Error = WireError;
 
     fn try_from(wire: v1::NodeNetwork) -> Result<Self, WireError> {
-        let v1::NodeNetwork { mtu, routes, held_ports, conditions } = wire;
+        let v1::NodeNetwork { mtu, routes, no_encryption, wireguard_keys, held_ports, conditions } = wire;
         let routes =
             routes.iter().map(|cidr| cidr.parse::<IpNet>()).collect::<Result<Vec<_>, _>>().map_err(|_| missing("network.routes"))?;
         let held_ports = held_ports
@@ -125,7 +129,26 @@ impl TryFrom<v1::NodeNetwork> for NodeNetwork {
                 Ok(HeldPort { protocol, port: u16::try_from(port).map_err(|_| missing("network.held_ports.port"))?, by })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { mtu, routes, held_ports, conditions })
+        let wireguard_keys = wireguard_keys.into_iter().map(WireguardKey::try_from).collect::<Result<_, _>>()?;
+        Ok(Self { mtu, routes, no_encryption, wireguard_keys, held_ports, conditions })
+    }
+}
+
+impl From<WireguardKey> for v1::WireguardKey {
+    fn from(key: WireguardKey) -> Self {
+        let WireguardKey { epoch, key, port } = key;
+        Self { epoch, key: key.to_vec(), port: port.into() }
+    }
+}
+
+impl TryFrom<v1::WireguardKey> for WireguardKey {
+    type Error = WireError;
+
+    fn try_from(wire: v1::WireguardKey) -> Result<Self, WireError> {
+        let v1::WireguardKey { epoch, key, port } = wire;
+        let key = key.try_into().map_err(|_| missing("network.wireguard_keys.key"))?;
+        let port = u16::try_from(port).ok().filter(|port| *port > 0).ok_or(missing("network.wireguard_keys.port"))?;
+        Ok(Self { epoch, key, port })
     }
 }
 

@@ -400,6 +400,9 @@ pub struct NetworkSpec {
     /// true: no way out of the cluster
     #[prost(bool, tag = "5")]
     pub internal: bool,
+    /// between nodes
+    #[prost(bool, tag = "6")]
+    pub encrypted: bool,
 }
 /// The bytes of a secret or config. A message of its own, so that one type only has to keep them out of what is printed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1737,12 +1740,30 @@ pub struct NodeNetwork {
     /// the host's own, CIDR, without the default one; 256 at most
     #[prost(string, repeated, tag = "4")]
     pub routes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// why it cannot encrypt; empty: it can, or is of before there was encryption
+    #[prost(string, tag = "5")]
+    pub no_encryption: ::prost::alloc::string::String,
+    /// one for each epoch by which it sends; none: nothing encrypted can be sent to it
+    #[prost(message, repeated, tag = "6")]
+    pub wireguard_keys: ::prost::alloc::vec::Vec<WireguardKey>,
     /// of the host, that others than rcluster hold
     #[prost(message, repeated, tag = "7")]
     pub held_ports: ::prost::alloc::vec::Vec<HeldPort>,
     /// what is wrong, in words
     #[prost(string, repeated, tag = "8")]
     pub conditions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// The public half of a key pair that never leaves the kernel of its node.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WireguardKey {
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// 32 bytes
+    #[prost(bytes = "vec", tag = "2")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
+    /// UDP
+    #[prost(uint32, tag = "3")]
+    pub port: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeldPort {
@@ -1946,6 +1967,12 @@ pub struct Cluster {
     /// allocator: the last Node.number that was given
     #[prost(uint32, tag = "14")]
     pub node_numbers_made: u32,
+    /// allocator: rises every 24 h while a network is encrypted; 0: none ever was
+    #[prost(uint64, tag = "15")]
+    pub key_epoch: u64,
+    /// allocator: when it last rose
+    #[prost(uint64, tag = "16")]
+    pub key_epoch_at_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AddressPool {
@@ -4544,8 +4571,11 @@ pub struct NetView {
     /// CIDRs that subnets are chosen from: never a way out
     #[prost(string, repeated, tag = "8")]
     pub pools: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// the newest, for which every node has a key; 0: no network is encrypted
+    #[prost(uint64, tag = "9")]
+    pub key_epoch: u64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeView {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
@@ -4559,6 +4589,9 @@ pub struct NodeView {
     /// 0: not yet
     #[prost(uint32, tag = "5")]
     pub number: u32,
+    /// none while no network is encrypted
+    #[prost(message, repeated, tag = "7")]
+    pub wireguard_keys: ::prost::alloc::vec::Vec<WireguardKey>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NetworkView {
@@ -4578,6 +4611,8 @@ pub struct NetworkView {
     pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "7")]
     pub endpoints: ::prost::alloc::vec::Vec<EndpointView>,
+    #[prost(bool, tag = "10")]
+    pub encrypted: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EndpointView {

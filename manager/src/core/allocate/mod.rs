@@ -1,13 +1,14 @@
 //! Numbers and addresses: a VNI and a subnet for each network, an address on each of its networks for each task and each service, a number for
-//! each node.
+//! each node, and the epoch of the keys by which nodes encrypt.
 //!
 //! In: pools, networks, services and tasks, what nodes say of their hosts' routes, the time. Out: networks with VNI and subnet, tasks and
-//! services with addresses, the cluster with how far the search for either has come. An address belongs to its task until the task has ended
+//! services with addresses, the cluster with how far the search for either has come and with the epoch. An address belongs to its task until the task has ended
 //! and no lost node can still hold it, and rests after that; static ones (`ip`) belong to their service. Never: gives one address to two,
 //! changes one that was given, or reads an agent's clock.
 
 mod holders;
 mod ipam;
+pub mod keys;
 mod nodes;
 mod vip;
 mod vni;
@@ -46,6 +47,7 @@ pub fn pass(draft: &Draft, _dirty: &Dirty, ctx: &mut Ctx) -> ChangeSet {
         (Some(searched), Some(counted)) => Some(Cluster { node_numbers_made: counted.node_numbers_made, ..searched }),
         (searched, counted) => searched.or(counted),
     };
+    let cluster = keys::turned(state, cluster, ctx.now_ms, &mut changes);
     changes.puts.extend(cluster.map(|cluster| Object::Cluster(Box::new(cluster))));
     for node in nodes {
         if changes.is_full() {

@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rcluster_api::id::{NetworkId, NodeId, ServiceId, TaskId};
 use rcluster_api::network::{Port, PublishMode, Published};
-use rcluster_api::object::{Network, NodeState, Service, ServiceVip, Task, TaskNetwork};
+use rcluster_api::object::{Network, Node, NodeState, Service, ServiceVip, Task, TaskNetwork};
 use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1;
 
-use crate::core::allocate::POOL;
+use crate::core::allocate::{POOL, keys};
 use crate::core::state::State;
 
 /// A task that is to stop and may still run.
@@ -40,11 +40,13 @@ pub struct Networks {
     /// Each with whether a node opens it for its own tasks only.
     published: Vec<(bool, v1::PublishedView)>,
     pools: Vec<String>,
+    key_epoch: u64,
 }
 
 impl Networks {
     /// The networks as of `state`.
     pub fn new(state: &State) -> Self {
+        let key_epoch = keys::epoch(state);
         let nodes = state
             .nodes()
             .values()
@@ -54,6 +56,7 @@ impl Networks {
                 addr: node.description.addr.clone(),
                 incarnation: node.incarnation,
                 number: node.number,
+                wireguard_keys: if key_epoch > 0 { wireguard_keys(node) } else { Vec::new() },
             })
             .collect();
         let mut views: BTreeMap<NetworkId, v1::NetworkView> =
@@ -106,7 +109,7 @@ impl Networks {
         let published = published.collect();
         let pools = state.cluster().map(|cluster| &cluster.pools).filter(|pools| !pools.is_empty());
         let pools = pools.map_or_else(|| vec![POOL.to_string()], |pools| pools.iter().map(|pool| pool.cidr.to_string()).collect());
-        Self { revision: state.revision(), nodes, views, by_node, up, leaving, services, published, pools }
+        Self { revision: state.revision(), nodes, views, by_node, up, leaving, services, published, pools, key_epoch }
     }
 
     /// The revision that they are of.
@@ -142,6 +145,7 @@ impl Networks {
             services: services.map(|(_, service)| on_networks(service, own)).collect(),
             published: self.published.iter().filter_map(|(own_only, published)| opened(published, *own_only, node)).collect(),
             pools: self.pools.clone(),
+            key_epoch: self.key_epoch,
         }
     }
 }
@@ -172,7 +176,14 @@ fn empty_view(network: &Network) -> Option<v1::NetworkView> {
         internal: network.spec.internal,
         names: Vec::new(),
         endpoints: Vec::new(),
+        encrypted: network.spec.encrypted,
     })
+}
+
+/// By which others encrypt what they send to a node.
+fn wireguard_keys(node: &Node) -> Vec<v1::WireguardKey> {
+    let keys = node.description.network.iter().flat_map(|network| &network.wireguard_keys);
+    keys.copied().map(Into::into).collect()
 }
 
 /// The names that stand for all tasks of a service.

@@ -73,12 +73,13 @@ impl Told {
 
 /// Whether two pictures for a node differ in nothing but where they are from.
 fn shows_the_same(one: &v1::NetView, other: &v1::NetView) -> bool {
-    let v1::NetView { term: _, revision: _, node_id: _, nodes, networks, services, published, pools } = one;
+    let v1::NetView { term: _, revision: _, node_id: _, nodes, networks, services, published, pools, key_epoch } = one;
     *nodes == other.nodes
         && *networks == other.networks
         && *services == other.services
         && *published == other.published
         && *pools == other.pools
+        && *key_epoch == other.key_epoch
 }
 
 /// What of a set an agent acts on: a task's status is the agent's own word and need not be told back to it.

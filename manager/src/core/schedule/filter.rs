@@ -18,6 +18,8 @@ pub enum Refusal {
     Policy(String),
     /// Its host reaches a network's addresses by a route of its own.
     Overlap(String),
+    /// One of the task's networks is encrypted, and the node cannot be.
+    Encryption,
     Memory,
     Cpus,
     MaxPerNode(u32),
@@ -65,6 +67,10 @@ pub fn check(task: &Task, room: &Room<'_>) -> Result<(), Refusal> {
     if let Some(overlap) = task.template.networks.iter().find_map(|attachment| room.crossed.get(&attachment.network)) {
         return Err(Refusal::Overlap(overlap.clone()));
     }
+    if task.template.networks.iter().any(|attachment| room.encrypted.contains(attachment.network.as_str())) && no_encryption(node).is_some()
+    {
+        return Err(Refusal::Encryption);
+    }
     if let Some(most) = task.template.placement.max_per_node
         && room.tasks_of(&task.service_id) >= most as usize
     {
@@ -102,6 +108,11 @@ pub fn explain(task: &Task, refused: &[(Refusal, &Room<'_>)]) -> String {
             Refusal::Constraint(constraint) => format!("{count} {} {constraint}", if count == 1 { "fails" } else { "fail" }),
             Refusal::Policy(refusal) => format!("{count} {} not {refusal}", if count == 1 { "does" } else { "do" }),
             Refusal::Overlap(overlap) => format!("{count} {} route {overlap}", if count == 1 { "has" } else { "have" }),
+            Refusal::Encryption => {
+                let why = |room: &&Room<'_>| Some(format!("{}: {}", room.node.name(), no_encryption(room.node)?));
+                let first = rooms.iter().find_map(why).unwrap_or_default();
+                format!("{count} cannot encrypt ({first}{})", if count > 1 { ", …" } else { "" })
+            }
             Refusal::Memory => {
                 let best = rooms.iter().map(|room| room.free.memory).max().unwrap_or(Bytes(0));
                 format!("{count} {} memory (need {}, best has {} free)", lack(count), needed.memory.human(), best.human())
@@ -115,6 +126,16 @@ pub fn explain(task: &Task, refused: &[(Refusal, &Room<'_>)]) -> String {
         }
     });
     format!("0/{total} nodes fit {}: {}", task.name, words.collect::<Vec<_>>().join(", "))
+}
+
+/// Why nothing encrypted can be sent to a node. A netd of before there was encryption tells neither a key nor why it has none.
+fn no_encryption(node: &Node) -> Option<&str> {
+    let network = node.description.network.as_ref();
+    match network.map(|network| (network.no_encryption.as_str(), network.wireguard_keys.as_slice())) {
+        Some(("", [_, ..])) => None,
+        Some(("", [])) | None => Some("it has not told its key"),
+        Some((why, _)) => Some(why),
+    }
 }
 
 fn lack(count: usize) -> &'static str {

@@ -1,6 +1,7 @@
 //! What is free on each node while tasks are being placed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use ipnet::Ipv4Net;
 use rcluster_api::id::{NodeId, ServiceId};
@@ -20,6 +21,8 @@ pub struct Room<'a> {
     pub tasks: usize,
     /// Networks whose addresses its host reaches by routes of its own, with words for it.
     pub crossed: BTreeMap<String, String>,
+    /// Networks that are encrypted.
+    pub encrypted: Rc<BTreeSet<String>>,
     by_service: BTreeMap<ServiceId, usize>,
     failures: BTreeMap<(ServiceId, u32), usize>,
 }
@@ -61,6 +64,8 @@ pub struct Rooms<'a> {
 impl<'a> Rooms<'a> {
     /// The nodes as they are in `state`.
     pub fn new(state: &'a State) -> Self {
+        let encrypted = state.networks().values().filter(|network| network.spec.encrypted);
+        let encrypted: Rc<BTreeSet<String>> = Rc::new(encrypted.map(|network| network.spec.name.clone()).collect());
         let rooms = state.nodes().values().map(|node| {
             let said = |(route, name, subnet): (Ipv4Net, &str, Ipv4Net)| {
                 (String::from(name), format!("{route}, which overlaps {subnet} of network {name}"))
@@ -70,6 +75,7 @@ impl<'a> Rooms<'a> {
                 free: node.description.capacity,
                 tasks: 0,
                 crossed: allocate::crossed(state, node).into_iter().map(said).collect(),
+                encrypted: Rc::clone(&encrypted),
                 by_service: BTreeMap::new(),
                 failures: BTreeMap::new(),
             };

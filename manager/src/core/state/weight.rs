@@ -48,7 +48,8 @@ fn data_weight(data: &Data) -> usize {
 
 fn node_weight(node: &Node) -> usize {
     let network = node.description.network.as_ref().map_or(0, |network| {
-        64 * (network.routes.len() + network.held_ports.len())
+        64 * (network.routes.len() + network.held_ports.len() + network.wireguard_keys.len())
+            + network.no_encryption.len()
             + network.held_ports.iter().map(|held| held.by.len()).sum::<usize>()
             + network.conditions.iter().map(String::len).sum::<usize>()
     });
