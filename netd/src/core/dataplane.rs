@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::encryption::{Tunnel, TunnelEnd};
 use super::links::{self, Interface, Link, Mac, Pod, Underlay};
 use super::neighbours::{self, Forward, Neighbours, Paths, Route};
 use super::picture::{Attachments, Picture};
@@ -114,12 +115,40 @@ impl Dataplane {
             Op::LoadHostRules { guarded } => {
                 self.host.rules = if *guarded { HostRules::Guarded } else { HostRules::Open };
                 self.host.peers.clear();
+                self.host.sealed.clear();
+            }
+            Op::SealNetwork { vni } => {
+                self.host.sealed.insert(*vni);
             }
             Op::AddPeer { node } => {
                 self.host.peers.insert(*node);
             }
             Op::EnableHostForwarding => self.host.forwarding = true,
             Op::OpenPassage => self.host.passage = Passage::Open,
+            Op::Fence => self.host.fenced = true,
+            Op::Unfence => self.host.fenced = false,
+            Op::AddTunnel { name, epoch } => {
+                let tunnel = Tunnel { epoch: *epoch, end: TunnelEnd::BARE, peers: BTreeMap::new() };
+                self.host.tunnels.insert(name.clone(), tunnel);
+            }
+            Op::ConfigureTunnel { name, end, .. } => {
+                if let Some(tunnel) = self.host.tunnels.get_mut(name) {
+                    tunnel.end = *end;
+                }
+            }
+            Op::SetTunnelPeer { name, key, peer } => {
+                if let Some(tunnel) = self.host.tunnels.get_mut(name) {
+                    tunnel.peers.insert(*key, *peer);
+                }
+            }
+            Op::RemoveTunnelPeer { name, key } => {
+                if let Some(tunnel) = self.host.tunnels.get_mut(name) {
+                    tunnel.peers.remove(key);
+                }
+            }
+            Op::RemoveTunnel { name } => {
+                self.host.tunnels.remove(name);
+            }
             Op::AddPod { task } => {
                 self.pods.entry(task.clone()).or_default();
             }
@@ -173,6 +202,9 @@ impl Dataplane {
             }
             Op::RemovePeer { node } => {
                 self.host.peers.remove(node);
+            }
+            Op::UnsealNetwork { vni } => {
+                self.host.sealed.remove(vni);
             }
             Op::RemoveLink { name } => self.lose_links(&BTreeSet::from([name.clone()])),
             Op::RemovePod { task } => {

@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::encryption;
 use super::picture::{Attachments, Membership, Picture};
 use super::uplink::{self, Forwarding, UPLINK};
 
@@ -50,6 +51,7 @@ pub enum LinkKind {
     /// Neither learning nor flooding: what is not in its forwarding table is not sent.
     Vxlan {
         vni: u32,
+        /// The source of what it sends; unspecified: that of the route by which it leaves.
         local: Ipv4Addr,
         port: u16,
         learning: bool,
@@ -132,13 +134,16 @@ pub fn pod_mac(ip: Ipv4Addr) -> Mac {
 
 /// The devices of the router namespace: a VXLAN device per network, a veth per (pod, network), and the uplink.
 pub fn links(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> BTreeMap<String, Link> {
-    let mtu = underlay.overlay_mtu;
     let vxlans = picture.networks.values().map(|network| {
-        let kind = LinkKind::Vxlan { vni: network.vni, local: underlay.addr, port: VXLAN_PORT, learning: false };
+        // One source for all would be none of the tunnel's.
+        let local = if network.encrypted { Ipv4Addr::UNSPECIFIED } else { underlay.addr };
+        let kind = LinkKind::Vxlan { vni: network.vni, local, port: VXLAN_PORT, learning: false };
+        let mtu = encryption::mtu(Some(network), underlay);
         (vxlan_name(network.vni), Link { kind, mac: vtep_mac(underlay.addr), mtu, up: true })
     });
     let veths = attachments.iter().flat_map(|(task_id, attachment)| {
         attachment.networks.iter().map(move |membership| {
+            let mtu = encryption::mtu(picture.networks.get(&membership.network_id), underlay);
             (veth_name(task_id, &membership.network_id), Link { kind: LinkKind::Veth, mac: ROUTER_MAC, mtu, up: true })
         })
     });
@@ -160,7 +165,7 @@ pub fn pods(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -
             let interface = Interface {
                 link: veth_name(task_id, &membership.network_id),
                 mac: pod_mac(membership.ip),
-                mtu: underlay.overlay_mtu,
+                mtu: encryption::mtu(picture.networks.get(&membership.network_id), underlay),
                 up: true,
                 ip: membership.ip,
                 routes,

@@ -233,6 +233,7 @@ mod tests {
             endpoints: BTreeMap::from([endpoint(1, true), endpoint(2, true), endpoint(3, false)]),
             vips: BTreeMap::new(),
             leaving: false,
+            encrypted: false,
         }
     }
 

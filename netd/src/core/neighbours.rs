@@ -14,6 +14,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::encryption;
 use super::links::{LOOPBACK, Mac, Underlay, pod_mac, veth_name, vtep_mac, vxlan_name};
 use super::picture::{Attachments, Picture, Place};
 use super::uplink::{self, HOST_IP, UPLINK};
@@ -27,7 +28,7 @@ pub enum Route {
     Via { link: String, gateway: Ipv4Addr },
 }
 
-/// A forwarding entry of a VXLAN device: frames to `mac` go to the node at `node`.
+/// A forwarding entry of a VXLAN device: frames to `mac` go to the node at `node`, on the underlay or in a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Forward {
     pub link: String,
@@ -70,7 +71,9 @@ pub fn paths(picture: &Picture, attachments: &Attachments, underlay: &Underlay) 
             }
             paths.routes.insert(Ipv4Net::from(*ip), Route::Via { link: link.clone(), gateway: node });
             paths.neighbours.insert((link.clone(), node), vtep_mac(node));
-            paths.forwards.insert(Forward { link: link.clone(), mac: vtep_mac(node), node });
+            // Without an entry the device drops what is for that node.
+            let to = if network.encrypted { encryption::way_to(picture, underlay, node) } else { Some(node) };
+            paths.forwards.extend(to.map(|to| Forward { link: link.clone(), mac: vtep_mac(node), node: to }));
         }
     }
     for (task_id, attachment) in attachments {

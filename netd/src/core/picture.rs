@@ -11,6 +11,8 @@ use ipnet::Ipv4Net;
 use rcluster_api::wire::v1;
 use serde::{Deserialize, Serialize};
 
+use super::encryption::{self, Member};
+
 /// The highest VNI that a VXLAN header can carry.
 const VNI_MAX: u32 = (1 << 24) - 1;
 
@@ -31,6 +33,15 @@ pub struct Picture {
     /// Underlay addresses of nodes that are down by the managers' word and do not answer this one either.
     #[serde(default)]
     pub silent: BTreeSet<Ipv4Addr>,
+    /// The newest epoch of keys; 0: no network is encrypted.
+    #[serde(default)]
+    pub key_epoch: u64,
+    /// What nodes have told of their encryption, by their underlay addresses.
+    #[serde(default)]
+    pub members: BTreeMap<Ipv4Addr, Member>,
+    /// This node does not encrypt, whatever the managers ask.
+    #[serde(default)]
+    pub cannot_encrypt: bool,
 }
 
 /// One network that has, or is about to have, a pod on this node.
@@ -49,6 +60,9 @@ pub struct Network {
     /// No longer in the managers' picture; kept as last seen because a pod here is still attached to it.
     #[serde(default)]
     pub leaving: bool,
+    /// Its frames leave this node through tunnels only.
+    #[serde(default)]
+    pub encrypted: bool,
 }
 
 /// One address on a network.
@@ -142,6 +156,8 @@ impl Picture {
             revision: view.revision,
             node_id: view.node_id.clone(),
             nodes: nodes.values().flatten().copied().collect(),
+            key_epoch: view.key_epoch,
+            members: encryption::members(&view.nodes, &mut problems),
             ..Self::default()
         };
         for pool in &view.pools {
@@ -257,6 +273,7 @@ impl Network {
             endpoints: BTreeMap::new(),
             vips: BTreeMap::new(),
             leaving: false,
+            encrypted: wire.encrypted,
         };
         for endpoint in &wire.endpoints {
             match network.endpoint(endpoint, here, nodes) {

@@ -4,9 +4,9 @@
 //! leads where no path is yet, and a path outlives the name that leads to it.
 //!
 //! ```text
-//! add     rules ─► resolver ─► forwarding ─► host ─► pods ─► devices ─► neighbours, forwarding entries ─► routes ─► elements
+//! add     rules ─► resolver ─► forwarding ─► host ─► tunnels ─► pods ─► devices ─► neighbours, forwarding entries ─► routes ─► elements
 //! (DNS)
-//! remove  elements ─► routes ─► neighbours, forwarding entries ─► devices, pods ─► host
+//! remove  elements ─► routes ─► neighbours, forwarding entries ─► devices, pods ─► tunnels ─► host
 //! ```
 //!
 //! Rules stand before the first packet can be forwarded and before the first device exists. What is already right is never touched: a
@@ -21,6 +21,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::dataplane::Dataplane;
+use super::encryption::{Peer, PublicKey, TUNNELLED, TunnelEnd};
 use super::links::{Interface, Link, LinkKind, Mac};
 use super::neighbours::{Forward, Route};
 use super::rules::elements::{Element, Key};
@@ -40,6 +41,28 @@ pub enum Op {
     /// The host takes VXLAN from this node.
     AddPeer {
         node: Ipv4Addr,
+    },
+    /// The host neither takes nor sends frames of this network in clear.
+    SealNetwork {
+        vni: u32,
+    },
+    /// What is for an address in a tunnel goes nowhere when there is none.
+    Fence,
+    /// With a new key, of which the private half is nobody's but the kernel's.
+    AddTunnel {
+        name: String,
+        epoch: u64,
+    },
+    /// Address, port, MTU, state and route.
+    ConfigureTunnel {
+        name: String,
+        epoch: u64,
+        end: TunnelEnd,
+    },
+    SetTunnelPeer {
+        name: String,
+        key: PublicKey,
+        peer: Peer,
     },
     EnableHostForwarding,
     /// Lets the uplink's packets through iptables' chain FORWARD.
@@ -107,8 +130,19 @@ pub enum Op {
     RemovePod {
         task: String,
     },
+    RemoveTunnelPeer {
+        name: String,
+        key: PublicKey,
+    },
+    RemoveTunnel {
+        name: String,
+    },
+    Unfence,
     RemovePeer {
         node: Ipv4Addr,
+    },
+    UnsealNetwork {
+        vni: u32,
     },
 }
 
@@ -131,6 +165,15 @@ impl Op {
             Self::LoadHostRules { .. }
             | Self::AddPeer { .. }
             | Self::RemovePeer { .. }
+            | Self::SealNetwork { .. }
+            | Self::UnsealNetwork { .. }
+            | Self::Fence
+            | Self::Unfence
+            | Self::AddTunnel { .. }
+            | Self::ConfigureTunnel { .. }
+            | Self::SetTunnelPeer { .. }
+            | Self::RemoveTunnelPeer { .. }
+            | Self::RemoveTunnel { .. }
             | Self::EnableHostForwarding
             | Self::OpenPassage
             | Self::AddUplink { .. }
@@ -158,12 +201,12 @@ impl Plan {
 pub fn plan(wanted: &Dataplane, observed: &Dataplane) -> Plan {
     let mut now = observed.clone();
     let mut add = Vec::new();
-    for phase in [foundations, on_host, new_pods, new_links, mended, new_paths, new_elements] {
+    for phase in [foundations, on_host, new_tunnels, new_pods, new_links, mended, new_paths, new_elements] {
         let ops = phase(wanted, &now);
         step(&mut now, &mut add, ops);
     }
     let mut remove = Vec::new();
-    for phase in [old_elements, old_routes, old_neighbours, old_links, old_peers] {
+    for phase in [old_elements, old_routes, old_neighbours, old_links, old_tunnels, old_peers] {
         let ops = phase(wanted, &now);
         step(&mut now, &mut remove, ops);
     }
@@ -197,6 +240,9 @@ fn on_host(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     if anew {
         ops.push(Op::LoadHostRules { guarded: wanted.rules == HostRules::Guarded });
     }
+    // Before anyone is heard: rules that were loaded anew take nothing yet.
+    let unsealed = wanted.sealed.iter().filter(|vni| anew || !now.sealed.contains(*vni));
+    ops.extend(unsealed.map(|vni| Op::SealNetwork { vni: *vni }));
     let new_peers = wanted.peers.iter().filter(|node| anew || !now.peers.contains(*node));
     ops.extend(new_peers.map(|node| Op::AddPeer { node: *node }));
     if wanted.forwarding && !now.forwarding {
@@ -209,7 +255,51 @@ fn on_host(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
 }
 
 fn old_peers(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
-    now.host.peers.difference(&wanted.host.peers).map(|node| Op::RemovePeer { node: *node }).collect()
+    let peers = now.host.peers.difference(&wanted.host.peers).map(|node| Op::RemovePeer { node: *node });
+    peers.chain(now.host.sealed.difference(&wanted.host.sealed).map(|vni| Op::UnsealNetwork { vni: *vni })).collect()
+}
+
+/// A device of another epoch has another epoch's key: it is made anew.
+fn new_tunnels(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    let (wanted, now) = (&wanted.host, &now.host);
+    let mut ops = Vec::new();
+    if wanted.fenced && !now.fenced {
+        ops.push(Op::Fence);
+    }
+    for (name, tunnel) in &wanted.tunnels {
+        let seen = now.tunnels.get(name);
+        let held = seen.filter(|held| held.epoch == tunnel.epoch);
+        if seen.is_some() && held.is_none() {
+            ops.push(Op::RemoveTunnel { name: name.clone() });
+        }
+        if held.is_none() {
+            ops.push(Op::AddTunnel { name: name.clone(), epoch: tunnel.epoch });
+        }
+        if held.is_none_or(|held| held.end != tunnel.end) {
+            ops.push(Op::ConfigureTunnel { name: name.clone(), epoch: tunnel.epoch, end: tunnel.end });
+        }
+        let new = tunnel.peers.iter().filter(|(key, peer)| held.and_then(|held| held.peers.get(*key)) != Some(*peer));
+        ops.extend(new.map(|(key, peer)| Op::SetTunnelPeer { name: name.clone(), key: *key, peer: *peer }));
+    }
+    ops
+}
+
+fn old_tunnels(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    let (wanted, now) = (&wanted.host, &now.host);
+    let mut ops = Vec::new();
+    for (name, held) in &now.tunnels {
+        match wanted.tunnels.get(name) {
+            Some(tunnel) => {
+                let old = held.peers.keys().filter(|key| !tunnel.peers.contains_key(*key));
+                ops.extend(old.map(|key| Op::RemoveTunnelPeer { name: name.clone(), key: *key }));
+            }
+            None => ops.push(Op::RemoveTunnel { name: name.clone() }),
+        }
+    }
+    if now.fenced && !wanted.fenced {
+        ops.push(Op::Unfence);
+    }
+    ops
 }
 
 /// A pod whose pin is lost but whose devices live on still has its namespace, held by its processes; a second one would split it.
@@ -396,6 +486,11 @@ impl fmt::Display for Op {
             Self::EnableForwarding => write!(f, "enable forwarding"),
             Self::LoadHostRules { .. } => write!(f, "load the host's rules"),
             Self::AddPeer { node } => write!(f, "add peer {node}"),
+            Self::SealNetwork { vni } => write!(f, "seal network {vni}"),
+            Self::Fence => write!(f, "fence {TUNNELLED}"),
+            Self::AddTunnel { name, epoch } => write!(f, "add tunnel {name} of epoch {epoch}"),
+            Self::ConfigureTunnel { name, end, .. } => write!(f, "configure tunnel {name} {end}"),
+            Self::SetTunnelPeer { name, key, peer } => write!(f, "set peer {key} of {name} is {peer}"),
             Self::EnableHostForwarding => write!(f, "enable the host's forwarding"),
             Self::OpenPassage => write!(f, "open the passage through iptables"),
             Self::AddPod { task } => write!(f, "add pod {task}"),
@@ -415,7 +510,11 @@ impl fmt::Display for Op {
             Self::RemoveForward(forward) => write!(f, "remove forward {forward}"),
             Self::RemoveLink { name } => write!(f, "remove device {name}"),
             Self::RemovePod { task } => write!(f, "remove pod {task}"),
+            Self::RemoveTunnelPeer { name, key } => write!(f, "remove peer {key} of {name}"),
+            Self::RemoveTunnel { name } => write!(f, "remove tunnel {name}"),
+            Self::Unfence => write!(f, "remove fence {TUNNELLED}"),
             Self::RemovePeer { node } => write!(f, "remove peer {node}"),
+            Self::UnsealNetwork { vni } => write!(f, "unseal network {vni}"),
         }
     }
 }

@@ -26,7 +26,8 @@ pub fn endpoint(task_id: &str, node_id: &str, ip: &str) -> v1::EndpointView {
 
 /// Two networks; on `front` a task here and two behind n2, on `back` one behind n3.
 pub fn view(revision: u64) -> v1::NetView {
-    let node = |id: &str, addr: &str| v1::NodeView { id: id.into(), name: id.into(), addr: addr.into(), incarnation: 1, number: 0 };
+    let node =
+        |id: &str, addr: &str| v1::NodeView { id: id.into(), name: id.into(), addr: addr.into(), incarnation: 1, ..Default::default() };
     let network = |id: &str, name: &str, vni: u32, subnet: &str, endpoints: Vec<v1::EndpointView>| v1::NetworkView {
         id: id.into(),
         name: name.into(),
@@ -35,6 +36,7 @@ pub fn view(revision: u64) -> v1::NetView {
         internal: false,
         names: vec!["web".into()],
         endpoints,
+        encrypted: false,
     };
     v1::NetView {
         term: 1,
@@ -55,7 +57,13 @@ pub fn view(revision: u64) -> v1::NetView {
     }
 }
 
-fn underlay() -> Underlay {
+/// A node's key for an epoch; its bytes are both numbers' digits.
+pub fn key(number: u32, epoch: u64) -> v1::WireguardKey {
+    let byte = u8::try_from(u64::from(number) * 16 + epoch).expect("small numbers");
+    v1::WireguardKey { epoch, key: vec![byte; 32], port: if epoch % 2 == 0 { 51820 } else { 51821 } }
+}
+
+pub fn underlay() -> Underlay {
     Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Netd }
 }
 
@@ -339,8 +347,12 @@ fn any_wanted(steady: bool) -> impl Strategy<Value = Dataplane> {
     let endpoints = proptest::collection::btree_map(2_u8..40, 1_usize..4, 0..12);
     let networks = proptest::collection::btree_map(0_u8..4, endpoints, 0..4);
     let pods = proptest::collection::btree_map(0_u8..5, proptest::collection::btree_set(0_u8..4, 0..3), 0..5);
-    (networks, pods, prop_oneof![Just(1450_u32), Just(8950)]).prop_map(move |(networks, pods, overlay_mtu)| {
-        let mut wire = v1::NetView { term: 1, revision: 1, node_id: "n1".into(), nodes: view(1).nodes, ..Default::default() };
+    (networks, pods, prop_oneof![Just(1450_u32), Just(8950)], 0_u64..4).prop_map(move |(networks, pods, overlay_mtu, key_epoch)| {
+        let mut wire = v1::NetView { term: 1, revision: 1, node_id: "n1".into(), nodes: view(1).nodes, key_epoch, ..Default::default() };
+        for (number, node) in (1..).zip(&mut wire.nodes) {
+            node.number = number;
+            node.wireguard_keys = [key_epoch, key_epoch.saturating_sub(1)].map(|epoch| key(number, epoch)).to_vec();
+        }
         for (net, endpoints) in &networks {
             let endpoints = endpoints.iter().map(|(host, node)| v1::EndpointView {
                 service_id: format!("s{net}"),
@@ -360,6 +372,7 @@ fn any_wanted(steady: bool) -> impl Strategy<Value = Dataplane> {
                 vni: u32::from(*net) + 1,
                 subnet: format!("10.128.{net}.0/24"),
                 endpoints: endpoints.collect(),
+                encrypted: net % 2 == 1,
                 ..Default::default()
             });
         }
@@ -401,6 +414,12 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
     if coin() {
         kernel.host.end = None;
     }
+    kernel.host.sealed.retain(|_| !coin());
+    kernel.host.fenced &= !coin();
+    kernel.host.tunnels.retain(|_, _| !coin());
+    kernel.host.tunnels.values_mut().filter(|_| coin()).for_each(|tunnel| tunnel.epoch += 2);
+    kernel.host.tunnels.values_mut().filter(|_| coin()).for_each(|tunnel| tunnel.end.up = false);
+    kernel.host.tunnels.values_mut().for_each(|tunnel| tunnel.peers.retain(|_, _| !coin()));
     kernel.host.end.iter_mut().filter(|_| coin()).for_each(|end| end.addressed = false);
     if coin() {
         kernel.rules.rules.pop();
@@ -455,6 +474,13 @@ proptest! {
                 Op::LoadHostRules { .. } | Op::EnableHostForwarding | Op::OpenPassage | Op::AddUplink { .. } => true,
                 Op::AddPeer { node } => held.host.peers.contains(node),
                 Op::RemovePeer { node } => wanted.host.peers.contains(node),
+                Op::SealNetwork { vni } => held.host.sealed.contains(vni),
+                Op::UnsealNetwork { vni } => wanted.host.sealed.contains(vni),
+                Op::AddTunnel { name, epoch } => held.host.tunnels.get(name).is_some_and(|tunnel| tunnel.epoch == *epoch),
+                Op::SetTunnelPeer { name, key, peer } => {
+                    let tunnel = held.host.tunnels.get(name).filter(|held| wanted.host.tunnels.get(name).is_some_and(|due| due.epoch == held.epoch));
+                    tunnel.is_some_and(|tunnel| tunnel.peers.get(key) == Some(peer))
+                }
                 Op::AddPod { task } | Op::RemovePod { task } => held.pods.contains_key(task) && wanted.pods.contains_key(task),
                 Op::SetRoute { to, route } => held.routes.get(to) == Some(route),
                 Op::RemoveRoute { to, .. } => wanted.routes.contains_key(to),

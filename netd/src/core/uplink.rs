@@ -8,17 +8,18 @@
 //! The host knows one address of ours, whatever networks there are: its routes never meet those of the overlay. What the addresses of
 //! networks are chosen from is routed to the router's loopback, so that one that nobody holds is refused there and never sent out.
 //!
-//! Decides: the pair's ends, the routes that keep addresses inside, which nodes the host takes VXLAN from, and what is wrong with a
-//! host that keeps packets from passing. Never: routes on the host, changes of tables that others made but for two rules in
+//! Decides: the pair's ends, the routes that keep addresses inside, from where the host takes VXLAN, and what is wrong with a
+//! host that keeps packets from passing. Never: changes of tables that others made but for two rules in
 //! `DOCKER-USER`, which is there for that.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::encryption::{self, Tunnel};
 use super::links::{Link, LinkKind, Mac, Underlay};
-use super::picture::{Picture, Place};
+use super::picture::{Network, Picture, Place};
 use super::rules::{Outline, host};
 
 /// The pair's end in the router namespace.
@@ -62,8 +63,14 @@ pub enum Forwarding {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostPlane {
     pub rules: HostRules,
-    /// Nodes that VXLAN is taken from.
+    /// Addresses that VXLAN is taken from, nodes' on the underlay and in tunnels.
     pub peers: BTreeSet<Ipv4Addr>,
+    /// VNIs whose frames are neither taken nor sent in clear.
+    pub sealed: BTreeSet<u32>,
+    /// What is for an address in a tunnel goes nowhere when there is none.
+    pub fenced: bool,
+    /// By their devices' names.
+    pub tunnels: BTreeMap<String, Tunnel>,
     /// The host forwards packets.
     pub forwarding: bool,
     pub passage: Passage,
@@ -119,9 +126,13 @@ pub enum Passage {
 /// What the picture calls for on the host.
 pub fn host_plane(picture: &Picture, underlay: &Underlay) -> HostPlane {
     let Link { mtu, .. } = link(underlay);
+    let (sealed, tunnels) = (encryption::sealed(picture), encryption::tunnels(picture, underlay));
     HostPlane {
         rules: rules(underlay),
-        peers: peers(picture, underlay),
+        peers: senders(picture, underlay),
+        fenced: !sealed.is_empty() || !tunnels.is_empty(),
+        sealed,
+        tunnels,
         forwarding: wants_forwarding(underlay),
         passage: Passage::Open,
         end: Some(HostEnd { mac: HOST_END_MAC, mtu, up: true, addressed: true }),
@@ -147,19 +158,25 @@ pub fn link(underlay: &Underlay) -> Link {
     Link { kind: LinkKind::Uplink, mac: ROUTER_END_MAC, mtu: underlay.overlay_mtu, up: true }
 }
 
-/// The other nodes that have an endpoint on a network of this one: nobody else has anything to send here.
-fn peers(picture: &Picture, underlay: &Underlay) -> BTreeSet<Ipv4Addr> {
-    let places = picture.networks.values().flat_map(|network| network.endpoints.values().map(|endpoint| endpoint.place));
-    let nodes = places.filter_map(|place| match place {
+/// Who has anything to send here: the other nodes of its networks, and of those that are encrypted none but through tunnels.
+fn senders(picture: &Picture, underlay: &Underlay) -> BTreeSet<Ipv4Addr> {
+    let in_clear = places(picture.networks.values().filter(|network| !network.encrypted), underlay);
+    in_clear.chain(encryption::senders(picture, underlay)).collect()
+}
+
+/// The other nodes that have an endpoint on one of the networks.
+fn places<'a>(networks: impl Iterator<Item = &'a Network> + 'a, underlay: &Underlay) -> impl Iterator<Item = Ipv4Addr> + 'a {
+    let own = underlay.addr;
+    let nodes = networks.flat_map(|network| network.endpoints.values()).filter_map(|endpoint| match endpoint.place {
         Place::Here => None,
         Place::Node(node) => Some(node),
     });
-    nodes.filter(|node| *node != underlay.addr).collect()
+    nodes.filter(move |node| *node != own)
 }
 
 /// Every node's address that is known here, this one's too.
 pub fn nodes(picture: &Picture, underlay: &Underlay) -> BTreeSet<Ipv4Addr> {
-    picture.nodes.iter().copied().chain(peers(picture, underlay)).chain([underlay.addr]).collect()
+    picture.nodes.iter().copied().chain(places(picture.networks.values(), underlay)).chain([underlay.addr]).collect()
 }
 
 /// What never leaves by the uplink: addresses of networks, whoever holds them, and those of links.

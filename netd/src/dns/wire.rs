@@ -228,6 +228,7 @@ mod tests {
             endpoints: (1..=count).map(endpoint).collect(),
             vips: BTreeMap::new(),
             leaving: false,
+            encrypted: false,
         };
         let picture = Picture { networks: BTreeMap::from([("f".to_owned(), network)]), ..Default::default() };
         names::networks(&picture, &Attachments::new()).into_values().collect()

@@ -2,7 +2,8 @@
 //! refuse what concerns us, or are final for this table alone: what they accept still meets the host's own rules.
 //!
 //! ```text
-//! nodes   address       from where VXLAN is taken
+//! nodes      address    from where VXLAN is taken
+//! encrypted  VNI        of which VXLAN is neither taken nor sent but through a tunnel
 //! ```
 //!
 //! VXLAN is not tracked: its connections would be one per peer and network and say nothing, and a full table would cost the overlay.
@@ -10,6 +11,7 @@
 use super::elements::Field;
 use super::expressions::{Expression, FIRST, Family, Header, Meta, Rejection, accept, drop, equals, established, family, protocol};
 use super::{Chain, Data, Filling, Hook, Policy, Rule, Set, Skeleton, Table, TableFamily};
+use crate::core::encryption::DEVICE_START;
 use crate::core::links::VXLAN_PORT;
 use crate::core::uplink::{HOST_END, ROUTER_IP};
 
@@ -24,7 +26,13 @@ pub const DOCKER_USER: &str = "DOCKER-USER";
 
 pub static NODES: Set = Set { name: "nodes", key: &[Field::Address], data: Data::None, filling: Filling::Keys };
 
+/// A VNI as it stands in a header: three bytes, in a register of four.
+pub static ENCRYPTED: Set = Set { name: "encrypted", key: &[Field::Number], data: Data::None, filling: Filling::Keys };
+
 const BEFORE_TRACKING: i32 = -300;
+
+/// When `pre` has let a frame pass.
+const AFTER_PRE: i32 = -290;
 
 /// Before the `filter` of others.
 const EARLY_FILTER: i32 = -10;
@@ -42,10 +50,12 @@ pub fn skeleton(guarded: bool) -> Skeleton {
     let forward = [forwarded(), if guarded { guard() } else { Vec::new() }].concat();
     Skeleton {
         table: TABLE,
-        sets: vec![&NODES],
+        sets: vec![&NODES, &ENCRYPTED],
         chains: vec![
             Chain::filter("pre", Hook::Prerouting, BEFORE_TRACKING, Policy::Accept, overlay()),
             Chain::filter("out", Hook::Output, BEFORE_TRACKING, Policy::Accept, vec![untracked("udp dport 4789 notrack", vec![])]),
+            Chain::filter("wg", Hook::Prerouting, AFTER_PRE, Policy::Accept, vec![taken_in_clear()]),
+            Chain::filter("sealed", Hook::Output, EARLY_FILTER, Policy::Accept, vec![sent_in_clear()]),
             Chain::filter("in", Hook::Input, EARLY_FILTER, Policy::Accept, arriving()),
             Chain::filter("fwd", Hook::Forward, EARLY_FILTER, Policy::Accept, forward),
             Chain::nat("masq", Hook::Postrouting, SOURCE_NAT, leaving()),
@@ -79,6 +89,43 @@ fn overlay() -> Vec<Rule> {
 
 fn untracked(text: &str, condition: Vec<Expression>) -> Rule {
     Rule::new(text, [condition, vxlan(), vec![Expression::Untrack]])
+}
+
+/// Who is on the wire does not speak for a pod of an encrypted network.
+fn taken_in_clear() -> Rule {
+    Rule::new(
+        "fib daddr type local udp dport 4789 @th,96,24 @encrypted iifname != rcl-wg* drop",
+        [for_this_host(), vxlan(), of_encrypted(), no_tunnel(Meta::InputName), drop()],
+    )
+}
+
+/// Nor is anything of one sent in clear, whatever forwarding entries and routes there are.
+fn sent_in_clear() -> Rule {
+    Rule::new("udp dport 4789 @th,96,24 @encrypted oifname != rcl-wg* drop", [vxlan(), of_encrypted(), no_tunnel(Meta::OutputName), drop()])
+}
+
+fn of_encrypted() -> Vec<Expression> {
+    vec![
+        // Behind UDP's header of 8 bytes and VXLAN's flags.
+        Expression::Payload { header: Header::Transport, offset: 12, len: 3, into: FIRST },
+        Expression::Lookup { set: &ENCRYPTED, key: FIRST, into: None, present: true },
+    ]
+}
+
+fn no_tunnel(key: Meta) -> Vec<Expression> {
+    let start = DEVICE_START.as_bytes().to_vec();
+    vec![Expression::Meta { key, into: FIRST }, Expression::Compare { register: FIRST, equal: false, value: start }]
+}
+
+/// The key of a network in `ENCRYPTED`.
+pub fn encrypted_key(vni: u32) -> [u8; 4] {
+    let [_, a, b, c] = vni.to_be_bytes();
+    [a, b, c, 0]
+}
+
+/// The network of a key of `ENCRYPTED`.
+pub fn encrypted_vni(key: &[u8]) -> Option<u32> {
+    key.first_chunk::<3>().map(|[a, b, c]| u32::from_be_bytes([0, *a, *b, *c]))
 }
 
 /// Pods reach nothing of the host; TCP hears so by a reset, which is not rationed as ICMP is.
@@ -157,11 +204,16 @@ mod tests {
             skeleton(true).to_string(),
             "table inet rcluster_host
   set nodes [Address] -> None
+  set encrypted [Number] -> None
   chain pre hook Prerouting priority -300 policy Accept
     fib daddr type local udp dport 4789 ip saddr != @nodes drop
     fib daddr type local udp dport 4789 notrack
   chain out hook Output priority -300 policy Accept
     udp dport 4789 notrack
+  chain wg hook Prerouting priority -290 policy Accept
+    fib daddr type local udp dport 4789 @th,96,24 @encrypted iifname != rcl-wg* drop
+  chain sealed hook Output priority -10 policy Accept
+    udp dport 4789 @th,96,24 @encrypted oifname != rcl-wg* drop
   chain in hook Input priority -10 policy Accept
     iifname rcl-up ct state established,related accept
     iifname rcl-up meta l4proto tcp reject with tcp reset

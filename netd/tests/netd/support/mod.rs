@@ -142,7 +142,7 @@ impl Lab {
             name: node_id(number),
             addr: host.addr.to_string(),
             incarnation: 1,
-            number: 0,
+            ..Default::default()
         });
         let (node_id, nodes, networks) = (node_id(index), nodes.collect(), networks.to_vec());
         v1::NetView { term: 1, revision, node_id, nodes, networks, ..Default::default() }
@@ -181,6 +181,7 @@ pub fn network(name: &str, third: u8, endpoints: &[(&str, usize, u8)]) -> v1::Ne
         internal: false,
         names: vec!["web".into(), "idle".into()],
         endpoints: endpoints.iter().map(endpoint).collect(),
+        encrypted: false,
     }
 }
 
