@@ -291,3 +291,32 @@ fn a_node_is_dead_when_the_managers_say_so_and_it_does_not_answer() {
     owner.apply_view(&view(3)).unwrap();
     assert_eq!(dead(&owner), 0);
 }
+
+#[test]
+fn a_pod_of_an_encrypted_network_waits_for_its_tunnel_and_the_key_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut owner = start(dir.path(), Fake { no_encryption: Some("no module"), ..Fake::default() }, false);
+    let mut wire = view(1);
+    (wire.key_epoch, wire.networks[0].encrypted) = (1, true);
+    (1..).zip(&mut wire.nodes).for_each(|(number, node)| node.number = number);
+    owner.apply_view(&wire).unwrap();
+    let told = |owner: &mut Owner<Fake>| {
+        let network = owner.status().network.unwrap();
+        (network.no_encryption, network.wireguard_keys.iter().map(|key| (key.epoch, key.port)).collect::<Vec<_>>())
+    };
+    assert_eq!(told(&mut owner), ("no module".to_owned(), vec![]));
+    let refusal = owner.attach(&request("t1", "10.128.0.2")).unwrap_err();
+    let expected = "network front is encrypted, and this node has no part in it: no module";
+    assert!(matches!(&refusal, Refusal::NotYet(why) if why == expected), "{refusal}");
+
+    owner.kernel.no_encryption = None;
+    owner.kernel.refuses = Some("add tunnel");
+    (0..CHECK_TICKS).for_each(|_| owner.handle(Command::Tick));
+    let refusal = owner.attach(&request("t1", "10.128.0.2")).unwrap_err();
+    assert!(matches!(&refusal, Refusal::NotYet(why) if why.ends_with("its tunnel is not there")), "{refusal}");
+
+    owner.kernel.refuses = None;
+    (0..CHECK_TICKS).for_each(|_| owner.handle(Command::Tick));
+    assert_eq!(told(&mut owner), (String::new(), vec![(1, 51821)]));
+    assert_eq!(owner.attach(&request("t1", "10.128.0.2")).unwrap().mtu, 1390);
+}

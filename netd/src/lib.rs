@@ -22,11 +22,14 @@
 //! - netd may be killed and started at any moment: packets, devices and namespaces stay, DNS is back within some 30 ms.
 //! - The run directory ends with a reboot and the pods with it; the picture in the state directory is in force again at once.
 //! - A connection to an endpoint whose node is down, by the managers' word and because it answers no ping of this node, is reset.
-//! - On the host itself netd makes the device `rcl-up` with 169.254.54.1, the table `inet rcluster_host`, the VXLAN devices' UDP socket on
+//! - A frame of an encrypted network leaves the node through a WireGuard tunnel or not at all, and is taken from nowhere else. Private keys
+//!   are in the kernel alone: no file and no log has one.
+//! - On the host itself netd makes the device `rcl-up` with 169.254.54.1, while a network is encrypted the devices `rcl-wg0` and `rcl-wg1` with
+//!   routes for 169.254.64.0/18, which else goes nowhere, the table `inet rcluster_host`, the VXLAN devices' UDP socket on
 //!   port 4789, and sockets to ask its resolvers, and nodes that are said to be down; it turns `net.ipv4.ip_forward` on unless it is told
 //!   not to, and puts two rules into `DOCKER-USER` where iptables would drop what is forwarded. Nothing else there is changed.
 //!
-//! Not built yet, and refused or absent rather than pretended: published ports, IPv6, encryption.
+//! Not built yet, and refused or absent rather than pretended: published ports, IPv6.
 
 pub mod config;
 

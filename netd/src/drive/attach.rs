@@ -6,6 +6,7 @@ use rcluster_api::wire::v1;
 use tracing::{info, warn};
 
 use super::{LINGER_TICKS_MAX, Owner, Refusal, in_full};
+use crate::core::encryption;
 use crate::core::flows;
 use crate::core::links::{RESOLVER, veth_name, vxlan_name};
 use crate::core::names::{self, NetworkNames};
@@ -38,6 +39,7 @@ impl<K: Kernel> Owner<K> {
             None => {}
         }
         self.check_addresses(task_id, &attachment)?;
+        self.check_encryption(&attachment)?;
         let links = self.links_of(task_id, &attachment);
         self.leaving.retain(|link, _| !links.contains(link));
         self.attachments.insert(task_id.clone(), attachment.clone());
@@ -116,6 +118,18 @@ impl<K: Kernel> Owner<K> {
         Ok(())
     }
 
+    /// A pod of an encrypted network has somebody to encrypt for it.
+    fn check_encryption(&self, attachment: &Attachment) -> Result<(), Refusal> {
+        let mut networks = attachment.networks.iter().filter_map(|membership| self.picture.networks.get(&membership.network_id));
+        let Some(network) = networks.find(|network| network.encrypted) else { return Ok(()) };
+        let why = match &self.no_encryption {
+            Some(why) => why.as_str(),
+            None if encryption::is_ready(&self.picture, &self.held.host.tunnels) => return Ok(()),
+            None => "its tunnel is not there",
+        };
+        Err(Refusal::NotYet(format!("network {} is encrypted, and this node has no part in it: {why}", network.name)))
+    }
+
     /// The devices on which a pod depends.
     fn links_of(&self, task_id: &str, attachment: &Attachment) -> Vec<String> {
         let memberships = attachment.networks.iter();
@@ -132,8 +146,8 @@ impl<K: Kernel> Owner<K> {
         v1::AttachResponse {
             netns_path: self.pins.join(task_id).display().to_string(),
             dns: if attachment.networks.is_empty() { String::new() } else { RESOLVER.to_string() },
+            mtu: networks.clone().map(|network| encryption::mtu(Some(network), &self.underlay)).min().unwrap_or(self.underlay.overlay_mtu),
             search: names::search(networks),
-            mtu: self.underlay.overlay_mtu,
         }
     }
 

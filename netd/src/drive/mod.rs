@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use crate::core::dataplane::{Dataplane, compile};
+use crate::core::encryption;
 use crate::core::flows;
 use crate::core::links::Underlay;
 use crate::core::names::{self, NetworkNames};
@@ -94,6 +95,8 @@ pub struct Owner<K> {
     shared: SharedBoard,
     pins: PathBuf,
     underlay: Underlay,
+    /// Why nothing can be encrypted here.
+    no_encryption: Option<String>,
     picture: Picture,
     attachments: Attachments,
     /// Names by network, as `picture` and `attachments` have them.
@@ -155,7 +158,9 @@ impl<K: Kernel> Owner<K> {
     /// Takes over: what is remembered is in force again, and the kernel holds it.
     pub fn start(parts: Parts<K>) -> Result<Self, StartError> {
         let Parts { mut kernel, store, shared, pins, underlay, adopted } = parts;
-        let picture = store.load_picture()?;
+        let mut picture = store.load_picture()?;
+        let no_encryption = kernel.no_encryption();
+        picture.cannot_encrypt = no_encryption.is_some();
         let mut attachments = store.load_attachments()?;
         let observed = kernel.observe(Pods::Look)?;
         attachments.retain(|task_id, _| {
@@ -173,6 +178,7 @@ impl<K: Kernel> Owner<K> {
             shared,
             pins,
             underlay,
+            no_encryption,
             picture,
             attachments,
             names,
@@ -249,11 +255,22 @@ impl<K: Kernel> Owner<K> {
 
     /// What the managers are to know of this host.
     fn network(&mut self) -> v1::NodeNetwork {
+        let keys = self.kernel.public_keys().unwrap_or_else(|error| {
+            warn!(error = in_full(&error), "the tunnels' keys could not be read");
+            BTreeMap::new()
+        });
         let (routes, conditions) = match self.kernel.host_routes() {
             Ok(found) => (routes::told(found).iter().map(ToString::to_string).collect(), Vec::new()),
             Err(error) => (Vec::new(), vec![format!("the host's routes could not be read: {}", in_full(&error))]),
         };
-        v1::NodeNetwork { mtu: self.underlay.overlay_mtu, routes, held_ports: Vec::new(), conditions }
+        v1::NodeNetwork {
+            mtu: self.underlay.overlay_mtu,
+            routes,
+            no_encryption: self.no_encryption.clone().unwrap_or_default(),
+            wireguard_keys: encryption::told(&self.picture, &self.underlay, keys),
+            held_ports: Vec::new(),
+            conditions,
+        }
     }
 
     fn problems(&self) -> Vec<String> {
@@ -290,6 +307,11 @@ impl<K: Kernel> Owner<K> {
             }
             Ok(_) => {}
             Err(error) => warn!(error = in_full(&error), "the underlay's MTU could not be read"),
+        }
+        // Who has just loaded the module need not start netd anew.
+        if self.no_encryption.is_some() && self.picture.key_epoch > 0 {
+            self.no_encryption = self.kernel.no_encryption();
+            self.picture.cannot_encrypt = self.no_encryption.is_some();
         }
         match self.kernel.observe(Pods::Look) {
             Ok(observed) => {

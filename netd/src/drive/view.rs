@@ -36,6 +36,7 @@ impl<K: Kernel> Owner<K> {
         });
         picture.retain_attached(&self.picture, &self.attachments);
         picture.retain_silent(&self.picture);
+        picture.cannot_encrypt = self.no_encryption.is_some();
         if let Err(error) = self.store.save_picture(&picture) {
             problems.push(format!("the picture is in force but not remembered over a restart: {}", in_full(&error)));
         }

@@ -15,7 +15,7 @@ use super::messages::{self, CREATE, Next, REPLACE};
 use super::netlink::Netlink;
 use super::nft::Change;
 use super::observe::Device;
-use super::{Failure, KernelError, host, netns, nft, observe};
+use super::{Failure, KernelError, host, netns, nft, observe, wireguard};
 use crate::core::links::{Interface, Link, LinkKind, RESOLVER};
 use crate::core::neighbours::Route;
 use crate::core::plan::Op;
@@ -47,13 +47,20 @@ fn manner(op: &Op) -> Manner {
         | Op::RemoveNeighbour { .. }
         | Op::RemoveForward(_) => Manner::Batch,
         Op::AddElement(_) | Op::RemoveElement(_) => Manner::Transaction,
-        Op::AddPeer { .. } | Op::RemovePeer { .. } => Manner::HostTransaction,
+        Op::AddPeer { .. } | Op::RemovePeer { .. } | Op::SealNetwork { .. } | Op::UnsealNetwork { .. } => Manner::HostTransaction,
         Op::LoadRules
         | Op::PrepareResolver
         | Op::EnableForwarding
         | Op::LoadHostRules { .. }
         | Op::EnableHostForwarding
         | Op::OpenPassage
+        | Op::Fence
+        | Op::Unfence
+        | Op::AddTunnel { .. }
+        | Op::ConfigureTunnel { .. }
+        | Op::SetTunnelPeer { .. }
+        | Op::RemoveTunnelPeer { .. }
+        | Op::RemoveTunnel { .. }
         | Op::AddUplink { .. }
         | Op::ConfigureUplink { .. }
         | Op::AddPod { .. }
@@ -202,7 +209,7 @@ fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {
         Op::ConfigurePod { task, interface, end } => configure_pod(linux, task, interface, end),
         Op::RemoveLink { name } => remove_link(linux, name),
         Op::RemovePod { task } => netns::remove(&linux.pin(task)),
-        _ => Ok(()),
+        other => wireguard::carry_out(linux, other),
     }
 }
 

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 
 use super::{Failure, Kernel, KernelError, Pods};
 use crate::core::dataplane::Dataplane;
+use crate::core::encryption::PublicKey;
 use crate::core::flows::Flow;
 use crate::core::plan::Op;
 
@@ -20,6 +21,8 @@ pub struct Fake {
     /// Nodes that answer when they are asked.
     pub answering: BTreeSet<Ipv4Addr>,
     pub refuses: Option<&'static str>,
+    /// Why it cannot encrypt.
+    pub no_encryption: Option<&'static str>,
     /// Everything that was asked of it.
     pub obeyed: Vec<String>,
 }
@@ -62,6 +65,15 @@ impl Kernel for Fake {
 
     fn overlay_mtu(&mut self) -> Result<u32, KernelError> {
         Ok(1450)
+    }
+
+    fn no_encryption(&mut self) -> Option<String> {
+        self.no_encryption.map(str::to_owned)
+    }
+
+    fn public_keys(&mut self) -> Result<BTreeMap<u64, PublicKey>, KernelError> {
+        let epochs = self.held.host.tunnels.values().map(|tunnel| tunnel.epoch);
+        Ok(epochs.map(|epoch| (epoch, PublicKey([u8::try_from(epoch).expect("a small number"); 32]))).collect())
     }
 
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {

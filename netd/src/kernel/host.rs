@@ -15,11 +15,11 @@ use super::messages::{self, CREATE, REPLACE};
 use super::netlink::Netlink;
 use super::nft::{self, Change};
 use super::observe::Device;
-use super::{KernelError, apply, netns, observe};
+use super::{KernelError, apply, netns, observe, wireguard};
 use crate::core::links::{Link, Mac};
 use crate::core::plan::Op;
-use crate::core::rules::host::{DOCKER_USER, FILTER, NODES, TABLE, passage, skeleton};
-use crate::core::rules::{ChainKind, Hook, Policy, chain_line};
+use crate::core::rules::host::{DOCKER_USER, ENCRYPTED, FILTER, NODES, TABLE, encrypted_key, encrypted_vni, passage, skeleton};
+use crate::core::rules::{ChainKind, Hook, Policy, Set, chain_line};
 use crate::core::uplink::{
     Forwarding, HOST_END, HOST_END_MAC, HOST_IP, HostEnd, HostPlane, HostRules, Passage, RESERVED, ROUTER_IP, UPLINK,
 };
@@ -65,12 +65,17 @@ pub(super) fn check(host: &mut Netlink) -> Result<(), KernelError> {
 
 /// What is ours on the host; `router` are the devices of the router namespace.
 pub(super) fn observe(linux: &mut Linux, router: &[Device]) -> Result<HostPlane, KernelError> {
+    let (tunnels, fenced) = wireguard::observe(linux)?;
     let netlink = &mut linux.host_rules;
     let rules = HostRules::seen(&nft::outline(netlink, TABLE)?);
     let peers = nft::read_in(netlink, TABLE, &NODES)?;
+    let sealed = nft::read_in(netlink, TABLE, &ENCRYPTED)?;
     Ok(HostPlane {
         rules,
         peers: peers.iter().filter_map(|(key, _)| key.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets))).collect(),
+        sealed: sealed.iter().filter_map(|(key, _)| encrypted_vni(key)).collect(),
+        fenced,
+        tunnels,
         forwarding: netns::sysctl(IP_FORWARD)? == "1",
         passage: observe_passage(netlink)?,
         end: observe_end(linux, router)?,
@@ -107,15 +112,17 @@ pub(super) fn load_rules(linux: &mut Linux, guarded: bool) -> Result<(), KernelE
     nft::load(&mut linux.host_rules, &skeleton(guarded))
 }
 
-/// Peers that come and go, in one transaction.
+/// Peers and encrypted networks that come and go, in one transaction.
 pub(super) fn change_peers(linux: &mut Linux, ops: &[Op]) -> Result<(), KernelError> {
     let keys = ops.iter().filter_map(|op| match op {
-        Op::AddPeer { node } => Some((true, node.octets())),
-        Op::RemovePeer { node } => Some((false, node.octets())),
+        Op::AddPeer { node } => Some((true, &NODES, node.octets())),
+        Op::RemovePeer { node } => Some((false, &NODES, node.octets())),
+        Op::SealNetwork { vni } => Some((true, &ENCRYPTED, encrypted_key(*vni))),
+        Op::UnsealNetwork { vni } => Some((false, &ENCRYPTED, encrypted_key(*vni))),
         _ => None,
     });
-    let keys: Vec<(bool, [u8; 4])> = keys.collect();
-    let changes: Vec<Change<'_>> = keys.iter().map(|(add, key)| Change { add: *add, set: &NODES, key, data: &[] }).collect();
+    let keys: Vec<(bool, &'static Set, [u8; 4])> = keys.collect();
+    let changes: Vec<Change<'_>> = keys.iter().map(|(add, set, key)| Change { add: *add, set: *set, key, data: &[] }).collect();
     nft::change_in(&mut linux.host_rules, TABLE, &changes)
 }
 

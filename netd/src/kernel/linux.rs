@@ -4,6 +4,7 @@
 //! host namespace          router namespace (R/netns/router)             pod namespace (R/netns/<task id>)
 //! underlay ── UDP 4789 ┄┄ v<vni>  ── routes, rules ── p<hash> ═ veth ═ eth0, address /32
 //! rcl-up ══ veth ════════ up        lo: resolver, gateway
+//! rcl-wg0, rcl-wg1: tunnels
 //! ```
 //!
 //! The router namespace is adopted if it is pinned already; nothing in it is reset.
@@ -21,8 +22,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
 use super::netlink::Netlink;
+use super::wireguard::{self, Wireguard};
 use super::{Failure, Kernel, KernelError, Pods, apply, conntrack, echo, host, messages, netns, nft, observe};
 use crate::core::dataplane::Dataplane;
+use crate::core::encryption::PublicKey;
 use crate::core::flows::Flow;
 use crate::core::links::{Pod, RESOLVER, VXLAN_OVERHEAD};
 use crate::core::plan::Op;
@@ -51,6 +54,7 @@ pub struct Linux {
     pub(super) rules: Netlink,
     /// nf_tables of the host's namespace.
     pub(super) host_rules: Netlink,
+    pub(super) wireguard: Wireguard,
     /// The router namespace's devices by name, as last seen or made.
     pub(super) indexes: BTreeMap<String, u32>,
 }
@@ -75,7 +79,7 @@ impl Linux {
             Ok((Netlink::open(NETLINK_ROUTE)?, Netlink::open(nft::NETLINK_NETFILTER).map_err(no_nf_tables)?))
         })?;
         let host_rules = Netlink::open(nft::NETLINK_NETFILTER).map_err(no_nf_tables)?;
-        let mut linux = Self { pins, addr, host, router, rules, host_rules, indexes: BTreeMap::new() };
+        let mut linux = Self { pins, addr, host, router, rules, host_rules, wireguard: Wireguard::open()?, indexes: BTreeMap::new() };
         linux.overlay_mtu()?;
         nft::observe(&mut linux.rules).map_err(no_nf_tables)?;
         Ok((linux, adopted))
@@ -212,6 +216,14 @@ impl Kernel for Linux {
         }
         // The loopback's 64 KiB and other giants are more than an IP packet can use.
         Ok(mtu.min(u32::from(u16::MAX)) - VXLAN_OVERHEAD)
+    }
+
+    fn no_encryption(&mut self) -> Option<String> {
+        self.wireguard.missing()
+    }
+
+    fn public_keys(&mut self) -> Result<BTreeMap<u64, PublicKey>, KernelError> {
+        wireguard::public_keys(self)
     }
 
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {

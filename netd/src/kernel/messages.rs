@@ -35,14 +35,14 @@ pub enum Next {
 
 /// A VXLAN device that is made in the socket's namespace, where its UDP socket stays, and put into the namespace of `into`.
 pub fn new_vxlan(name: &str, into: RawFd, vni: u32, local: Ipv4Addr, port: u16, mac: Mac, mtu: u32) -> RouteNetlinkMessage {
-    let data = vec![
+    let mut data = vec![
         InfoVxlan::Id(vni),
-        InfoVxlan::Local(local),
         InfoVxlan::Port(port),
         InfoVxlan::Learning(false),
         // Lets receivers trust the inner checksum, and so merge packets, where their hardware does not know VXLAN.
         InfoVxlan::UDPCsum(true),
     ];
+    data.extend((!local.is_unspecified()).then_some(InfoVxlan::Local(local)));
     let mut message = new_link(name, mac, mtu);
     message.attributes.push(LinkAttribute::NetNsFd(into));
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))]));
@@ -60,6 +60,22 @@ pub fn new_veth((name, mac): (&str, Mac), (peer, peer_mac): (&str, Mac), into: R
     let data = InfoData::Veth(InfoVeth::Peer(other));
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(data)]));
     RouteNetlinkMessage::NewLink(message)
+}
+
+/// A WireGuard device, still down.
+pub fn new_wireguard(name: &str) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]));
+    RouteNetlinkMessage::NewLink(message)
+}
+
+/// What people are told of a device.
+pub fn set_alias(index: u32, alias: &str) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
+    RouteNetlinkMessage::SetLink(message)
 }
 
 /// A device that no kernel makes, for its hardware address has a wrong length: the error tells whether the kernel knows the kind.
@@ -185,5 +201,17 @@ pub fn route(to: Ipv4Net, next: Next) -> RouteMessage {
             message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(RouteAddress::Inet(source))));
         }
     }
+    message
+}
+
+/// A route of ours in the main table by which nothing is sent.
+pub fn blackhole(to: Ipv4Net) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.destination_prefix_length = to.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Other(PROTOCOL);
+    message.header.kind = RouteType::BlackHole;
+    message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(to.network())));
     message
 }

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use thiserror::Error;
 
 use crate::core::dataplane::Dataplane;
+use crate::core::encryption::PublicKey;
 use crate::core::flows::Flow;
 use crate::core::links::Pod;
 use crate::core::plan::Op;
@@ -34,6 +35,8 @@ pub mod messages;
 mod observe;
 
 pub mod host;
+
+mod wireguard;
 
 mod apply;
 
@@ -111,6 +114,12 @@ pub trait Kernel {
 
     /// The MTU that is left for pods over the underlay as it is now.
     fn overlay_mtu(&mut self) -> Result<u32, KernelError>;
+
+    /// Why nothing can be encrypted here; `None` when it can.
+    fn no_encryption(&mut self) -> Option<String>;
+
+    /// The public keys of the tunnels, by epoch.
+    fn public_keys(&mut self) -> Result<BTreeMap<u64, PublicKey>, KernelError>;
 
     /// Where the host itself sends packets to, by all of its tables.
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError>;

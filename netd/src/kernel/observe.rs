@@ -36,6 +36,9 @@ pub struct Device {
     pub peer_is_outside: bool,
     pub vxlan: Option<LinkKind>,
     pub is_veth: bool,
+    pub is_wireguard: bool,
+    /// What people are told of it.
+    pub alias: String,
 }
 
 /// All devices of the socket's namespace.
@@ -60,17 +63,21 @@ pub fn device(message: &LinkMessage) -> Device {
         peer_is_outside: false,
         vxlan: None,
         is_veth: false,
+        is_wireguard: false,
+        alias: String::new(),
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => device.name.clone_from(name),
             LinkAttribute::Address(bytes) => device.mac = mac(bytes),
+            LinkAttribute::IfAlias(alias) => device.alias.clone_from(alias),
             LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
             LinkAttribute::OperState(state) => device.carries = *state == State::Up,
             LinkAttribute::Link(index) => device.peer = *index,
             LinkAttribute::LinkNetNsId(_) => device.peer_is_outside = true,
             LinkAttribute::LinkInfo(infos) => {
                 device.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+                device.is_wireguard = infos.contains(&LinkInfo::Kind(InfoKind::Wireguard));
                 device.vxlan =
                     infos.iter().find_map(|info| if let LinkInfo::Data(InfoData::Vxlan(data)) = info { Some(vxlan(data)) } else { None });
             }
@@ -205,6 +212,33 @@ pub fn host_routes(netlink: &mut Netlink) -> Result<Vec<Ipv4Net>, KernelError> {
         .into_iter()
         .filter_map(|message| if let RouteNetlinkMessage::NewRoute(route) = message { destination_of(&route) } else { None })
         .collect())
+}
+
+/// Where routes of ours in the main table lead, by the device's index; `None`: nowhere.
+pub fn own_routes(netlink: &mut Netlink) -> Result<BTreeSet<(Ipv4Net, Option<u32>)>, KernelError> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    let messages = netlink.dump("list routes of ours", &RouteNetlinkMessage::GetRoute(message))?;
+    Ok(messages
+        .into_iter()
+        .filter_map(|message| if let RouteNetlinkMessage::NewRoute(route) = message { own_route(&route) } else { None })
+        .collect())
+}
+
+fn own_route(message: &RouteMessage) -> Option<(Ipv4Net, Option<u32>)> {
+    let header = &message.header;
+    if header.table != RouteHeader::RT_TABLE_MAIN || header.protocol != RouteProtocol::Other(PROTOCOL) {
+        return None;
+    }
+    let device = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    });
+    let to = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(*ip),
+        _ => None,
+    });
+    Some((Ipv4Net::new(to?, header.destination_prefix_length).ok()?, device))
 }
 
 fn destination_of(message: &RouteMessage) -> Option<Ipv4Net> {
