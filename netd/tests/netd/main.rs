@@ -14,6 +14,8 @@ mod overlay;
 
 mod balance;
 
+mod encrypted;
+
 mod lifecycle;
 
 mod properties;

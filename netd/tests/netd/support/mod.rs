@@ -135,6 +135,11 @@ impl Lab {
         outside
     }
 
+    /// Runs `work` on the wire, which sees what hosts send each other.
+    pub fn on_wire<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        self.switch.run(work)
+    }
+
     /// A picture for the host at `index`: the same networks for all.
     pub fn view(&self, index: usize, revision: u64, networks: &[v1::NetworkView]) -> v1::NetView {
         let nodes = self.hosts.iter().enumerate().map(|(number, host)| v1::NodeView {
