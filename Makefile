@@ -71,7 +71,7 @@ tools:
 	    apt-get install -y -qq --no-install-recommends $$missing >/dev/null
 	  )
 	fi
-	if [ ! -e $(RCLUSTER_VM_KERNEL) ]; then
+	if [ ! -e $(RCLUSTER_VM_KERNEL) ] || [ ! -d $(dir $(RCLUSTER_VM_KERNEL))modules ]; then
 	  echo "make: fetching the kernel of the virtual machine: linux-image-cloud-amd64"
 	  unpacked=$$(mktemp -d)
 	  trap 'rm -rf "$$unpacked"' EXIT
@@ -80,6 +80,8 @@ tools:
 	  apt-get download -qq -o APT::Sandbox::User=root "$$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-.*\)/\1/p' | head -1)"
 	  dpkg-deb -x linux-image-*.deb .
 	  install -D boot/vmlinuz-* $(RCLUSTER_VM_KERNEL)
+	  find lib/modules/*/kernel/{arch,crypto,drivers/net,lib,net} -name '*.ko' \
+	    -exec install -m 644 -D -t $(dir $(RCLUSTER_VM_KERNEL))modules {} +
 	fi
 
 # The managers are measured beside etcd as they are packaged: the whole program optimised as one.
