@@ -160,13 +160,12 @@ pub fn link(underlay: &Underlay) -> Link {
 
 /// Who has anything to send here: the other nodes of its networks, and of those that are encrypted none but through tunnels.
 fn senders(picture: &Picture, underlay: &Underlay) -> BTreeSet<Ipv4Addr> {
-    let in_clear = places(picture.networks.values().filter(|network| !network.encrypted), underlay);
+    let in_clear = places(picture.networks.values().filter(|network| !network.encrypted), underlay.addr);
     in_clear.chain(encryption::senders(picture, underlay)).collect()
 }
 
-/// The other nodes that have an endpoint on one of the networks.
-fn places<'a>(networks: impl Iterator<Item = &'a Network> + 'a, underlay: &Underlay) -> impl Iterator<Item = Ipv4Addr> + 'a {
-    let own = underlay.addr;
+/// The other nodes than this `own` one that have an endpoint on one of the networks.
+fn places<'a>(networks: impl Iterator<Item = &'a Network>, own: Ipv4Addr) -> impl Iterator<Item = Ipv4Addr> {
     let nodes = networks.flat_map(|network| network.endpoints.values()).filter_map(|endpoint| match endpoint.place {
         Place::Here => None,
         Place::Node(node) => Some(node),
@@ -176,7 +175,7 @@ fn places<'a>(networks: impl Iterator<Item = &'a Network> + 'a, underlay: &Under
 
 /// Every node's address that is known here, this one's too.
 pub fn nodes(picture: &Picture, underlay: &Underlay) -> BTreeSet<Ipv4Addr> {
-    picture.nodes.iter().copied().chain(places(picture.networks.values(), underlay)).chain([underlay.addr]).collect()
+    picture.nodes.iter().copied().chain(places(picture.networks.values(), underlay.addr)).chain([underlay.addr]).collect()
 }
 
 /// What never leaves by the uplink: addresses of networks, whoever holds them, and those of links.

@@ -245,7 +245,8 @@ pub(super) fn observe(linux: &mut Linux) -> Result<(BTreeMap<String, Tunnel>, bo
     let mut tunnels = BTreeMap::new();
     for name in DEVICES {
         let Some(device) = apply::get_device(&mut linux.host, name)? else { continue };
-        let Some((epoch, Seen { public: Some(_), port, peers })) = epoch_of(&device).zip(linux.wireguard.device(name)?) else { continue };
+        let Some(epoch) = epoch_of(&device) else { continue };
+        let Some(Seen { public: Some(_), port, peers }) = linux.wireguard.device(name)? else { continue };
         let address = observe::addresses(&mut linux.host)?.into_iter().find(|(index, _)| *index == device.index);
         let end = TunnelEnd {
             address: address.map_or(Ipv4Addr::UNSPECIFIED, |(_, ip)| ip),
