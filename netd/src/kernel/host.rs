@@ -122,7 +122,7 @@ pub(super) fn change_peers(linux: &mut Linux, ops: &[Op]) -> Result<(), KernelEr
         _ => None,
     });
     let keys: Vec<(bool, &'static Set, [u8; 4])> = keys.collect();
-    let changes: Vec<Change<'_>> = keys.iter().map(|(add, set, key)| Change { add: *add, set: *set, key, data: &[] }).collect();
+    let changes: Vec<Change<'_>> = keys.iter().map(|&(add, set, ref key)| Change { add, set, key, data: &[] }).collect();
     nft::change_in(&mut linux.host_rules, TABLE, &changes)
 }
 

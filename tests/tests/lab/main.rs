@@ -6,6 +6,7 @@ mod certificates;
 mod claims;
 mod containers;
 mod disaster;
+mod encrypted;
 mod faults;
 mod images;
 mod lifecycle;

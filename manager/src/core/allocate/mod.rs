@@ -2,9 +2,9 @@
 //! each node, and the epoch of the keys by which nodes encrypt.
 //!
 //! In: pools, networks, services and tasks, what nodes say of their hosts' routes, the time. Out: networks with VNI and subnet, tasks and
-//! services with addresses, the cluster with how far the search for either has come and with the epoch. An address belongs to its task until the task has ended
-//! and no lost node can still hold it, and rests after that; static ones (`ip`) belong to their service. Never: gives one address to two,
-//! changes one that was given, or reads an agent's clock.
+//! services with addresses, the cluster with how far the search for either has come and with the epoch. An address belongs to its task until
+//! the task has ended and no lost node can still hold it, and rests after that; static ones (`ip`) belong to their service. Never: gives one
+//! address to two, changes one that was given, or reads an agent's clock.
 
 mod holders;
 mod ipam;
