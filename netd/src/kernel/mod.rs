@@ -118,7 +118,7 @@ pub trait Kernel {
     /// Why nothing can be encrypted here; `None` when it can.
     fn no_encryption(&mut self) -> Option<String>;
 
-    /// The public keys of the tunnels, by epoch.
+    /// The public keys of the tunnels that are up, by epoch.
     fn public_keys(&mut self) -> Result<BTreeMap<u64, PublicKey>, KernelError>;
 
     /// Where the host itself sends packets to, by all of its tables.

@@ -260,11 +260,12 @@ pub(super) fn observe(linux: &mut Linux) -> Result<(BTreeMap<String, Tunnel>, bo
     Ok((tunnels, routes.contains(&(TUNNELLED, None))))
 }
 
-/// The public keys of our tunnels, by epoch.
+/// The public keys of our tunnels that are up, by epoch.
 pub(super) fn public_keys(linux: &mut Linux) -> Result<BTreeMap<u64, PublicKey>, KernelError> {
     let mut keys = BTreeMap::new();
     for name in DEVICES {
-        let Some(epoch) = apply::get_device(&mut linux.host, name)?.as_ref().and_then(epoch_of) else { continue };
+        let device = apply::get_device(&mut linux.host, name)?.filter(|device| device.up);
+        let Some(epoch) = device.as_ref().and_then(epoch_of) else { continue };
         keys.extend(linux.wireguard.device(name)?.and_then(|seen| seen.public).map(|key| (epoch, key)));
     }
     Ok(keys)
