@@ -19,6 +19,7 @@
 //! - A service's virtual address leads to those of its endpoints that the picture calls serving, and, of those here, that are attached. A
 //!   connection keeps its endpoint; what is in force when `ApplyView` answers holds for the next one.
 //! - `Detach` takes the addresses away at once, and the names with them; the namespace ends with its last process.
+//! - `Dump` and `Trace` change nothing. What a dump calls wanted and what it calls held are equal, line by line, when all is well.
 //! - netd may be killed and started at any moment: packets, devices and namespaces stay, DNS is back within some 30 ms.
 //! - The run directory ends with a reboot and the pods with it; the picture in the state directory is in force again at once.
 //! - A connection to an endpoint whose node is down, by the managers' word and because it answers no ping of this node, is reset.

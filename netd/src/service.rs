@@ -76,6 +76,16 @@ impl Netd for Service {
     async fn status(&self, _: Request<v1::NetdStatusRequest>) -> Result<Response<v1::NetdStatusResponse>, Status> {
         Ok(Response::new(self.ask(|reply| Command::Status { reply }).await?))
     }
+
+    async fn dump(&self, request: Request<v1::DumpRequest>) -> Result<Response<v1::DumpResponse>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(self.ask(|reply| Command::Dump { request, reply }).await??))
+    }
+
+    async fn trace(&self, request: Request<v1::TraceRequest>) -> Result<Response<v1::TraceResponse>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(self.ask(|reply| Command::Trace { request, reply }).await??))
+    }
 }
 
 impl From<Refusal> for Status {

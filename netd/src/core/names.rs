@@ -121,6 +121,20 @@ impl NetworkNames {
         Self { suffix, subnet: network.subnet, internal: network.internal, names, last_labels, pointers }
     }
 
+    /// `<network>.internal`.
+    pub fn zone(&self) -> &str {
+        self.suffix.trim_start_matches('.')
+    }
+
+    /// Every name in full with its addresses, and every address that has a name with that.
+    pub fn answers(&self) -> impl Iterator<Item = (String, String)> {
+        let name = move |(name, addresses): (&String, &Vec<Ipv4Addr>)| {
+            let addresses: Vec<String> = addresses.iter().map(Ipv4Addr::to_string).collect();
+            (format!("{name}{}", self.suffix), addresses.join(" "))
+        };
+        self.names.iter().map(name).chain(self.pointers.iter().map(|(ip, name)| (ip.to_string(), name.clone())))
+    }
+
     fn addresses(&self, name: &str) -> Option<&Vec<Ipv4Addr>> {
         self.names.get(name).or_else(|| name.strip_suffix(self.suffix.as_str()).and_then(|short| self.names.get(short)))
     }

@@ -33,6 +33,8 @@ mod view;
 
 mod attach;
 
+mod look;
+
 /// Problems told of one kind; the rest are counted.
 const PROBLEMS_MAX: usize = 20;
 
@@ -82,6 +84,14 @@ pub enum Command {
     },
     Status {
         reply: oneshot::Sender<v1::NetdStatusResponse>,
+    },
+    Dump {
+        request: v1::DumpRequest,
+        reply: oneshot::Sender<Result<v1::DumpResponse, Refusal>>,
+    },
+    Trace {
+        request: v1::TraceRequest,
+        reply: oneshot::Sender<Result<v1::TraceResponse, Refusal>>,
     },
     /// A second has passed.
     Tick,
@@ -219,6 +229,8 @@ impl<K: Kernel> Owner<K> {
             Command::Leave { task_id, reply } => drop(reply.send(self.leave(&task_id))),
             Command::Detach { task_id, linger_ms, reply } => drop(reply.send(self.detach(&task_id, linger_ms))),
             Command::Status { reply } => drop(reply.send(self.status())),
+            Command::Dump { request, reply } => drop(reply.send(self.dump(&request))),
+            Command::Trace { request, reply } => drop(reply.send(self.trace(&request))),
             Command::Tick => self.tick(),
         }
     }

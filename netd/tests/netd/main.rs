@@ -20,4 +20,6 @@ mod properties;
 
 mod rules;
 
+mod audit;
+
 mod figures;

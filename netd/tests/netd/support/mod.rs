@@ -337,6 +337,15 @@ impl Host {
         self.call(async |mut client| Ok(client.status(v1::NetdStatusRequest {}).await?.into_inner()))
     }
 
+    pub fn dump(&self, request: v1::DumpRequest) -> Result<v1::DumpResponse, Status> {
+        self.call(async |mut client| Ok(client.dump(request).await?.into_inner()))
+    }
+
+    pub fn trace(&self, task: &str, target: &str) -> Result<v1::TraceResponse, Status> {
+        let request = v1::TraceRequest { task_id: task.to_owned(), target: target.to_owned() };
+        self.call(async |mut client| Ok(client.trace(request).await?.into_inner()))
+    }
+
     /// Runs `work` in a pod (or in `router`).
     pub fn inside<T: Send + 'static>(&self, pin: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
         let path = self.run_dir().join("netns").join(pin);
