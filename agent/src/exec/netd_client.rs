@@ -9,7 +9,8 @@ use prost::Message;
 use rcluster_api::id::TaskId;
 use rcluster_api::wire::v1::netd_client::NetdClient;
 use rcluster_api::wire::v1::{
-    AttachRequest, AttachResponse, DetachRequest, LeaveRequest, NetView, NetdStatusRequest, NetdStatusResponse, NodeNetwork,
+    AttachRequest, AttachResponse, DetachRequest, DumpRequest, DumpResponse, LeaveRequest, NetView, NetdStatusRequest, NetdStatusResponse,
+    NodeNetwork, TraceRequest, TraceResponse,
 };
 use rcluster_base::backoff::Backoff;
 use rcluster_base::ledger;
@@ -18,7 +19,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 use tracing::{info, warn};
 
 use crate::place::Places;
@@ -83,7 +84,7 @@ impl Netd {
         });
         // The address is not used: the connector knows the socket.
         let channel = Endpoint::from_static("http://netd").connect_with_connector_lazy(connect);
-        let client = NetdClient::new(channel).max_encoding_message_size(VIEW_BYTES_MAX);
+        let client = NetdClient::new(channel).max_encoding_message_size(VIEW_BYTES_MAX).max_decoding_message_size(VIEW_BYTES_MAX);
         let (view, applied, network) = (watch::Sender::new(view), watch::Sender::default(), watch::Sender::new(None));
         Ok(Self { socket, client, view, applied, network, kept })
     }
@@ -205,6 +206,22 @@ impl Netd {
         let mut client = self.client.clone();
         let answer = timeout(CALL, client.detach(request)).await;
         answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))).map(drop).map_err(|status| self.error(&status))
+    }
+
+    /// What netd holds and is to hold.
+    pub async fn dump(&self, request: DumpRequest) -> Result<DumpResponse, NetdError> {
+        let mut client = self.client.clone();
+        let answer = timeout(APPLY, client.dump(request)).await;
+        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
+        answer.map(Response::into_inner).map_err(|status| self.error(&status))
+    }
+
+    /// What becomes of a pod's packets.
+    pub async fn trace(&self, request: TraceRequest) -> Result<TraceResponse, NetdError> {
+        let mut client = self.client.clone();
+        let answer = timeout(CALL, client.trace(request)).await;
+        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
+        answer.map(Response::into_inner).map_err(|status| self.error(&status))
     }
 
     async fn apply(&self, view: &NetView) -> Result<(), NetdError> {

@@ -139,9 +139,10 @@ impl Manager {
         self.relay(task, relay_open::Kind::Exec(RelayExec { args, ..RelayExec::default() }));
     }
 
-    fn relay(&self, task: &str, kind: relay_open::Kind) {
+    /// Asks something of a task, or of the node itself.
+    pub fn relay(&self, task: &str, kind: relay_open::Kind) {
         let open = RelayOpen { target: "n1".into(), container: String::new(), kind: Some(kind) };
-        let command = RelayCommand { request_id: "0123456789relay".into(), task_id: task.into(), open: Some(open) };
+        let command = RelayCommand { request_id: "0123456789relay".into(), task_id: task.into(), open: Some(open), view: None };
         let message = ManagerMessage { kind: Some(manager_message::Kind::Relay(command)) };
         self.shared.commands.send(message).expect("a session");
     }
