@@ -6,6 +6,7 @@
 pub mod access;
 mod data;
 pub mod once;
+mod pools;
 mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,6 +90,8 @@ pub enum Request {
         token_digest: String,
         expires_at_ms: u64,
     },
+    /// From these subnets are chosen too, each with the prefix of the subnets.
+    AddPools(Vec<(Ipv4Net, u8)>),
 }
 
 impl Request {
@@ -110,7 +113,8 @@ impl Request {
             | Self::RotateAuthority { .. }
             | Self::DropAuthorities
             | Self::SetUnlockKey { .. }
-            | Self::CreateUser { .. } => Vec::new(),
+            | Self::CreateUser { .. }
+            | Self::AddPools(_) => Vec::new(),
         }
     }
 
@@ -201,6 +205,7 @@ fn answer(state: &State, request: Request, ctx: &mut Ctx) -> Result<(ChangeSet, 
             let (changes, id) = access::create_user(state, &name, role, token_digest, expires_at_ms, ctx)?;
             Ok((changes, Answer::UserCreated(id)))
         }
+        Request::AddPools(more) => Ok((pools::add(state, &more)?, Answer::Done)),
     }
 }
 
@@ -426,7 +431,7 @@ fn check_subnet(state: &State, spec: &NetworkSpec, subnets: &[(String, Ipv4Net)]
     match allocate::collision(state, subnet) {
         Some(why) => refused(
             ErrorCode::Invalid,
-            why,
+            format!("subnet {subnet} {why}"),
             "choose another subnet, or leave it out and one is chosen; rclusterctl get node NAME -o json shows a node's routes",
         ),
         None => Ok(()),

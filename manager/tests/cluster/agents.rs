@@ -73,7 +73,7 @@ impl Agent {
 }
 
 /// What its manager asks an agent for, of what is wanted.
-async fn asked<T>(told: &mut Streaming<v1::ManagerMessage>, wanted: impl Fn(Kind) -> Option<T>) -> Option<T> {
+pub async fn asked<T>(told: &mut Streaming<v1::ManagerMessage>, wanted: impl Fn(Kind) -> Option<T>) -> Option<T> {
     let asked = async {
         while let Ok(Some(message)) = told.message().await {
             if let Some(found) = message.kind.and_then(&wanted) {
