@@ -92,7 +92,7 @@ fn managers_that_do_not_answer_are_named() {
 fn what_is_not_built_yet_is_refused_by_name() {
     for (line, verb) in [
         ("run web.1 -- sh", "run"),
-        ("network create f", "network create"),
+        ("lab loss n1 20%", "lab loss"),
         ("get volumes", "get volumes"),
         ("image build .", "image build"),
     ] {
