@@ -413,3 +413,33 @@ fn a_trace_is_of_a_pod_that_is_here() {
     assert_eq!(trace("t2", "web").unwrap_err().to_string(), "task t2 is not attached on this node");
     assert!(matches!(trace("t1", ""), Err(Refusal::Invalid(_))));
 }
+
+#[test]
+fn what_is_wrong_with_paths_and_with_connection_tracking_is_told() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    let (reply, mut due) = oneshot::channel();
+    owner.handle(Command::Paths { reply });
+    let (asked, mtu) = due.try_recv().unwrap();
+    let addresses: Vec<String> = asked.iter().map(ToString::to_string).collect();
+    assert_eq!((addresses.join(" "), mtu), ("10.90.0.102 10.90.0.103".to_owned(), 1500));
+    let narrow = BTreeSet::from([Ipv4Addr::new(10, 90, 0, 103)]);
+    owner.handle(Command::Narrow { asked, narrow });
+    let conditions = |owner: &mut Owner<Fake>| owner.status().network.unwrap().conditions;
+    let told = conditions(&mut owner);
+    assert!(told.len() == 1 && told[0].starts_with("packets of 1500 bytes do not reach 10.90.0.103, "), "{told:?}");
+    let flow = |id: u32| Flow {
+        transport: Transport::Tcp,
+        source: (Ipv4Addr::new(10, 128, 0, 9), 4000),
+        destination: (Ipv4Addr::new(192, 0, 2, 1), 80),
+        server: Ipv4Addr::new(192, 0, 2, 1),
+        id,
+    };
+    owner.kernel.flows = (0..81).map(flow).collect();
+    assert_eq!(conditions(&mut owner).len(), 1, "not before the regular check");
+    owner.check();
+    assert!(conditions(&mut owner)[1].starts_with("more than 80 % of the 100 connections"), "{:?}", conditions(&mut owner));
+    owner.kernel.flows.truncate(80);
+    owner.check();
+    assert_eq!(conditions(&mut owner).len(), 1);
+}

@@ -1,5 +1,6 @@
 //! netd: see the crate's documentation.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
@@ -21,20 +22,23 @@ use rcluster_netd::dns::forward::Forwarder;
 use rcluster_netd::dns::{Shared, server};
 use rcluster_netd::drive::{Command, Owner, Parts};
 use rcluster_netd::kernel::linux::Linux;
-use rcluster_netd::kernel::{Kernel, host};
+use rcluster_netd::kernel::{Kernel, echo, host};
 use rcluster_netd::service::{Service, listen};
 use rcluster_netd::store::Store;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 /// Commands that may wait for the owner.
 const COMMANDS_MAX: usize = 64;
 
 /// The owner's sense of time.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How often the owner is asked whose paths are to be looked at.
+const PATHS: Duration = Duration::from_secs(5);
 
 /// Open files: three for each foreign question, one for each connection, and what the kernel is spoken to with.
 const OPEN_FILES: u64 = 4096;
@@ -97,9 +101,45 @@ async fn serve(socket: &Path, commands: mpsc::Sender<Command>, dns: impl Future<
     tokio::select! {
         served = Server::builder().add_service(service).serve_with_incoming(UnixListenerStream::new(listener)) => served.context("serve"),
         served = dns => served.context("serve DNS over TCP"),
+        () = look_at_paths(commands.clone()) => bail!("the dataplane's owner has ended"),
         () = tick(commands) => bail!("the dataplane's owner has ended"),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+    }
+}
+
+/// Has paths to other nodes looked at beside the owner, who waits for nobody. Ends when the owner does.
+async fn look_at_paths(commands: mpsc::Sender<Command>) {
+    let mut looks = tokio::time::interval(PATHS);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        let (reply, due) = oneshot::channel();
+        if commands.send(Command::Paths { reply }).await.is_err() {
+            return;
+        }
+        let Ok((asked, mtu)) = due.await else { return };
+        if asked.is_empty() {
+            continue;
+        }
+        let nodes = asked.clone();
+        let narrow = match tokio::task::spawn_blocking(move || echo::narrow(&nodes, mtu)).await {
+            Ok(Ok(narrow)) => narrow,
+            Ok(Err(error)) => {
+                warn!(%error, "the paths to other nodes could not be looked at");
+                BTreeSet::new()
+            }
+            Err(error) => {
+                warn!(%error, "the look at the paths to other nodes panicked");
+                BTreeSet::new()
+            }
+        };
+        if !narrow.is_empty() {
+            warn!(nodes = ?narrow, mtu, "paths do not carry packets as large as this host sends");
+        }
+        if commands.send(Command::Narrow { asked, narrow }).await.is_err() {
+            return;
+        }
     }
 }
 

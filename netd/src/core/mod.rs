@@ -4,7 +4,7 @@
 //! host needs for the way out (`uplink`), which operations lead from what the kernel holds to that (`plan`), which connections it is to
 //! forget (`flows`), what a question about a name is answered with (`names`), what others are asked, believed (`foreign`) and remembered
 //! of (`cache`), how much of the resolver one pod may have (`shares`), what is told of the host's own routes (`routes`), of all that is held
-//! and wanted (`dump`), and of a packet's way (`trace`).
+//! and wanted (`dump`), of a packet's way (`trace`), and of paths to other nodes (`paths`).
 //! In: a `Picture`, the `Attachment`s, the node's underlay address and MTU, the observed `Dataplane`. Out: `Dataplane`, `Plan`, `Zone`.
 //! Never: await, clocks, randomness, IO, locks or maps with random order.
 
@@ -37,3 +37,5 @@ pub mod routes;
 pub mod dump;
 
 pub mod trace;
+
+pub mod paths;

@@ -6,7 +6,8 @@
 //! forgotten. Pictures are full and only rise; nothing is removed because one did not come. Never: waits for anyone but the kernel
 //! and the disk, and once, for 300 ms, for a node that is said to be down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,12 +20,13 @@ use tracing::{debug, info, warn};
 
 use crate::core::dataplane::{Dataplane, compile};
 use crate::core::flows;
-use crate::core::links::Underlay;
+use crate::core::links::{Underlay, VXLAN_OVERHEAD};
 use crate::core::names::{self, NetworkNames};
+use crate::core::paths::Paths;
 use crate::core::picture::{Attachment, Attachments, Picture};
 use crate::core::plan::{Op, Plan, plan};
 use crate::core::routes;
-use crate::core::uplink::conditions;
+use crate::core::uplink;
 use crate::dns::{Board, SharedBoard};
 use crate::kernel::{Kernel, KernelError, Pods};
 use crate::store::Store;
@@ -37,6 +39,9 @@ mod look;
 
 /// Problems told of one kind; the rest are counted.
 const PROBLEMS_MAX: usize = 20;
+
+/// So much of what connection tracking may have is little room left.
+const CROWDED_PERCENT: u64 = 80;
 
 /// Ticks between two regular checks.
 const CHECK_TICKS: u32 = 30;
@@ -93,6 +98,15 @@ pub enum Command {
         request: v1::TraceRequest,
         reply: oneshot::Sender<Result<v1::TraceResponse, Refusal>>,
     },
+    /// Whose paths are to be looked at now, and with packets of how many bytes.
+    Paths {
+        reply: oneshot::Sender<(BTreeSet<Ipv4Addr>, u16)>,
+    },
+    /// Those were looked at, and of them these do not carry such packets.
+    Narrow {
+        asked: BTreeSet<Ipv4Addr>,
+        narrow: BTreeSet<Ipv4Addr>,
+    },
     /// A second has passed.
     Tick,
 }
@@ -113,6 +127,9 @@ pub struct Owner<K> {
     /// Devices that the kernel is taking down with their pods' namespaces, with the ticks they have been given.
     leaving: BTreeMap<String, u32>,
     patience: Patience,
+    paths: Paths,
+    /// Connection tracking has little room left: so many connections it may have.
+    crowded: Option<u64>,
     repairs: u64,
     picture_problems: Vec<String>,
     kernel_problems: Vec<String>,
@@ -189,6 +206,8 @@ impl<K: Kernel> Owner<K> {
             held: Dataplane::default(),
             leaving: BTreeMap::new(),
             patience: Patience::FULL,
+            paths: Paths::default(),
+            crowded: None,
             repairs: 0,
             picture_problems: Vec::new(),
             kernel_problems: Vec::new(),
@@ -231,6 +250,8 @@ impl<K: Kernel> Owner<K> {
             Command::Status { reply } => drop(reply.send(self.status())),
             Command::Dump { request, reply } => drop(reply.send(self.dump(&request))),
             Command::Trace { request, reply } => drop(reply.send(self.trace(&request))),
+            Command::Paths { reply } => drop(reply.send((self.paths.due(&self.held.host.peers), self.underlay_mtu()))),
+            Command::Narrow { asked, narrow } => self.paths.found(&asked, &narrow),
             Command::Tick => self.tick(),
         }
     }
@@ -261,15 +282,25 @@ impl<K: Kernel> Owner<K> {
 
     /// What the managers are to know of this host.
     fn network(&mut self) -> v1::NodeNetwork {
-        let (routes, conditions) = match self.kernel.host_routes() {
+        let (routes, mut conditions) = match self.kernel.host_routes() {
             Ok(found) => (routes::told(found).iter().map(ToString::to_string).collect(), Vec::new()),
             Err(error) => (Vec::new(), vec![format!("the host's routes could not be read: {}", in_full(&error))]),
         };
+        conditions.extend(uplink::conditions(&self.held.host, &self.underlay));
+        conditions.extend(self.paths.conditions(self.underlay_mtu().into()));
+        conditions.extend(self.crowded.map(|max| {
+            format!("more than {CROWDED_PERCENT} % of the {max} connections that this host may track are in use: raise net.netfilter.nf_conntrack_max")
+        }));
         v1::NodeNetwork { mtu: self.underlay.overlay_mtu, routes, held_ports: Vec::new(), conditions }
     }
 
+    /// The size of the largest packets that the host's device sends.
+    fn underlay_mtu(&self) -> u16 {
+        u16::try_from(self.underlay.overlay_mtu + VXLAN_OVERHEAD).unwrap_or(u16::MAX)
+    }
+
     fn problems(&self) -> Vec<String> {
-        [bounded(&self.picture_problems), bounded(&self.kernel_problems), conditions(&self.held.host, &self.underlay)].concat()
+        [bounded(&self.picture_problems), bounded(&self.kernel_problems), uplink::conditions(&self.held.host, &self.underlay)].concat()
     }
 
     fn wanted(&self) -> Dataplane {
@@ -278,6 +309,7 @@ impl<K: Kernel> Owner<K> {
 
     fn tick(&mut self) {
         self.patience.ticks += 1;
+        self.paths.tick();
         for ticks in self.leaving.values_mut() {
             *ticks += 1;
         }
@@ -313,6 +345,9 @@ impl<K: Kernel> Owner<K> {
         if flows::any(&self.picture) {
             self.forget_stale();
         }
+        // A kernel that does not say, for it tracks nothing yet, has room.
+        let (tracked, max) = self.kernel.tracked().unwrap_or((0, 0));
+        self.crowded = (tracked.saturating_mul(100) > max.saturating_mul(CROWDED_PERCENT)).then_some(max);
     }
 
     /// Has connections forgotten that lead to where nothing of theirs is any more; what cannot be is tried again at the next check.

@@ -64,6 +64,10 @@ impl Kernel for Fake {
         Ok(1450)
     }
 
+    fn tracked(&mut self) -> Result<(u64, u64), KernelError> {
+        Ok((self.flows.len().try_into().unwrap_or(u64::MAX), 100))
+    }
+
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {
         Ok(Vec::new())
     }

@@ -214,6 +214,16 @@ impl Kernel for Linux {
         Ok(mtu.min(u32::from(u16::MAX)) - VXLAN_OVERHEAD)
     }
 
+    fn tracked(&mut self) -> Result<(u64, u64), KernelError> {
+        netns::inside(&self.pins.join(ROUTER), || {
+            let number = |name: &str| -> Result<u64, KernelError> {
+                let text = netns::sysctl(name)?;
+                text.parse().map_err(|_| KernelError::Decode { why: format!("{name} is {text:?}") })
+            };
+            Ok((number("netfilter/nf_conntrack_count")?, number("netfilter/nf_conntrack_max")?))
+        })
+    }
+
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {
         observe::host_routes(&mut self.host)
     }

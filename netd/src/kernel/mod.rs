@@ -23,7 +23,7 @@ pub mod nft;
 
 mod conntrack;
 
-mod echo;
+pub mod echo;
 
 pub mod netns;
 
@@ -111,6 +111,9 @@ pub trait Kernel {
 
     /// The MTU that is left for pods over the underlay as it is now.
     fn overlay_mtu(&mut self) -> Result<u32, KernelError>;
+
+    /// How many connections the router namespace tracks, and how many it may.
+    fn tracked(&mut self) -> Result<(u64, u64), KernelError>;
 
     /// Where the host itself sends packets to, by all of its tables.
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError>;

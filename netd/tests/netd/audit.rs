@@ -8,7 +8,7 @@ use rcluster_netd::core::rules::elements::SetName;
 use rcluster_netd::kernel::netlink::Netlink;
 use rcluster_netd::kernel::nft;
 
-use crate::support::{Host, Lab, network};
+use crate::support::{Host, Lab, eventually, network};
 
 const VXLAN: &str = "v4096";
 
@@ -117,4 +117,17 @@ fn a_trace_goes_the_way_that_packets_go() {
     assert_eq!(trace("web:80"), "delivered to task web.2 here at 10.128.0.2; or delivered to task web.3 behind 10.90.0.102 at 10.128.0.3");
     assert_eq!(trace("10.90.0.102"), "refused: 10.90.0.102 is a node, and pods do not reach nodes");
     lab.hosts[0].trace("t2", "web").unwrap_err();
+}
+
+#[test]
+fn a_path_that_drops_what_is_large_is_told_of() {
+    let lab = Lab::start(3);
+    lab.narrow(1, 1400);
+    let networks = [network("front", 0, &[("t1", 0, 2), ("t2", 1, 3), ("t3", 2, 4)])];
+    lab.apply(1, &networks);
+    let conditions = |index: usize| lab.hosts[index].status().unwrap().network.unwrap().conditions;
+    let told = "packets of 1500 bytes do not reach 10.90.0.102, smaller ones do: ";
+    eventually("the narrow path is told of", || conditions(0).iter().any(|condition| condition.starts_with(told)));
+    eventually("by all", || conditions(2).iter().any(|condition| condition.starts_with(told)));
+    assert_eq!((conditions(0).len(), conditions(2).len()), (1, 1));
 }

@@ -148,6 +148,15 @@ impl Lab {
         v1::NetView { term: 1, revision, node_id, nodes, networks, ..Default::default() }
     }
 
+    /// Has the wire drop what is larger than `mtu` on its way to the host at `index`, and say nothing.
+    pub fn narrow(&self, index: usize, mtu: u32) {
+        self.switch.run(move || {
+            let port = format!("host{}", index + 1);
+            let set = Command::new("ip").args(["link", "set", &port, "mtu", &mtu.to_string()]).status();
+            assert!(set.expect("the tests have iproute2").success(), "{port}");
+        });
+    }
+
     /// Gives every host the picture.
     pub fn apply(&self, revision: u64, networks: &[v1::NetworkView]) {
         for (index, host) in self.hosts.iter().enumerate() {
