@@ -2,6 +2,7 @@
 //!
 //! Labs take turns: two at once would measure each other.
 
+mod audit;
 mod certificates;
 mod claims;
 mod containers;
