@@ -419,7 +419,7 @@ fn check_subnet(state: &State, spec: &NetworkSpec, subnets: &[(String, Ipv4Net)]
             Some(why) => refused(
                 ErrorCode::Conflict,
                 format!("no subnet is free for network {}: {why}", spec.name),
-                "remove a network, or give this one a subnet of its own outside of the pool",
+                "add a pool: rclusterctl network pool add CIDR; or remove a network, or give this one a subnet of its own",
             ),
             None => Ok(()),
         };
