@@ -88,7 +88,7 @@ fn show(out: Out, nodes: Vec<NodeJson>, found: &[Difference]) -> Result<(), CliE
         node.problems.iter().try_for_each(|problem| output::talk(&format!("{}: netd says: {problem}", node.node)))?;
     }
     output::data(&found.iter().map(|difference| format!("{difference}\n")).collect::<String>())?;
-    if found.is_empty() {
+    if found.is_empty() && !nodes.is_empty() {
         let names: Vec<&str> = nodes.iter().map(|node| node.node.as_str()).collect();
         output::talk(&format!("as wanted: {}", names.join(", ")))?;
     }

@@ -1,6 +1,5 @@
 //! `check`: what is wrong with managers, nodes and their networks, as they tell it themselves.
 
-use rcluster_api::network::NodeNetwork;
 use rcluster_api::object::{Kind, Node, NodeState, Object};
 use rcluster_api::rest::ClusterJson;
 use rcluster_api::wire::v1;
@@ -63,9 +62,7 @@ fn faults(cluster: &ClusterJson, nodes: &[Node], pools: &[v1::PoolStatus]) -> Ve
         }
         match &node.description.network {
             None => say(node.name(), "its netd has not told of its network: look whether rcluster-netd runs there".to_owned()),
-            Some(NodeNetwork { conditions, mtu: _, routes: _, held_ports: _ }) => {
-                conditions.iter().for_each(|condition| say(node.name(), condition.clone()));
-            }
+            Some(network) => network.conditions.iter().for_each(|condition| say(node.name(), condition.clone())),
         }
     }
     for pool in pools.iter().filter(|pool| pool.free == 0) {
@@ -80,6 +77,7 @@ fn because(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rcluster_api::network::NodeNetwork;
     use rcluster_api::object::{Availability, NodeDescription, Stamp};
     use rcluster_api::rest::ManagerJson;
 

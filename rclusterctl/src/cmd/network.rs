@@ -33,7 +33,7 @@ pub async fn create(mut session: Session, out: Out, args: NetworkCreate) -> Resu
         }
         None => None,
     };
-    let spec = NetworkSpec { name: name.clone(), stack: String::new(), labels: label.into_iter().collect(), subnet, internal };
+    let spec = NetworkSpec { name: name.clone(), labels: label.into_iter().collect(), subnet, internal, ..NetworkSpec::default() };
     let spec = Spec::Network(spec);
     validate::check(&spec)?;
     let all = session.list(Kind::Network, "", "").await?;
