@@ -86,6 +86,29 @@ fn subnets_pass_by_nodes_and_what_their_hosts_reach_by_routes_of_their_own() {
 }
 
 #[test]
+fn a_pool_that_is_added_is_chosen_from_when_those_before_it_are_used_up() {
+    let mut world = World::new(1);
+    joins(&mut world, &registration("n1", "192.0.2.7", &["10.128.0.0/9"]));
+    let refused = world.request(network("a", None)).unwrap_err();
+    let expected = "subnet: no subnet is free for network a: pool 10.128.0.0/9 has 0 of 32768 subnets free, beside route 10.128.0.0/9 of node n1 \
+                    (add a pool: rclusterctl network pool add CIDR; or remove a network, or give this one a subnet of its own)";
+    assert_eq!(refused, expected);
+    world.request(Request::AddPools(vec![("10.64.0.0/27".parse().unwrap(), 28)])).unwrap();
+    assert!(world.state.events().values().any(|event| event.reason == "PoolAdded"), "people are told");
+    for (name, subnet) in [("a", "10.64.0.0/28"), ("b", "10.64.0.16/28")] {
+        world.network(name);
+        assert_eq!(numbers(&world, name).1, subnet);
+    }
+    let refused = world.request(network("c", None)).unwrap_err();
+    assert!(refused.contains("; pool 10.64.0.0/27 has 0 of 2 subnets free (add a pool"), "{refused}");
+    joins(&mut world, &registration("n1", "192.0.2.7", &[]));
+    world.network("c");
+    assert_eq!(numbers(&world, "c").1, "10.128.0.0/24", "the first pool comes first");
+    let refused = world.request(Request::AddPools(vec![("10.64.0.0/16".parse().unwrap(), 24)])).unwrap_err();
+    assert!(refused.starts_with("add[0].cidr: pool 10.64.0.0/16 overlaps pool 10.64.0.0/27 (choose another range"), "{refused}");
+}
+
+#[test]
 fn a_node_within_a_network_is_refused_and_one_with_a_route_into_it_gets_no_task_on_it() {
     let mut world = World::new(1);
     world.request(network("lab", Some("10.77.0.0/24"))).unwrap();
