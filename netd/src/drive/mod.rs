@@ -289,7 +289,10 @@ impl<K: Kernel> Owner<K> {
         conditions.extend(uplink::conditions(&self.held.host, &self.underlay));
         conditions.extend(self.paths.conditions(self.underlay_mtu().into()));
         conditions.extend(self.crowded.map(|max| {
-            format!("more than {CROWDED_PERCENT} % of the {max} connections that this host may track are in use: raise net.netfilter.nf_conntrack_max")
+            format!(
+                "more than {CROWDED_PERCENT} % of the {max} connections that this host may track are in use: raise the sysctl \
+                 net.netfilter.nf_conntrack_max"
+            )
         }));
         v1::NodeNetwork { mtu: self.underlay.overlay_mtu, routes, held_ports: Vec::new(), conditions }
     }
