@@ -230,7 +230,74 @@ pub async fn pool(mut session: Session, out: Out, command: PoolCommand) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use rcluster_api::object::{ServiceVip, Stamp, TaskNetwork, TaskStatus};
+    use rcluster_api::spec::{ServiceSpec, TaskTemplate};
+
     use super::*;
+
+    /// On `lab` at an address; written last at second 100.
+    fn task(name: &str, ip: [u8; 4], state: TaskState) -> Task {
+        let attached = TaskNetwork { network_id: "lab".into(), network: "lab".to_owned(), ip: ip.into(), aliases: vec!["www".to_owned()] };
+        Task {
+            id: name.into(),
+            stamp: Stamp { version: 1, created_at_ms: 0, updated_at_ms: 100_000 },
+            service_id: "web".into(),
+            service: "web".to_owned(),
+            stack: String::new(),
+            slot: 1,
+            name: name.to_owned(),
+            template: TaskTemplate::default(),
+            spec_version: 1,
+            desired_state: TaskState::Running,
+            restarts: 0,
+            restarts_in_window: 0,
+            window_start_ms: 0,
+            start_after_ms: 0,
+            node_id: Some("n1".into()),
+            node: "n1".to_owned(),
+            networks: vec![attached],
+            status: TaskStatus { state, message: String::new(), since_ms: 0, containers: Vec::new(), ending: false },
+            leave_ms: 0,
+        }
+    }
+
+    #[test]
+    fn addresses_are_told_with_who_has_them_and_rest_for_a_minute() {
+        let spec = NetworkSpec { name: "lab".to_owned(), ..NetworkSpec::default() };
+        let subnet = Some("10.128.3.0/29".parse().unwrap());
+        let stamp = Stamp::default();
+        let network = Network { id: "lab".into(), stamp, spec, vni: Some(4096), subnet, ip_cursor: 0, removing: false };
+        let spec = serde_json::json!({"containers": [{"image": "a"}], "networks": [{"network": "lab", "aliases": ["www"]}]});
+        let spec = ServiceSpec { name: "web".to_owned(), ..serde_json::from_value(spec).unwrap() };
+        let vip = ServiceVip { network_id: "lab".into(), network: "lab".to_owned(), ip: [10, 128, 3, 6].into() };
+        let service = Service { id: "web".into(), stamp, spec, spec_version: 1, removing: false, vips: vec![vip] };
+        let tasks = [
+            task("web.1", [10, 128, 3, 4], TaskState::Running),
+            task("web.2", [10, 128, 3, 2], TaskState::Orphaned),
+            task("web.3", [10, 128, 3, 3], TaskState::Failed),
+        ];
+        let pool = v1::PoolStatus { cidr: "10.128.0.0/9".to_owned(), prefix: 24, subnets: 1, free: 0 };
+        let at = |now_ms: u64| inspected(&network, &tasks, std::slice::from_ref(&service), std::slice::from_ref(&pool), now_ms);
+        let lines = |inspected: &Inspected| -> Vec<String> {
+            let line = |address: &Address| {
+                let Address { ip, kind, name, id: _, node, state, aliases } = address;
+                format!("{ip} {kind} {name} {node} {state} {}", aliases.join(","))
+            };
+            inspected.addresses.iter().map(line).collect()
+        };
+        let resting = at(159_999);
+        assert_eq!((&resting.usage, resting.pool.as_deref()), (&Usage { used: 3, resting: 1, size: 5 }, Some("10.128.0.0/9")));
+        assert_eq!(
+            lines(&resting),
+            [
+                "10.128.3.2 task web.2 n1 orphaned www",
+                "10.128.3.3 task web.3 n1 resting www",
+                "10.128.3.4 task web.1 n1 running www",
+                "10.128.3.6 service web   www",
+            ]
+        );
+        assert_eq!(at(160_000).usage, Usage { used: 3, resting: 0, size: 5 });
+    }
 
     #[test]
     fn a_range_holds_what_begins_with_its_bits() {
