@@ -27,7 +27,7 @@ use ipnet::Ipv4Net;
 /// The zone under which every network has its own.
 pub const ZONE: &str = "internal";
 
-/// The addresses of all networks.
+/// The addresses of all networks of managers that do not tell.
 const POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 128, 0, 0), 9);
 
 /// Addresses that mean something on one link only (RFC 6303), ours among them.
@@ -67,6 +67,8 @@ pub struct NetworkNames {
     last_labels: BTreeSet<String>,
     /// Full names of serving endpoints, and of services with an address of their own.
     pointers: BTreeMap<Ipv4Addr, String>,
+    /// The addresses of all networks, as far as the managers tell.
+    pools: BTreeSet<Ipv4Net>,
 }
 
 /// The networks whose names an asker sees.
@@ -79,7 +81,8 @@ pub fn search<'a>(networks: impl Iterator<Item = &'a Network>) -> Vec<String> {
 
 /// Each network's names, by network id.
 pub fn networks(picture: &Picture, attachments: &Attachments) -> BTreeMap<String, Arc<NetworkNames>> {
-    picture.networks.iter().map(|(id, network)| (id.clone(), Arc::new(NetworkNames::new(network, attachments)))).collect()
+    let names = |network| Arc::new(NetworkNames::of(picture, network, attachments));
+    picture.networks.iter().map(|(id, network)| (id.clone(), names(network))).collect()
 }
 
 /// What each pod here sees, by task id.
@@ -91,8 +94,12 @@ pub fn sights(networks: &BTreeMap<String, Arc<NetworkNames>>, attachments: &Atta
 }
 
 impl NetworkNames {
-    /// The names of `network` while these pods are here.
-    pub fn new(network: &Network, attachments: &Attachments) -> Self {
+    /// The names of a network of `picture` while these pods are here.
+    pub fn of(picture: &Picture, network: &Network, attachments: &Attachments) -> Self {
+        Self { pools: picture.pools.clone(), ..Self::new(network, attachments) }
+    }
+
+    fn new(network: &Network, attachments: &Attachments) -> Self {
         let suffix = format!(".{}.{ZONE}", network.name);
         let mut names: BTreeMap<String, Vec<Ipv4Addr>> = network.names.iter().map(|name| (name.clone(), Vec::new())).collect();
         let mut pointers = BTreeMap::new();
@@ -118,7 +125,7 @@ impl NetworkNames {
         }
         names.extend(virtuals.into_iter().map(|(name, ips)| (name.clone(), ips)));
         let last_labels = names.keys().filter_map(|name| name.rsplit_once('.')).map(|(_, last)| last.to_owned()).collect();
-        Self { suffix, subnet: network.subnet, internal: network.internal, names, last_labels, pointers }
+        Self { suffix, subnet: network.subnet, internal: network.internal, names, last_labels, pointers, pools: BTreeSet::new() }
     }
 
     /// `<network>.internal`.
@@ -200,7 +207,8 @@ fn is_ours(name: &str) -> bool {
 fn lookup_address(sight: &[Arc<NetworkNames>], name: &str, kind: Kind) -> Answer {
     let (range, is_whole) = reversed(name);
     let Some(network) = sight.iter().find(|network| network.subnet.contains(&range)) else {
-        return if POOL.contains(&range) || LINK_LOCAL.contains(&range) { Answer::Refused } else { foreign(sight) };
+        let mut pools = sight.iter().flat_map(|network| &network.pools).chain([&POOL, &LINK_LOCAL]);
+        return if pools.any(|pool| pool.contains(&range)) { Answer::Refused } else { foreign(sight) };
     };
     match (network.pointers.get(&range.addr()), kind) {
         _ if !is_whole => Answer::Refused,
@@ -384,6 +392,11 @@ mod tests {
             check(name, Kind::Pointer, "Refused");
         }
         check("lb._dns-sd._udp.0.0.128.10.in-addr.arpa", Kind::Pointer, "Refused");
+        let picture = Picture { pools: ["192.168.0.0/20".parse().unwrap()].into(), ..Picture::default() };
+        let sight = [Arc::new(NetworkNames::of(&picture, &network("front", 0), &Attachments::new()))];
+        for (name, answer) in [("9.9.168.192.in-addr.arpa", Answer::Refused), ("9.99.168.192.in-addr.arpa", Answer::Foreign)] {
+            assert_eq!(lookup(&sight, name, Kind::Pointer), answer, "{name}");
+        }
     }
 
     #[test]
