@@ -33,10 +33,11 @@ pub fn register(state: &State, registration: &Registration, now_ms: u64) -> Resu
     check(state, registration)?;
     let mut changes = ChangeSet::default();
     let known = state.nodes().get(id);
+    let told = description.network.clone().map(NodeNetwork::bounded);
     let node = match known {
         Some(known) => {
             // An agent whose netd has not told it yet does not know less than before.
-            let network = description.network.clone().or_else(|| known.description.network.clone());
+            let network = told.or_else(|| known.description.network.clone());
             let description = NodeDescription { network, ..description.clone() };
             let mut node = Node { description, incarnation: *incarnation, ..(**known).clone() };
             if node.state != NodeState::Ready {
@@ -49,7 +50,7 @@ pub fn register(state: &State, registration: &Registration, now_ms: u64) -> Resu
         None => Node {
             id: id.clone(),
             stamp: Stamp::default(),
-            description: description.clone(),
+            description: NodeDescription { network: told, ..description.clone() },
             availability: Availability::Active,
             labels: BTreeMap::new(),
             state: NodeState::Ready,
@@ -86,8 +87,9 @@ pub fn register(state: &State, registration: &Registration, now_ms: u64) -> Resu
 /// What to write when a node's host has another network than it had.
 pub fn network(state: &State, id: &NodeId, network: &NodeNetwork) -> ChangeSet {
     let mut changes = ChangeSet::default();
-    let Some(known) = state.nodes().get(id).filter(|known| known.description.network.as_ref() != Some(network)) else { return changes };
-    let description = NodeDescription { network: Some(network.clone()), ..known.description.clone() };
+    let network = Some(network.clone().bounded());
+    let Some(known) = state.nodes().get(id).filter(|known| known.description.network != network) else { return changes };
+    let description = NodeDescription { network, ..known.description.clone() };
     let node = Node { description, ..(**known).clone() };
     changes.notes.extend(allocate::crossed(state, &node).first().map(|crossed| crossing(&node, *crossed)));
     changes.puts.push(Object::Node(node));
