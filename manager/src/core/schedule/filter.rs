@@ -76,7 +76,7 @@ pub fn check(task: &Task, ports: &[NodePort], room: &Room<'_>) -> Result<(), Ref
     {
         return Err(Refusal::MaxPerNode(most));
     }
-    if let Some(port) = ports.iter().find(|port| room.ports.contains_key(port)) {
+    if let Some(port) = ports.iter().find(|port| room.ports.contains_key(*port)) {
         return Err(Refusal::Port(*port));
     }
     let needed = task.reserved();
