@@ -144,6 +144,18 @@ fn a_task_goes_where_its_port_is_free_and_waits_with_the_names_of_who_has_it() {
 }
 
 #[test]
+fn of_many_nodes_whose_port_is_taken_three_are_named() {
+    let mut world = two_nodes();
+    for name in ["n3", "n4", "n5"] {
+        world.node(name, &[]);
+    }
+    world.service("web", web(5, &own(80)));
+    world.service("other", web(1, &own(80)));
+    let expected = "0/5 nodes fit other.1: 5 have tcp port 80 taken (n1: web.1, n2: web.2, n3: web.3, and 2 more)";
+    assert!(world.picture().contains(expected), "{}", world.picture());
+}
+
+#[test]
 fn a_port_of_the_tasks_nodes_is_refused_where_a_task_of_another_service_has_it() {
     let mut world = two_nodes();
     world.service("a", web(2, &own(80)));
@@ -188,6 +200,31 @@ fn who_publishes_the_port_of_ssh_is_told_once() {
         world.service("git", web(replicas, &json!(["22:22"])));
         assert_eq!(told(&world), ["git: publishes tcp port 22: a node whose sshd listens there does not open it for the service"]);
     }
+}
+
+#[test]
+fn a_program_that_has_a_published_port_is_told_of_once() {
+    let mut world = two_nodes();
+    world.service("web", web(1, &json!(["80-81:80-81"])));
+    world.service("own", web(1, &own(82)));
+    world.settle();
+    let told = |world: &World| -> Vec<String> {
+        let events = world.state.events().values().filter(|event| event.reason == "PortHeld");
+        events.map(|event| format!("{}: {}", event.object, event.message)).collect()
+    };
+    let held = |ports: &[u16]| NodeNetwork {
+        held_ports: ports.iter().map(|port| HeldPort { protocol: Protocol::Tcp, port: *port, by: "nginx (pid 812)".to_owned() }).collect(),
+        ..NodeNetwork::default()
+    };
+    assert_eq!(world.task("own.1").node, "n2");
+    tell(&mut world, "n1", &held(&[79, 82]));
+    assert!(told(&world).is_empty(), "nobody is to be reached there");
+    for mtu in [1400, 1450] {
+        tell(&mut world, "n1", &NodeNetwork { mtu, ..held(&[79, 81, 82]) });
+        assert_eq!(told(&world), ["n1: tcp port 81 is held there by nginx (pid 812): it is not opened for service web"]);
+    }
+    tell(&mut world, "n2", &held(&[82]));
+    assert_eq!(told(&world)[1], "n2: tcp port 82 is held there by nginx (pid 812): it is not opened for service own");
 }
 
 #[test]
