@@ -1,8 +1,14 @@
 //! Published ports: who has them, who does not get them, and where tasks go that have one of their node.
 
-use rcluster_api::network::{HeldPort, NodeNetwork, Protocol};
-use rcluster_api::object::{Kind, NodeDescription};
+use std::collections::BTreeMap;
+
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rcluster_api::network::{HeldPort, NodeNetwork, NodePort, Port, Protocol};
+use rcluster_api::object::{Kind, NodeDescription, NodeState, Task};
 use rcluster_api::spec::{ServiceSpec, Spec};
+use rcluster_api::task::TaskState;
 use rcluster_manager::core::control::Request;
 use rcluster_manager::core::dispatch::netview::Networks;
 use rcluster_manager::core::members::Standing;
@@ -250,4 +256,67 @@ fn what_a_node_says_of_its_host_does_not_fill_the_state() {
         let kept = world.state.find_node(node).unwrap().description.network.clone();
         assert_eq!(kept, Some(said.clone().bounded()), "{node}");
     }
+}
+
+/// No port of all nodes is two services', and none of a node is that of two services' tasks there.
+fn check(world: &World, seed: u64) {
+    let mut of_nodes: BTreeMap<NodePort, (String, bool)> = BTreeMap::new();
+    for service in world.state.services().values() {
+        for (port, of_tasks) in service.spec.ports.iter().flat_map(Port::node_ports) {
+            if let Some((other, theirs)) = of_nodes.insert(port, (service.spec.name.clone(), of_tasks)) {
+                assert!(of_tasks && theirs, "seed {seed}: {port} is published by {other} and {}", service.spec.name);
+            }
+        }
+    }
+    let mut of_node = BTreeMap::new();
+    let stands = |task: &Task| task.status.state >= TaskState::Assigned && !task.status.state.is_terminal();
+    for task in world.state.tasks().values().filter(|task| stands(task)) {
+        let Some(service) = world.state.services().get(&task.service_id) else { continue };
+        for (port, _) in service.spec.ports.iter().flat_map(Port::node_ports).filter(|(_, of_tasks)| *of_tasks) {
+            let other = of_node.insert((task.node.clone(), port), task.service.clone());
+            assert!(other.is_none_or(|other| other == task.service), "seed {seed}: {port} of {}: {}", task.node, world.picture());
+        }
+    }
+}
+
+#[test]
+fn whatever_services_ask_for_and_whichever_nodes_fail_no_port_is_two_services() {
+    let (mut applied, mut refused) = (0, 0);
+    for seed in 0..100 {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut world = two_nodes();
+        world.node("n3", &[]);
+        for _ in 0..40 {
+            world.now_ms += rng.random_range(1..5_000);
+            let name = *["a", "b", "c"].choose(&mut rng).unwrap();
+            match rng.random_range(0..8) {
+                0..=3 => {
+                    let mut ports = Vec::new();
+                    for port in [80, 81, 82] {
+                        if rng.random_range(0..3) == 0 {
+                            let mode = if rng.random_range(0..4) == 0 { "ingress" } else { "host" };
+                            ports.push(json!({"target": 80, "published": port, "mode": mode}));
+                        }
+                    }
+                    let mut spec = web(rng.random_range(0..4), &json!(ports));
+                    spec["update"] = json!({"order": if rng.random() { "stop-first" } else { "start-first" }});
+                    spec["containers"][0]["image"] = json!(format!("web:{}", rng.random_range(0..2)));
+                    match world.request(apply(&[(name, spec)])) {
+                        Ok(_) => applied += 1,
+                        Err(_) => refused += 1,
+                    }
+                }
+                4 if world.state.find_service(name).is_some() => {
+                    world.request(Request::Remove(vec![(Kind::Service, name.to_owned())])).unwrap();
+                }
+                5 => {
+                    let state = *[NodeState::Ready, NodeState::Suspect, NodeState::Down].choose(&mut rng).unwrap();
+                    world.node_state(["n1", "n2", "n3"].choose(&mut rng).unwrap(), state);
+                }
+                _ => world.settle(),
+            }
+            check(&world, seed);
+        }
+    }
+    assert!(applied > 500 && refused > 100, "{applied} applied and {refused} refused say little");
 }
