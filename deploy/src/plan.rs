@@ -545,8 +545,8 @@ mod tests {
         );
     }
 
-    const OPEN: &str = "kind: Network\nname: lab\nspec: {}\n---\nkind: Service\nname: web\nspec:\n  containers: [{image: \"web:1\"}]\n  networks: [lab]\n  \
-                        ports: [\"8080:80\", \"53:53/udp\"]\n";
+    const OPEN: &str = "kind: Network\nname: lab\nspec: {}\n---\nkind: Service\nname: web\nspec:\n  containers: [{image: \"web:1\"}]\n  \
+                        networks: [lab]\n  ports: [\"8080:80\", \"53:53/udp\"]\n";
 
     #[test]
     fn ports_are_told_with_the_nodes_that_open_and_close_them_and_replace_nothing() {
