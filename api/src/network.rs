@@ -2,6 +2,7 @@
 //!
 //! Parsed once: a range of ports lies within 1 to 65535, and what belongs to published ports cannot be said of others.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -197,6 +198,52 @@ impl Port {
         const CIDR_BYTES: usize = 40;
         self.name.len() + self.published.as_ref().map_or(0, |published| published.allow_from.len() * CIDR_BYTES)
     }
+
+    /// The nodes' ports at which it is reached from outside, and whether it is so at the nodes of the service's tasks alone.
+    pub fn node_ports(&self) -> impl Iterator<Item = (NodePort, bool)> {
+        let Self { name: _, protocol, target: _, published } = self;
+        published.iter().flat_map(move |Published { ports, mode, allow_from: _ }| {
+            let of_tasks = *mode == PublishMode::Host;
+            ports.all().map(move |number| (NodePort { protocol: *protocol, number }, of_tasks))
+        })
+    }
+}
+
+/// A port of the nodes; written `tcp port 80`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodePort {
+    pub protocol: Protocol,
+    pub number: u16,
+}
+
+impl fmt::Display for NodePort {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} port {}", self.protocol.as_str(), self.number)
+    }
+}
+
+/// Which services publish which ports of the nodes.
+#[derive(Debug, Default)]
+pub struct Publishers<'a> {
+    /// With whether it is so at the nodes of their tasks alone.
+    by_port: BTreeMap<NodePort, (&'a str, bool)>,
+}
+
+impl<'a> Publishers<'a> {
+    /// Takes a service's ports in.
+    pub fn add(&mut self, service: &'a str, ports: &[Port]) {
+        self.by_port.extend(ports.iter().flat_map(Port::node_ports).map(|(port, of_tasks)| (port, (service, of_tasks))));
+    }
+
+    /// The first of these ports that one of the services has: its place, the port and the service. Of two that both open a port at the nodes
+    /// of their tasks alone, neither has it: those nodes can be different ones.
+    pub fn clash(&self, ports: &[Port]) -> Option<(usize, NodePort, &'a str)> {
+        let mut asked = ports.iter().enumerate().flat_map(|(place, port)| port.node_ports().map(move |asked| (place, asked)));
+        asked.find_map(|(place, (port, of_tasks))| {
+            let (service, theirs) = self.by_port.get(&port)?;
+            (!(of_tasks && *theirs)).then_some((place, port, *service))
+        })
+    }
 }
 
 /// Refuses published ports that are more or fewer than those in the containers.
@@ -337,6 +384,34 @@ pub struct NodeNetwork {
     pub conditions: Vec<String>,
 }
 
+impl NodeNetwork {
+    /// Most of the host's routes that are kept.
+    pub const ROUTES_MAX: usize = 256;
+    /// Most ports of the host.
+    pub const HELD_PORTS_MAX: usize = 1024;
+    /// Most conditions.
+    pub const CONDITIONS_MAX: usize = 32;
+    /// Longest condition, in bytes.
+    pub const CONDITION_BYTES_MAX: usize = 512;
+    /// Longest word for who holds a port, in bytes.
+    pub const HOLDER_BYTES_MAX: usize = 64;
+
+    /// As much of what a node says as is kept of it.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        self.routes.truncate(Self::ROUTES_MAX);
+        self.held_ports.truncate(Self::HELD_PORTS_MAX);
+        self.conditions.truncate(Self::CONDITIONS_MAX);
+        self.held_ports.iter_mut().for_each(|held| shorten(&mut held.by, Self::HOLDER_BYTES_MAX));
+        self.conditions.iter_mut().for_each(|condition| shorten(condition, Self::CONDITION_BYTES_MAX));
+        self
+    }
+}
+
+fn shorten(text: &mut String, bytes_max: usize) {
+    text.truncate(text.floor_char_boundary(bytes_max));
+}
+
 /// A port of a host that someone holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldPort {
@@ -384,6 +459,40 @@ mod tests {
             assert_eq!(serde_json::to_value(&port).unwrap(), printed, "{written}");
             assert_eq!(serde_json::from_value::<Port>(printed).unwrap(), port, "{written}");
         }
+    }
+
+    #[test]
+    fn a_port_of_the_nodes_is_one_services_unless_the_nodes_of_tasks_alone_open_it() {
+        let ports = |written: &str| serde_json::from_str::<Vec<Port>>(written).unwrap();
+        let (web, dns) = (ports(r#"["8080:80"]"#), ports(r#"["53:53/udp", {"target": 80, "published": 81, "mode": "host"}]"#));
+        let mut publishers = Publishers::default();
+        publishers.add("web", &web);
+        publishers.add("dns", &dns);
+        for (asked, expected) in [
+            (r#"["8081:80", "8079-8081:79-81"]"#, Some("1: tcp port 8080 of web")),
+            (r#"["8080:80/udp", "53:53"]"#, None),
+            (r#"[{"target": 80, "published": 8080, "mode": "host"}]"#, Some("0: tcp port 8080 of web")),
+            (r#"["81:80"]"#, Some("0: tcp port 81 of dns")),
+            (r#"[{"target": 80, "published": 81, "mode": "host"}, {"name": "http", "target": 53}]"#, None),
+        ] {
+            let clash = publishers.clash(&ports(asked)).map(|(place, port, service)| format!("{place}: {port} of {service}"));
+            assert_eq!(clash.as_deref(), expected, "{asked}");
+        }
+    }
+
+    #[test]
+    fn of_what_a_node_says_a_bounded_part_is_kept() {
+        let held = |port| HeldPort { protocol: Protocol::Tcp, port, by: format!("x{}", "é".repeat(300)) };
+        let said = NodeNetwork {
+            mtu: 1450,
+            routes: vec!["10.0.0.0/8".parse().unwrap(); 300],
+            held_ports: (1..=1100).map(held).collect(),
+            conditions: vec!["x".repeat(1000); 40],
+        };
+        let kept = said.bounded();
+        assert_eq!((kept.mtu, kept.routes.len(), kept.held_ports.len(), kept.conditions.len()), (1450, 256, 1024, 32));
+        assert_eq!((kept.held_ports[0].by.len(), kept.conditions[0].len()), (63, 512), "whole letters are kept");
+        assert_eq!(kept.clone().bounded(), kept);
     }
 
     #[test]

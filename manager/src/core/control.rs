@@ -6,6 +6,7 @@
 pub mod access;
 mod data;
 pub mod once;
+mod ports;
 mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -244,6 +245,8 @@ fn apply(state: &State, specs: Vec<(Spec, u64)>, ctx: &mut Ctx) -> Result<(Chang
             Spec::Network(spec) => apply_network(state, spec, expected, &mut subnets, ctx, &mut changes)?,
         });
     }
+    let notes = ports::check(state, &changes)?;
+    changes.notes.extend(notes);
     data::roll_users(state, &changed_data, &mut changes);
     Ok((changes, Answer::Applied(applied)))
 }
@@ -258,19 +261,6 @@ fn check_version(kind: Kind, name: &str, expected: u64, actual: u64) -> Result<(
         .hint(format!("look at it again with `rclusterctl get {} {name} -o yaml`", kind.as_str())))
 }
 
-/// The field, what it asks for, whether a spec does.
-type NotBuilt = (&'static str, &'static str, fn(&ServiceSpec) -> bool);
-
-/// What can be asked of a service and is not built yet.
-const NOT_BUILT: [NotBuilt; 1] = [("ports", "published ports are", |spec| !spec.ports.is_empty())];
-
-fn check_built(spec: &ServiceSpec) -> Result<(), ApiError> {
-    match NOT_BUILT.iter().find(|(_, _, asks)| asks(spec)) {
-        Some((field, what, _)) => Err(ApiError::new(ErrorCode::Invalid, format!("{what} not built yet")).field(*field).hint("remove it")),
-        None => Ok(()),
-    }
-}
-
 fn apply_service(
     state: &State,
     spec: ServiceSpec,
@@ -279,7 +269,6 @@ fn apply_service(
     ctx: &mut Ctx,
     changes: &mut ChangeSet,
 ) -> Result<Applied, ApiError> {
-    check_built(&spec)?;
     for (index, attachment) in spec.networks.iter().enumerate() {
         let exists = state.find_network(&attachment.network).is_some_and(|network| !network.removing);
         if !exists && !new_networks.contains_key(&attachment.network) {

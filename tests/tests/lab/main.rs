@@ -10,6 +10,7 @@ mod faults;
 mod images;
 mod lifecycle;
 mod managers;
+mod ports;
 mod relay;
 mod secrets;
 mod terminal;

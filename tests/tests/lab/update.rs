@@ -17,10 +17,10 @@ struct Watched {
 }
 
 /// The network, a service's name and how many replicas: a manifest.
-type Manifest = fn(&str, &str, usize) -> String;
+pub type Manifest = fn(&str, &str, usize) -> String;
 
 /// The server, which ends at once on SIGTERM, sent to only while it serves; its tasks are replaced when `generation` changes.
-fn server(manifest: Manifest, generation: u32) -> String {
+pub fn server(manifest: Manifest, generation: u32) -> String {
     let check = "{http: {port: 8080, path: /health}, interval: 200ms}";
     let container = format!("    - healthcheck: {check}\n      env: {{GENERATION: \"{generation}\"}}\n      image:");
     manifest("lab", "web", 3).replace("    - image:", &container)
