@@ -98,6 +98,8 @@ run-bench:
 	$(BIN)/rcluster-bench failover
 	$(BIN)/rcluster-bench leaders
 	$(BIN)/rcluster-bench state
+	$(BIN)/rcluster-bench net
+	cargo test --profile $(PROFILE) -p rcluster-netd --test netd figures -- --ignored --nocapture
 
 HOURS ?= 1
 

@@ -31,7 +31,8 @@ fn own_namespace() -> Result<File> {
     File::open("/proc/thread-self/ns/net").context("open the thread's network namespace")
 }
 
-fn ip(words: &str) -> Result<()> {
+/// Runs `ip` of iproute2, in the calling thread's network namespace.
+pub fn ip(words: &str) -> Result<()> {
     let output = Command::new("ip").args(words.split_whitespace()).output().context("run ip (iproute2)")?;
     if !output.status.success() {
         bail!("ip {words}: {}", String::from_utf8_lossy(&output.stderr).trim());
