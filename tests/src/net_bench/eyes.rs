@@ -95,8 +95,9 @@ impl Eye {
         Ok(self.look(name, Instant::now() + PATIENCE)?.addresses.clone())
     }
 
-    /// The first answer since [`Self::watch`] for which it is so.
+    /// The first answer since [`Self::watch`] with an address in it for which it is so: no answer at all shows no change.
     pub fn first(&mut self, name: &str, is_so: impl Fn(&Seen) -> bool) -> Result<Seen> {
+        let is_so = |seen: &Seen| !seen.addresses.is_empty() && is_so(seen);
         if let Some(seen) = self.seen.iter().find(|seen| is_so(seen)) {
             return Ok(seen.clone());
         }
