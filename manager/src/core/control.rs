@@ -118,7 +118,7 @@ impl Request {
     pub fn bytes(&self) -> usize {
         let spec_bytes = |spec: &Spec| match spec {
             Spec::Service(spec) => validate::text_size(spec),
-            Spec::Network(spec) => validate::label_bytes(&spec.labels),
+            Spec::Network(spec) => validate::network_text_size(spec),
             Spec::Data(spec) => validate::label_bytes(&spec.labels) + spec.data.as_ref().map_or(0, |data| data.0.len()),
         };
         match self {
