@@ -14,9 +14,9 @@ pub const PUBLISHED_PORTS_MAX: usize = 256;
 pub const LEAVE_MAX: Millis = Millis(60_000);
 
 /// Most rules of a network's policy.
-pub const POLICY_RULES_MAX: usize = 256;
+const POLICY_RULES_MAX: usize = 256;
 /// Most entries of each list of a rule.
-pub const POLICY_ENTRIES_MAX: usize = 64;
+const POLICY_ENTRIES_MAX: usize = 64;
 
 /// Checks who may speak with whom on a network.
 pub(super) fn check_policy(policy: &NetworkPolicy) -> Result<(), ApiError> {

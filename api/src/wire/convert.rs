@@ -697,7 +697,9 @@ mod tests {
         for policy in [
             serde_json::json!(null),
             serde_json::json!({"allow": []}),
-            serde_json::json!({"allow": [{"from": ["web", "*", "10.0.0.0/8"], "to": ["db", "*"], "ports": [80, "1-65535", "53/udp"]}]}),
+            serde_json::json!({"allow": [
+                {"from": ["web", "*", "10.0.0.0/8"], "to": ["db", "*"], "ports": [80, "1-65535", "53/udp"]},
+            ]}),
         ] {
             let spec: NetworkSpec = serde_json::from_value(serde_json::json!({"internal": true, "policy": policy})).unwrap();
             assert_eq!(NetworkSpec::try_from(v1::NetworkSpec::from(spec.clone())).unwrap(), spec);
