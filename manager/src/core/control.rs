@@ -6,6 +6,7 @@
 pub mod access;
 mod data;
 pub mod once;
+mod policy;
 mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -245,6 +246,7 @@ fn apply(state: &State, specs: Vec<(Spec, u64)>, ctx: &mut Ctx) -> Result<(Chang
         });
     }
     data::roll_users(state, &changed_data, &mut changes);
+    policy::check(state, &mut changes)?;
     Ok((changes, Answer::Applied(applied)))
 }
 
@@ -566,6 +568,7 @@ fn scale(state: &State, name: &str, replicas: u32) -> Result<(ChangeSet, Answer)
             message: format!("from {replicas_before} to {replicas}"),
         });
         changes.puts.push(Object::Service(scaled));
+        policy::check(state, &mut changes)?;
     }
     Ok((changes, Answer::Scaled { replicas_before }))
 }
