@@ -14,6 +14,7 @@
 //! What a policy allows is added before its network is `policed`, and the other way round when it goes; the kernel does either in one
 //! transaction, so that no half of a policy is ever in force. Rules that are loaded anew know no network at all until all elements are there.
 
+use super::balance::REFUSE;
 use super::egress::ENTRIES;
 use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
 use super::expressions::{Conntrack, Expression, FIRST, Family, Header, Meta, Rejection, Verdict, equals, family, input_begins};
@@ -151,7 +152,14 @@ pub(super) fn judging() -> Vec<Rule> {
         Expression::Lookup { set: &ALLOW, key: FIRST, into: None, present: true },
     ];
     let text = "ip saddr . ip daddr . meta l4proto . th dport @allow return";
-    vec![Rule::new("oifname up return", [by_uplink, back()]), Rule::new(text, [family(Family::Ipv4), known, back()]), refused()]
+    let prohibited = vec![Expression::Reject(Rejection::AdminProhibited)];
+    vec![
+        Rule::new("oifname up return", [by_uplink, back()]),
+        Rule::new(text, [family(Family::Ipv4), known, back()]),
+        Rule::new("iifname p* reject with icmpx admin-prohibited", [input_begins(b"p"), prohibited]),
+        // One of another node, whose router has the same addresses as this one and would not believe ICMP from them.
+        refused(),
+    ]
 }
 
 /// The header's address into the register at `place`.
@@ -168,7 +176,7 @@ fn back() -> Vec<Expression> {
 }
 
 fn refused() -> Rule {
-    Rule::new("reject with icmpx admin-prohibited", [vec![Expression::Reject(Rejection::AdminProhibited)]])
+    Rule::new("goto refuse", [vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))]])
 }
 
 #[cfg(test)]

@@ -115,11 +115,12 @@ mod tests {
     reject with icmpx port-unreachable
   chain admit
     ip daddr . meta l4proto . th dport . ip saddr @allow_in return
-    reject with icmpx admin-prohibited
+    goto refuse
   chain policy
     oifname up return
     ip saddr . ip daddr . meta l4proto . th dport @allow return
-    reject with icmpx admin-prohibited
+    iifname p* reject with icmpx admin-prohibited
+    goto refuse
   chain input hook Input priority 0 policy Drop
     iifname lo accept
     ct state established,related accept
