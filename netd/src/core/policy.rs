@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use super::picture::Network;
 
-/// Boxes of one network; of more nothing passes. The managers refuse a policy long before.
-pub const BOXES_MAX: usize = 1 << 14;
+/// Boxes of one network; of more nothing passes. Enough for what managers let a policy be while all of its services are updated at once,
+/// so that each has twice its tasks.
+const BOXES_MAX: usize = 1 << 15;
 
 const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_TCP: u8 = 6;
