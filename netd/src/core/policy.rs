@@ -59,6 +59,9 @@ pub struct Span {
     pub last: u32,
 }
 
+/// Protocols and ports, each from a first to a last.
+type Row = ((u8, u8), (u16, u16));
+
 /// What may pass: a connection all of whose parts are within these, each with its first and its last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Passage {
@@ -122,7 +125,7 @@ impl Span {
     }
 
     /// As boxes of protocols and ports: at most the rest of the first protocol, whole ones, and the beginning of the last.
-    fn boxes(self) -> Vec<((u8, u8), (u16, u16))> {
+    fn boxes(self) -> Vec<Row> {
         let parts = |number: u32| {
             let [_, protocol, high, low] = number.to_be_bytes();
             (protocol, u16::from_be_bytes([high, low]))

@@ -242,9 +242,9 @@ impl<'a> Spanned<'a> {
         let mut spanned = Self::default();
         for key in keys {
             let Some(spans) = key.spans() else { continue };
-            match spans.first() {
-                Some((first, last)) if first == last => spanned.narrow.entry((key.set, *first)).or_default().push(spans),
-                _ => spanned.wide.entry(key.set).or_default().push(spans),
+            match spans.first().filter(|(first, last)| first == last).map(|(first, _)| *first) {
+                Some(first) => spanned.narrow.entry((key.set, first)).or_default().push(spans),
+                None => spanned.wide.entry(key.set).or_default().push(spans),
             }
         }
         spanned
