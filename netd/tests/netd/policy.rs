@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rcluster_api::wire::v1;
 
 use crate::overlay::ping;
-use crate::support::{DEADLINE, Lab, network};
+use crate::support::{DEADLINE, Lab, network, node_id};
 
 /// A refusal that comes as fast as a packet travels; a timeout would take seconds.
 const AT_ONCE: Duration = Duration::from_millis(500);
@@ -283,4 +283,70 @@ fn killed_at_any_instant_of_a_change_of_a_policy_netd_never_lets_through_what_ne
     tries.join().unwrap();
     assert_eq!(opened.load(Ordering::Relaxed), 0);
     assert!(refused.load(Ordering::Relaxed) > 12, "{refused:?}");
+}
+
+/// Gives every host the picture, with port 8080 of all nodes for these tasks' port 80.
+fn publish(lab: &Lab, revision: u64, front: &v1::NetworkView, places: &[Place]) {
+    let backend = |place: &Place| v1::BackendView {
+        task_id: task(*place),
+        node_id: node_id(place.1),
+        ip: address(place.2),
+        state: v1::EndpointState::Serving.into(),
+    };
+    let port = v1::Port {
+        protocol: v1::Protocol::Tcp.into(),
+        target: 80,
+        count: 1,
+        published: 8080,
+        mode: v1::PublishMode::Ingress.into(),
+        policy: v1::IngressPolicy::Mesh.into(),
+        ..Default::default()
+    };
+    let published = v1::PublishedView { service_id: "web".into(), port: Some(port), backends: places.iter().map(backend).collect() };
+    for (index, host) in lab.hosts.iter().enumerate() {
+        let view = lab.view(index, revision, std::slice::from_ref(front));
+        let mut view = v1::NetView { published: vec![published.clone()], ..view };
+        for (number, node) in (1..).zip(&mut view.nodes) {
+            node.number = number;
+        }
+        let response = host.apply(view).unwrap();
+        assert_eq!((response.revision, response.problems), (revision, vec![]));
+    }
+}
+
+#[test]
+fn who_comes_by_a_published_port_is_judged_by_where_they_come_from_and_by_nothing_else() {
+    let lab = Lab::start(2);
+    let outside = lab.outside();
+    let web: [Place; 2] = [("web", 0, 11), ("web", 1, 12)];
+    let from = |range: &str| v1::AllowView {
+        from_service_ids: Vec::new(),
+        from_cidrs: vec![range.to_owned()],
+        ..allow("", "web", &[tcp(80, 80)])
+    };
+    let everyone = v1::AllowView { from_all: true, to_all: true, ..Default::default() };
+    publish(&lab, 1, &front(&web, None), &web);
+    web.into_iter().for_each(|place| attach(&lab, place));
+    let _listeners = web.map(|place| lab.hosts[place.1].listen(&task(place), &format!("{}:80", address(place.2))));
+    // Through another node a refusal is silence.
+    let patience = Duration::from_secs(2);
+    let connect = || {
+        let to: SocketAddr = "10.90.0.101:8080".parse().unwrap();
+        outside.here(move || TcpStream::connect_timeout(&to, patience)).map(drop).map_err(|error| error.kind())
+    };
+    let policies = [
+        (None, true),
+        (Some(vec![from("203.0.113.0/24")]), true),
+        (Some(vec![from("198.51.100.0/24"), everyone]), false),
+        (Some(vec![from("198.51.100.0/24"), from("203.0.113.1/32")]), true),
+        (Some(Vec::new()), false),
+    ];
+    for (revision, (policy, expected)) in (1_u64..).zip(policies) {
+        let front = front(&web, policy);
+        publish(&lab, 2 * revision, &front, &web[..1]);
+        let refused = Err(ErrorKind::ConnectionRefused);
+        assert_eq!(connect(), if expected { Ok(()) } else { refused }, "at its own node, {revision}");
+        publish(&lab, 2 * revision + 1, &front, &web[1..]);
+        assert_eq!(connect().is_ok(), expected, "through another node, {revision}");
+    }
 }
