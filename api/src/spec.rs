@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::container::{DeviceSpec, Logging, MountSpec, PullPolicy, Ulimits};
 use crate::data::{DataKind, DataRef, DataSpec};
 use crate::health::HealthCheck;
-use crate::network::{Affinity, EndpointMode, Port};
+use crate::network::{Affinity, EndpointMode, NetworkPolicy, Port};
 use crate::object::Kind;
 use crate::resource::{Amounts, Bytes, Millis};
 
@@ -474,6 +474,9 @@ pub struct NetworkSpec {
     /// No way out of the cluster.
     #[serde(default, skip_serializing_if = "is_default")]
     pub internal: bool,
+    /// None: all may speak with all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<NetworkPolicy>,
 }
 
 /// A spec of any kind.

@@ -8,8 +8,8 @@ mod network;
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::container::check_container;
-use self::network::check_endpoints;
-pub use self::network::{LEAVE_MAX, PUBLISHED_PORTS_MAX};
+pub use self::network::{LEAVE_MAX, PUBLISHED_PORTS_MAX, network_text_size};
+use self::network::{check_endpoints, check_policy};
 use crate::data::{DATA_BYTES_MAX, DataSpec};
 use crate::error::{ApiError, ErrorCode};
 use crate::network::Port;
@@ -227,7 +227,10 @@ pub fn check_network(spec: &NetworkSpec) -> Result<(), ApiError> {
             return Err(invalid("subnet", format!("{subnet} cannot be routed")).hint("use a private range such as 10.200.0.0/24"));
         }
     }
-    Ok(())
+    match &spec.policy {
+        Some(policy) => check_policy(policy),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@
 //!   arguments, or for an address that another pod here holds, it is `FAILED_PRECONDITION`.
 //! - A service's virtual address leads to those of its endpoints that the picture calls serving, and, of those here, that are attached. A
 //!   connection keeps its endpoint; what is in force when `ApplyView` answers holds for the next one.
+//! - On a network with a policy a connection begins only if the policy of the picture in force allows it, at both of its nodes; which ones it
+//!   allows changes in one step, also if netd is killed meanwhile. A connection that has begun goes on.
 //! - `Detach` takes the addresses away at once, and the names with them; the namespace ends with its last process.
 //! - netd may be killed and started at any moment: packets, devices and namespaces stay, DNS is back within some 30 ms.
 //! - The run directory ends with a reboot and the pods with it; the picture in the state directory is in force again at once.

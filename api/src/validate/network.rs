@@ -1,17 +1,70 @@
-//! A service's face on its networks: ports, affinity, how long its tasks wait when they leave.
+//! A service's face on its networks: ports, affinity, how long its tasks wait when they leave; and who may speak with whom there.
 
 use std::collections::BTreeSet;
 
-use super::{check_name, invalid};
+use super::{check_name, invalid, label_bytes};
 use crate::error::ApiError;
-use crate::network::{Affinity, EndpointMode, Port, Ports, Published};
+use crate::network::{Affinity, Allow, EndpointMode, NetworkPolicy, Peer, Port, Ports, Published};
 use crate::resource::Millis;
-use crate::spec::{Mode, ServiceSpec, UpdateOrder};
+use crate::spec::{Mode, NetworkSpec, ServiceSpec, UpdateOrder};
 
 /// Most published ports of one service.
 pub const PUBLISHED_PORTS_MAX: usize = 256;
 /// Longest that a task may wait for others to send nothing more to it.
 pub const LEAVE_MAX: Millis = Millis(60_000);
+
+/// Most rules of a network's policy.
+const POLICY_RULES_MAX: usize = 256;
+/// Most entries of each list of a rule.
+const POLICY_ENTRIES_MAX: usize = 64;
+
+/// Checks who may speak with whom on a network.
+pub(super) fn check_policy(policy: &NetworkPolicy) -> Result<(), ApiError> {
+    let NetworkPolicy { allow } = policy;
+    if allow.len() > POLICY_RULES_MAX {
+        return Err(invalid("policy.allow", format!("{} rules are more than the limit of {POLICY_RULES_MAX}", allow.len())));
+    }
+    for (index, Allow { from, to, ports }) in allow.iter().enumerate() {
+        let path = format!("policy.allow[{index}]");
+        for (key, entries) in [("from", from.len()), ("to", to.len()), ("ports", ports.len())] {
+            if entries > POLICY_ENTRIES_MAX {
+                let message = format!("{entries} entries are more than the limit of {POLICY_ENTRIES_MAX}");
+                return Err(invalid(format!("{path}.{key}"), message).hint("spread them over several rules"));
+            }
+        }
+        for (key, peers) in [("from", from), ("to", to)] {
+            if peers.is_empty() {
+                return Err(invalid(format!("{path}.{key}"), "names nobody").hint("write services' names, or \"*\" for all"));
+            }
+            for (place, peer) in peers.iter().enumerate() {
+                check_peer(peer, key == "from", &format!("{path}.{key}[{place}]"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One side of a rule; `comes`: the one that speaks first.
+fn check_peer(peer: &Peer, comes: bool, path: &str) -> Result<(), ApiError> {
+    match peer {
+        Peer::All => Ok(()),
+        Peer::Service(name) => check_name("service", name).map_err(|error| error.field(path)),
+        Peer::Range(cidr) if !comes => Err(invalid(path, format!("{cidr} is a range of addresses, and only services are spoken to"))
+            .hint("write a service's name, or \"*\" for all")),
+        Peer::Range(cidr) if cidr.addr() != cidr.network() => {
+            Err(invalid(path, format!("{cidr} has host bits set")).hint(format!("write {}", cidr.trunc())))
+        }
+        Peer::Range(_) => Ok(()),
+    }
+}
+
+/// Bytes of a network's texts.
+pub fn network_text_size(spec: &NetworkSpec) -> usize {
+    const PORT_BYTES: usize = 16;
+    let rule = |Allow { from, to, ports }: &Allow| from.iter().chain(to).map(Peer::text_bytes).sum::<usize>() + PORT_BYTES * ports.len();
+    let rules: usize = spec.policy.as_ref().map_or(0, |policy| policy.allow.iter().map(rule).sum());
+    label_bytes(&spec.labels) + rules
+}
 
 /// Checks what a service says of its endpoints.
 pub(super) fn check_endpoints(spec: &ServiceSpec) -> Result<(), ApiError> {
@@ -87,7 +140,7 @@ fn check_published(spec: &ServiceSpec) -> Result<(), ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::validate::check_service;
+    use crate::validate::{check_network, check_service};
 
     #[test]
     fn what_is_wrong_with_endpoints_is_named_with_its_field() {
@@ -118,6 +171,44 @@ mod tests {
         }
         let ports = serde_json::json!(["53:53", "53:53/udp", {"name": "http", "target": 80}]);
         check(serde_json::json!({"ports": ports, "affinity": "client", "leave": "1m"})).unwrap();
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_policy_is_named_with_its_field() {
+        let rule = |from: &str, to: &str| serde_json::json!({"from": [from], "to": [to]});
+        let many = |count: usize| vec![serde_json::json!("web"); count];
+        for (allow, expected) in [
+            (serde_json::json!(vec![rule("*", "*"); 257]), "policy.allow: 257 rules are more than the limit of 256"),
+            (
+                serde_json::json!([{"from": many(65), "to": ["db"]}]),
+                "policy.allow[0].from: 65 entries are more than the limit of 64 (spread them over several rules)",
+            ),
+            (
+                serde_json::json!([rule("web", "db"), {"from": ["web"], "to": []}]),
+                "policy.allow[1].to: names nobody (write services' names, or \"*\" for all)",
+            ),
+            (
+                serde_json::json!([rule("Web", "db")]),
+                "policy.allow[0].from[0]: service name \"Web\" holds a character that a host name cannot have (use 1 to 63 lower-case \
+                 letters, digits and -, beginning and ending with a letter or digit, such as web-1)",
+            ),
+            (
+                serde_json::json!([rule("web", "10.0.0.0/8")]),
+                "policy.allow[0].to[0]: 10.0.0.0/8 is a range of addresses, and only services are spoken to (write a service's name, or \
+                 \"*\" for all)",
+            ),
+            (serde_json::json!([rule("10.0.0.1/8", "db")]), "policy.allow[0].from[0]: 10.0.0.1/8 has host bits set (write 10.0.0.0/8)"),
+        ] {
+            assert_eq!(check_network_with(allow).unwrap_err().to_string(), expected);
+        }
+        check_network_with(serde_json::json!([{"from": ["web", "*", "192.0.2.0/24"], "to": ["db", "*"], "ports": [80]}])).unwrap();
+        check_network_with(serde_json::json!([])).unwrap();
+    }
+
+    /// Checks a network with these rules.
+    fn check_network_with(allow: serde_json::Value) -> Result<(), ApiError> {
+        let spec = serde_json::from_value(serde_json::json!({"policy": {"allow": allow}})).unwrap();
+        check_network(&NetworkSpec { name: "lab".to_owned(), ..spec })
     }
 
     /// Checks a service on a network with these keys besides.

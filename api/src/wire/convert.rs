@@ -19,7 +19,7 @@ use self::network::{affinity, endpoint_mode};
 use super::v1;
 use crate::cluster::{Cluster, ManagerRole, UserRole};
 use crate::container::PullPolicy;
-use crate::network::{IngressPolicy, NodeNetwork, Port, Protocol};
+use crate::network::{IngressPolicy, NetworkPolicy, NodeNetwork, Port, Protocol};
 use crate::object::{
     Availability, Capacity, Event, Kind, Network, Node, NodeDescription, NodeState, Object, Service, ServiceVip, Stamp, Task, TaskNetwork,
     TaskStatus,
@@ -279,8 +279,9 @@ impl TryFrom<v1::ServiceSpec> for ServiceSpec {
 
 impl From<NetworkSpec> for v1::NetworkSpec {
     fn from(spec: NetworkSpec) -> Self {
-        let NetworkSpec { name, stack, labels, subnet, internal } = spec;
-        Self { name, stack, labels, subnet: subnet.map(|subnet| subnet.to_string()).unwrap_or_default(), internal }
+        let NetworkSpec { name, stack, labels, subnet, internal, policy } = spec;
+        let subnet = subnet.map(|subnet| subnet.to_string()).unwrap_or_default();
+        Self { name, stack, labels, subnet, internal, policy: policy.map(Into::into) }
     }
 }
 
@@ -292,8 +293,9 @@ impl TryFrom<v1::NetworkSpec> for NetworkSpec {
     type Error = WireError;
 
     fn try_from(wire: v1::NetworkSpec) -> Result<Self, WireError> {
-        let v1::NetworkSpec { name, stack, labels, subnet, internal } = wire;
-        Ok(Self { name, stack, labels, subnet: optional_subnet(&subnet)?, internal })
+        let v1::NetworkSpec { name, stack, labels, subnet, internal, policy } = wire;
+        let policy = policy.map(NetworkPolicy::try_from).transpose()?;
+        Ok(Self { name, stack, labels, subnet: optional_subnet(&subnet)?, internal, policy })
     }
 }
 
@@ -689,6 +691,24 @@ mod tests {
         let wire = v1::ServiceSpec::from(spec.clone());
         assert_eq!((wire.endpoint_mode, wire.affinity, wire.leave_ms, wire.ports.len()), (0, 0, 0, 0));
         assert_eq!(ServiceSpec::try_from(wire).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_network_comes_back_from_the_wire_with_its_policy() {
+        for policy in [
+            serde_json::json!(null),
+            serde_json::json!({"allow": []}),
+            serde_json::json!({"allow": [
+                {"from": ["web", "*", "10.0.0.0/8"], "to": ["db", "*"], "ports": [80, "1-65535", "53/udp"]},
+            ]}),
+        ] {
+            let spec: NetworkSpec = serde_json::from_value(serde_json::json!({"internal": true, "policy": policy})).unwrap();
+            assert_eq!(NetworkSpec::try_from(v1::NetworkSpec::from(spec.clone())).unwrap(), spec);
+        }
+        let port = v1::PolicyPort { protocol: v1::Protocol::Tcp.into(), first: 80, last: 79 };
+        let allow = vec![v1::Allow { ports: vec![port], ..v1::Allow::default() }];
+        let wire = v1::NetworkSpec { policy: Some(v1::NetworkPolicy { allow }), ..v1::NetworkSpec::default() };
+        assert_eq!(NetworkSpec::try_from(wire).unwrap_err(), missing("policy.allow.ports"));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 pub mod access;
 mod data;
 pub mod once;
+mod policy;
 mod ports;
 mod room;
 
@@ -119,7 +120,7 @@ impl Request {
     pub fn bytes(&self) -> usize {
         let spec_bytes = |spec: &Spec| match spec {
             Spec::Service(spec) => validate::text_size(spec),
-            Spec::Network(spec) => validate::label_bytes(&spec.labels),
+            Spec::Network(spec) => validate::network_text_size(spec),
             Spec::Data(spec) => validate::label_bytes(&spec.labels) + spec.data.as_ref().map_or(0, |data| data.0.len()),
         };
         match self {
@@ -248,6 +249,7 @@ fn apply(state: &State, specs: Vec<(Spec, u64)>, ctx: &mut Ctx) -> Result<(Chang
     let notes = ports::check(state, &changes)?;
     changes.notes.extend(notes);
     data::roll_users(state, &changed_data, &mut changes);
+    policy::check(state, &mut changes)?;
     Ok((changes, Answer::Applied(applied)))
 }
 
@@ -558,6 +560,7 @@ fn scale(state: &State, name: &str, replicas: u32) -> Result<(ChangeSet, Answer)
             message: format!("from {replicas_before} to {replicas}"),
         });
         changes.puts.push(Object::Service(scaled));
+        policy::check(state, &mut changes)?;
     }
     Ok((changes, Answer::Scaled { replicas_before }))
 }

@@ -4,6 +4,7 @@ mod driver;
 mod examples;
 mod ipam;
 mod leave;
+mod policy;
 mod ports;
 mod properties;
 mod secrets;

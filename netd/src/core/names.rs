@@ -232,6 +232,7 @@ mod tests {
             names: ["web", "empty"].map(str::to_owned).into(),
             endpoints: BTreeMap::from([endpoint(1, true), endpoint(2, true), endpoint(3, false)]),
             vips: BTreeMap::new(),
+            policy: None,
             leaving: false,
         }
     }

@@ -11,6 +11,8 @@ use ipnet::Ipv4Net;
 use rcluster_api::wire::v1;
 use serde::{Deserialize, Serialize};
 
+use super::policy::Policy;
+
 /// The highest VNI that a VXLAN header can carry.
 const VNI_MAX: u32 = (1 << 24) - 1;
 
@@ -46,6 +48,9 @@ pub struct Network {
     /// Services' virtual addresses.
     #[serde(default)]
     pub vips: BTreeMap<Ipv4Addr, Vip>,
+    /// None: all may speak with all.
+    #[serde(default)]
+    pub policy: Option<Policy>,
     /// No longer in the managers' picture; kept as last seen because a pod here is still attached to it.
     #[serde(default)]
     pub leaving: bool,
@@ -256,6 +261,7 @@ impl Network {
             names: wire.names.iter().map(|name| name.to_ascii_lowercase()).collect(),
             endpoints: BTreeMap::new(),
             vips: BTreeMap::new(),
+            policy: wire.policy.as_ref().map(|policy| Policy::parse(policy, &wire.name, problems)),
             leaving: false,
         };
         for endpoint in &wire.endpoints {

@@ -23,7 +23,7 @@ use ipnet::Ipv4Net;
 use super::dataplane::Dataplane;
 use super::links::{Interface, Link, LinkKind, Mac};
 use super::neighbours::{Forward, Route};
-use super::rules::elements::{Element, Key};
+use super::rules::elements::{Element, Key, Spanned};
 use super::uplink::{HOST_END, HostEnd, HostRules, Passage, UPLINK};
 
 /// One deed. Each can be repeated.
@@ -292,20 +292,24 @@ fn new_paths(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     ops
 }
 
-/// Elements whose data are others now go first, in the same transaction.
+/// Elements whose data are others now go first, in the same transaction; so do those that span some of what new ones span, for the kernel
+/// takes none beside them.
 fn new_elements(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
-    let (mut ops, mut new) = (Vec::new(), Vec::new());
+    let (mut ops, mut new, mut strays) = (Vec::new(), Vec::new(), Vec::new());
     for difference in differences(&wanted.elements, &now.elements) {
         match difference {
-            Difference::Missing(key, data) => new.push(Op::AddElement(element(key, data))),
+            Difference::Missing(key, data) => new.push(element(key, data)),
             Difference::Altered { key, due, seen } => {
                 ops.push(Op::RemoveElement(element(key, seen)));
-                new.push(Op::AddElement(element(key, due)));
+                new.push(element(key, due));
             }
-            Difference::Stray(..) => {}
+            Difference::Stray(key, data) => strays.push((key, data)),
         }
     }
-    ops.extend(new);
+    let spanned = Spanned::new(new.iter().map(|element| &element.key));
+    let in_the_way = strays.into_iter().filter(|(key, _)| spanned.meets(key));
+    ops.extend(in_the_way.map(|(key, data)| Op::RemoveElement(element(key, data))));
+    ops.extend(new.into_iter().map(Op::AddElement));
     ops
 }
 

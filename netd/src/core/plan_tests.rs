@@ -35,6 +35,7 @@ pub fn view(revision: u64) -> v1::NetView {
         internal: false,
         names: vec!["web".into()],
         endpoints,
+        policy: None,
     };
     v1::NetView {
         term: 1,
@@ -68,8 +69,26 @@ fn wanted(view: &v1::NetView, attachments: &Attachments) -> Dataplane {
     compile(&Picture::parse(view).0, attachments, &underlay())
 }
 
+/// Whether the kernel refuses one element of a set of intervals because the set has the other.
+fn collide(new: &Key, held: &Key) -> bool {
+    let set = new.set.set();
+    let ((first, Some(last)), (lowest, Some(highest))) = (set.bounds(&new.bytes), set.bounds(&held.bytes)) else { return false };
+    let within = |corner: &[u8]| {
+        let mut at = 0;
+        set.key.iter().all(|field| {
+            let place = at..at + field.padded();
+            at = place.end;
+            lowest[place.clone()] <= corner[place.clone()] && corner[place.clone()] <= highest[place]
+        })
+    };
+    new.set == held.set && new != held && (within(first) || within(last))
+}
+
 fn obey(mut kernel: Dataplane, plan: &Plan) -> Dataplane {
     for op in plan.add.iter().chain(&plan.remove) {
+        if let Op::AddElement(element) = op {
+            assert!(!kernel.elements.keys().any(|held| collide(&element.key, held)), "{op} beside {:?}", kernel.elements);
+        }
         kernel.absorb(op);
     }
     kernel
@@ -271,6 +290,41 @@ add element members { v4098 : 4098 }
     assert_eq!(obey(observed, &plan), wanted);
 }
 
+/// `view(1)` where all of `front` may speak with t2 at these ports.
+fn policed(ports: &[(u32, u32)]) -> Dataplane {
+    let mut wire = view(1);
+    wire.networks[0].endpoints[1].service_id = "db".into();
+    let port = |(first, last): &(u32, u32)| v1::PolicyPort { protocol: v1::Protocol::Tcp.into(), first: *first, last: *last };
+    let ports = ports.iter().map(port).collect();
+    let allow = vec![v1::AllowView { from_all: true, to_service_ids: vec!["db".into()], ports, ..v1::AllowView::default() }];
+    wire.networks[0].policy = Some(v1::NetworkPolicyView { allow });
+    wanted(&wire, &Attachments::new())
+}
+
+#[test]
+fn a_policy_comes_before_it_is_in_force_and_what_it_allows_no_more_goes_first_only_if_it_is_in_the_way() {
+    let (open, old, new) = (wanted(&view(1), &Attachments::new()), policed(&[(70, 70), (80, 90)]), policed(&[(85, 95)]));
+    assert_eq!(
+        plan(&old, &open).to_string(),
+        "add element allow { 10.128.0.0-10.128.0.255 . 10.128.0.3 . 1 . 0-65535 }
+add element allow { 10.128.0.0-10.128.0.255 . 10.128.0.3 . 6 . 70 }
+add element allow { 10.128.0.0-10.128.0.255 . 10.128.0.3 . 6 . 80-90 }
+add element policed { 4097 }
+-- dns
+"
+    );
+    let steps = plan(&new, &old);
+    assert_eq!(
+        steps.to_string(),
+        "remove element allow { 10.128.0.0-10.128.0.255 . 10.128.0.3 . 6 . 80-90 }
+add element allow { 10.128.0.0-10.128.0.255 . 10.128.0.3 . 6 . 85-95 }
+-- dns
+remove element allow { 10.128.0.0-10.128.0.255 . 10.128.0.3 . 6 . 70 }
+"
+    );
+    assert_eq!(obey(old, &steps), new);
+}
+
 /// A key that counts how often it is compared.
 #[derive(Debug, PartialEq, Eq)]
 struct Counted(u32);
@@ -339,7 +393,8 @@ fn any_wanted(steady: bool) -> impl Strategy<Value = Dataplane> {
     let endpoints = proptest::collection::btree_map(2_u8..40, 1_usize..4, 0..12);
     let networks = proptest::collection::btree_map(0_u8..4, endpoints, 0..4);
     let pods = proptest::collection::btree_map(0_u8..5, proptest::collection::btree_set(0_u8..4, 0..3), 0..5);
-    (networks, pods, prop_oneof![Just(1450_u32), Just(8950)]).prop_map(move |(networks, pods, overlay_mtu)| {
+    let policies = proptest::collection::btree_map(0_u8..4, (any::<bool>(), 1_u32..4, 0_u32..4), 0..3);
+    (networks, pods, policies, prop_oneof![Just(1450_u32), Just(8950)]).prop_map(move |(networks, pods, policies, overlay_mtu)| {
         let mut wire = v1::NetView { term: 1, revision: 1, node_id: "n1".into(), nodes: view(1).nodes, ..Default::default() };
         for (net, endpoints) in &networks {
             let endpoints = endpoints.iter().map(|(host, node)| v1::EndpointView {
@@ -360,6 +415,7 @@ fn any_wanted(steady: bool) -> impl Strategy<Value = Dataplane> {
                 vni: u32::from(*net) + 1,
                 subnet: format!("10.128.{net}.0/24"),
                 endpoints: endpoints.collect(),
+                policy: policies.get(net).map(|(all, first, more)| any_policy(format!("s{net}"), *all, (*first, first + more))),
                 ..Default::default()
             });
         }
@@ -376,6 +432,15 @@ fn any_wanted(steady: bool) -> impl Strategy<Value = Dataplane> {
         picture.silent = picture.dead_nodes();
         compile(&picture, &attachments, &Underlay { overlay_mtu, ..underlay() })
     })
+}
+
+/// All, or the service alone, may speak with the service, and a range with all, at these ports.
+fn any_policy(service: String, all: bool, (first, last): (u32, u32)) -> v1::NetworkPolicyView {
+    let ports = vec![v1::PolicyPort { protocol: v1::Protocol::Tcp.into(), first, last }];
+    let from_service_ids = if all { Vec::new() } else { vec![service.clone()] };
+    let inside = v1::AllowView { from_all: all, from_service_ids, to_service_ids: vec![service], ports, ..v1::AllowView::default() };
+    let outside = v1::AllowView { from_cidrs: vec![format!("192.0.{first}.0/24")], to_all: true, ..inside.clone() };
+    v1::NetworkPolicyView { allow: vec![inside, outside] }
 }
 
 /// Corrupts a dataplane: what is chosen by `seed` is dropped, altered or joined by strangers.

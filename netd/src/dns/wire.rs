@@ -227,6 +227,7 @@ mod tests {
             names: BTreeSet::new(),
             endpoints: (1..=count).map(endpoint).collect(),
             vips: BTreeMap::new(),
+            policy: None,
             leaving: false,
         };
         let picture = Picture { networks: BTreeMap::from([("f".to_owned(), network)]), ..Default::default() };

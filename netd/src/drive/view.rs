@@ -12,7 +12,7 @@ use crate::core::names;
 use crate::core::neighbours::held_twice;
 use crate::core::picture::Picture;
 use crate::core::plan::plan;
-use crate::core::rules::balance;
+use crate::core::rules::{balance, policy};
 use crate::kernel::Kernel;
 
 impl<K: Kernel> Owner<K> {
@@ -41,6 +41,7 @@ impl<K: Kernel> Owner<K> {
         }
         problems.extend(held_twice(&picture, &self.attachments, &self.underlay));
         problems.extend(balance::left_out(&picture, &self.attachments));
+        problems.extend(policy::too_large(&picture));
         let may_strand = self.picture.networks != picture.networks && (flows::any(&self.picture) || flows::any(&picture));
         self.picture = picture;
         self.picture_problems = problems;

@@ -14,6 +14,8 @@ mod overlay;
 
 mod balance;
 
+mod policy;
+
 mod lifecycle;
 
 mod properties;

@@ -29,7 +29,7 @@ fn echo(stream: &mut (impl Read + Write), text: &[u8]) -> Vec<u8> {
 }
 
 /// One ICMP echo to `to`; whether the answer came.
-fn ping(to: Ipv4Addr) -> bool {
+pub fn ping(to: Ipv4Addr) -> bool {
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     // Type 8, code 0, checksum over it all, id 0x1234, sequence number 1.

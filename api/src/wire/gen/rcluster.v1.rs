@@ -400,6 +400,37 @@ pub struct NetworkSpec {
     /// true: no way out of the cluster
     #[prost(bool, tag = "5")]
     pub internal: bool,
+    /// absent: all may speak with all
+    #[prost(message, optional, tag = "9")]
+    pub policy: ::core::option::Option<NetworkPolicy>,
+}
+/// Who may speak with whom on a network, and who may come to it by published ports: whom no rule allows may not.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkPolicy {
+    #[prost(message, repeated, tag = "1")]
+    pub allow: ::prost::alloc::vec::Vec<Allow>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Allow {
+    /// services by name, an asterisk for all; CIDRs: who comes by a published port
+    #[prost(string, repeated, tag = "1")]
+    pub from: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// services by name, an asterisk for all
+    #[prost(string, repeated, tag = "2")]
+    pub to: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// none: all
+    #[prost(message, repeated, tag = "3")]
+    pub ports: ::prost::alloc::vec::Vec<PolicyPort>,
+}
+/// Ports of containers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PolicyPort {
+    #[prost(enumeration = "Protocol", tag = "1")]
+    pub protocol: i32,
+    #[prost(uint32, tag = "2")]
+    pub first: u32,
+    #[prost(uint32, tag = "3")]
+    pub last: u32,
 }
 /// The bytes of a secret or config. A message of its own, so that one type only has to keep them out of what is printed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4578,6 +4609,33 @@ pub struct NetworkView {
     pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "7")]
     pub endpoints: ::prost::alloc::vec::Vec<EndpointView>,
+    /// absent: all may speak with all
+    #[prost(message, optional, tag = "11")]
+    pub policy: ::core::option::Option<NetworkPolicyView>,
+}
+/// Who may speak with whom on a network, and who may come to it by published ports: whom nothing here allows may not.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkPolicyView {
+    #[prost(message, repeated, tag = "1")]
+    pub allow: ::prost::alloc::vec::Vec<AllowView>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AllowView {
+    #[prost(string, repeated, tag = "1")]
+    pub from_service_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// everyone on the network
+    #[prost(bool, tag = "2")]
+    pub from_all: bool,
+    /// who comes by a published port
+    #[prost(string, repeated, tag = "3")]
+    pub from_cidrs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "4")]
+    pub to_service_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "5")]
+    pub to_all: bool,
+    /// none: all
+    #[prost(message, repeated, tag = "6")]
+    pub ports: ::prost::alloc::vec::Vec<PolicyPort>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EndpointView {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rcluster_api::id::{NetworkId, NodeId, ServiceId, TaskId};
-use rcluster_api::network::{Port, PublishMode, Published};
+use rcluster_api::network::{Allow, Peer, Port, PublishMode, Published};
 use rcluster_api::object::{Network, NodeState, Service, ServiceVip, Task, TaskNetwork};
 use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1;
@@ -57,7 +57,7 @@ impl Networks {
             })
             .collect();
         let mut views: BTreeMap<NetworkId, v1::NetworkView> =
-            state.networks().values().filter_map(|network| Some((network.id.clone(), empty_view(network)?))).collect();
+            state.networks().values().filter_map(|network| Some((network.id.clone(), empty_view(state, network)?))).collect();
         let mut services = Vec::new();
         for service in state.services().values() {
             let mut joined = BTreeSet::new();
@@ -163,7 +163,7 @@ fn opened(published: &v1::PublishedView, own_only: bool, node: &NodeId) -> Optio
 }
 
 /// A network without endpoints; `None` before it has its numbers.
-fn empty_view(network: &Network) -> Option<v1::NetworkView> {
+fn empty_view(state: &State, network: &Network) -> Option<v1::NetworkView> {
     Some(v1::NetworkView {
         id: network.id.to_string(),
         name: network.spec.name.clone(),
@@ -172,7 +172,34 @@ fn empty_view(network: &Network) -> Option<v1::NetworkView> {
         internal: network.spec.internal,
         names: Vec::new(),
         endpoints: Vec::new(),
+        policy: policy_view(state, network),
     })
+}
+
+/// The network's policy with the ids of the services that its names stand for now; a name that stands for none of the network's matches
+/// nobody.
+fn policy_view(state: &State, network: &Network) -> Option<v1::NetworkPolicyView> {
+    let policy = network.spec.policy.as_ref()?;
+    let ids = |peers: &[Peer]| {
+        let id = |peer: &Peer| match peer {
+            Peer::Service(name) => {
+                let service = state.find_service(name).filter(|service| service.spec.name == *name)?;
+                service.spec.networks.iter().any(|attachment| attachment.network == network.spec.name).then(|| service.id.to_string())
+            }
+            Peer::All | Peer::Range(_) => None,
+        };
+        peers.iter().filter_map(id).collect::<Vec<String>>()
+    };
+    let range = |peer: &Peer| if let Peer::Range(cidr) = peer { Some(cidr.to_string()) } else { None };
+    let allow = policy.allow.iter().map(|Allow { from, to, ports }| v1::AllowView {
+        from_service_ids: ids(from),
+        from_all: from.contains(&Peer::All),
+        from_cidrs: from.iter().filter_map(range).collect(),
+        to_service_ids: ids(to),
+        to_all: to.contains(&Peer::All),
+        ports: ports.iter().copied().map(Into::into).collect(),
+    });
+    Some(v1::NetworkPolicyView { allow: allow.collect() })
 }
 
 /// The names that stand for all tasks of a service.

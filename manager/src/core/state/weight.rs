@@ -56,7 +56,7 @@ fn node_weight(node: &Node) -> usize {
 }
 
 fn network_weight(network: &Network) -> usize {
-    REST + validate::label_bytes(&network.spec.labels)
+    REST + validate::network_text_size(&network.spec)
 }
 
 fn cluster_weight(cluster: &Cluster) -> usize {

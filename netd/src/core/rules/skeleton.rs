@@ -1,7 +1,7 @@
 //! The order of the table: which chains there are, and which feature's rules come before which.
 
 use super::elements::{Elements, SetName};
-use super::{Chain, Hook, Policy, Skeleton, TABLE, balance, egress, isolation};
+use super::{Chain, Hook, Policy, Skeleton, TABLE, balance, egress, isolation, policy};
 use crate::core::links::Underlay;
 use crate::core::picture::{Attachments, Picture};
 
@@ -19,7 +19,16 @@ const SOURCE: i32 = 100;
 
 /// The table's sets and chains.
 pub fn skeleton() -> Skeleton {
-    let forward = [balance::dead(), isolation::known(), isolation::marked(), egress::refused(), balance::unserved(), isolation::passing()];
+    let forward = [
+        balance::dead(),
+        isolation::known(),
+        policy::shielding(),
+        isolation::marked(),
+        egress::refused(),
+        balance::unserved(),
+        policy::judged(),
+        isolation::passing(),
+    ];
     let leave = [balance::leaving(), egress::leaving()].concat();
     let mut chains = vec![
         Chain::filter("source", Hook::Prerouting, BEFORE_TRACKING, Policy::Accept, isolation::incoming()),
@@ -30,6 +39,8 @@ pub fn skeleton() -> Skeleton {
     chains.extend([
         Chain::filter("forward", Hook::Forward, FILTER, Policy::Drop, forward.concat()),
         Chain::aside(balance::REFUSE, balance::refusing()),
+        Chain::aside(policy::ADMIT, policy::admitting()),
+        Chain::aside(policy::POLICY, policy::judging()),
         Chain::filter("input", Hook::Input, FILTER, Policy::Drop, isolation::arriving()),
         Chain::nat("leave", Hook::Postrouting, SOURCE, leave),
     ]);
@@ -41,6 +52,7 @@ pub fn elements(picture: &Picture, attachments: &Attachments, underlay: &Underla
     let mut elements = isolation::elements(picture, attachments);
     elements.extend(egress::elements(picture, underlay));
     elements.extend(balance::elements(picture, attachments));
+    elements.extend(policy::elements(picture, attachments));
     elements
 }
 
@@ -67,6 +79,10 @@ mod tests {
   set vips [Mark, Address] -> Verdict
   set viplist [Address] -> None
   set dead [Address] -> None
+  set allow [Address, Address, Protocol, Port] -> None, intervals
+  set allow_in [Address, Protocol, Port, Address] -> None, intervals
+  set shielded [Address] -> None
+  set policed [Mark] -> None
   chain source hook Prerouting priority -300 policy Accept
     iifname p* meta nfproto ipv6 drop
     iifname p* iifname . ip saddr != @sources drop
@@ -85,14 +101,26 @@ mod tests {
     ip daddr @dead meta l4proto tcp reject with tcp reset
     ip daddr @dead reject with icmpx host-unreachable
     ct state established,related accept
+    iifname up ip daddr @shielded jump admit
+    iifname ing ip daddr @shielded jump admit
+    iifname p* ip daddr @shielded ct original ip daddr @entries jump admit
     meta mark set iifname map @members
     ip daddr @entries reject with icmpx admin-prohibited
     ip daddr @viplist goto refuse
+    meta mark @policed jump policy
     meta mark . oifname @exits meta mark set 0 accept
     reject with icmpx admin-prohibited
   chain refuse
     meta l4proto tcp reject with tcp reset
     reject with icmpx port-unreachable
+  chain admit
+    ip daddr . meta l4proto . th dport . ip saddr @allow_in return
+    goto refuse
+  chain policy
+    oifname up return
+    ip saddr . ip daddr . meta l4proto . th dport @allow return
+    iifname p* reject with icmpx admin-prohibited
+    goto refuse
   chain input hook Input priority 0 policy Drop
     iifname lo accept
     ct state established,related accept
@@ -114,12 +142,16 @@ mod tests {
         assert_eq!(
             sets,
             [
+                "allow key 16 data 0 flags 132",
+                "allow_in key 16 data 0 flags 132",
                 "backends key 8 data 4 flags 8",
                 "dead key 4 data 0 flags 0",
                 "entries key 4 data 0 flags 0",
                 "exits key 20 data 0 flags 0",
                 "hairpin key 8 data 0 flags 0",
                 "members key 16 data 4 flags 8",
+                "policed key 4 data 0 flags 0",
+                "shielded key 4 data 0 flags 0",
                 "sources key 20 data 0 flags 0",
                 "viplist key 4 data 0 flags 0",
                 "vips key 8 data 0 flags 8",
