@@ -20,8 +20,14 @@ fn bench() -> Bench {
 
 fn start(dir: &std::path::Path, kernel: Fake, adopted: bool) -> Owner<Fake> {
     let underlay = Underlay { addr: std::net::Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Netd };
-    let store = Store::new(dir, dir);
+    let store = Store::start(dir, dir).unwrap();
     Owner::start(Parts { kernel, store, shared: Arc::default(), pins: dir.join("netns"), underlay, adopted }).unwrap()
+}
+
+impl Owner<Fake> {
+    fn apply_view(&mut self, view: &v1::NetView) -> Result<v1::ApplyViewResponse, Refusal> {
+        self.read_view(view).map(|read| self.obey(read))
+    }
 }
 
 fn request(task_id: &str, ip: &str) -> v1::AttachRequest {
@@ -179,13 +185,138 @@ fn drift_is_mended_at_the_regular_check_and_counted() {
 }
 
 #[test]
+fn a_picture_is_answered_before_the_kernel_is_read_back_and_one_that_is_given_again_after_it() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    owner.look();
+    owner.kernel.held.routes.clear();
+    owner.apply_view(&view(2)).unwrap();
+    assert!(owner.kernel.held.routes.is_empty(), "it is believed to hold them");
+    assert!(owner.looks.due().is_some());
+    owner.look();
+    assert_eq!((owner.kernel.held.clone(), owner.repairs), (owner.wanted(), 6));
+    assert_eq!(owner.looks.due(), None);
+    owner.kernel.held.routes.clear();
+    owner.apply_view(&view(2)).unwrap();
+    assert_eq!((owner.kernel.held.clone(), owner.repairs), (owner.wanted(), 12));
+}
+
+#[test]
+fn what_others_change_is_looked_at_and_whoever_noticed_it_is_told() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    owner.look();
+    owner.kernel.held.elements.clear();
+    let (done, mut told) = oneshot::channel();
+    owner.handle(Command::Look { done });
+    assert!(owner.looks.due().is_some() && told.try_recv().is_err());
+    owner.look();
+    assert_eq!(owner.kernel.held, owner.wanted());
+    assert!(told.try_recv().is_ok());
+}
+
+#[test]
+fn what_a_picture_could_not_bring_is_told_with_the_answer() {
+    let Bench { mut owner, _dir } = bench();
+    owner.kernel.refuses = Some("set route 10.128.1.2");
+    let problems = owner.apply_view(&view(1)).unwrap().problems;
+    assert!(problems.len() == 1 && problems[0].starts_with("set route 10.128.1.2/32"), "{problems:?}");
+    owner.kernel.refuses = None;
+    assert_eq!(owner.apply_view(&view(2)).unwrap().problems, Vec::<String>::new());
+    assert_eq!(owner.kernel.held, owner.wanted());
+}
+
+/// What both hold.
+fn in_both(one: &Dataplane, other: &Dataplane) -> Vec<String> {
+    let mut other = things(other);
+    other.sort();
+    things(one).into_iter().filter(|text| other.binary_search(text).is_ok()).collect()
+}
+
+/// Everything that packets depend on, as text.
+fn things(held: &Dataplane) -> Vec<String> {
+    let links = held.links.keys().map(|name| format!("device {name}"));
+    let routes = held.routes.iter().map(|(to, route)| format!("route {to} {route}"));
+    let neighbours = held.neighbours.keys().map(|(link, ip)| format!("neighbour {ip} on {link}"));
+    let forwards = held.forwards.iter().map(|forward| format!("forward {forward}"));
+    let elements = held.elements.iter().map(|(key, data)| format!("element {key:?} {data:?}"));
+    let pods = held.pods.keys().map(|task| format!("pod {task}"));
+    links.chain(routes).chain(neighbours).chain(forwards).chain(elements).chain(pods).collect()
+}
+
+/// After the first picture was answered a second one is given, and netd is killed in the middle and started anew: at no moment anything is
+/// gone that is in both pictures, and in the end it is as if it had not been killed.
+#[test]
+fn killed_between_any_two_deeds_it_never_takes_away_what_was_answered_for_and_stays() {
+    let mut second = view(2);
+    second.networks[0].endpoints.remove(2);
+    second.networks[0].endpoints.push(crate::core::plan::tests::endpoint("t5", "n3", "10.128.0.7"));
+    second.networks[1].endpoints.clear();
+    let mut deaths = 0;
+    for deeds in 0.. {
+        let dir = tempfile::tempdir().unwrap();
+        let mut owner = start(dir.path(), Fake::default(), false);
+        owner.apply_view(&view(1)).unwrap();
+        owner.attach(&request("t1", "10.128.0.2")).unwrap();
+        let first = owner.wanted();
+        let both = in_both(&first, &compile(&Picture::parse(&second).0, &owner.attachments, &owner.underlay));
+        assert!(both.len() > 10 && both.len() < things(&first).len());
+        let whole = |held: &Dataplane| {
+            let mut now = things(held);
+            now.sort();
+            for thing in &both {
+                assert!(now.binary_search(thing).is_ok(), "{thing} was gone, killed after {deeds} deeds");
+            }
+        };
+        (owner.kernel.dies_after, owner.kernel.seen) = (Some(deeds), Some(Vec::new()));
+        let lives = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            owner.apply_view(&second).unwrap();
+            owner.look();
+        }));
+        let mut kernel = std::mem::take(&mut owner.kernel);
+        drop(owner);
+        kernel.dies_after = None;
+        let mut restarted = start(dir.path(), kernel, true);
+        // Of its first life and of its second.
+        for held in restarted.kernel.seen.take().unwrap() {
+            whole(&held);
+        }
+        assert_eq!(restarted.kernel.held, restarted.wanted(), "killed after {deeds} deeds");
+        assert!((1..=2).contains(&restarted.picture.revision));
+        restarted.apply_view(&second).unwrap();
+        assert_eq!(restarted.kernel.held, restarted.wanted(), "killed after {deeds} deeds");
+        if lives.is_ok() {
+            assert_eq!(restarted.picture.revision, 2);
+            break;
+        }
+        deaths += 1;
+    }
+    assert!(deaths > 5, "the second picture took {deaths} deeds");
+}
+
+#[test]
+fn a_picture_that_was_answered_is_in_force_after_a_kill_whatever_the_disk_has() {
+    let Bench { mut owner, _dir } = bench();
+    for revision in 1..20 {
+        owner.apply_view(&view(revision)).unwrap();
+        // The old one is still there, and may be writing.
+        let restarted = start(_dir.path(), Fake::default(), true);
+        assert_eq!(restarted.picture.revision, revision);
+    }
+}
+
+#[test]
 fn without_a_picture_nothing_of_a_living_pod_is_removed() {
     let Bench { mut owner, _dir } = bench();
     owner.apply_view(&view(1)).unwrap();
     owner.attach(&request("t1", "10.128.0.2")).unwrap();
-    std::fs::remove_file(_dir.path().join("picture.json")).unwrap();
     let held = owner.kernel.held.clone();
-    let restarted = start(_dir.path(), std::mem::take(&mut owner.kernel), true);
+    let kernel = std::mem::take(&mut owner.kernel);
+    drop(owner);
+    for file in ["picture.json", "picture.now.json"] {
+        std::fs::remove_file(_dir.path().join(file)).unwrap();
+    }
+    let restarted = start(_dir.path(), kernel, true);
     assert_eq!(restarted.kernel.held, held);
 }
 

@@ -69,7 +69,7 @@ fn run(config: &Config) -> Result<()> {
     let forwarding = host::forwarding(&run_dir, config.no_forwarding).context("find out who has this host forward packets")?;
     let underlay = Underlay { addr: config.addr, overlay_mtu: kernel.overlay_mtu()?, forwarding };
     let shared = Arc::new(Shared::default());
-    let store = Store::new(&config.state_dir, &run_dir);
+    let store = Store::start(&config.state_dir, &run_dir).context("start the thread that writes to the disk")?;
     let owner = Owner::start(Parts { kernel, store, shared: shared.clone(), pins: run_dir.join("netns"), underlay, adopted })?;
     let sockets = owner.kernel().resolver_sockets().context("open the resolver's sockets")?;
     let forwarder = Forwarder::start(config.resolv_conf.clone()).context("start the thread that asks other resolvers")?;
@@ -81,8 +81,9 @@ fn run(config: &Config) -> Result<()> {
     let dns = server::serve_tcp(sockets.tcp, shared, forwarder);
     let served = runtime.block_on(serve(&run_dir.join("netd.sock"), commands, dns));
     drop(runtime);
-    if owner.join().is_err() {
-        bail!("the dataplane's owner panicked");
+    match owner.join() {
+        Ok(ended) => ended.context("give the dataplane's owner a sense of time")?,
+        Err(_) => bail!("the dataplane's owner panicked"),
     }
     info!("stopped; the dataplane stays as it is");
     served

@@ -20,6 +20,10 @@ pub struct Fake {
     /// Nodes that answer when they are asked.
     pub answering: BTreeSet<Ipv4Addr>,
     pub refuses: Option<&'static str>,
+    /// netd is killed, by a panic, instead of being obeyed once more after so many operations.
+    pub dies_after: Option<usize>,
+    /// What it held after each operation, where that is asked for.
+    pub seen: Option<Vec<Dataplane>>,
     /// Everything that was asked of it.
     pub obeyed: Vec<String>,
 }
@@ -32,12 +36,17 @@ impl Kernel for Fake {
     fn apply(&mut self, ops: &[Op]) -> Vec<Failure> {
         let mut failures = Vec::new();
         for (index, op) in ops.iter().enumerate() {
+            assert_ne!(self.dies_after, Some(0), "killed before: {op}");
             let text = op.to_string();
             if self.refuses.is_some_and(|part| text.contains(part)) {
                 failures.push(Failure { index, error: KernelError::Refused { what: text, errno: Errno::EPERM } });
             } else {
                 self.held.absorb(op);
                 self.obeyed.push(text);
+                self.dies_after = self.dies_after.map(|deeds| deeds - 1);
+                if let Some(seen) = &mut self.seen {
+                    seen.push(self.held.clone());
+                }
             }
         }
         failures
