@@ -75,6 +75,21 @@ fn web(owner: &Owner<Fake>) -> Vec<u8> {
 }
 
 #[test]
+fn a_device_that_is_still_silent_is_told_of_and_not_waited_for() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    let veth = crate::core::links::veth_name("t1", "net-a");
+    owner.kernel.quiet.insert(veth.clone());
+    let (reply, mut answer) = oneshot::channel();
+    owner.handle(Command::Attach { request: request("t1", "10.128.0.2"), reply });
+    let attached = answer.try_recv().unwrap().unwrap();
+    assert_eq!(attached.without_carrier, [veth.clone()]);
+    let (reply, mut answer) = oneshot::channel();
+    owner.handle(Command::WithoutCarrier { links: vec![veth], reply });
+    assert_eq!(answer.try_recv().unwrap(), Vec::<String>::new());
+}
+
+#[test]
 fn a_pod_is_named_from_attach_to_detach_and_not_until_the_next_picture() {
     let Bench { mut owner, _dir } = bench();
     owner.apply_view(&view(1)).unwrap();

@@ -83,7 +83,12 @@ pub enum Command {
     },
     Attach {
         request: v1::AttachRequest,
-        reply: oneshot::Sender<Result<v1::AttachResponse, Refusal>>,
+        reply: oneshot::Sender<Result<Attached, Refusal>>,
+    },
+    /// Which of these devices of the router do not send yet what they are given.
+    WithoutCarrier {
+        links: Vec<String>,
+        reply: oneshot::Sender<Vec<String>>,
     },
     Leave {
         task_id: String,
@@ -104,6 +109,14 @@ pub enum Command {
     },
     /// A second has passed.
     Tick,
+}
+
+/// A pod that is attached.
+#[derive(Debug)]
+pub struct Attached {
+    pub response: v1::AttachResponse,
+    /// Its devices in the router that do not send yet what they are given: not to be waited for here, where all others wait.
+    pub without_carrier: Vec<String>,
 }
 
 /// The owner's state.
@@ -252,7 +265,11 @@ impl<K: Kernel> Owner<K> {
                 drop(reply.send(read.map(|read| self.obey(read))));
                 self.ask_the_dead();
             }
-            Command::Attach { request, reply } => drop(reply.send(self.attach(&request))),
+            Command::Attach { request, reply } => {
+                let attached = self.attach(&request);
+                drop(reply.send(attached.map(|response| Attached { response, without_carrier: self.without_carrier(&request.task_id) })));
+            }
+            Command::WithoutCarrier { links, reply } => drop(reply.send(self.kernel.without_carrier(&links))),
             Command::Leave { task_id, reply } => drop(reply.send(self.leave(&task_id))),
             Command::Detach { task_id, linger_ms, reply } => drop(reply.send(self.detach(&task_id, linger_ms))),
             Command::Status { reply } => drop(reply.send(self.status())),

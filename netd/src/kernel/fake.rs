@@ -19,6 +19,8 @@ pub struct Fake {
     pub flows: Vec<Flow>,
     /// Nodes that answer when they are asked.
     pub answering: BTreeSet<Ipv4Addr>,
+    /// Devices without carrier until they are asked for.
+    pub quiet: BTreeSet<String>,
     pub refuses: Option<&'static str>,
     /// netd is killed, by a panic, instead of being obeyed once more after so many operations.
     pub dies_after: Option<usize>,
@@ -63,6 +65,10 @@ impl Kernel for Fake {
 
     fn silent(&mut self, nodes: &BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4Addr> {
         nodes.difference(&self.answering).copied().collect()
+    }
+
+    fn without_carrier(&mut self, links: &[String]) -> Vec<String> {
+        links.iter().filter(|link| self.quiet.remove(*link)).cloned().collect()
     }
 
     fn indexes(&self) -> BTreeMap<u32, String> {

@@ -194,6 +194,10 @@ impl Kernel for Linux {
         })
     }
 
+    fn without_carrier(&mut self, links: &[String]) -> Vec<String> {
+        apply::without_carrier(self, links)
+    }
+
     fn indexes(&self) -> BTreeMap<u32, String> {
         self.indexes.iter().map(|(name, index)| (*index, name.clone())).collect()
     }
