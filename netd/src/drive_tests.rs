@@ -223,11 +223,33 @@ fn what_others_change_is_looked_at_and_whoever_noticed_it_is_told() {
     owner.look();
     owner.kernel.held.elements.clear();
     let (done, mut told) = oneshot::channel();
-    owner.handle(Command::Look { done });
+    owner.handle(Command::Look { news: News { changed: true, ..News::default() }, done });
     assert!(owner.looks.due().is_some() && told.try_recv().is_err());
     owner.look();
     assert_eq!(owner.kernel.held, owner.wanted());
     assert!(told.try_recv().is_ok());
+}
+
+#[test]
+fn a_device_that_goes_with_its_pod_is_no_reason_to_look_and_any_other_is() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    owner.attach(&request("t1", "10.128.0.2")).unwrap();
+    owner.look();
+    let veth = crate::core::links::veth_name("t1", "net-a");
+    let mut gone = |link: &str| {
+        let (done, mut told) = oneshot::channel();
+        owner.handle(Command::Look { news: News { gone: [link.to_owned()].into(), changed: false }, done });
+        told.try_recv().is_ok()
+    };
+    assert!(!gone(&veth), "its pod is here");
+    assert!(!gone("v4097"));
+    owner.look();
+    owner.detach("t1", 0).unwrap();
+    let (done, mut told) = oneshot::channel();
+    owner.handle(Command::Look { news: News { gone: [veth].into(), changed: false }, done });
+    assert!(told.try_recv().is_ok() && owner.looks.due().is_none());
+    assert!(owner.leaving.is_empty());
 }
 
 #[test]

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::Owner;
 use crate::kernel::Kernel;
+use crate::kernel::watch::News;
 
 /// From when a look is asked for to the look.
 const LOOK_AFTER: Duration = Duration::from_millis(200);
@@ -45,6 +46,19 @@ impl Looks {
 }
 
 impl<K: Kernel> Owner<K> {
+    /// Someone else has changed something; that a pod's device goes after the pod is as it should be.
+    pub(super) fn hear(&mut self, news: &News, done: oneshot::Sender<()>) {
+        let mut is_news = news.changed;
+        for link in &news.gone {
+            is_news |= self.leaving.remove(link).is_none();
+        }
+        if is_news {
+            self.looks.ask_for(done, Instant::now());
+        } else {
+            drop(done.send(()));
+        }
+    }
+
     /// Takes the look that is due.
     pub(super) fn look(&mut self) {
         let begun = Instant::now();

@@ -36,6 +36,7 @@ use crate::core::plan::{Op, Plan, plan};
 use crate::core::routes;
 use crate::core::uplink::conditions;
 use crate::dns::{Board, SharedBoard};
+use crate::kernel::watch::News;
 use crate::kernel::{Kernel, KernelError, Pods};
 use crate::store::Store;
 
@@ -104,6 +105,7 @@ pub enum Command {
     },
     /// Something that is ours may have been changed by someone else.
     Look {
+        news: News,
         /// Told when the kernel has been read back.
         done: oneshot::Sender<()>,
     },
@@ -273,7 +275,7 @@ impl<K: Kernel> Owner<K> {
             Command::Leave { task_id, reply } => drop(reply.send(self.leave(&task_id))),
             Command::Detach { task_id, linger_ms, reply } => drop(reply.send(self.detach(&task_id, linger_ms))),
             Command::Status { reply } => drop(reply.send(self.status())),
-            Command::Look { done } => self.looks.ask_for(done, Instant::now()),
+            Command::Look { news, done } => self.hear(&news, done),
             Command::Tick => self.tick(),
         }
     }

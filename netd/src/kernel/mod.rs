@@ -33,6 +33,8 @@ pub mod messages;
 
 mod observe;
 
+pub mod watch;
+
 pub mod host;
 
 mod apply;

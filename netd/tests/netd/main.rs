@@ -16,6 +16,8 @@ mod balance;
 
 mod lifecycle;
 
+mod converge;
+
 mod properties;
 
 mod rules;
