@@ -281,54 +281,36 @@ fn things(held: &Dataplane) -> Vec<String> {
     links.chain(routes).chain(neighbours).chain(forwards).chain(elements).chain(pods).collect()
 }
 
-/// After the first picture was answered a second one is given, and netd is killed in the middle and started anew: at no moment anything is
-/// gone that is in both pictures, and in the end it is as if it had not been killed.
 #[test]
-fn killed_between_any_two_deeds_it_never_takes_away_what_was_answered_for_and_stays() {
+fn killed_at_work_on_a_picture_it_goes_on_from_the_one_that_was_answered_and_takes_away_nothing_that_is_in_both() {
     let mut second = view(2);
     second.networks[0].endpoints.remove(2);
     second.networks[0].endpoints.push(crate::core::plan::tests::endpoint("t5", "n3", "10.128.0.7"));
     second.networks[1].endpoints.clear();
-    let mut deaths = 0;
-    for deeds in 0.. {
-        let dir = tempfile::tempdir().unwrap();
-        let mut owner = start(dir.path(), Fake::default(), false);
+    for lives in 0.. {
+        let Bench { mut owner, _dir } = bench();
         owner.apply_view(&view(1)).unwrap();
         owner.attach(&request("t1", "10.128.0.2")).unwrap();
-        let first = owner.wanted();
-        let both = in_both(&first, &compile(&Picture::parse(&second).0, &owner.attachments, &owner.underlay));
-        assert!(both.len() > 10 && both.len() < things(&first).len());
-        let whole = |held: &Dataplane| {
+        let both = in_both(&owner.wanted(), &compile(&Picture::parse(&second).0, &owner.attachments, &owner.underlay));
+        assert!(both.len() > 10 && both.len() < things(&owner.wanted()).len());
+        owner.kernel.lives = Some(lives);
+        let work = std::panic::AssertUnwindSafe(|| drop(owner.apply_view(&second).unwrap()));
+        let Err(payload) = std::panic::catch_unwind(work) else {
+            assert!(lives > 5, "the second picture took {lives} operations");
+            assert_eq!(start(_dir.path(), std::mem::take(&mut owner.kernel), true).picture.revision, 2);
+            return;
+        };
+        let held = *payload.downcast::<Dataplane>().unwrap();
+        let gone = |held: &Dataplane| {
             let mut now = things(held);
             now.sort();
-            for thing in &both {
-                assert!(now.binary_search(thing).is_ok(), "{thing} was gone, killed after {deeds} deeds");
-            }
+            both.iter().find(|thing| now.binary_search(thing).is_err()).cloned()
         };
-        (owner.kernel.dies_after, owner.kernel.seen) = (Some(deeds), Some(Vec::new()));
-        let lives = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            owner.apply_view(&second).unwrap();
-            owner.look();
-        }));
-        let mut kernel = std::mem::take(&mut owner.kernel);
-        drop(owner);
-        kernel.dies_after = None;
-        let mut restarted = start(dir.path(), kernel, true);
-        // Of its first life and of its second.
-        for held in restarted.kernel.seen.take().unwrap() {
-            whole(&held);
-        }
-        assert_eq!(restarted.kernel.held, restarted.wanted(), "killed after {deeds} deeds");
-        assert!((1..=2).contains(&restarted.picture.revision));
-        restarted.apply_view(&second).unwrap();
-        assert_eq!(restarted.kernel.held, restarted.wanted(), "killed after {deeds} deeds");
-        if lives.is_ok() {
-            assert_eq!(restarted.picture.revision, 2);
-            break;
-        }
-        deaths += 1;
+        assert_eq!(gone(&held), None, "killed after {lives}");
+        let restarted = start(_dir.path(), Fake { held, ..Fake::default() }, true);
+        assert_eq!((gone(&restarted.kernel.held), restarted.picture.revision), (None, 1), "killed after {lives}, and started");
+        assert_eq!(restarted.kernel.held, restarted.wanted(), "killed after {lives}, and started");
     }
-    assert!(deaths > 5, "the second picture took {deaths} deeds");
 }
 
 #[test]

@@ -6,4 +6,5 @@ mod ipam;
 mod leave;
 mod properties;
 mod secrets;
+mod views;
 mod world;

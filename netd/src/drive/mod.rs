@@ -40,13 +40,13 @@ use crate::kernel::watch::News;
 use crate::kernel::{Kernel, KernelError, Pods};
 use crate::store::Store;
 
-use self::look::Looks;
+use self::readback::Looks;
 
 mod view;
 
 mod attach;
 
-mod look;
+mod readback;
 
 /// Problems told of one kind; the rest are counted.
 const PROBLEMS_MAX: usize = 20;

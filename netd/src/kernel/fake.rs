@@ -1,7 +1,8 @@
-//! A kernel that holds a `Dataplane` and obeys, except where it is told to refuse.
+//! A kernel that holds a `Dataplane` and obeys, except where it is told to refuse, and until it is told to have netd die.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::panic::resume_unwind;
 
 use ipnet::Ipv4Net;
 use nix::errno::Errno;
@@ -22,10 +23,8 @@ pub struct Fake {
     /// Devices without carrier until they are asked for.
     pub quiet: BTreeSet<String>,
     pub refuses: Option<&'static str>,
-    /// netd is killed, by a panic, instead of being obeyed once more after so many operations.
-    pub dies_after: Option<usize>,
-    /// What it held after each operation, where that is asked for.
-    pub seen: Option<Vec<Dataplane>>,
+    /// Operations until netd is killed: the next one unwinds the stack, with what is held as its payload.
+    pub lives: Option<usize>,
     /// Everything that was asked of it.
     pub obeyed: Vec<String>,
 }
@@ -38,17 +37,17 @@ impl Kernel for Fake {
     fn apply(&mut self, ops: &[Op]) -> Vec<Failure> {
         let mut failures = Vec::new();
         for (index, op) in ops.iter().enumerate() {
-            assert_ne!(self.dies_after, Some(0), "killed before: {op}");
             let text = op.to_string();
+            match &mut self.lives {
+                Some(0) => resume_unwind(Box::new(self.held.clone())),
+                Some(left) => *left -= 1,
+                None => {}
+            }
             if self.refuses.is_some_and(|part| text.contains(part)) {
                 failures.push(Failure { index, error: KernelError::Refused { what: text, errno: Errno::EPERM } });
             } else {
                 self.held.absorb(op);
                 self.obeyed.push(text);
-                self.dies_after = self.dies_after.map(|deeds| deeds - 1);
-                if let Some(seen) = &mut self.seen {
-                    seen.push(self.held.clone());
-                }
             }
         }
         failures
