@@ -251,7 +251,7 @@ mod tests {
 
     fn device(flags: u32, mtu: u32) -> Vec<u8> {
         let attributes = Attributes::new().text(NAME, "p0").bytes(MTU, &mtu.to_ne_bytes()).bytes(ADDRESS, &[2, 0, 0, 0, 0, 1]);
-        let header = [[0; 4].as_slice(), &5_u32.to_ne_bytes(), &flags.to_ne_bytes(), &[0; 4]].concat();
+        let header = [[0_u8; 4].as_slice(), &5_u32.to_ne_bytes(), &flags.to_ne_bytes(), &[0; 4]].concat();
         [header, attributes.0].concat()
     }
 
