@@ -20,8 +20,14 @@ fn bench() -> Bench {
 
 fn start(dir: &std::path::Path, kernel: Fake, adopted: bool) -> Owner<Fake> {
     let underlay = Underlay { addr: std::net::Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Netd };
-    let store = Store::new(dir, dir);
+    let store = Store::start(dir, dir).unwrap();
     Owner::start(Parts { kernel, store, shared: Arc::default(), pins: dir.join("netns"), underlay, adopted }).unwrap()
+}
+
+impl Owner<Fake> {
+    fn apply_view(&mut self, view: &v1::NetView) -> Result<v1::ApplyViewResponse, Refusal> {
+        self.read_view(view).map(|read| self.obey(read))
+    }
 }
 
 fn request(task_id: &str, ip: &str) -> v1::AttachRequest {
@@ -66,6 +72,21 @@ fn web(owner: &Owner<Fake>) -> Vec<u8> {
         Answer::Addresses(addresses) => addresses.iter().map(|ip| ip.octets()[3]).collect(),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn a_device_that_is_still_silent_is_told_of_and_not_waited_for() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    let veth = crate::core::links::veth_name("t1", "net-a");
+    owner.kernel.quiet.insert(veth.clone());
+    let (reply, mut answer) = oneshot::channel();
+    owner.handle(Command::Attach { request: request("t1", "10.128.0.2"), reply });
+    let attached = answer.try_recv().unwrap().unwrap();
+    assert_eq!(attached.without_carrier, [veth.clone()]);
+    let (reply, mut answer) = oneshot::channel();
+    owner.handle(Command::WithoutCarrier { links: vec![veth], reply });
+    assert_eq!(answer.try_recv().unwrap(), Vec::<String>::new());
 }
 
 #[test]
@@ -179,13 +200,142 @@ fn drift_is_mended_at_the_regular_check_and_counted() {
 }
 
 #[test]
+fn a_picture_is_answered_before_the_kernel_is_read_back_and_one_that_is_given_again_after_it() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    owner.look();
+    owner.kernel.held.routes.clear();
+    owner.apply_view(&view(2)).unwrap();
+    assert!(owner.kernel.held.routes.is_empty(), "it is believed to hold them");
+    assert!(owner.looks.due().is_some());
+    owner.look();
+    assert_eq!((owner.kernel.held.clone(), owner.repairs), (owner.wanted(), 6));
+    assert_eq!(owner.looks.due(), None);
+    owner.kernel.held.routes.clear();
+    owner.apply_view(&view(2)).unwrap();
+    assert_eq!((owner.kernel.held.clone(), owner.repairs), (owner.wanted(), 12));
+}
+
+#[test]
+fn what_others_change_is_looked_at_and_whoever_noticed_it_is_told() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    owner.look();
+    owner.kernel.held.elements.clear();
+    let (done, mut told) = oneshot::channel();
+    owner.handle(Command::Look { news: News { changed: true, ..News::default() }, done });
+    assert!(owner.looks.due().is_some() && told.try_recv().is_err());
+    owner.look();
+    assert_eq!(owner.kernel.held, owner.wanted());
+    assert!(told.try_recv().is_ok());
+}
+
+#[test]
+fn a_device_that_goes_with_its_pod_is_no_reason_to_look_and_any_other_is() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    owner.attach(&request("t1", "10.128.0.2")).unwrap();
+    owner.look();
+    let veth = crate::core::links::veth_name("t1", "net-a");
+    let mut gone = |link: &str| {
+        let (done, mut told) = oneshot::channel();
+        owner.handle(Command::Look { news: News { gone: [link.to_owned()].into(), changed: false }, done });
+        told.try_recv().is_ok()
+    };
+    assert!(!gone(&veth), "its pod is here");
+    assert!(!gone("v4097"));
+    owner.look();
+    owner.detach("t1", 0).unwrap();
+    let (done, mut told) = oneshot::channel();
+    owner.handle(Command::Look { news: News { gone: [veth].into(), changed: false }, done });
+    assert!(told.try_recv().is_ok() && owner.looks.due().is_none());
+    assert!(owner.leaving.is_empty());
+}
+
+#[test]
+fn what_a_picture_could_not_bring_is_told_with_the_answer() {
+    let Bench { mut owner, _dir } = bench();
+    owner.kernel.refuses = Some("set route 10.128.1.2");
+    let problems = owner.apply_view(&view(1)).unwrap().problems;
+    assert!(problems.len() == 1 && problems[0].starts_with("set route 10.128.1.2/32"), "{problems:?}");
+    owner.kernel.refuses = None;
+    assert_eq!(owner.apply_view(&view(2)).unwrap().problems, Vec::<String>::new());
+    assert_eq!(owner.kernel.held, owner.wanted());
+}
+
+/// What both hold.
+fn in_both(one: &Dataplane, other: &Dataplane) -> Vec<String> {
+    let mut other = things(other);
+    other.sort();
+    things(one).into_iter().filter(|text| other.binary_search(text).is_ok()).collect()
+}
+
+/// Everything that packets depend on, as text.
+fn things(held: &Dataplane) -> Vec<String> {
+    let links = held.links.keys().map(|name| format!("device {name}"));
+    let routes = held.routes.iter().map(|(to, route)| format!("route {to} {route}"));
+    let neighbours = held.neighbours.keys().map(|(link, ip)| format!("neighbour {ip} on {link}"));
+    let forwards = held.forwards.iter().map(|forward| format!("forward {forward}"));
+    let elements = held.elements.iter().map(|(key, data)| format!("element {key:?} {data:?}"));
+    let pods = held.pods.keys().map(|task| format!("pod {task}"));
+    links.chain(routes).chain(neighbours).chain(forwards).chain(elements).chain(pods).collect()
+}
+
+#[test]
+fn killed_at_work_on_a_picture_it_goes_on_from_the_one_that_was_answered_and_takes_away_nothing_that_is_in_both() {
+    let mut second = view(2);
+    second.networks[0].endpoints.remove(2);
+    second.networks[0].endpoints.push(crate::core::plan::tests::endpoint("t5", "n3", "10.128.0.7"));
+    second.networks[1].endpoints.clear();
+    for lives in 0.. {
+        let Bench { mut owner, _dir } = bench();
+        owner.apply_view(&view(1)).unwrap();
+        owner.attach(&request("t1", "10.128.0.2")).unwrap();
+        let both = in_both(&owner.wanted(), &compile(&Picture::parse(&second).0, &owner.attachments, &owner.underlay));
+        assert!(both.len() > 10 && both.len() < things(&owner.wanted()).len());
+        owner.kernel.lives = Some(lives);
+        let work = std::panic::AssertUnwindSafe(|| drop(owner.apply_view(&second).unwrap()));
+        let Err(payload) = std::panic::catch_unwind(work) else {
+            assert!(lives > 5, "the second picture took {lives} operations");
+            assert_eq!(start(_dir.path(), std::mem::take(&mut owner.kernel), true).picture.revision, 2);
+            return;
+        };
+        let held = *payload.downcast::<Dataplane>().unwrap();
+        let gone = |held: &Dataplane| {
+            let mut now = things(held);
+            now.sort();
+            both.iter().find(|thing| now.binary_search(thing).is_err()).cloned()
+        };
+        assert_eq!(gone(&held), None, "killed after {lives}");
+        let restarted = start(_dir.path(), Fake { held, ..Fake::default() }, true);
+        assert_eq!((gone(&restarted.kernel.held), restarted.picture.revision), (None, 1), "killed after {lives}, and started");
+        assert_eq!(restarted.kernel.held, restarted.wanted(), "killed after {lives}, and started");
+    }
+}
+
+#[test]
+fn a_picture_that_was_answered_is_in_force_after_a_kill_whatever_the_disk_has() {
+    let Bench { mut owner, _dir } = bench();
+    for revision in 1..20 {
+        owner.apply_view(&view(revision)).unwrap();
+        // The old one is still there, and may be writing.
+        let restarted = start(_dir.path(), Fake::default(), true);
+        assert_eq!(restarted.picture.revision, revision);
+    }
+}
+
+#[test]
 fn without_a_picture_nothing_of_a_living_pod_is_removed() {
     let Bench { mut owner, _dir } = bench();
     owner.apply_view(&view(1)).unwrap();
     owner.attach(&request("t1", "10.128.0.2")).unwrap();
-    std::fs::remove_file(_dir.path().join("picture.json")).unwrap();
     let held = owner.kernel.held.clone();
-    let restarted = start(_dir.path(), std::mem::take(&mut owner.kernel), true);
+    let kernel = std::mem::take(&mut owner.kernel);
+    drop(owner);
+    for file in ["picture.json", "picture.now.json"] {
+        std::fs::remove_file(_dir.path().join(file)).unwrap();
+    }
+    let restarted = start(_dir.path(), kernel, true);
     assert_eq!(restarted.kernel.held, held);
 }
 

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!  agent ── R/netd.sock ──► service ──commands──► drive ──plan──► kernel
-//!                                                   │
+//!                                          ▲        │                │
+//!                                          └────────┼──── watch ◄────┘
 //!  pods ─── 169.254.53.53:53 ──► dns ◄────board─────┘
 //!    │                            └─ foreign names ──► the host's resolvers
 //!    └───── up ═ rcl-up ──► the host's own routes
@@ -13,6 +14,7 @@
 //!
 //! - A picture is obeyed if its (term, revision) is not lower than that in force for the same node id; the answer names the one in force.
 //!   What could not be done is told in `problems` and tried again, after a second, two, four, up to thirty.
+//! - What someone else changes of what is ours in the router's and the host's namespace is put back within a second, in pods within thirty.
 //! - `Attach` wants its networks in the picture (`UNAVAILABLE` until then; the same call later works), pins the namespace at
 //!   R/netns/<task id> and names its interfaces `eth0`, `eth1`, … in the order of the request. Repeated, it answers the same; with other
 //!   arguments, or for an address that another pod here holds, it is `FAILED_PRECONDITION`.
@@ -22,7 +24,8 @@
 //!   allows changes in one step, also if netd is killed meanwhile. A connection that has begun goes on.
 //! - `Detach` takes the addresses away at once, and the names with them; the namespace ends with its last process.
 //! - netd may be killed and started at any moment: packets, devices and namespaces stay, DNS is back within some 30 ms.
-//! - The run directory ends with a reboot and the pods with it; the picture in the state directory is in force again at once.
+//! - The run directory ends with a reboot and the pods with it; the picture in the state directory is in force again at once. A picture that was
+//!   answered outlives netd's end; a power cut it outlives once the disk has it, which is not waited for: the managers give it again.
 //! - A connection to an endpoint whose node is down, by the managers' word and because it answers no ping of this node, is reset.
 //! - On the host itself netd makes the device `rcl-up` with 169.254.54.1, the table `inet rcluster_host`, the VXLAN devices' UDP socket on
 //!   port 4789, and sockets to ask its resolvers, and nodes that are said to be down; it turns `net.ipv4.ip_forward` on unless it is told

@@ -19,16 +19,17 @@ use rcluster_netd::config::Config;
 use rcluster_netd::core::links::Underlay;
 use rcluster_netd::dns::forward::Forwarder;
 use rcluster_netd::dns::{Shared, server};
-use rcluster_netd::drive::{Command, Owner, Parts};
+use rcluster_netd::drive::{Command, Owner, Parts, in_full};
 use rcluster_netd::kernel::linux::Linux;
-use rcluster_netd::kernel::{Kernel, host};
+use rcluster_netd::kernel::watch::Watch;
+use rcluster_netd::kernel::{Kernel, KernelError, host};
 use rcluster_netd::service::{Service, listen};
 use rcluster_netd::store::Store;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 /// Commands that may wait for the owner.
 const COMMANDS_MAX: usize = 64;
@@ -69,23 +70,46 @@ fn run(config: &Config) -> Result<()> {
     let forwarding = host::forwarding(&run_dir, config.no_forwarding).context("find out who has this host forward packets")?;
     let underlay = Underlay { addr: config.addr, overlay_mtu: kernel.overlay_mtu()?, forwarding };
     let shared = Arc::new(Shared::default());
-    let store = Store::new(&config.state_dir, &run_dir);
+    let store = Store::start(&config.state_dir, &run_dir).context("start the thread that writes to the disk")?;
     let owner = Owner::start(Parts { kernel, store, shared: shared.clone(), pins: run_dir.join("netns"), underlay, adopted })?;
     let sockets = owner.kernel().resolver_sockets().context("open the resolver's sockets")?;
     let forwarder = Forwarder::start(config.resolv_conf.clone()).context("start the thread that asks other resolvers")?;
     server::serve_udp(sockets.udp, shared.clone(), forwarder.clone()).context("start the resolver's thread")?;
 
+    let watch = owner.kernel().watch().context("listen for what others change")?;
+
     let (commands, queue) = mpsc::channel(COMMANDS_MAX);
+    let told = commands.downgrade();
+    let listener = move || match listen_for_others(watch, &told) {
+        Ok(()) => {}
+        Err(error) => warn!(error = in_full(&error), "what others change is found by the regular check alone from here on"),
+    };
+    thread::Builder::new().name("watch".to_owned()).spawn(listener).context("start the thread that listens for what others change")?;
     let owner = thread::Builder::new().name("dataplane".to_owned()).spawn(move || owner.run(queue)).context("start the owner's thread")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let dns = server::serve_tcp(sockets.tcp, shared, forwarder);
     let served = runtime.block_on(serve(&run_dir.join("netd.sock"), commands, dns));
     drop(runtime);
-    if owner.join().is_err() {
-        bail!("the dataplane's owner panicked");
+    match owner.join() {
+        Ok(ended) => ended.context("give the dataplane's owner a sense of time")?,
+        Err(_) => bail!("the dataplane's owner panicked"),
     }
     info!("stopped; the dataplane stays as it is");
     served
+}
+
+/// Has the owner look when someone else has changed something, and waits for the look; ends when the owner does.
+fn listen_for_others(mut watch: Watch, owner: &mpsc::WeakSender<Command>) -> Result<(), KernelError> {
+    loop {
+        let news = watch.wait()?;
+        let Some(commands) = owner.upgrade() else { return Ok(()) };
+        let (done, looked) = oneshot::channel();
+        let sent = commands.blocking_send(Command::Look { news, done });
+        drop(commands);
+        if sent.is_err() || looked.blocking_recv().is_err() {
+            return Ok(());
+        }
+    }
 }
 
 async fn serve(socket: &Path, commands: mpsc::Sender<Command>, dns: impl Future<Output = io::Result<()>>) -> Result<()> {

@@ -143,7 +143,7 @@ impl Netd {
             let view = views.borrow_and_update().clone();
             if let Some(view) = view.as_deref().filter(|view| mark(view) > kept) {
                 kept = mark(view);
-                if let Err(error) = ledger::write_bytes(&self.kept, &view.encode_to_vec()) {
+                if let Err(error) = ledger::write_fleeting_bytes(&self.kept, &view.encode_to_vec()) {
                     warn!(%error, "the network view is not kept for a restart of the agent");
                 }
             }

@@ -8,4 +8,5 @@ mod policy;
 mod ports;
 mod properties;
 mod secrets;
+mod views;
 mod world;

@@ -13,7 +13,7 @@ use ipnet::Ipv4Net;
 
 use super::links::{self, Interface, Link, Mac, Pod, Underlay};
 use super::neighbours::{self, Forward, Neighbours, Paths, Route};
-use super::picture::{Attachments, Picture};
+use super::picture::{Attachment, Attachments, Picture};
 use super::plan::Op;
 use super::rules::elements::Elements;
 use super::rules::{Outline, skeleton};
@@ -57,11 +57,23 @@ impl End<'_> {
 
 /// The dataplane that the picture and the pods here call for.
 pub fn compile(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> Dataplane {
+    let rules = skeleton::outline().clone();
+    Dataplane { resolver: true, forwarding: true, rules, ..varying(picture, attachments, underlay) }
+}
+
+/// The same where only these networks and the pods on them are known. By itself it is wrong: of a pod with other networks, too, it does not know
+/// those. But what one pod on these networks, coming, leaving or going, changes of the dataplane it changes of this.
+pub fn compile_part(picture: &Picture, attachments: &Attachments, underlay: &Underlay, networks: &BTreeSet<&str>) -> Dataplane {
+    let is_on = |pod: &Attachment| pod.networks.iter().any(|membership| networks.contains(membership.network_id.as_str()));
+    let pods =
+        attachments.iter().filter(|(_, pod)| pod.networks.is_empty() || is_on(pod)).map(|(task_id, pod)| (task_id.clone(), pod.clone()));
+    varying(&picture.part(networks), &pods.collect(), underlay)
+}
+
+/// All but what is the same for every picture.
+fn varying(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> Dataplane {
     let Paths { routes, neighbours, forwards } = neighbours::paths(picture, attachments, underlay);
     Dataplane {
-        resolver: true,
-        forwarding: true,
-        rules: skeleton::skeleton().outline(),
         elements: skeleton::elements(picture, attachments, underlay),
         links: links::links(picture, attachments, underlay),
         neighbours,
@@ -69,6 +81,7 @@ pub fn compile(picture: &Picture, attachments: &Attachments, underlay: &Underlay
         routes,
         pods: links::pods(picture, attachments, underlay),
         host: uplink::host_plane(picture, underlay),
+        ..Dataplane::default()
     }
 }
 
@@ -106,7 +119,7 @@ impl Dataplane {
     pub fn absorb(&mut self, op: &Op) {
         match op {
             Op::LoadRules => {
-                self.rules = skeleton::skeleton().outline();
+                self.rules.clone_from(skeleton::outline());
                 self.elements.clear();
             }
             Op::PrepareResolver => self.resolver = true,

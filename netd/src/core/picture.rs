@@ -123,6 +123,13 @@ pub struct Membership {
     pub ip: Ipv4Addr,
 }
 
+impl Attachment {
+    /// The ids of its networks.
+    pub fn network_ids(&self) -> BTreeSet<&str> {
+        self.networks.iter().map(|membership| membership.network_id.as_str()).collect()
+    }
+}
+
 /// By task id.
 pub type Attachments = BTreeMap<String, Attachment>;
 
@@ -181,6 +188,21 @@ impl Picture {
             if let Err(why) = network.add_vip(service, wire) {
                 problems.push(format!("service {} has no address on network {}: {why}", service.name, network.name));
             }
+        }
+    }
+
+    /// The picture with these networks alone.
+    pub fn part(&self, networks: &BTreeSet<&str>) -> Self {
+        let Self { term, revision, node_id, networks: all, nodes, pools, silent } = self;
+        let kept = all.iter().filter(|(id, _)| networks.contains(id.as_str())).map(|(id, network)| (id.clone(), network.clone()));
+        Self {
+            term: *term,
+            revision: *revision,
+            node_id: node_id.clone(),
+            networks: kept.collect(),
+            nodes: nodes.clone(),
+            pools: pools.clone(),
+            silent: silent.clone(),
         }
     }
 

@@ -170,6 +170,46 @@ pub fn plan(wanted: &Dataplane, observed: &Dataplane) -> Plan {
     Plan { add, remove }
 }
 
+/// How to get from `held`, which is as `before` wants it, to what `after` wants, as far as these two differ: what else they say need not be so,
+/// and what else is held is not looked at. They differ in nothing that is the same for every picture, and in nothing on the host.
+pub fn plan_part(before: &Dataplane, after: &Dataplane, held: &Dataplane) -> Plan {
+    let (elements, held_elements) = part(&before.elements, &after.elements, &held.elements);
+    let (links, held_links) = part(&before.links, &after.links, &held.links);
+    let (neighbours, held_neighbours) = part(&before.neighbours, &after.neighbours, &held.neighbours);
+    let (routes, held_routes) = part(&before.routes, &after.routes, &held.routes);
+    let (pods, held_pods) = part(&before.pods, &after.pods, &held.pods);
+    let forwards = |of: &Dataplane| {
+        let differing = before.forwards.symmetric_difference(&after.forwards);
+        differing.filter(|forward| of.forwards.contains(*forward)).cloned().collect()
+    };
+    let wanted = Dataplane { elements, links, neighbours, routes, pods, forwards: forwards(after), ..Dataplane::default() };
+    let now = Dataplane {
+        elements: held_elements,
+        links: held_links,
+        neighbours: held_neighbours,
+        routes: held_routes,
+        pods: held_pods,
+        forwards: forwards(held),
+        ..Dataplane::default()
+    };
+    plan(&wanted, &now)
+}
+
+/// What `after` and `held` have where `before` and `after` differ.
+fn part<K: Ord + Clone, V: PartialEq + Clone>(
+    before: &BTreeMap<K, V>,
+    after: &BTreeMap<K, V>,
+    held: &BTreeMap<K, V>,
+) -> (BTreeMap<K, V>, BTreeMap<K, V>) {
+    let keys: Vec<&K> = differences(after, before)
+        .map(|difference| match difference {
+            Difference::Missing(key, _) | Difference::Altered { key, .. } | Difference::Stray(key, _) => key,
+        })
+        .collect();
+    let of = |map: &BTreeMap<K, V>| keys.iter().filter_map(|key| Some(((*key).clone(), map.get(*key)?.clone()))).collect();
+    (of(after), of(held))
+}
+
 fn step(now: &mut Dataplane, plan: &mut Vec<Op>, ops: Vec<Op>) {
     now.absorb_all(&ops);
     plan.extend(ops);

@@ -6,7 +6,7 @@ use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_o
 use rcluster_api::wire::v1;
 
 use super::*;
-use crate::core::dataplane::compile;
+use crate::core::dataplane::{compile, compile_part};
 use crate::core::links::{ROUTER_MAC, Underlay};
 use crate::core::picture::{Attachment, Attachments, Membership, Picture};
 use crate::core::rules::{egress, isolation};
@@ -390,6 +390,11 @@ fn lost_devices_take_along_what_hangs_on_them_whether_they_go_at_once_or_one_by_
 /// A few networks, each with a service whose endpoints are on a few nodes, and pods here on some of them; `steady` pods have the same
 /// interface on the same network each time they appear, as it is in life.
 fn any_wanted(steady: bool) -> impl Strategy<Value = Dataplane> {
+    any_picture(steady).prop_map(|(picture, attachments, underlay)| compile(&picture, &attachments, &underlay))
+}
+
+/// What such a dataplane comes from.
+fn any_picture(steady: bool) -> impl Strategy<Value = (Picture, Attachments, Underlay)> {
     let endpoints = proptest::collection::btree_map(2_u8..40, 1_usize..4, 0..12);
     let networks = proptest::collection::btree_map(0_u8..4, endpoints, 0..4);
     let pods = proptest::collection::btree_map(0_u8..5, proptest::collection::btree_set(0_u8..4, 0..3), 0..5);
@@ -430,7 +435,7 @@ fn any_wanted(steady: bool) -> impl Strategy<Value = Dataplane> {
             .collect();
         let mut picture = Picture::parse(&wire).0;
         picture.silent = picture.dead_nodes();
-        compile(&picture, &attachments, &Underlay { overlay_mtu, ..underlay() })
+        (picture, attachments, Underlay { overlay_mtu, ..underlay() })
     })
 }
 
@@ -509,6 +514,32 @@ proptest! {
         let after = obey(kernel.clone(), &plan(&wanted, &kernel));
         prop_assert_eq!(&after, &wanted);
         prop_assert!(plan(&wanted, &after).is_empty());
+    }
+
+    #[test]
+    fn a_pods_part_of_the_plan_is_what_the_whole_plan_does_when_it_comes_leaves_or_goes(
+        (mut picture, attachments, underlay) in any_picture(false)
+    ) {
+        let here = Picture::parse(&view(1)).0.networks["net-a"].endpoints[&Ipv4Addr::new(10, 128, 0, 2)].clone();
+        for (task_id, pod) in &attachments {
+            for membership in &pod.networks {
+                let Some(network) = picture.networks.get_mut(&membership.network_id) else { continue };
+                let mut endpoint = here.clone();
+                endpoint.task_id.clone_from(task_id);
+                endpoint.service_id = network.vips.values().next().map(|vip| vip.service_id.clone()).unwrap_or_default();
+                network.endpoints.insert(membership.ip, endpoint);
+            }
+        }
+        for (task_id, pod) in &attachments {
+            let (mut without, mut left) = (attachments.clone(), attachments.clone());
+            without.remove(task_id);
+            left.insert(task_id.clone(), Attachment { left: true, ..pod.clone() });
+            for (before, after) in [(&without, &attachments), (&attachments, &left), (&left, &without)] {
+                let part = |pods: &Attachments| compile_part(&picture, pods, &underlay, &pod.network_ids());
+                let (held, wanted) = (compile(&picture, before, &underlay), compile(&picture, after, &underlay));
+                prop_assert_eq!(plan_part(&part(before), &part(after), &held).to_string(), plan(&wanted, &held).to_string());
+            }
+        }
     }
 
     #[test]

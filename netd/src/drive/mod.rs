@@ -1,20 +1,30 @@
 //! The one owner of the node's dataplane: a thread that takes commands one at a time, compiles what the picture and the pods call for, and
 //! makes the kernel hold it.
 //!
-//! After each command only the difference to what is believed of the kernel is carried out. After a picture, at the start and at each
-//! check the kernel is read back whole, and what differs is mended and counted as a repair; connections that lead nowhere any more are
-//! forgotten. Pictures are full and only rise; nothing is removed because one did not come. Never: waits for anyone but the kernel
-//! and the disk, and once, for 300 ms, for a node that is said to be down.
+//! ```text
+//! picture ─► plan from what is believed ─► kernel ─► DNS ─► kernel ─► run directory ─► answer ┄┄► a look
+//!                                                                        └┄┄► disk (`store`)
+//! ```
+//!
+//! After each command only the difference to what is believed of the kernel is carried out. Soon after a picture, or after someone else has
+//! changed something, and before the answer to a picture that is given again, the kernel is read back, at the start and at each check with
+//! the pods; what differs is mended and counted as a repair; connections that lead nowhere any more are forgotten. Pictures are full and only
+//! rise; nothing is removed because one did not come. Never: waits for anyone but the kernel, and once, for 300 ms, for a node that is said
+//! to be down.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use rcluster_api::wire::v1;
 use rcluster_base::ledger::LedgerError;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::error::Elapsed;
+use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
 use crate::core::dataplane::{Dataplane, compile};
@@ -26,12 +36,17 @@ use crate::core::plan::{Op, Plan, plan};
 use crate::core::routes;
 use crate::core::uplink::conditions;
 use crate::dns::{Board, SharedBoard};
+use crate::kernel::watch::News;
 use crate::kernel::{Kernel, KernelError, Pods};
 use crate::store::Store;
+
+use self::readback::Looks;
 
 mod view;
 
 mod attach;
+
+mod readback;
 
 /// Problems told of one kind; the rest are counted.
 const PROBLEMS_MAX: usize = 20;
@@ -69,7 +84,12 @@ pub enum Command {
     },
     Attach {
         request: v1::AttachRequest,
-        reply: oneshot::Sender<Result<v1::AttachResponse, Refusal>>,
+        reply: oneshot::Sender<Result<Attached, Refusal>>,
+    },
+    /// Which of these devices of the router do not send yet what they are given.
+    WithoutCarrier {
+        links: Vec<String>,
+        reply: oneshot::Sender<Vec<String>>,
     },
     Leave {
         task_id: String,
@@ -83,8 +103,22 @@ pub enum Command {
     Status {
         reply: oneshot::Sender<v1::NetdStatusResponse>,
     },
+    /// Something that is ours may have been changed by someone else.
+    Look {
+        news: News,
+        /// Told when the kernel has been read back.
+        done: oneshot::Sender<()>,
+    },
     /// A second has passed.
     Tick,
+}
+
+/// A pod that is attached.
+#[derive(Debug)]
+pub struct Attached {
+    pub response: v1::AttachResponse,
+    /// Its devices in the router that do not send yet what they are given: not to be waited for here, where all others wait.
+    pub without_carrier: Vec<String>,
 }
 
 /// The owner's state.
@@ -103,6 +137,7 @@ pub struct Owner<K> {
     /// Devices that the kernel is taking down with their pods' namespaces, with the ticks they have been given.
     leaving: BTreeMap<String, u32>,
     patience: Patience,
+    looks: Looks,
     repairs: u64,
     picture_problems: Vec<String>,
     kernel_problems: Vec<String>,
@@ -179,6 +214,7 @@ impl<K: Kernel> Owner<K> {
             held: Dataplane::default(),
             leaving: BTreeMap::new(),
             patience: Patience::FULL,
+            looks: Looks::default(),
             repairs: 0,
             picture_problems: Vec::new(),
             kernel_problems: Vec::new(),
@@ -202,9 +238,22 @@ impl<K: Kernel> Owner<K> {
     }
 
     /// Obeys until every sender is gone.
-    pub fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        while let Some(command) = commands.blocking_recv() {
-            self.handle(command);
+    pub fn run(mut self, mut commands: mpsc::Receiver<Command>) -> io::Result<()> {
+        let clock = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        loop {
+            let next = match self.looks.due() {
+                None => Ok(commands.blocking_recv()),
+                Some(due) => clock.block_on(until(due, &mut commands)),
+            };
+            match next {
+                Ok(Some(command)) => self.handle(command),
+                Ok(None) => return Ok(()),
+                // It is time for a look.
+                Err(_) => {}
+            }
+            if self.looks.due().is_some_and(|due| due <= Instant::now()) {
+                self.look();
+            }
         }
     }
 
@@ -212,13 +261,21 @@ impl<K: Kernel> Owner<K> {
     pub fn handle(&mut self, command: Command) {
         match command {
             Command::ApplyView { view, reply } => {
-                drop(reply.send(self.apply_view(&view)));
+                let read = self.read_view(&view);
+                // A large one is not kept while it is obeyed.
+                drop(view);
+                drop(reply.send(read.map(|read| self.obey(read))));
                 self.ask_the_dead();
             }
-            Command::Attach { request, reply } => drop(reply.send(self.attach(&request))),
+            Command::Attach { request, reply } => {
+                let attached = self.attach(&request);
+                drop(reply.send(attached.map(|response| Attached { response, without_carrier: self.without_carrier(&request.task_id) })));
+            }
+            Command::WithoutCarrier { links, reply } => drop(reply.send(self.kernel.without_carrier(&links))),
             Command::Leave { task_id, reply } => drop(reply.send(self.leave(&task_id))),
             Command::Detach { task_id, linger_ms, reply } => drop(reply.send(self.detach(&task_id, linger_ms))),
             Command::Status { reply } => drop(reply.send(self.status())),
+            Command::Look { news, done } => self.hear(&news, done),
             Command::Tick => self.tick(),
         }
     }
@@ -257,7 +314,9 @@ impl<K: Kernel> Owner<K> {
     }
 
     fn problems(&self) -> Vec<String> {
-        [bounded(&self.picture_problems), bounded(&self.kernel_problems), conditions(&self.held.host, &self.underlay)].concat()
+        let forgetful = self.store.trouble().map(|why| format!("the picture is in force but not remembered over a reboot: {why}"));
+        let forgetful: Vec<String> = forgetful.into_iter().collect();
+        [bounded(&self.picture_problems), bounded(&self.kernel_problems), forgetful, conditions(&self.held.host, &self.underlay)].concat()
     }
 
     fn wanted(&self) -> Dataplane {
@@ -317,7 +376,7 @@ impl<K: Kernel> Owner<K> {
         }
     }
 
-    /// Reads the kernel back after a picture, and mends it.
+    /// Reads the kernel back without looking into pods, and mends it.
     fn verify(&mut self) {
         match self.kernel.observe(Pods::Believe(&self.held.pods)) {
             Ok(observed) => self.repairs += self.mend(observed),
@@ -338,12 +397,17 @@ impl<K: Kernel> Owner<K> {
         if done > 0 {
             info!(mended = done, "the kernel differed from what is wanted and was mended");
         }
+        self.settle(failed);
+        u64::try_from(done).unwrap_or(u64::MAX)
+    }
+
+    /// What of a whole plan could not be done is told, and tried again soon when it is new.
+    fn settle(&mut self, failed: Vec<(Op, String)>) {
         let was_settled = self.kernel_problems.is_empty();
         self.kernel_problems = failed.into_iter().map(|(_, why)| why).collect();
         if was_settled && !self.kernel_problems.is_empty() {
             self.patience = Patience::NONE;
         }
-        u64::try_from(done).unwrap_or(u64::MAX)
     }
 
     /// Without a picture there is nothing to say what is too much.
@@ -377,6 +441,11 @@ impl<K: Kernel> Owner<K> {
         let sights = names::sights(&self.names, &self.attachments);
         self.shared.board.store(Arc::new(Board::new(&sights, &self.attachments, &indexes)));
     }
+}
+
+/// The next command, unless none comes in time.
+async fn until(due: Instant, commands: &mut mpsc::Receiver<Command>) -> Result<Option<Command>, Elapsed> {
+    timeout_at(due.into(), commands.recv()).await
 }
 
 fn bounded(problems: &[String]) -> Vec<String> {

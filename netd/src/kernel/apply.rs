@@ -271,21 +271,26 @@ fn configure_pod(linux: &mut Linux, task: &str, interface: &str, end: &Interface
     batch.extend(end.routes.iter().map(|to| (RouteNetlinkMessage::NewRoute(messages::route(*to, next)), REPLACE)));
     match netlink.batch(batch)?.into_iter().next() {
         Some((_, errno)) => Err(KernelError::Refused { what: format!("configure {task}/{interface} {}", end.ip), errno }),
-        None => await_carrier(linux, &end.link),
+        None => Ok(()),
     }
 }
 
-/// Waits until the router's end of a veth sends what it is given. It hears of the carrier when the other end comes up, but takes it in by
+/// The devices that do not send yet what they are given. A veth's end hears of the carrier when the other end comes up, but takes it in by
 /// deferred work, and drops until then; to ask for the device does that work at once on kernels since 6.8, and otherwise tells when it
-/// is done. A device that stays silent is left to the traffic to find out.
-pub(super) fn await_carrier(linux: &mut Linux, link: &str) -> Result<(), KernelError> {
+/// is done.
+pub(super) fn without_carrier(linux: &mut Linux, links: &[String]) -> Vec<String> {
+    let mut is_quiet = |link: &str| matches!(get_device(&mut linux.router, link), Ok(Some(device)) if device.up && !device.carries);
+    links.iter().filter(|link| is_quiet(link)).cloned().collect()
+}
+
+/// Waits for the uplink's router end, at the start and when it was made anew. One that stays silent is left to the traffic to find out.
+pub(super) fn await_carrier(linux: &mut Linux, link: &str) {
     for _ in 0..CARRIER_TRIES_MAX {
-        match get_device(&mut linux.router, link)? {
-            Some(device) if device.up && !device.carries => thread::sleep(CARRIER_TRY_EVERY),
-            Some(_) | None => break,
+        if without_carrier(linux, &[link.to_owned()]).is_empty() {
+            return;
         }
+        thread::sleep(CARRIER_TRY_EVERY);
     }
-    Ok(())
 }
 
 pub(super) fn remove_link(linux: &mut Linux, name: &str) -> Result<(), KernelError> {

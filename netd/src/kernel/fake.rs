@@ -1,7 +1,8 @@
-//! A kernel that holds a `Dataplane` and obeys, except where it is told to refuse.
+//! A kernel that holds a `Dataplane` and obeys, except where it is told to refuse, and until it is told to have netd die.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::panic::resume_unwind;
 
 use ipnet::Ipv4Net;
 use nix::errno::Errno;
@@ -19,7 +20,11 @@ pub struct Fake {
     pub flows: Vec<Flow>,
     /// Nodes that answer when they are asked.
     pub answering: BTreeSet<Ipv4Addr>,
+    /// Devices without carrier until they are asked for.
+    pub quiet: BTreeSet<String>,
     pub refuses: Option<&'static str>,
+    /// Operations until netd is killed: the next one unwinds the stack, with what is held as its payload.
+    pub lives: Option<usize>,
     /// Everything that was asked of it.
     pub obeyed: Vec<String>,
 }
@@ -33,6 +38,11 @@ impl Kernel for Fake {
         let mut failures = Vec::new();
         for (index, op) in ops.iter().enumerate() {
             let text = op.to_string();
+            match &mut self.lives {
+                Some(0) => resume_unwind(Box::new(self.held.clone())),
+                Some(left) => *left -= 1,
+                None => {}
+            }
             if self.refuses.is_some_and(|part| text.contains(part)) {
                 failures.push(Failure { index, error: KernelError::Refused { what: text, errno: Errno::EPERM } });
             } else {
@@ -54,6 +64,10 @@ impl Kernel for Fake {
 
     fn silent(&mut self, nodes: &BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4Addr> {
         nodes.difference(&self.answering).copied().collect()
+    }
+
+    fn without_carrier(&mut self, links: &[String]) -> Vec<String> {
+        links.iter().filter(|link| self.quiet.remove(*link)).cloned().collect()
     }
 
     fn indexes(&self) -> BTreeMap<u32, String> {

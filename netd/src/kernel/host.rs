@@ -166,5 +166,6 @@ pub(super) fn configure_uplink(linux: &mut Linux, end: &HostEnd) -> Result<(), K
     linux.host.request(&format!("configure device {HOST_END}"), messages::set_link(here, Some(end.mac), end.mtu, end.up), 0)?;
     linux.host.request(&format!("give {HOST_END} its address"), address(here, HOST_IP, ROUTER_IP), REPLACE)?;
     linux.router.request(&format!("give {UPLINK} its address"), address(there, ROUTER_IP, HOST_IP), REPLACE)?;
-    apply::await_carrier(linux, UPLINK)
+    apply::await_carrier(linux, UPLINK);
+    Ok(())
 }

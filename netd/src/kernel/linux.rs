@@ -21,6 +21,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
 use super::netlink::Netlink;
+use super::watch::{RouterEars, Watch};
 use super::{Failure, Kernel, KernelError, Pods, apply, conntrack, echo, host, messages, netns, nft, observe};
 use crate::core::dataplane::Dataplane;
 use crate::core::flows::Flow;
@@ -104,6 +105,13 @@ impl Linux {
             tcp.set_nonblocking(true).map_err(failed)?;
             Ok(ResolverSockets { udp: udp.into(), tcp: tcp.into() })
         })
+    }
+
+    /// Hears of what others than this kernel's owner change.
+    pub fn watch(&self) -> Result<Watch, KernelError> {
+        let own = [&self.host, &self.router, &self.rules, &self.host_rules].map(Netlink::port);
+        let ears = netns::inside(&self.pins.join(ROUTER), RouterEars::open)?;
+        Watch::open(ears, own.into())
     }
 
     /// A route socket in a pod's namespace.
@@ -192,6 +200,10 @@ impl Kernel for Linux {
             warn!(%error, "nodes that are said to be down could not be asked");
             BTreeSet::new()
         })
+    }
+
+    fn without_carrier(&mut self, links: &[String]) -> Vec<String> {
+        apply::without_carrier(self, links)
     }
 
     fn indexes(&self) -> BTreeMap<u32, String> {

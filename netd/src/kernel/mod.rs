@@ -33,6 +33,8 @@ pub mod messages;
 
 mod observe;
 
+pub mod watch;
+
 pub mod host;
 
 mod apply;
@@ -105,6 +107,9 @@ pub trait Kernel {
 
     /// Those of the nodes that do not answer within 300 ms; none when they cannot be asked.
     fn silent(&mut self, nodes: &BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4Addr>;
+
+    /// Those of the router's devices that are up but drop what they are given, as a veth's end does for an instant after the other end came up.
+    fn without_carrier(&mut self, links: &[String]) -> Vec<String>;
 
     /// The router namespace's devices by index, for telling who asks DNS.
     fn indexes(&self) -> BTreeMap<u32, String>;

@@ -276,9 +276,7 @@ fn what_someone_breaks_is_mended_and_counted() {
         nft::change(&mut Netlink::open(nft::NETLINK_NETFILTER).unwrap(), &[nft::Change::remove(&element)]).unwrap();
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
     });
-    let before = held(host);
     lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
-    assert_ne!(held(host), before);
     assert_eq!(host.status().unwrap().repairs, 7);
     let _listener = lab.hosts[1].listen("t2", "10.128.0.3:80");
     host.connect("t1", "10.128.0.3:80").unwrap();
@@ -297,7 +295,7 @@ fn what_someone_breaks_is_mended_and_counted() {
         .unwrap();
         Netlink::open(0).unwrap().request("device", messages::del_link(vxlan), 0).unwrap();
     });
-    lab.apply(2, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
+    lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
     host.connect("t1", "10.128.0.3:80").unwrap();
     assert_eq!(host.status().unwrap().problems, Vec::<String>::new());
 }

@@ -18,6 +18,8 @@ mod policy;
 
 mod lifecycle;
 
+mod converge;
+
 mod properties;
 
 mod rules;

@@ -1,7 +1,9 @@
 //! The order of the table: which chains there are, and which feature's rules come before which.
 
+use std::sync::LazyLock;
+
 use super::elements::{Elements, SetName};
-use super::{Chain, Hook, Policy, Skeleton, TABLE, balance, egress, isolation, policy};
+use super::{Chain, Hook, Outline, Policy, Skeleton, TABLE, balance, egress, isolation, policy};
 use crate::core::links::Underlay;
 use crate::core::picture::{Attachments, Picture};
 
@@ -45,6 +47,12 @@ pub fn skeleton() -> Skeleton {
         Chain::nat("leave", Hook::Postrouting, SOURCE, leave),
     ]);
     Skeleton { table: TABLE, sets: SetName::ALL.into_iter().map(SetName::set).collect(), chains }
+}
+
+/// The outline of the table, which is always the same: made once.
+pub fn outline() -> &'static Outline {
+    static OUTLINE: LazyLock<Outline> = LazyLock::new(|| skeleton().outline());
+    &OUTLINE
 }
 
 /// The elements of all sets.
@@ -137,7 +145,7 @@ mod tests {
 
     #[test]
     fn the_outline_tells_the_shapes_of_sets_and_the_places_of_chains() {
-        let outline = skeleton().outline();
+        let outline = outline();
         let sets: Vec<&str> = outline.sets.iter().map(String::as_str).collect();
         assert_eq!(
             sets,
