@@ -3,7 +3,8 @@
 //!
 //! An observed dataplane holds only what is ours: routes of our protocol number, permanent neighbours and forwarding entries on our
 //! devices, our table, our pins. `Dataplane::absorb` is what an operation does to it; the kernel's part in it (devices take their
-//! routes along, a namespace takes its devices along) is modelled here once, for the plan and for the simulated kernel of the tests.
+//! routes along, a new hardware address its device's neighbours, a namespace its devices) is modelled here once, for the plan and for the
+//! simulated kernel of the tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -136,7 +137,10 @@ impl Dataplane {
                 self.pods.entry(task.clone()).or_default().insert(interface.clone(), bare);
             }
             Op::MendLink { name, link } => {
-                self.links.insert(name.clone(), link.clone());
+                let before = self.links.insert(name.clone(), link.clone());
+                if before.is_some_and(|before| before.mac != link.mac) {
+                    self.lose_neighbours(name);
+                }
             }
             Op::ConfigurePod { task, interface, end } => {
                 self.pods.entry(task.clone()).or_default().insert(interface.clone(), end.clone());
@@ -190,11 +194,7 @@ impl Dataplane {
         }
         for name in lost {
             self.links.remove(name);
-            let of_link = (name.clone(), Ipv4Addr::UNSPECIFIED)..=(name.clone(), Ipv4Addr::BROADCAST);
-            let neighbours: Vec<_> = self.neighbours.range(of_link).map(|(key, _)| key.clone()).collect();
-            for key in neighbours {
-                self.neighbours.remove(&key);
-            }
+            self.lose_neighbours(name);
             let first = Forward { link: name.clone(), mac: Mac([0; 6]), node: Ipv4Addr::UNSPECIFIED };
             let forwards: Vec<_> = self.forwards.range(first..).take_while(|forward| forward.link == *name).cloned().collect();
             for forward in forwards {
@@ -207,6 +207,15 @@ impl Dataplane {
         self.routes.retain(|_, route| !lost.contains(route.link()));
         for pod in self.pods.values_mut() {
             pod.retain(|_, interface| !lost.contains(&interface.link));
+        }
+    }
+
+    /// Those of a device, when it goes or gets another hardware address.
+    fn lose_neighbours(&mut self, link: &str) {
+        let of_link = (link.to_owned(), Ipv4Addr::UNSPECIFIED)..=(link.to_owned(), Ipv4Addr::BROADCAST);
+        let neighbours: Vec<_> = self.neighbours.range(of_link).map(|(key, _)| key.clone()).collect();
+        for key in neighbours {
+            self.neighbours.remove(&key);
         }
     }
 }

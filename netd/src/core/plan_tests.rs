@@ -229,6 +229,24 @@ set route 10.128.1.2/32 via 10.90.0.103 on v4098
 }
 
 #[test]
+fn a_device_that_gets_its_hardware_address_back_gets_its_neighbours_back() {
+    let wanted = wanted(&view(1), &Attachments::new());
+    let mut observed = wanted.clone();
+    observed.links.get_mut("v4097").expect("in the view").mtu = 1000;
+    observed.links.get_mut("v4098").expect("in the view").mac = ROUTER_MAC;
+    let plan = plan(&wanted, &observed);
+    assert_eq!(
+        plan.to_string(),
+        "mend device v4097 vni 4097 from 10.90.0.101 port 4789 mac 02:76:0a:5a:00:65 mtu 1450 up
+mend device v4098 vni 4098 from 10.90.0.101 port 4789 mac 02:76:0a:5a:00:65 mtu 1450 up
+set neighbour 10.90.0.103 is 02:76:0a:5a:00:67 on v4098
+-- dns
+"
+    );
+    assert_eq!(obey(observed, &plan), wanted);
+}
+
+#[test]
 fn a_lost_pin_of_a_living_pod_is_not_replaced_by_an_empty_namespace() {
     let wanted = wanted(&view(1), &attached("t1", &[("net-a", [10, 128, 0, 2])]));
     let mut observed = wanted.clone();
@@ -397,6 +415,7 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
         }
     }
     kernel.links.values_mut().for_each(|link| link.up = !coin());
+    kernel.links.values_mut().filter(|_| coin()).for_each(|link| link.mac = Mac([2, 0, 0, 0, 0, 9]));
     kernel.routes.retain(|_, _| !coin());
     kernel.neighbours.retain(|_, _| !coin());
     kernel.neighbours.values_mut().filter(|_| coin()).for_each(|mac| *mac = ROUTER_MAC);

@@ -195,10 +195,7 @@ fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {
         Op::AddPod { task } => linux.create_pod(task),
         Op::AddVxlan { name, link } => add_vxlan(linux, name, link),
         Op::AddVeth { name, link, task, interface, end } => add_veth(linux, name, link, task, (interface, end)),
-        Op::MendLink { name, link } => {
-            let index = linux.indexes.get(name).copied().ok_or_else(|| KernelError::NoLink { name: name.clone() })?;
-            linux.router.request(&op.to_string(), messages::set_link(index, link.mac, link.mtu, link.up), 0)
-        }
+        Op::MendLink { name, link } => mend_link(linux, &op.to_string(), name, link),
         Op::ConfigurePod { task, interface, end } => configure_pod(linux, task, interface, end),
         Op::RemoveLink { name } => remove_link(linux, name),
         Op::RemovePod { task } => netns::remove(&linux.pin(task)),
@@ -247,6 +244,17 @@ fn add_veth(linux: &mut Linux, name: &str, link: &Link, task: &str, (interface, 
         other => other?,
     }
     learn(linux, name)
+}
+
+/// The hardware address is set only where it is another: neighbours of the device would go with it, which core has only then put back.
+fn mend_link(linux: &mut Linux, what: &str, name: &str, link: &Link) -> Result<(), KernelError> {
+    let device = get_device(&mut linux.router, name)?.ok_or_else(|| KernelError::NoLink { name: name.to_owned() })?;
+    let message = if device.mac == Some(link.mac) {
+        messages::resize_link(device.index, link.mtu, link.up)
+    } else {
+        messages::set_link(device.index, link.mac, link.mtu, link.up)
+    };
+    linux.router.request(what, message, 0)
 }
 
 /// Inside the pod: all in one batch.

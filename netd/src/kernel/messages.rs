@@ -84,13 +84,23 @@ fn up(mut message: LinkMessage, up: bool) -> LinkMessage {
     message
 }
 
-/// Hardware address, MTU and state of a device.
+/// Hardware address, MTU and state of a device. To set its address, even to what it is, has the kernel drop all its neighbours.
 pub fn set_link(index: u32, mac: Mac, mtu: u32, is_up: bool) -> RouteNetlinkMessage {
+    let mut message = resized(index, mtu, is_up);
+    message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+    RouteNetlinkMessage::SetLink(message)
+}
+
+/// MTU and state of a device that keeps its hardware address.
+pub fn resize_link(index: u32, mtu: u32, is_up: bool) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::SetLink(resized(index, mtu, is_up))
+}
+
+fn resized(index: u32, mtu: u32, is_up: bool) -> LinkMessage {
     let mut message = up(LinkMessage::default(), is_up);
     message.header.index = index;
-    message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
     message.attributes.push(LinkAttribute::Mtu(mtu));
-    RouteNetlinkMessage::SetLink(message)
+    message
 }
 
 /// The loopback, up.
