@@ -18,6 +18,12 @@ mod lifecycle;
 
 mod properties;
 
+mod damage;
+
+mod killed;
+
+mod matrix;
+
 mod rules;
 
 mod figures;
