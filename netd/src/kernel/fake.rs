@@ -1,7 +1,8 @@
-//! A kernel that holds a `Dataplane` and obeys, except where it is told to refuse.
+//! A kernel that holds a `Dataplane` and obeys, except where it is told to refuse, and until it is told to have netd die.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::panic::resume_unwind;
 
 use ipnet::Ipv4Net;
 use nix::errno::Errno;
@@ -20,6 +21,8 @@ pub struct Fake {
     /// Nodes that answer when they are asked.
     pub answering: BTreeSet<Ipv4Addr>,
     pub refuses: Option<&'static str>,
+    /// Operations until netd is killed: the next one unwinds the stack, with what is held as its payload.
+    pub lives: Option<usize>,
     /// Everything that was asked of it.
     pub obeyed: Vec<String>,
 }
@@ -33,6 +36,11 @@ impl Kernel for Fake {
         let mut failures = Vec::new();
         for (index, op) in ops.iter().enumerate() {
             let text = op.to_string();
+            match &mut self.lives {
+                Some(0) => resume_unwind(Box::new(self.held.clone())),
+                Some(left) => *left -= 1,
+                None => {}
+            }
             if self.refuses.is_some_and(|part| text.contains(part)) {
                 failures.push(Failure { index, error: KernelError::Refused { what: text, errno: Errno::EPERM } });
             } else {
