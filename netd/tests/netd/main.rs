@@ -10,6 +10,8 @@ mod egress;
 
 mod forward;
 
+mod malformed;
+
 mod overlay;
 
 mod balance;
