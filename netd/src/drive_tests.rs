@@ -240,7 +240,10 @@ fn keeps(held: &Dataplane, before: &Dataplane, after: &Dataplane) -> bool {
 
 /// What the work comes to, or what the kernel holds when netd is killed at it.
 fn survives<T>(work: impl FnOnce() -> T) -> Result<T, Box<Dataplane>> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|payload| payload.downcast::<Dataplane>().unwrap_or_else(|other| resume_unwind(other)))
+    catch_unwind(AssertUnwindSafe(work)).map_err(|payload| match payload.downcast::<Dataplane>() {
+        Ok(held) => held,
+        Err(other) => resume_unwind(other),
+    })
 }
 
 /// netd is killed after each number of operations that `deed` takes, started again and killed after as many, and started once more: what stays is

@@ -45,7 +45,8 @@ pub fn any_damages() -> impl Strategy<Value = Vec<Damage>> {
         (any::<Index>(), any::<u8>()).prop_map(|(place, bit)| Damage::Bit(place, bit)),
         (any::<Index>(), any::<u8>()).prop_map(|(place, value)| Damage::Byte(place, value)),
         any::<Index>().prop_map(Damage::Cut),
-        (any::<Index>(), select(vec![0_u16, 1, 3, 4, 5, 8, 16, 0x7fff, 0xffff])).prop_map(|(place, length)| Damage::Length(place, length)),
+        (any::<Index>(), select(std::vec![0_u16, 1, 3, 4, 5, 8, 16, 0x7fff, 0xffff]))
+            .prop_map(|(place, length)| Damage::Length(place, length)),
     ];
     vec(damage, 1..8)
 }

@@ -1,5 +1,5 @@
 //! Services that are scaled, replaced and crash by chance, many at a time: a second after it is quiet no node names who is gone, or misses
-//! who is there.
+//! who is there. And when nobody tells the nodes anything any more, they know what they knew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -26,6 +26,9 @@ const QUIET: Duration = Duration::from_secs(120);
 
 /// What is named no later than this after the managers know it.
 const FRESH: Duration = Duration::from_secs(1);
+
+/// How long the managers are gone, and then the agents too.
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// A service as it is to be; every other one has an address of its own.
 struct Service {
@@ -164,5 +167,35 @@ fn a_second_after_any_changes_no_answer_is_stale() {
             }
         });
     }
+    turn.finish();
+}
+
+#[test]
+fn while_managers_and_agents_are_gone_nodes_forget_nothing() {
+    let turn = Turn::new("frozen", 1, 2);
+    let lab = turn.lab();
+    let services: Vec<Service> = (0..4).map(Service::new).collect();
+    lab.deploy(&everywhere("lab", "client")).unwrap();
+    let clients = lab.wait_running("client", 2, QUIET).unwrap();
+    deploy(lab, services.iter());
+    let truth = quiet(lab, &services, "at the beginning");
+    clients.iter().for_each(|client| is_fresh(lab, client, &services, &truth, "at the beginning"));
+    let before = lab.fingerprint("client").unwrap();
+    let agents: Vec<String> = clients.iter().map(|client| format!("{}/agent", client.node)).collect();
+    let agents: Vec<&str> = agents.iter().map(String::as_str).collect();
+    for gone in [["m1"].as_slice(), agents.as_slice()] {
+        lab.host("kill", gone).unwrap();
+        let since = Instant::now();
+        while since.elapsed() < SILENCE {
+            for client in &clients {
+                let wrong = wrong(lab, client, &services, &truth, since);
+                assert!(wrong.is_empty(), "{gone:?} are gone: {wrong:#?}");
+            }
+        }
+    }
+    lab.host("start", &[["m1"].as_slice(), agents.as_slice()].concat()).unwrap();
+    lab.wait_leader("", QUIET).unwrap();
+    assert_eq!(quiet(lab, &services, "at the end"), truth);
+    assert_eq!(lab.fingerprint("client").unwrap(), before);
     turn.finish();
 }
