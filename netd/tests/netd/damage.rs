@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rcluster_api::wire::v1;
+use rcluster_netd::core::links::is_ours;
 use rcluster_netd::core::rules::elements::Element;
 use rcluster_netd::core::rules::{Data, Skeleton, TABLE, Table, host, isolation};
 use rcluster_netd::kernel::netlink::Netlink;
@@ -213,8 +214,7 @@ fn break_pod(rng: StdRng) -> Vec<String> {
 
 /// Breaks some of all that netd has on this host, in pods only where it is said.
 fn break_some(host: &Host, rng: &mut StdRng, in_pods: bool) -> Vec<String> {
-    let is_ours = |name: &String| name.starts_with(['v', 'p', 'u']);
-    let devices: Vec<String> = host.devices().into_iter().map(|(name, _)| name).filter(is_ours).collect();
+    let devices: Vec<String> = host.devices().into_iter().map(|(name, _)| name).filter(|name| is_ours(name)).collect();
     let mut chance = || StdRng::seed_from_u64(rng.random());
     let (router, outside) = (chance(), chance());
     // While the router's devices are there to be broken.
