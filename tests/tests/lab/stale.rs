@@ -48,7 +48,9 @@ impl Service {
     fn manifest(&self) -> String {
         let manifest = if self.balanced { balanced } else { web };
         let container = format!("    - env: {{GENERATION: \"{}\"}}\n      image:", self.generation);
-        manifest("lab", &self.name, self.replicas).replace("    - image:", &container)
+        // Many crash more than once.
+        let restarts = "  restart: {delay: 0s}\n  containers:\n";
+        manifest("lab", &self.name, self.replicas).replace("    - image:", &container).replace("  containers:\n", restarts)
     }
 
     /// The name that has its tasks' addresses.
@@ -73,7 +75,8 @@ fn deploy<'a>(lab: &Lab, services: impl Iterator<Item = &'a Service>) {
 fn quiet(lab: &Lab, services: &[Service], what: &str) -> Truth {
     let asked = wait_for("all is quiet", QUIET, || {
         let tasks = lab.all_tasks()?;
-        Ok(services.iter().map(|service| settled(service, &tasks).map(|addresses| (service.name.clone(), addresses))).collect())
+        let addresses = services.iter().map(|service| Some((service.name.clone(), settled(service, &tasks)?)));
+        Ok(addresses.collect::<Option<Truth>>())
     });
     asked.unwrap_or_else(|error| panic!("{what}: {error:#}"))
 }
