@@ -89,10 +89,10 @@ fn rolling_update_of_three_replicas_fails_no_request() {
 fn rolling_updates_behind_one_address_fail_no_request_and_break_no_stream_beside() {
     let turn = Turn::new("viproll", 1, 3);
     let lab = turn.lab();
-    let (steady, client) = (balanced("lab", "steady", 1), web("lab", "client", 2));
+    let (steady, client) = (balanced("lab", "steady", 1), web("lab", "client", 3));
     lab.deploy(&format!("{}---\n{}---\n{}", server(balanced, 4, 1), service(&steady), service(&client))).unwrap();
     let mut now = lab.wait_running("web", 4, SOON).unwrap();
-    let clients = lab.wait_running("client", 2, SOON).unwrap();
+    let clients = lab.wait_running("client", 3, SOON).unwrap();
     know_all(lab, &clients, 4);
     // No connection is used twice.
     let ask = ["/probe", "watch", "http://web:8080/", "--interval-ms", "5", "--timeout-ms", "2000"];
