@@ -13,7 +13,7 @@ use rcluster_netd::kernel::nft::{self, Change};
 
 use crate::balance::{CLIENT, Place, VIP, address, front, service};
 use crate::support::dns::resolve;
-use crate::support::seen::{batch, differences, seen, show};
+use crate::support::seen::{OUR_NEIGHBOURS, OUR_ROUTES, batch, differences, seen, show};
 use crate::support::{Host, Lab, chance, network, rounds};
 
 /// Rounds in which the kernel is broken.
@@ -46,15 +46,17 @@ impl Breaker {
 
     /// Some of our routes and permanent neighbours go, and some lead elsewhere.
     fn paths(&mut self) {
-        for route in show("ip -4 -o route show proto 114") {
-            let Some(to) = route.split_whitespace().next() else { continue };
+        for route in show(OUR_ROUTES) {
+            let words: Vec<&str> = route.split_whitespace().collect();
+            let Some(to) = words.first() else { continue };
+            let table = words.windows(2).find(|pair| pair[0] == "table").map_or("main", |pair| pair[1]);
             match self.rng.random_range(0..12) {
-                0 | 1 => self.ip.push(format!("route del {to} proto 114")),
-                2 => self.ip.push(format!("route replace {to} dev lo proto 114")),
+                0 | 1 => self.ip.push(format!("route del {to} proto 114 table {table}")),
+                2 => self.ip.push(format!("route replace {to} dev lo proto 114 table {table}")),
                 _ => {}
             }
         }
-        for neighbour in show("ip -4 neigh show nud permanent") {
+        for neighbour in show(OUR_NEIGHBOURS) {
             let words: Vec<&str> = neighbour.split_whitespace().collect();
             let &[to, "dev", device, ..] = &words[..] else { continue };
             match self.rng.random_range(0..12) {

@@ -31,14 +31,17 @@ struct Streamed {
 }
 
 /// The network, a service's name and how many replicas: a manifest.
-type Manifest = fn(&str, &str, usize) -> String;
+pub type Manifest = fn(&str, &str, usize) -> String;
 
 /// The server, which ends at once on SIGTERM, sent to only while it serves; its tasks are replaced when `generation` changes.
-fn server(manifest: Manifest, replicas: usize, generation: u32) -> String {
+pub fn server(manifest: Manifest, generation: u32) -> String {
     let check = "{http: {port: 8080, path: /health}, interval: 200ms}";
     let container = format!("    - healthcheck: {check}\n      env: {{GENERATION: \"{generation}\"}}\n      image:");
-    manifest("lab", "web", replicas).replace("    - image:", &container)
+    manifest("lab", "web", 3).replace("    - image:", &container)
 }
+
+/// As many as that, whatever is asked for.
+const FOUR: Manifest = |network, service, _| balanced(network, service, 4);
 
 /// A manifest without its network.
 fn service(manifest: &str) -> &str {
@@ -66,7 +69,7 @@ fn know_all(lab: &Lab, clients: &[TaskJson], replicas: usize) {
 fn rolling_update_of_three_replicas_fails_no_request() {
     let turn = Turn::new("update", 1, 3);
     let lab = turn.lab();
-    lab.deploy(&format!("{}---\n{}", server(web, 3, 1), service(&web("lab", "client", 3)))).unwrap();
+    lab.deploy(&format!("{}---\n{}", server(web, 1), service(&web("lab", "client", 3)))).unwrap();
     let before = lab.wait_running("web", 3, SOON).unwrap();
     let clients = lab.wait_running("client", 3, SOON).unwrap();
     know_all(lab, &clients, 3);
@@ -74,7 +77,7 @@ fn rolling_update_of_three_replicas_fails_no_request() {
     let ask = ["/probe", "watch", "http://web:8080/", "--interval-ms", "5", "--timeout-ms", "2000"];
     let watching: Vec<_> = clients.iter().map(|client| lab.background(client, &ask).unwrap()).collect();
     for generation in 2..=4 {
-        lab.deploy(&server(web, 3, generation)).unwrap();
+        lab.deploy(&server(web, generation)).unwrap();
     }
     replaced(lab, &before);
     for watched in watching {
@@ -90,7 +93,7 @@ fn rolling_updates_behind_one_address_fail_no_request_and_break_no_stream_beside
     let turn = Turn::new("viproll", 1, 3);
     let lab = turn.lab();
     let (steady, client) = (balanced("lab", "steady", 1), web("lab", "client", 3));
-    lab.deploy(&format!("{}---\n{}---\n{}", server(balanced, 4, 1), service(&steady), service(&client))).unwrap();
+    lab.deploy(&format!("{}---\n{}---\n{}", server(FOUR, 1), service(&steady), service(&client))).unwrap();
     let mut now = lab.wait_running("web", 4, SOON).unwrap();
     let clients = lab.wait_running("client", 3, SOON).unwrap();
     know_all(lab, &clients, 4);
@@ -102,7 +105,7 @@ fn rolling_updates_behind_one_address_fail_no_request_and_break_no_stream_beside
     let mut generation = 1;
     while begun.elapsed() < load || generation < 3 {
         generation += 1;
-        lab.deploy(&server(balanced, 4, generation)).unwrap();
+        lab.deploy(&server(FOUR, generation)).unwrap();
         now = replaced(lab, &now);
     }
     let seconds = begun.elapsed().as_secs();

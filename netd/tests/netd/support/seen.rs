@@ -11,6 +11,11 @@ use rcluster_netd::kernel::nft;
 
 use super::Host;
 
+/// Those of every table.
+pub const OUR_ROUTES: &str = "ip -4 -o route show table all proto 114";
+
+pub const OUR_NEIGHBOURS: &str = "ip -4 neigh show nud permanent";
+
 /// The calling thread's own.
 const SYSCTLS: [&str; 3] = ["ip_forward", "conf/all/rp_filter", "icmp_ratemask"];
 
@@ -36,15 +41,16 @@ fn named(place: &str, lines: Vec<String>) -> Vec<String> {
     lines.into_iter().map(|line| format!("{place}: {line}")).collect()
 }
 
-/// Devices with their addresses, our routes and permanent neighbours.
+/// Devices with their addresses, our routes, permanent neighbours, and rules of routing.
 fn in_namespace() -> Vec<String> {
     let addresses = show("ip -4 -o addr show").into_iter().map(|line| words(&line).skip(1).collect::<Vec<_>>().join(" "));
     // Whether a device has its carrier the kernel takes in later.
-    let routes = show("ip -4 -o route show proto 114")
+    let routes = show(OUR_ROUTES)
         .into_iter()
         .map(|line| format!("route {}", words(&line).filter(|word| *word != "linkdown").collect::<Vec<_>>().join(" ")));
-    let neighbours = show("ip -4 neigh show nud permanent").into_iter().map(|line| format!("neighbour {line}"));
-    show("ip -o link show").iter().filter_map(|line| device(line)).chain(addresses).chain(routes).chain(neighbours).collect()
+    let neighbours = show(OUR_NEIGHBOURS).into_iter().map(|line| format!("neighbour {line}"));
+    let rules = show("ip -4 rule show").into_iter().map(|line| format!("rule of routing {line}"));
+    show("ip -o link show").iter().filter_map(|line| device(line)).chain(addresses).chain(routes).chain(neighbours).chain(rules).collect()
 }
 
 /// Its name, MTU, state and hardware address.
