@@ -1,5 +1,6 @@
 //! The kernel broken by chance, of all that netd has in it: one look mends it, and the next finds nothing to do.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use rand::rngs::StdRng;
@@ -11,7 +12,7 @@ use rcluster_netd::core::rules::{Data, Skeleton, TABLE, Table, host, isolation};
 use rcluster_netd::kernel::netlink::Netlink;
 use rcluster_netd::kernel::nft::{self, Change};
 
-use crate::balance::{CLIENT, Place, VIP, address, front, service};
+use crate::balance::{Place, VIP, address, balanced, front, service};
 use crate::support::dns::resolve;
 use crate::support::seen::{OUR_NEIGHBOURS, OUR_ROUTES, batch, differences, seen, show};
 use crate::support::{Host, Lab, chance, network, rounds};
@@ -23,6 +24,12 @@ const ROUNDS: u64 = 200;
 const STARTS_EVERY: u64 = 10;
 
 const WEB: [Place; 2] = [("t2", 0, 12), ("t3", 1, 13)];
+
+/// Endpoints without a pod.
+const MORE: [Place; 6] = [("m1", 1, 21), ("m2", 1, 22), ("m3", 1, 23), ("m4", 1, 24), ("m5", 1, 25), ("m6", 1, 26)];
+
+/// What is wanted changes now and then, to one of so many pictures.
+const PICTURES: usize = 5;
 
 /// The pods of the host that is broken.
 const PODS: [&str; 3] = ["client", "t2", "t4"];
@@ -230,44 +237,71 @@ fn break_some(host: &Host, rng: &mut StdRng, in_pods: bool) -> Vec<String> {
     done
 }
 
+/// One of the pictures, and what the kernel holds when it is obeyed.
+struct Wanted {
+    networks: Vec<v1::NetworkView>,
+    whole: BTreeSet<String>,
+}
+
+/// Networks of which some endpoints are there by chance.
+fn networks(rng: &mut StdRng) -> Vec<v1::NetworkView> {
+    let web: Vec<Place> = WEB.into_iter().chain(MORE).filter(|_| rng.random_ratio(2, 3)).collect();
+    let back: &[(&str, usize, u8)] = if rng.random() { &[("t4", 0, 2), ("t5", 1, 3)] } else { &[("t4", 0, 2)] };
+    vec![front(&web), network("back", 1, back)]
+}
+
+/// Gives the first host a picture twice: when it comes again, it is answered after a look at the kernel. What was broken may be in the way of
+/// what is new in it the first time.
+fn apply(lab: &Lab, revision: u64, networks: &[v1::NetworkView]) {
+    let view = || v1::NetView { services: vec![service(v1::Affinity::Unspecified)], ..lab.view(0, revision, networks) };
+    lab.hosts[0].apply(view()).unwrap();
+    let answer = lab.hosts[0].apply(view()).unwrap();
+    assert_eq!((answer.revision, answer.problems), (revision, vec![]));
+}
+
 #[test]
 fn one_look_mends_whatever_was_broken_and_the_next_finds_nothing() {
-    let mut lab = Lab::start(2);
-    let networks = [front(&WEB), network("back", 1, &[("t4", 0, 2), ("t5", 1, 3)])];
-    let picture =
-        |lab: &Lab, index: usize| v1::NetView { services: vec![service(v1::Affinity::Unspecified)], ..lab.view(index, 1, &networks) };
-    for index in [0, 1] {
-        lab.hosts[index].apply(picture(&lab, index)).unwrap();
-    }
-    for (task, host, last) in WEB.into_iter().chain([CLIENT]) {
-        lab.hosts[host].attach(task, &[("front", address(last).as_str())]).unwrap();
-    }
-    lab.hosts[0].attach("t4", &[("back", "10.128.1.2")]).unwrap();
-    let whole = seen(&lab.hosts[0], &PODS);
     let (seed, mut rng) = chance();
+    let mut lab = balanced(2, &WEB, v1::Affinity::Unspecified);
+    let mut revision = 2;
+    apply(&lab, revision, &[front(&WEB), network("back", 1, &[("t4", 0, 2)])]);
+    lab.hosts[0].attach("t4", &[("back", "10.128.1.2")]).unwrap();
+    let wanted: Vec<Wanted> = (0..PICTURES)
+        .map(|_| {
+            let networks = networks(&mut rng);
+            revision += 1;
+            apply(&lab, revision, &networks);
+            Wanted { networks, whole: seen(&lab.hosts[0], &PODS) }
+        })
+        .collect();
+    let mut now = wanted.last().expect("there are some");
     let mut repairs = 0;
     for round in 0..rounds(ROUNDS) {
         let is_down = round % STARTS_EVERY == STARTS_EVERY - 1;
+        let mut before = lab.hosts[0].status().unwrap().repairs;
         if is_down {
             lab.hosts[0].kill();
+            before = 0;
         }
         let done = break_some(&lab.hosts[0], &mut rng, is_down);
         let what = format!("round {round} of RCLUSTER_SEED={seed}, netd {}: {done:#?}", if is_down { "was down" } else { "ran" });
-        let before = if is_down { 0 } else { lab.hosts[0].status().unwrap().repairs };
         if is_down {
             lab.hosts[0].start();
-        } else {
-            // The same picture again: the kernel is read back and mended.
-            lab.hosts[0].apply(picture(&lab, 0)).unwrap();
+            assert_eq!(differences(&now.whole, &seen(&lab.hosts[0], &PODS)), Vec::<String>::new(), "when it started, {what}");
         }
-        let status = lab.hosts[0].status().unwrap();
-        assert_eq!(status.problems, Vec::<String>::new(), "{what}");
-        assert_eq!(differences(&whole, &seen(&lab.hosts[0], &PODS)), Vec::<String>::new(), "{what}");
-        lab.hosts[0].apply(picture(&lab, 0)).unwrap();
-        assert_eq!(lab.hosts[0].status().unwrap().repairs, status.repairs, "a second time, {what}");
-        repairs += status.repairs - before;
+        if rng.random_ratio(1, 4) {
+            now = &wanted[rng.random_range(0..wanted.len())];
+            revision += 1;
+        }
+        apply(&lab, revision, &now.networks);
+        assert_eq!(differences(&now.whole, &seen(&lab.hosts[0], &PODS)), Vec::<String>::new(), "{what}");
+        let after = lab.hosts[0].status().unwrap().repairs;
+        apply(&lab, revision, &now.networks);
+        assert_eq!(lab.hosts[0].status().unwrap().repairs, after, "a second time, {what}");
+        repairs += after - before;
     }
     assert!(repairs > rounds(ROUNDS), "{repairs} repairs: nothing was broken");
+    apply(&lab, revision + 1, &[front(&WEB), network("back", 1, &[("t4", 0, 2)])]);
     for (task, host, last) in WEB {
         let _listener = lab.hosts[host].listen(task, &format!("{}:80", address(last)));
         lab.hosts[0].connect("client", &format!("{}:80", address(last))).unwrap();
