@@ -1,4 +1,5 @@
 use std::net::Ipv4Addr;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::*;
 use crate::core::flows::{Flow, Transport};
@@ -337,6 +338,119 @@ fn without_a_picture_nothing_of_a_living_pod_is_removed() {
     }
     let restarted = start(_dir.path(), kernel, true);
     assert_eq!(restarted.kernel.held, held);
+}
+
+#[test]
+fn while_nobody_speaks_nothing_is_changed() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(3)).unwrap();
+    owner.attach(&request("t1", "10.128.0.2")).unwrap();
+    owner.attach(&request("t9", "10.128.0.9")).unwrap();
+    let held = owner.kernel.held.clone();
+    owner.kernel.obeyed.clear();
+    for _ in 0..3 * CHECK_TICKS {
+        owner.handle(Command::Tick);
+    }
+    assert_eq!(owner.kernel.obeyed, Vec::<String>::new());
+    assert_eq!((owner.kernel.held, owner.picture.version(), owner.repairs), (held, (1, 3), 0));
+}
+
+/// The service `web` on net-a with an address, and endpoints at these last octets: even ones here, odd ones on n2.
+fn balanced(revision: u64, lasts: &[u8]) -> v1::NetView {
+    let mut balanced = view(revision);
+    let endpoint = |last: &u8| {
+        let node = if last % 2 == 0 { "n1" } else { "n2" };
+        let plain = crate::core::plan::tests::endpoint(&format!("t{last}"), node, &format!("10.128.0.{last}"));
+        v1::EndpointView { service_id: "web".into(), ..plain }
+    };
+    balanced.networks[0].endpoints = lasts.iter().map(endpoint).collect();
+    balanced.services.push(v1::ServiceView {
+        id: "web".into(),
+        name: "web".into(),
+        mode: v1::EndpointMode::Vip.into(),
+        vips: vec![v1::VipView { network_id: "net-a".into(), ip: "10.128.0.200".into(), names: vec!["web".into()] }],
+        ..Default::default()
+    });
+    balanced
+}
+
+/// Whether all is held that was held `before` and is `after`.
+fn keeps(held: &Dataplane, before: &Dataplane, after: &Dataplane) -> bool {
+    fn all<K: Ord, V: PartialEq>(held: &BTreeMap<K, V>, before: &BTreeMap<K, V>, after: &BTreeMap<K, V>) -> bool {
+        before.iter().all(|(key, value)| after.get(key) != Some(value) || held.get(key) == Some(value))
+    }
+    all(&held.links, &before.links, &after.links)
+        && all(&held.neighbours, &before.neighbours, &after.neighbours)
+        && all(&held.routes, &before.routes, &after.routes)
+        && all(&held.elements, &before.elements, &after.elements)
+        && all(&held.pods, &before.pods, &after.pods)
+        && before.forwards.intersection(&after.forwards).all(|forward| held.forwards.contains(forward))
+        && before.host.peers.intersection(&after.host.peers).all(|node| held.host.peers.contains(node))
+}
+
+/// What the work comes to, or what the kernel holds when netd is killed at it.
+fn survives<T>(work: impl FnOnce() -> T) -> Result<T, Box<Dataplane>> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|payload| match payload.downcast::<Dataplane>() {
+        Ok(held) => held,
+        Err(other) => resume_unwind(other),
+    })
+}
+
+/// netd is killed after each number of operations that `deed` takes, started again and killed after as many, and started once more: what stays is
+/// never touched, and the deed then comes to the same as undisturbed.
+fn killed_after_every_operation(prepare: impl Fn(&mut Owner<Fake>), deed: impl Fn(&mut Owner<Fake>)) {
+    let Bench { mut owner, _dir } = bench();
+    prepare(&mut owner);
+    let before = owner.kernel.held.clone();
+    deed(&mut owner);
+    let after = owner.kernel.held.clone();
+    assert_ne!(before, after);
+    for lives in 0.. {
+        let Bench { mut owner, _dir } = bench();
+        prepare(&mut owner);
+        owner.kernel.lives = Some(lives);
+        let Err(killed) = survives(|| deed(&mut owner)) else {
+            assert!(lives > 0, "it took no operation");
+            return;
+        };
+        assert!(keeps(&killed, &before, &after), "killed after {lives}: {:?}", owner.kernel.obeyed);
+        let restart = |held: Dataplane, lives| survives(|| start(_dir.path(), Fake { held, lives, ..Fake::default() }, true));
+        let mut owner = restart(*killed, Some(lives)).unwrap_or_else(|killed| {
+            assert!(keeps(&killed, &before, &after), "killed after {lives}, and again");
+            restart(*killed, None).unwrap_or_else(|_| panic!("nobody kills it"))
+        });
+        assert!(keeps(&owner.kernel.held, &before, &after), "killed after {lives}, and started");
+        owner.kernel.lives = None;
+        deed(&mut owner);
+        assert_eq!(owner.kernel.held, after, "killed after {lives}");
+        owner.kernel.obeyed.clear();
+        owner.check();
+        assert_eq!(owner.kernel.obeyed, Vec::<String>::new(), "killed after {lives}");
+    }
+}
+
+#[test]
+fn killed_after_any_operation_it_goes_on_and_what_stays_is_never_touched() {
+    let applies = |view: v1::NetView| move |owner: &mut Owner<Fake>| drop(owner.apply_view(&view).unwrap());
+    let attaches = |task: &'static str, ip: &'static str| move |owner: &mut Owner<Fake>| drop(owner.attach(&request(task, ip)).unwrap());
+    let first = || applies(balanced(1, &[2, 3, 4]));
+    let running = || {
+        let (applies, one, two) = (first(), attaches("t2", "10.128.0.2"), attaches("t4", "10.128.0.4"));
+        move |owner: &mut Owner<Fake>| {
+            applies(owner);
+            one(owner);
+            two(owner);
+        }
+    };
+    let mut other = balanced(2, &[2, 5, 6, 7]);
+    other.networks[1].id = "net-c".into();
+    (other.networks[1].vni, other.networks[1].subnet) = (4099, "10.128.2.0/24".into());
+    other.networks[1].endpoints[0].ip = "10.128.2.2".into();
+    killed_after_every_operation(|_| {}, first());
+    killed_after_every_operation(running(), applies(other));
+    killed_after_every_operation(running(), attaches("t9", "10.128.0.9"));
+    killed_after_every_operation(running(), |owner: &mut Owner<Fake>| owner.leave("t4").unwrap());
+    killed_after_every_operation(running(), |owner: &mut Owner<Fake>| owner.detach("t4", 0).unwrap());
 }
 
 #[test]

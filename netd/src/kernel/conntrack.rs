@@ -93,7 +93,11 @@ fn protocol_number(transport: Transport) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{prop_assert, proptest};
+    use proptest::sample::select;
+
     use super::*;
+    use crate::kernel::damage::{any_damages, config, damaged};
 
     fn ends(source: [u8; 4], destination: [u8; 4], protocol: u8) -> Attributes {
         let addresses = Attributes::new().bytes(1, &source).bytes(2, &destination);
@@ -101,18 +105,34 @@ mod tests {
         Attributes::new().nested(ADDRESSES, addresses).nested(PROTOCOL, ports)
     }
 
+    fn message(protocol: u8) -> Vec<u8> {
+        let original = ends([10, 128, 0, 2], [10, 128, 0, 8], protocol);
+        let reply = ends([10, 128, 0, 3], [10, 128, 0, 2], protocol);
+        Attributes::new().nested(ORIGINAL, original).nested(REPLY, reply).number(3, 0x1a).number(ID, 77).0
+    }
+
     #[test]
     fn a_flow_is_read_as_the_kernel_writes_it_and_others_are_passed_over() {
-        let message = |protocol| {
-            let original = ends([10, 128, 0, 2], [10, 128, 0, 8], protocol);
-            let reply = ends([10, 128, 0, 3], [10, 128, 0, 2], protocol);
-            Attributes::new().nested(ORIGINAL, original).nested(REPLY, reply).number(3, 0x1a).number(ID, 77).0
-        };
         let read = flow(&message(17)).unwrap();
         assert_eq!((read.to_string().as_str(), read.id), ("udp 10.128.0.2:4000 to 10.128.0.8:53 at 10.128.0.3", 77));
         assert_eq!(flow(&message(1)), None);
         for len in 0..message(6).len() {
             assert_eq!(flow(&message(6)[..len]), None, "cut after {len}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(config(4000))]
+
+        #[test]
+        fn a_damaged_message_is_none_or_a_flow_of_what_it_says(protocol in select(vec![1_u8, 6, 17]), damages in any_damages()) {
+            let bytes = damaged(message(protocol), &damages);
+            if let Some(flow) = flow(&bytes) {
+                for ip in [flow.source.0, flow.destination.0, flow.server] {
+                    prop_assert!(bytes.windows(4).any(|window| window == ip.octets()), "{} is nowhere in it", ip);
+                }
+                prop_assert!(bytes.windows(4).any(|window| window == flow.id.to_be_bytes()), "{} is nowhere in it", flow.id);
+            }
         }
     }
 }

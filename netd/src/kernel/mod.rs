@@ -40,6 +40,9 @@ pub mod host;
 mod apply;
 
 #[cfg(test)]
+mod damage;
+
+#[cfg(test)]
 pub mod fake;
 
 /// Why the kernel was not changed or read.

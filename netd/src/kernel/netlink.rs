@@ -167,20 +167,7 @@ impl Netlink {
     pub fn receive(&mut self) -> Result<Vec<Answer>, KernelError> {
         self.buffer.clear();
         self.socket.recv(&mut self.buffer, 0).map_err(|source| KernelError::Transfer { source })?;
-        let mut answers = Vec::new();
-        let mut rest = &self.buffer[..];
-        while !rest.is_empty() {
-            let message = NetlinkBuffer::new_checked(rest).map_err(|error| KernelError::Decode { why: error.to_string() })?;
-            answers.push(Answer {
-                kind: message.message_type(),
-                flags: message.flags(),
-                sequence: message.sequence_number(),
-                payload: message.payload().to_vec(),
-            });
-            let aligned = (message.length() as usize).next_multiple_of(4).max(16);
-            rest = rest.get(aligned..).unwrap_or_default();
-        }
-        Ok(answers)
+        answers(&self.buffer)
     }
 
     fn write(&mut self, bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) {
@@ -195,11 +182,30 @@ impl Netlink {
     }
 }
 
+/// The messages of a datagram, one after the other.
+pub(super) fn answers(datagram: &[u8]) -> Result<Vec<Answer>, KernelError> {
+    let mut answers = Vec::new();
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let message = NetlinkBuffer::new_checked(rest).map_err(|error| KernelError::Decode { why: error.to_string() })?;
+        answers.push(Answer {
+            kind: message.message_type(),
+            flags: message.flags(),
+            sequence: message.sequence_number(),
+            payload: message.payload().to_vec(),
+        });
+        let aligned = (message.length() as usize).next_multiple_of(4).max(16);
+        rest = rest.get(aligned..).unwrap_or_default();
+    }
+    Ok(answers)
+}
+
 fn finalize<I: NetlinkSerializable>(packet: &mut NetlinkMessage<I>) {
     packet.finalize();
 }
 
-fn parse(answer: &Answer) -> Result<RouteNetlinkMessage, KernelError> {
+/// An answer about devices, addresses, neighbours or routes.
+pub(super) fn parse(answer: &Answer) -> Result<RouteNetlinkMessage, KernelError> {
     let mut header = NetlinkHeader::default();
     header.message_type = answer.kind;
     header.flags = answer.flags;

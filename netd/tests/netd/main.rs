@@ -10,6 +10,8 @@ mod egress;
 
 mod forward;
 
+mod malformed;
+
 mod overlay;
 
 mod balance;
@@ -21,6 +23,12 @@ mod lifecycle;
 mod converge;
 
 mod properties;
+
+mod damage;
+
+mod killed;
+
+mod matrix;
 
 mod rules;
 

@@ -19,6 +19,8 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::netd_client::NetdClient;
 use rcluster_netd::kernel::messages::Next;
@@ -33,6 +35,10 @@ use tonic::transport::{Channel, Endpoint};
 pub mod dns;
 
 pub mod resolver;
+
+pub mod seen;
+
+pub mod traffic;
 
 const NETLINK_ROUTE: isize = 0;
 
@@ -400,6 +406,21 @@ impl Drop for Host {
             drop(netd.wait());
         }
     }
+}
+
+/// A seed, and chance by it. It is drawn where RCLUSTER_SEED does not give it; what fails names it.
+pub fn chance() -> (u64, StdRng) {
+    let seed = from_environment("RCLUSTER_SEED").unwrap_or_else(rand::random);
+    (seed, StdRng::seed_from_u64(seed))
+}
+
+/// How often a test does what it does by chance: as usual, or as RCLUSTER_ROUNDS says.
+pub fn rounds(usual: u64) -> u64 {
+    from_environment("RCLUSTER_ROUNDS").unwrap_or(usual)
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|error| panic!("{name} is {text:?}: {error}")))
 }
 
 /// Waits until `done`, or fails with `what`.
