@@ -256,7 +256,7 @@ fn records(message: &[u8]) -> Option<Vec<Record>> {
 }
 
 /// Where the name at `at` ends: at the root, or with a pointer to where it goes on.
-fn after_name(message: &[u8], mut at: usize) -> Option<usize> {
+pub fn after_name(message: &[u8], mut at: usize) -> Option<usize> {
     loop {
         match *message.get(at)? {
             0 => return Some(at + 1),
@@ -267,7 +267,8 @@ fn after_name(message: &[u8], mut at: usize) -> Option<usize> {
     }
 }
 
-fn number(message: &[u8], at: usize) -> Option<u16> {
+/// Two bytes as a number.
+pub fn number(message: &[u8], at: usize) -> Option<u16> {
     message.get(at..)?.first_chunk().copied().map(u16::from_be_bytes)
 }
 

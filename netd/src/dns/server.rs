@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, setsockopt, sockopt};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, setsockopt, sockopt};
+use rand::rngs::ThreadRng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -21,10 +22,13 @@ use tracing::{debug, error, warn};
 
 use super::SharedBoard;
 use super::forward::Forwarder;
-use super::wire::{Transport, Verdict, respond};
+use super::message::{Transport, Verdict, respond};
 use crate::core::shares::{Budgets, Shares};
 
 const REQUEST_BYTES_MAX: usize = 4096;
+
+/// Questions that are fetched from the kernel at once, if so many are there.
+const BATCH_MAX: usize = 32;
 
 /// What may wait to be read: what one pod sends too much is to be dropped here, not what the others send by the kernel.
 const RECEIVE_BYTES_MAX: usize = 4 << 20;
@@ -54,32 +58,13 @@ pub fn serve_udp(socket: UdpSocket, shared: SharedBoard, forwarder: Forwarder) -
     }
     let socket = Arc::new(socket);
     thread::Builder::new().name("dns".to_owned()).stack_size(256 * 1024).spawn(move || {
-        let mut buffer = [0; REQUEST_BYTES_MAX];
-        let mut control = nix::cmsg_space!(nix::libc::in_pktinfo);
-        let mut rng = rand::rng();
-        let mut budgets = Budgets::default();
+        let mut buffers = vec![[0_u8; REQUEST_BYTES_MAX]; BATCH_MAX];
+        let mut headers = MultiHeaders::preallocate(BATCH_MAX, Some(nix::cmsg_space!(nix::libc::in_pktinfo)));
+        let mut datagrams = Datagrams { socket, shared, forwarder, rng: rand::rng(), budgets: Budgets::default() };
         loop {
-            match receive(&socket, &mut buffer, &mut control) {
-                Ok(Some((_, device, _))) if !budgets.take(device, Instant::now()) => {}
-                Ok(Some((len, device, from))) => {
-                    shared.queries.fetch_add(1, Ordering::Relaxed);
-                    let board = shared.board.load();
-                    let asker = board.by_index.get(&device);
-                    match (respond(&buffer[..len], asker.map(|asker| &asker.sight), Transport::Udp, &mut rng), asker) {
-                        (Verdict::Answer(answer), _) => {
-                            if let Err(error) = socket.send_to(&answer, from) {
-                                debug!(asker = %from, %error, "answer not sent");
-                            }
-                        }
-                        (Verdict::Foreign(question), Some(asker)) => {
-                            forwarder.answer_to(asker.pod.clone(), question, socket.clone(), from);
-                        }
-                        (Verdict::Foreign(_), None) | (Verdict::Silence, _) => {}
-                    }
-                }
-                Ok(None) => {}
-                // What an earlier answer met on its way; not about this socket.
-                Err(Errno::EINTR | Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EACCES) => {}
+            match datagrams.serve(&mut headers, &mut buffers) {
+                // What an earlier answer met on its way is not about this socket.
+                Ok(()) | Err(Errno::EINTR | Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EACCES) => {}
                 Err(errno) => {
                     error!(%errno, "receive on the resolver's UDP socket; trying again in a second");
                     thread::sleep(Duration::from_secs(1));
@@ -89,16 +74,54 @@ pub fn serve_udp(socket: UdpSocket, shared: SharedBoard, forwarder: Forwarder) -
     })
 }
 
-/// A datagram's length, the index of the device it came in on, and its sender.
-fn receive(socket: &UdpSocket, buffer: &mut [u8], control: &mut [u8]) -> nix::Result<Option<(usize, u32, SocketAddr)>> {
-    let mut parts = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut parts, Some(control), MsgFlags::empty())?;
-    let device = message.cmsgs()?.find_map(|control| match control {
-        ControlMessageOwned::Ipv4PacketInfo(info) => u32::try_from(info.ipi_ifindex).ok(),
-        _ => None,
-    });
-    let sender = message.address.map(|sender| SocketAddr::from((sender.ip(), sender.port())));
-    Ok(device.zip(sender).map(|(device, sender)| (message.bytes, device, sender)))
+/// What questions over UDP are answered with.
+struct Datagrams {
+    socket: Arc<UdpSocket>,
+    shared: SharedBoard,
+    forwarder: Forwarder,
+    rng: ThreadRng,
+    budgets: Budgets,
+}
+
+impl Datagrams {
+    /// Waits for a question and answers it, and what others have come by then.
+    fn serve(&mut self, headers: &mut MultiHeaders<SockaddrIn>, buffers: &mut [[u8; REQUEST_BYTES_MAX]]) -> nix::Result<()> {
+        let mut parts: Vec<[IoSliceMut<'_>; 1]> = buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
+        let received = recvmmsg(self.socket.as_raw_fd(), headers, parts.iter_mut(), MsgFlags::MSG_WAITFORONE, None)?;
+        let now = Instant::now();
+        for datagram in received {
+            let device = datagram.cmsgs().ok().and_then(|mut controls| {
+                controls.find_map(|control| match control {
+                    ControlMessageOwned::Ipv4PacketInfo(info) => u32::try_from(info.ipi_ifindex).ok(),
+                    _ => None,
+                })
+            });
+            let sender = datagram.address.map(|sender| SocketAddr::from((sender.ip(), sender.port())));
+            let (Some(device), Some(sender)) = (device, sender) else { continue };
+            if self.budgets.take(device, now) {
+                self.answer(datagram.iovs().next().unwrap_or_default(), device, sender);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers what came in on a device, or has it answered.
+    fn answer(&mut self, request: &[u8], device: u32, sender: SocketAddr) {
+        self.shared.queries.fetch_add(1, Ordering::Relaxed);
+        let board = self.shared.board.load();
+        let asker = board.by_index.get(&device);
+        match (respond(request, asker.map(|asker| &asker.sight), Transport::Udp, &mut self.rng), asker) {
+            (Verdict::Answer(answer), _) => {
+                if let Err(error) = self.socket.send_to(&answer, sender) {
+                    debug!(asker = %sender, %error, "answer not sent");
+                }
+            }
+            (Verdict::Foreign(question), Some(asker)) => {
+                self.forwarder.answer_to(asker.pod.clone(), question, self.socket.clone(), sender);
+            }
+            (Verdict::Foreign(_), None) | (Verdict::Silence, _) => {}
+        }
+    }
 }
 
 /// Serves TCP until it is dropped.

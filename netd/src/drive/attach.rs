@@ -142,7 +142,7 @@ impl<K: Kernel> Owner<K> {
         for membership in &attachment.networks {
             let Some(network) = self.picture.networks.get(&membership.network_id) else { continue };
             if network.endpoints.get(&membership.ip).is_some_and(|endpoint| endpoint.serving) {
-                let names = NetworkNames::new(network, &self.attachments);
+                let names = NetworkNames::new(&self.picture, network, &self.attachments);
                 self.names.insert(membership.network_id.clone(), Arc::new(names));
             }
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{RData, RecordType};
+use rcluster_api::wire::v1;
 
 use crate::support::dns::{RESOLVER, addresses, ask, ask_tcp, exchange, question, resolve};
 use crate::support::{Lab, network};
@@ -70,6 +71,40 @@ fn no_data_no_name_and_not_ours_are_told_apart() {
     }
     let pointer = ask(&lab.hosts[0], "t1", "3.0.128.10.in-addr.arpa.", RecordType::PTR);
     assert!(matches!(&pointer.answers[0].data, RData::PTR(name) if name.to_string() == "web.3.front.internal."));
+}
+
+#[test]
+fn a_service_is_found_by_node_and_by_port() {
+    let lab = Lab::start(2);
+    let networks = [network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])];
+    let port = v1::Port { name: "http".into(), protocol: v1::Protocol::Tcp.into(), target: 8080, ..Default::default() };
+    let web = v1::ServiceView { id: "web".into(), name: "web".into(), stack: "shop".into(), ports: vec![port], ..Default::default() };
+    for (index, host) in lab.hosts.iter().enumerate() {
+        let view = v1::NetView { services: vec![web.clone()], ..lab.view(index, 1, &networks) };
+        assert_eq!(host.apply(view).unwrap().problems, Vec::<String>::new());
+    }
+    let host = &lab.hosts[0];
+    host.attach("t1", &[("front", "10.128.0.2")]).unwrap();
+    for (name, last) in [("web.node-0.node.", 2), ("web.shop.node-1.node.", 3), ("T2.web.", 3), ("t2.web.front.internal.", 3)] {
+        assert_eq!(resolve(host, "t1", name), front(&[last]), "{name}");
+    }
+    assert_eq!(resolve(host, "t1", "host.rcluster.internal."), [Ipv4Addr::new(169, 254, 53, 53)]);
+    for name in ["_http._tcp.web.", "_http._tcp.web.shop.", "_HTTP._tcp.web.front.internal."] {
+        let answer = ask(host, "t1", name, RecordType::SRV);
+        let mut targets: Vec<(String, u16)> = answer.answers.iter().filter_map(|record| srv(&record.data)).collect();
+        targets.sort();
+        assert_eq!(targets, [("web.2.front.internal.".to_owned(), 8080), ("web.3.front.internal.".to_owned(), 8080)], "{name}");
+        assert_eq!(answer.additionals.len(), 2, "{name}");
+        assert_eq!(resolve(host, "t1", &targets[1].0), front(&[3]));
+    }
+    assert_eq!(ask(host, "t1", "_ftp._tcp.web.", RecordType::SRV).metadata.response_code, ResponseCode::NXDomain);
+    host.detach("t1").unwrap();
+    host.attach("me", &[("front", "10.128.0.250")]).unwrap();
+    assert_eq!(ask(host, "me", "_http._tcp.web.", RecordType::SRV).answers.len(), 1, "a pod that is not here has no port");
+}
+
+fn srv(data: &RData) -> Option<(String, u16)> {
+    if let RData::SRV(srv) = data { Some((srv.target.to_string(), srv.port)) } else { None }
 }
 
 #[test]
