@@ -25,7 +25,8 @@ fn start(dir: &std::path::Path, kernel: Fake, adopted: bool) -> Owner<Fake> {
 }
 
 fn request(task_id: &str, ip: &str) -> v1::AttachRequest {
-    v1::AttachRequest { task_id: task_id.into(), networks: vec![v1::AttachNetwork { network_id: "net-a".into(), ip: ip.into() }] }
+    let networks = vec![v1::AttachNetwork { network_id: "net-a".into(), ip: ip.into() }];
+    v1::AttachRequest { task_id: task_id.into(), networks, ..Default::default() }
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! left out and named in `problems`, so that one bad entry never freezes the rest. Never: looks at the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use rcluster_api::wire::v1;
@@ -133,6 +133,9 @@ pub enum Place {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Attachment {
     pub networks: Vec<Membership>,
+    /// Resolvers of its own, which are asked for foreign names; none: the host's.
+    #[serde(default)]
+    pub dns: Vec<IpAddr>,
     /// It ends: whatever the picture says, nobody here is to begin anything with it.
     #[serde(default)]
     pub left: bool,

@@ -1,5 +1,6 @@
 //! Pods that come and go.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rcluster_api::wire::v1;
@@ -7,6 +8,7 @@ use tracing::{info, warn};
 
 use super::{LINGER_TICKS_MAX, Owner, Refusal, in_full};
 use crate::core::flows;
+use crate::core::foreign::RESOLVERS_MAX;
 use crate::core::links::{RESOLVER, veth_name, vxlan_name};
 use crate::core::names::{self, NetworkNames};
 use crate::core::picture::{Attachment, Membership};
@@ -28,7 +30,9 @@ impl<K: Kernel> Owner<K> {
             other == task_id || pod.networks.iter().any(|membership| holds(membership.ip))
         });
         match self.attachments.get(task_id) {
-            Some(present) if present.networks == attachment.networks => return Ok(self.attach_response(task_id, &attachment)),
+            Some(present) if (&present.networks, &present.dns) == (&attachment.networks, &attachment.dns) => {
+                return Ok(self.attach_response(task_id, &attachment));
+            }
             Some(present) => {
                 return Err(Refusal::Conflict(format!(
                     "task {task_id} is attached already, with {}; detach it before attaching it otherwise",
@@ -80,7 +84,17 @@ impl<K: Kernel> Owner<K> {
                 request.networks.len()
             )));
         }
-        let mut attachment = Attachment::default();
+        if request.dns.len() > RESOLVERS_MAX {
+            return Err(Refusal::Invalid(format!(
+                "task {task_id} names {} resolvers; a pod has at most {RESOLVERS_MAX}",
+                request.dns.len()
+            )));
+        }
+        let resolver = |text: &String| {
+            text.parse::<IpAddr>().map_err(|_| Refusal::Invalid(format!("{text:?} is no address of a resolver for task {task_id}")))
+        };
+        let dns = request.dns.iter().map(resolver).collect::<Result<Vec<_>, _>>()?;
+        let mut attachment = Attachment { dns, ..Attachment::default() };
         for wire in &request.networks {
             let id = &wire.network_id;
             let (term, revision) = self.picture.version();
@@ -235,7 +249,7 @@ impl<K: Kernel> Owner<K> {
 }
 
 fn in_words(attachment: &Attachment) -> String {
-    let words: Vec<String> =
-        attachment.networks.iter().map(|membership| format!("{} on {}", membership.ip, membership.network_id)).collect();
+    let networks = attachment.networks.iter().map(|membership| format!("{} on {}", membership.ip, membership.network_id));
+    let words: Vec<String> = networks.chain(attachment.dns.iter().map(|ip| format!("{ip} to ask"))).collect();
     if words.is_empty() { "no network".to_owned() } else { words.join(", ") }
 }
