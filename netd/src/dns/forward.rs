@@ -1,7 +1,7 @@
 //! Foreign names: the host's own resolvers are asked, and their answers remembered.
 //!
 //! ```text
-//!  pod ──► dns thread ──Job──► desk ──► each resolver of the pod's own, or of the host's resolv.conf, at once (UDP; TCP where the answer was cut)
+//!  pod ──► dns thread ──Job──► desk ──► the pod's own resolvers, or those of the host's resolv.conf, all at once (UDP; TCP for what was cut)
 //!      ◄──────────────────────────  ◄── the first that settles it
 //! ```
 //!

@@ -1,7 +1,7 @@
 //! The resolver's two loops.
 //!
-//! One pod cannot keep the others from being answered: over UDP each device has a budget of questions, what is beyond it is dropped unread; over TCP
-//! each address has a few connections, what is beyond them is closed at once, and none lasts longer than `CONNECTION_MAX`.
+//! One pod cannot keep the others from being answered: over UDP the kernel drops what is beyond each device's share (`rules::isolation`); over
+//! TCP each address has a few connections, what is beyond them is closed at once, and none lasts longer than `CONNECTION_MAX`.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, setsockopt, sockopt};
@@ -23,14 +23,14 @@ use tracing::{debug, error, warn};
 use super::SharedBoard;
 use super::forward::Forwarder;
 use super::message::{Transport, Verdict, respond};
-use crate::core::shares::{Budgets, Shares};
+use crate::core::shares::Shares;
 
 const REQUEST_BYTES_MAX: usize = 4096;
 
 /// Questions that are fetched from the kernel at once, if so many are there.
 const BATCH_MAX: usize = 32;
 
-/// What may wait to be read: what one pod sends too much is to be dropped here, not what the others send by the kernel.
+/// What may wait to be read: what many pods ask at once.
 const RECEIVE_BYTES_MAX: usize = 4 << 20;
 
 /// TCP connections at one time; more wait in the backlog.
@@ -54,13 +54,13 @@ const CONNECTION_QUERIES_MAX: usize = 100;
 /// Serves UDP until the process ends.
 pub fn serve_udp(socket: UdpSocket, shared: SharedBoard, forwarder: Forwarder) -> io::Result<thread::JoinHandle<()>> {
     if let Err(errno) = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BYTES_MAX) {
-        warn!(%errno, "the resolver's UDP socket keeps its small buffer: while one pod floods it, questions of others may be lost");
+        warn!(%errno, "the resolver's UDP socket keeps its small buffer: questions may be lost when many come at once");
     }
     let socket = Arc::new(socket);
     thread::Builder::new().name("dns".to_owned()).stack_size(256 * 1024).spawn(move || {
         let mut buffers = vec![[0_u8; REQUEST_BYTES_MAX]; BATCH_MAX];
         let mut headers = MultiHeaders::preallocate(BATCH_MAX, Some(nix::cmsg_space!(nix::libc::in_pktinfo)));
-        let mut datagrams = Datagrams { socket, shared, forwarder, rng: rand::rng(), budgets: Budgets::default() };
+        let mut datagrams = Datagrams { socket, shared, forwarder, rng: rand::rng() };
         loop {
             match datagrams.serve(&mut headers, &mut buffers) {
                 // What an earlier answer met on its way is not about this socket.
@@ -80,7 +80,6 @@ struct Datagrams {
     shared: SharedBoard,
     forwarder: Forwarder,
     rng: ThreadRng,
-    budgets: Budgets,
 }
 
 impl Datagrams {
@@ -88,7 +87,6 @@ impl Datagrams {
     fn serve(&mut self, headers: &mut MultiHeaders<SockaddrIn>, buffers: &mut [[u8; REQUEST_BYTES_MAX]]) -> nix::Result<()> {
         let mut parts: Vec<[IoSliceMut<'_>; 1]> = buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
         let received = recvmmsg(self.socket.as_raw_fd(), headers, parts.iter_mut(), MsgFlags::MSG_WAITFORONE, None)?;
-        let now = Instant::now();
         for datagram in received {
             let device = datagram.cmsgs().ok().and_then(|mut controls| {
                 controls.find_map(|control| match control {
@@ -98,9 +96,7 @@ impl Datagrams {
             });
             let sender = datagram.address.map(|sender| SocketAddr::from((sender.ip(), sender.port())));
             let (Some(device), Some(sender)) = (device, sender) else { continue };
-            if self.budgets.take(device, now) {
-                self.answer(datagram.iovs().next().unwrap_or_default(), device, sender);
-            }
+            self.answer(datagram.iovs().next().unwrap_or_default(), device, sender);
         }
         Ok(())
     }

@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
@@ -190,6 +193,39 @@ fn malformed_and_foreign_requests_get_what_the_rfcs_say() {
     assert_eq!(answer[0..2], [0xab, 0xcd]);
     assert_eq!(answer[12..16], *b"\x03wEb", "the question comes back as it was asked");
     assert!(len > 12);
+}
+
+#[test]
+fn a_pod_that_floods_the_resolver_costs_the_others_no_question() {
+    let lab = lab();
+    let host = &lab.hosts[0];
+    host.attach("me", &[("front", "10.128.0.250")]).unwrap();
+    let (before, begin) = (host.status().unwrap().dns_queries, Instant::now());
+    let (socket, stop) = (host.udp("t1", "0.0.0.0:0"), Arc::new(AtomicBool::new(false)));
+    let (stopped, request) = (stop.clone(), question("web.", RecordType::A, None));
+    socket.connect(RESOLVER).unwrap();
+    let flood = thread::spawn(move || {
+        let mut sent = 0_u64;
+        while !stopped.load(Ordering::Relaxed) {
+            // A full queue on the way is as good as sent.
+            sent += u64::from(socket.send(&request).is_ok());
+        }
+        sent
+    });
+    let mut times: Vec<Duration> = Vec::new();
+    while begin.elapsed() < Duration::from_secs(3) {
+        let asked = Instant::now();
+        assert_eq!(resolve(host, "me", "web."), front(&[2, 3, 4]));
+        times.push(asked.elapsed());
+    }
+    stop.store(true, Ordering::Relaxed);
+    let sent = flood.join().unwrap();
+    times.sort();
+    let slow = times[times.len() * 99 / 100];
+    assert!(slow < Duration::from_millis(500), "p99 {slow:?} of {}", times.len());
+    let seen = host.status().unwrap().dns_queries - before - u64::try_from(times.len()).unwrap();
+    let share = 5_000.0 + 20_000.0 * begin.elapsed().as_secs_f64();
+    assert!(seen as f64 <= share * 1.1, "{seen} of {sent} questions were let through");
 }
 
 #[test]

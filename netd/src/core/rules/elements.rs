@@ -30,12 +30,23 @@ pub enum SetName {
     Vips,
     VipList,
     Dead,
+    Flood,
 }
 
 impl SetName {
     /// All of them, in order.
-    pub const ALL: [Self; 9] =
-        [Self::Sources, Self::Members, Self::Exits, Self::Entries, Self::Backends, Self::Hairpin, Self::Vips, Self::VipList, Self::Dead];
+    pub const ALL: [Self; 10] = [
+        Self::Sources,
+        Self::Members,
+        Self::Exits,
+        Self::Entries,
+        Self::Backends,
+        Self::Hairpin,
+        Self::Vips,
+        Self::VipList,
+        Self::Dead,
+        Self::Flood,
+    ];
 
     /// What it is like.
     pub fn set(self) -> &'static Set {
@@ -49,6 +60,7 @@ impl SetName {
             Self::Vips => &balance::VIPS,
             Self::VipList => &balance::VIP_LIST,
             Self::Dead => &balance::DEAD,
+            Self::Flood => &isolation::FLOOD,
         }
     }
 }

@@ -67,6 +67,7 @@ mod tests {
   set vips [Mark, Address] -> Verdict
   set viplist [Address] -> None
   set dead [Address] -> None
+  set flood [Name] -> None, learned for 10000 ms
   chain source hook Prerouting priority -300 policy Accept
     iifname p* meta nfproto ipv6 drop
     iifname p* iifname . ip saddr != @sources drop
@@ -96,6 +97,7 @@ mod tests {
   chain input hook Input priority 0 policy Drop
     iifname lo accept
     ct state established,related accept
+    ip daddr 169.254.53.53 udp dport 53 iifname p* update @flood { iifname limit rate over 20000/second burst 5000 packets } drop
     iifname p* ip daddr 169.254.53.53 udp dport 53 accept
     iifname p* ip daddr 169.254.53.53 tcp dport 53 accept
     iifname p* icmp type echo-request accept
@@ -118,6 +120,7 @@ mod tests {
                 "dead key 4 data 0 flags 0",
                 "entries key 4 data 0 flags 0",
                 "exits key 20 data 0 flags 0",
+                "flood key 16 data 0 flags 48",
                 "hairpin key 8 data 0 flags 0",
                 "members key 16 data 4 flags 8",
                 "sources key 20 data 0 flags 0",
