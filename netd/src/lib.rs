@@ -19,7 +19,8 @@
 //! - A service's virtual address leads to those of its endpoints that the picture calls serving, and, of those here, that are attached. A
 //!   connection keeps its endpoint; what is in force when `ApplyView` answers holds for the next one.
 //! - `Detach` takes the addresses away at once, and the names with them; the namespace ends with its last process.
-//! - netd may be killed and started at any moment: packets, devices and namespaces stay, DNS is back within some 30 ms.
+//! - netd may be killed and started at any moment: packets, devices and namespaces stay. What pods ask the resolver meanwhile waits in its
+//!   sockets, which a second process keeps (R/dns.hold), and is answered; at a SIGKILL, not what was being answered just then.
 //! - The run directory ends with a reboot and the pods with it; the picture in the state directory is in force again at once.
 //! - A connection to an endpoint whose node is down, by the managers' word and because it answers no ping of this node, is reset.
 //! - On the host itself netd makes the device `rcl-up` with 169.254.54.1, the table `inet rcluster_host`, the VXLAN devices' UDP socket on

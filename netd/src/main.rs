@@ -1,5 +1,6 @@
 //! netd: see the crate's documentation.
 
+use std::env;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
@@ -18,9 +19,10 @@ use rcluster_base::telemetry;
 use rcluster_netd::config::Config;
 use rcluster_netd::core::links::Underlay;
 use rcluster_netd::dns::forward::Forwarder;
+use rcluster_netd::dns::hold::{self, Kept};
 use rcluster_netd::dns::{Shared, server};
 use rcluster_netd::drive::{Command, Owner, Parts};
-use rcluster_netd::kernel::linux::Linux;
+use rcluster_netd::kernel::linux::{Linux, ResolverSockets};
 use rcluster_netd::kernel::{Kernel, host};
 use rcluster_netd::service::{Service, listen};
 use rcluster_netd::store::Store;
@@ -28,7 +30,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 /// Commands that may wait for the owner.
 const COMMANDS_MAX: usize = 64;
@@ -43,6 +45,11 @@ const OPEN_FILES: u64 = 4096;
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 fn main() -> ExitCode {
+    if let [_, verb, path] = &env::args_os().collect::<Vec<_>>()[..]
+        && verb == hold::VERB
+    {
+        return ExitCode::from(u8::from(hold::keep(Path::new(path)).is_err()));
+    }
     let config = Config::parse();
     telemetry::start(config.log_format);
     match run(&config) {
@@ -71,9 +78,10 @@ fn run(config: &Config) -> Result<()> {
     let shared = Arc::new(Shared::default());
     let store = Store::new(&config.state_dir, &run_dir);
     let owner = Owner::start(Parts { kernel, store, shared: shared.clone(), pins: run_dir.join("netns"), underlay, adopted })?;
-    let sockets = owner.kernel().resolver_sockets().context("open the resolver's sockets")?;
+    let (sockets, _kept) = resolver_sockets(owner.kernel(), &run_dir.join("dns.hold"), adopted)?;
+    let knock = owner.kernel().resolver_client().context("open a socket to the resolver")?;
     let forwarder = Forwarder::start(config.resolv_conf.clone()).context("start the thread that asks other resolvers")?;
-    server::serve_udp(sockets.udp, shared.clone(), forwarder.clone()).context("start the resolver's thread")?;
+    let answering = server::serve_udp(sockets.udp, shared.clone(), forwarder.clone()).context("start the resolver's thread")?;
 
     let (commands, queue) = mpsc::channel(COMMANDS_MAX);
     let owner = thread::Builder::new().name("dataplane".to_owned()).spawn(move || owner.run(queue)).context("start the owner's thread")?;
@@ -81,11 +89,33 @@ fn run(config: &Config) -> Result<()> {
     let dns = server::serve_tcp(sockets.tcp, shared, forwarder);
     let served = runtime.block_on(serve(&run_dir.join("netd.sock"), commands, dns));
     drop(runtime);
+    answering.end(&knock);
     if owner.join().is_err() {
         bail!("the dataplane's owner panicked");
     }
     info!("stopped; the dataplane stays as it is");
     served
+}
+
+/// The resolver's sockets: those that were kept while there was no netd, with what was asked meanwhile, or new ones. Without a keeper netd
+/// serves as well, until it ends.
+fn resolver_sockets(kernel: &Linux, keeper: &Path, adopted: bool) -> Result<(ResolverSockets, Option<Kept>)> {
+    // Those of a router namespace that is gone are of no use.
+    if adopted {
+        match hold::take(keeper) {
+            Ok(Some((sockets, kept))) => return Ok((sockets, Some(kept))),
+            Ok(None) => {}
+            Err(error) => warn!(keeper = %keeper.display(), %error, "take the resolver's sockets from who keeps them"),
+        }
+    }
+    let sockets = kernel.resolver_sockets().context("open the resolver's sockets")?;
+    match hold::start(keeper, &sockets) {
+        Ok(kept) => Ok((sockets, Some(kept))),
+        Err(error) => {
+            warn!(keeper = %keeper.display(), %error, "have the resolver's sockets kept; what is asked while netd is started anew will be lost");
+            Ok((sockets, None))
+        }
+    }
 }
 
 async fn serve(socket: &Path, commands: mpsc::Sender<Command>, dns: impl Future<Output = io::Result<()>>) -> Result<()> {

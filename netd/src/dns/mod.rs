@@ -2,8 +2,9 @@
 //!
 //! Who asks is known by the device on which a datagram came in (`IP_PKTINFO`), over TCP by the source address; a pod can forge neither, for
 //! the rules drop what does not come from its own address on its own device. What an asker sees stands on a `Board`, which is swapped
-//! whole; `core::names` answers, `message` speaks DNS. UDP is served by one thread with a blocking socket, TCP by the runtime; what is not ours to
-//! answer they hand to `forward`, which has the host's resolvers asked. Never: lets a pod wait because of what another one asks.
+//! whole; `core::names` answers, `message` speaks DNS. UDP is served by one thread with a blocking socket, TCP by the runtime; what is not
+//! ours to answer they hand to `forward`, which has the host's resolvers asked, or the pod's own. `hold` keeps the sockets while netd is
+//! started anew. Never: lets a pod wait because of what another one asks.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -20,6 +21,8 @@ use crate::core::picture::Attachments;
 pub mod server;
 
 pub mod forward;
+
+pub mod hold;
 
 mod message;
 

@@ -1,4 +1,4 @@
-//! The resolver's two loops.
+//! The resolver's two loops. The sockets are not theirs alone (`hold`): what they have not fetched when netd ends waits for the next one.
 //!
 //! One pod cannot keep the others from being answered: over UDP the kernel drops what is beyond each device's share (`rules::isolation`); over
 //! TCP each address has a few connections, what is beyond them is closed at once, and none lasts longer than `CONNECTION_MAX`.
@@ -6,8 +6,8 @@
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -48,20 +48,49 @@ const IDLE_MAX_WHEN_CROWDED: Duration = Duration::from_millis(300);
 /// How long a TCP connection may last.
 const CONNECTION_MAX: Duration = Duration::from_secs(10);
 
+/// For the questions that are being answered when netd ends.
+const END_MAX: Duration = Duration::from_secs(1);
+
 /// Questions on one TCP connection.
 const CONNECTION_QUERIES_MAX: usize = 100;
 
-/// Serves UDP until the process ends.
-pub fn serve_udp(socket: UdpSocket, shared: SharedBoard, forwarder: Forwarder) -> io::Result<thread::JoinHandle<()>> {
+/// The thread that answers questions over UDP.
+#[derive(Debug)]
+pub struct Answering {
+    ending: Arc<AtomicBool>,
+    /// Nothing comes; it ends with the thread.
+    ended: mpsc::Receiver<()>,
+}
+
+impl Answering {
+    /// Ends it when what it has fetched is answered, so that whoever has the socket next finds all the rest. `knock` is a socket of the
+    /// router's own that is connected to the resolver's: a datagram that asks nothing has the thread look up.
+    pub fn end(self, knock: &UdpSocket) {
+        self.ending.store(true, Ordering::Relaxed);
+        if let Err(error) = knock.send(&[]) {
+            return warn!(%error, "the resolver's thread was not told to end: a question may be lost");
+        }
+        if self.ended.recv_timeout(END_MAX) == Err(mpsc::RecvTimeoutError::Timeout) {
+            warn!("the resolver's thread did not end in time: a question may be lost");
+        }
+    }
+}
+
+/// Serves UDP until it is told to end.
+pub fn serve_udp(socket: UdpSocket, shared: SharedBoard, forwarder: Forwarder) -> io::Result<Answering> {
     if let Err(errno) = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BYTES_MAX) {
         warn!(%errno, "the resolver's UDP socket keeps its small buffer: questions may be lost when many come at once");
     }
     let socket = Arc::new(socket);
+    let ending = Arc::new(AtomicBool::new(false));
+    let (lives, ended) = mpsc::channel();
+    let answering = Answering { ending: ending.clone(), ended };
     thread::Builder::new().name("dns".to_owned()).stack_size(256 * 1024).spawn(move || {
+        let _lives = lives;
         let mut buffers = vec![[0_u8; REQUEST_BYTES_MAX]; BATCH_MAX];
         let mut headers = MultiHeaders::preallocate(BATCH_MAX, Some(nix::cmsg_space!(nix::libc::in_pktinfo)));
         let mut datagrams = Datagrams { socket, shared, forwarder, rng: rand::rng() };
-        loop {
+        while !ending.load(Ordering::Relaxed) {
             match datagrams.serve(&mut headers, &mut buffers) {
                 // What an earlier answer met on its way is not about this socket.
                 Ok(()) | Err(Errno::EINTR | Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EACCES) => {}
@@ -71,7 +100,8 @@ pub fn serve_udp(socket: UdpSocket, shared: SharedBoard, forwarder: Forwarder) -
                 }
             }
         }
-    })
+    })?;
+    Ok(answering)
 }
 
 /// What questions over UDP are answered with.
