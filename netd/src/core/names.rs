@@ -167,7 +167,7 @@ impl NetworkNames {
         names.extend(virtuals.into_iter().map(|(name, ips)| (name.clone(), ips)));
         let services = picture.services.iter().filter(|(_, service)| network.names.contains(&service.name));
         let ports = named_ports(services, &by_service);
-        let mut zones = BTreeSet::new();
+        let mut zones: BTreeSet<String> = BTreeSet::new();
         for name in names.keys().chain(ports.keys()) {
             let mut rest = name.as_str();
             while let Some((_, zone)) = rest.split_once('.') {
