@@ -143,13 +143,14 @@ impl NetworkNames {
         for (ip, endpoint) in &network.endpoints {
             let serving = endpoint.serving && is_there(*ip, endpoint, attachments);
             let service = picture.services.get(&endpoint.service_id);
-            let scoped = service.into_iter().flat_map(|service| scoped_names(service, endpoint, picture.node_name(endpoint.place)));
-            let task = (!endpoint.task.is_empty()).then(|| endpoint.task.clone());
-            let own: BTreeSet<String> = endpoint.names.iter().cloned().chain(task).chain(scoped).collect();
-            for name in own {
-                let addresses = names.entry(name).or_default();
-                if serving {
-                    addresses.push(*ip);
+            let scoped = service.map(|service| scoped_names(service, endpoint, picture.node_name(endpoint.place))).unwrap_or_default();
+            let task = Some(&endpoint.task).filter(|task| !task.is_empty());
+            for name in endpoint.names.iter().chain(task).chain(&scoped) {
+                match names.get_mut(name) {
+                    None => drop(names.insert(name.clone(), Vec::from_iter(serving.then_some(*ip)))),
+                    // Its own name may come twice.
+                    Some(addresses) if serving && addresses.last() != Some(ip) => addresses.push(*ip),
+                    Some(_) => {}
                 }
             }
             if serving && !endpoint.task.is_empty() {
