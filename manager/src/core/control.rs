@@ -259,7 +259,8 @@ fn check_version(kind: Kind, name: &str, expected: u64, actual: u64) -> Result<(
 }
 
 /// What can be asked of a service and is not built yet: the field, what it asks for, whether a spec does.
-const NOT_BUILT: [(&str, &str, fn(&ServiceSpec) -> bool); 1] = [("ports", "published ports are", |spec| !spec.ports.is_empty())];
+const NOT_BUILT: [(&str, &str, fn(&ServiceSpec) -> bool); 1] =
+    [("ports", "published ports are", |spec| spec.ports.iter().any(|port| port.published.is_some()))];
 
 fn check_built(spec: &ServiceSpec) -> Result<(), ApiError> {
     match NOT_BUILT.iter().find(|(_, _, asks)| asks(spec)) {
