@@ -63,7 +63,7 @@ impl ResolverAddress {
 
 impl fmt::Display for ResolverAddress {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(formatter)
+        fmt::Display::fmt(&self.0, formatter)
     }
 }
 
@@ -109,7 +109,7 @@ impl HostAddress {
 impl fmt::Display for HostAddress {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ip(ip) => ip.fmt(formatter),
+            Self::Ip(ip) => fmt::Display::fmt(ip, formatter),
             Self::Gateway => formatter.write_str("host-gateway"),
         }
     }
