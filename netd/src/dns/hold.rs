@@ -38,7 +38,8 @@ pub const VERB: &str = "hold";
 /// Without netd. More than it takes to be started anew, also for one who does it by hand.
 const ALONE_MAX: Duration = Duration::from_secs(60);
 
-const LOOK_EVERY_MS: u16 = 1000;
+/// While it is there, so is the router namespace that the sockets are of, with its devices.
+const LOOK_EVERY_MS: u16 = 250;
 
 /// For the keeper to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
