@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -29,6 +31,113 @@ pub enum Affinity {
     None,
     /// The one that the client's address came to before, as long as it is there.
     Client,
+}
+
+/// Reads what is written as text; what is wrong with it is told where it stands.
+struct Text<T>(&'static str, PhantomData<T>);
+
+impl<T: FromStr<Err = String>> serde::de::Visitor<'_> for Text<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.0)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+}
+
+/// The pods' resolver and gateway, the same on every node: it cannot be asked for what it asks others.
+const OWN_RESOLVER: Ipv4Addr = Ipv4Addr::new(169, 254, 53, 53);
+
+/// The address of a resolver that a node may ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ResolverAddress(IpAddr);
+
+impl ResolverAddress {
+    /// The address itself.
+    pub fn ip(self) -> IpAddr {
+        self.0
+    }
+}
+
+impl fmt::Display for ResolverAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, formatter)
+    }
+}
+
+impl FromStr for ResolverAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ip = text.parse::<IpAddr>().ok().filter(|ip| !ip.is_unspecified() && !ip.is_multicast() && *ip != OWN_RESOLVER);
+        ip.map(Self).ok_or_else(|| format!("{text:?} is no address of a resolver"))
+    }
+}
+
+impl Serialize for ResolverAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ResolverAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Text("the address of a resolver", PhantomData))
+    }
+}
+
+/// Where a name leads that containers know without asking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostAddress {
+    Ip(IpAddr),
+    /// Written `host-gateway`: the router of the node on which they run.
+    Gateway,
+}
+
+impl HostAddress {
+    /// The address itself.
+    pub fn ip(self) -> IpAddr {
+        match self {
+            Self::Ip(ip) => ip,
+            Self::Gateway => OWN_RESOLVER.into(),
+        }
+    }
+}
+
+impl fmt::Display for HostAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => fmt::Display::fmt(ip, formatter),
+            Self::Gateway => formatter.write_str("host-gateway"),
+        }
+    }
+}
+
+impl FromStr for HostAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.parse::<IpAddr>()) {
+            ("host-gateway", _) => Ok(Self::Gateway),
+            (_, Ok(ip)) => Ok(Self::Ip(ip)),
+            (_, Err(_)) => Err(format!("{text:?} is no address: write an IP, or host-gateway")),
+        }
+    }
+}
+
+impl Serialize for HostAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for HostAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Text("an IP address, or host-gateway", PhantomData))
+    }
 }
 
 /// What goes through a port.

@@ -32,7 +32,8 @@ impl Owner<Fake> {
 }
 
 fn request(task_id: &str, ip: &str) -> v1::AttachRequest {
-    v1::AttachRequest { task_id: task_id.into(), networks: vec![v1::AttachNetwork { network_id: "net-a".into(), ip: ip.into() }] }
+    let networks = vec![v1::AttachNetwork { network_id: "net-a".into(), ip: ip.into() }];
+    v1::AttachRequest { task_id: task_id.into(), networks, ..Default::default() }
 }
 
 #[test]

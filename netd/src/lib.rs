@@ -23,7 +23,8 @@
 //! - On a network with a policy a connection begins only if the policy of the picture in force allows it, at both of its nodes; which ones it
 //!   allows changes in one step, also if netd is killed meanwhile. A connection that has begun goes on.
 //! - `Detach` takes the addresses away at once, and the names with them; the namespace ends with its last process.
-//! - netd may be killed and started at any moment: packets, devices and namespaces stay, DNS is back within some 30 ms.
+//! - netd may be killed and started at any moment: packets, devices and namespaces stay. What pods ask the resolver meanwhile waits in its
+//!   sockets, which a second process keeps (R/dns.hold), and is answered; at a SIGKILL, not what was being answered just then.
 //! - The run directory ends with a reboot and the pods with it; the picture in the state directory is in force again at once. A picture that was
 //!   answered outlives netd's end; a power cut it outlives once the disk has it, which is not waited for: the managers give it again.
 //! - A connection to an endpoint whose node is down, by the managers' word and because it answers no ping of this node, is reset.

@@ -1,5 +1,6 @@
 //! netd: see the crate's documentation.
 
+use std::env;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
@@ -18,9 +19,10 @@ use rcluster_base::telemetry;
 use rcluster_netd::config::Config;
 use rcluster_netd::core::links::Underlay;
 use rcluster_netd::dns::forward::Forwarder;
+use rcluster_netd::dns::hold::{self, Kept};
 use rcluster_netd::dns::{Shared, server};
 use rcluster_netd::drive::{Command, Owner, Parts, in_full};
-use rcluster_netd::kernel::linux::Linux;
+use rcluster_netd::kernel::linux::{Linux, ResolverSockets};
 use rcluster_netd::kernel::watch::Watch;
 use rcluster_netd::kernel::{Kernel, KernelError, host};
 use rcluster_netd::service::{Service, listen};
@@ -44,6 +46,11 @@ const OPEN_FILES: u64 = 4096;
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 fn main() -> ExitCode {
+    if let [_, verb, path] = &env::args_os().collect::<Vec<_>>()[..]
+        && verb == hold::VERB
+    {
+        return ExitCode::from(u8::from(hold::keep(Path::new(path)).is_err()));
+    }
     let config = Config::parse();
     telemetry::start(config.log_format);
     match run(&config) {
@@ -72,9 +79,10 @@ fn run(config: &Config) -> Result<()> {
     let shared = Arc::new(Shared::default());
     let store = Store::start(&config.state_dir, &run_dir).context("start the thread that writes to the disk")?;
     let owner = Owner::start(Parts { kernel, store, shared: shared.clone(), pins: run_dir.join("netns"), underlay, adopted })?;
-    let sockets = owner.kernel().resolver_sockets().context("open the resolver's sockets")?;
+    let (sockets, _kept) = resolver_sockets(owner.kernel(), &run_dir.join("dns.hold"), adopted)?;
+    let knock = owner.kernel().resolver_client().context("open a socket to the resolver")?;
     let forwarder = Forwarder::start(config.resolv_conf.clone()).context("start the thread that asks other resolvers")?;
-    server::serve_udp(sockets.udp, shared.clone(), forwarder.clone()).context("start the resolver's thread")?;
+    let answering = server::serve_udp(sockets.udp, shared.clone(), forwarder.clone()).context("start the resolver's thread")?;
 
     let watch = owner.kernel().watch().context("listen for what others change")?;
 
@@ -90,6 +98,7 @@ fn run(config: &Config) -> Result<()> {
     let dns = server::serve_tcp(sockets.tcp, shared, forwarder);
     let served = runtime.block_on(serve(&run_dir.join("netd.sock"), commands, dns));
     drop(runtime);
+    answering.end(&knock);
     match owner.join() {
         Ok(ended) => ended.context("give the dataplane's owner a sense of time")?,
         Err(_) => bail!("the dataplane's owner panicked"),
@@ -108,6 +117,27 @@ fn listen_for_others(mut watch: Watch, owner: &mpsc::WeakSender<Command>) -> Res
         drop(commands);
         if sent.is_err() || looked.blocking_recv().is_err() {
             return Ok(());
+        }
+    }
+}
+
+/// The resolver's sockets: those that were kept while there was no netd, with what was asked meanwhile, or new ones. Without a keeper netd
+/// serves as well, until it ends.
+fn resolver_sockets(kernel: &Linux, keeper: &Path, adopted: bool) -> Result<(ResolverSockets, Option<Kept>)> {
+    // Those of a router namespace that is gone are of no use.
+    if adopted {
+        match hold::take(keeper) {
+            Ok(Some((sockets, kept))) => return Ok((sockets, Some(kept))),
+            Ok(None) => {}
+            Err(error) => warn!(keeper = %keeper.display(), %error, "take the resolver's sockets from who keeps them"),
+        }
+    }
+    let sockets = kernel.resolver_sockets().context("open the resolver's sockets")?;
+    match hold::start(keeper, &sockets) {
+        Ok(kept) => Ok((sockets, Some(kept))),
+        Err(error) => {
+            warn!(keeper = %keeper.display(), %error, "have the resolver's sockets kept; what is asked while netd is started anew will be lost");
+            Ok((sockets, None))
         }
     }
 }

@@ -1,15 +1,19 @@
 //! A service's face on its networks: ports, affinity, how long its tasks wait when they leave; and who may speak with whom there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{check_name, invalid, label_bytes};
 use crate::error::ApiError;
-use crate::network::{Affinity, Allow, EndpointMode, NetworkPolicy, Peer, Port, Ports, Published};
+use crate::network::{Affinity, Allow, EndpointMode, HostAddress, NetworkPolicy, Peer, Port, Ports, Published};
 use crate::resource::Millis;
 use crate::spec::{Mode, NetworkSpec, ServiceSpec, UpdateOrder};
 
 /// Most published ports of one service.
 pub const PUBLISHED_PORTS_MAX: usize = 256;
+/// As many resolvers as programs take of a resolv.conf.
+const RESOLVERS_MAX: usize = 3;
+/// As many domains as old ones do.
+const SEARCH_MAX: usize = 6;
 /// Longest that a task may wait for others to send nothing more to it.
 pub const LEAVE_MAX: Millis = Millis(60_000);
 
@@ -96,6 +100,39 @@ fn check_static(spec: &ServiceSpec) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Checks what a service says of how its containers resolve names.
+pub(super) fn check_resolving(spec: &ServiceSpec) -> Result<(), ApiError> {
+    if spec.dns.len() > RESOLVERS_MAX {
+        return Err(invalid("dns", format!("{} resolvers are more than the limit of {RESOLVERS_MAX}", spec.dns.len())));
+    }
+    if spec.dns_search.len() > SEARCH_MAX {
+        return Err(invalid("dns_search", format!("{} domains are more than the limit of {SEARCH_MAX}", spec.dns_search.len())));
+    }
+    if let Some(domain) = spec.dns_search.iter().find(|domain| !is_domain(domain)) {
+        return Err(invalid("dns_search", format!("{domain:?} is no domain")).hint("write one such as corp.example"));
+    }
+    if let Some(name) = spec.extra_hosts.keys().find(|name| !is_domain(name)) {
+        return Err(invalid("extra_hosts", format!("{name:?} is no name of a host")).hint("write one such as db, or db.example"));
+    }
+    let asked = [("dns", !spec.dns.is_empty()), ("dns_search", !spec.dns_search.is_empty())];
+    match asked.into_iter().find(|(_, given)| *given && spec.networks.is_empty()) {
+        Some((key, _)) => Err(invalid(key, "a service without networks asks nobody for names").hint("add networks: [NAME]")),
+        None => Ok(()),
+    }
+}
+
+/// Labels of letters, digits, `-` and `_`, without a final dot (RFC 1035 §2.3.4 for how long).
+fn is_domain(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    name.len() <= 253 && name.split('.').all(|label| (1..=63).contains(&label.len()) && label.bytes().all(plain))
+}
+
+/// Bytes of what a service says of how its containers resolve names, which each of its tasks carries.
+pub fn words_bytes(search: &[String], hosts: &BTreeMap<String, HostAddress>) -> usize {
+    const ADDRESS_BYTES: usize = 40;
+    search.iter().map(String::len).sum::<usize>() + hosts.keys().map(|name| name.len() + ADDRESS_BYTES).sum::<usize>()
+}
+
 fn check_port(port: &Port, path: &str) -> Result<(), ApiError> {
     let Port { name, protocol: _, target, published } = port;
     if !name.is_empty() {
@@ -166,6 +203,20 @@ mod tests {
                 "ports[0].name: port name \"HTTP\" holds a character that a host name cannot have (use 1 to 63 lower-case letters, digits and \
                  -, beginning and ending with a letter or digit, such as web-1)",
             ),
+            (serde_json::json!({"dns": ["1.1.1.1", "1.1.1.2", "1.1.1.3", "1.1.1.4"]}), "dns: 4 resolvers are more than the limit of 3"),
+            (
+                serde_json::json!({"dns": ["1.1.1.1"], "networks": []}),
+                "dns: a service without networks asks nobody for names (add networks: [NAME])",
+            ),
+            (serde_json::json!({"dns_search": ["a", "b", "c", "d", "e", "f", "g"]}), "dns_search: 7 domains are more than the limit of 6"),
+            (
+                serde_json::json!({"dns_search": ["corp example"]}),
+                "dns_search: \"corp example\" is no domain (write one such as corp.example)",
+            ),
+            (
+                serde_json::json!({"extra_hosts": {"a..b": "10.0.0.1"}}),
+                "extra_hosts: \"a..b\" is no name of a host (write one such as db, or db.example)",
+            ),
         ] {
             assert_eq!(check(given).unwrap_err().to_string(), expected);
         }
@@ -209,6 +260,23 @@ mod tests {
     fn check_network_with(allow: serde_json::Value) -> Result<(), ApiError> {
         let spec = serde_json::from_value(serde_json::json!({"policy": {"allow": allow}})).unwrap();
         check_network(&NetworkSpec { name: "lab".to_owned(), ..spec })
+    }
+
+    #[test]
+    fn what_is_no_address_is_not_read() {
+        for (given, expected) in [
+            (serde_json::json!({"dns": ["resolver"]}), "\"resolver\" is no address of a resolver"),
+            (serde_json::json!({"dns": ["0.0.0.0"]}), "\"0.0.0.0\" is no address of a resolver"),
+            (serde_json::json!({"dns": ["169.254.53.53"]}), "\"169.254.53.53\" is no address of a resolver"),
+            (serde_json::json!({"extra_hosts": {"db": "x"}}), "\"x\" is no address: write an IP, or host-gateway"),
+        ] {
+            let mut spec = serde_json::json!({"containers": [{"image": "a"}]});
+            spec.as_object_mut().unwrap().extend(given.as_object().unwrap().clone());
+            assert_eq!(serde_json::from_value::<ServiceSpec>(spec).unwrap_err().to_string(), expected);
+        }
+        let hosts = serde_json::json!({"db": "10.0.0.7", "six.example": "fd00::7", "router": "host-gateway"});
+        check(serde_json::json!({"dns": ["9.9.9.9"], "dns_search": ["corp.example"], "extra_hosts": hosts})).unwrap();
+        check(serde_json::json!({"extra_hosts": {"db": "10.0.0.7"}, "networks": []})).unwrap();
     }
 
     /// Checks a service on a network with these keys besides.

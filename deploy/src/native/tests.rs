@@ -131,6 +131,21 @@ fn keys_that_networks_have_elsewhere_are_refused_with_what_is_instead() {
 }
 
 #[test]
+fn how_names_are_resolved_is_read_and_refused_with_its_place() {
+    let on_lab = format!("{WEB}  networks: [lab]\n");
+    let spec = only_service(&format!(
+        "{on_lab}  dns: [9.9.9.9]\n  dns_search: [corp.example]\n  extra_hosts: {{db: 10.0.0.7, up: host-gateway}}\n"
+    ));
+    let read = serde_json::json!([spec.dns, spec.dns_search, spec.extra_hosts]);
+    assert_eq!(read, serde_json::json!([["9.9.9.9"], ["corp.example"], {"db": "10.0.0.7", "up": "host-gateway"}]));
+    refuse(&format!("{on_lab}  dns: [x]\n"), "web.yaml:8:9: spec.dns[0] of service web: \"x\" is no address of a resolver");
+    refuse(
+        &format!("{on_lab}  extra_hosts: {{db: x}}\n"),
+        "web.yaml:8:21: spec.extra_hosts.db of service web: \"x\" is no address: write an IP, or host-gateway",
+    );
+}
+
+#[test]
 fn anchors_and_merge_keys_are_applied() {
     let text = "kind: Service\nname: web\nspec:\n  containers:\n  - &base\n    image: a:1\n    env: {A: b}\n  - <<: *base\n    name: side\n    image: b:1\n";
     let spec = only_service(text);
@@ -152,7 +167,7 @@ fn unknown_keys_name_the_nearest() {
     refuse(
         &format!("{WEB}  zebra: 1\n"),
         "web.yaml:7:3: unknown key \"zebra\" in spec of service web; there are stack, labels, mode, replicas, containers, networks, placement, \
-         stop_grace, restart, reschedule, update, runtime, endpoint_mode, affinity, ports, leave",
+         stop_grace, restart, reschedule, update, runtime, endpoint_mode, affinity, ports, leave, dns, dns_search, extra_hosts",
     );
     refuse(&format!("{WEB}sepc: 1\n"), "web.yaml:7:1: unknown key \"sepc\" at the top of service web; did you mean \"spec\"?");
     refuse(&format!("{WEB}replicas: 4\n"), "web.yaml:7:1: key \"replicas\" does not belong at the top of service web; move it under spec:");

@@ -361,6 +361,8 @@ fn bad_requests_change_nothing_and_say_what_mends_them() {
         assert_eq!(world.request(request).unwrap_err(), expected);
     }
     assert_eq!(world.state.revision(), before);
+    let named = json!({"containers": [{"image": "a"}], "networks": ["lab"], "ports": [{"name": "http", "target": 80}]});
+    world.request(Request::Apply(vec![(service("named", named), 0)])).unwrap();
 }
 
 #[test]

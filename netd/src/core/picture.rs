@@ -5,7 +5,7 @@
 //! left out and named in `problems`, so that one bad entry never freezes the rest. Never: looks at the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use rcluster_api::wire::v1;
@@ -33,6 +33,36 @@ pub struct Picture {
     /// Underlay addresses of nodes that are down by the managers' word and do not answer this one either.
     #[serde(default)]
     pub silent: BTreeSet<Ipv4Addr>,
+    /// Nodes' names by underlay address, lower case.
+    #[serde(default)]
+    pub node_names: BTreeMap<Ipv4Addr, String>,
+    /// This node's name, lower case.
+    #[serde(default)]
+    pub node: String,
+    /// By service id; those on a network of the picture.
+    #[serde(default)]
+    pub services: BTreeMap<String, Service>,
+}
+
+/// How a service is called, and its ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Lower case.
+    pub name: String,
+    /// Lower case; empty if it is in none.
+    pub stack: String,
+    /// Those that have a name, in the service's order.
+    pub ports: Vec<NamedPort>,
+}
+
+/// A port that DNS knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedPort {
+    /// Lower case.
+    pub name: String,
+    pub udp: bool,
+    /// In the containers; of a range the first.
+    pub target: u16,
 }
 
 /// One network that has, or is about to have, a pod on this node.
@@ -108,6 +138,9 @@ pub enum Place {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Attachment {
     pub networks: Vec<Membership>,
+    /// Resolvers of its own, which are asked for foreign names; none: the host's.
+    #[serde(default)]
+    pub dns: Vec<IpAddr>,
     /// It ends: whatever the picture says, nobody here is to begin anything with it.
     #[serde(default)]
     pub left: bool,
@@ -154,8 +187,18 @@ impl Picture {
             revision: view.revision,
             node_id: view.node_id.clone(),
             nodes: nodes.values().flatten().copied().collect(),
+            services: view.services.iter().map(|service| (service.id.clone(), Service::parse(service))).collect(),
             ..Self::default()
         };
+        for node in &view.nodes {
+            let name = node.name.to_ascii_lowercase();
+            if node.id == view.node_id {
+                picture.node.clone_from(&name);
+            }
+            if let Some(Some(addr)) = nodes.get(node.id.as_str()) {
+                picture.node_names.insert(*addr, name);
+            }
+        }
         for pool in &view.pools {
             match pool.parse::<Ipv4Net>() {
                 Ok(net) => {
@@ -193,17 +236,28 @@ impl Picture {
 
     /// The picture with these networks alone.
     pub fn part(&self, networks: &BTreeSet<&str>) -> Self {
-        let Self { term, revision, node_id, networks: all, nodes, pools, silent } = self;
+        let Self { term, revision, node_id, node, networks: all, nodes, node_names, pools, silent } = self;
         let kept = all.iter().filter(|(id, _)| networks.contains(id.as_str())).map(|(id, network)| (id.clone(), network.clone()));
         Self {
             term: *term,
             revision: *revision,
             node_id: node_id.clone(),
+            node: node.clone(),
             networks: kept.collect(),
             nodes: nodes.clone(),
+            node_names: node_names.clone(),
             pools: pools.clone(),
             silent: silent.clone(),
         }
+    }
+
+    /// The name of the node where something is, if it is known.
+    pub fn node_name(&self, place: Place) -> Option<&str> {
+        let name = match place {
+            Place::Here => Some(&self.node),
+            Place::Node(addr) => self.node_names.get(&addr),
+        };
+        name.map(String::as_str).filter(|name| !name.is_empty())
     }
 
     /// The picture's place in the order of pictures.
@@ -234,7 +288,22 @@ impl Picture {
             }
             let Some(network) = old.networks.get(&membership.network_id) else { continue };
             if self.clash(&membership.network_id, network).is_none() {
+                self.retain_words(old, network);
                 self.networks.insert(membership.network_id.clone(), Network { leaving: true, ..network.clone() });
+            }
+        }
+    }
+
+    /// Keeps from `old` what the names on one of its networks are made of.
+    fn retain_words(&mut self, old: &Picture, network: &Network) {
+        for endpoint in network.endpoints.values() {
+            if let Some(service) = old.services.get(&endpoint.service_id) {
+                self.services.entry(endpoint.service_id.clone()).or_insert_with(|| service.clone());
+            }
+            if let Place::Node(addr) = endpoint.place
+                && let Some(name) = old.node_names.get(&addr)
+            {
+                self.node_names.entry(addr).or_insert_with(|| name.clone());
             }
         }
     }
@@ -258,6 +327,20 @@ impl Picture {
                 None
             }
         })
+    }
+}
+
+impl Service {
+    fn parse(wire: &v1::ServiceView) -> Self {
+        let port = |port: &v1::Port| {
+            let target = u16::try_from(port.target).ok().filter(|target| *target > 0 && !port.name.is_empty())?;
+            Some(NamedPort { name: port.name.to_ascii_lowercase(), udp: port.protocol() == v1::Protocol::Udp, target })
+        };
+        Self {
+            name: wire.name.to_ascii_lowercase(),
+            stack: wire.stack.to_ascii_lowercase(),
+            ports: wire.ports.iter().filter_map(port).collect(),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Pods that come and go.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rcluster_api::wire::v1;
@@ -9,6 +10,7 @@ use tracing::{info, warn};
 use super::{LINGER_TICKS_MAX, Owner, Patience, Refusal, in_full};
 use crate::core::dataplane::{Dataplane, compile_part};
 use crate::core::flows;
+use crate::core::foreign::RESOLVERS_MAX;
 use crate::core::links::{RESOLVER, veth_name, vxlan_name};
 use crate::core::names::{self, NetworkNames};
 use crate::core::picture::{Attachment, Membership};
@@ -30,7 +32,9 @@ impl<K: Kernel> Owner<K> {
             other == task_id || pod.networks.iter().any(|membership| holds(membership.ip))
         });
         match self.attachments.get(task_id) {
-            Some(present) if present.networks == attachment.networks => return Ok(self.attach_response(task_id, &attachment)),
+            Some(present) if (&present.networks, &present.dns) == (&attachment.networks, &attachment.dns) => {
+                return Ok(self.attach_response(task_id, &attachment));
+            }
             Some(present) => {
                 return Err(Refusal::Conflict(format!(
                     "task {task_id} is attached already, with {}; detach it before attaching it otherwise",
@@ -90,7 +94,17 @@ impl<K: Kernel> Owner<K> {
                 request.networks.len()
             )));
         }
-        let mut attachment = Attachment::default();
+        if request.dns.len() > RESOLVERS_MAX {
+            return Err(Refusal::Invalid(format!(
+                "task {task_id} names {} resolvers; a pod has at most {RESOLVERS_MAX}",
+                request.dns.len()
+            )));
+        }
+        let resolver = |text: &String| {
+            text.parse::<IpAddr>().map_err(|_| Refusal::Invalid(format!("{text:?} is no address of a resolver for task {task_id}")))
+        };
+        let dns = request.dns.iter().map(resolver).collect::<Result<Vec<_>, _>>()?;
+        let mut attachment = Attachment { dns, ..Attachment::default() };
         for wire in &request.networks {
             let id = &wire.network_id;
             let (term, revision) = self.picture.version();
@@ -171,7 +185,7 @@ impl<K: Kernel> Owner<K> {
         for membership in &attachment.networks {
             let Some(network) = self.picture.networks.get(&membership.network_id) else { continue };
             if network.endpoints.get(&membership.ip).is_some_and(|endpoint| endpoint.serving) {
-                let names = NetworkNames::new(network, &self.attachments);
+                let names = NetworkNames::new(&self.picture, network, &self.attachments);
                 self.names.insert(membership.network_id.clone(), Arc::new(names));
             }
         }
@@ -269,7 +283,7 @@ impl<K: Kernel> Owner<K> {
 }
 
 fn in_words(attachment: &Attachment) -> String {
-    let words: Vec<String> =
-        attachment.networks.iter().map(|membership| format!("{} on {}", membership.ip, membership.network_id)).collect();
+    let networks = attachment.networks.iter().map(|membership| format!("{} on {}", membership.ip, membership.network_id));
+    let words: Vec<String> = networks.chain(attachment.dns.iter().map(|ip| format!("{ip} to ask"))).collect();
     if words.is_empty() { "no network".to_owned() } else { words.join(", ") }
 }

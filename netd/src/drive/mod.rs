@@ -34,7 +34,7 @@ use crate::core::names::{self, NetworkNames};
 use crate::core::picture::{Attachment, Attachments, Picture};
 use crate::core::plan::{Op, Plan, plan};
 use crate::core::routes;
-use crate::core::uplink::conditions;
+use crate::core::uplink::{self, conditions};
 use crate::dns::{Board, SharedBoard};
 use crate::kernel::watch::News;
 use crate::kernel::{Kernel, KernelError, Pods};
@@ -438,7 +438,7 @@ impl<K: Kernel> Owner<K> {
     /// DNS answers by the picture and the pods from here on.
     fn publish(&mut self) {
         let indexes = self.kernel.indexes().into_iter().map(|(index, name)| (name, index)).collect();
-        let sights = names::sights(&self.names, &self.attachments);
+        let sights = names::sights(&self.names, &self.attachments, uplink::inside(&self.picture));
         self.shared.board.store(Arc::new(Board::new(&sights, &self.attachments, &indexes)));
     }
 }

@@ -114,6 +114,18 @@ impl Linux {
         Watch::open(ears, own.into())
     }
 
+    /// A socket in the router namespace that is connected to the resolver's.
+    pub fn resolver_client(&self) -> Result<std::net::UdpSocket, KernelError> {
+        let pin = self.pins.join(ROUTER);
+        netns::inside(&pin, || {
+            let connected = std::net::UdpSocket::bind((RESOLVER, 0)).and_then(|socket| {
+                socket.connect((RESOLVER, DNS_PORT))?;
+                Ok(socket)
+            });
+            connected.map_err(|source| KernelError::Namespace { path: pin.clone(), source })
+        })
+    }
+
     /// A route socket in a pod's namespace.
     pub(super) fn pod_netlink(&self, task: &str) -> Result<Netlink, KernelError> {
         netns::inside(&self.pin(task), || Netlink::open(NETLINK_ROUTE))

@@ -1,7 +1,11 @@
 //! Attach and detach, pictures, restarts, repairs, refusals.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use hickory_proto::rr::RecordType;
 use netlink_packet_route::RouteNetlinkMessage;
 use rcluster_netd::core::links::{Mac, vtep_mac};
 use rcluster_netd::core::rules::{TABLE, isolation};
@@ -10,9 +14,9 @@ use rcluster_netd::kernel::netlink::Netlink;
 use rcluster_netd::kernel::nft;
 use tonic::Code;
 
-use crate::support::dns::resolve;
+use crate::support::dns::{RESOLVER, question, resolve};
 use crate::support::traffic::{Traffic, sent_again};
-use crate::support::{Lab, eventually, network};
+use crate::support::{Host, Lab, eventually, network};
 
 fn two_pods() -> Lab {
     let lab = Lab::start(2);
@@ -46,6 +50,62 @@ fn a_killed_netd_comes_back_unnoticed() {
     let longest = stream.close().unwrap();
     let again = sent_again(&lab, &[client, server]) - again;
     assert!(longest < Duration::from_secs(1) || again == 0, "a packet was lost: {longest:?}, {again} sent again");
+}
+
+#[test]
+fn no_question_is_lost_while_netd_is_started_anew() {
+    let mut lab = two_pods();
+    let socket = lab.hosts[0].udp("t1", "0.0.0.0:0");
+    socket.connect(RESOLVER).unwrap();
+    let (answered, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let (counter, stopped) = (answered.clone(), stop.clone());
+    let asker = thread::spawn(move || {
+        let mut answer = [0; 512];
+        for id in (0..=u16::MAX).cycle() {
+            if stopped.load(Ordering::Relaxed) {
+                return;
+            }
+            let mut request = question("web.", RecordType::A, None);
+            request[..2].copy_from_slice(&id.to_be_bytes());
+            // Each once.
+            socket.send(&request).unwrap();
+            let len = socket.recv(&mut answer).expect("an answer");
+            assert!(len > 12 && answer[..2] == id.to_be_bytes(), "the answer to question {id}");
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    for _ in 0..20 {
+        let before = answered.load(Ordering::Relaxed);
+        eventually("questions are answered", || answered.load(Ordering::Relaxed) > before + 20 || asker.is_finished());
+        assert!(lab.hosts[0].stop().success());
+        lab.hosts[0].start();
+    }
+    stop.store(true, Ordering::Relaxed);
+    asker.join().expect("every question was answered");
+    assert_eq!(keepers(&lab.hosts[0]), 1);
+}
+
+#[test]
+fn who_keeps_the_sockets_survives_netd_and_not_the_run_directory() {
+    let mut lab = two_pods();
+    let host = &mut lab.hosts[0];
+    host.kill();
+    assert_eq!(keepers(host), 1);
+    host.start();
+    assert_eq!((keepers(host), resolve(host, "t1", "web.").len()), (1, 2));
+    host.kill();
+    std::fs::remove_file(host.run_dir().join("dns.hold")).unwrap();
+    eventually("the keeper ends", || keepers(host) == 0);
+    host.start();
+    assert_eq!((keepers(host), resolve(host, "t1", "web.").len()), (1, 2));
+}
+
+/// How many processes keep the resolver's sockets of a host.
+fn keepers(host: &Host) -> usize {
+    let path = host.run_dir().canonicalize().unwrap().join("dns.hold");
+    let tail = [b"\0hold\0".as_slice(), path.as_os_str().as_encoded_bytes(), b"\0"].concat();
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| std::fs::read(entry.unwrap().path().join("cmdline")).ok());
+    processes.filter(|words| words.ends_with(&tail)).count()
 }
 
 #[test]

@@ -159,6 +159,23 @@ pub struct TaskTemplate {
     /// an OCI runtime the nodes know by this name; empty: rcluster-runtime
     #[prost(string, tag = "5")]
     pub runtime: ::prost::alloc::string::String,
+    /// addresses of resolvers for names that are not the cluster's; none: the node's
+    #[prost(string, repeated, tag = "6")]
+    pub dns: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// domains that are searched before those of the networks
+    #[prost(string, repeated, tag = "7")]
+    pub dns_search: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "8")]
+    pub extra_hosts: ::prost::alloc::vec::Vec<HostEntry>,
+}
+/// A name of the containers' own.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostEntry {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// or host-gateway: the node's router
+    #[prost(string, tag = "2")]
+    pub ip: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ContainerSpec {
@@ -5965,6 +5982,9 @@ pub struct AttachRequest {
     /// empty: a namespace with loopback only
     #[prost(message, repeated, tag = "2")]
     pub networks: ::prost::alloc::vec::Vec<AttachNetwork>,
+    /// addresses of the pod's own resolvers for foreign names; none: the host's
+    #[prost(string, repeated, tag = "3")]
+    pub dns: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AttachNetwork {

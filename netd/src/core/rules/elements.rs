@@ -34,11 +34,12 @@ pub enum SetName {
     AllowIn,
     Shielded,
     Policed,
+    Flood,
 }
 
 impl SetName {
     /// All of them, in order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Sources,
         Self::Members,
         Self::Exits,
@@ -52,6 +53,7 @@ impl SetName {
         Self::AllowIn,
         Self::Shielded,
         Self::Policed,
+        Self::Flood,
     ];
 
     /// What it is like.
@@ -70,6 +72,7 @@ impl SetName {
             Self::AllowIn => &policy::ALLOW_IN,
             Self::Shielded => &policy::SHIELDED,
             Self::Policed => &policy::POLICED,
+            Self::Flood => &isolation::FLOOD,
         }
     }
 }

@@ -91,6 +91,7 @@ mod tests {
   set allow_in [Address, Protocol, Port, Address] -> None, intervals
   set shielded [Address] -> None
   set policed [Mark] -> None
+  set flood [Name] -> None, learned for 10000 ms
   chain source hook Prerouting priority -300 policy Accept
     iifname p* meta nfproto ipv6 drop
     iifname p* iifname . ip saddr != @sources drop
@@ -132,6 +133,7 @@ mod tests {
   chain input hook Input priority 0 policy Drop
     iifname lo accept
     ct state established,related accept
+    ip daddr 169.254.53.53 udp dport 53 iifname p* update @flood { iifname limit rate over 20000/second burst 5000 packets } drop
     iifname p* ip daddr 169.254.53.53 udp dport 53 accept
     iifname p* ip daddr 169.254.53.53 tcp dport 53 accept
     iifname p* icmp type echo-request accept
@@ -156,6 +158,7 @@ mod tests {
                 "dead key 4 data 0 flags 0",
                 "entries key 4 data 0 flags 0",
                 "exits key 20 data 0 flags 0",
+                "flood key 16 data 0 flags 48",
                 "hairpin key 8 data 0 flags 0",
                 "members key 16 data 4 flags 8",
                 "policed key 4 data 0 flags 0",

@@ -323,8 +323,14 @@ impl Host {
     }
 
     pub fn attach(&self, task: &str, networks: &[(&str, &str)]) -> Result<v1::AttachResponse, Status> {
+        self.attach_asking(task, networks, &[])
+    }
+
+    /// A pod with resolvers of its own.
+    pub fn attach_asking(&self, task: &str, networks: &[(&str, &str)], dns: &[&str]) -> Result<v1::AttachResponse, Status> {
         let networks = networks.iter().map(|(id, ip)| v1::AttachNetwork { network_id: format!("net-{id}"), ip: (*ip).to_owned() });
-        let request = v1::AttachRequest { task_id: task.to_owned(), networks: networks.collect() };
+        let dns = dns.iter().map(|ip| (*ip).to_owned()).collect();
+        let request = v1::AttachRequest { task_id: task.to_owned(), networks: networks.collect(), dns };
         self.call(async |mut client| Ok(client.attach(request).await?.into_inner()))
     }
 
