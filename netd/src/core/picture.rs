@@ -236,7 +236,7 @@ impl Picture {
 
     /// The picture with these networks alone.
     pub fn part(&self, networks: &BTreeSet<&str>) -> Self {
-        let Self { term, revision, node_id, node, networks: all, nodes, node_names, pools, silent } = self;
+        let Self { term, revision, node_id, node, networks: all, nodes, node_names, pools, silent, services } = self;
         let kept = all.iter().filter(|(id, _)| networks.contains(id.as_str())).map(|(id, network)| (id.clone(), network.clone()));
         Self {
             term: *term,
@@ -248,6 +248,7 @@ impl Picture {
             node_names: node_names.clone(),
             pools: pools.clone(),
             silent: silent.clone(),
+            services: services.clone(),
         }
     }
 
