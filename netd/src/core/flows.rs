@@ -6,20 +6,44 @@
 //! In: a picture, the pods here, the tracked flows. Out: those to forget: over UDP to an endpoint that does not serve, over TCP to one that is
 //! not there at all (an endpoint that leaves ends its connections itself; on a node that is down they are reset by the rules, which takes
 //! the flow). Forgotten, the next packet begins a connection to another endpoint: of UDP it goes on there, of TCP it is reset.
-//! Never: a flow that was not sent to an address of a network in the picture.
+//! So it is with flows to published ports of nodes; over TCP those of a port that is not published any more live on.
+//! Never: a flow that was sent neither to an address of a network in the picture nor to a published port.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use serde::{Deserialize, Serialize};
+
 use super::picture::{Attachments, Endpoint, Network, Picture};
+use super::published::Opening;
 use super::rules::balance::backends;
+use super::uplink::ROUTER_IP;
 
 /// What goes through a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Transport {
     Tcp,
     Udp,
+}
+
+impl Transport {
+    /// As IP numbers it.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp => write!(f, "tcp"),
+            Self::Udp => write!(f, "udp"),
+        }
+    }
 }
 
 /// A tracked connection.
@@ -37,18 +61,14 @@ pub struct Flow {
 
 impl fmt::Display for Flow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let transport = match self.transport {
-            Transport::Tcp => "tcp",
-            Transport::Udp => "udp",
-        };
         let ((source, source_port), (destination, port)) = (self.source, self.destination);
-        write!(f, "{transport} {source}:{source_port} to {destination}:{port} at {}", self.server)
+        write!(f, "{} {source}:{source_port} to {destination}:{port} at {}", self.transport, self.server)
     }
 }
 
 /// Whether there can be flows to forget.
 pub fn any(picture: &Picture) -> bool {
-    picture.networks.values().any(|network| !network.vips.is_empty())
+    !picture.published.is_empty() || picture.networks.values().any(|network| !network.vips.is_empty())
 }
 
 /// The flows to forget.
@@ -56,6 +76,9 @@ pub fn stale(picture: &Picture, attachments: &Attachments, flows: Vec<Flow>) -> 
     let networks: Vec<(&Network, BTreeMap<&str, Vec<Ipv4Addr>>)> =
         picture.networks.values().map(|network| (network, backends(network, attachments))).collect();
     let is_stale = |flow: &Flow| {
+        if is_at_node(picture, flow) {
+            return lost_its_port(picture, attachments, flow);
+        }
         let Some((network, backends)) = networks.iter().find(|(network, _)| network.subnet.contains(&flow.destination.0)) else {
             return false;
         };
@@ -74,6 +97,23 @@ pub fn stale(picture: &Picture, attachments: &Attachments, flows: Vec<Flow>) -> 
         }
     };
     flows.into_iter().filter(is_stale).collect()
+}
+
+/// Whether it was sent to a node's address and on from there.
+fn is_at_node(picture: &Picture, flow: &Flow) -> bool {
+    let to = flow.destination.0;
+    flow.server != to && (to == ROUTER_IP || picture.nodes.contains(&to))
+}
+
+fn lost_its_port(picture: &Picture, attachments: &Attachments, flow: &Flow) -> bool {
+    let opening = Opening { transport: flow.transport, port: flow.destination.1 };
+    let published = picture.published.iter().find(|published| published.covers(opening));
+    let backend = published.map(|published| published.backends.iter().find(|backend| backend.ip == flow.server));
+    match (flow.transport, backend) {
+        (Transport::Udp, Some(Some(backend))) => !backend.takes(picture, attachments),
+        (Transport::Udp, Some(None) | None) | (Transport::Tcp, Some(None)) => true,
+        (Transport::Tcp, Some(Some(_)) | None) => false,
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::expressions::Verdict;
-use super::{Data, Set, balance, egress, isolation};
+use super::{Data, Set, balance, egress, ingress, isolation};
 use crate::core::links::Mac;
 
 /// Bytes of a device's name in a key: padded with zeros.
@@ -30,12 +30,37 @@ pub enum SetName {
     Vips,
     VipList,
     Dead,
+    Outward,
+    Peers,
+    Homes,
+    Served,
+    Guarded,
+    Allowed,
+    Behind,
+    Ports,
 }
 
 impl SetName {
     /// All of them, in order.
-    pub const ALL: [Self; 9] =
-        [Self::Sources, Self::Members, Self::Exits, Self::Entries, Self::Backends, Self::Hairpin, Self::Vips, Self::VipList, Self::Dead];
+    pub const ALL: [Self; 17] = [
+        Self::Sources,
+        Self::Members,
+        Self::Exits,
+        Self::Entries,
+        Self::Backends,
+        Self::Hairpin,
+        Self::Vips,
+        Self::VipList,
+        Self::Dead,
+        Self::Outward,
+        Self::Peers,
+        Self::Homes,
+        Self::Served,
+        Self::Guarded,
+        Self::Allowed,
+        Self::Behind,
+        Self::Ports,
+    ];
 
     /// What it is like.
     pub fn set(self) -> &'static Set {
@@ -49,6 +74,14 @@ impl SetName {
             Self::Vips => &balance::VIPS,
             Self::VipList => &balance::VIP_LIST,
             Self::Dead => &balance::DEAD,
+            Self::Outward => &ingress::OUTWARD,
+            Self::Peers => &ingress::PEERS,
+            Self::Homes => &ingress::HOMES,
+            Self::Served => &ingress::SERVED,
+            Self::Guarded => &ingress::GUARDED,
+            Self::Allowed => &ingress::ALLOWED,
+            Self::Behind => &ingress::BEHIND,
+            Self::Ports => &ingress::PORTS,
         }
     }
 }
