@@ -122,6 +122,7 @@ mod tests {
 
     use super::*;
     use crate::core::plan::tests::view;
+    use crate::core::published::tests as ports;
 
     /// A service `web` with the address 10.128.0.8, before t2 (10.128.0.3) and t3 (10.128.0.4).
     fn balanced() -> v1::NetView {
@@ -164,6 +165,39 @@ mod tests {
         // The service has no address any more: its streams go on, and .8 may be someone's that is not in the picture yet.
         view.services.clear();
         assert_eq!(forgotten(&view, [10, 128, 0, 8]), "Udp 2, Tcp 3, Udp 3, Udp 4, Tcp 5, Udp 5");
+    }
+
+    #[test]
+    fn flows_by_a_published_port_are_kept_while_their_backend_is_there_and_over_udp_while_it_serves() {
+        let port = |protocol: v1::Protocol, published: u32| {
+            let mut view = ports::published(v1::IngressPolicy::Mesh);
+            let port = view.port.as_mut().unwrap();
+            (port.protocol, port.published) = (protocol.into(), published);
+            view.backends[2].state = v1::EndpointState::Leaving.into();
+            view
+        };
+        let view = ports::numbered(1, vec![port(v1::Protocol::Tcp, 80), port(v1::Protocol::Udp, 80), port(v1::Protocol::Tcp, 81)]);
+        // t1, here, is attached; t2 at .3 leaves; nobody has .5. Also by the node's own address, as a pod comes.
+        let forgotten = |view: &v1::NetView, to: Ipv4Addr| {
+            let flow = |transport, last: u8| Flow {
+                transport,
+                source: (Ipv4Addr::new(203, 0, 113, 1), 4000),
+                destination: (to, 80),
+                server: Ipv4Addr::new(10, 128, 0, last),
+                id: 7,
+            };
+            let flows = [2, 3, 4, 5].into_iter().flat_map(|last| [flow(Transport::Tcp, last), flow(Transport::Udp, last)]).collect();
+            let stale = stale(&Picture::parse(view).0, &ports::attached(), flows);
+            let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, flow.server.octets()[3])).collect();
+            words.join(", ")
+        };
+        for to in [ROUTER_IP, Ipv4Addr::new(10, 90, 0, 101)] {
+            assert_eq!(forgotten(&view, to), "Udp 3, Tcp 5, Udp 5");
+        }
+        // A port that is published no more: what goes on over it does.
+        let mut closed = view.clone();
+        closed.published.retain(|published| published.port.as_ref().is_some_and(|port| port.published == 81));
+        assert_eq!(forgotten(&closed, ROUTER_IP), "Udp 2, Udp 3, Udp 4, Udp 5");
     }
 
     #[test]

@@ -234,12 +234,14 @@ fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {
 fn configure_ingress(linux: &mut Linux, ip: Ipv4Addr) -> Result<(), KernelError> {
     linux.loosen_ingress()?;
     let index = linux.indexes.get(INGRESS).copied().ok_or_else(|| KernelError::NoLink { name: INGRESS.to_owned() })?;
+    linux.router.request(&format!("give {INGRESS} the address {ip}"), messages::new_address(index, ip), REPLACE)?;
+    // Afterwards: with its last address a device loses its routes.
     let held = observe::addresses(&mut linux.router)?;
     for (_, old) in held.into_iter().filter(|(device, held)| *device == index && *held != ip) {
         let message = RouteNetlinkMessage::DelAddress(messages::address(index, old, old));
         linux.router.request(&format!("take {old} from {INGRESS}"), message, 0)?;
     }
-    linux.router.request(&format!("give {INGRESS} the address {ip}"), messages::new_address(index, ip), REPLACE)
+    Ok(())
 }
 
 fn add_vxlan(linux: &mut Linux, name: &str, link: &Link) -> Result<(), KernelError> {

@@ -17,7 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -84,6 +84,19 @@ impl Door {
         }
     }
 
+    /// Nobody is let in from now on; what was opened by the desk's task goes with that.
+    fn shut(&self) {
+        match self {
+            Self::Stream(listener) => {
+                if let Err(error) = SockRef::from(&**listener).shutdown(Shutdown::Both) {
+                    debug!(%error, "a port is given up a moment later");
+                }
+            }
+            // It says nothing to anybody.
+            Self::Datagrams(_) => {}
+        }
+    }
+
     /// Whether it is the same socket.
     fn is(&self, other: &Self) -> bool {
         match (self, other) {
@@ -120,7 +133,13 @@ impl Proxy {
     pub fn keep(&self, ports: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
         let mut doors = self.doors.borrow().clone();
         let before = doors.len();
-        doors.retain(|opening, _| ports.contains(opening));
+        doors.retain(|opening, door| {
+            let stays = ports.contains(opening);
+            if !stays {
+                door.shut();
+            }
+            stays
+        });
         let mut changed = doors.len() != before;
         let mut taken = BTreeMap::new();
         for opening in ports {
@@ -214,6 +233,8 @@ impl Desk {
                     debug!(%opening, %peer, "connection of a stranger reset");
                     reset(stream);
                 }
+                // It was shut.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(()),
                 Err(error) => {
                     warn!(%opening, %error, "accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;

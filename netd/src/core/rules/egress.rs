@@ -5,7 +5,7 @@
 //! entries  address       every node's, this one's too
 //! ```
 //!
-//! Pods are not to reach what is only meant for hosts: managers, agents, sshd. Of a node's address they reach published ports (`ingress`).
+//! Pods are not to reach what is only meant for hosts: managers, agents, sshd. At a node's address they reach published ports (`ingress`).
 
 use std::net::Ipv4Addr;
 
