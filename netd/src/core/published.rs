@@ -118,7 +118,7 @@ impl Published {
             // Whoever comes by IPv6 does not get here at all.
             let known = port.allow_from.iter().filter(|text| text.parse::<ipnet::Ipv6Net>().is_err());
             let nets: Result<Vec<Ipv4Net>, String> =
-                known.map(|text| text.parse().map_err(|_| format!("its allow_from {text:?} is not a CIDR"))).collect();
+                known.map(|text| text.parse::<Ipv4Net>().map_err(|_| format!("its allow_from {text:?} is not a CIDR"))).collect();
             published.allow_from = Some(Ipv4Net::aggregate(&nets?));
         }
         for backend in &wire.backends {
