@@ -111,7 +111,8 @@ fn batch(linux: &mut Linux, ops: &[Op]) -> Vec<(usize, KernelError)> {
         Ok(errors) => {
             for (place, errno) in errors {
                 let op = &ops[places[place]];
-                if !(is_removal(op) && is_absent(errno) || is_there(op, errno)) {
+                let is_so = if is_removal(op) { is_absent(errno) } else { is_there(op, errno) };
+                if !is_so {
                     failures.push((places[place], KernelError::Refused { what: op.to_string(), errno }));
                 }
             }
