@@ -191,15 +191,15 @@ pub fn conditions(host: &HostPlane, underlay: &Underlay) -> Vec<String> {
     let mut conditions = Vec::new();
     if !host.forwarding && !wants_forwarding(underlay) {
         conditions.push(
-            "this host does not forward packets, so pods reach nothing outside the cluster: set the sysctl net.ipv4.ip_forward to 1, or start \
-             rcluster-netd without --no-forwarding"
+            "this host does not forward packets, so pods reach nothing outside the cluster, and nobody there reaches published ports by this node: \
+             set the sysctl net.ipv4.ip_forward to 1, or start rcluster-netd without --no-forwarding"
                 .to_owned(),
         );
     }
     if host.passage == Passage::Shut {
         conditions.push(format!(
-            "this host's firewall drops what is forwarded (chain FORWARD of table ip filter), so pods reach nothing outside the cluster: iptables -I \
-             FORWARD -i {HOST_END} -j ACCEPT; iptables -I FORWARD -o {HOST_END} -j ACCEPT"
+            "this host's firewall drops what is forwarded (chain FORWARD of table ip filter), so pods reach nothing outside the cluster, and nobody \
+             there reaches published ports by this node: iptables -I FORWARD -i {HOST_END} -j ACCEPT; iptables -I FORWARD -o {HOST_END} -j ACCEPT"
         ));
     }
     conditions

@@ -4,7 +4,8 @@
 //! After each command only the difference to what is believed of the kernel is carried out. After a picture, at the start and at each
 //! check the kernel is read back whole, and what differs is mended and counted as a repair; connections that lead nowhere any more are
 //! forgotten. Published ports that somebody else has on this host are tried again at each check. Pictures are full and only rise; nothing
-//! is removed because one did not come. Never: waits for anyone but the kernel and the disk, and once, for 300 ms, for a node that is said to be down.
+//! is removed because one did not come. Never: waits for anyone but the kernel and the disk, and once, for 300 ms, for a node that is said
+//! to be down.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

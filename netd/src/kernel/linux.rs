@@ -39,9 +39,9 @@ const DNS_PORT: u16 = 53;
 /// Smallest underlay MTU that leaves IPv4's 576 bytes to pods.
 const UNDERLAY_MTU_MIN: u32 = 576 + VXLAN_OVERHEAD;
 
-/// The sysctls of the router namespace once it forwards: strict reverse paths everywhere, whatever the packet's mark (a new namespace has
-/// this from the host, where others may have changed it), and no rationing of ICMP "unreachable" (bit 3
-/// of the mask; the rest is the kernel's default), for a pod that is refused often must not take refusals for losses.
+/// The sysctls of the router namespace once it forwards: strict reverse paths everywhere, whatever a packet's mark (the host's may be set
+/// otherwise, and a new namespace has its from the host), and no rationing of ICMP "unreachable" (bit 3 of the mask; the rest is the
+/// kernel's default), for a pod that is refused often must not take refusals for losses.
 const FORWARDING: [(&str, &str); 6] = [
     ("ipv4/conf/all/rp_filter", "1"),
     ("ipv4/conf/default/rp_filter", "1"),
