@@ -28,8 +28,8 @@
 //! - The run directory ends with a reboot and the pods with it; the picture in the state directory is in force again at once.
 //! - A connection to an endpoint whose node is down, by the managers' word and because it answers no ping of this node, is reset.
 //! - On the host itself netd makes the device `rcl-up` with 169.254.54.1, the table `inet rcluster_host`, the VXLAN devices' UDP socket on
-//!   port 4789, sockets at published ports, and sockets to ask its resolvers, and nodes that are said to be down; it turns `net.ipv4.ip_forward` on unless it is told
-//!   not to, and puts two rules into `DOCKER-USER` where iptables would drop what is forwarded. Nothing else there is changed.
+//!   port 4789, sockets at published ports, and sockets to ask its resolvers, and nodes that are said to be down; it turns
+//!   `net.ipv4.ip_forward` on unless it is told not to, and puts two rules into `DOCKER-USER` where iptables would drop what is forwarded. Nothing else there is changed.
 //!
 //! Not built yet, and refused or absent rather than pretended: IPv6, encryption.
 

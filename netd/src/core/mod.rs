@@ -2,8 +2,9 @@
 //!
 //! Decides: which devices, neighbours, routes, rules and names follow from a picture and the pods attached here (`compile`), what the
 //! host needs for the way out (`uplink`), who is behind published ports (`published`) and how nodes reach them (`ingress`), which
-//! operations lead from what the kernel holds to that (`plan`), which connections it is to forget (`flows`), what a question about a name is answered with (`names`), what others are asked, believed (`foreign`) and remembered
-//! of (`cache`), how much of the resolver one pod may have (`shares`), and what is told of the host's own routes (`routes`).
+//! operations lead from what the kernel holds to that (`plan`), which connections it is to forget (`flows`), what a question about a name
+//! is answered with (`names`), what others are asked, believed (`foreign`) and remembered of (`cache`), how much of the resolver one pod
+//! may have (`shares`), and what is told of the host's own routes (`routes`).
 //! In: a `Picture`, the `Attachment`s, the node's underlay address and MTU, the observed `Dataplane`. Out: `Dataplane`, `Plan`, `Zone`.
 //! Never: await, clocks, randomness, IO, locks or maps with random order.
 
