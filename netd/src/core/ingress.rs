@@ -159,10 +159,10 @@ pub fn targets(picture: &Picture, attachments: &Attachments) -> BTreeMap<Opening
 pub fn problems(picture: &Picture) -> Vec<String> {
     let service = |opening: &Opening| picture.published.iter().find(|published| published.covers(*opening));
     let problem = |(opening, by): (&Opening, &String)| {
-        let name = service(opening).map_or("", |published| published.service.as_str());
-        format!("{opening} is taken on this host by {by}; service {name} is not published here")
+        let name = &service(opening)?.service;
+        Some(format!("{opening} is taken on this host by {by}; service {name} is not published here"))
     };
-    picture.taken.iter().map(problem).collect()
+    picture.taken.iter().filter_map(problem).collect()
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ pub struct Picture {
     /// No two have a port in common.
     #[serde(default)]
     pub published: Vec<Published>,
-    /// Published ports that others have on this host, and who has them.
+    /// Ports that others have on this host, and who has them: of those that are published, or have been.
     #[serde(skip)]
     pub taken: BTreeMap<Opening, String>,
 }

@@ -114,7 +114,8 @@ pub trait Kernel {
     /// The MTU that is left for pods over the underlay as it is now.
     fn overlay_mtu(&mut self) -> Result<u32, KernelError>;
 
-    /// Keeps these ports of the host from others, and no other ones; those that others have already, and who.
+    /// Keeps these ports of the host from others, and no other ones; those that others have already, and who: also of ports that were to be
+    /// kept before, as long as they are not free.
     fn keep_ports(&mut self, ports: &BTreeSet<Opening>) -> BTreeMap<Opening, String>;
 
     /// Sends the host's own connections to its ports on to these, from here on.

@@ -10,23 +10,39 @@ use crate::core::published::Opening;
 /// The state of a socket that listens (`TCP_LISTEN`).
 const LISTENS: &str = "0A";
 
-/// Who keeps netd from having the port, in words for a person such as `nginx (pid 812)`, in the calling thread's network namespace.
-pub fn by_whom(opening: Opening, error: &io::Error) -> String {
-    if error.kind() != io::ErrorKind::AddrInUse {
-        return format!("the host itself ({error})");
+/// Who keeps netd from having a port.
+#[derive(Debug)]
+pub struct Holder {
+    sockets: Vec<u64>,
+    /// For people, such as `nginx (pid 812)`.
+    pub words: String,
+}
+
+impl Holder {
+    /// By the error that was met, in the calling thread's network namespace. Processes are asked only if it is not the one that was `known`.
+    pub fn find(opening: Opening, error: &io::Error, known: Option<Self>) -> Self {
+        if error.kind() != io::ErrorKind::AddrInUse {
+            return Self { sockets: Vec::new(), words: format!("the host itself ({error})") };
+        }
+        // A socket of both families is among those of IPv6.
+        let tables = match opening.transport {
+            Transport::Tcp => ["tcp", "tcp6"],
+            Transport::Udp => ["udp", "udp6"],
+        };
+        let tables = tables.map(|table| fs::read_to_string(Path::new("/proc/thread-self/net").join(table)).unwrap_or_default());
+        let sockets: Vec<u64> = tables.iter().flat_map(|table| sockets_at(table, opening)).collect();
+        match known {
+            Some(known) if known.sockets == sockets => known,
+            Some(_) | None => {
+                let words = process_of(&sockets).unwrap_or_else(|| "another program".to_owned());
+                Self { sockets, words }
+            }
+        }
     }
-    // A socket of both families is among those of IPv6.
-    let tables = match opening.transport {
-        Transport::Tcp => ["tcp", "tcp6"],
-        Transport::Udp => ["udp", "udp6"],
-    };
-    let tables = tables.map(|table| fs::read_to_string(Path::new("/proc/thread-self/net").join(table)).unwrap_or_default());
-    let sockets: Vec<u64> = tables.iter().flat_map(|table| holders(table, opening)).collect();
-    holder(&sockets).unwrap_or_else(|| "another program".to_owned())
 }
 
 /// The sockets at the port, by their numbers, in the text of such a table; those that listen first.
-fn holders(table: &str, opening: Opening) -> Vec<u64> {
+fn sockets_at(table: &str, opening: Opening) -> Vec<u64> {
     let port = format!(":{:04X}", opening.port);
     let socket = |line: &str| {
         let columns: Vec<&str> = line.split_whitespace().collect();
@@ -40,7 +56,7 @@ fn holders(table: &str, opening: Opening) -> Vec<u64> {
 }
 
 /// The first process that holds the first of the sockets that is held by any.
-fn holder(sockets: &[u64]) -> Option<String> {
+fn process_of(sockets: &[u64]) -> Option<String> {
     let names: Vec<String> = sockets.iter().map(|number| format!("socket:[{number}]")).collect();
     let mut found: Option<(usize, u32)> = None;
     for process in fs::read_dir("/proc").ok()?.flatten() {
@@ -74,10 +90,10 @@ mod tests {
    2: 00000000:1F91 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 333 1 0000000000000000 100 0 0 10 0
    3: 0100007F:1F90 0100007F:C002 06 00000000:00000000 03:00000000 00000000     0        0 0 3 0000000000000000
 ";
-        let at = |port| holders(table, Opening { transport: Transport::Tcp, port });
+        let at = |port| sockets_at(table, Opening { transport: Transport::Tcp, port });
         assert_eq!((at(8080), at(8081), at(80)), (vec![222, 111], vec![333], vec![]));
         for len in 0..table.len() {
-            assert!(holders(&table[..len], Opening { transport: Transport::Tcp, port: 8080 }).len() <= 2);
+            assert!(sockets_at(&table[..len], Opening { transport: Transport::Tcp, port: 8080 }).len() <= 2);
         }
     }
 
@@ -86,7 +102,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let opening = Opening { transport: Transport::Tcp, port: listener.local_addr().unwrap().port() };
         let error = TcpListener::bind(("0.0.0.0", opening.port)).unwrap_err();
-        let words = by_whom(opening, &error);
-        assert!(words.ends_with(&format!("(pid {})", std::process::id())), "{words}");
+        let holder = Holder::find(opening, &error, None);
+        assert!(holder.words.ends_with(&format!("(pid {})", std::process::id())), "{}", holder.words);
+        let other = Holder { words: "as before".into(), ..holder };
+        assert_eq!(Holder::find(opening, &error, Some(other)).words, "as before", "the same sockets are the same process's");
     }
 }

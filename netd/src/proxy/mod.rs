@@ -17,6 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,6 +39,8 @@ use crate::core::flows::Transport;
 use crate::core::ingress::Target;
 use crate::core::published::Opening;
 use crate::kernel::{KernelError, netns};
+
+use self::holder::Holder;
 
 mod holder;
 
@@ -116,6 +119,8 @@ type Targets = BTreeMap<Opening, Vec<Target>>;
 pub struct Proxy {
     doors: watch::Sender<Doors>,
     targets: watch::Sender<Targets>,
+    /// Ports that others had when they were to be kept, and have still.
+    taken: BTreeMap<Opening, Holder>,
 }
 
 impl Proxy {
@@ -126,11 +131,12 @@ impl Proxy {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let desk = Arc::new(Desk { router, targets: leads });
         thread::Builder::new().name("proxy".to_owned()).spawn(move || runtime.block_on(serve(desk, opened)))?;
-        Ok(Self { doors, targets })
+        Ok(Self { doors, targets, taken: BTreeMap::new() })
     }
 
-    /// Keeps these ports and gives up others; those that somebody else has, and who.
-    pub fn keep(&self, ports: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
+    /// Keeps these ports and gives up others; those that somebody else has, and who: also of ports that were to be kept once, as long as they
+    /// are not free.
+    pub fn keep(&mut self, ports: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
         let mut doors = self.doors.borrow().clone();
         let before = doors.len();
         doors.retain(|opening, door| {
@@ -141,25 +147,26 @@ impl Proxy {
             stays
         });
         let mut changed = doors.len() != before;
-        let mut taken = BTreeMap::new();
-        for opening in ports {
-            if doors.contains_key(opening) {
-                continue;
-            }
-            match Door::open(*opening) {
-                Ok(door) => {
-                    doors.insert(*opening, door);
+        let mut known = mem::take(&mut self.taken);
+        let asked: BTreeSet<Opening> = ports.iter().chain(known.keys()).copied().filter(|opening| !doors.contains_key(opening)).collect();
+        for opening in asked {
+            match Door::open(opening) {
+                Ok(door) if ports.contains(&opening) => {
+                    doors.insert(opening, door);
                     changed = true;
                 }
+                // It is free, and nobody's.
+                Ok(_) => {}
                 Err(error) => {
-                    taken.insert(*opening, holder::by_whom(*opening, &error));
+                    let holder = Holder::find(opening, &error, known.remove(&opening));
+                    self.taken.insert(opening, holder);
                 }
             }
         }
         if changed {
             self.doors.send_replace(doors);
         }
-        taken
+        self.taken.iter().map(|(opening, holder)| (*opening, holder.words.clone())).collect()
     }
 
     /// Sends what begins from here on to these.

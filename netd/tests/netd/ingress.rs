@@ -300,6 +300,13 @@ fn a_port_that_a_program_of_the_host_has_stays_its_own_and_is_told_of() {
     assert_eq!(program.accept().unwrap().1.ip(), IpAddr::V4(OUTSIDE));
     assert_eq!(connect(&outside, (lab.hosts[2].addr, 8080)).unwrap().1, (12, 80, OUTSIDE));
 
+    // Somebody who looks for a place for the port is to know also while it is not published.
+    let mut closed = view(&lab, 0, 2, &THREE, &[]);
+    assert_eq!(entry.apply(closed.clone()).unwrap().problems, Vec::<String>::new());
+    assert_eq!(entry.status().unwrap().network.unwrap().held_ports, held);
+    (closed.revision, closed.published) = (3, ports.to_vec());
+    assert_eq!(entry.apply(closed).unwrap().problems.len(), 1);
+
     drop(program);
     eventually("the port is published once it is free", || entry.status().unwrap().problems.is_empty());
     assert_eq!(connect(&outside, to).unwrap().1, (12, 80, OUTSIDE));
