@@ -131,7 +131,7 @@ pub(super) fn change_elements(linux: &mut Linux, ops: &[Op]) -> Result<(), Kerne
         _ => None,
     });
     let keys: Vec<(bool, (&'static Set, Vec<u8>))> = keys.collect();
-    let changes: Vec<Change<'_>> = keys.iter().map(|(add, (set, key))| Change { add: *add, set: *set, key, data: &[] }).collect();
+    let changes: Vec<Change<'_>> = keys.iter().map(|(add, (set, key))| Change { add: *add, set, key, data: &[] }).collect();
     nft::change_in(&mut linux.host_rules, TABLE, &changes)
 }
 
