@@ -5,6 +5,7 @@ use super::*;
 use crate::core::flows::{Flow, Transport};
 use crate::core::names::{Answer, Kind};
 use crate::core::plan::tests::view;
+use crate::core::published::tests as ports;
 use crate::core::rules::elements::SetName;
 use crate::core::uplink::Forwarding;
 use crate::kernel::fake::Fake;
@@ -555,4 +556,46 @@ fn a_node_is_dead_when_the_managers_say_so_and_it_does_not_answer() {
     assert_eq!(dead(&owner), 2, "it is not asked again");
     owner.apply_view(&view(3)).unwrap();
     assert_eq!(dead(&owner), 0);
+}
+
+/// The elements of the router that say where tcp port 8080 leads, and what the host does with it.
+fn led(owner: &Owner<Fake>) -> (usize, usize, usize) {
+    let behind = owner.kernel.held.elements.keys().filter(|key| key.set == SetName::Behind).count();
+    (behind, owner.kernel.held.host.ports.len(), owner.kernel.targets.values().map(Vec::len).sum())
+}
+
+#[test]
+fn a_port_that_somebody_else_has_is_told_of_withheld_and_published_when_it_is_free() {
+    let Bench { mut owner, _dir } = bench();
+    let opening = Opening { transport: Transport::Tcp, port: 8080 };
+    owner.kernel.taken.insert(opening, "nginx (pid 812)".into());
+    let response = owner.apply_view(&ports::numbered(1, vec![ports::published(v1::IngressPolicy::Spread)])).unwrap();
+    let problem = "tcp port 8080 is taken on this host by nginx (pid 812); service web is not published here";
+    assert_eq!(response.problems, [problem]);
+    assert_eq!(led(&owner), (0, 0, 0));
+    let network = owner.status().network.unwrap();
+    let held: Vec<_> = network.held_ports.iter().map(|held| (held.protocol(), held.port, held.by.as_str())).collect();
+    assert_eq!(held, [(v1::Protocol::Tcp, 8080, "nginx (pid 812)")]);
+
+    owner.kernel.taken.clear();
+    owner.tick();
+    assert_eq!(owner.problems(), Vec::<String>::new());
+    assert_eq!(led(&owner), (2, 1, 2));
+    assert_eq!(owner.kernel.held, owner.wanted());
+    assert!(owner.status().network.unwrap().held_ports.is_empty());
+}
+
+#[test]
+fn a_published_port_leads_to_a_pod_here_from_attach_until_it_leaves() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&ports::numbered(1, vec![ports::published(v1::IngressPolicy::Local)])).unwrap();
+    assert_eq!(led(&owner), (0, 1, 0), "the port is kept, and refused");
+    owner.attach(&request("t1", "10.128.0.2")).unwrap();
+    assert_eq!(led(&owner), (1, 1, 1));
+    let mut restarted = start(_dir.path(), std::mem::take(&mut owner.kernel), true);
+    assert_eq!((led(&restarted), restarted.repairs), ((1, 1, 1), 0));
+    restarted.leave("t1").unwrap();
+    assert_eq!(led(&restarted), (0, 1, 0));
+    restarted.apply_view(&view(2)).unwrap();
+    assert!(restarted.kernel.held.host.ports.is_empty() && restarted.kernel.targets.is_empty());
 }

@@ -1,5 +1,6 @@
 //! netd: the node's network. Obeys the managers' picture (`core`, pure), keeps the kernel as the picture wants it (`kernel`), gives pods
-//! their network namespaces (`drive`), answers their questions about names (`dns`), and is told what to do over a unix socket (`service`).
+//! their network namespaces (`drive`), answers their questions about names (`dns`), takes the host's own connections to published ports
+//! (`proxy`), and is told what to do over a unix socket (`service`).
 //!
 //! ```text
 //!  agent ── R/netd.sock ──► service ──commands──► drive ──plan──► kernel
@@ -8,6 +9,7 @@
 //!  pods ─── 169.254.53.53:53 ──► dns ◄────board─────┘
 //!    │                            └─ foreign names ──► the host's resolvers
 //!    └───── up ═ rcl-up ──► the host's own routes
+//! host ─── 127.0.0.1:8080 ──► proxy ──► pods
 //! ```
 //!
 //! What others may rely on:
@@ -22,6 +24,9 @@
 //!   connection keeps its endpoint; what is in force when `ApplyView` answers holds for the next one.
 //! - On a network with a policy a connection begins only if the policy of the picture in force allows it, at both of its nodes; which ones it
 //!   allows changes in one step, also if netd is killed meanwhile. A connection that has begun goes on.
+//! - A published port leads, from any node and with the client's address, to those of its tasks that the picture calls serving, by its
+//!   policy. netd listens at it on the host itself: one that another program has is told of and left alone, and tried again. Connections
+//!   go on when netd is killed; but those of a host to itself end with it.
 //! - `Detach` takes the addresses away at once, and the names with them; the namespace ends with its last process.
 //! - netd may be killed and started at any moment: packets, devices and namespaces stay. What pods ask the resolver meanwhile waits in its
 //!   sockets, which a second process keeps (R/dns.hold), and is answered; at a SIGKILL, not what was being answered just then.
@@ -29,10 +34,10 @@
 //!   answered outlives netd's end; a power cut it outlives once the disk has it, which is not waited for: the managers give it again.
 //! - A connection to an endpoint whose node is down, by the managers' word and because it answers no ping of this node, is reset.
 //! - On the host itself netd makes the device `rcl-up` with 169.254.54.1, the table `inet rcluster_host`, the VXLAN devices' UDP socket on
-//!   port 4789, and sockets to ask its resolvers, and nodes that are said to be down; it turns `net.ipv4.ip_forward` on unless it is told
-//!   not to, and puts two rules into `DOCKER-USER` where iptables would drop what is forwarded. Nothing else there is changed.
+//!   port 4789, sockets at published ports, and sockets to ask its resolvers, and nodes that are said to be down; it turns
+//!   `net.ipv4.ip_forward` on unless it is told not to, and puts two rules into `DOCKER-USER` where iptables would drop what is forwarded. Nothing else there is changed.
 //!
-//! Not built yet, and refused or absent rather than pretended: published ports, IPv6, encryption.
+//! Not built yet, and refused or absent rather than pretended: IPv6, encryption.
 
 pub mod config;
 
@@ -41,6 +46,8 @@ pub mod core;
 pub mod drive;
 
 pub mod dns;
+
+pub mod proxy;
 
 pub mod kernel;
 

@@ -39,8 +39,9 @@ const COMMANDS_MAX: usize = 64;
 /// The owner's sense of time.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Open files: three for each foreign question, one for each connection, and what the kernel is spoken to with.
-const OPEN_FILES: u64 = 4096;
+/// Open files: three for each foreign question, one for each connection, two for each published port and for each of the host's own
+/// connections to it, and what the kernel is spoken to with.
+const OPEN_FILES: u64 = 16_384;
 
 /// A picture of a very large cluster.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;

@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::ingress::{self, INGRESS, Selector};
 use super::links::{self, Interface, Link, Mac, Pod, Underlay};
 use super::neighbours::{self, Forward, Neighbours, Paths, Route};
 use super::picture::{Attachment, Attachments, Picture};
@@ -33,6 +34,12 @@ pub struct Dataplane {
     pub neighbours: Neighbours,
     pub forwards: BTreeSet<Forward>,
     pub routes: BTreeMap<Ipv4Net, Route>,
+    /// The default routes of other tables than the main one, by table.
+    pub detours: BTreeMap<u32, Route>,
+    /// Which packets go by other tables.
+    pub selectors: BTreeSet<Selector>,
+    /// The one address of the device of published ports, which takes packets whatever way would lead back.
+    pub ingress: Option<Ipv4Addr>,
     /// By task id.
     pub pods: BTreeMap<String, Pod>,
     pub host: HostPlane,
@@ -72,13 +79,16 @@ pub fn compile_part(picture: &Picture, attachments: &Attachments, underlay: &Und
 
 /// All but what is the same for every picture.
 fn varying(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> Dataplane {
-    let Paths { routes, neighbours, forwards } = neighbours::paths(picture, attachments, underlay);
+    let Paths { routes, neighbours, forwards, detours, selectors } = neighbours::paths(picture, attachments, underlay);
     Dataplane {
         elements: skeleton::elements(picture, attachments, underlay),
         links: links::links(picture, attachments, underlay),
         neighbours,
         forwards,
         routes,
+        detours,
+        selectors,
+        ingress: ingress::own_address(picture),
         pods: links::pods(picture, attachments, underlay),
         host: uplink::host_plane(picture, underlay),
         ..Dataplane::default()
@@ -127,9 +137,16 @@ impl Dataplane {
             Op::LoadHostRules { guarded } => {
                 self.host.rules = if *guarded { HostRules::Guarded } else { HostRules::Open };
                 self.host.peers.clear();
+                self.host.ports.clear();
             }
             Op::AddPeer { node } => {
                 self.host.peers.insert(*node);
+            }
+            Op::OpenPort(opening) => {
+                self.host.ports.insert(*opening);
+            }
+            Op::ClosePort(opening) => {
+                self.host.ports.remove(opening);
             }
             Op::EnableHostForwarding => self.host.forwarding = true,
             Op::OpenPassage => self.host.passage = Passage::Open,
@@ -158,6 +175,7 @@ impl Dataplane {
                 self.pods.entry(task.clone()).or_default().insert(interface.clone(), end.clone());
             }
             Op::ConfigureUplink { end } => self.host.end = Some(*end),
+            Op::ConfigureIngress { ip } => self.ingress = Some(*ip),
             Op::SetNeighbour { link, ip, mac } => {
                 self.neighbours.insert((link.clone(), *ip), *mac);
             }
@@ -166,6 +184,18 @@ impl Dataplane {
             }
             Op::SetRoute { to, route } => {
                 self.routes.insert(*to, route.clone());
+            }
+            Op::SetDetour { table, route } => {
+                self.detours.insert(*table, route.clone());
+            }
+            Op::AddSelector(selector) => {
+                self.selectors.insert(*selector);
+            }
+            Op::RemoveDetour { table, .. } => {
+                self.detours.remove(table);
+            }
+            Op::RemoveSelector(selector) => {
+                self.selectors.remove(selector);
             }
             Op::AddElement(element) => {
                 self.elements.insert(element.key.clone(), element.data.clone());
@@ -224,7 +254,11 @@ impl Dataplane {
         if lost.contains(UPLINK) {
             self.host.end = None;
         }
+        if lost.contains(INGRESS) {
+            self.ingress = None;
+        }
         self.routes.retain(|_, route| !lost.contains(route.link()));
+        self.detours.retain(|_, route| !lost.contains(route.link()));
         for pod in self.pods.values_mut() {
             pod.retain(|_, interface| !lost.contains(&interface.link));
         }

@@ -11,7 +11,9 @@ use ipnet::Ipv4Net;
 use rcluster_api::wire::v1;
 use serde::{Deserialize, Serialize};
 
+use super::ingress::{INGRESS_VNI, NUMBER_MAX};
 use super::policy::Policy;
+use super::published::{Opening, Published};
 
 /// The highest VNI that a VXLAN header can carry.
 const VNI_MAX: u32 = (1 << 24) - 1;
@@ -33,6 +35,18 @@ pub struct Picture {
     /// Underlay addresses of nodes that are down by the managers' word and do not answer this one either.
     #[serde(default)]
     pub silent: BTreeSet<Ipv4Addr>,
+    /// This node's; 0: it has none yet, and publishes nothing.
+    #[serde(default)]
+    pub number: u32,
+    /// The other nodes' by their addresses.
+    #[serde(default)]
+    pub numbers: BTreeMap<Ipv4Addr, u32>,
+    /// No two have a port in common.
+    #[serde(default)]
+    pub published: Vec<Published>,
+    /// Ports that others have on this host, and who has them: of those that are published, or have been.
+    #[serde(skip)]
+    pub taken: BTreeMap<Opening, String>,
     /// Nodes' names by underlay address, lower case.
     #[serde(default)]
     pub node_names: BTreeMap<Ipv4Addr, String>,
@@ -166,6 +180,13 @@ impl Attachment {
 /// By task id.
 pub type Attachments = BTreeMap<String, Attachment>;
 
+impl Attachment {
+    /// Whether connections may begin to this address of it.
+    pub fn takes(&self, ip: Ipv4Addr) -> bool {
+        !self.left && self.networks.iter().any(|membership| membership.ip == ip)
+    }
+}
+
 impl Picture {
     /// Parses the wire's picture; the second value says what had to be left out and why.
     pub fn parse(view: &v1::NetView) -> (Self, Vec<String>) {
@@ -221,7 +242,53 @@ impl Picture {
         for service in view.services.iter().filter(|service| service.mode() == v1::EndpointMode::Vip) {
             picture.add_vips(service, &mut problems);
         }
+        picture.add_numbers(view, &nodes, &mut problems);
+        picture.add_published(view, &nodes, &mut problems);
         (picture, problems)
+    }
+
+    /// Tells the nodes by their numbers.
+    fn add_numbers(&mut self, view: &v1::NetView, nodes: &BTreeMap<&str, Option<Ipv4Addr>>, problems: &mut Vec<String>) {
+        let mut given = BTreeSet::new();
+        for node in view.nodes.iter().filter(|node| node.number > 0) {
+            let Some(addr) = nodes.get(node.id.as_str()).copied().flatten() else { continue };
+            let wrong = if node.number > NUMBER_MAX {
+                format!("is more than {NUMBER_MAX}")
+            } else if !given.insert(node.number) {
+                "another node has too".to_owned()
+            } else if node.id == view.node_id {
+                self.number = node.number;
+                continue;
+            } else {
+                self.numbers.insert(addr, node.number);
+                continue;
+            };
+            problems.push(format!("node {} has the number {}, which {wrong}; published ports do not lead there", node.id, node.number));
+        }
+    }
+
+    fn add_published(&mut self, view: &v1::NetView, nodes: &BTreeMap<&str, Option<Ipv4Addr>>, problems: &mut Vec<String>) {
+        let names: BTreeMap<&str, &str> = view.services.iter().map(|service| (service.id.as_str(), service.name.as_str())).collect();
+        for wire in &view.published {
+            let service = names.get(wire.service_id.as_str()).copied().unwrap_or(&wire.service_id);
+            match Published::parse(wire, &view.node_id, nodes, &names, problems) {
+                Ok(Some(published)) => match self.published.iter().find(|other| other.meets(&published)) {
+                    Some(other) => problems.push(format!(
+                        "a port of service {service} is left out: {} meet{} {} of service {}",
+                        published.in_words(),
+                        if published.count == 1 { "s" } else { "" },
+                        other.in_words(),
+                        other.service
+                    )),
+                    None => self.published.push(published),
+                },
+                Ok(None) => {}
+                Err(why) => problems.push(format!("a port of service {service} is left out: {why}")),
+            }
+        }
+        if self.number == 0 && !self.published.is_empty() {
+            problems.push("this node has no number yet, so it publishes no ports; the managers give it one".to_owned());
+        }
     }
 
     /// Gives a service its addresses on those of its networks that are in the picture.
@@ -236,7 +303,7 @@ impl Picture {
 
     /// The picture with these networks alone.
     pub fn part(&self, networks: &BTreeSet<&str>) -> Self {
-        let Self { term, revision, node_id, node, networks: all, nodes, node_names, pools, silent, services } = self;
+        let Self { term, revision, node_id, node, networks: all, nodes, node_names, pools, silent, services, number, numbers, published, taken } = self;
         let kept = all.iter().filter(|(id, _)| networks.contains(id.as_str())).map(|(id, network)| (id.clone(), network.clone()));
         Self {
             term: *term,
@@ -249,6 +316,10 @@ impl Picture {
             pools: pools.clone(),
             silent: silent.clone(),
             services: services.clone(),
+            number: *number,
+            numbers: numbers.clone(),
+            published: published.clone(),
+            taken: taken.clone(),
         }
     }
 
@@ -273,7 +344,9 @@ impl Picture {
             Place::Here => None,
             Place::Node(node) => Some(node),
         };
-        dead.filter_map(node).collect()
+        let behind = self.published.iter().flat_map(|published| &published.backends).filter(|backend| backend.dead);
+        let nodes = behind.filter_map(|backend| if let Place::Node(node) = backend.place { Some(node) } else { None });
+        dead.filter_map(node).chain(nodes).collect()
     }
 
     /// Keeps from `old` which of the nodes that are down have been asked in vain.
@@ -357,6 +430,9 @@ impl Network {
         }
         if wire.vni == 0 || wire.vni > VNI_MAX {
             return Err(format!("its VNI {} is not between 1 and {VNI_MAX}", wire.vni));
+        }
+        if wire.vni == INGRESS_VNI {
+            return Err(format!("its VNI {INGRESS_VNI} is that of published ports"));
         }
         let subnet: Ipv4Net = wire.subnet.parse().map_err(|_| format!("its subnet {:?} is not an IPv4 CIDR", wire.subnet))?;
         let mut network = Self {

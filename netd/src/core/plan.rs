@@ -4,9 +4,9 @@
 //! leads where no path is yet, and a path outlives the name that leads to it.
 //!
 //! ```text
-//! add     rules ─► resolver ─► forwarding ─► host ─► pods ─► devices ─► neighbours, forwarding entries ─► routes ─► elements
+//! add     rules ─► resolver ─► forwarding ─► host ─► pods ─► devices ─► neighbours, forwarding entries ─► routes ─► elements ─► ports
 //! (DNS)
-//! remove  elements ─► routes ─► neighbours, forwarding entries ─► devices, pods ─► host
+//! remove  ports ─► elements ─► routes ─► neighbours, forwarding entries ─► devices, pods ─► host
 //! ```
 //!
 //! Rules stand before the first packet can be forwarded and before the first device exists. What is already right is never touched: a
@@ -21,8 +21,10 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::dataplane::Dataplane;
+use super::ingress::{INGRESS, Selector};
 use super::links::{Interface, Link, LinkKind, Mac};
 use super::neighbours::{Forward, Route};
+use super::published::Opening;
 use super::rules::elements::{Element, Key, Spanned};
 use super::uplink::{HOST_END, HostEnd, HostRules, Passage, UPLINK};
 
@@ -33,7 +35,7 @@ pub enum Op {
     LoadRules,
     PrepareResolver,
     EnableForwarding,
-    /// Replaces our table on the host whole; its set is empty afterwards.
+    /// Replaces our table on the host whole; its sets are empty afterwards.
     LoadHostRules {
         guarded: bool,
     },
@@ -80,6 +82,10 @@ pub enum Op {
     ConfigureUplink {
         end: HostEnd,
     },
+    /// The one address of the device of published ports, and that it takes packets whatever way would lead back.
+    ConfigureIngress {
+        ip: Ipv4Addr,
+    },
     SetNeighbour {
         link: String,
         ip: Ipv4Addr,
@@ -90,8 +96,22 @@ pub enum Op {
         to: Ipv4Net,
         route: Route,
     },
+    /// The default route of a table.
+    SetDetour {
+        table: u32,
+        route: Route,
+    },
+    AddSelector(Selector),
     AddElement(Element),
+    /// The host sends what comes to this port on into the router.
+    OpenPort(Opening),
+    ClosePort(Opening),
     RemoveElement(Element),
+    RemoveSelector(Selector),
+    RemoveDetour {
+        table: u32,
+        route: Route,
+    },
     RemoveRoute {
         to: Ipv4Net,
         route: Route,
@@ -127,14 +147,21 @@ impl Op {
         let of_links = |link: &String| links.contains(link);
         match self {
             Self::LoadRules | Self::PrepareResolver | Self::EnableForwarding => true,
-            // A pod without a way out, or not heard by a peer yet, still has its networks.
+            // A pod without a way out, not heard by a peer or not published yet, still has its networks.
             Self::LoadHostRules { .. }
             | Self::AddPeer { .. }
             | Self::RemovePeer { .. }
             | Self::EnableHostForwarding
             | Self::OpenPassage
             | Self::AddUplink { .. }
-            | Self::ConfigureUplink { .. } => false,
+            | Self::ConfigureUplink { .. }
+            | Self::ConfigureIngress { .. }
+            | Self::SetDetour { .. }
+            | Self::RemoveDetour { .. }
+            | Self::AddSelector(_)
+            | Self::RemoveSelector(_)
+            | Self::OpenPort(_)
+            | Self::ClosePort(_) => false,
             Self::AddPod { task } | Self::RemovePod { task } | Self::ConfigurePod { task, .. } | Self::AddVeth { task, .. } => {
                 task == task_id
             }
@@ -158,12 +185,12 @@ impl Plan {
 pub fn plan(wanted: &Dataplane, observed: &Dataplane) -> Plan {
     let mut now = observed.clone();
     let mut add = Vec::new();
-    for phase in [foundations, on_host, new_pods, new_links, mended, new_paths, new_elements] {
+    for phase in [foundations, on_host, new_pods, new_links, mended, new_paths, new_elements, new_ports] {
         let ops = phase(wanted, &now);
         step(&mut now, &mut add, ops);
     }
     let mut remove = Vec::new();
-    for phase in [old_elements, old_routes, old_neighbours, old_links, old_peers] {
+    for phase in [old_ports, old_elements, old_routes, old_neighbours, old_links, old_peers] {
         let ops = phase(wanted, &now);
         step(&mut now, &mut remove, ops);
     }
@@ -248,6 +275,15 @@ fn on_host(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     ops
 }
 
+/// Once it is decided where what comes by them goes.
+fn new_ports(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    wanted.host.ports.difference(&now.host.ports).copied().map(Op::OpenPort).collect()
+}
+
+fn old_ports(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    now.host.ports.difference(&wanted.host.ports).copied().map(Op::ClosePort).collect()
+}
+
 fn old_peers(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     now.host.peers.difference(&wanted.host.peers).map(|node| Op::RemovePeer { node: *node }).collect()
 }
@@ -313,6 +349,8 @@ fn mended(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
         (Some(end), Some(observed)) if end != observed => ops.push(Op::ConfigureUplink { end }),
         _ => {}
     }
+    let ingress = wanted.ingress.filter(|ip| now.ingress != Some(*ip));
+    ops.extend(ingress.map(|ip| Op::ConfigureIngress { ip }));
     ops
 }
 
@@ -329,6 +367,12 @@ fn new_paths(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
             ops.push(Op::SetRoute { to: *to, route: route.clone() });
         }
     }
+    for (table, route) in &wanted.detours {
+        if now.detours.get(table) != Some(route) {
+            ops.push(Op::SetDetour { table: *table, route: route.clone() });
+        }
+    }
+    ops.extend(wanted.selectors.difference(&now.selectors).copied().map(Op::AddSelector));
     ops
 }
 
@@ -405,8 +449,12 @@ fn differences<'a, K: Ord, V: PartialEq>(
 }
 
 fn old_routes(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    let mut ops: Vec<Op> = now.selectors.difference(&wanted.selectors).copied().map(Op::RemoveSelector).collect();
+    let detours = now.detours.iter().filter(|(table, _)| !wanted.detours.contains_key(table));
+    ops.extend(detours.map(|(table, route)| Op::RemoveDetour { table: *table, route: route.clone() }));
     let old = now.routes.iter().filter(|(to, _)| !wanted.routes.contains_key(to));
-    old.map(|(to, route)| Op::RemoveRoute { to: *to, route: route.clone() }).collect()
+    ops.extend(old.map(|(to, route)| Op::RemoveRoute { to: *to, route: route.clone() }));
+    ops
 }
 
 fn old_neighbours(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
@@ -449,6 +497,13 @@ impl fmt::Display for Op {
             Self::MendLink { name, link, .. } => write!(f, "mend device {name} {link}"),
             Self::ConfigurePod { task, interface, end } => write!(f, "configure {task}/{interface} {}", end.ip),
             Self::ConfigureUplink { end } => write!(f, "configure {HOST_END} mac {} mtu {}", end.mac, end.mtu),
+            Self::ConfigureIngress { ip } => write!(f, "configure {INGRESS} {ip}"),
+            Self::SetDetour { table, route } => write!(f, "set route of table {table} {route}"),
+            Self::RemoveDetour { table, route } => write!(f, "remove route of table {table} {route}"),
+            Self::AddSelector(selector) => write!(f, "add rule {selector}"),
+            Self::RemoveSelector(selector) => write!(f, "remove rule {selector}"),
+            Self::OpenPort(opening) => write!(f, "open {opening}"),
+            Self::ClosePort(opening) => write!(f, "close {opening}"),
             Self::SetNeighbour { link, ip, mac } => write!(f, "set neighbour {ip} is {mac} on {link}"),
             Self::SetForward(forward) => write!(f, "set forward {forward}"),
             Self::SetRoute { to, route } => write!(f, "set route {to} {route}"),

@@ -7,8 +7,10 @@ use rcluster_api::wire::v1;
 
 use super::*;
 use crate::core::dataplane::{compile, compile_part};
+use crate::core::flows::Transport;
 use crate::core::links::{ROUTER_MAC, Underlay};
 use crate::core::picture::{Attachment, Attachments, Membership, Picture};
+use crate::core::published::tests as ports;
 use crate::core::rules::{egress, isolation};
 use crate::core::uplink::Forwarding;
 
@@ -230,6 +232,79 @@ open the passage through iptables
 }
 
 #[test]
+fn a_published_port_is_opened_last_and_closed_first() {
+    let attachments = attached("t1", &[("net-a", [10, 128, 0, 2])]);
+    let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh)]);
+    view.nodes.truncate(2);
+    view.networks.truncate(1);
+    let open = wanted(&view, &attachments);
+    let mut plain = view.clone();
+    plain.nodes.iter_mut().for_each(|node| node.number = 0);
+    plain.published.clear();
+    let closed = wanted(&plain, &attachments);
+    assert_eq!(
+        plan(&open, &closed).to_string(),
+        "add vxlan ing vni 4095 from 10.90.0.101 port 4789 mac 02:76:0a:5a:00:65 mtu 1450 up
+configure ing 169.254.192.1
+set neighbour 10.90.0.102 is 02:76:0a:5a:00:66 on ing
+set forward 02:76:0a:5a:00:66 to 10.90.0.102 on ing
+set route of table 100002 via 10.90.0.102 on ing
+add rule mark 0x0/0xff000000 to table 254 at 100
+add rule mark 0x1000002/0xffffffff to table 100002 at 1000
+add element entries { 169.254.54.2 }
+add element hairpin { 10.128.0.2 . 10.128.0.2 }
+add element outward { 4097 }
+add element peers { 02:76:0a:5a:00:66 : 16777218 }
+add element homes { 10.128.0.3 : 16777218 }
+add element homes { 10.128.0.4 : 16777218 }
+add element served { 10.128.0.2 . 6 . 80 }
+add element behind { 6 . 8080 . 0 : 10.128.0.2 . 80 }
+add element ports { 6 . 8080 : goto p1 }
+open tcp port 8080
+-- dns
+"
+    );
+    assert_eq!(
+        plan(&closed, &open).to_string(),
+        "-- dns
+close tcp port 8080
+remove element entries { 169.254.54.2 }
+remove element hairpin { 10.128.0.2 . 10.128.0.2 }
+remove element outward { 4097 }
+remove element peers { 02:76:0a:5a:00:66 : 16777218 }
+remove element homes { 10.128.0.3 : 16777218 }
+remove element homes { 10.128.0.4 : 16777218 }
+remove element served { 10.128.0.2 . 6 . 80 }
+remove element behind { 6 . 8080 . 0 : 10.128.0.2 . 80 }
+remove element ports { 6 . 8080 : goto p1 }
+remove rule mark 0x0/0xff000000 to table 254 at 100
+remove rule mark 0x1000002/0xffffffff to table 100002 at 1000
+remove route of table 100002 via 10.90.0.102 on ing
+remove neighbour 10.90.0.102 on ing
+remove forward 02:76:0a:5a:00:66 to 10.90.0.102 on ing
+remove device ing
+"
+    );
+}
+
+#[test]
+fn an_interval_goes_before_one_that_meets_it_comes() {
+    let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh)]);
+    let mut allowing = |net: &str| {
+        view.published[0].port.as_mut().unwrap().allow_from = vec![net.to_owned()];
+        wanted(&view, &Attachments::new())
+    };
+    let (wide, narrow) = (allowing("10.0.0.0/8"), allowing("10.1.0.0/16"));
+    assert_eq!(
+        plan(&narrow, &wide).to_string(),
+        "remove element allowed { 6 . 8080 . 10.0.0.0-10.255.255.255 }
+add element allowed { 6 . 8080 . 10.1.0.0-10.1.255.255 }
+-- dns
+"
+    );
+}
+
+#[test]
 fn a_device_of_the_wrong_kind_is_made_anew_with_all_that_hung_on_it() {
     let wanted = wanted(&view(1), &Attachments::new());
     let mut observed = wanted.clone();
@@ -400,7 +475,8 @@ fn any_picture(steady: bool) -> impl Strategy<Value = (Picture, Attachments, Und
     let pods = proptest::collection::btree_map(0_u8..5, proptest::collection::btree_set(0_u8..4, 0..3), 0..5);
     let policies = proptest::collection::btree_map(0_u8..4, (any::<bool>(), 1_u32..4, 0_u32..4), 0..3);
     (networks, pods, policies, prop_oneof![Just(1450_u32), Just(8950)]).prop_map(move |(networks, pods, policies, overlay_mtu)| {
-        let mut wire = v1::NetView { term: 1, revision: 1, node_id: "n1".into(), nodes: view(1).nodes, ..Default::default() };
+        let numbered = ports::numbered(1, Vec::new());
+        let mut wire = v1::NetView { term: 1, revision: 1, node_id: "n1".into(), nodes: numbered.nodes, ..Default::default() };
         for (net, endpoints) in &networks {
             let endpoints = endpoints.iter().map(|(host, node)| v1::EndpointView {
                 service_id: format!("s{net}"),
@@ -414,6 +490,21 @@ fn any_picture(steady: bool) -> impl Strategy<Value = (Picture, Attachments, Und
                 vips: vec![v1::VipView { network_id: format!("net{net}"), ip: format!("10.128.{net}.250"), names: vec!["web".into()] }],
                 ..Default::default()
             });
+            let mut published = ports::published(v1::IngressPolicy::Spread);
+            let port = published.port.as_mut().expect("it has one");
+            (port.published, port.count) = (8000 + u32::from(*net), 1);
+            port.allow_from = if endpoints.len() < 3 { Vec::new() } else { vec![format!("10.{net}.0.0/16")] };
+            published.service_id = format!("s{net}");
+            published.backends = endpoints
+                .clone()
+                .map(|endpoint| v1::BackendView {
+                    task_id: endpoint.task_id,
+                    node_id: endpoint.node_id,
+                    ip: endpoint.ip,
+                    state: endpoint.state,
+                })
+                .collect();
+            wire.published.push(published);
             wire.networks.push(v1::NetworkView {
                 id: format!("net{net}"),
                 name: format!("net{net}"),
@@ -468,6 +559,10 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
     if coin() {
         kernel.host.peers.insert(Ipv4Addr::new(10, 90, 0, 9));
     }
+    kernel.host.ports.retain(|_| !coin());
+    if coin() {
+        kernel.host.ports.insert(Opening { transport: Transport::Udp, port: 9 });
+    }
     if coin() {
         kernel.host.end = None;
     }
@@ -484,6 +579,16 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
     kernel.links.values_mut().filter(|_| coin()).for_each(|link| link.mac = Mac([2, 0, 0, 0, 0, 9]));
     kernel.links.values_mut().filter(|_| coin()).for_each(|link| link.mtu = 1000);
     kernel.routes.retain(|_, _| !coin());
+    kernel.detours.retain(|_, _| !coin());
+    kernel.selectors.retain(|_| !coin());
+    if coin() {
+        let stray = Selector { preference: 1000, mark: 0x0100_0009, mask: u32::MAX, table: 100_009 };
+        kernel.selectors.insert(stray);
+        kernel.detours.insert(stray.table, Route::Via { link: "v1".into(), gateway: Ipv4Addr::new(10, 90, 0, 9) });
+    }
+    if coin() {
+        kernel.ingress = None;
+    }
     kernel.neighbours.retain(|_, _| !coin());
     kernel.neighbours.values_mut().filter(|_| coin()).for_each(|mac| *mac = ROUTER_MAC);
     kernel.forwards.retain(|_| !coin());
@@ -554,6 +659,13 @@ proptest! {
                 Op::AddPod { task } | Op::RemovePod { task } => held.pods.contains_key(task) && wanted.pods.contains_key(task),
                 Op::SetRoute { to, route } => held.routes.get(to) == Some(route),
                 Op::RemoveRoute { to, .. } => wanted.routes.contains_key(to),
+                Op::SetDetour { table, route } => held.detours.get(table) == Some(route),
+                Op::RemoveDetour { table, .. } => wanted.detours.contains_key(table),
+                Op::AddSelector(selector) => held.selectors.contains(selector),
+                Op::RemoveSelector(selector) => wanted.selectors.contains(selector),
+                Op::OpenPort(opening) => held.host.ports.contains(opening),
+                Op::ClosePort(opening) => wanted.host.ports.contains(opening),
+                Op::ConfigureIngress { ip } => held.ingress == Some(*ip),
                 Op::SetForward(forward) => held.forwards.contains(forward),
                 Op::RemoveForward(forward) => wanted.forwards.contains(forward),
                 Op::AddElement(element) => held.elements.get(&element.key) == Some(&element.data),

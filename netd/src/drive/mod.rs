@@ -8,8 +8,9 @@
 //!
 //! After each command only the difference to what is believed of the kernel is carried out. Soon after a picture, or after someone else has
 //! changed something, and before the answer to a picture that is given again, the kernel is read back, at the start and at each check with
-//! the pods; what differs is mended and counted as a repair; connections that lead nowhere any more are forgotten. Pictures are full and only
-//! rise; nothing is removed because one did not come. Never: waits for anyone but the kernel, and once, for 300 ms, for a node that is said
+//! the pods; what differs is mended and counted as a repair; connections that lead nowhere any more are forgotten. Published ports that
+//! somebody else has on this host are tried again at each check. Pictures are full and only rise; nothing is removed because one did not
+//! come. Never: waits for anyone but the kernel, and once, for 300 ms, for a node that is said
 //! to be down.
 
 use std::collections::BTreeMap;
@@ -28,11 +29,13 @@ use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
 use crate::core::dataplane::{Dataplane, compile};
-use crate::core::flows;
+use crate::core::flows::{self, Transport};
+use crate::core::ingress;
 use crate::core::links::Underlay;
 use crate::core::names::{self, NetworkNames};
 use crate::core::picture::{Attachment, Attachments, Picture};
 use crate::core::plan::{Op, Plan, plan};
+use crate::core::published::Opening;
 use crate::core::routes;
 use crate::core::uplink::{self, conditions};
 use crate::dns::{Board, SharedBoard};
@@ -219,6 +222,7 @@ impl<K: Kernel> Owner<K> {
             picture_problems: Vec::new(),
             kernel_problems: Vec::new(),
         };
+        owner.keep_ports();
         let mended = owner.mend(observed);
         if adopted {
             owner.repairs = mended;
@@ -310,13 +314,27 @@ impl<K: Kernel> Owner<K> {
             Ok(found) => (routes::told(found).iter().map(ToString::to_string).collect(), Vec::new()),
             Err(error) => (Vec::new(), vec![format!("the host's routes could not be read: {}", in_full(&error))]),
         };
-        v1::NodeNetwork { mtu: self.underlay.overlay_mtu, routes, held_ports: Vec::new(), conditions }
+        let held = |(opening, by): (&Opening, &String)| {
+            let protocol = match opening.transport {
+                Transport::Tcp => v1::Protocol::Tcp,
+                Transport::Udp => v1::Protocol::Udp,
+            };
+            v1::HeldPort { protocol: protocol.into(), port: opening.port.into(), by: by.clone() }
+        };
+        let held_ports = self.picture.taken.iter().map(held).collect();
+        v1::NodeNetwork { mtu: self.underlay.overlay_mtu, routes, held_ports, conditions }
     }
 
     fn problems(&self) -> Vec<String> {
         let forgetful = self.store.trouble().map(|why| format!("the picture is in force but not remembered over a reboot: {why}"));
-        let forgetful: Vec<String> = forgetful.into_iter().collect();
-        [bounded(&self.picture_problems), bounded(&self.kernel_problems), forgetful, conditions(&self.held.host, &self.underlay)].concat()
+        [
+            bounded(&self.picture_problems),
+            bounded(&ingress::problems(&self.picture)),
+            bounded(&self.kernel_problems),
+            forgetful.into_iter().collect(),
+            conditions(&self.held.host, &self.underlay),
+        ]
+        .concat()
     }
 
     fn wanted(&self) -> Dataplane {
@@ -333,13 +351,33 @@ impl<K: Kernel> Owner<K> {
         if overstayed || self.patience.ticks >= self.patience.due {
             let patience = self.patience;
             self.check();
-            self.patience = patience.after(self.kernel_problems.is_empty());
+            self.patience = patience.after(self.kernel_problems.is_empty() && self.picture.taken.is_empty());
         }
         self.ask_the_dead();
     }
 
+    /// Has the ports of the host that the picture calls for, and no others; those that somebody else has are not published here, and tried
+    /// again soon. Whether these are others than before.
+    fn keep_ports(&mut self) -> bool {
+        let taken = self.kernel.keep_ports(&ingress::openings(&self.picture));
+        let changed = taken != self.picture.taken;
+        if changed {
+            if !taken.is_empty() {
+                self.patience = Patience::NONE;
+            }
+            self.picture.taken = taken;
+            for problem in ingress::problems(&self.picture) {
+                warn!(problem, "a port is not published");
+            }
+        }
+        changed
+    }
+
     /// Reads the kernel back, pods included, and mends it; the underlay's MTU is followed.
     fn check(&mut self) {
+        if self.keep_ports() {
+            self.carry_out(&plan(&self.wanted(), &self.held));
+        }
         match self.kernel.overlay_mtu() {
             Ok(overlay_mtu) if overlay_mtu != self.underlay.overlay_mtu => {
                 info!(from = self.underlay.overlay_mtu, to = overlay_mtu, "the underlay's MTU changed");
@@ -435,8 +473,9 @@ impl<K: Kernel> Owner<K> {
         failures.into_iter().filter_map(|(index, why)| ops.get(index).map(|op| (op.clone(), why))).collect()
     }
 
-    /// DNS answers by the picture and the pods from here on.
+    /// DNS answers by the picture and the pods from here on, and the host's own connections go by them.
     fn publish(&mut self) {
+        self.kernel.lead(ingress::targets(&self.picture, &self.attachments));
         let indexes = self.kernel.indexes().into_iter().map(|(index, name)| (name, index)).collect();
         let sights = names::sights(&self.names, &self.attachments, uplink::inside(&self.picture));
         self.shared.board.store(Arc::new(Board::new(&sights, &self.attachments, &indexes)));

@@ -13,7 +13,7 @@ use crate::core::names;
 use crate::core::neighbours::held_twice;
 use crate::core::picture::Picture;
 use crate::core::plan::plan;
-use crate::core::rules::{balance, policy};
+use crate::core::rules::{balance, ingress, policy};
 use crate::kernel::Kernel;
 
 /// A picture as it was read, and what had to be left out of it.
@@ -56,8 +56,12 @@ impl<K: Kernel> Owner<K> {
         problems.extend(held_twice(&picture, &self.attachments, &self.underlay));
         problems.extend(balance::left_out(&picture, &self.attachments));
         problems.extend(policy::too_large(&picture));
-        let may_strand = self.picture.networks != picture.networks && (flows::any(&self.picture) || flows::any(&picture));
+        problems.extend(ingress::left_out(&picture, &self.attachments));
+        let changed = self.picture.networks != picture.networks || self.picture.published != picture.published;
+        let may_strand = changed && (flows::any(&self.picture) || flows::any(&picture));
+        picture.taken.clone_from(&self.picture.taken);
         self.picture = picture;
+        self.keep_ports();
         self.names = names::networks(&self.picture, &self.attachments);
         let steps = plan(&self.wanted(), &self.held);
         let failed = self.carry_out(&steps);

@@ -40,10 +40,8 @@ pub fn flows(netlink: &mut Netlink) -> Result<Vec<Flow>, KernelError> {
 pub fn forget(netlink: &mut Netlink, flow: &Flow) -> Result<(), KernelError> {
     let (source, destination) = (flow.source, flow.destination);
     let addresses = Attributes::new().bytes(1, &source.0.octets()).bytes(2, &destination.0.octets());
-    let protocol = Attributes::new()
-        .bytes(1, &[protocol_number(flow.transport)])
-        .bytes(2, &source.1.to_be_bytes())
-        .bytes(3, &destination.1.to_be_bytes());
+    let protocol =
+        Attributes::new().bytes(1, &[flow.transport.number()]).bytes(2, &source.1.to_be_bytes()).bytes(3, &destination.1.to_be_bytes());
     let tuple = Attributes::new().nested(ADDRESSES, addresses).nested(PROTOCOL, protocol);
     let attributes = Attributes::new().nested(ORIGINAL, tuple).number(ID, flow.id);
     match ask(netlink, &format!("forget the connection {flow}"), (DELETE, ACK), &attributes) {
@@ -65,7 +63,7 @@ fn flow(message: &[u8]) -> Option<Flow> {
     let attributes = parse(message);
     let (protocol, source, destination) = tuple(attributes.get(&ORIGINAL)?)?;
     let (_, server, _) = tuple(attributes.get(&REPLY)?)?;
-    let transport = [Transport::Tcp, Transport::Udp].into_iter().find(|transport| protocol_number(*transport) == protocol)?;
+    let transport = [Transport::Tcp, Transport::Udp].into_iter().find(|transport| transport.number() == protocol)?;
     Some(Flow { transport, source, destination, server: server.0, id: number(&attributes, ID)? })
 }
 
@@ -82,13 +80,6 @@ fn tuple(tuple: &[u8]) -> Option<(u8, End, End)> {
         Some((Ipv4Addr::from(*address), u16::from_be_bytes(*port)))
     };
     Some((*protocol.get(&1)?.first()?, end(1, 2)?, end(2, 3)?))
-}
-
-fn protocol_number(transport: Transport) -> u8 {
-    match transport {
-        Transport::Tcp => 6,
-        Transport::Udp => 17,
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,9 @@ use nix::errno::Errno;
 use super::{Failure, Kernel, KernelError, Pods};
 use crate::core::dataplane::Dataplane;
 use crate::core::flows::Flow;
+use crate::core::ingress::Target;
 use crate::core::plan::Op;
+use crate::core::published::Opening;
 
 /// Simulates the kernel; `refuses` names, by a part of their text, operations that fail.
 #[derive(Debug, Default)]
@@ -25,6 +27,10 @@ pub struct Fake {
     pub refuses: Option<&'static str>,
     /// Operations until netd is killed: the next one unwinds the stack, with what is held as its payload.
     pub lives: Option<usize>,
+    /// Ports of the host that other programs have, and which.
+    pub taken: BTreeMap<Opening, String>,
+    /// Where the host's own connections go.
+    pub targets: BTreeMap<Opening, Vec<Target>>,
     /// Everything that was asked of it.
     pub obeyed: Vec<String>,
 }
@@ -76,6 +82,14 @@ impl Kernel for Fake {
 
     fn overlay_mtu(&mut self) -> Result<u32, KernelError> {
         Ok(1450)
+    }
+
+    fn keep_ports(&mut self, ports: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
+        self.taken.iter().filter(|(opening, _)| ports.contains(opening)).map(|(opening, by)| (*opening, by.clone())).collect()
+    }
+
+    fn lead(&mut self, targets: BTreeMap<Opening, Vec<Target>>) {
+        self.targets = targets;
     }
 
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {

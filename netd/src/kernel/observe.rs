@@ -12,11 +12,13 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::KernelError;
 use super::messages::PROTOCOL;
 use super::netlink::Netlink;
+use crate::core::ingress::{INGRESS, Selector};
 use crate::core::links::{Interface, Link, LinkKind, Mac, Pod, RESOLVER, is_ours};
 use crate::core::neighbours::{Forward, Neighbours, Route};
 use crate::core::uplink::UPLINK;
@@ -186,13 +188,67 @@ fn link_layer_address(message: &NeighbourMessage) -> Option<Mac> {
 
 /// Our routes in the main table.
 pub fn routes(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Result<BTreeMap<Ipv4Net, Route>, KernelError> {
+    Ok(all_routes(netlink, names)?.0)
+}
+
+/// Our routes in the main table, and the default ones of ours in other tables.
+pub fn all_routes(
+    netlink: &mut Netlink,
+    names: &BTreeMap<u32, String>,
+) -> Result<(BTreeMap<Ipv4Net, Route>, BTreeMap<u32, Route>), KernelError> {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
-    let messages = netlink.dump("list routes", &RouteNetlinkMessage::GetRoute(message))?;
+    let (mut routes, mut detours) = (BTreeMap::new(), BTreeMap::new());
+    for message in netlink.dump("list routes", &RouteNetlinkMessage::GetRoute(message))? {
+        let RouteNetlinkMessage::NewRoute(message) = message else { continue };
+        let Some((to, route)) = route_of(&message, names) else { continue };
+        if message.header.table == RouteHeader::RT_TABLE_MAIN {
+            routes.insert(to, route);
+        } else if to.prefix_len() == 0 {
+            detours.insert(table_of(&message), route);
+        }
+    }
+    Ok((routes, detours))
+}
+
+fn table_of(message: &RouteMessage) -> u32 {
+    let table = |attribute: &RouteAttribute| if let RouteAttribute::Table(table) = attribute { Some(*table) } else { None };
+    message.attributes.iter().find_map(table).unwrap_or(u32::from(message.header.table))
+}
+
+/// Our rules by which marks choose tables.
+pub fn selectors(netlink: &mut Netlink) -> Result<BTreeSet<Selector>, KernelError> {
+    let mut message = RuleMessage::default();
+    message.header.family = AddressFamily::Inet;
+    let messages = netlink.dump("list rules of routing", &RouteNetlinkMessage::GetRule(message))?;
     Ok(messages
         .into_iter()
-        .filter_map(|message| if let RouteNetlinkMessage::NewRoute(route) = message { route_of(&route, names) } else { None })
+        .filter_map(|message| if let RouteNetlinkMessage::NewRule(rule) = message { selector_of(&rule) } else { None })
         .collect())
+}
+
+fn selector_of(message: &RuleMessage) -> Option<Selector> {
+    let mut selector = Selector { preference: 0, mark: 0, mask: 0, table: u32::from(message.header.table) };
+    let mut is_ours = false;
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(preference) => selector.preference = *preference,
+            RuleAttribute::FwMark(mark) => selector.mark = *mark,
+            RuleAttribute::FwMask(mask) => selector.mask = *mask,
+            RuleAttribute::Table(table) => selector.table = *table,
+            RuleAttribute::Protocol(protocol) => is_ours = *protocol == RouteProtocol::Other(PROTOCOL),
+            _ => {}
+        }
+    }
+    is_ours.then_some(selector)
+}
+
+/// The address of the device of published ports, if it has one and no other.
+pub fn ingress(netlink: &mut Netlink, devices: &[Device]) -> Result<Option<Ipv4Addr>, KernelError> {
+    let Some(device) = devices.iter().find(|device| device.name == INGRESS) else { return Ok(None) };
+    let held = addresses(netlink)?.into_iter().filter(|(index, _)| *index == device.index);
+    let held: Vec<Ipv4Addr> = held.map(|(_, ip)| ip).collect();
+    Ok(if let [ip] = held[..] { Some(ip) } else { None })
 }
 
 /// Every destination that the socket's namespace has a way to, in whichever table; its own addresses are none.
@@ -221,7 +277,7 @@ fn destination_of(message: &RouteMessage) -> Option<Ipv4Net> {
 
 fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<(Ipv4Net, Route)> {
     let header = &message.header;
-    if header.table != RouteHeader::RT_TABLE_MAIN || header.protocol != RouteProtocol::Other(PROTOCOL) {
+    if header.protocol != RouteProtocol::Other(PROTOCOL) {
         return None;
     }
     let mut to = Ipv4Addr::UNSPECIFIED;
@@ -390,5 +446,17 @@ mod tests {
             }
         });
         assert_eq!(address, Some(node));
+    }
+
+    #[test]
+    fn a_rule_of_routing_is_read_as_it_is_written() {
+        let selector = Selector { preference: 1000, mark: 0x0100_0007, mask: u32::MAX, table: 100_007 };
+        let message = messages::selector(&selector);
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        let mut read = RuleMessage::parse(&bytes[..]).unwrap();
+        assert_eq!(selector_of(&read), Some(selector));
+        read.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));
+        assert_eq!(selector_of(&read), None, "another's");
     }
 }

@@ -8,6 +8,8 @@ mod leave;
 
 mod egress;
 
+mod ingress;
+
 mod forward;
 
 mod malformed;

@@ -9,7 +9,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::expressions::Verdict;
-use super::{Data, Set, balance, egress, isolation, policy};
+use super::{Data, Set, balance, egress, ingress, isolation, policy};
 use crate::core::links::Mac;
 
 /// Bytes of a device's name in a key: padded with zeros.
@@ -35,11 +35,19 @@ pub enum SetName {
     Shielded,
     Policed,
     Flood,
+    Outward,
+    Peers,
+    Homes,
+    Served,
+    Guarded,
+    Allowed,
+    Behind,
+    Ports,
 }
 
 impl SetName {
     /// All of them, in order.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 22] = [
         Self::Sources,
         Self::Members,
         Self::Exits,
@@ -54,6 +62,14 @@ impl SetName {
         Self::Shielded,
         Self::Policed,
         Self::Flood,
+        Self::Outward,
+        Self::Peers,
+        Self::Homes,
+        Self::Served,
+        Self::Guarded,
+        Self::Allowed,
+        Self::Behind,
+        Self::Ports,
     ];
 
     /// What it is like.
@@ -73,6 +89,14 @@ impl SetName {
             Self::Shielded => &policy::SHIELDED,
             Self::Policed => &policy::POLICED,
             Self::Flood => &isolation::FLOOD,
+            Self::Outward => &ingress::OUTWARD,
+            Self::Peers => &ingress::PEERS,
+            Self::Homes => &ingress::HOMES,
+            Self::Served => &ingress::SERVED,
+            Self::Guarded => &ingress::GUARDED,
+            Self::Allowed => &ingress::ALLOWED,
+            Self::Behind => &ingress::BEHIND,
+            Self::Ports => &ingress::PORTS,
         }
     }
 }
