@@ -17,7 +17,7 @@ use rcluster_base::ledger;
 use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 use tracing::{info, warn};
@@ -139,24 +139,30 @@ impl Netd {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         let mut complained = false;
         let mut kept = self.view.borrow().as_deref().map_or((0, 0), mark);
+        let mut looked = Instant::now();
         loop {
             let view = views.borrow_and_update().clone();
             if let Some(view) = view.as_deref().filter(|view| mark(view) > kept) {
                 kept = mark(view);
-                if let Err(error) = ledger::write_bytes(&self.kept, &view.encode_to_vec()) {
+                if let Err(error) = ledger::write_fleeting_bytes(&self.kept, &view.encode_to_vec()) {
                     warn!(%error, "the network view is not kept for a restart of the agent");
                 }
             }
-            let done = match view.filter(|view| mark(view) > self.applied()) {
+            let mut done = match view.filter(|view| mark(view) > self.applied()) {
                 Some(view) => self.apply(&view).await,
                 None => {
                     tokio::select! {
                         // The sender lives as long as self.
                         _ = views.changed() => Ok(()),
-                        () = sleep(LOOK) => self.look().await,
+                        () = sleep_until(looked + LOOK) => Ok(()),
                     }
                 }
             };
+            // Also while one view follows the other: it tells of the host, too.
+            if done.is_ok() && looked.elapsed() >= LOOK {
+                done = self.look().await;
+                looked = Instant::now();
+            }
             match done {
                 Ok(()) => {
                     if std::mem::take(&mut complained) {

@@ -6,7 +6,9 @@
 pub mod access;
 mod data;
 pub mod once;
+mod policy;
 mod pools;
+mod ports;
 mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,7 +124,7 @@ impl Request {
     pub fn bytes(&self) -> usize {
         let spec_bytes = |spec: &Spec| match spec {
             Spec::Service(spec) => validate::text_size(spec),
-            Spec::Network(spec) => validate::label_bytes(&spec.labels),
+            Spec::Network(spec) => validate::network_text_size(spec),
             Spec::Data(spec) => validate::label_bytes(&spec.labels) + spec.data.as_ref().map_or(0, |data| data.0.len()),
         };
         match self {
@@ -249,7 +251,10 @@ fn apply(state: &State, specs: Vec<(Spec, u64)>, ctx: &mut Ctx) -> Result<(Chang
             Spec::Network(spec) => apply_network(state, spec, expected, &mut subnets, ctx, &mut changes)?,
         });
     }
+    let notes = ports::check(state, &changes)?;
+    changes.notes.extend(notes);
     data::roll_users(state, &changed_data, &mut changes);
+    policy::check(state, &mut changes)?;
     Ok((changes, Answer::Applied(applied)))
 }
 
@@ -263,16 +268,6 @@ fn check_version(kind: Kind, name: &str, expected: u64, actual: u64) -> Result<(
         .hint(format!("look at it again with `rclusterctl get {} {name} -o yaml`", kind.as_str())))
 }
 
-/// What can be asked of a service and is not built yet: the field, what it asks for, whether a spec does.
-const NOT_BUILT: [(&str, &str, fn(&ServiceSpec) -> bool); 1] = [("ports", "published ports are", |spec| !spec.ports.is_empty())];
-
-fn check_built(spec: &ServiceSpec) -> Result<(), ApiError> {
-    match NOT_BUILT.iter().find(|(_, _, asks)| asks(spec)) {
-        Some((field, what, _)) => Err(ApiError::new(ErrorCode::Invalid, format!("{what} not built yet")).field(*field).hint("remove it")),
-        None => Ok(()),
-    }
-}
-
 fn apply_service(
     state: &State,
     spec: ServiceSpec,
@@ -281,7 +276,6 @@ fn apply_service(
     ctx: &mut Ctx,
     changes: &mut ChangeSet,
 ) -> Result<Applied, ApiError> {
-    check_built(&spec)?;
     for (index, attachment) in spec.networks.iter().enumerate() {
         let exists = state.find_network(&attachment.network).is_some_and(|network| !network.removing);
         if !exists && !new_networks.contains_key(&attachment.network) {
@@ -571,6 +565,7 @@ fn scale(state: &State, name: &str, replicas: u32) -> Result<(ChangeSet, Answer)
             message: format!("from {replicas_before} to {replicas}"),
         });
         changes.puts.push(Object::Service(scaled));
+        policy::check(state, &mut changes)?;
     }
     Ok((changes, Answer::Scaled { replicas_before }))
 }

@@ -5,11 +5,15 @@
 //! left out and named in `problems`, so that one bad entry never freezes the rest. Never: looks at the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use rcluster_api::wire::v1;
 use serde::{Deserialize, Serialize};
+
+use super::ingress::{INGRESS_VNI, NUMBER_MAX};
+use super::policy::Policy;
+use super::published::{Opening, Published};
 
 /// The highest VNI that a VXLAN header can carry.
 const VNI_MAX: u32 = (1 << 24) - 1;
@@ -31,6 +35,48 @@ pub struct Picture {
     /// Underlay addresses of nodes that are down by the managers' word and do not answer this one either.
     #[serde(default)]
     pub silent: BTreeSet<Ipv4Addr>,
+    /// This node's; 0: it has none yet, and publishes nothing.
+    #[serde(default)]
+    pub number: u32,
+    /// The other nodes' by their addresses.
+    #[serde(default)]
+    pub numbers: BTreeMap<Ipv4Addr, u32>,
+    /// No two have a port in common.
+    #[serde(default)]
+    pub published: Vec<Published>,
+    /// Ports that others have on this host, and who has them: of those that are published, or have been.
+    #[serde(skip)]
+    pub taken: BTreeMap<Opening, String>,
+    /// Nodes' names by underlay address, lower case.
+    #[serde(default)]
+    pub node_names: BTreeMap<Ipv4Addr, String>,
+    /// This node's name, lower case.
+    #[serde(default)]
+    pub node: String,
+    /// By service id; those on a network of the picture.
+    #[serde(default)]
+    pub services: BTreeMap<String, Service>,
+}
+
+/// How a service is called, and its ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Lower case.
+    pub name: String,
+    /// Lower case; empty if it is in none.
+    pub stack: String,
+    /// Those that have a name, in the service's order.
+    pub ports: Vec<NamedPort>,
+}
+
+/// A port that DNS knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedPort {
+    /// Lower case.
+    pub name: String,
+    pub udp: bool,
+    /// In the containers; of a range the first.
+    pub target: u16,
 }
 
 /// One network that has, or is about to have, a pod on this node.
@@ -46,6 +92,9 @@ pub struct Network {
     /// Services' virtual addresses.
     #[serde(default)]
     pub vips: BTreeMap<Ipv4Addr, Vip>,
+    /// None: all may speak with all.
+    #[serde(default)]
+    pub policy: Option<Policy>,
     /// No longer in the managers' picture; kept as last seen because a pod here is still attached to it.
     #[serde(default)]
     pub leaving: bool,
@@ -103,6 +152,9 @@ pub enum Place {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Attachment {
     pub networks: Vec<Membership>,
+    /// Resolvers of its own, which are asked for foreign names; none: the host's.
+    #[serde(default)]
+    pub dns: Vec<IpAddr>,
     /// It ends: whatever the picture says, nobody here is to begin anything with it.
     #[serde(default)]
     pub left: bool,
@@ -118,8 +170,22 @@ pub struct Membership {
     pub ip: Ipv4Addr,
 }
 
+impl Attachment {
+    /// The ids of its networks.
+    pub fn network_ids(&self) -> BTreeSet<&str> {
+        self.networks.iter().map(|membership| membership.network_id.as_str()).collect()
+    }
+}
+
 /// By task id.
 pub type Attachments = BTreeMap<String, Attachment>;
+
+impl Attachment {
+    /// Whether connections may begin to this address of it.
+    pub fn takes(&self, ip: Ipv4Addr) -> bool {
+        !self.left && self.networks.iter().any(|membership| membership.ip == ip)
+    }
+}
 
 impl Picture {
     /// Parses the wire's picture; the second value says what had to be left out and why.
@@ -142,8 +208,18 @@ impl Picture {
             revision: view.revision,
             node_id: view.node_id.clone(),
             nodes: nodes.values().flatten().copied().collect(),
+            services: view.services.iter().map(|service| (service.id.clone(), Service::parse(service))).collect(),
             ..Self::default()
         };
+        for node in &view.nodes {
+            let name = node.name.to_ascii_lowercase();
+            if node.id == view.node_id {
+                picture.node.clone_from(&name);
+            }
+            if let Some(Some(addr)) = nodes.get(node.id.as_str()) {
+                picture.node_names.insert(*addr, name);
+            }
+        }
         for pool in &view.pools {
             match pool.parse::<Ipv4Net>() {
                 Ok(net) => {
@@ -166,7 +242,53 @@ impl Picture {
         for service in view.services.iter().filter(|service| service.mode() == v1::EndpointMode::Vip) {
             picture.add_vips(service, &mut problems);
         }
+        picture.add_numbers(view, &nodes, &mut problems);
+        picture.add_published(view, &nodes, &mut problems);
         (picture, problems)
+    }
+
+    /// Tells the nodes by their numbers.
+    fn add_numbers(&mut self, view: &v1::NetView, nodes: &BTreeMap<&str, Option<Ipv4Addr>>, problems: &mut Vec<String>) {
+        let mut given = BTreeSet::new();
+        for node in view.nodes.iter().filter(|node| node.number > 0) {
+            let Some(addr) = nodes.get(node.id.as_str()).copied().flatten() else { continue };
+            let wrong = if node.number > NUMBER_MAX {
+                format!("is more than {NUMBER_MAX}")
+            } else if !given.insert(node.number) {
+                "another node has too".to_owned()
+            } else if node.id == view.node_id {
+                self.number = node.number;
+                continue;
+            } else {
+                self.numbers.insert(addr, node.number);
+                continue;
+            };
+            problems.push(format!("node {} has the number {}, which {wrong}; published ports do not lead there", node.id, node.number));
+        }
+    }
+
+    fn add_published(&mut self, view: &v1::NetView, nodes: &BTreeMap<&str, Option<Ipv4Addr>>, problems: &mut Vec<String>) {
+        let names: BTreeMap<&str, &str> = view.services.iter().map(|service| (service.id.as_str(), service.name.as_str())).collect();
+        for wire in &view.published {
+            let service = names.get(wire.service_id.as_str()).copied().unwrap_or(&wire.service_id);
+            match Published::parse(wire, &view.node_id, nodes, &names, problems) {
+                Ok(Some(published)) => match self.published.iter().find(|other| other.meets(&published)) {
+                    Some(other) => problems.push(format!(
+                        "a port of service {service} is left out: {} meet{} {} of service {}",
+                        published.in_words(),
+                        if published.count == 1 { "s" } else { "" },
+                        other.in_words(),
+                        other.service
+                    )),
+                    None => self.published.push(published),
+                },
+                Ok(None) => {}
+                Err(why) => problems.push(format!("a port of service {service} is left out: {why}")),
+            }
+        }
+        if self.number == 0 && !self.published.is_empty() {
+            problems.push("this node has no number yet, so it publishes no ports; the managers give it one".to_owned());
+        }
     }
 
     /// Gives a service its addresses on those of its networks that are in the picture.
@@ -177,6 +299,37 @@ impl Picture {
                 problems.push(format!("service {} has no address on network {}: {why}", service.name, network.name));
             }
         }
+    }
+
+    /// The picture with these networks alone.
+    pub fn part(&self, networks: &BTreeSet<&str>) -> Self {
+        let Self { term, revision, node_id, node, networks: all, nodes, node_names, pools, silent, services, number, numbers, published, taken } = self;
+        let kept = all.iter().filter(|(id, _)| networks.contains(id.as_str())).map(|(id, network)| (id.clone(), network.clone()));
+        Self {
+            term: *term,
+            revision: *revision,
+            node_id: node_id.clone(),
+            node: node.clone(),
+            networks: kept.collect(),
+            nodes: nodes.clone(),
+            node_names: node_names.clone(),
+            pools: pools.clone(),
+            silent: silent.clone(),
+            services: services.clone(),
+            number: *number,
+            numbers: numbers.clone(),
+            published: published.clone(),
+            taken: taken.clone(),
+        }
+    }
+
+    /// The name of the node where something is, if it is known.
+    pub fn node_name(&self, place: Place) -> Option<&str> {
+        let name = match place {
+            Place::Here => Some(&self.node),
+            Place::Node(addr) => self.node_names.get(&addr),
+        };
+        name.map(String::as_str).filter(|name| !name.is_empty())
     }
 
     /// The picture's place in the order of pictures.
@@ -191,7 +344,9 @@ impl Picture {
             Place::Here => None,
             Place::Node(node) => Some(node),
         };
-        dead.filter_map(node).collect()
+        let behind = self.published.iter().flat_map(|published| &published.backends).filter(|backend| backend.dead);
+        let nodes = behind.filter_map(|backend| if let Place::Node(node) = backend.place { Some(node) } else { None });
+        dead.filter_map(node).chain(nodes).collect()
     }
 
     /// Keeps from `old` which of the nodes that are down have been asked in vain.
@@ -207,7 +362,22 @@ impl Picture {
             }
             let Some(network) = old.networks.get(&membership.network_id) else { continue };
             if self.clash(&membership.network_id, network).is_none() {
+                self.retain_words(old, network);
                 self.networks.insert(membership.network_id.clone(), Network { leaving: true, ..network.clone() });
+            }
+        }
+    }
+
+    /// Keeps from `old` what the names on one of its networks are made of.
+    fn retain_words(&mut self, old: &Picture, network: &Network) {
+        for endpoint in network.endpoints.values() {
+            if let Some(service) = old.services.get(&endpoint.service_id) {
+                self.services.entry(endpoint.service_id.clone()).or_insert_with(|| service.clone());
+            }
+            if let Place::Node(addr) = endpoint.place
+                && let Some(name) = old.node_names.get(&addr)
+            {
+                self.node_names.entry(addr).or_insert_with(|| name.clone());
             }
         }
     }
@@ -234,6 +404,20 @@ impl Picture {
     }
 }
 
+impl Service {
+    fn parse(wire: &v1::ServiceView) -> Self {
+        let port = |port: &v1::Port| {
+            let target = u16::try_from(port.target).ok().filter(|target| *target > 0 && !port.name.is_empty())?;
+            Some(NamedPort { name: port.name.to_ascii_lowercase(), udp: port.protocol() == v1::Protocol::Udp, target })
+        };
+        Self {
+            name: wire.name.to_ascii_lowercase(),
+            stack: wire.stack.to_ascii_lowercase(),
+            ports: wire.ports.iter().filter_map(port).collect(),
+        }
+    }
+}
+
 impl Network {
     fn parse(
         wire: &v1::NetworkView,
@@ -247,6 +431,9 @@ impl Network {
         if wire.vni == 0 || wire.vni > VNI_MAX {
             return Err(format!("its VNI {} is not between 1 and {VNI_MAX}", wire.vni));
         }
+        if wire.vni == INGRESS_VNI {
+            return Err(format!("its VNI {INGRESS_VNI} is that of published ports"));
+        }
         let subnet: Ipv4Net = wire.subnet.parse().map_err(|_| format!("its subnet {:?} is not an IPv4 CIDR", wire.subnet))?;
         let mut network = Self {
             name: wire.name.to_ascii_lowercase(),
@@ -256,6 +443,7 @@ impl Network {
             names: wire.names.iter().map(|name| name.to_ascii_lowercase()).collect(),
             endpoints: BTreeMap::new(),
             vips: BTreeMap::new(),
+            policy: wire.policy.as_ref().map(|policy| Policy::parse(policy, &wire.name, problems)),
             leaving: false,
         };
         for endpoint in &wire.endpoints {

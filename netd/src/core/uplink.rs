@@ -17,8 +17,10 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::ingress;
 use super::links::{Link, LinkKind, Mac, Underlay};
 use super::picture::{Picture, Place};
+use super::published::Opening;
 use super::rules::{Outline, host};
 
 /// The pair's end in the router namespace.
@@ -64,6 +66,8 @@ pub struct HostPlane {
     pub rules: HostRules,
     /// Nodes that VXLAN is taken from.
     pub peers: BTreeSet<Ipv4Addr>,
+    /// Ports by which connections from elsewhere go on into the router.
+    pub ports: BTreeSet<Opening>,
     /// The host forwards packets.
     pub forwarding: bool,
     pub passage: Passage,
@@ -122,6 +126,7 @@ pub fn host_plane(picture: &Picture, underlay: &Underlay) -> HostPlane {
     HostPlane {
         rules: rules(underlay),
         peers: peers(picture, underlay),
+        ports: ingress::open(picture),
         forwarding: wants_forwarding(underlay),
         passage: Passage::Open,
         end: Some(HostEnd { mac: HOST_END_MAC, mtu, up: true, addressed: true }),
@@ -147,14 +152,16 @@ pub fn link(underlay: &Underlay) -> Link {
     Link { kind: LinkKind::Uplink, mac: ROUTER_END_MAC, mtu: underlay.overlay_mtu, up: true }
 }
 
-/// The other nodes that have an endpoint on a network of this one: nobody else has anything to send here.
+/// The other nodes that have an endpoint on a network of this one, or may send on what comes to a published port: nobody else has anything
+/// to send here.
 fn peers(picture: &Picture, underlay: &Underlay) -> BTreeSet<Ipv4Addr> {
     let places = picture.networks.values().flat_map(|network| network.endpoints.values().map(|endpoint| endpoint.place));
     let nodes = places.filter_map(|place| match place {
         Place::Here => None,
         Place::Node(node) => Some(node),
     });
-    nodes.filter(|node| *node != underlay.addr).collect()
+    let entries = ingress::others(picture, underlay).map(|(node, _)| node);
+    nodes.filter(|node| *node != underlay.addr).chain(entries).collect()
 }
 
 /// Every node's address that is known here, this one's too.
@@ -184,15 +191,15 @@ pub fn conditions(host: &HostPlane, underlay: &Underlay) -> Vec<String> {
     let mut conditions = Vec::new();
     if !host.forwarding && !wants_forwarding(underlay) {
         conditions.push(
-            "this host does not forward packets, so pods reach nothing outside the cluster: set the sysctl net.ipv4.ip_forward to 1, or start \
-             rcluster-netd without --no-forwarding"
+            "this host does not forward packets, so pods reach nothing outside the cluster, and nobody there reaches published ports by this node: \
+             set the sysctl net.ipv4.ip_forward to 1, or start rcluster-netd without --no-forwarding"
                 .to_owned(),
         );
     }
     if host.passage == Passage::Shut {
         conditions.push(format!(
-            "this host's firewall drops what is forwarded (chain FORWARD of table ip filter), so pods reach nothing outside the cluster: iptables -I \
-             FORWARD -i {HOST_END} -j ACCEPT; iptables -I FORWARD -o {HOST_END} -j ACCEPT"
+            "this host's firewall drops what is forwarded (chain FORWARD of table ip filter), so pods reach nothing outside the cluster, and nobody \
+             there reaches published ports by this node: iptables -I FORWARD -i {HOST_END} -j ACCEPT; iptables -I FORWARD -o {HOST_END} -j ACCEPT"
         ));
     }
     conditions

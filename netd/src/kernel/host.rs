@@ -16,10 +16,13 @@ use super::netlink::Netlink;
 use super::nft::{self, Change};
 use super::observe::Device;
 use super::{KernelError, apply, netns, observe};
+use crate::core::flows::Transport;
 use crate::core::links::{Link, Mac};
 use crate::core::plan::Op;
-use crate::core::rules::host::{DOCKER_USER, FILTER, NODES, TABLE, passage, skeleton};
-use crate::core::rules::{ChainKind, Hook, Policy, chain_line};
+use crate::core::published::Opening;
+use crate::core::rules::elements::{Value, decode, encode};
+use crate::core::rules::host::{DOCKER_USER, FILTER, NODES, PORTS, TABLE, passage, skeleton};
+use crate::core::rules::{ChainKind, Hook, Policy, Set, chain_line};
 use crate::core::uplink::{
     Forwarding, HOST_END, HOST_END_MAC, HOST_IP, HostEnd, HostPlane, HostRules, Passage, RESERVED, ROUTER_IP, UPLINK,
 };
@@ -68,9 +71,11 @@ pub(super) fn observe(linux: &mut Linux, router: &[Device]) -> Result<HostPlane,
     let netlink = &mut linux.host_rules;
     let rules = HostRules::seen(&nft::outline(netlink, TABLE)?);
     let peers = nft::read_in(netlink, TABLE, &NODES)?;
+    let ports = nft::read_in(netlink, TABLE, &PORTS)?;
     Ok(HostPlane {
         rules,
         peers: peers.iter().filter_map(|(key, _)| key.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets))).collect(),
+        ports: ports.iter().filter_map(|(key, _)| opening(key)).collect(),
         forwarding: netns::sysctl(IP_FORWARD)? == "1",
         passage: observe_passage(netlink)?,
         end: observe_end(linux, router)?,
@@ -107,15 +112,26 @@ pub(super) fn load_rules(linux: &mut Linux, guarded: bool) -> Result<(), KernelE
     nft::load(&mut linux.host_rules, &skeleton(guarded))
 }
 
-/// Peers that come and go, in one transaction.
-pub(super) fn change_peers(linux: &mut Linux, ops: &[Op]) -> Result<(), KernelError> {
+/// `None` for one of which there are no published ones.
+fn opening(key: &[u8]) -> Option<Opening> {
+    let [Some(Value::Protocol(protocol)), Some(Value::Port(port))] = decode(PORTS.key, key)[..] else { return None };
+    let transport = [Transport::Tcp, Transport::Udp].into_iter().find(|transport| transport.number() == protocol)?;
+    Some(Opening { transport, port })
+}
+
+/// Peers and ports that come and go, in one transaction.
+pub(super) fn change_elements(linux: &mut Linux, ops: &[Op]) -> Result<(), KernelError> {
+    let peer = |node: &Ipv4Addr| (&NODES, node.octets().to_vec());
+    let port = |opening: &Opening| (&PORTS, encode(&[Value::Protocol(opening.transport.number()), Value::Port(opening.port)]));
     let keys = ops.iter().filter_map(|op| match op {
-        Op::AddPeer { node } => Some((true, node.octets())),
-        Op::RemovePeer { node } => Some((false, node.octets())),
+        Op::AddPeer { node } => Some((true, peer(node))),
+        Op::RemovePeer { node } => Some((false, peer(node))),
+        Op::OpenPort(opening) => Some((true, port(opening))),
+        Op::ClosePort(opening) => Some((false, port(opening))),
         _ => None,
     });
-    let keys: Vec<(bool, [u8; 4])> = keys.collect();
-    let changes: Vec<Change<'_>> = keys.iter().map(|(add, key)| Change { add: *add, set: &NODES, key, data: &[] }).collect();
+    let keys: Vec<(bool, (&'static Set, Vec<u8>))> = keys.collect();
+    let changes: Vec<Change<'_>> = keys.iter().map(|(add, (set, key))| Change { add: *add, set, key, data: &[] }).collect();
     nft::change_in(&mut linux.host_rules, TABLE, &changes)
 }
 
@@ -163,8 +179,9 @@ pub(super) fn configure_uplink(linux: &mut Linux, end: &HostEnd) -> Result<(), K
         return Err(KernelError::Missing { why: format!("the uplink from {UPLINK} to {HOST_END} is not there") });
     };
     let address = |index, ip, peer| RouteNetlinkMessage::NewAddress(messages::address(index, ip, peer));
-    linux.host.request(&format!("configure device {HOST_END}"), messages::set_link(here, end.mac, end.mtu, end.up), 0)?;
+    linux.host.request(&format!("configure device {HOST_END}"), messages::set_link(here, Some(end.mac), end.mtu, end.up), 0)?;
     linux.host.request(&format!("give {HOST_END} its address"), address(here, HOST_IP, ROUTER_IP), REPLACE)?;
     linux.router.request(&format!("give {UPLINK} its address"), address(there, ROUTER_IP, HOST_IP), REPLACE)?;
-    apply::await_carrier(linux, UPLINK)
+    apply::await_carrier(linux, UPLINK);
+    Ok(())
 }

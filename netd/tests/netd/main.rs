@@ -8,15 +8,29 @@ mod leave;
 
 mod egress;
 
+mod ingress;
+
 mod forward;
+
+mod malformed;
 
 mod overlay;
 
 mod balance;
 
+mod policy;
+
 mod lifecycle;
 
+mod converge;
+
 mod properties;
+
+mod damage;
+
+mod killed;
+
+mod matrix;
 
 mod rules;
 

@@ -159,6 +159,23 @@ pub struct TaskTemplate {
     /// an OCI runtime the nodes know by this name; empty: rcluster-runtime
     #[prost(string, tag = "5")]
     pub runtime: ::prost::alloc::string::String,
+    /// addresses of resolvers for names that are not the cluster's; none: the node's
+    #[prost(string, repeated, tag = "6")]
+    pub dns: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// domains that are searched before those of the networks
+    #[prost(string, repeated, tag = "7")]
+    pub dns_search: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "8")]
+    pub extra_hosts: ::prost::alloc::vec::Vec<HostEntry>,
+}
+/// A name of the containers' own.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostEntry {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// or host-gateway: the node's router
+    #[prost(string, tag = "2")]
+    pub ip: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ContainerSpec {
@@ -400,6 +417,37 @@ pub struct NetworkSpec {
     /// true: no way out of the cluster
     #[prost(bool, tag = "5")]
     pub internal: bool,
+    /// absent: all may speak with all
+    #[prost(message, optional, tag = "9")]
+    pub policy: ::core::option::Option<NetworkPolicy>,
+}
+/// Who may speak with whom on a network, and who may come to it by published ports: whom no rule allows may not.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkPolicy {
+    #[prost(message, repeated, tag = "1")]
+    pub allow: ::prost::alloc::vec::Vec<Allow>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Allow {
+    /// services by name, an asterisk for all; CIDRs: who comes by a published port
+    #[prost(string, repeated, tag = "1")]
+    pub from: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// services by name, an asterisk for all
+    #[prost(string, repeated, tag = "2")]
+    pub to: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// none: all
+    #[prost(message, repeated, tag = "3")]
+    pub ports: ::prost::alloc::vec::Vec<PolicyPort>,
+}
+/// Ports of containers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PolicyPort {
+    #[prost(enumeration = "Protocol", tag = "1")]
+    pub protocol: i32,
+    #[prost(uint32, tag = "2")]
+    pub first: u32,
+    #[prost(uint32, tag = "3")]
+    pub last: u32,
 }
 /// The bytes of a secret or config. A message of its own, so that one type only has to keep them out of what is printed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1605,6 +1653,33 @@ pub struct NetworkView {
     pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "7")]
     pub endpoints: ::prost::alloc::vec::Vec<EndpointView>,
+    /// absent: all may speak with all
+    #[prost(message, optional, tag = "11")]
+    pub policy: ::core::option::Option<NetworkPolicyView>,
+}
+/// Who may speak with whom on a network, and who may come to it by published ports: whom nothing here allows may not.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkPolicyView {
+    #[prost(message, repeated, tag = "1")]
+    pub allow: ::prost::alloc::vec::Vec<AllowView>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AllowView {
+    #[prost(string, repeated, tag = "1")]
+    pub from_service_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// everyone on the network
+    #[prost(bool, tag = "2")]
+    pub from_all: bool,
+    /// who comes by a published port
+    #[prost(string, repeated, tag = "3")]
+    pub from_cidrs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "4")]
+    pub to_service_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "5")]
+    pub to_all: bool,
+    /// none: all
+    #[prost(message, repeated, tag = "6")]
+    pub ports: ::prost::alloc::vec::Vec<PolicyPort>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EndpointView {
@@ -6146,6 +6221,9 @@ pub struct AttachRequest {
     /// empty: a namespace with loopback only
     #[prost(message, repeated, tag = "2")]
     pub networks: ::prost::alloc::vec::Vec<AttachNetwork>,
+    /// addresses of the pod's own resolvers for foreign names; none: the host's
+    #[prost(string, repeated, tag = "3")]
+    pub dns: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AttachNetwork {

@@ -168,13 +168,16 @@ pub fn insert(netlink: &mut Netlink, table: Table, chain: &Chain) -> Result<(), 
     transaction.commit()
 }
 
+/// What the kernel holds in a set: each key with its data, which is empty where the set is no map.
+pub type Held = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// The keys of a set of the router's table, with their data.
-pub fn read(netlink: &mut Netlink, set: &Set) -> Result<Vec<(Vec<u8>, Vec<u8>)>, KernelError> {
+pub fn read(netlink: &mut Netlink, set: &Set) -> Result<Held, KernelError> {
     read_in(netlink, TABLE, set)
 }
 
 /// The same of any table; nothing if there is no such set.
-pub fn read_in(netlink: &mut Netlink, table: Table, set: &Set) -> Result<Vec<(Vec<u8>, Vec<u8>)>, KernelError> {
+pub fn read_in(netlink: &mut Netlink, table: Table, set: &Set) -> Result<Held, KernelError> {
     let messages = dump(netlink, "list elements", GET_ELEMENT, table, &Attributes::new().text(1, table.name).text(2, set.name))?;
     let elements = messages.iter().flat_map(|message| split(parse(message).remove(&3).unwrap_or_default()));
     Ok(elements.map(|(_, element)| encode::element_back(set, element)).collect())

@@ -19,6 +19,8 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::netd_client::NetdClient;
 use rcluster_netd::kernel::messages::Next;
@@ -33,6 +35,10 @@ use tonic::transport::{Channel, Endpoint};
 pub mod dns;
 
 pub mod resolver;
+
+pub mod seen;
+
+pub mod traffic;
 
 const NETLINK_ROUTE: isize = 0;
 
@@ -190,6 +196,7 @@ pub fn network(name: &str, third: u8, endpoints: &[(&str, usize, u8)]) -> v1::Ne
         internal: false,
         names: vec!["web".into(), "idle".into()],
         endpoints: endpoints.iter().map(endpoint).collect(),
+        policy: None,
     }
 }
 
@@ -325,8 +332,14 @@ impl Host {
     }
 
     pub fn attach(&self, task: &str, networks: &[(&str, &str)]) -> Result<v1::AttachResponse, Status> {
+        self.attach_asking(task, networks, &[])
+    }
+
+    /// A pod with resolvers of its own.
+    pub fn attach_asking(&self, task: &str, networks: &[(&str, &str)], dns: &[&str]) -> Result<v1::AttachResponse, Status> {
         let networks = networks.iter().map(|(id, ip)| v1::AttachNetwork { network_id: format!("net-{id}"), ip: (*ip).to_owned() });
-        let request = v1::AttachRequest { task_id: task.to_owned(), networks: networks.collect() };
+        let dns = dns.iter().map(|ip| (*ip).to_owned()).collect();
+        let request = v1::AttachRequest { task_id: task.to_owned(), networks: networks.collect(), dns };
         self.call(async |mut client| Ok(client.attach(request).await?.into_inner()))
     }
 
@@ -417,6 +430,21 @@ impl Drop for Host {
             drop(netd.wait());
         }
     }
+}
+
+/// A seed, and chance by it. It is drawn where RCLUSTER_SEED does not give it; what fails names it.
+pub fn chance() -> (u64, StdRng) {
+    let seed = from_environment("RCLUSTER_SEED").unwrap_or_else(rand::random);
+    (seed, StdRng::seed_from_u64(seed))
+}
+
+/// How often a test does what it does by chance: as usual, or as RCLUSTER_ROUNDS says.
+pub fn rounds(usual: u64) -> u64 {
+    from_environment("RCLUSTER_ROUNDS").unwrap_or(usual)
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|error| panic!("{name} is {text:?}: {error}")))
 }
 
 /// Waits until `done`, or fails with `what`.
