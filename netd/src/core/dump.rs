@@ -5,10 +5,14 @@
 //! value. What is new in a dataplane does not compile until it is here; new sets and new rules are here by themselves. Never: compares.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
+
+use ipnet::Ipv4Net;
 
 use super::dataplane::Dataplane;
 use super::flows::Flow;
+use super::ingress::INGRESS;
 use super::links::{Interface, LOOPBACK, Link, LinkKind, RESOLVER};
 use super::names::Sight;
 use super::picture::{Attachments, Picture, Place};
@@ -26,6 +30,8 @@ pub enum Kind {
     Neighbour,
     Forward,
     Route,
+    /// Of packets to tables of routes.
+    Selector,
     Element,
     Rule,
     /// What is ours on the host.
@@ -47,6 +53,7 @@ impl Kind {
             Self::Neighbour => "neighbour",
             Self::Forward => "forward",
             Self::Route => "route",
+            Self::Selector => "selector",
             Self::Element => "element",
             Self::Rule => "rule",
             Self::Host => "host",
@@ -75,7 +82,8 @@ impl Entry {
 
 /// What a dataplane is made of.
 pub fn dataplane(dataplane: &Dataplane) -> Vec<Entry> {
-    let Dataplane { resolver, forwarding, rules, elements, links, neighbours, forwards, routes, pods, host } = dataplane;
+    let Dataplane { resolver, forwarding, rules, elements, links, neighbours, forwards, routes, detours, selectors, ingress, pods, host } =
+        dataplane;
     let mut entries = Vec::new();
     if *resolver {
         entries.push(Entry::new(Kind::Device, LOOPBACK, format!("up with {RESOLVER}")));
@@ -84,6 +92,7 @@ pub fn dataplane(dataplane: &Dataplane) -> Vec<Entry> {
         entries.push(Entry::new(Kind::Device, "all", "forwarding, strict about sources"));
     }
     entries.extend(links.iter().map(|(name, link)| Entry::new(Kind::Device, name, device(link))));
+    entries.extend(ingress.map(|ip| Entry::new(Kind::Device, format!("{INGRESS}, its address"), format!("{ip}, for any source"))));
     for (task, pod) in pods {
         entries.push(Entry::new(Kind::Pod, task, ""));
         entries.extend(pod.iter().map(|(name, end)| Entry::new(Kind::Pod, format!("{task}/{name}"), interface(end))));
@@ -91,6 +100,8 @@ pub fn dataplane(dataplane: &Dataplane) -> Vec<Entry> {
     entries.extend(neighbours.iter().map(|((link, ip), mac)| Entry::new(Kind::Neighbour, format!("{ip} on {link}"), mac.to_string())));
     entries.extend(forwards.iter().map(|forward| Entry::new(Kind::Forward, forward.to_string(), "")));
     entries.extend(routes.iter().map(|(to, route)| Entry::new(Kind::Route, to.to_string(), route.to_string())));
+    entries.extend(detours.iter().map(|(table, route)| Entry::new(Kind::Route, format!("of table {table}"), route.to_string())));
+    entries.extend(selectors.iter().map(|selector| Entry::new(Kind::Selector, selector.to_string(), "")));
     entries.extend(elements.iter().map(|(key, data)| {
         let set = key.set.set();
         let words = in_words(set, &key.bytes, data);
@@ -127,7 +138,7 @@ fn table(rules: &Outline) -> Vec<Entry> {
 }
 
 fn on_host(host: &HostPlane) -> Vec<Entry> {
-    let HostPlane { rules, peers, forwarding, passage, end } = host;
+    let HostPlane { rules, peers, ports, forwarding, passage, end } = host;
     let rules = match rules {
         HostRules::Other => "others than netd's",
         HostRules::Open => "for the uplink",
@@ -142,6 +153,7 @@ fn on_host(host: &HostPlane) -> Vec<Entry> {
         entries.push(Entry::new(Kind::Host, "forwarding", ""));
     }
     entries.extend(peers.iter().map(|peer| Entry::new(Kind::Host, format!("peer {peer}"), "")));
+    entries.extend(ports.iter().map(|opening| Entry::new(Kind::Host, opening.to_string(), "")));
     if let Some(HostEnd { mac, mtu, up, addressed }) = end {
         let (state, addresses) = (if *up { "up" } else { "down" }, if *addressed { "with" } else { "without" });
         entries.push(Entry::new(Kind::Host, HOST_END, format!("mac {mac} mtu {mtu} {state}, {addresses} addresses")));
@@ -149,14 +161,20 @@ fn on_host(host: &HostPlane) -> Vec<Entry> {
     entries
 }
 
-/// What pods, by task id, are answered.
-pub fn zone<'a>(sights: impl IntoIterator<Item = (&'a str, &'a Sight)>) -> Vec<Entry> {
+/// What pods, by task id, are answered, and who is asked for them where that is not us: resolvers of their own, if they have any.
+pub fn zone<'a>(askers: impl IntoIterator<Item = (&'a str, &'a Sight, &'a [SocketAddr])>) -> Vec<Entry> {
     let mut entries = BTreeSet::new();
     let mut told = BTreeSet::new();
-    for (pod, sight) in sights {
-        let zones: Vec<&str> = sight.iter().map(|network| network.zone()).collect();
+    for (pod, Sight { networks, inside }, resolvers) in askers {
+        let zones: Vec<&str> = networks.iter().map(|network| network.zone()).collect();
         entries.insert(Entry::new(Kind::Name, format!("search of {pod}"), zones.join(" ")));
-        for network in sight.iter().filter(|network| told.insert(Arc::as_ptr(network))) {
+        if !resolvers.is_empty() {
+            let resolvers: Vec<String> = resolvers.iter().map(SocketAddr::to_string).collect();
+            entries.insert(Entry::new(Kind::Name, format!("resolvers of {pod}"), resolvers.join(" ")));
+        }
+        let kept: Vec<String> = inside.iter().map(Ipv4Net::to_string).collect();
+        entries.insert(Entry::new(Kind::Name, "addresses of which others are not asked", kept.join(" ")));
+        for network in networks.iter().filter(|network| told.insert(Arc::as_ptr(network))) {
             entries.extend(network.answers().map(|(name, answer)| Entry::new(Kind::Name, name, answer)));
         }
     }
@@ -207,7 +225,8 @@ mod tests {
     use crate::core::names;
     use crate::core::picture::{Attachment, Membership};
     use crate::core::plan::tests::view;
-    use crate::core::uplink::Forwarding;
+    use crate::core::published::tests as ports;
+    use crate::core::uplink::{Forwarding, inside};
 
     /// One network with a service's address, t1 here and t2 behind n2.
     fn small() -> (Picture, Attachments) {
@@ -220,6 +239,7 @@ mod tests {
             name: "web".into(),
             mode: v1::EndpointMode::Vip.into(),
             vips: vec![v1::VipView { network_id: "net-a".into(), ip: "10.128.0.8".into(), names: vec!["web".into()] }],
+            ports: vec![v1::Port { name: "http".into(), protocol: v1::Protocol::Tcp.into(), target: 80, ..Default::default() }],
             ..Default::default()
         });
         let membership = Membership { network_id: "net-a".to_owned(), ip: Ipv4Addr::new(10, 128, 0, 2) };
@@ -285,19 +305,46 @@ host rcl-up | mac 02:72:00:00:00:03 mtu 1450 up, with addresses"
     }
 
     #[test]
+    fn everything_that_published_ports_take_has_a_line() {
+        let (picture, _) = Picture::parse(&ports::numbered(1, vec![ports::published(v1::IngressPolicy::Spread)]));
+        let underlay = Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Host };
+        let all = lines(&dataplane(&compile(&picture, &ports::attached(), &underlay)));
+        for line in [
+            "device ing | vxlan vni 4095 from 10.90.0.101 port 4789 mac 02:76:0a:5a:00:65 mtu 1450 up",
+            "device ing, its address | 169.254.192.1, for any source",
+            "neighbour 10.90.0.102 on ing | 02:76:0a:5a:00:66",
+            "forward 02:76:0a:5a:00:66 to 10.90.0.102 on ing",
+            "route of table 100002 | via 10.90.0.102 on ing",
+            "selector mark 0x1000002/0xffffffff to table 100002 at 1000",
+            "element behind { 6 . 8080 . 0 } | 10.128.0.2 . 80",
+            "host tcp port 8080",
+        ] {
+            assert!(all.iter().any(|found| found == line), "{line} is not among {all:#?}");
+        }
+    }
+
+    #[test]
     fn names_are_told_once_with_what_they_are_answered_with() {
         let (picture, attachments) = small();
         let names = names::networks(&picture, &attachments);
-        let sights = names::sights(&names, &attachments);
-        let twice = sights.iter().chain(&sights).map(|(task, sight)| (task.as_str(), sight));
+        let sights = names::sights(&names, &attachments, inside(&picture));
+        let own: [SocketAddr; 1] = ["192.0.2.53:53".parse().unwrap()];
+        let twice = sights.iter().chain(&sights).map(|(task, sight)| (task.as_str(), sight, &own[..]));
         assert_eq!(
             lines(&zone(twice)),
             [
                 "name 10.128.0.2 | web.t1.front.internal",
                 "name 10.128.0.3 | web.t2.front.internal",
                 "name 10.128.0.8 | web.front.internal",
+                "name _http._tcp.web.front.internal | 10.128.0.2:80 10.128.0.3:80",
+                "name addresses of which others are not asked | 10.128.0.0/9 169.254.0.0/16",
+                "name resolvers of t1 | 192.0.2.53:53",
                 "name search of t1 | front.internal",
+                "name t1.web.front.internal | 10.128.0.2",
+                "name t2.web.front.internal | 10.128.0.3",
                 "name web.front.internal | 10.128.0.8",
+                "name web.n1.node.front.internal | 10.128.0.2",
+                "name web.n2.node.front.internal | 10.128.0.3",
                 "name web.t1.front.internal | 10.128.0.2",
                 "name web.t2.front.internal | 10.128.0.3",
             ]

@@ -1,9 +1,11 @@
 //! What becomes of a packet that a pod sends, step by step, in words.
 //!
 //! In: a picture, what the dataplane holds by it, what the pod sees of names; a name or an address. Out: the steps and a verdict. Goes the
-//! way that the rules go (`rules::skeleton` has their order) over the same elements, for the first packet of a connection. Never: sends one.
+//! way that the rules go (`rules::skeleton` has their order) over the same elements, for the first packet of a connection over TCP if the target
+//! has a port, else for a ping. What another node's rules say of it there, by their elements, is not seen here. Never: sends one.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -13,12 +15,15 @@ use super::links::{Interface, LOOPBACK, RESOLVER};
 use super::names::{self, Answer, Sight};
 use super::neighbours::Route;
 use super::picture::{Picture, Place};
-use super::rules::elements::{Element, Field, Key, SetName, Value, decode, encode};
+use super::rules::elements::{Field, Key, SetName, Spanned, Value, decode, encode};
 use super::rules::expressions::Verdict;
 use super::uplink::UPLINK;
 
 /// Endpoints of a service's address whose ways are followed; the rest are counted.
 const FOLLOWED_MAX: usize = 8;
+
+const PROTOCOL_ICMP: u8 = 1;
+const PROTOCOL_TCP: u8 = 6;
 
 /// What a way is found by.
 #[derive(Debug, Clone, Copy)]
@@ -39,19 +44,52 @@ pub struct Trace {
 /// The way of what the pod sends to `target`, a name or an address, which may end in a port; `None` if the pod is not here.
 pub fn trace(ground: Ground<'_>, task_id: &str, target: &str) -> Option<Trace> {
     let pod = ground.dataplane.pods.get(task_id)?;
-    let mut walk = Walk { ground, steps: Vec::new() };
-    let verdict = walk.begin(pod, host(target));
+    let (host, aim) = parted(target);
+    let mut walk = Walk { ground, aim, steps: Vec::new() };
+    let verdict = walk.begin(pod, host);
     Some(Trace { steps: walk.steps, verdict })
 }
 
-/// The target without its port.
-fn host(target: &str) -> &str {
-    let with_port = target.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok());
-    with_port.map_or(target, |(host, _)| host)
+/// The target without its port, and what is sent there.
+fn parted(target: &str) -> (&str, Aim) {
+    let with_port = target.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    with_port.map_or((target, Aim::PING), |(host, port)| (host, Aim { protocol: PROTOCOL_TCP, port }))
+}
+
+/// What of a packet does not depend on its addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Aim {
+    protocol: u8,
+    port: u16,
+}
+
+impl Aim {
+    /// Who may be pinged may be so whatever stands where others have ports.
+    const PING: Self = Self { protocol: PROTOCOL_ICMP, port: 0 };
+
+    /// As keys of sets have it.
+    fn key(self) -> [Value; 2] {
+        [Value::Protocol(self.protocol), Value::Port(self.port)]
+    }
+}
+
+impl fmt::Display for Aim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::PING { write!(f, "pings") } else { write!(f, "tcp port {}", self.port) }
+    }
+}
+
+/// A packet as it comes from a pod.
+#[derive(Debug, Clone, Copy)]
+struct Packet {
+    vni: u32,
+    source: Ipv4Addr,
+    aim: Aim,
 }
 
 struct Walk<'a> {
     ground: Ground<'a>,
+    aim: Aim,
     steps: Vec<String>,
 }
 
@@ -72,7 +110,7 @@ impl Walk<'_> {
 
     fn by_name(&mut self, pod: &BTreeMap<String, Interface>, host: &str) -> String {
         let name = host.trim_end_matches('.').to_ascii_lowercase();
-        let zones: Vec<&str> = self.ground.sight.iter().map(|network| network.zone()).collect();
+        let zones: Vec<&str> = self.ground.sight.networks.iter().map(|network| network.zone()).collect();
         let zones = zones.join(", ");
         match names::lookup(self.ground.sight, &name, names::Kind::Address) {
             Answer::Addresses(ips) => {
@@ -84,7 +122,8 @@ impl Walk<'_> {
             Answer::NoSuchName => format!("sent nowhere: there is no name {name} in {zones}"),
             Answer::Foreign => format!("{name} is no name of ours: the host's resolvers are asked for it"),
             Answer::Refused => format!("sent nowhere: {name} is no name of ours, and others are not asked for a pod of internal networks"),
-            Answer::Pointer(name) => format!("sent nowhere: {name}"),
+            // What is asked for is addresses.
+            Answer::Pointer(_) | Answer::Ports(_) => format!("sent nowhere: {name} has no addresses"),
         }
     }
 
@@ -117,35 +156,88 @@ impl Walk<'_> {
             return format!("refused: {name} is on no network that this node knows");
         };
         self.say(format!("{ip} is sent from {} by {name}, on network {}", interface.ip, self.network(vni)));
-        if !self.holds(&Element::new(SetName::Sources, &[Value::Name(interface.link.clone()), Value::Address(interface.ip)], &[]).key) {
+        if !self.holds(SetName::Sources, &[Value::Name(interface.link.clone()), Value::Address(interface.ip)]) {
             return format!("dropped: {} is not known as the address of {name}", interface.ip);
+        }
+        let packet = Packet { vni, source: interface.ip, aim: self.aim };
+        if self.holds(SetName::Entries, &[Value::Address(ip)]) {
+            return self.at_node(packet, ip);
         }
         match self.chosen(vni, ip) {
             Some((verdict, behind)) => {
-                let words: Vec<String> = behind.iter().take(FOLLOWED_MAX).map(Ipv4Addr::to_string).collect();
-                let more = if behind.len() > FOLLOWED_MAX { " …" } else { "" };
-                self.say(format!("{ip} is {}: {verdict} chooses one of {}{more}", self.holder(ip), words.join(" ")));
-                self.each(&behind, |walk, backend| walk.forward(vni, backend))
+                let what = self.holder(ip);
+                self.say_choice(ip, &what, &verdict, &behind);
+                self.each(&behind, |walk, backend| walk.forward(packet, backend))
             }
-            None => self.forward(vni, ip),
+            None => self.forward(packet, ip),
         }
     }
 
-    /// As the chain `forward` does.
-    fn forward(&mut self, vni: u32, ip: Ipv4Addr) -> String {
+    fn say_choice(&mut self, ip: Ipv4Addr, what: &str, verdict: &Verdict, behind: &[Ipv4Addr]) {
+        let words: Vec<String> = behind.iter().take(FOLLOWED_MAX).map(Ipv4Addr::to_string).collect();
+        let more = if behind.len() > FOLLOWED_MAX { " …" } else { "" };
+        self.say(format!("{ip} is {what}: {verdict} chooses one of {}{more}", words.join(" ")));
+    }
+
+    /// As the chains `guard`, `balance` and `forward` do with what is sent to a node's address.
+    fn at_node(&mut self, packet: Packet, ip: Ipv4Addr) -> String {
+        let Packet { vni, source, aim } = packet;
+        let client = [&aim.key()[..], &[Value::Address(source)]].concat();
+        if self.holds(SetName::Guarded, &aim.key()) && !self.spans(SetName::Allowed, &client) {
+            return format!("refused: {source} is not among the clients that {aim} is published for");
+        }
+        let Some((verdict, behind)) = self.published(aim) else {
+            return format!("refused: {ip} is a node, and pods reach nothing of nodes but published ports");
+        };
+        let backends: Vec<Ipv4Addr> = behind.keys().copied().collect();
+        self.say_choice(ip, &format!("a node with a published {aim}"), &verdict, &backends);
+        if !self.holds(SetName::Outward, &[Value::Mark(vni)]) {
+            return format!("refused: network {} is internal, and {ip} is outside", self.network(vni));
+        }
+        self.each(&backends, |walk, backend| {
+            let port = behind.get(&backend).copied().unwrap_or(aim.port);
+            walk.by_port(Packet { aim: Aim { port, ..aim }, ..packet }, backend)
+        })
+    }
+
+    /// What becomes of what is sent on to a backend of a published port.
+    fn by_port(&mut self, packet: Packet, ip: Ipv4Addr) -> String {
+        let Packet { vni: _, source, aim } = packet;
         let holder = self.holder(ip);
-        if self.holds(&Element::new(SetName::Dead, &[Value::Address(ip)], &[]).key) {
-            return format!("reset: {ip} is {holder}, whose node is down and does not answer");
+        if self.holds(SetName::Dead, &[Value::Address(ip)]) {
+            return dead(ip, &holder);
+        }
+        let key = [&[Value::Address(ip)][..], &aim.key(), &[Value::Address(source)]].concat();
+        if self.holds(SetName::Shielded, &[Value::Address(ip)]) && !self.spans(SetName::AllowIn, &key) {
+            return format!("refused: by its network's policy {source} does not come to {aim} of {holder} by a published port");
+        }
+        match self.home(ip) {
+            Some((table, route)) => self.say(format!("{ip} is {holder}: route of table {table} {route}")),
+            None => match self.route(ip) {
+                Some((to, route)) => self.say(format!("{ip} is {holder}: route {to} {route}")),
+                None => return format!("refused: there is no route to {ip}"),
+            },
+        }
+        format!("delivered to {holder} at {ip}, {aim}")
+    }
+
+    /// As the chain `forward` does.
+    fn forward(&mut self, packet: Packet, ip: Ipv4Addr) -> String {
+        let Packet { vni, source, aim } = packet;
+        let holder = self.holder(ip);
+        if self.holds(SetName::Dead, &[Value::Address(ip)]) {
+            return dead(ip, &holder);
         }
         let Some((to, route)) = self.route(ip) else { return format!("refused: there is no route to {ip}") };
         self.say(format!("{ip} is {holder}: route {to} {route}"));
-        if self.holds(&Element::new(SetName::Entries, &[Value::Address(ip)], &[]).key) {
-            return format!("refused: {ip} is a node, and pods do not reach nodes");
-        }
-        if self.holds(&Element::new(SetName::VipList, &[Value::Address(ip)], &[]).key) {
+        if self.holds(SetName::VipList, &[Value::Address(ip)]) {
             return format!("refused: nobody takes connections to {holder} from network {}", self.network(vni));
         }
-        if !self.holds(&Element::new(SetName::Exits, &[Value::Mark(vni), Value::Name(route.link().to_owned())], &[]).key) {
+        let key = [&[Value::Address(source), Value::Address(ip)][..], &aim.key()].concat();
+        if self.holds(SetName::Policed, &[Value::Mark(vni)]) && route.link() != UPLINK && !self.spans(SetName::Allow, &key) {
+            return format!("refused: by the policy of network {} {source} does not speak with {holder} by {aim}", self.network(vni));
+        }
+        if !self.holds(SetName::Exits, &[Value::Mark(vni), Value::Name(route.link().to_owned())]) {
             return match route.link() {
                 UPLINK => format!("refused: network {} is internal, and {ip} is outside", self.network(vni)),
                 LOOPBACK => format!("refused: {ip} is {holder}"),
@@ -158,41 +250,72 @@ impl Walk<'_> {
         }
     }
 
-    fn holds(&self, key: &Key) -> bool {
-        self.ground.dataplane.elements.contains_key(key)
+    fn holds(&self, set: SetName, key: &[Value]) -> bool {
+        self.data(set, key).is_some()
     }
 
-    fn data(&self, key: &Key) -> Option<&[u8]> {
-        self.ground.dataplane.elements.get(key).map(Vec::as_slice)
+    fn data(&self, set: SetName, key: &[Value]) -> Option<&[u8]> {
+        self.ground.dataplane.elements.get(&Key { set, bytes: encode(key) }).map(Vec::as_slice)
     }
 
-    /// The network of what comes from a device.
-    fn vni_of(&self, link: &str) -> Option<u32> {
-        let key = Key { set: SetName::Members, bytes: encode(&[Value::Name(link.to_owned())]) };
-        decode(&[Field::Mark], self.data(&key)?).into_iter().find_map(|value| match value {
-            Some(Value::Mark(vni)) => Some(vni),
+    /// Whether a set of intervals has one that the key is in.
+    fn spans(&self, set: SetName, key: &[Value]) -> bool {
+        let keys = self.ground.dataplane.elements.keys().filter(|key| key.set == set);
+        Spanned::new(keys).meets(&Key { set, bytes: [encode(key), encode(key)].concat() })
+    }
+
+    /// The data of the elements of a map whose keys begin so.
+    fn all(&self, set: SetName, begin: &[Value], fields: &[Field]) -> Vec<Vec<Value>> {
+        let first = Key { set, bytes: encode(begin) };
+        let elements = self.ground.dataplane.elements.range(first.clone()..);
+        let elements = elements.take_while(|(key, _)| key.set == first.set && key.bytes.starts_with(&first.bytes));
+        elements.map(|(_, data)| decode(fields, data).into_iter().flatten().collect()).collect()
+    }
+
+    /// A mark that a map has for a key.
+    fn mark(&self, set: SetName, key: &[Value]) -> Option<u32> {
+        decode(&[Field::Mark], self.data(set, key)?).into_iter().find_map(|value| match value {
+            Some(Value::Mark(mark)) => Some(mark),
             _ => None,
         })
     }
 
+    /// The network of what comes from a device.
+    fn vni_of(&self, link: &str) -> Option<u32> {
+        self.mark(SetName::Members, &[Value::Name(link.to_owned())])
+    }
+
     /// Where connections to a service's address go, and who takes them.
     fn chosen(&self, vni: u32, ip: Ipv4Addr) -> Option<(Verdict, Vec<Ipv4Addr>)> {
-        let key = Key { set: SetName::Vips, bytes: encode(&[Value::Mark(vni), Value::Address(ip)]) };
-        let verdict = Verdict::decode(self.data(&key)?)?;
-        let first = Key { set: SetName::Backends, bytes: encode(&[Value::Address(ip)]) };
-        let slots = self.ground.dataplane.elements.range(first.clone()..);
-        let slots = slots.take_while(|(key, _)| key.set == first.set && key.bytes.starts_with(&first.bytes));
+        let verdict = Verdict::decode(self.data(SetName::Vips, &[Value::Mark(vni), Value::Address(ip)])?)?;
         let mut behind = Vec::new();
-        for (_, data) in slots {
-            for value in decode(&[Field::Address], data) {
-                if let Some(Value::Address(backend)) = value
-                    && !behind.contains(&backend)
-                {
-                    behind.push(backend);
-                }
+        for data in self.all(SetName::Backends, &[Value::Address(ip)], &[Field::Address]) {
+            if let [Value::Address(backend)] = data[..]
+                && !behind.contains(&backend)
+            {
+                behind.push(backend);
             }
         }
         Some((verdict, behind))
+    }
+
+    /// Where connections to a published port go, and who takes them at which ports.
+    fn published(&self, aim: Aim) -> Option<(Verdict, BTreeMap<Ipv4Addr, u16>)> {
+        let verdict = Verdict::decode(self.data(SetName::Ports, &aim.key())?)?;
+        let all = self.all(SetName::Behind, &aim.key(), &[Field::Address, Field::Port]);
+        let backend = |data: Vec<Value>| match data[..] {
+            [Value::Address(ip), Value::Port(port)] => Some((ip, port)),
+            _ => None,
+        };
+        Some((verdict, all.into_iter().filter_map(backend).collect()))
+    }
+
+    /// The table and the route by which a published port's backend on another node is reached.
+    fn home(&self, ip: Ipv4Addr) -> Option<(u32, Route)> {
+        let mark = self.mark(SetName::Homes, &[Value::Address(ip)])?;
+        let selector = self.ground.dataplane.selectors.iter().find(|selector| mark & selector.mask == selector.mark)?;
+        let route = self.ground.dataplane.detours.get(&selector.table)?;
+        Some((selector.table, route.clone()))
     }
 
     /// The narrowest one.
@@ -210,11 +333,7 @@ impl Walk<'_> {
     fn holder(&self, ip: Ipv4Addr) -> String {
         for network in self.ground.picture.networks.values() {
             if let Some(endpoint) = network.endpoints.get(&ip) {
-                let place = match endpoint.place {
-                    Place::Here => "here".to_owned(),
-                    Place::Node(node) => format!("behind {node}"),
-                };
-                return format!("task {} {place}", endpoint.task);
+                return format!("task {} {}", endpoint.task, place_in_words(endpoint.place));
             }
             if let Some(vip) = network.vips.get(&ip) {
                 return format!("the address of service {}", vip.service);
@@ -223,8 +342,24 @@ impl Walk<'_> {
                 return format!("nobody's on network {}", network.name);
             }
         }
+        for published in &self.ground.picture.published {
+            if let Some(backend) = published.backends.iter().find(|backend| backend.ip == ip) {
+                return format!("a task of service {} {}", published.service, place_in_words(backend.place));
+            }
+        }
         "of no network of this node".to_owned()
     }
+}
+
+fn place_in_words(place: Place) -> String {
+    match place {
+        Place::Here => "here".to_owned(),
+        Place::Node(node) => format!("behind {node}"),
+    }
+}
+
+fn dead(ip: Ipv4Addr, holder: &str) -> String {
+    format!("reset: {ip} is {holder}, whose node is down and does not answer")
 }
 
 #[cfg(test)]
@@ -236,7 +371,8 @@ mod tests {
     use crate::core::links::Underlay;
     use crate::core::picture::{Attachment, Attachments, Membership};
     use crate::core::plan::tests::view;
-    use crate::core::uplink::Forwarding;
+    use crate::core::published::tests as ports;
+    use crate::core::uplink::{Forwarding, inside};
 
     /// `front` and `back` with a service `web` on `front`, whose tasks are t1 here, t2 and t3; the pod t1 is on both.
     fn two_networks() -> v1::NetView {
@@ -261,7 +397,7 @@ mod tests {
         assert_eq!(problems, Vec::<String>::new());
         let underlay = Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Host };
         let dataplane = compile(&picture, &attachments, &underlay);
-        let sights = names::sights(&names::networks(&picture, &attachments), &attachments);
+        let sights = names::sights(&names::networks(&picture, &attachments), &attachments, inside(&picture));
         let ground = Ground { picture: &picture, dataplane: &dataplane, sight: &sights["t1"] };
         assert_eq!(trace(ground, "t9", target), None, "a pod that is not here");
         let Trace { steps, verdict } = trace(ground, "t1", target).unwrap();
@@ -317,7 +453,7 @@ mod tests {
         let mut view = two_networks();
         assert_eq!(last(&view, "10.128.0.77"), "=> refused: 10.128.0.77 is nobody's on network front");
         assert_eq!(last(&view, "192.0.2.1"), "=> sent out of the cluster, to 192.0.2.1, under the host's address");
-        assert_eq!(last(&view, "10.90.0.103"), "=> refused: 10.90.0.103 is a node, and pods do not reach nodes");
+        assert_eq!(last(&view, "10.90.0.103"), "=> refused: 10.90.0.103 is a node, and pods reach nothing of nodes but published ports");
         assert_eq!(last(&view, "example.com"), "=> example.com is no name of ours: the host's resolvers are asked for it");
         assert_eq!(last(&view, "wep"), "=> sent nowhere: there is no name wep in front.internal");
         view.networks[0].internal = true;
@@ -327,5 +463,62 @@ mod tests {
         }
         assert_eq!(last(&view, "10.128.0.8"), "=> refused: nobody takes connections to the address of service web from network front");
         assert_eq!(last(&view, "web.t3"), "=> sent nowhere: web.t3 is a name of front.internal, and nobody serves under it");
+    }
+
+    #[test]
+    fn a_nodes_published_port_leads_to_its_backends_wherever_they_are() {
+        let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Spread)]);
+        let expected = "10.90.0.103 is sent from 10.128.0.2 by eth0, on network front
+10.90.0.103 is a node with a published tcp port 8080: goto p3 chooses one of 10.128.0.2 10.128.0.3 10.128.0.4
+10.128.0.2 is task web.t1 here: route 10.128.0.2/32 on LINK
+10.128.0.3 is task web.t2 behind 10.90.0.102: route of table 100002 via 10.90.0.102 on ing
+10.128.0.4 is task web.t3 behind 10.90.0.102: route of table 100002 via 10.90.0.102 on ing
+=> delivered to task web.t1 here at 10.128.0.2, tcp port 80; or delivered to task web.t2 behind 10.90.0.102 at 10.128.0.3, tcp port 80; or \
+                        delivered to task web.t3 behind 10.90.0.102 at 10.128.0.4, tcp port 80";
+        let expected = expected.replace("LINK", &crate::core::links::veth_name("t1", "net-a"));
+        assert_eq!(way(&view, &BOTH[..1], "10.90.0.103:8080"), expected);
+        let last = |view: &v1::NetView, target: &str| way(view, &BOTH[..1], target).lines().last().unwrap_or_default().to_owned();
+        assert_eq!(
+            last(&view, "10.90.0.103:8081"),
+            "=> refused: 10.90.0.103 is a node, and pods reach nothing of nodes but published ports"
+        );
+        view.networks[0].policy = Some(v1::NetworkPolicyView::default());
+        let refused =
+            "=> refused: by its network's policy 10.128.0.2 does not come to tcp port 80 of task web.t1 here by a published port; or ";
+        assert!(last(&view, "10.90.0.103:8080").starts_with(refused));
+        view.networks[0].internal = true;
+        assert_eq!(last(&view, "10.90.0.103:8080"), "=> refused: network front is internal, and 10.90.0.103 is outside");
+        view.published[0].port.as_mut().unwrap().allow_from = vec!["192.0.2.0/24".into()];
+        let refused = "=> refused: 10.128.0.2 is not among the clients that tcp port 8080 is published for";
+        assert_eq!(last(&view, "10.90.0.103:8080"), refused);
+    }
+
+    #[test]
+    fn a_policy_is_asked_for_pings_and_for_ports() {
+        let mut view = view(1);
+        for (endpoint, service) in view.networks[0].endpoints.iter_mut().zip(["web", "db", "web"]) {
+            endpoint.service_id = service.into();
+        }
+        let allow = v1::AllowView {
+            from_service_ids: vec!["web".into()],
+            to_service_ids: vec!["db".into()],
+            ports: vec![v1::PolicyPort { protocol: v1::Protocol::Tcp.into(), first: 80, last: 80 }],
+            ..v1::AllowView::default()
+        };
+        view.networks[0].policy = Some(v1::NetworkPolicyView { allow: vec![allow] });
+        let db = "task web.t2 behind 10.90.0.102";
+        for (target, expected) in [
+            ("10.128.0.3", format!("delivered to {db} at 10.128.0.3")),
+            ("10.128.0.3:80", format!("delivered to {db} at 10.128.0.3")),
+            ("10.128.0.3:81", format!("refused: by the policy of network front 10.128.0.2 does not speak with {db} by tcp port 81")),
+            (
+                "10.128.0.4",
+                "refused: by the policy of network front 10.128.0.2 does not speak with task web.t3 behind 10.90.0.102 by pings".to_owned(),
+            ),
+            ("192.0.2.1:80", "sent out of the cluster, to 192.0.2.1, under the host's address".to_owned()),
+        ] {
+            let way = way(&view, &BOTH[..1], target);
+            assert!(way.ends_with(&format!("\n=> {expected}")), "{target}: {way}");
+        }
     }
 }

@@ -1,14 +1,18 @@
 //! Looks that change nothing: what is to be held and what is, and what becomes of a pod's packets.
 
+use std::collections::BTreeMap;
+
 use rcluster_api::wire::v1;
 
 use super::{Owner, Refusal, in_full};
 use crate::core::dataplane::compile;
 use crate::core::dump::{self, Entry};
 use crate::core::flows;
-use crate::core::names;
+use crate::core::names::{self, Sight};
 use crate::core::picture::Picture;
 use crate::core::trace::{self, Ground, Trace};
+use crate::core::uplink;
+use crate::dns::{Asker, Board};
 use crate::kernel::{Kernel, KernelError, Pods};
 
 impl<K: Kernel> Owner<K> {
@@ -50,18 +54,17 @@ impl<K: Kernel> Owner<K> {
         let (mut picture, _) = Picture::parse(view);
         picture.retain_attached(&self.picture, &self.attachments);
         picture.retain_silent(&self.picture);
+        picture.taken.clone_from(&self.picture.taken);
         Ok(picture)
     }
 
     fn zone_wanted(&self, picture: &Picture) -> Vec<Entry> {
-        let sights = names::sights(&names::networks(picture, &self.attachments), &self.attachments);
-        dump::zone(sights.iter().filter(|(_, sight)| !sight.is_empty()).map(|(pod, sight)| (pod.as_str(), sight)))
+        let sights = names::sights(&names::networks(picture, &self.attachments), &self.attachments, uplink::inside(picture));
+        zone(Board::new(&sights, &self.attachments, &BTreeMap::new()).by_address.values())
     }
 
     fn zone_held(&self) -> Vec<Entry> {
-        let board = self.shared.board.load();
-        let askers = board.by_index.values().filter(|asker| !asker.sight.is_empty());
-        dump::zone(askers.map(|asker| (&*asker.pod, &asker.sight)))
+        zone(self.shared.board.load().by_index.values())
     }
 
     /// What becomes of what a pod sends to a name or an address.
@@ -71,13 +74,19 @@ impl<K: Kernel> Owner<K> {
             return Err(Refusal::Invalid("a trace needs a name or an address to which it leads".to_owned()));
         }
         let dataplane = compile(&self.picture, &self.attachments, &self.underlay);
-        let sights = names::sights(&self.names, &self.attachments);
-        let nothing = names::Sight::new();
+        let sights = names::sights(&self.names, &self.attachments, uplink::inside(&self.picture));
+        let nothing = Sight::default();
         let ground = Ground { picture: &self.picture, dataplane: &dataplane, sight: sights.get(task_id).unwrap_or(&nothing) };
         let Trace { steps, verdict } = trace::trace(ground, task_id, target)
             .ok_or_else(|| Refusal::Conflict(format!("task {task_id} is not attached on this node")))?;
         Ok(v1::TraceResponse { steps, verdict })
     }
+}
+
+/// What pods are answered, without those on no network.
+fn zone<'a>(askers: impl Iterator<Item = &'a Asker>) -> Vec<Entry> {
+    let seeing = askers.filter(|asker| !asker.sight.networks.is_empty());
+    dump::zone(seeing.map(|Asker { pod, sight }| (&*pod.id, sight, &*pod.resolvers)))
 }
 
 fn entries<const N: usize>(parts: [Vec<Entry>; N]) -> Vec<v1::NetEntry> {

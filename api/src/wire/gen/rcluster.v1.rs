@@ -2657,7 +2657,7 @@ pub struct ImageStep {
 /// One thing of a node's network.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NetEntry {
-    /// device, pod, neighbour, forward, route, element, rule, host, endpoint, name, flow
+    /// device, pod, neighbour, forward, route, selector, element, rule, host, endpoint, name, flow
     #[prost(string, tag = "1")]
     pub kind: ::prost::alloc::string::String,
     /// which one, alone of its kind: a route's destination, a device's name, an element's set and key
