@@ -495,6 +495,7 @@ pub struct NetworkSpec {
 }
 
 /// A spec of any kind.
+#[expect(clippy::large_enum_variant, reason = "a request has few specs, and most are services")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Spec {
     Service(ServiceSpec),

@@ -86,7 +86,7 @@ fn a_device_that_is_still_silent_is_told_of_and_not_waited_for() {
     let (reply, mut answer) = oneshot::channel();
     owner.handle(Command::Attach { request: request("t1", "10.128.0.2"), reply });
     let attached = answer.try_recv().unwrap().unwrap();
-    assert_eq!(attached.without_carrier, [veth.clone()]);
+    assert_eq!(attached.without_carrier, std::slice::from_ref(&veth));
     let (reply, mut answer) = oneshot::channel();
     owner.handle(Command::WithoutCarrier { links: vec![veth], reply });
     assert_eq!(answer.try_recv().unwrap(), Vec::<String>::new());
@@ -361,7 +361,7 @@ fn while_nobody_speaks_nothing_is_changed() {
 fn balanced(revision: u64, lasts: &[u8]) -> v1::NetView {
     let mut balanced = view(revision);
     let endpoint = |last: &u8| {
-        let node = if last % 2 == 0 { "n1" } else { "n2" };
+        let node = if last.is_multiple_of(2) { "n1" } else { "n2" };
         let plain = crate::core::plan::tests::endpoint(&format!("t{last}"), node, &format!("10.128.0.{last}"));
         v1::EndpointView { service_id: "web".into(), ..plain }
     };

@@ -74,7 +74,7 @@ pub fn load(name: &str, time: Duration, window: u8) -> io::Result<()> {
             }
         }
     }
-    say(&format!("{{{},\"lost\":{lost},\"bad\":{bad}}}", timings.to_json_fields(began.elapsed())))
+    say(&format!("{{{},\"lost\":{lost},\"bad\":{bad}}}", timings.json_fields(began.elapsed())))
 }
 
 /// A server that is not there for a moment loses questions, no more.

@@ -39,7 +39,7 @@ impl Timings {
     }
 
     /// The fields of a JSON object, without its braces: how many, how many a second, and the least, p50 and p99 in microseconds.
-    pub fn to_json_fields(&mut self, within: Duration) -> String {
+    pub fn json_fields(&mut self, within: Duration) -> String {
         self.nanos.sort_unstable();
         let last = self.nanos.len().saturating_sub(1);
         let at =
@@ -156,7 +156,7 @@ pub fn rr(sink: SocketAddr, time: Duration) -> io::Result<()> {
         connection.read_exact(&mut byte)?;
         timings.add(asked.elapsed());
     }
-    say(&format!("{{{}}}", timings.to_json_fields(began.elapsed())))
+    say(&format!("{{{}}}", timings.json_fields(began.elapsed())))
 }
 
 /// Connects, asks for a byte and waits for the connection's end, again and again.
@@ -172,7 +172,7 @@ pub fn conns(sink: SocketAddr, time: Duration) -> io::Result<()> {
             Ok(_) | Err(_) => failed += 1,
         }
     }
-    say(&format!("{{{},\"failed\":{failed}}}", timings.to_json_fields(began.elapsed())))
+    say(&format!("{{{},\"failed\":{failed}}}", timings.json_fields(began.elapsed())))
 }
 
 #[cfg(test)]
@@ -227,9 +227,9 @@ mod tests {
             timings.add(Duration::from_micros(micros));
         }
         assert_eq!(
-            timings.to_json_fields(Duration::from_secs(2)),
+            timings.json_fields(Duration::from_secs(2)),
             "\"count\":100,\"per_second\":50.0,\"best_us\":1.00,\"p50_us\":50.00,\"p99_us\":99.00"
         );
-        assert!(Timings::default().to_json_fields(Duration::ZERO).starts_with("\"count\":0,\"per_second\":0.0"));
+        assert!(Timings::default().json_fields(Duration::ZERO).starts_with("\"count\":0,\"per_second\":0.0"));
     }
 }

@@ -303,7 +303,22 @@ impl Picture {
 
     /// The picture with these networks alone.
     pub fn part(&self, networks: &BTreeSet<&str>) -> Self {
-        let Self { term, revision, node_id, node, networks: all, nodes, node_names, pools, silent, services, number, numbers, published, taken } = self;
+        let Self {
+            term,
+            revision,
+            node_id,
+            node,
+            networks: all,
+            nodes,
+            node_names,
+            pools,
+            silent,
+            services,
+            number,
+            numbers,
+            published,
+            taken,
+        } = self;
         let kept = all.iter().filter(|(id, _)| networks.contains(id.as_str())).map(|(id, network)| (id.clone(), network.clone()));
         Self {
             term: *term,

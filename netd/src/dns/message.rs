@@ -438,6 +438,7 @@ mod tests {
             endpoints: (1..=count).map(endpoint).collect(),
             vips: BTreeMap::new(),
             leaving: false,
+            policy: None,
         };
         let port = NamedPort { name: "http".to_owned(), udp: false, target: 8080 };
         let service = Service { name: "web".to_owned(), stack: String::new(), ports: vec![port] };

@@ -256,9 +256,9 @@ impl<K: Kernel> Owner<K> {
         let before = self.part(&networks);
         self.attachments.remove(task_id);
         let forgotten = self.store.save_attachments(&self.attachments);
-        let before = self.picture.networks.len();
+        let known = self.picture.networks.len();
         self.picture.release_detached(&self.attachments);
-        if self.picture.networks.len() != before {
+        if self.picture.networks.len() != known {
             self.names.retain(|id, _| self.picture.networks.contains_key(id));
             if let Err(error) = self.store.save_picture(&self.picture) {
                 self.picture_problems.push(format!("a network that is gone is still remembered: {}", in_full(&error)));

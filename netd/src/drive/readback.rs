@@ -55,7 +55,7 @@ impl<K: Kernel> Owner<K> {
         if is_news {
             self.looks.ask_for(done, Instant::now());
         } else {
-            drop(done.send(()));
+            let _ = done.send(());
         }
     }
 
@@ -69,7 +69,7 @@ impl<K: Kernel> Owner<K> {
         self.looks.took = begun.elapsed();
         for done in waiting {
             // Who does not wait any more need not hear of it.
-            drop(done.send(()));
+            let _ = done.send(());
         }
     }
 }

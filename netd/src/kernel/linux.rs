@@ -21,6 +21,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
 use super::netlink::Netlink;
+use super::observe::Routes;
 use super::watch::{RouterEars, Watch};
 use super::{Failure, Kernel, KernelError, Pods, apply, conntrack, echo, host, messages, netns, nft, observe};
 use crate::core::dataplane::Dataplane;
@@ -208,7 +209,7 @@ impl Kernel for Linux {
         let ours: BTreeMap<u32, String> =
             names.iter().filter(|(_, name)| crate::core::links::is_ours(name)).map(|(i, n)| (*i, n.clone())).collect();
         let (rules, elements) = nft::observe(&mut self.rules)?;
-        let (routes, detours) = observe::all_routes(&mut self.router, &names)?;
+        let Routes { main: routes, detours } = observe::all_routes(&mut self.router, &names)?;
         Ok(Dataplane {
             resolver: observe::resolver(&mut self.router, &devices)?,
             forwarding: self.forwarding()?,

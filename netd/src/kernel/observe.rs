@@ -188,27 +188,33 @@ fn link_layer_address(message: &NeighbourMessage) -> Option<Mac> {
 
 /// Our routes in the main table.
 pub fn routes(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Result<BTreeMap<Ipv4Net, Route>, KernelError> {
-    Ok(all_routes(netlink, names)?.0)
+    Ok(all_routes(netlink, names)?.main)
+}
+
+/// Our routes.
+#[derive(Debug, Default)]
+pub struct Routes {
+    /// In the main table.
+    pub main: BTreeMap<Ipv4Net, Route>,
+    /// The default ones of other tables, by table.
+    pub detours: BTreeMap<u32, Route>,
 }
 
 /// Our routes in the main table, and the default ones of ours in other tables.
-pub fn all_routes(
-    netlink: &mut Netlink,
-    names: &BTreeMap<u32, String>,
-) -> Result<(BTreeMap<Ipv4Net, Route>, BTreeMap<u32, Route>), KernelError> {
+pub fn all_routes(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Result<Routes, KernelError> {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
-    let (mut routes, mut detours) = (BTreeMap::new(), BTreeMap::new());
+    let mut routes = Routes::default();
     for message in netlink.dump("list routes", &RouteNetlinkMessage::GetRoute(message))? {
         let RouteNetlinkMessage::NewRoute(message) = message else { continue };
         let Some((to, route)) = route_of(&message, names) else { continue };
         if message.header.table == RouteHeader::RT_TABLE_MAIN {
-            routes.insert(to, route);
+            routes.main.insert(to, route);
         } else if to.prefix_len() == 0 {
-            detours.insert(table_of(&message), route);
+            routes.detours.insert(table_of(&message), route);
         }
     }
-    Ok((routes, detours))
+    Ok(routes)
 }
 
 fn table_of(message: &RouteMessage) -> u32 {

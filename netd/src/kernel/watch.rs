@@ -224,7 +224,9 @@ impl Hearing {
 }
 
 /// A link's index, flags and attributes.
-fn link(payload: &[u8]) -> Option<(u32, u32, BTreeMap<u16, &[u8]>)> {
+type Link<'a> = (u32, u32, BTreeMap<u16, &'a [u8]>);
+
+fn link(payload: &[u8]) -> Option<Link<'_>> {
     let (header, attributes) = payload.split_first_chunk::<16>()?;
     let number = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     Some((number(4), number(8), parse(attributes)))

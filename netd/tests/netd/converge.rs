@@ -44,6 +44,9 @@ fn empty(table: rules::Table) {
     nft::load(&mut Netlink::open(nft::NETLINK_NETFILTER).unwrap(), &nothing).unwrap();
 }
 
+/// What is broken, and how.
+type Breakage = (&'static str, fn(&Host));
+
 #[test]
 fn what_others_change_is_mended_within_a_second_and_not_at_the_regular_check() {
     let lab = Lab::start(2);
@@ -51,7 +54,7 @@ fn what_others_change_is_mended_within_a_second_and_not_at_the_regular_check() {
     let host = &lab.hosts[0];
     host.attach("t1", &[("front", "10.128.0.2")]).unwrap();
     lab.hosts[1].attach("t2", &[("front", "10.128.0.3")]).unwrap();
-    let breakages: [(&str, fn(&Host)); 12] = [
+    let breakages: [Breakage; 12] = [
         ("a route is gone", |host| host.inside("router", ip("route del 10.128.0.3/32"))),
         ("a route too many", |host| host.inside("router", ip("route add 10.128.0.77/32 via 10.90.0.102 dev v4096 onlink proto 114"))),
         ("a neighbour is gone", |host| host.inside("router", ip("neigh del 10.90.0.102 dev v4096"))),

@@ -25,7 +25,7 @@ const SERVER: Place = ("t2", 1, 12);
 fn picture(lab: &Lab, round: u64, many: &[String]) -> v1::NetView {
     let others: Vec<Place> = [("t3", 1, 13), ("t4", 1, 14), ("t5", 1, 15)].into_iter().filter(|_| round % 2 == 1).collect();
     let mut networks = vec![front(&[others.as_slice(), &[SERVER]].concat())];
-    if round % 2 == 0 {
+    if round.is_multiple_of(2) {
         let endpoints: Vec<(&str, usize, u8)> = many.iter().zip(10..).map(|(task, last)| (task.as_str(), 1, last)).collect();
         networks.push(network("back", 1, &endpoints));
     }

@@ -42,7 +42,7 @@ struct Service {
 
 impl Service {
     fn new(number: usize) -> Self {
-        Self { name: format!("s{number}"), balanced: number % 2 == 0, replicas: 1, generation: 1, over: BTreeSet::new() }
+        Self { name: format!("s{number}"), balanced: number.is_multiple_of(2), replicas: 1, generation: 1, over: BTreeSet::new() }
     }
 
     fn manifest(&self) -> String {
