@@ -120,7 +120,7 @@ impl Walk<'_> {
             }
             Answer::NoData => format!("sent nowhere: {name} is a name of {zones}, and nobody serves under it"),
             Answer::NoSuchName => format!("sent nowhere: there is no name {name} in {zones}"),
-            Answer::Foreign => format!("{name} is no name of ours: the host's resolvers are asked for it"),
+            Answer::Foreign => format!("{name} is no name of ours: the pod's own resolvers are asked for it, or the host's"),
             Answer::Refused => format!("sent nowhere: {name} is no name of ours, and others are not asked for a pod of internal networks"),
             // What is asked for is addresses.
             Answer::Pointer(_) | Answer::Ports(_) => format!("sent nowhere: {name} has no addresses"),
@@ -454,7 +454,10 @@ mod tests {
         assert_eq!(last(&view, "10.128.0.77"), "=> refused: 10.128.0.77 is nobody's on network front");
         assert_eq!(last(&view, "192.0.2.1"), "=> sent out of the cluster, to 192.0.2.1, under the host's address");
         assert_eq!(last(&view, "10.90.0.103"), "=> refused: 10.90.0.103 is a node, and pods reach nothing of nodes but published ports");
-        assert_eq!(last(&view, "example.com"), "=> example.com is no name of ours: the host's resolvers are asked for it");
+        assert_eq!(
+            last(&view, "example.com"),
+            "=> example.com is no name of ours: the pod's own resolvers are asked for it, or the host's"
+        );
         assert_eq!(last(&view, "wep"), "=> sent nowhere: there is no name wep in front.internal");
         view.networks[0].internal = true;
         assert_eq!(last(&view, "192.0.2.1"), "=> refused: network front is internal, and 192.0.2.1 is outside");
@@ -477,7 +480,7 @@ mod tests {
                         delivered to task web.t3 behind 10.90.0.102 at 10.128.0.4, tcp port 80";
         let expected = expected.replace("LINK", &crate::core::links::veth_name("t1", "net-a"));
         assert_eq!(way(&view, &BOTH[..1], "10.90.0.103:8080"), expected);
-        let last = |view: &v1::NetView, target: &str| way(view, &BOTH[..1], target).lines().last().unwrap_or_default().to_owned();
+        let last = |view: &v1::NetView, target: &str| way(view, &BOTH[..1], target).lines().next_back().unwrap_or_default().to_owned();
         assert_eq!(
             last(&view, "10.90.0.103:8081"),
             "=> refused: 10.90.0.103 is a node, and pods reach nothing of nodes but published ports"
