@@ -102,7 +102,8 @@ fn run(config: &Config) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let dns = server::serve_tcp(sockets.tcp, shared, forwarder);
     let served = runtime.block_on(serve(&run_dir.join("netd.sock"), commands, dns));
-    drop(runtime);
+    // Nobody waits for a look at paths.
+    runtime.shutdown_background();
     answering.end(&knock);
     match owner.join() {
         Ok(ended) => ended.context("give the dataplane's owner a sense of time")?,

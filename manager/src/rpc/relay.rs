@@ -192,6 +192,7 @@ async fn opening(inputs: &mut Streaming<v1::RelayInput>) -> Result<v1::RelayOpen
     }
 }
 
+/// The node of that name or id.
 pub fn find_node(state: &State, target: &str) -> Result<Arc<Node>, ApiError> {
     state
         .find_node(target)
