@@ -114,12 +114,16 @@ pub fn holders(view: &v1::NetView) -> BTreeMap<Ipv4Addr, String> {
     let names: BTreeMap<&str, &str> = view.nodes.iter().map(|node| (node.id.as_str(), node.name.as_str())).collect();
     let mut holders = BTreeMap::new();
     for node in &view.nodes {
-        holders.extend(node.addr.parse().ok().map(|ip: Ipv4Addr| (ip, format!("node {}", node.name))));
+        // Of a node whose tasks it does not see a node is not told the name.
+        let name = if node.name.is_empty() { &node.id } else { &node.name };
+        holders.extend(node.addr.parse().ok().map(|ip: Ipv4Addr| (ip, format!("node {name}"))));
     }
     for (service, vip) in view.services.iter().flat_map(|service| service.vips.iter().map(move |vip| (service, vip))) {
         holders.extend(vip.ip.parse().ok().map(|ip: Ipv4Addr| (ip, format!("service {}", service.name))));
     }
-    for endpoint in view.networks.iter().flat_map(|network| &network.endpoints) {
+    // An address of a task that has ended is nobody's, and still routed for a moment.
+    let endpoints = view.networks.iter().flat_map(|network| &network.endpoints);
+    for endpoint in endpoints.filter(|endpoint| !endpoint.task.is_empty()) {
         let node = names.get(endpoint.node_id.as_str()).unwrap_or(&"a node that is gone");
         holders.extend(endpoint.ip.parse().ok().map(|ip: Ipv4Addr| (ip, format!("{} on {node}", endpoint.task))));
     }

@@ -333,7 +333,8 @@ impl Walk<'_> {
     fn holder(&self, ip: Ipv4Addr) -> String {
         for network in self.ground.picture.networks.values() {
             if let Some(endpoint) = network.endpoints.get(&ip) {
-                return format!("task {} {}", endpoint.task, place_in_words(endpoint.place));
+                let task = if endpoint.task.is_empty() { "that has ended" } else { &endpoint.task };
+                return format!("task {task} {}", place_in_words(endpoint.place));
             }
             if let Some(vip) = network.vips.get(&ip) {
                 return format!("the address of service {}", vip.service);
