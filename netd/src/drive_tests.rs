@@ -671,6 +671,34 @@ fn a_dump_tells_of_names_of_connections_and_of_a_view_that_is_not_obeyed() {
 }
 
 #[test]
+fn a_dump_tells_what_published_ports_lack_and_not_of_those_that_others_have() {
+    let Bench { mut owner, _dir } = bench();
+    let view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Spread)]);
+    owner.kernel.taken.insert(Opening { transport: Transport::Tcp, port: 8080 }, "nginx (pid 812)".into());
+    owner.apply_view(&view).unwrap();
+    owner.attach(&request("t1", "10.128.0.2")).unwrap();
+    let by_view = v1::DumpRequest { conntrack: false, view: Some(view) };
+    assert_eq!(differences(&mut owner, &by_view), Vec::<String>::new());
+    owner.kernel.taken.clear();
+    owner.tick();
+    assert_eq!(differences(&mut owner, &by_view), Vec::<String>::new());
+    let held = &mut owner.kernel.held;
+    (held.ingress, held.detours) = (None, BTreeMap::new());
+    held.selectors.pop_last();
+    held.host.ports.clear();
+    assert_eq!(
+        differences(&mut owner, &by_view),
+        [
+            "- device ing, its address | 169.254.192.1, for any source",
+            "- route of table 100002 | via 10.90.0.102 on ing",
+            "- route of table 100003 | via 10.90.0.103 on ing",
+            "- selector mark 0x1000003/0xffffffff to table 100003 at 1000 | ",
+            "- host tcp port 8080 | ",
+        ]
+    );
+}
+
+#[test]
 fn a_trace_is_of_a_pod_that_is_here() {
     let Bench { owner, _dir } = audited();
     let trace = |task_id: &str, target: &str| owner.trace(&v1::TraceRequest { task_id: task_id.into(), target: target.into() });
