@@ -35,6 +35,7 @@ build:
 	mkdir -p $(BIN)
 	install -C $(OUT)/rcluster-{manager,agent,netd} $(RUNTIME_OUT)/rcluster-runtime $(OUT)/rclusterctl $(OUT)/rcluster-{demo,bench,bench-runtime,bench-store} $(BIN)/
 	cargo rustc --profile $(PROFILE) -p rcluster-probe --bin rcluster-probe -- $(STATIC)
+	install -C $(OUT)/rcluster-probe $(BIN)/
 	$(OUT)/rcluster-probe-image --binary $(OUT)/rcluster-probe --ref rcluster/probe:demo --out $(BIN)/probe.tar
 
 demo: build
@@ -99,6 +100,8 @@ run-bench:
 	$(BIN)/rcluster-bench failover
 	$(BIN)/rcluster-bench leaders
 	$(BIN)/rcluster-bench state
+	$(BIN)/rcluster-bench net
+	cargo test --profile $(PROFILE) -p rcluster-netd --test netd figures -- --ignored --nocapture
 
 HOURS ?= 1
 

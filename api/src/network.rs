@@ -2,7 +2,10 @@
 //!
 //! Parsed once: a range of ports lies within 1 to 65535, and what belongs to published ports cannot be said of others.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -28,6 +31,113 @@ pub enum Affinity {
     None,
     /// The one that the client's address came to before, as long as it is there.
     Client,
+}
+
+/// Reads what is written as text; what is wrong with it is told where it stands.
+struct Text<T>(&'static str, PhantomData<T>);
+
+impl<T: FromStr<Err = String>> serde::de::Visitor<'_> for Text<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.0)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+}
+
+/// The pods' resolver and gateway, the same on every node: it cannot be asked for what it asks others.
+const OWN_RESOLVER: Ipv4Addr = Ipv4Addr::new(169, 254, 53, 53);
+
+/// The address of a resolver that a node may ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ResolverAddress(IpAddr);
+
+impl ResolverAddress {
+    /// The address itself.
+    pub fn ip(self) -> IpAddr {
+        self.0
+    }
+}
+
+impl fmt::Display for ResolverAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, formatter)
+    }
+}
+
+impl FromStr for ResolverAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ip = text.parse::<IpAddr>().ok().filter(|ip| !ip.is_unspecified() && !ip.is_multicast() && *ip != OWN_RESOLVER);
+        ip.map(Self).ok_or_else(|| format!("{text:?} is no address of a resolver"))
+    }
+}
+
+impl Serialize for ResolverAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ResolverAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Text("the address of a resolver", PhantomData))
+    }
+}
+
+/// Where a name leads that containers know without asking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostAddress {
+    Ip(IpAddr),
+    /// Written `host-gateway`: the router of the node on which they run.
+    Gateway,
+}
+
+impl HostAddress {
+    /// The address itself.
+    pub fn ip(self) -> IpAddr {
+        match self {
+            Self::Ip(ip) => ip,
+            Self::Gateway => OWN_RESOLVER.into(),
+        }
+    }
+}
+
+impl fmt::Display for HostAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => fmt::Display::fmt(ip, formatter),
+            Self::Gateway => formatter.write_str("host-gateway"),
+        }
+    }
+}
+
+impl FromStr for HostAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.parse::<IpAddr>()) {
+            ("host-gateway", _) => Ok(Self::Gateway),
+            (_, Ok(ip)) => Ok(Self::Ip(ip)),
+            (_, Err(_)) => Err(format!("{text:?} is no address: write an IP, or host-gateway")),
+        }
+    }
+}
+
+impl Serialize for HostAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for HostAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Text("an IP address, or host-gateway", PhantomData))
+    }
 }
 
 /// What goes through a port.
@@ -74,9 +184,19 @@ impl Ports {
         (first > 0).then_some(Self { first, last })
     }
 
+    /// All from `first` to `last`; `None` when one of them is none, or there is none.
+    pub fn between(first: u16, last: u16) -> Option<Self> {
+        (first > 0 && first <= last).then_some(Self { first, last })
+    }
+
     /// The lowest.
     pub fn first(self) -> u16 {
         self.first
+    }
+
+    /// The highest.
+    pub fn last(self) -> u16 {
+        self.last
     }
 
     /// How many there are.
@@ -196,6 +316,52 @@ impl Port {
     pub fn text_bytes(&self) -> usize {
         const CIDR_BYTES: usize = 40;
         self.name.len() + self.published.as_ref().map_or(0, |published| published.allow_from.len() * CIDR_BYTES)
+    }
+
+    /// The nodes' ports at which it is reached from outside, and whether it is so at the nodes of the service's tasks alone.
+    pub fn node_ports(&self) -> impl Iterator<Item = (NodePort, bool)> {
+        let Self { name: _, protocol, target: _, published } = self;
+        published.iter().flat_map(move |Published { ports, mode, allow_from: _ }| {
+            let of_tasks = *mode == PublishMode::Host;
+            ports.all().map(move |number| (NodePort { protocol: *protocol, number }, of_tasks))
+        })
+    }
+}
+
+/// A port of the nodes; written `tcp port 80`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodePort {
+    pub protocol: Protocol,
+    pub number: u16,
+}
+
+impl fmt::Display for NodePort {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} port {}", self.protocol.as_str(), self.number)
+    }
+}
+
+/// Which services publish which ports of the nodes.
+#[derive(Debug, Default)]
+pub struct Publishers<'a> {
+    /// With whether it is so at the nodes of their tasks alone.
+    by_port: BTreeMap<NodePort, (&'a str, bool)>,
+}
+
+impl<'a> Publishers<'a> {
+    /// Takes a service's ports in.
+    pub fn add(&mut self, service: &'a str, ports: &[Port]) {
+        self.by_port.extend(ports.iter().flat_map(Port::node_ports).map(|(port, of_tasks)| (port, (service, of_tasks))));
+    }
+
+    /// The first of these ports that one of the services has: its place, the port and the service. Of two that both open a port at the nodes
+    /// of their tasks alone, neither has it: those nodes can be different ones.
+    pub fn clash(&self, ports: &[Port]) -> Option<(usize, NodePort, &'a str)> {
+        let mut asked = ports.iter().enumerate().flat_map(|(place, port)| port.node_ports().map(move |asked| (place, asked)));
+        asked.find_map(|(place, (port, of_tasks))| {
+            let (service, theirs) = self.by_port.get(&port)?;
+            (!(of_tasks && *theirs)).then_some((place, port, *service))
+        })
     }
 }
 
@@ -324,6 +490,146 @@ impl<'de> Deserialize<'de> for Port {
     }
 }
 
+/// Who may speak with whom on a network, and who may come to it by published ports: whom no rule allows may not.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkPolicy {
+    #[serde(default)]
+    pub allow: Vec<Allow>,
+}
+
+/// One allowance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Allow {
+    pub from: Vec<Peer>,
+    pub to: Vec<Peer>,
+    /// Of the containers; none: all ports of all protocols.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PolicyPort>,
+}
+
+/// A side of an allowance; written `web`, `*` or `192.0.2.0/24`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Peer {
+    /// Everyone on the network.
+    All,
+    /// The tasks of a service, by its name.
+    Service(String),
+    /// Who comes by a published port under one of these addresses.
+    Range(IpNet),
+}
+
+impl Peer {
+    /// Bytes of its text, at most.
+    pub fn text_bytes(&self) -> usize {
+        const CIDR_BYTES: usize = 40;
+        match self {
+            Self::All => 1,
+            Self::Service(name) => name.len(),
+            Self::Range(_) => CIDR_BYTES,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => write!(formatter, "*"),
+            Self::Service(name) => write!(formatter, "{name}"),
+            Self::Range(cidr) => write!(formatter, "{cidr}"),
+        }
+    }
+}
+
+impl FromStr for Peer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "*" => Ok(Self::All),
+            cidr if cidr.contains('/') => {
+                cidr.parse().map(Self::Range).map_err(|_| format!("{cidr:?} is no CIDR: write one such as 192.0.2.0/24"))
+            }
+            name => Ok(Self::Service(name.to_owned())),
+        }
+    }
+}
+
+impl Serialize for Peer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Peer {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Peer;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a service's name, * for all, or a CIDR")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Peer, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_str(Visitor)
+    }
+}
+
+/// Ports of containers; written `80`, `8000-8009` or `53/udp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PolicyPort {
+    pub protocol: Protocol,
+    pub ports: Ports,
+}
+
+impl FromStr for PolicyPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (ports, protocol) = match text.split_once('/') {
+            Some((ports, word)) => (ports, word.parse::<Protocol>()?),
+            None => (text, Protocol::default()),
+        };
+        Ok(Self { protocol, ports: ports.parse()? })
+    }
+}
+
+impl Serialize for PolicyPort {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.protocol {
+            Protocol::Tcp => self.ports.serialize(serializer),
+            Protocol::Udp => serializer.collect_str(&format_args!("{}/udp", self.ports)),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for PolicyPort {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = PolicyPort;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a port such as 80, a range such as 8000-8009, or either with /udp")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<PolicyPort, E> {
+                self.visit_str(&number.to_string())
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<PolicyPort, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
 /// A node's network, as its netd has found it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct NodeNetwork {
@@ -341,6 +647,38 @@ pub struct NodeNetwork {
     pub held_ports: Vec<HeldPort>,
     /// What is wrong, in words.
     pub conditions: Vec<String>,
+}
+
+impl NodeNetwork {
+    /// Most of the host's routes that are kept.
+    pub const ROUTES_MAX: usize = 256;
+    /// Most ports of the host.
+    pub const HELD_PORTS_MAX: usize = 1024;
+    /// Most conditions.
+    pub const CONDITIONS_MAX: usize = 32;
+    /// Longest condition, and longest reason not to encrypt, in bytes.
+    pub const CONDITION_BYTES_MAX: usize = 512;
+    /// Longest word for who holds a port, in bytes.
+    pub const HOLDER_BYTES_MAX: usize = 64;
+    /// Most keys: by two epochs it sends, and for a third it may have one already.
+    pub const WIREGUARD_KEYS_MAX: usize = 4;
+
+    /// As much of what a node says as is kept of it.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        self.routes.truncate(Self::ROUTES_MAX);
+        self.held_ports.truncate(Self::HELD_PORTS_MAX);
+        self.conditions.truncate(Self::CONDITIONS_MAX);
+        self.wireguard_keys.truncate(Self::WIREGUARD_KEYS_MAX);
+        shorten(&mut self.no_encryption, Self::CONDITION_BYTES_MAX);
+        self.held_ports.iter_mut().for_each(|held| shorten(&mut held.by, Self::HOLDER_BYTES_MAX));
+        self.conditions.iter_mut().for_each(|condition| shorten(condition, Self::CONDITION_BYTES_MAX));
+        self
+    }
+}
+
+fn shorten(text: &mut String, bytes_max: usize) {
+    text.truncate(text.floor_char_boundary(bytes_max));
 }
 
 /// The public half of a node's key pair, of which the other half never leaves its kernel.
@@ -399,6 +737,66 @@ mod tests {
             assert_eq!(serde_json::to_value(&port).unwrap(), printed, "{written}");
             assert_eq!(serde_json::from_value::<Port>(printed).unwrap(), port, "{written}");
         }
+    }
+
+    #[test]
+    fn a_port_of_the_nodes_is_one_services_unless_the_nodes_of_tasks_alone_open_it() {
+        let ports = |written: &str| serde_json::from_str::<Vec<Port>>(written).unwrap();
+        let (web, dns) = (ports(r#"["8080:80"]"#), ports(r#"["53:53/udp", {"target": 80, "published": 81, "mode": "host"}]"#));
+        let mut publishers = Publishers::default();
+        publishers.add("web", &web);
+        publishers.add("dns", &dns);
+        for (asked, expected) in [
+            (r#"["8081:80", "8079-8081:79-81"]"#, Some("1: tcp port 8080 of web")),
+            (r#"["8080:80/udp", "53:53"]"#, None),
+            (r#"[{"target": 80, "published": 8080, "mode": "host"}]"#, Some("0: tcp port 8080 of web")),
+            (r#"["81:80"]"#, Some("0: tcp port 81 of dns")),
+            (r#"[{"target": 80, "published": 81, "mode": "host"}, {"name": "http", "target": 53}]"#, None),
+        ] {
+            let clash = publishers.clash(&ports(asked)).map(|(place, port, service)| format!("{place}: {port} of {service}"));
+            assert_eq!(clash.as_deref(), expected, "{asked}");
+        }
+    }
+
+    #[test]
+    fn a_policy_comes_back_as_it_is_written() {
+        for (written, printed) in [
+            (json!({}), json!({"allow": []})),
+            (
+                json!({"allow": [{"from": ["web", "*", "192.0.2.0/24", "fd00::/8"], "to": ["db"], "ports": [80, "81", "90-99/tcp", "53/udp"]}]}),
+                json!({"allow": [{"from": ["web", "*", "192.0.2.0/24", "fd00::/8"], "to": ["db"], "ports": [80, 81, "90-99", "53/udp"]}]}),
+            ),
+            (json!({"allow": [{"from": ["web"], "to": ["*"], "ports": []}]}), json!({"allow": [{"from": ["web"], "to": ["*"]}]})),
+        ] {
+            let policy: NetworkPolicy = serde_json::from_value(written.clone()).unwrap();
+            assert_eq!(serde_json::to_value(&policy).unwrap(), printed, "{written}");
+            assert_eq!(serde_json::from_value::<NetworkPolicy>(printed).unwrap(), policy, "{written}");
+        }
+        for (written, why) in [
+            (json!({"from": ["10.0.0/8"], "to": ["db"]}), "\"10.0.0/8\" is no CIDR: write one such as 192.0.2.0/24"),
+            (json!({"from": ["web"], "to": ["db"], "ports": [0]}), "\"0\" is not a port: write a number from 1 to 65535"),
+            (json!({"from": ["web"], "to": ["db"], "ports": ["80/icmp"]}), "\"icmp\" is neither tcp nor udp"),
+        ] {
+            assert_eq!(serde_json::from_value::<Allow>(written.clone()).unwrap_err().to_string(), why, "{written}");
+        }
+    }
+
+    #[test]
+    fn of_what_a_node_says_a_bounded_part_is_kept() {
+        let held = |port| HeldPort { protocol: Protocol::Tcp, port, by: format!("x{}", "é".repeat(300)) };
+        let said = NodeNetwork {
+            mtu: 1450,
+            routes: vec!["10.0.0.0/8".parse().unwrap(); 300],
+            no_encryption: "y".repeat(1000),
+            wireguard_keys: vec![WireguardKey { epoch: 1, key: [7; 32], port: 51821 }; 100],
+            held_ports: (1..=1100).map(held).collect(),
+            conditions: vec!["x".repeat(1000); 40],
+        };
+        let kept = said.bounded();
+        assert_eq!((kept.mtu, kept.routes.len(), kept.held_ports.len(), kept.conditions.len()), (1450, 256, 1024, 32));
+        assert_eq!((kept.held_ports[0].by.len(), kept.conditions[0].len()), (63, 512), "whole letters are kept");
+        assert_eq!((kept.no_encryption.len(), kept.wireguard_keys.len()), (512, 4));
+        assert_eq!(kept.clone().bounded(), kept);
     }
 
     #[test]

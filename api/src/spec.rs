@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::container::{DeviceSpec, Logging, MountSpec, PullPolicy, Ulimits};
 use crate::data::{DataKind, DataRef, DataSpec};
 use crate::health::HealthCheck;
-use crate::network::{Affinity, EndpointMode, Port};
+use crate::network::{Affinity, EndpointMode, HostAddress, NetworkPolicy, Port, ResolverAddress};
 use crate::object::Kind;
 use crate::resource::{Amounts, Bytes, Millis};
 
@@ -84,6 +84,15 @@ pub struct ServiceSpec {
     /// The longest that a task which ends waits for the other nodes to send nothing more to it.
     #[serde(default = "default_leave", skip_serializing_if = "is_default_leave")]
     pub leave: Millis,
+    /// Who is asked for names that are not the cluster's, in place of the node's resolvers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<ResolverAddress>,
+    /// Domains that are searched before those of the networks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns_search: Vec<String>,
+    /// Names that the containers know without asking.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra_hosts: BTreeMap<String, HostAddress>,
 }
 
 /// Docker's default grace period.
@@ -122,6 +131,9 @@ impl ServiceSpec {
             placement: self.placement.clone(),
             stop_grace: self.stop_grace,
             runtime: self.runtime.clone(),
+            dns: self.dns.clone(),
+            dns_search: self.dns_search.clone(),
+            extra_hosts: self.extra_hosts.clone(),
         }
     }
 }
@@ -134,6 +146,9 @@ pub struct TaskTemplate {
     pub placement: Placement,
     pub stop_grace: Millis,
     pub runtime: String,
+    pub dns: Vec<ResolverAddress>,
+    pub dns_search: Vec<String>,
+    pub extra_hosts: BTreeMap<String, HostAddress>,
 }
 
 impl TaskTemplate {
@@ -477,9 +492,13 @@ pub struct NetworkSpec {
     /// What goes from one node to another is encrypted.
     #[serde(default, skip_serializing_if = "is_default")]
     pub encrypted: bool,
+    /// None: all may speak with all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<NetworkPolicy>,
 }
 
 /// A spec of any kind.
+#[expect(clippy::large_enum_variant, reason = "a request has few specs, and most are services")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Spec {
     Service(ServiceSpec),

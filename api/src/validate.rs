@@ -8,8 +8,8 @@ mod network;
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::container::check_container;
-use self::network::check_endpoints;
-pub use self::network::{LEAVE_MAX, PUBLISHED_PORTS_MAX};
+pub use self::network::{LEAVE_MAX, PUBLISHED_PORTS_MAX, network_text_size, words_bytes};
+use self::network::{check_endpoints, check_policy, check_resolving};
 use crate::data::{DATA_BYTES_MAX, DataSpec};
 use crate::error::{ApiError, ErrorCode};
 use crate::network::Port;
@@ -128,6 +128,7 @@ pub fn check_service(spec: &ServiceSpec) -> Result<(), ApiError> {
         }
     }
     check_endpoints(spec)?;
+    check_resolving(spec)?;
     if spec.placement.max_per_node == Some(0) {
         return Err(invalid("placement.max_per_node", "with 0 tasks on each node nothing could run").hint("remove it for no limit"));
     }
@@ -162,7 +163,10 @@ pub fn container_name(spec: &ServiceSpec, index: usize) -> String {
 
 /// Bytes of a service's texts.
 pub fn text_size(spec: &ServiceSpec) -> usize {
-    text_bytes(&spec.containers) + label_bytes(&spec.labels) + spec.ports.iter().map(Port::text_bytes).sum::<usize>()
+    text_bytes(&spec.containers)
+        + label_bytes(&spec.labels)
+        + spec.ports.iter().map(Port::text_bytes).sum::<usize>()
+        + words_bytes(&spec.dns_search, &spec.extra_hosts)
 }
 
 /// Bytes of containers' texts: all that can be long in them.
@@ -227,7 +231,10 @@ pub fn check_network(spec: &NetworkSpec) -> Result<(), ApiError> {
             return Err(invalid("subnet", format!("{subnet} cannot be routed")).hint("use a private range such as 10.200.0.0/24"));
         }
     }
-    Ok(())
+    match &spec.policy {
+        Some(policy) => check_policy(policy),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use rcluster_api::data::{Data, DataKind, DataSpec, Payload};
+use rcluster_api::network::{NodePort, Port, Publishers};
 use rcluster_api::object::{Kind, Network, Object, Service, Task};
 use rcluster_api::spec::{Mode, ServiceSpec, Spec, UpdateOrder};
 use rcluster_api::validate::nearest;
@@ -139,7 +140,8 @@ fn normalised(spec: &Spec) -> Result<Spec, WireError> {
 fn service_step(spec: &ServiceSpec, current: &Current) -> Result<Step, WireError> {
     let step = |action, notes| Step { kind: Kind::Service, name: spec.name.clone(), action, rolls: Vec::new(), notes };
     let Some(before) = current.services.iter().find(|service| service.spec.name == spec.name) else {
-        return Ok(step(Action::Create, vec![shape(spec)]));
+        let notes = std::iter::once(shape(spec)).chain(port_notes(&[], &spec.ports));
+        return Ok(step(Action::Create, notes.collect()));
     };
     let changes = changes(&normalised(&Spec::Service(before.spec.clone()))?, &normalised(&Spec::Service(spec.clone()))?);
     let mut notes = Vec::new();
@@ -157,6 +159,7 @@ fn service_step(spec: &ServiceSpec, current: &Current) -> Result<Step, WireError
     if replaces > 0 {
         notes.push(rollout_note(spec, replaces));
     }
+    notes.extend(port_notes(&before.spec.ports, &spec.ports));
     Ok(step(Action::Update { changes, replaces }, notes))
 }
 
@@ -179,6 +182,37 @@ fn rollout_note(spec: &ServiceSpec, replaces: usize) -> String {
         UpdateOrder::StartFirst => "the new one starts first",
     };
     format!("the template changes: {} replaced, {pace}, {order}", count_verb(replaces, "task"))
+}
+
+/// Which ports the nodes open, and which they close.
+fn port_notes(before: &[Port], after: &[Port]) -> Vec<String> {
+    let all = |ports: &[Port]| ports.iter().flat_map(Port::node_ports).collect::<BTreeSet<_>>();
+    let (before, after) = (all(before), all(after));
+    let note = |verb: &str, ports: Vec<&(NodePort, bool)>| (!ports.is_empty()).then(|| format!("{verb} {}", in_rows(&ports)));
+    let notes = [note("closes", before.difference(&after).collect()), note("opens", after.difference(&before).collect())];
+    notes.into_iter().flatten().collect()
+}
+
+/// "tcp port 80 at every node, tcp ports 8000-8009 at its tasks' nodes"; the ports in their order.
+fn in_rows(ports: &[&(NodePort, bool)]) -> String {
+    let mut rows: Vec<(NodePort, u16, bool)> = Vec::new();
+    for (port, of_tasks) in ports.iter().copied().copied() {
+        match rows.last_mut() {
+            Some((first, last, row)) if (first.protocol, *row) == (port.protocol, of_tasks) && last.checked_add(1) == Some(port.number) => {
+                *last = port.number;
+            }
+            _ => rows.push((port, port.number, of_tasks)),
+        }
+    }
+    let row = |(first, last, of_tasks): (NodePort, u16, bool)| {
+        let place = if of_tasks { "at its tasks' nodes" } else { "at every node" };
+        if first.number == last {
+            format!("{first} {place}")
+        } else {
+            format!("{} ports {}-{last} {place}", first.protocol.as_str(), first.number)
+        }
+    };
+    rows.into_iter().map(row).collect::<Vec<_>>().join(", ")
 }
 
 fn network_step(spec: &Spec, current: &Current) -> Result<Step, WireError> {
@@ -236,7 +270,7 @@ fn removals(desired: &[Desired], current: &Current, stack: &str) -> Vec<Step> {
 fn problems(desired: &[Desired], current: &Current) -> Vec<String> {
     let mut known: BTreeSet<&str> = current.networks.iter().filter(|network| !network.removing).map(|n| n.spec.name.as_str()).collect();
     known.extend(desired.iter().filter(|object| object.kind() == Kind::Network).map(|object| object.spec.name()));
-    let mut problems = Vec::new();
+    let mut problems = port_problems(desired, current);
     for object in desired {
         let Spec::Service(spec) = &object.spec else { continue };
         for attachment in spec.networks.iter().filter(|attachment| !known.contains(attachment.network.as_str())) {
@@ -253,6 +287,25 @@ fn problems(desired: &[Desired], current: &Current) -> Vec<String> {
                 object.origin, spec.name, object.expected_version
             ));
         }
+    }
+    problems
+}
+
+/// The ports that a service publishes and another one has: one that stays, or that comes before it in the files.
+fn port_problems(desired: &[Desired], current: &Current) -> Vec<String> {
+    let wanted = |name: &str| desired.iter().any(|object| object.kind() == Kind::Service && object.spec.name() == name);
+    let mut publishers = Publishers::default();
+    for service in current.services.iter().filter(|service| !wanted(&service.spec.name)) {
+        publishers.add(&service.spec.name, &service.spec.ports);
+    }
+    let mut problems = Vec::new();
+    for object in desired {
+        let Spec::Service(spec) = &object.spec else { continue };
+        if let Some((place, port, other)) = publishers.clash(&spec.ports) {
+            let (origin, name) = (&object.origin, &spec.name);
+            problems.push(format!("{origin}: spec.ports[{place}] of service {name}: {port} is published by service {other} already"));
+        }
+        publishers.add(&spec.name, &spec.ports);
     }
     problems
 }
@@ -490,6 +543,44 @@ mod tests {
              ! web.yaml:5:1: service web joins network lag, which neither exists nor is in the files\n\
              ! web.yaml:5:1: service web has version 7, the file was made from version 3\n0 to create, 1 to update, 1 unchanged",
         );
+    }
+
+    const OPEN: &str = "kind: Network\nname: lab\nspec: {}\n---\nkind: Service\nname: web\nspec:\n  containers: [{image: \"web:1\"}]\n  \
+                        networks: [lab]\n  ports: [\"8080:80\", \"53:53/udp\"]\n";
+
+    #[test]
+    fn ports_are_told_with_the_nodes_that_open_and_close_them_and_replace_nothing() {
+        let opens = "tcp port 8080 at every node, udp port 53 at every node";
+        let created =
+            format!("+ network lab\n+ service web\n    1 task of web:1\n    opens {opens}\n2 to create, 0 to update, 0 unchanged");
+        check(OPEN, &Current::default(), &created);
+        check(
+            &OPEN.replace("\"8080:80\", \"53:53/udp\"", "\"8080-8082:80-82\", {target: 53, published: 53, protocol: udp, mode: host}"),
+            &deployed(OPEN, 1),
+            "= network lab unchanged\n~ service web\n    spec.ports: [\"8080:80\",\"53:53/udp\"] -> (not set)\n    \
+             spec.ports[0]: (not set) -> 8080-8082:80-82\n    spec.ports[1].mode: (not set) -> host\n    \
+             spec.ports[1].protocol: (not set) -> udp\n    spec.ports[1].published: (not set) -> 53\n    \
+             spec.ports[1].target: (not set) -> 53\n    closes udp port 53 at every node\n    \
+             opens tcp ports 8081-8082 at every node, udp port 53 at its tasks' nodes\n0 to create, 1 to update, 1 unchanged",
+        );
+        check(
+            &OPEN.replace("8080:80", "9090:80"),
+            &deployed(OPEN, 1),
+            "= network lab unchanged\n~ service web\n    spec.ports: [\"8080:80\",\"53:53/udp\"] -> [\"9090:80\",\"53:53/udp\"]\n    \
+             closes tcp port 8080 at every node\n    opens tcp port 9090 at every node\n0 to create, 1 to update, 1 unchanged",
+        );
+    }
+
+    #[test]
+    fn a_port_that_another_service_has_is_told_before_anything_is_sent() {
+        let other = "kind: Service\nname: other\nspec:\n  containers: [{image: \"web:1\"}]\n  networks: [lab]\n  \
+                     ports: [\"80:80\", \"8080:80\"]\n";
+        let problem = |text: &str, current: &Current| plan(&desired(text), current, None).unwrap().problems;
+        let taken = "spec.ports[1] of service other: tcp port 8080 is published by service web already";
+        assert_eq!(problem(other, &deployed(OPEN, 1)), [format!("web.yaml:1:1: {taken}")]);
+        assert_eq!(problem(&format!("{OPEN}---\n{other}"), &Current::default()), [format!("web.yaml:12:1: {taken}")]);
+        let moved = OPEN.replace("8080:80", "8081:80");
+        assert!(problem(&format!("{other}---\n{moved}"), &deployed(OPEN, 1)).is_empty(), "web gives it up");
     }
 
     #[test]

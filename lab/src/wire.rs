@@ -8,6 +8,8 @@
 //! A host that is off or cut off has no route of its own, and what is meant for it falls into the sink: a link to nobody. Rules swallow what
 //! a host that is cut off sends, and what goes between two that are cut off from each other. Nothing is ever answered, as on a real wire, so
 //! that nobody learns of a failure sooner than they would. The links of hosts that are on stay up, so that a cut mends at once.
+//!
+//! Whoever is in the wire's namespace is outside of the cluster: at 10.90.0.1, which is no host's, with every host in reach.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,5 +1,7 @@
 //! netd: see the crate's documentation.
 
+use std::collections::BTreeSet;
+use std::env;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
@@ -18,17 +20,19 @@ use rcluster_base::telemetry;
 use rcluster_netd::config::Config;
 use rcluster_netd::core::links::Underlay;
 use rcluster_netd::dns::forward::Forwarder;
+use rcluster_netd::dns::hold::{self, Kept};
 use rcluster_netd::dns::{Shared, server};
-use rcluster_netd::drive::{Command, Owner, Parts};
-use rcluster_netd::kernel::linux::Linux;
-use rcluster_netd::kernel::{Kernel, host};
+use rcluster_netd::drive::{Command, Owner, Parts, in_full};
+use rcluster_netd::kernel::linux::{Linux, ResolverSockets};
+use rcluster_netd::kernel::watch::Watch;
+use rcluster_netd::kernel::{Kernel, KernelError, echo, host};
 use rcluster_netd::service::{Service, listen};
 use rcluster_netd::store::Store;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 /// Commands that may wait for the owner.
 const COMMANDS_MAX: usize = 64;
@@ -36,13 +40,22 @@ const COMMANDS_MAX: usize = 64;
 /// The owner's sense of time.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Open files: three for each foreign question, one for each connection, and what the kernel is spoken to with.
-const OPEN_FILES: u64 = 4096;
+/// How often the owner is asked whose paths are to be looked at.
+const PATHS: Duration = Duration::from_secs(5);
+
+/// Open files: three for each foreign question, one for each connection, two for each published port and for each of the host's own
+/// connections to it, and what the kernel is spoken to with.
+const OPEN_FILES: u64 = 16_384;
 
 /// A picture of a very large cluster.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 fn main() -> ExitCode {
+    if let [_, verb, path] = &env::args_os().collect::<Vec<_>>()[..]
+        && verb == hold::VERB
+    {
+        return ExitCode::from(u8::from(hold::keep(Path::new(path)).is_err()));
+    }
     let config = Config::parse();
     telemetry::start(config.log_format);
     match run(&config) {
@@ -69,23 +82,70 @@ fn run(config: &Config) -> Result<()> {
     let forwarding = host::forwarding(&run_dir, config.no_forwarding).context("find out who has this host forward packets")?;
     let underlay = Underlay { addr: config.addr, overlay_mtu: kernel.overlay_mtu()?, forwarding };
     let shared = Arc::new(Shared::default());
-    let store = Store::new(&config.state_dir, &run_dir);
+    let store = Store::start(&config.state_dir, &run_dir).context("start the thread that writes to the disk")?;
     let owner = Owner::start(Parts { kernel, store, shared: shared.clone(), pins: run_dir.join("netns"), underlay, adopted })?;
-    let sockets = owner.kernel().resolver_sockets().context("open the resolver's sockets")?;
+    let (sockets, _kept) = resolver_sockets(owner.kernel(), &run_dir.join("dns.hold"), adopted)?;
+    let knock = owner.kernel().resolver_client().context("open a socket to the resolver")?;
     let forwarder = Forwarder::start(config.resolv_conf.clone()).context("start the thread that asks other resolvers")?;
-    server::serve_udp(sockets.udp, shared.clone(), forwarder.clone()).context("start the resolver's thread")?;
+    let answering = server::serve_udp(sockets.udp, shared.clone(), forwarder.clone()).context("start the resolver's thread")?;
+
+    let watch = owner.kernel().watch().context("listen for what others change")?;
 
     let (commands, queue) = mpsc::channel(COMMANDS_MAX);
+    let told = commands.downgrade();
+    let listener = move || match listen_for_others(watch, &told) {
+        Ok(()) => {}
+        Err(error) => warn!(error = in_full(&error), "what others change is found by the regular check alone from here on"),
+    };
+    thread::Builder::new().name("watch".to_owned()).spawn(listener).context("start the thread that listens for what others change")?;
     let owner = thread::Builder::new().name("dataplane".to_owned()).spawn(move || owner.run(queue)).context("start the owner's thread")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let dns = server::serve_tcp(sockets.tcp, shared, forwarder);
     let served = runtime.block_on(serve(&run_dir.join("netd.sock"), commands, dns));
-    drop(runtime);
-    if owner.join().is_err() {
-        bail!("the dataplane's owner panicked");
+    // Nobody waits for a look at paths.
+    runtime.shutdown_background();
+    answering.end(&knock);
+    match owner.join() {
+        Ok(ended) => ended.context("give the dataplane's owner a sense of time")?,
+        Err(_) => bail!("the dataplane's owner panicked"),
     }
     info!("stopped; the dataplane stays as it is");
     served
+}
+
+/// Has the owner look when someone else has changed something, and waits for the look; ends when the owner does.
+fn listen_for_others(mut watch: Watch, owner: &mpsc::WeakSender<Command>) -> Result<(), KernelError> {
+    loop {
+        let news = watch.wait()?;
+        let Some(commands) = owner.upgrade() else { return Ok(()) };
+        let (done, looked) = oneshot::channel();
+        let sent = commands.blocking_send(Command::Look { news, done });
+        drop(commands);
+        if sent.is_err() || looked.blocking_recv().is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// The resolver's sockets: those that were kept while there was no netd, with what was asked meanwhile, or new ones. Without a keeper netd
+/// serves as well, until it ends.
+fn resolver_sockets(kernel: &Linux, keeper: &Path, adopted: bool) -> Result<(ResolverSockets, Option<Kept>)> {
+    // Those of a router namespace that is gone are of no use.
+    if adopted {
+        match hold::take(keeper) {
+            Ok(Some((sockets, kept))) => return Ok((sockets, Some(kept))),
+            Ok(None) => {}
+            Err(error) => warn!(keeper = %keeper.display(), %error, "take the resolver's sockets from who keeps them"),
+        }
+    }
+    let sockets = kernel.resolver_sockets().context("open the resolver's sockets")?;
+    match hold::start(keeper, &sockets) {
+        Ok(kept) => Ok((sockets, Some(kept))),
+        Err(error) => {
+            warn!(keeper = %keeper.display(), %error, "have the resolver's sockets kept; what is asked while netd is started anew will be lost");
+            Ok((sockets, None))
+        }
+    }
 }
 
 async fn serve(socket: &Path, commands: mpsc::Sender<Command>, dns: impl Future<Output = io::Result<()>>) -> Result<()> {
@@ -97,9 +157,45 @@ async fn serve(socket: &Path, commands: mpsc::Sender<Command>, dns: impl Future<
     tokio::select! {
         served = Server::builder().add_service(service).serve_with_incoming(UnixListenerStream::new(listener)) => served.context("serve"),
         served = dns => served.context("serve DNS over TCP"),
+        () = look_at_paths(commands.clone()) => bail!("the dataplane's owner has ended"),
         () = tick(commands) => bail!("the dataplane's owner has ended"),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+    }
+}
+
+/// Has paths to other nodes looked at beside the owner, who waits for nobody. Ends when the owner does.
+async fn look_at_paths(commands: mpsc::Sender<Command>) {
+    let mut looks = tokio::time::interval(PATHS);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        let (reply, due) = oneshot::channel();
+        if commands.send(Command::Paths { reply }).await.is_err() {
+            return;
+        }
+        let Ok((asked, mtu)) = due.await else { return };
+        if asked.is_empty() {
+            continue;
+        }
+        let nodes = asked.clone();
+        let narrow = match tokio::task::spawn_blocking(move || echo::narrow(&nodes, mtu)).await {
+            Ok(Ok(narrow)) => narrow,
+            Ok(Err(error)) => {
+                warn!(%error, "the paths to other nodes could not be looked at");
+                BTreeSet::new()
+            }
+            Err(error) => {
+                warn!(%error, "the look at the paths to other nodes panicked");
+                BTreeSet::new()
+            }
+        };
+        if !narrow.is_empty() {
+            warn!(nodes = ?narrow, mtu, "paths do not carry packets as large as this host sends");
+        }
+        if commands.send(Command::Narrow { asked, narrow }).await.is_err() {
+            return;
+        }
     }
 }
 

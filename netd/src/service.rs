@@ -5,14 +5,21 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::netd_server::Netd;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval};
 use tonic::{Request, Response, Status};
 
-use crate::drive::{Command, Refusal};
+use crate::drive::{Attached, Command, Refusal};
+
+/// The kernel does its deferred work within a second.
+const CARRIER_TRIES_MAX: u32 = 500;
+
+const CARRIER_TRY_EVERY: Duration = Duration::from_millis(2);
 
 /// Answers gRPC calls by asking the owner.
 #[derive(Debug, Clone)]
@@ -31,6 +38,20 @@ impl Service {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())
+    }
+
+    /// Until these devices send what they are given; one that stays silent is left to the traffic to find out. Others are served meanwhile.
+    async fn await_carrier(&self, mut links: Vec<String>) -> Result<(), Status> {
+        let mut tries = interval(CARRIER_TRY_EVERY);
+        tries.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        for _ in 0..CARRIER_TRIES_MAX {
+            if links.is_empty() {
+                break;
+            }
+            tries.tick().await;
+            links = self.ask(|reply| Command::WithoutCarrier { links, reply }).await?;
+        }
+        Ok(())
     }
 }
 
@@ -58,7 +79,9 @@ impl Netd for Service {
 
     async fn attach(&self, request: Request<v1::AttachRequest>) -> Result<Response<v1::AttachResponse>, Status> {
         let request = request.into_inner();
-        Ok(Response::new(self.ask(|reply| Command::Attach { request, reply }).await??))
+        let Attached { response, without_carrier } = self.ask(|reply| Command::Attach { request, reply }).await??;
+        self.await_carrier(without_carrier).await?;
+        Ok(Response::new(response))
     }
 
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
@@ -75,6 +98,16 @@ impl Netd for Service {
 
     async fn status(&self, _: Request<v1::NetdStatusRequest>) -> Result<Response<v1::NetdStatusResponse>, Status> {
         Ok(Response::new(self.ask(|reply| Command::Status { reply }).await?))
+    }
+
+    async fn dump(&self, request: Request<v1::DumpRequest>) -> Result<Response<v1::DumpResponse>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(self.ask(|reply| Command::Dump { request, reply }).await??))
+    }
+
+    async fn trace(&self, request: Request<v1::TraceRequest>) -> Result<Response<v1::TraceResponse>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(self.ask(|reply| Command::Trace { request, reply }).await??))
     }
 }
 

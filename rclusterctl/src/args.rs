@@ -3,6 +3,7 @@
 mod cluster;
 mod image;
 mod lab;
+mod network;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use crate::error::{CliError, EXIT_CODES};
 pub use cluster::{Backup, ClusterCommand, ContextCommand, JoinPart, OnHost, Switch, UserCommand, UserCreate};
 pub use image::{ImageCommand, OnNodes};
 pub use lab::{LabCommand, LabExec, LabUp};
+pub use network::{Audit, NetworkCommand, NetworkCreate, PoolCommand, TraceArgs};
 
 /// The command of rcluster: deploys services, shows what runs, operates nodes, makes labs.
 #[derive(Debug, Parser)]
@@ -158,6 +160,12 @@ pub enum Command {
     /// Networks.
     #[command(subcommand)]
     Network(NetworkCommand),
+    /// Compares what the managers want of the nodes' networks with what kernels and DNS hold; exits with 1 when they differ.
+    Audit(Audit),
+    /// Tells what becomes of a task's packets to a name or an address.
+    Trace(TraceArgs),
+    /// Tells what is wrong with managers, nodes and their networks; exits with 1 when something is.
+    Check,
     /// Images on the nodes.
     #[command(subcommand)]
     Image(ImageCommand),
@@ -434,21 +442,6 @@ pub enum LabelChange {
     Remove(String),
 }
 
-#[derive(Debug, Subcommand)]
-pub enum NetworkCommand {
-    /// Shows networks.
-    Ls,
-    /// Prints a network with all its fields.
-    Inspect { network: String },
-    /// Removes networks.
-    Rm {
-        #[arg(required = true, value_name = "NETWORK")]
-        networks: Vec<String>,
-        #[command(flatten)]
-        wait: Wait,
-    },
-}
-
 /// What can be done with secrets, and with configs.
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
@@ -516,9 +509,7 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 }
 
 /// Verbs of the design that are not built yet, with the verb that they stand under; a verb may have another way to the same end.
-const NOT_BUILT_YET: [(&str, &str); 25] = [
-    ("", "audit"),
-    ("", "check"),
+const NOT_BUILT_YET: [(&str, &str); 22] = [
     ("", "explain"),
     ("", "info"),
     ("", "port-forward"),
@@ -531,7 +522,6 @@ const NOT_BUILT_YET: [(&str, &str); 25] = [
     ("", "update"),
     ("", "volume"),
     ("lab", "loss"),
-    ("network", "create"),
     ("get", "stack"),
     ("get", "stacks"),
     ("get", "volume"),
@@ -583,7 +573,7 @@ mod tests {
     fn what_is_not_built_yet_is_known_and_what_is_built_is_not_among_it() {
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(not_built_yet(&words("run web.1 -- sh")).as_deref(), Some("run"));
-        assert_eq!(not_built_yet(&words("network create f")).as_deref(), Some("network create"));
+        assert_eq!(not_built_yet(&words("lab loss n1")).as_deref(), Some("lab loss"));
         assert_eq!(not_built_yet(&words("lab exec n1 -- ls")), None);
         assert_eq!(not_built_yet(&words("logs top")), None);
         let command = Cli::command();

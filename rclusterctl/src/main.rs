@@ -1,6 +1,7 @@
 //! `rclusterctl`: the command of rcluster. Reads the command line, finds the cluster that is meant, and runs the verb.
 
 mod args;
+mod audit;
 mod cmd;
 mod config;
 mod detach_keys;

@@ -90,12 +90,9 @@ fn managers_that_do_not_answer_are_named() {
 
 #[test]
 fn what_is_not_built_yet_is_refused_by_name() {
-    for (line, verb) in [
-        ("run web.1 -- sh", "run"),
-        ("network create f", "network create"),
-        ("get volumes", "get volumes"),
-        ("image build .", "image build"),
-    ] {
+    for (line, verb) in
+        [("run web.1 -- sh", "run"), ("lab loss n1 20%", "lab loss"), ("get volumes", "get volumes"), ("image build .", "image build")]
+    {
         check(&User::new(), line, 2, "", &format!("error: rclusterctl {verb} is not built yet\nhint: README's table says what works\n"));
     }
 }

@@ -253,3 +253,51 @@ fn the_unlock_key_is_printed_for_scripts_and_never_given_as_an_argument() {
     let wrong = user.run("cluster unlock --key-file /dev/null");
     assert!(wrong.stderr.contains("not an unlock key") && wrong.stderr.contains("cluster unlock-key"), "{wrong:?}");
 }
+
+#[test]
+fn an_audit_tells_what_a_node_lacks_and_fails_for_it() {
+    let (user, _) = user(WEB);
+    let clean = ok(user.run("audit --node n1"));
+    assert_eq!((clean.stdout.as_str(), clean.stderr.as_str()), ("", "as wanted: n1\n"));
+    let clean = json(user.run("audit --node n1 -o json"));
+    assert_eq!((&clean["nodes"][0]["revision"], &clean["differences"]), (&serde_json::json!(7), &serde_json::json!([])));
+    let ended = user.run("audit");
+    assert_eq!(ended.code, 1);
+    assert_eq!(ended.stdout, "n2: route 10.128.0.7/32 is missing: via 10.90.0.102 on v100 (web.3 on n2)\n");
+    let said = "error: 1 difference between what the managers want and what nodes hold\n";
+    assert!(ended.stderr.starts_with(said), "{}", ended.stderr);
+    assert_eq!(user.run("audit --node n9").stderr, "error: there is no node n9\nhint: rclusterctl get nodes lists them\n");
+}
+
+#[test]
+fn a_trace_is_printed_step_by_step_and_a_check_tells_what_is_wrong() {
+    let (user, _) = user(WEB);
+    assert_eq!(ok(user.run("trace web.1 web:80")).stdout, "web.1 on n1 to web:80\n  a step\ndelivered to web:80\n");
+    assert_eq!(json(user.run("trace web.1 web:80 -o json"))["steps"][0], "a step");
+    let ended = user.run("check");
+    assert_eq!((ended.code, ended.stdout.as_str()), (1, "n2: the path to n1 is narrow\n"));
+    assert!(ended.stderr.starts_with("error: 1 thing is wrong\n"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_network_is_made_shown_with_its_addresses_and_given_more_room() {
+    let (user, file) = user(WEB);
+    ok(user.run(&format!("deploy {file}")));
+    let lab = json(user.run("network inspect lab"));
+    assert_eq!(lab["usage"], serde_json::json!({"used": 2, "resting": 0, "size": 253}));
+    assert_eq!((&lab["pool"], &lab["subnet"]), (&serde_json::json!("10.128.0.0/9"), &serde_json::json!("10.128.0.0/24")));
+    let first = serde_json::json!(
+        {"ip": "10.128.0.2", "kind": "task", "name": "web.1", "id": "task-web-1-0", "node": "n1", "state": "running"}
+    );
+    assert_eq!(lab["addresses"][0], first);
+    let made = ok(user.run("network create back --subnet 10.9.0.0/24 --internal --label tier=db"));
+    assert_eq!(made.stdout, "network-back\n");
+    assert_eq!(json(user.run("get network back -o json"))["spec"]["internal"], true);
+    let again = user.run("network create back");
+    assert!(again.code == 1 && again.stderr.starts_with("error: network back exists: nothing was changed\n"), "{}", again.stderr);
+    let wrong = user.run("network create more --subnet 10.9");
+    assert!(wrong.code == 2 && wrong.stderr.contains("--subnet 10.9: not an IPv4 range"), "{}", wrong.stderr);
+    assert_eq!(ok(user.run("network pool ls")).stdout, "POOL           PREFIX   SUBNETS   FREE\n10.128.0.0/9   /24      16        3\n");
+    let added = json(user.run("network pool add 10.64.0.0/26 -o json"));
+    assert_eq!((&added[1]["cidr"], &added[1]["prefix"]), (&serde_json::json!("10.64.0.0/26"), &serde_json::json!(26)));
+}

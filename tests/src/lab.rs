@@ -4,17 +4,22 @@
 //! this process and goes when it does, however it ends.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::sched::{CloneFlags, setns};
 use rcluster_api::rest::{ClusterJson, NodeJson, ServiceJson, TaskJson};
 use rcluster_api::task::TaskState;
 use serde::de::DeserializeOwned;
 
 /// How often a predicate is asked again.
 const POLL: Duration = Duration::from_millis(20);
+
+/// The address of whoever is [`Lab::outside`]: the wire's, which is no host's.
+pub const OUTSIDE: &str = "10.90.0.1";
 
 /// A running lab.
 #[derive(Debug)]
@@ -166,6 +171,23 @@ impl Lab {
         let mut all = vec!["lab", verb, "--lab", &self.name];
         all.extend(arguments);
         self.ctl(&all)
+    }
+
+    /// Does something in a thread on the lab's wire: as someone who is on no host of the cluster, and reaches all of them.
+    pub fn outside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> Result<T> {
+        let status: serde_json::Value = self.json(&["lab", "status", "--lab", &self.name])?;
+        let supervisor = status["supervisor_pid"].as_i64().context("the lab's status names no supervisor")?;
+        let wire = File::open(format!("/proc/{supervisor}/ns/net")).context("open the lab's wire")?;
+        std::thread::scope(|scope| {
+            let there = scope.spawn(|| -> Result<T> {
+                setns(&wire, CloneFlags::CLONE_NEWNET).context("enter the lab's wire")?;
+                Ok(act())
+            });
+            match there.join() {
+                Ok(done) => done,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
     }
 
     /// Writes a manifest among the lab's files.

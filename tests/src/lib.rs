@@ -6,6 +6,7 @@ pub mod lab;
 pub mod leaders_bench;
 pub mod leftovers;
 pub mod managers;
+pub mod net_bench;
 pub mod processes;
 pub mod pull_bench;
 pub mod state_bench;

@@ -148,19 +148,24 @@ pub fn hosts_file(task: &Task) -> String {
     for network in &task.networks {
         text += &format!("{}\t{}\n", network.ip, hostname(&task.name));
     }
+    for (name, address) in &task.template.extra_hosts {
+        text += &format!("{}\t{name}\n", address.ip());
+    }
     text
 }
 
-/// The text of the pod's `/etc/resolv.conf`. A question that is lost, as while netd is started anew, is asked again after a second.
-pub fn resolv_file(network: &Network) -> String {
+/// The text of the pod's `/etc/resolv.conf`: the service's domains are searched first. A name is asked as it is before any is searched, so that
+/// one of the cluster's takes one question; one that is lost, as while netd is started anew, is asked again after a second.
+pub fn resolv_file(task: &Task, network: &Network) -> String {
     if network.dns.is_empty() {
         return "# this pod is on no network\n".into();
     }
     let mut text = format!("nameserver {}\n", network.dns);
-    if !network.search.is_empty() {
-        text += &format!("search {}\n", network.search.join(" "));
+    let search: Vec<&str> = task.template.dns_search.iter().chain(&network.search).map(String::as_str).collect();
+    if !search.is_empty() {
+        text += &format!("search {}\n", search.join(" "));
     }
-    text + "options timeout:1 attempts:3 ndots:1\n"
+    text + "options ndots:0 timeout:1 attempts:3\n"
 }
 
 fn spec(input: &Input<'_>) -> Result<Spec, String> {

@@ -9,16 +9,17 @@ use prost::Message;
 use rcluster_api::id::TaskId;
 use rcluster_api::wire::v1::netd_client::NetdClient;
 use rcluster_api::wire::v1::{
-    AttachRequest, AttachResponse, DetachRequest, LeaveRequest, NetView, NetdStatusRequest, NetdStatusResponse, NodeNetwork,
+    AttachRequest, AttachResponse, DetachRequest, DumpRequest, DumpResponse, LeaveRequest, NetView, NetdStatusRequest, NetdStatusResponse,
+    NodeNetwork, TraceRequest, TraceResponse,
 };
 use rcluster_base::backoff::Backoff;
 use rcluster_base::ledger;
 use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 use tracing::{info, warn};
 
 use crate::place::Places;
@@ -83,7 +84,7 @@ impl Netd {
         });
         // The address is not used: the connector knows the socket.
         let channel = Endpoint::from_static("http://netd").connect_with_connector_lazy(connect);
-        let client = NetdClient::new(channel).max_encoding_message_size(VIEW_BYTES_MAX);
+        let client = NetdClient::new(channel).max_encoding_message_size(VIEW_BYTES_MAX).max_decoding_message_size(VIEW_BYTES_MAX);
         let (view, applied, network) = (watch::Sender::new(view), watch::Sender::default(), watch::Sender::new(None));
         Ok(Self { socket, client, view, applied, network, kept })
     }
@@ -138,24 +139,30 @@ impl Netd {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         let mut complained = false;
         let mut kept = self.view.borrow().as_deref().map_or((0, 0), mark);
+        let mut looked = Instant::now();
         loop {
             let view = views.borrow_and_update().clone();
             if let Some(view) = view.as_deref().filter(|view| mark(view) > kept) {
                 kept = mark(view);
-                if let Err(error) = ledger::write_bytes(&self.kept, &view.encode_to_vec()) {
+                if let Err(error) = ledger::write_fleeting_bytes(&self.kept, &view.encode_to_vec()) {
                     warn!(%error, "the network view is not kept for a restart of the agent");
                 }
             }
-            let done = match view.filter(|view| mark(view) > self.applied()) {
+            let mut done = match view.filter(|view| mark(view) > self.applied()) {
                 Some(view) => self.apply(&view).await,
                 None => {
                     tokio::select! {
                         // The sender lives as long as self.
                         _ = views.changed() => Ok(()),
-                        () = sleep(LOOK) => self.look().await,
+                        () = sleep_until(looked + LOOK) => Ok(()),
                     }
                 }
             };
+            // Also while one view follows the other: it tells of the host, too.
+            if done.is_ok() && looked.elapsed() >= LOOK {
+                done = self.look().await;
+                looked = Instant::now();
+            }
             match done {
                 Ok(()) => {
                     if std::mem::take(&mut complained) {
@@ -205,6 +212,22 @@ impl Netd {
         let mut client = self.client.clone();
         let answer = timeout(CALL, client.detach(request)).await;
         answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))).map(drop).map_err(|status| self.error(&status))
+    }
+
+    /// What netd holds and is to hold.
+    pub async fn dump(&self, request: DumpRequest) -> Result<DumpResponse, NetdError> {
+        let mut client = self.client.clone();
+        let answer = timeout(APPLY, client.dump(request)).await;
+        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
+        answer.map(Response::into_inner).map_err(|status| self.error(&status))
+    }
+
+    /// What becomes of a pod's packets.
+    pub async fn trace(&self, request: TraceRequest) -> Result<TraceResponse, NetdError> {
+        let mut client = self.client.clone();
+        let answer = timeout(CALL, client.trace(request)).await;
+        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
+        answer.map(Response::into_inner).map_err(|status| self.error(&status))
     }
 
     async fn apply(&self, view: &NetView) -> Result<(), NetdError> {

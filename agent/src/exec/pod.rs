@@ -391,7 +391,8 @@ async fn attach(tools: &Tools, task: &Task) -> Result<Network, StepError> {
     }
     let networks =
         task.networks.iter().map(|network| AttachNetwork { network_id: network.network_id.to_string(), ip: network.ip.to_string() });
-    let request = AttachRequest { task_id: task.id.to_string(), networks: networks.collect() };
+    let dns = task.template.dns.iter().map(ToString::to_string);
+    let request = AttachRequest { task_id: task.id.to_string(), networks: networks.collect(), dns: dns.collect() };
     let answer = tools.netd.attach(&request).await?;
     Ok(Network { netns_path: answer.netns_path, dns: answer.dns, search: answer.search })
 }
@@ -401,7 +402,7 @@ fn write_files(tools: &Tools, task: &Task, network: &Network) -> Result<(), Step
     let files = [
         ("hosts", bundle::hosts_file(task)),
         ("hostname", format!("{}\n", bundle::hostname(&task.name))),
-        ("resolv.conf", bundle::resolv_file(network)),
+        ("resolv.conf", bundle::resolv_file(task, network)),
     ];
     let written = fs::create_dir_all(&dir).and_then(|()| files.iter().try_for_each(|(name, text)| fs::write(dir.join(name), text)));
     written.map_err(|source| StepError::Io { what: "write /etc", container: task.name.clone(), source })

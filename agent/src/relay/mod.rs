@@ -1,4 +1,4 @@
-//! The node's end of the conversations that users have with containers, and with the node about its images.
+//! The node's end of the conversations that users have with containers, and with the node about its images and its network.
 //!
 //! Each has a connection of its own to the leader: who does not read what a container writes makes that container wait, and nobody
 //! else. It ends with the session in which it was asked for, and what was begun for it in the container ends with it.
@@ -7,6 +7,7 @@ mod attach;
 mod copy;
 mod exec;
 mod image;
+mod net;
 mod pause;
 mod pieces;
 mod stats;
@@ -191,12 +192,14 @@ impl Target {
 }
 
 async fn serve(tools: &Arc<Tools>, command: v1::RelayCommand, line: &mut Line) -> Result<(), ApiError> {
-    let v1::RelayCommand { request_id: _, task_id, open } = command;
+    let v1::RelayCommand { request_id: _, task_id, open, view } = command;
     let v1::RelayOpen { target, container, kind } = open.ok_or_else(|| invalid("the relay says nothing of what it is for"))?;
     debug!(id = line.id, task = task_id, "relay");
     let target = || find(tools, &task_id, &target, &container);
     match kind {
         Some(relay_open::Kind::Image(asked)) => image::serve(tools, asked, line).await,
+        Some(relay_open::Kind::NetDump(asked)) => net::dump(tools, asked, view, line).await,
+        Some(relay_open::Kind::NetTrace(asked)) => net::trace(tools, &task_id, asked, line).await,
         Some(relay_open::Kind::Exec(exec)) => exec::run(tools, &target()?, exec, line).await,
         Some(relay_open::Kind::Attach(v1::RelayAttach {})) => attach::attach(tools, &target()?, line).await,
         Some(relay_open::Kind::Stats(asked)) => stats::stats(tools, &target()?, asked, line).await,

@@ -9,9 +9,9 @@ use std::time::Duration;
 use futures::Stream;
 use rcluster_api::wire::v1::dispatcher_server::{Dispatcher, DispatcherServer};
 use rcluster_api::wire::v1::{
-    AgentMessage, Assignments, HeartbeatAck, ImageRequest, LogChunk, LogsCommand, ManagerMessage, NetView, PublishLogsResponse, Register,
-    RelayCommand, RelayExec, RelayInput, RelayOpen, RelayOutput, Released, Task, TaskReport, TaskState, TaskStatus, Welcome, agent_message,
-    image_request, manager_message, relay_open, relay_output,
+    AgentMessage, Assignments, HeartbeatAck, ImageRequest, LogChunk, LogsCommand, ManagerMessage, NetView, NodeNetwork,
+    PublishLogsResponse, Register, RelayCommand, RelayExec, RelayInput, RelayOpen, RelayOutput, Released, Task, TaskReport, TaskState,
+    TaskStatus, Welcome, agent_message, image_request, manager_message, relay_open, relay_output,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -32,6 +32,8 @@ pub struct Seen {
     pub heartbeats: u64,
     /// Each view, by term and revision, of which it was told that netd holds it.
     pub applied: Vec<(u64, u64)>,
+    /// What it has told of its host's network since it registered.
+    pub networks: Vec<NodeNetwork>,
     pub chunks: Vec<LogChunk>,
     /// What was said in relays.
     pub relayed: Vec<relay_output::Kind>,
@@ -139,9 +141,10 @@ impl Manager {
         self.relay(task, relay_open::Kind::Exec(RelayExec { args, ..RelayExec::default() }));
     }
 
-    fn relay(&self, task: &str, kind: relay_open::Kind) {
+    /// Asks something of a task, or of the node itself.
+    pub fn relay(&self, task: &str, kind: relay_open::Kind) {
         let open = RelayOpen { target: "n1".into(), container: String::new(), kind: Some(kind) };
-        let command = RelayCommand { request_id: "0123456789relay".into(), task_id: task.into(), open: Some(open) };
+        let command = RelayCommand { request_id: "0123456789relay".into(), task_id: task.into(), open: Some(open), view: None };
         let message = ManagerMessage { kind: Some(manager_message::Kind::Relay(command)) };
         self.shared.commands.send(message).expect("a session");
     }
@@ -241,7 +244,9 @@ impl Dispatcher for Service {
                         Ok(Some(AgentMessage { kind: Some(agent_message::Kind::Applied(applied)) })) => {
                             shared.seen.send_modify(|seen| seen.applied.push((applied.term, applied.revision)));
                         }
-                        Ok(Some(AgentMessage { kind: Some(agent_message::Kind::Network(_)) })) => {}
+                        Ok(Some(AgentMessage { kind: Some(agent_message::Kind::Network(network)) })) => {
+                            shared.seen.send_modify(|seen| seen.networks.push(network));
+                        }
                         _ => return,
                     },
                     _ = assignments.changed() => {

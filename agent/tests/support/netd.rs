@@ -4,8 +4,8 @@ use std::path::Path;
 
 use rcluster_api::wire::v1::netd_server::{Netd, NetdServer};
 use rcluster_api::wire::v1::{
-    ApplyViewResponse, AttachRequest, AttachResponse, DetachRequest, DetachResponse, LeaveRequest, LeaveResponse, NetView,
-    NetdStatusRequest, NetdStatusResponse,
+    ApplyViewResponse, AttachRequest, AttachResponse, DetachRequest, DetachResponse, DumpRequest, DumpResponse, LeaveRequest,
+    LeaveResponse, NetEntry, NetView, NetdStatusRequest, NetdStatusResponse, NodeNetwork, TraceRequest, TraceResponse,
 };
 use tokio::net::UnixListener;
 use tokio::sync::watch;
@@ -16,11 +16,14 @@ use tonic::{Request, Response, Status};
 pub struct FakeNetd {
     /// Of pods, in their order, in words.
     pub asked: watch::Sender<Vec<String>>,
+    /// What it says of the host's network.
+    pub network: watch::Sender<Option<NodeNetwork>>,
     server: JoinHandle<()>,
 }
 
 struct Service {
     asked: watch::Sender<Vec<String>>,
+    network: watch::Sender<Option<NodeNetwork>>,
     /// Term and revision of the last view.
     view: watch::Sender<(u64, u64)>,
 }
@@ -29,13 +32,14 @@ impl FakeNetd {
     /// Listens where an agent with this run directory expects it.
     pub fn listen(run: &Path) -> Self {
         let listener = UnixListener::bind(run.join("netd.sock")).expect("bind");
-        let asked = watch::Sender::new(Vec::new());
-        let service = NetdServer::new(Service { asked: asked.clone(), view: watch::Sender::new((0, 0)) });
+        let (asked, network) = (watch::Sender::new(Vec::new()), watch::Sender::new(None));
+        let service = Service { asked: asked.clone(), network: network.clone(), view: watch::Sender::new((0, 0)) };
+        let service = NetdServer::new(service);
         let server = tokio::spawn(async move {
             let incoming = UnixListenerStream::new(listener);
             tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.expect("serve");
         });
-        Self { asked, server }
+        Self { asked, network, server }
     }
 
     pub fn asked(&self) -> String {
@@ -63,9 +67,11 @@ impl Netd for Service {
         Ok(Response::new(ApplyViewResponse { term, revision, problems: Vec::new() }))
     }
 
-    async fn attach(&self, _: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
-        self.note("attach".into());
-        Ok(Response::new(AttachResponse::default()))
+    async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        let AttachRequest { dns, .. } = request.into_inner();
+        self.note(if dns.is_empty() { "attach".into() } else { format!("attach asking {}", dns.join(" ")) });
+        let (dns, search) = ("169.254.53.53".into(), vec!["front.internal".into()]);
+        Ok(Response::new(AttachResponse { dns, search, ..AttachResponse::default() }))
     }
 
     async fn leave(&self, _: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
@@ -80,6 +86,20 @@ impl Netd for Service {
 
     async fn status(&self, _: Request<NetdStatusRequest>) -> Result<Response<NetdStatusResponse>, Status> {
         let (term, revision) = *self.view.borrow();
-        Ok(Response::new(NetdStatusResponse { term, revision, ..NetdStatusResponse::default() }))
+        let network = self.network.borrow().clone();
+        Ok(Response::new(NetdStatusResponse { term, revision, network, ..NetdStatusResponse::default() }))
+    }
+
+    /// Very many routes, and nothing is held.
+    async fn dump(&self, _: Request<DumpRequest>) -> Result<Response<DumpResponse>, Status> {
+        self.note("dump".into());
+        let (term, revision) = *self.view.borrow();
+        let route = |number: u32| NetEntry { kind: "route".into(), text: format!("{number}"), value: String::new() };
+        Ok(Response::new(DumpResponse { term, revision, wanted: (0..12_000).map(route).collect(), ..DumpResponse::default() }))
+    }
+
+    async fn trace(&self, request: Request<TraceRequest>) -> Result<Response<TraceResponse>, Status> {
+        let TraceRequest { task_id, target } = request.into_inner();
+        Ok(Response::new(TraceResponse { steps: vec![target], verdict: format!("delivered for {task_id}") }))
     }
 }

@@ -1,17 +1,74 @@
-//! A service's face on its networks: ports, affinity, how long its tasks wait when they leave.
+//! A service's face on its networks: ports, affinity, how long its tasks wait when they leave; and who may speak with whom there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{check_name, invalid};
+use super::{check_name, invalid, label_bytes};
 use crate::error::ApiError;
-use crate::network::{Affinity, EndpointMode, Port, Ports, Published};
+use crate::network::{Affinity, Allow, EndpointMode, HostAddress, NetworkPolicy, Peer, Port, Ports, Published};
 use crate::resource::Millis;
-use crate::spec::{Mode, ServiceSpec, UpdateOrder};
+use crate::spec::{Mode, NetworkSpec, ServiceSpec, UpdateOrder};
 
 /// Most published ports of one service.
 pub const PUBLISHED_PORTS_MAX: usize = 256;
+/// As many resolvers as programs take of a resolv.conf.
+const RESOLVERS_MAX: usize = 3;
+/// As many domains as old ones do.
+const SEARCH_MAX: usize = 6;
 /// Longest that a task may wait for others to send nothing more to it.
 pub const LEAVE_MAX: Millis = Millis(60_000);
+
+/// Most rules of a network's policy.
+const POLICY_RULES_MAX: usize = 256;
+/// Most entries of each list of a rule.
+const POLICY_ENTRIES_MAX: usize = 64;
+
+/// Checks who may speak with whom on a network.
+pub(super) fn check_policy(policy: &NetworkPolicy) -> Result<(), ApiError> {
+    let NetworkPolicy { allow } = policy;
+    if allow.len() > POLICY_RULES_MAX {
+        return Err(invalid("policy.allow", format!("{} rules are more than the limit of {POLICY_RULES_MAX}", allow.len())));
+    }
+    for (index, Allow { from, to, ports }) in allow.iter().enumerate() {
+        let path = format!("policy.allow[{index}]");
+        for (key, entries) in [("from", from.len()), ("to", to.len()), ("ports", ports.len())] {
+            if entries > POLICY_ENTRIES_MAX {
+                let message = format!("{entries} entries are more than the limit of {POLICY_ENTRIES_MAX}");
+                return Err(invalid(format!("{path}.{key}"), message).hint("spread them over several rules"));
+            }
+        }
+        for (key, peers) in [("from", from), ("to", to)] {
+            if peers.is_empty() {
+                return Err(invalid(format!("{path}.{key}"), "names nobody").hint("write services' names, or \"*\" for all"));
+            }
+            for (place, peer) in peers.iter().enumerate() {
+                check_peer(peer, key == "from", &format!("{path}.{key}[{place}]"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One side of a rule; `comes`: the one that speaks first.
+fn check_peer(peer: &Peer, comes: bool, path: &str) -> Result<(), ApiError> {
+    match peer {
+        Peer::All => Ok(()),
+        Peer::Service(name) => check_name("service", name).map_err(|error| error.field(path)),
+        Peer::Range(cidr) if !comes => Err(invalid(path, format!("{cidr} is a range of addresses, and only services are spoken to"))
+            .hint("write a service's name, or \"*\" for all")),
+        Peer::Range(cidr) if cidr.addr() != cidr.network() => {
+            Err(invalid(path, format!("{cidr} has host bits set")).hint(format!("write {}", cidr.trunc())))
+        }
+        Peer::Range(_) => Ok(()),
+    }
+}
+
+/// Bytes of a network's texts.
+pub fn network_text_size(spec: &NetworkSpec) -> usize {
+    const PORT_BYTES: usize = 16;
+    let rule = |Allow { from, to, ports }: &Allow| from.iter().chain(to).map(Peer::text_bytes).sum::<usize>() + PORT_BYTES * ports.len();
+    let rules: usize = spec.policy.as_ref().map_or(0, |policy| policy.allow.iter().map(rule).sum());
+    label_bytes(&spec.labels) + rules
+}
 
 /// Checks what a service says of its endpoints.
 pub(super) fn check_endpoints(spec: &ServiceSpec) -> Result<(), ApiError> {
@@ -41,6 +98,39 @@ fn check_static(spec: &ServiceSpec) -> Result<(), ApiError> {
         }
     }
     Ok(())
+}
+
+/// Checks what a service says of how its containers resolve names.
+pub(super) fn check_resolving(spec: &ServiceSpec) -> Result<(), ApiError> {
+    if spec.dns.len() > RESOLVERS_MAX {
+        return Err(invalid("dns", format!("{} resolvers are more than the limit of {RESOLVERS_MAX}", spec.dns.len())));
+    }
+    if spec.dns_search.len() > SEARCH_MAX {
+        return Err(invalid("dns_search", format!("{} domains are more than the limit of {SEARCH_MAX}", spec.dns_search.len())));
+    }
+    if let Some(domain) = spec.dns_search.iter().find(|domain| !is_domain(domain)) {
+        return Err(invalid("dns_search", format!("{domain:?} is no domain")).hint("write one such as corp.example"));
+    }
+    if let Some(name) = spec.extra_hosts.keys().find(|name| !is_domain(name)) {
+        return Err(invalid("extra_hosts", format!("{name:?} is no name of a host")).hint("write one such as db, or db.example"));
+    }
+    let asked = [("dns", !spec.dns.is_empty()), ("dns_search", !spec.dns_search.is_empty())];
+    match asked.into_iter().find(|(_, given)| *given && spec.networks.is_empty()) {
+        Some((key, _)) => Err(invalid(key, "a service without networks asks nobody for names").hint("add networks: [NAME]")),
+        None => Ok(()),
+    }
+}
+
+/// Labels of letters, digits, `-` and `_`, without a final dot (RFC 1035 §2.3.4 for how long).
+fn is_domain(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    name.len() <= 253 && name.split('.').all(|label| (1..=63).contains(&label.len()) && label.bytes().all(plain))
+}
+
+/// Bytes of what a service says of how its containers resolve names, which each of its tasks carries.
+pub fn words_bytes(search: &[String], hosts: &BTreeMap<String, HostAddress>) -> usize {
+    const ADDRESS_BYTES: usize = 40;
+    search.iter().map(String::len).sum::<usize>() + hosts.keys().map(|name| name.len() + ADDRESS_BYTES).sum::<usize>()
 }
 
 fn check_port(port: &Port, path: &str) -> Result<(), ApiError> {
@@ -87,7 +177,7 @@ fn check_published(spec: &ServiceSpec) -> Result<(), ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::validate::check_service;
+    use crate::validate::{check_network, check_service};
 
     #[test]
     fn what_is_wrong_with_endpoints_is_named_with_its_field() {
@@ -113,11 +203,80 @@ mod tests {
                 "ports[0].name: port name \"HTTP\" holds a character that a host name cannot have (use 1 to 63 lower-case letters, digits and \
                  -, beginning and ending with a letter or digit, such as web-1)",
             ),
+            (serde_json::json!({"dns": ["1.1.1.1", "1.1.1.2", "1.1.1.3", "1.1.1.4"]}), "dns: 4 resolvers are more than the limit of 3"),
+            (
+                serde_json::json!({"dns": ["1.1.1.1"], "networks": []}),
+                "dns: a service without networks asks nobody for names (add networks: [NAME])",
+            ),
+            (serde_json::json!({"dns_search": ["a", "b", "c", "d", "e", "f", "g"]}), "dns_search: 7 domains are more than the limit of 6"),
+            (
+                serde_json::json!({"dns_search": ["corp example"]}),
+                "dns_search: \"corp example\" is no domain (write one such as corp.example)",
+            ),
+            (
+                serde_json::json!({"extra_hosts": {"a..b": "10.0.0.1"}}),
+                "extra_hosts: \"a..b\" is no name of a host (write one such as db, or db.example)",
+            ),
         ] {
             assert_eq!(check(given).unwrap_err().to_string(), expected);
         }
         let ports = serde_json::json!(["53:53", "53:53/udp", {"name": "http", "target": 80}]);
         check(serde_json::json!({"ports": ports, "affinity": "client", "leave": "1m"})).unwrap();
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_policy_is_named_with_its_field() {
+        let rule = |from: &str, to: &str| serde_json::json!({"from": [from], "to": [to]});
+        let many = |count: usize| vec![serde_json::json!("web"); count];
+        for (allow, expected) in [
+            (serde_json::json!(vec![rule("*", "*"); 257]), "policy.allow: 257 rules are more than the limit of 256"),
+            (
+                serde_json::json!([{"from": many(65), "to": ["db"]}]),
+                "policy.allow[0].from: 65 entries are more than the limit of 64 (spread them over several rules)",
+            ),
+            (
+                serde_json::json!([rule("web", "db"), {"from": ["web"], "to": []}]),
+                "policy.allow[1].to: names nobody (write services' names, or \"*\" for all)",
+            ),
+            (
+                serde_json::json!([rule("Web", "db")]),
+                "policy.allow[0].from[0]: service name \"Web\" holds a character that a host name cannot have (use 1 to 63 lower-case \
+                 letters, digits and -, beginning and ending with a letter or digit, such as web-1)",
+            ),
+            (
+                serde_json::json!([rule("web", "10.0.0.0/8")]),
+                "policy.allow[0].to[0]: 10.0.0.0/8 is a range of addresses, and only services are spoken to (write a service's name, or \
+                 \"*\" for all)",
+            ),
+            (serde_json::json!([rule("10.0.0.1/8", "db")]), "policy.allow[0].from[0]: 10.0.0.1/8 has host bits set (write 10.0.0.0/8)"),
+        ] {
+            assert_eq!(check_network_with(allow).unwrap_err().to_string(), expected);
+        }
+        check_network_with(serde_json::json!([{"from": ["web", "*", "192.0.2.0/24"], "to": ["db", "*"], "ports": [80]}])).unwrap();
+        check_network_with(serde_json::json!([])).unwrap();
+    }
+
+    /// Checks a network with these rules.
+    fn check_network_with(allow: serde_json::Value) -> Result<(), ApiError> {
+        let spec = serde_json::from_value(serde_json::json!({"policy": {"allow": allow}})).unwrap();
+        check_network(&NetworkSpec { name: "lab".to_owned(), ..spec })
+    }
+
+    #[test]
+    fn what_is_no_address_is_not_read() {
+        for (given, expected) in [
+            (serde_json::json!({"dns": ["resolver"]}), "\"resolver\" is no address of a resolver"),
+            (serde_json::json!({"dns": ["0.0.0.0"]}), "\"0.0.0.0\" is no address of a resolver"),
+            (serde_json::json!({"dns": ["169.254.53.53"]}), "\"169.254.53.53\" is no address of a resolver"),
+            (serde_json::json!({"extra_hosts": {"db": "x"}}), "\"x\" is no address: write an IP, or host-gateway"),
+        ] {
+            let mut spec = serde_json::json!({"containers": [{"image": "a"}]});
+            spec.as_object_mut().unwrap().extend(given.as_object().unwrap().clone());
+            assert_eq!(serde_json::from_value::<ServiceSpec>(spec).unwrap_err().to_string(), expected);
+        }
+        let hosts = serde_json::json!({"db": "10.0.0.7", "six.example": "fd00::7", "router": "host-gateway"});
+        check(serde_json::json!({"dns": ["9.9.9.9"], "dns_search": ["corp.example"], "extra_hosts": hosts})).unwrap();
+        check(serde_json::json!({"extra_hosts": {"db": "10.0.0.7"}, "networks": []})).unwrap();
     }
 
     /// Checks a service on a network with these keys besides.

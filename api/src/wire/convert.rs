@@ -19,7 +19,7 @@ use self::network::{affinity, endpoint_mode};
 use super::v1;
 use crate::cluster::{Cluster, ManagerRole, UserRole};
 use crate::container::PullPolicy;
-use crate::network::{IngressPolicy, NodeNetwork, Port, Protocol};
+use crate::network::{IngressPolicy, NetworkPolicy, NodeNetwork, Port, Protocol};
 use crate::object::{
     Availability, Capacity, Event, Kind, Network, Node, NodeDescription, NodeState, Object, Service, ServiceVip, Stamp, Task, TaskNetwork,
     TaskStatus,
@@ -136,7 +136,7 @@ impl TryFrom<v1::Placement> for Placement {
 
 impl From<TaskTemplate> for v1::TaskTemplate {
     fn from(template: TaskTemplate) -> Self {
-        let TaskTemplate { containers, networks, placement, stop_grace, runtime } = template;
+        let TaskTemplate { containers, networks, placement, stop_grace, runtime, dns, dns_search, extra_hosts } = template;
         Self {
             containers: containers.into_iter().map(Into::into).collect(),
             networks: networks
@@ -150,6 +150,9 @@ impl From<TaskTemplate> for v1::TaskTemplate {
             placement: Some(placement.into()),
             stop_grace_ms: stop_grace.0,
             runtime,
+            dns: dns.iter().map(ToString::to_string).collect(),
+            dns_search,
+            extra_hosts: extra_hosts.into_iter().map(|(name, address)| v1::HostEntry { name, ip: address.to_string() }).collect(),
         }
     }
 }
@@ -158,7 +161,7 @@ impl TryFrom<v1::TaskTemplate> for TaskTemplate {
     type Error = WireError;
 
     fn try_from(wire: v1::TaskTemplate) -> Result<Self, WireError> {
-        let v1::TaskTemplate { containers, networks, placement, stop_grace_ms, runtime } = wire;
+        let v1::TaskTemplate { containers, networks, placement, stop_grace_ms, runtime, dns, dns_search, extra_hosts } = wire;
         Ok(Self {
             containers: containers.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             networks: networks
@@ -171,6 +174,12 @@ impl TryFrom<v1::TaskTemplate> for TaskTemplate {
             placement: placement.unwrap_or_default().try_into()?,
             stop_grace: Millis(stop_grace_ms),
             runtime,
+            dns: dns.iter().map(|ip| ip.parse().map_err(|_| missing("dns"))).collect::<Result<_, _>>()?,
+            dns_search,
+            extra_hosts: extra_hosts
+                .into_iter()
+                .map(|v1::HostEntry { name, ip }| Ok((name, ip.parse().map_err(|_| missing("extra_hosts.ip"))?)))
+                .collect::<Result<_, WireError>>()?,
         })
     }
 }
@@ -195,7 +204,11 @@ impl From<ServiceSpec> for v1::ServiceSpec {
             affinity,
             ports,
             leave,
+            dns,
+            dns_search,
+            extra_hosts,
         } = spec;
+        let template = TaskTemplate { containers, networks, placement, stop_grace, runtime, dns, dns_search, extra_hosts };
         Self {
             name,
             stack,
@@ -205,7 +218,7 @@ impl From<ServiceSpec> for v1::ServiceSpec {
                 Mode::Replicated => replicas.unwrap_or(1),
                 Mode::Global => 0,
             },
-            template: Some(TaskTemplate { containers, networks, placement, stop_grace, runtime }.into()),
+            template: Some(template.into()),
             restart: Some(v1::RestartPolicy {
                 condition: v1::RestartCondition::from(condition).into(),
                 delay_ms: delay.0,
@@ -243,7 +256,8 @@ impl TryFrom<v1::ServiceSpec> for ServiceSpec {
             leave_ms,
         } = wire;
         let mode = read_enum::<v1::ServiceMode, Mode>(mode, "mode")?;
-        let TaskTemplate { containers, networks, placement, stop_grace, runtime } = template.ok_or(missing("template"))?.try_into()?;
+        let TaskTemplate { containers, networks, placement, stop_grace, runtime, dns, dns_search, extra_hosts } =
+            template.ok_or(missing("template"))?.try_into()?;
         let v1::RestartPolicy { condition, delay_ms, delay_ms_max, attempts_max, window_ms } = restart.ok_or(missing("restart"))?;
         let v1::UpdatePolicy { parallelism, order } = update.ok_or(missing("update"))?;
         Ok(Self {
@@ -273,14 +287,18 @@ impl TryFrom<v1::ServiceSpec> for ServiceSpec {
             affinity: affinity(affinity_number)?,
             ports: ports.into_iter().map(Port::try_from).collect::<Result<_, _>>()?,
             leave: Millis(leave_ms),
+            dns,
+            dns_search,
+            extra_hosts,
         })
     }
 }
 
 impl From<NetworkSpec> for v1::NetworkSpec {
     fn from(spec: NetworkSpec) -> Self {
-        let NetworkSpec { name, stack, labels, subnet, internal, encrypted } = spec;
-        Self { name, stack, labels, subnet: subnet.map(|subnet| subnet.to_string()).unwrap_or_default(), internal, encrypted }
+        let NetworkSpec { name, stack, labels, subnet, internal, encrypted, policy } = spec;
+        let subnet = subnet.map(|subnet| subnet.to_string()).unwrap_or_default();
+        Self { name, stack, labels, subnet, internal, encrypted, policy: policy.map(Into::into) }
     }
 }
 
@@ -292,8 +310,9 @@ impl TryFrom<v1::NetworkSpec> for NetworkSpec {
     type Error = WireError;
 
     fn try_from(wire: v1::NetworkSpec) -> Result<Self, WireError> {
-        let v1::NetworkSpec { name, stack, labels, subnet, internal, encrypted } = wire;
-        Ok(Self { name, stack, labels, subnet: optional_subnet(&subnet)?, internal, encrypted })
+        let v1::NetworkSpec { name, stack, labels, subnet, internal, encrypted, policy } = wire;
+        let policy = policy.map(NetworkPolicy::try_from).transpose()?;
+        Ok(Self { name, stack, labels, subnet: optional_subnet(&subnet)?, internal, encrypted, policy })
     }
 }
 
@@ -670,6 +689,7 @@ mod tests {
             "runtime": "crun", "endpoint_mode": "vip", "affinity": "client", "leave": "1m", "ports": ["8080:80", {"name": "dns", "target": 53},
                 {"target": "90-92", "published": "190-192", "protocol": "udp", "mode": "host", "allow_from": ["10.0.0.0/8", "fd00::/8"]},
                 {"target": 81, "published": 81, "policy": "local"}],
+            "dns": ["9.9.9.9", "2001:db8::1"], "dns_search": ["corp.example"], "extra_hosts": {"db": "10.0.0.7", "host": "host-gateway"},
         }))
         .unwrap();
         let wire = v1::ServiceSpec::from(spec.clone());
@@ -690,6 +710,24 @@ mod tests {
         let wire = v1::ServiceSpec::from(spec.clone());
         assert_eq!((wire.endpoint_mode, wire.affinity, wire.leave_ms, wire.ports.len()), (0, 0, 0, 0));
         assert_eq!(ServiceSpec::try_from(wire).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_network_comes_back_from_the_wire_with_its_policy() {
+        for policy in [
+            serde_json::json!(null),
+            serde_json::json!({"allow": []}),
+            serde_json::json!({"allow": [
+                {"from": ["web", "*", "10.0.0.0/8"], "to": ["db", "*"], "ports": [80, "1-65535", "53/udp"]},
+            ]}),
+        ] {
+            let spec: NetworkSpec = serde_json::from_value(serde_json::json!({"internal": true, "policy": policy})).unwrap();
+            assert_eq!(NetworkSpec::try_from(v1::NetworkSpec::from(spec.clone())).unwrap(), spec);
+        }
+        let port = v1::PolicyPort { protocol: v1::Protocol::Tcp.into(), first: 80, last: 79 };
+        let allow = vec![v1::Allow { ports: vec![port], ..v1::Allow::default() }];
+        let wire = v1::NetworkSpec { policy: Some(v1::NetworkPolicy { allow }), ..v1::NetworkSpec::default() };
+        assert_eq!(NetworkSpec::try_from(wire).unwrap_err(), missing("policy.allow.ports"));
     }
 
     #[test]

@@ -124,7 +124,7 @@ const NETWORK_STATUS: [&str; 5] = ["id", "vni", "subnet", "endpoints", "created"
 const DATA_STATUS: [&str; 5] = ["id", "digest", "size", "created", "updated"];
 const TOP_LEVEL: [&str; 4] = ["kind", "name", "spec", "version"];
 /// To tell a key that stands one level too high from one that is misspelt.
-const SPEC_KEYS: [&str; 22] = [
+const SPEC_KEYS: [&str; 23] = [
     "affinity",
     "containers",
     "data",
@@ -138,6 +138,7 @@ const SPEC_KEYS: [&str; 22] = [
     "mode",
     "networks",
     "placement",
+    "policy",
     "ports",
     "replicas",
     "reschedule",
@@ -169,7 +170,7 @@ fn object(document: &Rc<Node>, file: &str, stack: Option<&str>, read_file: ReadF
         Kind::Service => Spec::Service(service(spec_node, name, &owner)?),
         Kind::Secret => Spec::Data(data::read(DataKind::Secret, name, spec_node, &owner, file, read_file)?),
         Kind::Config => Spec::Data(data::read(DataKind::Config, name, spec_node, &owner, file, read_file)?),
-        _ => Spec::Network(NetworkSpec { name: name.to_owned(), ..read_spec(spec_node, &owner)? }),
+        _ => Spec::Network(network(spec_node, name, &owner)?),
     };
     if let Some(stack) = stack {
         put_in_stack(&mut spec, stack, spec_node, &owner)?;
@@ -283,6 +284,32 @@ fn service(node: &Node, name: &str, owner: &str) -> Result<ServiceSpec, Problem>
         spec.containers[index].name = validate::container_name(&spec, index);
     }
     Ok(spec)
+}
+
+/// Keys that networks have elsewhere: what is instead of each here, and what to do.
+const NETWORK_KEYS_OF_OTHERS: [(&str, &str, &str); 3] = [
+    ("attachable", "only services' tasks are on networks", "leave the key out"),
+    ("driver_opts", "an overlay has no options", "leave the key out"),
+    ("ipam", "the managers give out the addresses of a subnet", "write subnet: CIDR, or leave the key out and one is chosen"),
+];
+
+fn network(node: &Node, name: &str, owner: &str) -> Result<NetworkSpec, Problem> {
+    if let Some(driver) = node.entry("driver") {
+        let (message, hint) = match &driver.value.value {
+            Value::Scalar { text, .. } if text == "overlay" => {
+                (format!("driver of {owner}: every network is an overlay"), "leave the key out")
+            }
+            Value::Scalar { text, .. } => (format!("driver {text:?} of {owner} is not known"), "there is overlay (leave the key out)"),
+            Value::List(_) | Value::Map(_) => (format!("driver of {owner} takes one word"), "leave the key out"),
+        };
+        return Err(Problem::new(driver.value.position, message, hint));
+    }
+    for (key, instead, hint) in NETWORK_KEYS_OF_OTHERS {
+        if let Some(entry) = node.entry(key) {
+            return Err(Problem::new(entry.key_position, format!("key {key:?} in spec of {owner}: {instead}"), hint));
+        }
+    }
+    Ok(NetworkSpec { name: name.to_owned(), ..read_spec(node, owner)? })
 }
 
 fn read_spec<'de, T: serde::Deserialize<'de>>(node: &'de Node, owner: &str) -> Result<T, Problem> {

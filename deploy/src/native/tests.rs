@@ -77,6 +77,74 @@ fn ports_are_read_in_both_forms_and_refused_with_their_place() {
     }
 }
 
+fn policy(text: &str) -> serde_json::Value {
+    match accept(&format!("kind: Network\nname: lab\nspec:\n  policy:{text}\n")).remove(0).spec {
+        Spec::Network(spec) => serde_json::to_value(spec.policy).unwrap(),
+        Spec::Service(_) | Spec::Data(_) => panic!("no network"),
+    }
+}
+
+#[test]
+fn a_policy_is_read_and_refused_with_its_place() {
+    let rule = "\n    allow:\n    - from: [web, \"*\", 192.0.2.0/24]\n      to: [db]\n      ports: [5432, 53/udp, 8000-8009]";
+    let expected = serde_json::json!({"from": ["web", "*", "192.0.2.0/24"], "to": ["db"], "ports": [5432, "53/udp", "8000-8009"]});
+    assert_eq!(policy(rule), serde_json::json!({"allow": [expected]}));
+    assert_eq!(policy(" {}"), serde_json::json!({"allow": []}), "nobody may speak");
+    assert_eq!(policy(""), serde_json::json!(null), "all may speak");
+    for (rule, expected) in [
+        ("from: [web]", "6:7: key \"to\" is missing in spec.policy.allow[0] of network lab"),
+        ("form: [web]", "6:7: unknown key \"form\" in spec.policy.allow[0] of network lab; did you mean \"from\"?"),
+        (
+            "from: [10.0.0/8]\n      to: [db]",
+            "6:14: spec.policy.allow[0].from[0] of network lab: \"10.0.0/8\" is no CIDR: write one such as 192.0.2.0/24",
+        ),
+        (
+            "from: [web]\n      to: [10.0.0.0/8]",
+            "7:12: spec.policy.allow[0].to[0] of network lab: 10.0.0.0/8 is a range of addresses, and only services are spoken to; write a \
+             service's name, or \"*\" for all",
+        ),
+        (
+            "from: [web]\n      to: [db]\n      ports: [0]",
+            "8:15: spec.policy.allow[0].ports[0] of network lab: \"0\" is not a port: write a number from 1 to 65535",
+        ),
+    ] {
+        refuse(&format!("kind: Network\nname: lab\nspec:\n  policy:\n    allow:\n    - {rule}\n"), &format!("web.yaml:{expected}"));
+    }
+}
+
+#[test]
+fn keys_that_networks_have_elsewhere_are_refused_with_what_is_instead() {
+    for (key, expected) in [
+        ("driver: weave", "4:11: driver \"weave\" of network lab is not known; there is overlay (leave the key out)"),
+        ("driver: overlay", "4:11: driver of network lab: every network is an overlay; leave the key out"),
+        ("driver: [a]", "4:11: driver of network lab takes one word; leave the key out"),
+        ("attachable: true", "4:3: key \"attachable\" in spec of network lab: only services' tasks are on networks; leave the key out"),
+        ("driver_opts: {encrypted: ''}", "4:3: key \"driver_opts\" in spec of network lab: an overlay has no options; leave the key out"),
+        (
+            "ipam: {config: [{subnet: 10.0.0.0/24}]}",
+            "4:3: key \"ipam\" in spec of network lab: the managers give out the addresses of a subnet; write subnet: CIDR, or leave the key \
+             out and one is chosen",
+        ),
+    ] {
+        refuse(&format!("kind: Network\nname: lab\nspec:\n  {key}\n"), &format!("web.yaml:{expected}"));
+    }
+}
+
+#[test]
+fn how_names_are_resolved_is_read_and_refused_with_its_place() {
+    let on_lab = format!("{WEB}  networks: [lab]\n");
+    let spec = only_service(&format!(
+        "{on_lab}  dns: [9.9.9.9]\n  dns_search: [corp.example]\n  extra_hosts: {{db: 10.0.0.7, up: host-gateway}}\n"
+    ));
+    let read = serde_json::json!([spec.dns, spec.dns_search, spec.extra_hosts]);
+    assert_eq!(read, serde_json::json!([["9.9.9.9"], ["corp.example"], {"db": "10.0.0.7", "up": "host-gateway"}]));
+    refuse(&format!("{on_lab}  dns: [x]\n"), "web.yaml:8:9: spec.dns[0] of service web: \"x\" is no address of a resolver");
+    refuse(
+        &format!("{on_lab}  extra_hosts: {{db: x}}\n"),
+        "web.yaml:8:21: spec.extra_hosts.db of service web: \"x\" is no address: write an IP, or host-gateway",
+    );
+}
+
 #[test]
 fn anchors_and_merge_keys_are_applied() {
     let text = "kind: Service\nname: web\nspec:\n  containers:\n  - &base\n    image: a:1\n    env: {A: b}\n  - <<: *base\n    name: side\n    image: b:1\n";
@@ -99,7 +167,7 @@ fn unknown_keys_name_the_nearest() {
     refuse(
         &format!("{WEB}  zebra: 1\n"),
         "web.yaml:7:3: unknown key \"zebra\" in spec of service web; there are stack, labels, mode, replicas, containers, networks, placement, \
-         stop_grace, restart, reschedule, update, runtime, endpoint_mode, affinity, ports, leave",
+         stop_grace, restart, reschedule, update, runtime, endpoint_mode, affinity, ports, leave, dns, dns_search, extra_hosts",
     );
     refuse(&format!("{WEB}sepc: 1\n"), "web.yaml:7:1: unknown key \"sepc\" at the top of service web; did you mean \"spec\"?");
     refuse(&format!("{WEB}replicas: 4\n"), "web.yaml:7:1: key \"replicas\" does not belong at the top of service web; move it under spec:");

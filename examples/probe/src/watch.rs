@@ -54,7 +54,8 @@ fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn unix_ms() -> u64 {
+/// Milliseconds since 1970.
+pub fn unix_ms() -> u64 {
     // A clock before 1970 is shown as 1970.
     ms(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }

@@ -6,6 +6,9 @@
 pub mod access;
 mod data;
 pub mod once;
+mod policy;
+mod pools;
+mod ports;
 mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,6 +92,8 @@ pub enum Request {
         token_digest: String,
         expires_at_ms: u64,
     },
+    /// From these subnets are chosen too, each with the prefix of the subnets.
+    AddPools(Vec<(Ipv4Net, u8)>),
 }
 
 impl Request {
@@ -110,7 +115,8 @@ impl Request {
             | Self::RotateAuthority { .. }
             | Self::DropAuthorities
             | Self::SetUnlockKey { .. }
-            | Self::CreateUser { .. } => Vec::new(),
+            | Self::CreateUser { .. }
+            | Self::AddPools(_) => Vec::new(),
         }
     }
 
@@ -118,7 +124,7 @@ impl Request {
     pub fn bytes(&self) -> usize {
         let spec_bytes = |spec: &Spec| match spec {
             Spec::Service(spec) => validate::text_size(spec),
-            Spec::Network(spec) => validate::label_bytes(&spec.labels),
+            Spec::Network(spec) => validate::network_text_size(spec),
             Spec::Data(spec) => validate::label_bytes(&spec.labels) + spec.data.as_ref().map_or(0, |data| data.0.len()),
         };
         match self {
@@ -201,6 +207,7 @@ fn answer(state: &State, request: Request, ctx: &mut Ctx) -> Result<(ChangeSet, 
             let (changes, id) = access::create_user(state, &name, role, token_digest, expires_at_ms, ctx)?;
             Ok((changes, Answer::UserCreated(id)))
         }
+        Request::AddPools(more) => Ok((pools::add(state, &more)?, Answer::Done)),
     }
 }
 
@@ -244,7 +251,10 @@ fn apply(state: &State, specs: Vec<(Spec, u64)>, ctx: &mut Ctx) -> Result<(Chang
             Spec::Network(spec) => apply_network(state, spec, expected, &mut subnets, ctx, &mut changes)?,
         });
     }
+    let notes = ports::check(state, &changes)?;
+    changes.notes.extend(notes);
     data::roll_users(state, &changed_data, &mut changes);
+    policy::check(state, &mut changes)?;
     Ok((changes, Answer::Applied(applied)))
 }
 
@@ -258,19 +268,6 @@ fn check_version(kind: Kind, name: &str, expected: u64, actual: u64) -> Result<(
         .hint(format!("look at it again with `rclusterctl get {} {name} -o yaml`", kind.as_str())))
 }
 
-/// The field, what it asks for, whether a spec does.
-type NotBuilt = (&'static str, &'static str, fn(&ServiceSpec) -> bool);
-
-/// What can be asked of a service and is not built yet.
-const NOT_BUILT: [NotBuilt; 1] = [("ports", "published ports are", |spec| !spec.ports.is_empty())];
-
-fn check_built(spec: &ServiceSpec) -> Result<(), ApiError> {
-    match NOT_BUILT.iter().find(|(_, _, asks)| asks(spec)) {
-        Some((field, what, _)) => Err(ApiError::new(ErrorCode::Invalid, format!("{what} not built yet")).field(*field).hint("remove it")),
-        None => Ok(()),
-    }
-}
-
 fn apply_service(
     state: &State,
     spec: ServiceSpec,
@@ -279,7 +276,6 @@ fn apply_service(
     ctx: &mut Ctx,
     changes: &mut ChangeSet,
 ) -> Result<Applied, ApiError> {
-    check_built(&spec)?;
     for (index, attachment) in spec.networks.iter().enumerate() {
         let exists = state.find_network(&attachment.network).is_some_and(|network| !network.removing);
         if !exists && !new_networks.contains_key(&attachment.network) {
@@ -421,7 +417,7 @@ fn check_subnet(state: &State, spec: &NetworkSpec, subnets: &[(String, Ipv4Net)]
             Some(why) => refused(
                 ErrorCode::Conflict,
                 format!("no subnet is free for network {}: {why}", spec.name),
-                "remove a network, or give this one a subnet of its own outside of the pool",
+                "add a pool: rclusterctl network pool add CIDR; or remove a network, or give this one a subnet of its own",
             ),
             None => Ok(()),
         };
@@ -433,7 +429,7 @@ fn check_subnet(state: &State, spec: &NetworkSpec, subnets: &[(String, Ipv4Net)]
     match allocate::collision(state, subnet) {
         Some(why) => refused(
             ErrorCode::Invalid,
-            why,
+            format!("subnet {subnet} {why}"),
             "choose another subnet, or leave it out and one is chosen; rclusterctl get node NAME -o json shows a node's routes",
         ),
         None => Ok(()),
@@ -573,6 +569,7 @@ fn scale(state: &State, name: &str, replicas: u32) -> Result<(ChangeSet, Answer)
             message: format!("from {replicas_before} to {replicas}"),
         });
         changes.puts.push(Object::Service(scaled));
+        policy::check(state, &mut changes)?;
     }
     Ok((changes, Answer::Scaled { replicas_before }))
 }

@@ -92,6 +92,10 @@ fn autolock(message: &v1::AutolockRequest) -> String {
     .to_owned()
 }
 
+fn pools(message: &v1::UpdatePoolsRequest) -> String {
+    listed(message.add.iter().map(|pool| format!("pool {}", pool.cidr)))
+}
+
 #[tonic::async_trait]
 impl Control for AuditedControl {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
@@ -183,5 +187,21 @@ impl Control for AuditedControl {
     async fn autolock(&self, request: Request<v1::AutolockRequest>) -> Result<Response<v1::AutolockResponse>, Status> {
         let call = self.begins(&request, "Control/Autolock", autolock);
         ended(call, self.control.autolock(request).await)
+    }
+
+    async fn view(&self, request: Request<v1::ViewRequest>) -> Result<Response<v1::NetView>, Status> {
+        self.control.view(request).await
+    }
+
+    /// A look at the pools is told of when it was refused.
+    async fn update_pools(&self, request: Request<v1::UpdatePoolsRequest>) -> Result<Response<v1::UpdatePoolsResponse>, Status> {
+        let looks = request.get_ref().add.is_empty();
+        let call = self.begins(&request, "Control/UpdatePools", pools);
+        let outcome = self.control.update_pools(request).await;
+        if looks && outcome.is_ok() {
+            call.end_untold();
+            return outcome;
+        }
+        ended(call, outcome)
     }
 }

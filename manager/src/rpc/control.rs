@@ -21,7 +21,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::route::{Route, Router, control, forward};
-use super::{admission, auth, backup, logs, once, relay, watch};
+use super::{admission, auth, backup, logs, network, once, relay, watch};
 use crate::ca;
 use crate::core::control::{Answer, Outcome, Request as Asked};
 use crate::core::members;
@@ -402,6 +402,16 @@ impl Control for ControlService {
             Ok::<_, Status>(v1::AutolockResponse { unlock_key: (!key.0.is_empty()).then(|| key.into()) })
         };
         let there = |mut leader: ControlClient<Channel>, request| async move { leader.autolock(request).await };
+        self.router.ask(request, here, there).await
+    }
+
+    async fn view(&self, request: Request<v1::ViewRequest>) -> Result<Response<v1::NetView>, Status> {
+        network::view(&self.router, request).await.map(Response::new)
+    }
+
+    async fn update_pools(&self, request: Request<v1::UpdatePoolsRequest>) -> Result<Response<v1::UpdatePoolsResponse>, Status> {
+        let here = move |term: Arc<Term>, request: Request<v1::UpdatePoolsRequest>| network::update_pools(&self.router, term, request);
+        let there = |mut leader: ControlClient<Channel>, request| async move { leader.update_pools(request).await };
         self.router.ask(request, here, there).await
     }
 }

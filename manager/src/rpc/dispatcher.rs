@@ -68,8 +68,8 @@ impl DispatcherService {
         let mut cached = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
         match &*cached {
             Some(networks) if networks.revision() == state.revision() => networks.clone(),
-            _ => {
-                let networks = Arc::new(Networks::new(state));
+            known => {
+                let networks = Arc::new(Networks::after(known.as_deref(), state));
                 *cached = Some(networks.clone());
                 networks
             }
@@ -250,6 +250,16 @@ async fn listen(
     }
 }
 
+/// Whether the agent is there to be told.
+async fn send(outbox: &mpsc::Sender<Result<v1::ManagerMessage, Status>>, messages: Vec<manager_message::Kind>) -> bool {
+    for kind in messages {
+        if outbox.send(Ok(v1::ManagerMessage { kind: Some(kind) })).await.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
 impl DispatcherService {
     /// Sends the node its view, the secrets and configs of its tasks, its assignments, and which of its tasks need not wait any longer to
     /// stop, whenever they differ from what it was sent last.
@@ -261,13 +271,15 @@ impl DispatcherService {
             releases.borrow_and_update();
             let state = self.router.store.state();
             let networks = self.networks(&state);
-            let mut messages = told.news(&state, &networks, node, term.number);
+            let view = told.view_news(&state, &networks, node, term.number);
             term.views.compared(node, session, &networks, told.view());
+            if !send(outbox, view).await {
+                return;
+            }
+            let mut messages = told.task_news(&state, node, term.number);
             messages.extend(told.release(term.views.released(node), term.number));
-            for kind in messages {
-                if outbox.send(Ok(v1::ManagerMessage { kind: Some(kind) })).await.is_err() {
-                    return;
-                }
+            if !send(outbox, messages).await {
+                return;
             }
             let changed = tokio::select! {
                 changed = revisions.changed() => changed,

@@ -5,7 +5,7 @@ use http::{Response, StatusCode};
 use tonic::Code;
 
 /// gRPC methods, after `/rcluster.v1.`; in order.
-const GRPC: [&str; 23] = [
+const GRPC: [&str; 25] = [
     "Admission/Join",
     "Admission/Renew",
     "Control/Apply",
@@ -23,6 +23,8 @@ const GRPC: [&str; 23] = [
     "Control/Scale",
     "Control/UpdateManager",
     "Control/UpdateNode",
+    "Control/UpdatePools",
+    "Control/View",
     "Control/Watch",
     "Dispatcher/PublishLogs",
     "Dispatcher/Relay",
@@ -118,7 +120,7 @@ impl Method {
     pub fn is_told_of(self) -> bool {
         match GRPC.get(self.0) {
             Some(name) => match name.split_once('/') {
-                Some(("Control", method)) => !matches!(method, "Cluster" | "List" | "Logs" | "Watch"),
+                Some(("Control", method)) => !matches!(method, "Cluster" | "List" | "Logs" | "View" | "Watch"),
                 Some(("Admission", _)) => true,
                 // What agents and managers do among themselves is in the tables, and in the log.
                 _ => false,
@@ -233,7 +235,7 @@ mod tests {
         for method in ["Control/Apply", "Control/Relay", "Control/CreateUser", "Control/Backup", "Admission/Join"] {
             assert!(told("POST", &format!("{GRPC_PREFIX}{method}")), "{method}");
         }
-        for method in ["Control/List", "Control/Watch", "Dispatcher/Session", "Raft/Send", "Control/Nothing"] {
+        for method in ["Control/List", "Control/View", "Control/Watch", "Dispatcher/Session", "Raft/Send", "Control/Nothing"] {
             assert!(!told("POST", &format!("{GRPC_PREFIX}{method}")), "{method}");
         }
     }

@@ -17,6 +17,7 @@ pub mod locked;
 mod logs;
 mod methods;
 mod metrics;
+mod network;
 mod once;
 pub mod raft;
 mod relay;

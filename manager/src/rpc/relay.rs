@@ -1,4 +1,4 @@
-//! Conversations of users with containers, and with nodes about their images: finds the task or the node, has its agent answer, passes
+//! Conversations of users with containers, and with nodes about their images and networks: finds the task or the node, has its agent answer, passes
 //! the frames of both sides on.
 //!
 //! ```text
@@ -28,6 +28,7 @@ use super::audit::Call;
 use super::auth;
 use super::control::Answers;
 use super::holder::Holder;
+use super::network;
 use super::route::{Route, Router, control, forward};
 use crate::core::state::State;
 use crate::drive::{AgentEnd, RelayRequest, Term};
@@ -98,7 +99,7 @@ async fn begin(
     auth::known(asked, state)?.needs(role, deed)?;
     let holder = Holder::new(&router.store, asked, role, deed)?;
     let partner = match &open.kind {
-        Some(relay_open::Kind::Image(_)) => Partner::Node(find_node(state, &open.target)?),
+        Some(relay_open::Kind::Image(_) | relay_open::Kind::NetDump(_)) => Partner::Node(find_node(state, &open.target)?),
         _ => Partner::Task(Box::new(find_task(state, &open.target)?)),
     };
     let node = partner.node_id()?;
@@ -108,7 +109,11 @@ async fn begin(
     })?;
     let request = term.relays.open(node.clone());
     let task_id = partner.task_id().map(ToString::to_string).unwrap_or_default();
-    let command = v1::RelayCommand { request_id: request.id.clone(), task_id, open: Some(open) };
+    let view = match (&open.kind, &partner) {
+        (Some(relay_open::Kind::NetDump(_)), Partner::Node(node)) => Some(network::of_node(state, node, term.number)),
+        _ => None,
+    };
+    let command = v1::RelayCommand { request_id: request.id.clone(), task_id, open: Some(open), view };
     let message = v1::ManagerMessage { kind: Some(manager_message::Kind::Relay(command)) };
     let sent = timeout(ANSWER, outbox.send(Ok(message))).await;
     if !matches!(sent, Ok(Ok(()))) {
@@ -148,6 +153,8 @@ fn named(open: &v1::RelayOpen) -> String {
             Some(Image::Prune(_)) => "prune images on",
             Some(Image::Ls(_) | Image::History(_) | Image::Inspect(_)) | None => "look at images of",
         },
+        Some(relay_open::Kind::NetDump(_)) => "look at the network of",
+        Some(relay_open::Kind::NetTrace(_)) => "trace packets of",
         None => "nothing with",
     };
     format!("{deed} {}", open.target)
@@ -162,6 +169,7 @@ fn needed(open: &v1::RelayOpen) -> (UserRole, &'static str) {
             (UserRole::ReadOnly, "listing images")
         }
         Some(relay_open::Kind::Image(_)) => (UserRole::Deploy, "changing images"),
+        Some(relay_open::Kind::NetDump(_) | relay_open::Kind::NetTrace(_)) => (UserRole::ReadOnly, "looking at a node's network"),
         Some(
             relay_open::Kind::Exec(_)
             | relay_open::Kind::Attach(_)
@@ -184,7 +192,8 @@ async fn opening(inputs: &mut Streaming<v1::RelayInput>) -> Result<v1::RelayOpen
     }
 }
 
-fn find_node(state: &State, target: &str) -> Result<Arc<Node>, ApiError> {
+/// The node of that name or id.
+pub fn find_node(state: &State, target: &str) -> Result<Arc<Node>, ApiError> {
     state
         .find_node(target)
         .cloned()

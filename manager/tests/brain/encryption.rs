@@ -69,18 +69,23 @@ fn a_task_on_an_encrypted_network_waits_for_a_node_that_encrypts_and_says_why() 
 }
 
 #[test]
-fn keys_are_asked_for_while_a_network_is_encrypted_and_shown_to_all() {
+fn keys_are_asked_for_while_a_network_is_encrypted_and_shown_to_the_nodes_that_share_one() {
     let mut world = World::new(1);
-    [1, 2].into_iter().for_each(|number| joins(&mut world, number));
+    [1, 2, 3].into_iter().for_each(|number| joins(&mut world, number));
     tells(&mut world, "n1", "", &[7]);
     world.request(encrypted("plain", false)).unwrap();
     let shown = |world: &World| {
-        let view = Networks::new(&world.state).view(&"n2".into(), 1);
+        let view = Networks::new(&world.state).view(&"n1".into(), 1);
         (view.key_epoch, view.nodes.iter().map(|node| node.wireguard_keys.len()).collect::<Vec<_>>())
     };
-    assert_eq!((epoch(&world), shown(&world)), (0, (0, vec![0, 0])));
+    assert_eq!((epoch(&world), shown(&world)), (0, (0, vec![0, 0, 0])));
     world.request(encrypted("lab", true)).unwrap();
-    assert_eq!(shown(&world), (1, vec![1, 0]));
+    tells(&mut world, "n2", "", &[1]);
+    assert_eq!(shown(&world), (1, vec![1, 0, 0]), "its own, and of whom it does not share a network with none");
+    world.service("db", json!({"mode": "global", "containers": [{"image": "a"}], "networks": ["lab"]}));
+    assert_eq!(shown(&world), (1, vec![1, 1, 0]));
+    tells(&mut world, "n3", "", &[1, 2]);
+    assert_eq!(shown(&world), (1, vec![1, 1, 2]));
 }
 
 #[test]

@@ -352,10 +352,6 @@ fn bad_requests_change_nothing_and_say_what_mends_them() {
             "subnet: network lab exists and its subnet cannot change \
              (remove the network and its services first, or give the new network another name)",
         ),
-        (
-            Request::Apply(vec![(service("open", json!({"containers": [{"image": "a"}], "networks": ["lab"], "ports": ["80:80"]})), 0)]),
-            "ports: published ports are not built yet (remove it)",
-        ),
         (Request::Scale { service: "wbe".to_owned(), replicas: 1 }, "there is no service wbe (`rclusterctl get services` lists them)"),
         (
             Request::Remove(vec![(Kind::Node, "n1".to_owned())]),
@@ -365,6 +361,8 @@ fn bad_requests_change_nothing_and_say_what_mends_them() {
         assert_eq!(world.request(request).unwrap_err(), expected);
     }
     assert_eq!(world.state.revision(), before);
+    let named = json!({"containers": [{"image": "a"}], "networks": ["lab"], "ports": [{"name": "http", "target": 80}]});
+    world.request(Request::Apply(vec![(service("named", named), 0)])).unwrap();
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::thread;
 
 use crate::world::World;
 use ipnet::Ipv4Net;
@@ -86,6 +87,29 @@ fn subnets_pass_by_nodes_and_what_their_hosts_reach_by_routes_of_their_own() {
 }
 
 #[test]
+fn a_pool_that_is_added_is_chosen_from_when_those_before_it_are_used_up() {
+    let mut world = World::new(1);
+    joins(&mut world, &registration("n1", "192.0.2.7", &["10.128.0.0/9"]));
+    let refused = world.request(network("a", None)).unwrap_err();
+    let expected = "subnet: no subnet is free for network a: pool 10.128.0.0/9 has 0 of 32768 subnets free, beside route 10.128.0.0/9 of node n1 \
+                    (add a pool: rclusterctl network pool add CIDR; or remove a network, or give this one a subnet of its own)";
+    assert_eq!(refused, expected);
+    world.request(Request::AddPools(vec![("10.64.0.0/27".parse().unwrap(), 28)])).unwrap();
+    assert!(world.state.events().values().any(|event| event.reason == "PoolAdded"), "people are told");
+    for (name, subnet) in [("a", "10.64.0.0/28"), ("b", "10.64.0.16/28")] {
+        world.network(name);
+        assert_eq!(numbers(&world, name).1, subnet);
+    }
+    let refused = world.request(network("c", None)).unwrap_err();
+    assert!(refused.contains("; pool 10.64.0.0/27 has 0 of 2 subnets free (add a pool"), "{refused}");
+    joins(&mut world, &registration("n1", "192.0.2.7", &[]));
+    world.network("c");
+    assert_eq!(numbers(&world, "c").1, "10.128.0.0/24", "the first pool comes first");
+    let refused = world.request(Request::AddPools(vec![("10.64.0.0/16".parse().unwrap(), 24)])).unwrap_err();
+    assert!(refused.starts_with("add[0].cidr: pool 10.64.0.0/16 overlaps pool 10.64.0.0/27 (choose another range"), "{refused}");
+}
+
+#[test]
 fn a_node_within_a_network_is_refused_and_one_with_a_route_into_it_gets_no_task_on_it() {
     let mut world = World::new(1);
     world.request(network("lab", Some("10.77.0.0/24"))).unwrap();
@@ -159,9 +183,12 @@ fn a_static_address_goes_with_its_service_wherever_it_runs() {
     assert_eq!((ip(&world, "db.1").as_str(), world.running("db")), ("10.77.0.3", 1));
 }
 
-/// Steps in all. A debug build takes some 50 µs for each.
-const STEPS: u32 = if cfg!(debug_assertions) { 200_000 } else { 1_000_000 };
+/// Steps in all, in lanes that go at the same time. A debug build takes some 50 µs for each.
+const STEPS: u32 = 1_000_000;
 const STEPS_PER_TURN: u32 = 32;
+const LANES: u64 = 4;
+/// The first lane's, where RCLUSTER_SEED does not give it; each next one has the next.
+const SEED: u64 = 5;
 const TASKS_MAX: usize = 100;
 /// Kept for the first service.
 const STATIC: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 5);
@@ -436,8 +463,19 @@ fn made(id: &str, name: &str, subnet: Option<&str>) -> Network {
 
 #[test]
 fn whatever_happens_no_address_has_two_holders_or_is_given_again_too_soon() {
-    let mut chance = Chance::new(5);
-    for turn in 0..STEPS / STEPS_PER_TURN {
+    let first = std::env::var("RCLUSTER_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(SEED);
+    thread::scope(|scope| {
+        for seed in (0..LANES).map(|lane| first + lane) {
+            // A lane that fails tells its seed by its name.
+            let lane = thread::Builder::new().name(format!("RCLUSTER_SEED={seed}"));
+            lane.spawn_scoped(scope, move || by_chance(seed)).unwrap();
+        }
+    });
+}
+
+fn by_chance(seed: u64) {
+    let mut chance = Chance::new(seed);
+    for turn in 0..STEPS / STEPS_PER_TURN / u32::try_from(LANES).unwrap() {
         chance.turn(STEPS_PER_TURN);
         // A clock that stands still, as after one that was ahead; one that goes; one that leaps.
         let (low, high) = match turn % 50 {

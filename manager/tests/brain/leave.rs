@@ -88,13 +88,22 @@ impl Sessions {
 
     /// Whether the node, by what is in force there, sends to the task.
     fn sends(&self, node: &str, task: &TaskId) -> bool {
-        let held = self.nodes[&NodeId::from(node)].holds.iter();
-        held.flat_map(|view| &view.networks).flat_map(|network| &network.endpoints).any(|to| to.task_id == task.as_str() && to.serving)
+        self.nodes[&NodeId::from(node)].holds.iter().any(|view| {
+            let mut endpoints = view.networks.iter().flat_map(|network| &network.endpoints);
+            let mut backends = view.published.iter().flat_map(|published| &published.backends);
+            endpoints.any(|to| to.task_id == task.as_str() && to.serving)
+                || backends.any(|to| to.task_id == task.as_str() && to.state() == v1::EndpointState::Serving)
+        })
     }
 }
 
 /// `web` on n1 and n2 on one network; n3 has a task on it too, n4 on another.
 fn world() -> World {
+    world_with(&json!([]))
+}
+
+/// The same, where `web` publishes ports.
+fn world_with(ports: &serde_json::Value) -> World {
     let mut world = World::new(7);
     for network in ["lab", "other"] {
         world.network(network);
@@ -108,7 +117,9 @@ fn world() -> World {
     };
     world.service("near", service(1, "near", "lab"));
     world.service("far", service(1, "far", "other"));
-    world.service("web", service(2, "web", "lab"));
+    let mut web = service(2, "web", "lab");
+    web["ports"] = ports.clone();
+    world.service("web", web);
     world.settle();
     world
 }
@@ -146,6 +157,27 @@ fn a_task_is_released_when_every_node_on_its_networks_has_confirmed_that_it_leav
 }
 
 #[test]
+fn a_task_behind_a_port_of_every_node_is_released_when_every_node_has_confirmed() {
+    let mut world = world_with(&json!(["8080:80"]));
+    let mut sessions = Sessions::open(&world);
+    for node in NODES {
+        sessions.tell(&world, node);
+        sessions.confirm(node);
+    }
+    let second = world.task("web.2").id.clone();
+    assert!(NODES.into_iter().all(|node| sessions.sends(node, &second)));
+    world.request(Request::Scale { service: "web".to_owned(), replicas: 1 }).unwrap();
+    for node in NODES {
+        sessions.tell(&world, node);
+    }
+    for node in NODES {
+        assert!(sessions.released().is_empty(), "before {node} has confirmed");
+        sessions.confirm(node);
+    }
+    assert_eq!(sessions.released(), [second].into());
+}
+
+#[test]
 fn a_node_that_is_down_is_not_waited_for_and_one_that_has_connected_anew_is() {
     let mut world = world();
     let mut sessions = Sessions::open(&world);
@@ -177,7 +209,8 @@ fn whoever_is_released_is_sent_to_by_nobody() {
     let mut releases = 0;
     for seed in 0..40 {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut world = world();
+        let ports = if seed % 2 == 0 { json!([]) } else { json!(["8080:80", {"target": 81, "published": 81, "mode": "host"}]) };
+        let mut world = world_with(&ports);
         let mut sessions = Sessions::open(&world);
         let mut before = BTreeSet::new();
         for _ in 0..150 {

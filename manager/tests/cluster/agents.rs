@@ -73,7 +73,7 @@ impl Agent {
 }
 
 /// What its manager asks an agent for, of what is wanted.
-async fn asked<T>(told: &mut Streaming<v1::ManagerMessage>, wanted: impl Fn(Kind) -> Option<T>) -> Option<T> {
+pub async fn asked<T>(told: &mut Streaming<v1::ManagerMessage>, wanted: impl Fn(Kind) -> Option<T>) -> Option<T> {
     let asked = async {
         while let Ok(Some(message)) = told.message().await {
             if let Some(found) = message.kind.and_then(&wanted) {
@@ -171,6 +171,28 @@ async fn an_agents_lines_are_not_taken_for_anothers_and_end_nothing() {
     })
     .await;
     assert_eq!(line, "n1");
+}
+
+#[tokio::test]
+async fn what_an_agent_says_of_its_host_is_kept_within_bounds() {
+    let cluster = Cluster::found().await;
+    let leader = cluster.addrs().remove(0);
+    let agent = Agent::join(&cluster, &leader, "n1").await;
+    let held = |port| v1::HeldPort { protocol: v1::Protocol::Tcp.into(), port, by: "nginx (pid 812)".to_owned() };
+    let network = v1::NodeNetwork { mtu: 1400, held_ports: (1..=2000).map(held).collect(), ..v1::NodeNetwork::default() };
+    let kept = until("it is kept", || async {
+        let (outbox, _told) = agent.session(Vec::new()).await.ok()?;
+        let said = v1::agent_message::Kind::Network(network.clone());
+        outbox.send(v1::AgentMessage { kind: Some(said) }).await.ok()?;
+        let nodes = cluster.list(&cluster.admin, v1::Kind::Node).await.ok()?;
+        let network = nodes.into_iter().find_map(|object| match Object::try_from(object).unwrap() {
+            Object::Node(node) => node.description.network,
+            _ => None,
+        });
+        network.filter(|network| !network.held_ports.is_empty())
+    })
+    .await;
+    assert_eq!((kept.mtu, kept.held_ports.len()), (1400, 1024));
 }
 
 /// A session that goes on: it beats, and keeps what it was told.

@@ -14,6 +14,7 @@ mod formats;
 mod limits;
 mod lock;
 mod members;
+mod network;
 mod observe;
 mod once;
 mod roles;

@@ -64,12 +64,14 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::core::foreign::Question;
 
     fn key(number: usize) -> Key {
         let name = [&[4][..], format!("{number:04}").as_bytes(), &[0]].concat();
-        Question { id: 0, recursion_desired: true, flags: 0, name, kind: 1, dnssec_ok: None, bytes_max: 512 }.key()
+        Question { id: 0, recursion_desired: true, flags: 0, name, kind: 1, dnssec_ok: None, bytes_max: 512 }.key(&Arc::default())
     }
 
     fn check(cache: &Cache) {

@@ -12,9 +12,10 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::encryption::{Tunnel, TunnelEnd};
+use super::ingress::{self, INGRESS, Selector};
 use super::links::{self, Interface, Link, Mac, Pod, Underlay};
 use super::neighbours::{self, Forward, Neighbours, Paths, Route};
-use super::picture::{Attachments, Picture};
+use super::picture::{Attachment, Attachments, Picture};
 use super::plan::Op;
 use super::rules::elements::Elements;
 use super::rules::{Outline, skeleton};
@@ -34,6 +35,12 @@ pub struct Dataplane {
     pub neighbours: Neighbours,
     pub forwards: BTreeSet<Forward>,
     pub routes: BTreeMap<Ipv4Net, Route>,
+    /// The default routes of other tables than the main one, by table.
+    pub detours: BTreeMap<u32, Route>,
+    /// Which packets go by other tables.
+    pub selectors: BTreeSet<Selector>,
+    /// The one address of the device of published ports, which takes packets whatever way would lead back.
+    pub ingress: Option<Ipv4Addr>,
     /// By task id.
     pub pods: BTreeMap<String, Pod>,
     pub host: HostPlane,
@@ -58,18 +65,34 @@ impl End<'_> {
 
 /// The dataplane that the picture and the pods here call for.
 pub fn compile(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> Dataplane {
-    let Paths { routes, neighbours, forwards } = neighbours::paths(picture, attachments, underlay);
+    let rules = skeleton::outline().clone();
+    Dataplane { resolver: true, forwarding: true, rules, ..varying(picture, attachments, underlay) }
+}
+
+/// The same where only these networks and the pods on them are known. By itself it is wrong: of a pod with other networks, too, it does not know
+/// those. But what one pod on these networks, coming, leaving or going, changes of the dataplane it changes of this.
+pub fn compile_part(picture: &Picture, attachments: &Attachments, underlay: &Underlay, networks: &BTreeSet<&str>) -> Dataplane {
+    let is_on = |pod: &Attachment| pod.networks.iter().any(|membership| networks.contains(membership.network_id.as_str()));
+    let pods =
+        attachments.iter().filter(|(_, pod)| pod.networks.is_empty() || is_on(pod)).map(|(task_id, pod)| (task_id.clone(), pod.clone()));
+    varying(&picture.part(networks), &pods.collect(), underlay)
+}
+
+/// All but what is the same for every picture.
+fn varying(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> Dataplane {
+    let Paths { routes, neighbours, forwards, detours, selectors } = neighbours::paths(picture, attachments, underlay);
     Dataplane {
-        resolver: true,
-        forwarding: true,
-        rules: skeleton::skeleton().outline(),
         elements: skeleton::elements(picture, attachments, underlay),
         links: links::links(picture, attachments, underlay),
         neighbours,
         forwards,
         routes,
+        detours,
+        selectors,
+        ingress: ingress::own_address(picture),
         pods: links::pods(picture, attachments, underlay),
         host: uplink::host_plane(picture, underlay),
+        ..Dataplane::default()
     }
 }
 
@@ -107,7 +130,7 @@ impl Dataplane {
     pub fn absorb(&mut self, op: &Op) {
         match op {
             Op::LoadRules => {
-                self.rules = skeleton::skeleton().outline();
+                self.rules.clone_from(skeleton::outline());
                 self.elements.clear();
             }
             Op::PrepareResolver => self.resolver = true,
@@ -115,6 +138,7 @@ impl Dataplane {
             Op::LoadHostRules { guarded } => {
                 self.host.rules = if *guarded { HostRules::Guarded } else { HostRules::Open };
                 self.host.peers.clear();
+                self.host.ports.clear();
                 self.host.sealed.clear();
             }
             Op::SealNetwork { vni } => {
@@ -122,6 +146,12 @@ impl Dataplane {
             }
             Op::AddPeer { node } => {
                 self.host.peers.insert(*node);
+            }
+            Op::OpenPort(opening) => {
+                self.host.ports.insert(*opening);
+            }
+            Op::ClosePort(opening) => {
+                self.host.ports.remove(opening);
             }
             Op::EnableHostForwarding => self.host.forwarding = true,
             Op::OpenPassage => self.host.passage = Passage::Open,
@@ -174,6 +204,7 @@ impl Dataplane {
                 self.pods.entry(task.clone()).or_default().insert(interface.clone(), end.clone());
             }
             Op::ConfigureUplink { end } => self.host.end = Some(*end),
+            Op::ConfigureIngress { ip } => self.ingress = Some(*ip),
             Op::SetNeighbour { link, ip, mac } => {
                 self.neighbours.insert((link.clone(), *ip), *mac);
             }
@@ -182,6 +213,18 @@ impl Dataplane {
             }
             Op::SetRoute { to, route } => {
                 self.routes.insert(*to, route.clone());
+            }
+            Op::SetDetour { table, route } => {
+                self.detours.insert(*table, route.clone());
+            }
+            Op::AddSelector(selector) => {
+                self.selectors.insert(*selector);
+            }
+            Op::RemoveDetour { table, .. } => {
+                self.detours.remove(table);
+            }
+            Op::RemoveSelector(selector) => {
+                self.selectors.remove(selector);
             }
             Op::AddElement(element) => {
                 self.elements.insert(element.key.clone(), element.data.clone());
@@ -243,7 +286,11 @@ impl Dataplane {
         if lost.contains(UPLINK) {
             self.host.end = None;
         }
+        if lost.contains(INGRESS) {
+            self.ingress = None;
+        }
         self.routes.retain(|_, route| !lost.contains(route.link()));
+        self.detours.retain(|_, route| !lost.contains(route.link()));
         for pod in self.pods.values_mut() {
             pod.retain(|_, interface| !lost.contains(&interface.link));
         }

@@ -24,6 +24,7 @@ use ipnet::Ipv4Net;
 use rcluster_api::wire::v1;
 use serde::{Deserialize, Serialize};
 
+use super::ingress::NUMBER_MAX;
 use super::links::{Underlay, VXLAN_OVERHEAD};
 use super::picture::{Network, Picture, Place};
 
@@ -42,9 +43,6 @@ const SUBNETS: [Ipv4Net; 2] =
 
 /// The UDP ports of the same.
 const PORTS: [u16; 2] = [51820, 51821];
-
-/// The highest number of a node that has an address in a tunnel.
-const NUMBER_MAX: u32 = 8191;
 
 /// What WireGuard over IPv4 takes from the underlay's MTU: outer IP and UDP headers, its own, and its authentication.
 pub const OVERHEAD: u32 = 60;

@@ -10,6 +10,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::links::RESOLVER;
@@ -17,7 +18,7 @@ use super::links::RESOLVER;
 const DNS_PORT: u16 = 53;
 
 /// Resolvers that are asked: as many as other programs take of a resolv.conf.
-const RESOLVERS_MAX: usize = 3;
+pub const RESOLVERS_MAX: usize = 3;
 
 /// What fits every path without fragments.
 const UDP_BYTES_MAX: u16 = 1232;
@@ -79,6 +80,8 @@ pub struct Key {
     kind: u16,
     flags: u8,
     dnssec_ok: Option<bool>,
+    /// Who is asked; none: the host's resolvers.
+    resolvers: Arc<[SocketAddr]>,
 }
 
 /// One record of a message.
@@ -92,11 +95,18 @@ struct Record {
 
 /// The resolvers that a resolv.conf(5) names, in its order. Not our own address, which would lead back here, nor addresses with a zone.
 pub fn resolvers(text: &str) -> Vec<SocketAddr> {
-    let mut resolvers: Vec<SocketAddr> = Vec::new();
-    for line in text.lines() {
+    let named = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
-        let (Some("nameserver"), Some(word)) = (words.next(), words.next()) else { continue };
-        let Ok(ip) = word.parse::<IpAddr>() else { continue };
+        let (Some("nameserver"), Some(word)) = (words.next(), words.next()) else { return None };
+        word.parse().ok()
+    });
+    at(named)
+}
+
+/// Where the resolvers with these addresses are asked, each once, and not our own.
+pub fn at(addresses: impl Iterator<Item = IpAddr>) -> Vec<SocketAddr> {
+    let mut resolvers: Vec<SocketAddr> = Vec::new();
+    for ip in addresses {
         let resolver = SocketAddr::from((ip, DNS_PORT));
         if ip != IpAddr::V4(RESOLVER) && !ip.is_unspecified() && !resolvers.contains(&resolver) {
             resolvers.push(resolver);
@@ -112,10 +122,10 @@ pub fn is_asked_for(kind: u16) -> bool {
 }
 
 impl Question {
-    /// By what it is remembered.
-    pub fn key(&self) -> Key {
+    /// By what it is remembered when these are asked; none: the host's resolvers.
+    pub fn key(&self, resolvers: &Arc<[SocketAddr]>) -> Key {
         let flags = self.flags & (AUTHENTIC_DATA | CHECKING_DISABLED);
-        Key { name: self.name.to_ascii_lowercase(), kind: self.kind, flags, dnssec_ok: self.dnssec_ok }
+        Key { name: self.name.to_ascii_lowercase(), kind: self.kind, flags, dnssec_ok: self.dnssec_ok, resolvers: resolvers.clone() }
     }
 
     /// The message for another resolver.
@@ -256,7 +266,7 @@ fn records(message: &[u8]) -> Option<Vec<Record>> {
 }
 
 /// Where the name at `at` ends: at the root, or with a pointer to where it goes on.
-fn after_name(message: &[u8], mut at: usize) -> Option<usize> {
+pub fn after_name(message: &[u8], mut at: usize) -> Option<usize> {
     loop {
         match *message.get(at)? {
             0 => return Some(at + 1),
@@ -267,7 +277,8 @@ fn after_name(message: &[u8], mut at: usize) -> Option<usize> {
     }
 }
 
-fn number(message: &[u8], at: usize) -> Option<u16> {
+/// Two bytes as a number.
+pub fn number(message: &[u8], at: usize) -> Option<u16> {
     message.get(at..)?.first_chunk().copied().map(u16::from_be_bytes)
 }
 

@@ -1,7 +1,7 @@
 //! Devices: their names, their hardware addresses, and which of them a picture and the pods here call for.
 //!
 //! In the router namespace stand one VXLAN device per network, one end of a veth per (pod, network), whose other end is the pod's `ethN`,
-//! and one of the veth to the host (`uplink`).
+//! one of the veth to the host (`uplink`), and the VXLAN device of published ports (`ingress`).
 //! All names and hardware addresses are functions of what they stand for, so that a restarted netd finds its devices again and every
 //! node knows its peers' addresses without asking.
 
@@ -12,6 +12,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::encryption;
+use super::ingress::{self, INGRESS};
 use super::picture::{Attachments, Membership, Picture};
 use super::uplink::{self, Forwarding, UPLINK};
 
@@ -115,7 +116,7 @@ pub fn is_ours(name: &str) -> bool {
     match name.split_at_checked(1) {
         Some(("v", vni)) => !vni.is_empty() && vni.bytes().all(|byte| byte.is_ascii_digit()),
         Some(("p", hash)) => hash.len() == 12 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()),
-        _ => name == UPLINK,
+        _ => name == UPLINK || name == INGRESS,
     }
 }
 
@@ -132,7 +133,7 @@ pub fn pod_mac(ip: Ipv4Addr) -> Mac {
     Mac([0x02, 0x70, a, b, c, d])
 }
 
-/// The devices of the router namespace: a VXLAN device per network, a veth per (pod, network), and the uplink.
+/// The devices of the router namespace: a VXLAN device per network, a veth per (pod, network), the uplink, and the way to other nodes' pods.
 pub fn links(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> BTreeMap<String, Link> {
     let vxlans = picture.networks.values().map(|network| {
         // One source for all would be none of the tunnel's.
@@ -147,7 +148,8 @@ pub fn links(picture: &Picture, attachments: &Attachments, underlay: &Underlay) 
             (veth_name(task_id, &membership.network_id), Link { kind: LinkKind::Veth, mac: ROUTER_MAC, mtu, up: true })
         })
     });
-    vxlans.chain(veths).chain([(UPLINK.to_owned(), uplink::link(underlay))]).collect()
+    let ingress = ingress::link(picture, underlay).map(|link| (INGRESS.to_owned(), link));
+    vxlans.chain(veths).chain([(UPLINK.to_owned(), uplink::link(underlay))]).chain(ingress).collect()
 }
 
 /// The pods: the first network that is not internal is behind the default route, each other one behind a route of its own.
@@ -190,8 +192,8 @@ mod tests {
         assert!(veth.len() <= 15 && is_ours(&veth), "{veth}");
         assert_ne!(veth, veth_name("0198c7f2-1111-7000-8000-000000000001n", "et"));
         assert!(is_ours(&vxlan_name(16_777_215)));
-        assert!(is_ours(UPLINK));
-        for other in ["lo", "v", "vx1", "eth0", "p1", "veth0", "pxyzxyzxyzxyz", "up0"] {
+        assert!(is_ours(UPLINK) && is_ours(INGRESS));
+        for other in ["lo", "v", "vx1", "eth0", "p1", "veth0", "pxyzxyzxyzxyz", "up0", "ing0"] {
             assert!(!is_ours(other), "{other}");
         }
     }

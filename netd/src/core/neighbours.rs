@@ -8,6 +8,8 @@
 //! Addresses of networks that nobody holds are routed to the loopback, where they never get: on the way the rules reject the packet, and
 //! the sender hears so at once. A `prohibit` route would say the same, but to each sender only once a second: its answers are rationed by
 //! a limit that cannot be set for one namespace (`net.ipv4.route.error_cost`). Everything else goes by the uplink, if the rules let it.
+//!
+//! Packets of connections to published ports that have a backend on another node go there by a table of their own (`ingress`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -15,6 +17,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::encryption;
+use super::ingress::{self, INGRESS, Selector};
 use super::links::{LOOPBACK, Mac, Underlay, pod_mac, veth_name, vtep_mac, vxlan_name};
 use super::picture::{Attachments, Picture, Place};
 use super::uplink::{self, HOST_IP, UPLINK};
@@ -48,18 +51,26 @@ impl Route {
     }
 }
 
-/// Routes, neighbours and forwarding entries together.
+/// Routes, neighbours and forwarding entries together, and which packets go by which routes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Paths {
     pub routes: BTreeMap<Ipv4Net, Route>,
     pub neighbours: Neighbours,
     pub forwards: BTreeSet<Forward>,
+    /// The default routes of other tables, by table.
+    pub detours: BTreeMap<u32, Route>,
+    pub selectors: BTreeSet<Selector>,
 }
 
 /// The paths to every endpoint of the picture and every pod here. An address that is attached here is here, whatever the picture
 /// says; [`held_twice`] names such addresses.
 pub fn paths(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> Paths {
-    let mut paths = Paths::default();
+    let mut paths =
+        Paths { detours: ingress::detours(picture, underlay), selectors: ingress::selectors(picture, underlay), ..Paths::default() };
+    for (node, _) in ingress::others(picture, underlay) {
+        paths.neighbours.insert((INGRESS.to_owned(), node), vtep_mac(node));
+        paths.forwards.insert(Forward { link: INGRESS.to_owned(), mac: vtep_mac(node), node });
+    }
     paths.routes.insert(Ipv4Net::default(), Route::Via { link: UPLINK.to_owned(), gateway: HOST_IP });
     paths.routes.extend(uplink::inside(picture).into_iter().map(|net| (net, Route::Link { link: LOOPBACK.to_owned() })));
     for network in picture.networks.values() {

@@ -5,13 +5,16 @@
 //! left out and named in `problems`, so that one bad entry never freezes the rest. Never: looks at the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use rcluster_api::wire::v1;
 use serde::{Deserialize, Serialize};
 
 use super::encryption::{self, Member};
+use super::ingress::{INGRESS_VNI, NUMBER_MAX};
+use super::policy::Policy;
+use super::published::{Opening, Published};
 
 /// The highest VNI that a VXLAN header can carry.
 const VNI_MAX: u32 = (1 << 24) - 1;
@@ -33,6 +36,48 @@ pub struct Picture {
     /// Underlay addresses of nodes that are down by the managers' word and do not answer this one either.
     #[serde(default)]
     pub silent: BTreeSet<Ipv4Addr>,
+    /// This node's; 0: it has none yet, and publishes nothing.
+    #[serde(default)]
+    pub number: u32,
+    /// The other nodes' by their addresses.
+    #[serde(default)]
+    pub numbers: BTreeMap<Ipv4Addr, u32>,
+    /// No two have a port in common.
+    #[serde(default)]
+    pub published: Vec<Published>,
+    /// Ports that others have on this host, and who has them: of those that are published, or have been.
+    #[serde(skip)]
+    pub taken: BTreeMap<Opening, String>,
+    /// Nodes' names by underlay address, lower case.
+    #[serde(default)]
+    pub node_names: BTreeMap<Ipv4Addr, String>,
+    /// This node's name, lower case.
+    #[serde(default)]
+    pub node: String,
+    /// By service id; those on a network of the picture.
+    #[serde(default)]
+    pub services: BTreeMap<String, Service>,
+}
+
+/// How a service is called, and its ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Lower case.
+    pub name: String,
+    /// Lower case; empty if it is in none.
+    pub stack: String,
+    /// Those that have a name, in the service's order.
+    pub ports: Vec<NamedPort>,
+}
+
+/// A port that DNS knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedPort {
+    /// Lower case.
+    pub name: String,
+    pub udp: bool,
+    /// In the containers; of a range the first.
+    pub target: u16,
     /// The newest epoch of keys; 0: no network is encrypted.
     #[serde(default)]
     pub key_epoch: u64,
@@ -57,6 +102,9 @@ pub struct Network {
     /// Services' virtual addresses.
     #[serde(default)]
     pub vips: BTreeMap<Ipv4Addr, Vip>,
+    /// None: all may speak with all.
+    #[serde(default)]
+    pub policy: Option<Policy>,
     /// No longer in the managers' picture; kept as last seen because a pod here is still attached to it.
     #[serde(default)]
     pub leaving: bool,
@@ -117,6 +165,9 @@ pub enum Place {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Attachment {
     pub networks: Vec<Membership>,
+    /// Resolvers of its own, which are asked for foreign names; none: the host's.
+    #[serde(default)]
+    pub dns: Vec<IpAddr>,
     /// It ends: whatever the picture says, nobody here is to begin anything with it.
     #[serde(default)]
     pub left: bool,
@@ -132,8 +183,22 @@ pub struct Membership {
     pub ip: Ipv4Addr,
 }
 
+impl Attachment {
+    /// The ids of its networks.
+    pub fn network_ids(&self) -> BTreeSet<&str> {
+        self.networks.iter().map(|membership| membership.network_id.as_str()).collect()
+    }
+}
+
 /// By task id.
 pub type Attachments = BTreeMap<String, Attachment>;
+
+impl Attachment {
+    /// Whether connections may begin to this address of it.
+    pub fn takes(&self, ip: Ipv4Addr) -> bool {
+        !self.left && self.networks.iter().any(|membership| membership.ip == ip)
+    }
+}
 
 impl Picture {
     /// Parses the wire's picture; the second value says what had to be left out and why.
@@ -156,10 +221,20 @@ impl Picture {
             revision: view.revision,
             node_id: view.node_id.clone(),
             nodes: nodes.values().flatten().copied().collect(),
+            services: view.services.iter().map(|service| (service.id.clone(), Service::parse(service))).collect(),
             key_epoch: view.key_epoch,
             members: encryption::members(&view.nodes, &mut problems),
             ..Self::default()
         };
+        for node in &view.nodes {
+            let name = node.name.to_ascii_lowercase();
+            if node.id == view.node_id {
+                picture.node.clone_from(&name);
+            }
+            if let Some(Some(addr)) = nodes.get(node.id.as_str()) {
+                picture.node_names.insert(*addr, name);
+            }
+        }
         for pool in &view.pools {
             match pool.parse::<Ipv4Net>() {
                 Ok(net) => {
@@ -182,7 +257,53 @@ impl Picture {
         for service in view.services.iter().filter(|service| service.mode() == v1::EndpointMode::Vip) {
             picture.add_vips(service, &mut problems);
         }
+        picture.add_numbers(view, &nodes, &mut problems);
+        picture.add_published(view, &nodes, &mut problems);
         (picture, problems)
+    }
+
+    /// Tells the nodes by their numbers.
+    fn add_numbers(&mut self, view: &v1::NetView, nodes: &BTreeMap<&str, Option<Ipv4Addr>>, problems: &mut Vec<String>) {
+        let mut given = BTreeSet::new();
+        for node in view.nodes.iter().filter(|node| node.number > 0) {
+            let Some(addr) = nodes.get(node.id.as_str()).copied().flatten() else { continue };
+            let wrong = if node.number > NUMBER_MAX {
+                format!("is more than {NUMBER_MAX}")
+            } else if !given.insert(node.number) {
+                "another node has too".to_owned()
+            } else if node.id == view.node_id {
+                self.number = node.number;
+                continue;
+            } else {
+                self.numbers.insert(addr, node.number);
+                continue;
+            };
+            problems.push(format!("node {} has the number {}, which {wrong}; published ports do not lead there", node.id, node.number));
+        }
+    }
+
+    fn add_published(&mut self, view: &v1::NetView, nodes: &BTreeMap<&str, Option<Ipv4Addr>>, problems: &mut Vec<String>) {
+        let names: BTreeMap<&str, &str> = view.services.iter().map(|service| (service.id.as_str(), service.name.as_str())).collect();
+        for wire in &view.published {
+            let service = names.get(wire.service_id.as_str()).copied().unwrap_or(&wire.service_id);
+            match Published::parse(wire, &view.node_id, nodes, &names, problems) {
+                Ok(Some(published)) => match self.published.iter().find(|other| other.meets(&published)) {
+                    Some(other) => problems.push(format!(
+                        "a port of service {service} is left out: {} meet{} {} of service {}",
+                        published.in_words(),
+                        if published.count == 1 { "s" } else { "" },
+                        other.in_words(),
+                        other.service
+                    )),
+                    None => self.published.push(published),
+                },
+                Ok(None) => {}
+                Err(why) => problems.push(format!("a port of service {service} is left out: {why}")),
+            }
+        }
+        if self.number == 0 && !self.published.is_empty() {
+            problems.push("this node has no number yet, so it publishes no ports; the managers give it one".to_owned());
+        }
     }
 
     /// Gives a service its addresses on those of its networks that are in the picture.
@@ -193,6 +314,58 @@ impl Picture {
                 problems.push(format!("service {} has no address on network {}: {why}", service.name, network.name));
             }
         }
+    }
+
+    /// The picture with these networks alone.
+    pub fn part(&self, networks: &BTreeSet<&str>) -> Self {
+        let Self {
+            term,
+            revision,
+            node_id,
+            node,
+            networks: all,
+            nodes,
+            node_names,
+            pools,
+            silent,
+            services,
+            number,
+            numbers,
+            published,
+            taken,
+            key_epoch,
+            members,
+            cannot_encrypt,
+        } = self;
+        let kept = all.iter().filter(|(id, _)| networks.contains(id.as_str())).map(|(id, network)| (id.clone(), network.clone()));
+        Self {
+            term: *term,
+            revision: *revision,
+            node_id: node_id.clone(),
+            node: node.clone(),
+            networks: kept.collect(),
+            nodes: nodes.clone(),
+            node_names: node_names.clone(),
+            pools: pools.clone(),
+            silent: silent.clone(),
+            services: services.clone(),
+            number: *number,
+            numbers: numbers.clone(),
+            published: published.clone(),
+            taken: taken.clone(),
+            key_epoch: *key_epoch,
+            members: members.clone(),
+            cannot_encrypt: *cannot_encrypt,
+        }
+    }
+
+    /// The name of the node where something is, if it is known.
+    pub fn node_name(&self, place: Place) -> Option<&str> {
+        let name = match place {
+            Place::Here => Some(&self.node),
+            Place::Node(addr) => self.node_names.get(&addr),
+        };
+        name.map(String::as_str).filter(|name| !name.is_empty())
     }
 
     /// The picture's place in the order of pictures.
@@ -207,7 +380,9 @@ impl Picture {
             Place::Here => None,
             Place::Node(node) => Some(node),
         };
-        dead.filter_map(node).collect()
+        let behind = self.published.iter().flat_map(|published| &published.backends).filter(|backend| backend.dead);
+        let nodes = behind.filter_map(|backend| if let Place::Node(node) = backend.place { Some(node) } else { None });
+        dead.filter_map(node).chain(nodes).collect()
     }
 
     /// Keeps from `old` which of the nodes that are down have been asked in vain.
@@ -223,7 +398,35 @@ impl Picture {
             }
             let Some(network) = old.networks.get(&membership.network_id) else { continue };
             if self.clash(&membership.network_id, network).is_none() {
+                self.retain_words(old, network);
+                self.retain_keys(old, network);
                 self.networks.insert(membership.network_id.clone(), Network { leaving: true, ..network.clone() });
+            }
+        }
+    }
+
+    /// Keeps from `old` what the names on one of its networks are made of.
+    fn retain_words(&mut self, old: &Picture, network: &Network) {
+        for endpoint in network.endpoints.values() {
+            if let Some(service) = old.services.get(&endpoint.service_id) {
+                self.services.entry(endpoint.service_id.clone()).or_insert_with(|| service.clone());
+            }
+            if let Place::Node(addr) = endpoint.place
+                && let Some(name) = old.node_names.get(&addr)
+            {
+                self.node_names.entry(addr).or_insert_with(|| name.clone());
+            }
+        }
+    }
+
+    /// Keeps from `old` by which keys is sent on one of its networks: the managers tell those of nodes no more that this one does not meet.
+    fn retain_keys(&mut self, old: &Picture, network: &Network) {
+        for endpoint in network.endpoints.values().filter(|_| network.encrypted) {
+            let Place::Node(addr) = endpoint.place else { continue };
+            let Some(known) = old.members.get(&addr) else { continue };
+            let member = self.members.entry(addr).or_insert_with(|| known.clone());
+            if member.keys.is_empty() {
+                member.keys.clone_from(&known.keys);
             }
         }
     }
@@ -250,6 +453,20 @@ impl Picture {
     }
 }
 
+impl Service {
+    fn parse(wire: &v1::ServiceView) -> Self {
+        let port = |port: &v1::Port| {
+            let target = u16::try_from(port.target).ok().filter(|target| *target > 0 && !port.name.is_empty())?;
+            Some(NamedPort { name: port.name.to_ascii_lowercase(), udp: port.protocol() == v1::Protocol::Udp, target })
+        };
+        Self {
+            name: wire.name.to_ascii_lowercase(),
+            stack: wire.stack.to_ascii_lowercase(),
+            ports: wire.ports.iter().filter_map(port).collect(),
+        }
+    }
+}
+
 impl Network {
     fn parse(
         wire: &v1::NetworkView,
@@ -263,6 +480,9 @@ impl Network {
         if wire.vni == 0 || wire.vni > VNI_MAX {
             return Err(format!("its VNI {} is not between 1 and {VNI_MAX}", wire.vni));
         }
+        if wire.vni == INGRESS_VNI {
+            return Err(format!("its VNI {INGRESS_VNI} is that of published ports"));
+        }
         let subnet: Ipv4Net = wire.subnet.parse().map_err(|_| format!("its subnet {:?} is not an IPv4 CIDR", wire.subnet))?;
         let mut network = Self {
             name: wire.name.to_ascii_lowercase(),
@@ -272,6 +492,7 @@ impl Network {
             names: wire.names.iter().map(|name| name.to_ascii_lowercase()).collect(),
             endpoints: BTreeMap::new(),
             vips: BTreeMap::new(),
+            policy: wire.policy.as_ref().map(|policy| Policy::parse(policy, &wire.name, problems)),
             leaving: false,
             encrypted: wire.encrypted,
         };
@@ -354,7 +575,7 @@ impl Network {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::plan::tests::{endpoint, view};
+    use crate::core::plan::tests::{endpoint, key, view};
 
     #[test]
     fn what_does_not_fit_is_left_out_and_named() {
@@ -452,5 +673,22 @@ mod tests {
         attachments.clear();
         new.release_detached(&attachments);
         assert!(new.networks.is_empty());
+    }
+
+    #[test]
+    fn an_encrypted_network_that_leaves_keeps_the_keys_that_are_not_told_any_more() {
+        let mut wire = view(1);
+        (wire.key_epoch, wire.networks[0].encrypted) = (1, true);
+        for (number, node) in (1..).zip(&mut wire.nodes) {
+            (node.number, node.wireguard_keys) = (number, vec![key(number, 1)]);
+        }
+        let (old, _) = Picture::parse(&wire);
+        wire.networks.clear();
+        wire.nodes.iter_mut().skip(1).for_each(|node| node.wireguard_keys.clear());
+        let (mut new, _) = Picture::parse(&wire);
+        let networks = vec![Membership { network_id: "net-a".into(), ip: Ipv4Addr::new(10, 128, 0, 2) }];
+        new.retain_attached(&old, &Attachments::from([("t1".to_owned(), Attachment { networks, ..Attachment::default() })]));
+        let keys = [101, 102, 103].map(|last| new.members[&Ipv4Addr::new(10, 90, 0, last)].keys.len());
+        assert_eq!(keys, [1, 1, 0], "n3 is on no network that stays");
     }
 }

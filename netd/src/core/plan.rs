@@ -4,9 +4,9 @@
 //! leads where no path is yet, and a path outlives the name that leads to it.
 //!
 //! ```text
-//! add     rules ─► resolver ─► forwarding ─► host ─► tunnels ─► pods ─► devices ─► neighbours, forwarding entries ─► routes ─► elements
+//! add     rules ─► resolver ─► forwarding ─► host ─► tunnels ─► pods ─► devices ─► neighbours, forwarding entries ─► routes ─► elements ─► ports
 //! (DNS)
-//! remove  elements ─► routes ─► neighbours, forwarding entries ─► devices, pods ─► tunnels ─► host
+//! remove  ports ─► elements ─► routes ─► neighbours, forwarding entries ─► devices, pods ─► tunnels ─► host
 //! ```
 //!
 //! Rules stand before the first packet can be forwarded and before the first device exists. What is already right is never touched: a
@@ -22,9 +22,11 @@ use ipnet::Ipv4Net;
 
 use super::dataplane::Dataplane;
 use super::encryption::{Peer, PublicKey, TUNNELLED, TunnelEnd};
+use super::ingress::{INGRESS, Selector};
 use super::links::{Interface, Link, LinkKind, Mac};
 use super::neighbours::{Forward, Route};
-use super::rules::elements::{Element, Key};
+use super::published::Opening;
+use super::rules::elements::{Element, Key, Spanned};
 use super::uplink::{HOST_END, HostEnd, HostRules, Passage, UPLINK};
 
 /// One deed. Each can be repeated.
@@ -34,7 +36,7 @@ pub enum Op {
     LoadRules,
     PrepareResolver,
     EnableForwarding,
-    /// Replaces our table on the host whole; its set is empty afterwards.
+    /// Replaces our table on the host whole; its sets are empty afterwards.
     LoadHostRules {
         guarded: bool,
     },
@@ -103,6 +105,10 @@ pub enum Op {
     ConfigureUplink {
         end: HostEnd,
     },
+    /// The one address of the device of published ports, and that it takes packets whatever way would lead back.
+    ConfigureIngress {
+        ip: Ipv4Addr,
+    },
     SetNeighbour {
         link: String,
         ip: Ipv4Addr,
@@ -113,8 +119,22 @@ pub enum Op {
         to: Ipv4Net,
         route: Route,
     },
+    /// The default route of a table.
+    SetDetour {
+        table: u32,
+        route: Route,
+    },
+    AddSelector(Selector),
     AddElement(Element),
+    /// The host sends what comes to this port on into the router.
+    OpenPort(Opening),
+    ClosePort(Opening),
     RemoveElement(Element),
+    RemoveSelector(Selector),
+    RemoveDetour {
+        table: u32,
+        route: Route,
+    },
     RemoveRoute {
         to: Ipv4Net,
         route: Route,
@@ -161,7 +181,7 @@ impl Op {
         let of_links = |link: &String| links.contains(link);
         match self {
             Self::LoadRules | Self::PrepareResolver | Self::EnableForwarding => true,
-            // A pod without a way out, or not heard by a peer yet, still has its networks.
+            // A pod without a way out, not heard by a peer or not published yet, still has its networks.
             Self::LoadHostRules { .. }
             | Self::AddPeer { .. }
             | Self::RemovePeer { .. }
@@ -177,7 +197,14 @@ impl Op {
             | Self::EnableHostForwarding
             | Self::OpenPassage
             | Self::AddUplink { .. }
-            | Self::ConfigureUplink { .. } => false,
+            | Self::ConfigureUplink { .. }
+            | Self::ConfigureIngress { .. }
+            | Self::SetDetour { .. }
+            | Self::RemoveDetour { .. }
+            | Self::AddSelector(_)
+            | Self::RemoveSelector(_)
+            | Self::OpenPort(_)
+            | Self::ClosePort(_) => false,
             Self::AddPod { task } | Self::RemovePod { task } | Self::ConfigurePod { task, .. } | Self::AddVeth { task, .. } => {
                 task == task_id
             }
@@ -201,16 +228,56 @@ impl Plan {
 pub fn plan(wanted: &Dataplane, observed: &Dataplane) -> Plan {
     let mut now = observed.clone();
     let mut add = Vec::new();
-    for phase in [foundations, on_host, new_tunnels, new_pods, new_links, mended, new_paths, new_elements] {
+    for phase in [foundations, on_host, new_tunnels, new_pods, new_links, mended, new_paths, new_elements, new_ports] {
         let ops = phase(wanted, &now);
         step(&mut now, &mut add, ops);
     }
     let mut remove = Vec::new();
-    for phase in [old_elements, old_routes, old_neighbours, old_links, old_tunnels, old_peers] {
+    for phase in [old_ports, old_elements, old_routes, old_neighbours, old_links, old_tunnels, old_peers] {
         let ops = phase(wanted, &now);
         step(&mut now, &mut remove, ops);
     }
     Plan { add, remove }
+}
+
+/// How to get from `held`, which is as `before` wants it, to what `after` wants, as far as these two differ: what else they say need not be so,
+/// and what else is held is not looked at. They differ in nothing that is the same for every picture, and in nothing on the host.
+pub fn plan_part(before: &Dataplane, after: &Dataplane, held: &Dataplane) -> Plan {
+    let (elements, held_elements) = part(&before.elements, &after.elements, &held.elements);
+    let (links, held_links) = part(&before.links, &after.links, &held.links);
+    let (neighbours, held_neighbours) = part(&before.neighbours, &after.neighbours, &held.neighbours);
+    let (routes, held_routes) = part(&before.routes, &after.routes, &held.routes);
+    let (pods, held_pods) = part(&before.pods, &after.pods, &held.pods);
+    let forwards = |of: &Dataplane| {
+        let differing = before.forwards.symmetric_difference(&after.forwards);
+        differing.filter(|forward| of.forwards.contains(*forward)).cloned().collect()
+    };
+    let wanted = Dataplane { elements, links, neighbours, routes, pods, forwards: forwards(after), ..Dataplane::default() };
+    let now = Dataplane {
+        elements: held_elements,
+        links: held_links,
+        neighbours: held_neighbours,
+        routes: held_routes,
+        pods: held_pods,
+        forwards: forwards(held),
+        ..Dataplane::default()
+    };
+    plan(&wanted, &now)
+}
+
+/// What `after` and `held` have where `before` and `after` differ.
+fn part<K: Ord + Clone, V: PartialEq + Clone>(
+    before: &BTreeMap<K, V>,
+    after: &BTreeMap<K, V>,
+    held: &BTreeMap<K, V>,
+) -> (BTreeMap<K, V>, BTreeMap<K, V>) {
+    let keys: Vec<&K> = differences(after, before)
+        .map(|difference| match difference {
+            Difference::Missing(key, _) | Difference::Altered { key, .. } | Difference::Stray(key, _) => key,
+        })
+        .collect();
+    let of = |map: &BTreeMap<K, V>| keys.iter().filter_map(|key| Some(((*key).clone(), map.get(*key)?.clone()))).collect();
+    (of(after), of(held))
 }
 
 fn step(now: &mut Dataplane, plan: &mut Vec<Op>, ops: Vec<Op>) {
@@ -252,6 +319,15 @@ fn on_host(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
         ops.push(Op::OpenPassage);
     }
     ops
+}
+
+/// Once it is decided where what comes by them goes.
+fn new_ports(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    wanted.host.ports.difference(&now.host.ports).copied().map(Op::OpenPort).collect()
+}
+
+fn old_ports(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    now.host.ports.difference(&wanted.host.ports).copied().map(Op::ClosePort).collect()
 }
 
 fn old_peers(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
@@ -363,6 +439,8 @@ fn mended(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
         (Some(end), Some(observed)) if end != observed => ops.push(Op::ConfigureUplink { end }),
         _ => {}
     }
+    let ingress = wanted.ingress.filter(|ip| now.ingress != Some(*ip));
+    ops.extend(ingress.map(|ip| Op::ConfigureIngress { ip }));
     ops
 }
 
@@ -379,23 +457,33 @@ fn new_paths(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
             ops.push(Op::SetRoute { to: *to, route: route.clone() });
         }
     }
+    for (table, route) in &wanted.detours {
+        if now.detours.get(table) != Some(route) {
+            ops.push(Op::SetDetour { table: *table, route: route.clone() });
+        }
+    }
+    ops.extend(wanted.selectors.difference(&now.selectors).copied().map(Op::AddSelector));
     ops
 }
 
-/// Elements whose data are others now go first, in the same transaction.
+/// Elements whose data are others now go first, in the same transaction; so do those that span some of what new ones span, for the kernel
+/// takes none beside them.
 fn new_elements(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
-    let (mut ops, mut new) = (Vec::new(), Vec::new());
+    let (mut ops, mut new, mut strays) = (Vec::new(), Vec::new(), Vec::new());
     for difference in differences(&wanted.elements, &now.elements) {
         match difference {
-            Difference::Missing(key, data) => new.push(Op::AddElement(element(key, data))),
+            Difference::Missing(key, data) => new.push(element(key, data)),
             Difference::Altered { key, due, seen } => {
                 ops.push(Op::RemoveElement(element(key, seen)));
-                new.push(Op::AddElement(element(key, due)));
+                new.push(element(key, due));
             }
-            Difference::Stray(..) => {}
+            Difference::Stray(key, data) => strays.push((key, data)),
         }
     }
-    ops.extend(new);
+    let spanned = Spanned::new(new.iter().map(|element| &element.key));
+    let in_the_way = strays.into_iter().filter(|(key, _)| spanned.meets(key));
+    ops.extend(in_the_way.map(|(key, data)| Op::RemoveElement(element(key, data))));
+    ops.extend(new.into_iter().map(Op::AddElement));
     ops
 }
 
@@ -451,8 +539,12 @@ fn differences<'a, K: Ord, V: PartialEq>(
 }
 
 fn old_routes(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
+    let mut ops: Vec<Op> = now.selectors.difference(&wanted.selectors).copied().map(Op::RemoveSelector).collect();
+    let detours = now.detours.iter().filter(|(table, _)| !wanted.detours.contains_key(table));
+    ops.extend(detours.map(|(table, route)| Op::RemoveDetour { table: *table, route: route.clone() }));
     let old = now.routes.iter().filter(|(to, _)| !wanted.routes.contains_key(to));
-    old.map(|(to, route)| Op::RemoveRoute { to: *to, route: route.clone() }).collect()
+    ops.extend(old.map(|(to, route)| Op::RemoveRoute { to: *to, route: route.clone() }));
+    ops
 }
 
 fn old_neighbours(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
@@ -500,6 +592,13 @@ impl fmt::Display for Op {
             Self::MendLink { name, link, .. } => write!(f, "mend device {name} {link}"),
             Self::ConfigurePod { task, interface, end } => write!(f, "configure {task}/{interface} {}", end.ip),
             Self::ConfigureUplink { end } => write!(f, "configure {HOST_END} mac {} mtu {}", end.mac, end.mtu),
+            Self::ConfigureIngress { ip } => write!(f, "configure {INGRESS} {ip}"),
+            Self::SetDetour { table, route } => write!(f, "set route of table {table} {route}"),
+            Self::RemoveDetour { table, route } => write!(f, "remove route of table {table} {route}"),
+            Self::AddSelector(selector) => write!(f, "add rule {selector}"),
+            Self::RemoveSelector(selector) => write!(f, "remove rule {selector}"),
+            Self::OpenPort(opening) => write!(f, "open {opening}"),
+            Self::ClosePort(opening) => write!(f, "close {opening}"),
             Self::SetNeighbour { link, ip, mac } => write!(f, "set neighbour {ip} is {mac} on {link}"),
             Self::SetForward(forward) => write!(f, "set forward {forward}"),
             Self::SetRoute { to, route } => write!(f, "set route {to} {route}"),

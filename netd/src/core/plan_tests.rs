@@ -6,9 +6,11 @@ use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_o
 use rcluster_api::wire::v1;
 
 use super::*;
-use crate::core::dataplane::compile;
+use crate::core::dataplane::{compile, compile_part};
+use crate::core::flows::Transport;
 use crate::core::links::{ROUTER_MAC, Underlay};
 use crate::core::picture::{Attachment, Attachments, Membership, Picture};
+use crate::core::published::tests as ports;
 use crate::core::rules::{egress, isolation};
 use crate::core::uplink::Forwarding;
 
@@ -37,6 +39,7 @@ pub fn view(revision: u64) -> v1::NetView {
         names: vec!["web".into()],
         endpoints,
         encrypted: false,
+        policy: None,
     };
     v1::NetView {
         term: 1,
@@ -76,8 +79,26 @@ fn wanted(view: &v1::NetView, attachments: &Attachments) -> Dataplane {
     compile(&Picture::parse(view).0, attachments, &underlay())
 }
 
+/// Whether the kernel refuses one element of a set of intervals because the set has the other.
+fn collide(new: &Key, held: &Key) -> bool {
+    let set = new.set.set();
+    let ((first, Some(last)), (lowest, Some(highest))) = (set.bounds(&new.bytes), set.bounds(&held.bytes)) else { return false };
+    let within = |corner: &[u8]| {
+        let mut at = 0;
+        set.key.iter().all(|field| {
+            let place = at..at + field.padded();
+            at = place.end;
+            lowest[place.clone()] <= corner[place.clone()] && corner[place.clone()] <= highest[place]
+        })
+    };
+    new.set == held.set && new != held && (within(first) || within(last))
+}
+
 fn obey(mut kernel: Dataplane, plan: &Plan) -> Dataplane {
     for op in plan.add.iter().chain(&plan.remove) {
+        if let Op::AddElement(element) = op {
+            assert!(!kernel.elements.keys().any(|held| collide(&element.key, held)), "{op} beside {:?}", kernel.elements);
+        }
         kernel.absorb(op);
     }
     kernel
@@ -219,6 +240,79 @@ open the passage through iptables
 }
 
 #[test]
+fn a_published_port_is_opened_last_and_closed_first() {
+    let attachments = attached("t1", &[("net-a", [10, 128, 0, 2])]);
+    let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh)]);
+    view.nodes.truncate(2);
+    view.networks.truncate(1);
+    let open = wanted(&view, &attachments);
+    let mut plain = view.clone();
+    plain.nodes.iter_mut().for_each(|node| node.number = 0);
+    plain.published.clear();
+    let closed = wanted(&plain, &attachments);
+    assert_eq!(
+        plan(&open, &closed).to_string(),
+        "add vxlan ing vni 4095 from 10.90.0.101 port 4789 mac 02:76:0a:5a:00:65 mtu 1450 up
+configure ing 169.254.192.1
+set neighbour 10.90.0.102 is 02:76:0a:5a:00:66 on ing
+set forward 02:76:0a:5a:00:66 to 10.90.0.102 on ing
+set route of table 100002 via 10.90.0.102 on ing
+add rule mark 0x0/0xff000000 to table 254 at 100
+add rule mark 0x1000002/0xffffffff to table 100002 at 1000
+add element entries { 169.254.54.2 }
+add element hairpin { 10.128.0.2 . 10.128.0.2 }
+add element outward { 4097 }
+add element peers { 02:76:0a:5a:00:66 : 16777218 }
+add element homes { 10.128.0.3 : 16777218 }
+add element homes { 10.128.0.4 : 16777218 }
+add element served { 10.128.0.2 . 6 . 80 }
+add element behind { 6 . 8080 . 0 : 10.128.0.2 . 80 }
+add element ports { 6 . 8080 : goto p1 }
+open tcp port 8080
+-- dns
+"
+    );
+    assert_eq!(
+        plan(&closed, &open).to_string(),
+        "-- dns
+close tcp port 8080
+remove element entries { 169.254.54.2 }
+remove element hairpin { 10.128.0.2 . 10.128.0.2 }
+remove element outward { 4097 }
+remove element peers { 02:76:0a:5a:00:66 : 16777218 }
+remove element homes { 10.128.0.3 : 16777218 }
+remove element homes { 10.128.0.4 : 16777218 }
+remove element served { 10.128.0.2 . 6 . 80 }
+remove element behind { 6 . 8080 . 0 : 10.128.0.2 . 80 }
+remove element ports { 6 . 8080 : goto p1 }
+remove rule mark 0x0/0xff000000 to table 254 at 100
+remove rule mark 0x1000002/0xffffffff to table 100002 at 1000
+remove route of table 100002 via 10.90.0.102 on ing
+remove neighbour 10.90.0.102 on ing
+remove forward 02:76:0a:5a:00:66 to 10.90.0.102 on ing
+remove device ing
+"
+    );
+}
+
+#[test]
+fn an_interval_goes_before_one_that_meets_it_comes() {
+    let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh)]);
+    let mut allowing = |net: &str| {
+        view.published[0].port.as_mut().unwrap().allow_from = vec![net.to_owned()];
+        wanted(&view, &Attachments::new())
+    };
+    let (wide, narrow) = (allowing("10.0.0.0/8"), allowing("10.1.0.0/16"));
+    assert_eq!(
+        plan(&narrow, &wide).to_string(),
+        "remove element allowed { 6 . 8080 . 10.0.0.0-10.255.255.255 }
+add element allowed { 6 . 8080 . 10.1.0.0-10.1.255.255 }
+-- dns
+"
+    );
+}
+
+#[test]
 fn a_device_of_the_wrong_kind_is_made_anew_with_all_that_hung_on_it() {
     let wanted = wanted(&view(1), &Attachments::new());
     let mut observed = wanted.clone();
@@ -277,6 +371,41 @@ add element members { v4098 : 4098 }
 "
     );
     assert_eq!(obey(observed, &plan), wanted);
+}
+
+/// `view(1)` where all of `front` may speak with t2 at these ports.
+fn policed(ports: &[(u32, u32)]) -> Dataplane {
+    let mut wire = view(1);
+    wire.networks[0].endpoints[1].service_id = "db".into();
+    let port = |(first, last): &(u32, u32)| v1::PolicyPort { protocol: v1::Protocol::Tcp.into(), first: *first, last: *last };
+    let ports = ports.iter().map(port).collect();
+    let allow = vec![v1::AllowView { from_all: true, to_service_ids: vec!["db".into()], ports, ..v1::AllowView::default() }];
+    wire.networks[0].policy = Some(v1::NetworkPolicyView { allow });
+    wanted(&wire, &Attachments::new())
+}
+
+#[test]
+fn a_policy_comes_before_it_is_in_force_and_what_it_allows_no_more_goes_first_only_if_it_is_in_the_way() {
+    let (open, old, new) = (wanted(&view(1), &Attachments::new()), policed(&[(70, 70), (80, 90)]), policed(&[(85, 95)]));
+    assert_eq!(
+        plan(&old, &open).to_string(),
+        "add element allow { 10.128.0.0-10.128.0.255 . 10.128.0.3 . 1 . 0-65535 }
+add element allow { 10.128.0.0-10.128.0.255 . 10.128.0.3 . 6 . 70 }
+add element allow { 10.128.0.0-10.128.0.255 . 10.128.0.3 . 6 . 80-90 }
+add element policed { 4097 }
+-- dns
+"
+    );
+    let steps = plan(&new, &old);
+    assert_eq!(
+        steps.to_string(),
+        "remove element allow { 10.128.0.0-10.128.0.255 . 10.128.0.3 . 6 . 80-90 }
+add element allow { 10.128.0.0-10.128.0.255 . 10.128.0.3 . 6 . 85-95 }
+-- dns
+remove element allow { 10.128.0.0-10.128.0.255 . 10.128.0.3 . 6 . 70 }
+"
+    );
+    assert_eq!(obey(old, &steps), new);
 }
 
 /// A key that counts how often it is compared.
@@ -344,14 +473,21 @@ fn lost_devices_take_along_what_hangs_on_them_whether_they_go_at_once_or_one_by_
 /// A few networks, each with a service whose endpoints are on a few nodes, and pods here on some of them; `steady` pods have the same
 /// interface on the same network each time they appear, as it is in life.
 fn any_wanted(steady: bool) -> impl Strategy<Value = Dataplane> {
+    any_picture(steady).prop_map(|(picture, attachments, underlay)| compile(&picture, &attachments, &underlay))
+}
+
+/// What such a dataplane comes from.
+fn any_picture(steady: bool) -> impl Strategy<Value = (Picture, Attachments, Underlay)> {
     let endpoints = proptest::collection::btree_map(2_u8..40, 1_usize..4, 0..12);
     let networks = proptest::collection::btree_map(0_u8..4, endpoints, 0..4);
     let pods = proptest::collection::btree_map(0_u8..5, proptest::collection::btree_set(0_u8..4, 0..3), 0..5);
-    (networks, pods, prop_oneof![Just(1450_u32), Just(8950)], 0_u64..4).prop_map(move |(networks, pods, overlay_mtu, key_epoch)| {
-        let mut wire = v1::NetView { term: 1, revision: 1, node_id: "n1".into(), nodes: view(1).nodes, key_epoch, ..Default::default() };
-        for (number, node) in (1..).zip(&mut wire.nodes) {
-            node.number = number;
-            node.wireguard_keys = [key_epoch, key_epoch.saturating_sub(1)].map(|epoch| key(number, epoch)).to_vec();
+    let policies = proptest::collection::btree_map(0_u8..4, (any::<bool>(), 1_u32..4, 0_u32..4), 0..3);
+    let mtus = prop_oneof![Just(1450_u32), Just(8950)];
+    (networks, pods, policies, mtus, 0_u64..4).prop_map(move |(networks, pods, policies, overlay_mtu, key_epoch)| {
+        let numbered = ports::numbered(1, Vec::new());
+        let mut wire = v1::NetView { term: 1, revision: 1, node_id: "n1".into(), nodes: numbered.nodes, key_epoch, ..Default::default() };
+        for node in &mut wire.nodes {
+            node.wireguard_keys = [key_epoch, key_epoch.saturating_sub(1)].map(|epoch| key(node.number, epoch)).to_vec();
         }
         for (net, endpoints) in &networks {
             let endpoints = endpoints.iter().map(|(host, node)| v1::EndpointView {
@@ -366,6 +502,21 @@ fn any_wanted(steady: bool) -> impl Strategy<Value = Dataplane> {
                 vips: vec![v1::VipView { network_id: format!("net{net}"), ip: format!("10.128.{net}.250"), names: vec!["web".into()] }],
                 ..Default::default()
             });
+            let mut published = ports::published(v1::IngressPolicy::Spread);
+            let port = published.port.as_mut().expect("it has one");
+            (port.published, port.count) = (8000 + u32::from(*net), 1);
+            port.allow_from = if endpoints.len() < 3 { Vec::new() } else { vec![format!("10.{net}.0.0/16")] };
+            published.service_id = format!("s{net}");
+            published.backends = endpoints
+                .clone()
+                .map(|endpoint| v1::BackendView {
+                    task_id: endpoint.task_id,
+                    node_id: endpoint.node_id,
+                    ip: endpoint.ip,
+                    state: endpoint.state,
+                })
+                .collect();
+            wire.published.push(published);
             wire.networks.push(v1::NetworkView {
                 id: format!("net{net}"),
                 name: format!("net{net}"),
@@ -373,6 +524,7 @@ fn any_wanted(steady: bool) -> impl Strategy<Value = Dataplane> {
                 subnet: format!("10.128.{net}.0/24"),
                 endpoints: endpoints.collect(),
                 encrypted: net % 2 == 1,
+                policy: policies.get(net).map(|(all, first, more)| any_policy(format!("s{net}"), *all, (*first, first + more))),
                 ..Default::default()
             });
         }
@@ -387,8 +539,17 @@ fn any_wanted(steady: bool) -> impl Strategy<Value = Dataplane> {
             .collect();
         let mut picture = Picture::parse(&wire).0;
         picture.silent = picture.dead_nodes();
-        compile(&picture, &attachments, &Underlay { overlay_mtu, ..underlay() })
+        (picture, attachments, Underlay { overlay_mtu, ..underlay() })
     })
+}
+
+/// All, or the service alone, may speak with the service, and a range with all, at these ports.
+fn any_policy(service: String, all: bool, (first, last): (u32, u32)) -> v1::NetworkPolicyView {
+    let ports = vec![v1::PolicyPort { protocol: v1::Protocol::Tcp.into(), first, last }];
+    let from_service_ids = if all { Vec::new() } else { vec![service.clone()] };
+    let inside = v1::AllowView { from_all: all, from_service_ids, to_service_ids: vec![service], ports, ..v1::AllowView::default() };
+    let outside = v1::AllowView { from_cidrs: vec![format!("192.0.{first}.0/24")], to_all: true, ..inside.clone() };
+    v1::NetworkPolicyView { allow: vec![inside, outside] }
 }
 
 /// Corrupts a dataplane: what is chosen by `seed` is dropped, altered or joined by strangers.
@@ -410,6 +571,10 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
     kernel.host.peers.retain(|_| !coin());
     if coin() {
         kernel.host.peers.insert(Ipv4Addr::new(10, 90, 0, 9));
+    }
+    kernel.host.ports.retain(|_| !coin());
+    if coin() {
+        kernel.host.ports.insert(Opening { transport: Transport::Udp, port: 9 });
     }
     if coin() {
         kernel.host.end = None;
@@ -433,6 +598,16 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
     kernel.links.values_mut().filter(|_| coin()).for_each(|link| link.mac = Mac([2, 0, 0, 0, 0, 9]));
     kernel.links.values_mut().filter(|_| coin()).for_each(|link| link.mtu = 1000);
     kernel.routes.retain(|_, _| !coin());
+    kernel.detours.retain(|_, _| !coin());
+    kernel.selectors.retain(|_| !coin());
+    if coin() {
+        let stray = Selector { preference: 1000, mark: 0x0100_0009, mask: u32::MAX, table: 100_009 };
+        kernel.selectors.insert(stray);
+        kernel.detours.insert(stray.table, Route::Via { link: "v1".into(), gateway: Ipv4Addr::new(10, 90, 0, 9) });
+    }
+    if coin() {
+        kernel.ingress = None;
+    }
     kernel.neighbours.retain(|_, _| !coin());
     kernel.neighbours.values_mut().filter(|_| coin()).for_each(|mac| *mac = ROUTER_MAC);
     kernel.forwards.retain(|_| !coin());
@@ -466,6 +641,32 @@ proptest! {
     }
 
     #[test]
+    fn a_pods_part_of_the_plan_is_what_the_whole_plan_does_when_it_comes_leaves_or_goes(
+        (mut picture, attachments, underlay) in any_picture(false)
+    ) {
+        let here = Picture::parse(&view(1)).0.networks["net-a"].endpoints[&Ipv4Addr::new(10, 128, 0, 2)].clone();
+        for (task_id, pod) in &attachments {
+            for membership in &pod.networks {
+                let Some(network) = picture.networks.get_mut(&membership.network_id) else { continue };
+                let mut endpoint = here.clone();
+                endpoint.task_id.clone_from(task_id);
+                endpoint.service_id = network.vips.values().next().map(|vip| vip.service_id.clone()).unwrap_or_default();
+                network.endpoints.insert(membership.ip, endpoint);
+            }
+        }
+        for (task_id, pod) in &attachments {
+            let (mut without, mut left) = (attachments.clone(), attachments.clone());
+            without.remove(task_id);
+            left.insert(task_id.clone(), Attachment { left: true, ..pod.clone() });
+            for (before, after) in [(&without, &attachments), (&attachments, &left), (&left, &without)] {
+                let part = |pods: &Attachments| compile_part(&picture, pods, &underlay, &pod.network_ids());
+                let (held, wanted) = (compile(&picture, before, &underlay), compile(&picture, after, &underlay));
+                prop_assert_eq!(plan_part(&part(before), &part(after), &held).to_string(), plan(&wanted, &held).to_string());
+            }
+        }
+    }
+
+    #[test]
     fn nothing_that_stays_is_touched(wanted in any_wanted(true), held in any_wanted(true)) {
         let plan = plan(&wanted, &held);
         for op in plan.add.iter().chain(&plan.remove) {
@@ -484,6 +685,13 @@ proptest! {
                 Op::AddPod { task } | Op::RemovePod { task } => held.pods.contains_key(task) && wanted.pods.contains_key(task),
                 Op::SetRoute { to, route } => held.routes.get(to) == Some(route),
                 Op::RemoveRoute { to, .. } => wanted.routes.contains_key(to),
+                Op::SetDetour { table, route } => held.detours.get(table) == Some(route),
+                Op::RemoveDetour { table, .. } => wanted.detours.contains_key(table),
+                Op::AddSelector(selector) => held.selectors.contains(selector),
+                Op::RemoveSelector(selector) => wanted.selectors.contains(selector),
+                Op::OpenPort(opening) => held.host.ports.contains(opening),
+                Op::ClosePort(opening) => wanted.host.ports.contains(opening),
+                Op::ConfigureIngress { ip } => held.ingress == Some(*ip),
                 Op::SetForward(forward) => held.forwards.contains(forward),
                 Op::RemoveForward(forward) => wanted.forwards.contains(forward),
                 Op::AddElement(element) => held.elements.get(&element.key) == Some(&element.data),

@@ -18,8 +18,10 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::encryption::{self, Tunnel};
+use super::ingress;
 use super::links::{Link, LinkKind, Mac, Underlay};
 use super::picture::{Network, Picture, Place};
+use super::published::Opening;
 use super::rules::{Outline, host};
 
 /// The pair's end in the router namespace.
@@ -71,6 +73,8 @@ pub struct HostPlane {
     pub fenced: bool,
     /// By their devices' names.
     pub tunnels: BTreeMap<String, Tunnel>,
+    /// Ports by which connections from elsewhere go on into the router.
+    pub ports: BTreeSet<Opening>,
     /// The host forwards packets.
     pub forwarding: bool,
     pub passage: Passage,
@@ -133,6 +137,7 @@ pub fn host_plane(picture: &Picture, underlay: &Underlay) -> HostPlane {
         fenced: !sealed.is_empty() || !tunnels.is_empty(),
         sealed,
         tunnels,
+        ports: ingress::open(picture),
         forwarding: wants_forwarding(underlay),
         passage: Passage::Open,
         end: Some(HostEnd { mac: HOST_END_MAC, mtu, up: true, addressed: true }),
@@ -158,10 +163,21 @@ pub fn link(underlay: &Underlay) -> Link {
     Link { kind: LinkKind::Uplink, mac: ROUTER_END_MAC, mtu: underlay.overlay_mtu, up: true }
 }
 
-/// Who has anything to send here: the other nodes of its networks, and of those that are encrypted none but through tunnels.
+/// The addresses from which something may be sent here: of the other nodes of its networks, of those that are encrypted none but in tunnels, and
+/// of the nodes that may send on what comes to a published port.
 fn senders(picture: &Picture, underlay: &Underlay) -> BTreeSet<Ipv4Addr> {
     let in_clear = places(picture.networks.values().filter(|network| !network.encrypted), underlay.addr);
-    in_clear.chain(encryption::senders(picture, underlay)).collect()
+    in_clear.chain(encryption::senders(picture, underlay)).chain(entries(picture, underlay)).collect()
+}
+
+/// The same nodes by their addresses on the underlay, however they send.
+pub fn peers(picture: &Picture, underlay: &Underlay) -> BTreeSet<Ipv4Addr> {
+    places(picture.networks.values(), underlay.addr).chain(entries(picture, underlay)).collect()
+}
+
+/// The nodes that may send on what comes to a published port.
+fn entries(picture: &Picture, underlay: &Underlay) -> impl Iterator<Item = Ipv4Addr> {
+    ingress::others(picture, underlay).map(|(node, _)| node)
 }
 
 /// The other nodes than this `own` one that have an endpoint on one of the networks.
@@ -200,15 +216,15 @@ pub fn conditions(host: &HostPlane, underlay: &Underlay) -> Vec<String> {
     let mut conditions = Vec::new();
     if !host.forwarding && !wants_forwarding(underlay) {
         conditions.push(
-            "this host does not forward packets, so pods reach nothing outside the cluster: set the sysctl net.ipv4.ip_forward to 1, or start \
-             rcluster-netd without --no-forwarding"
+            "this host does not forward packets, so pods reach nothing outside the cluster, and nobody there reaches published ports by this node: \
+             set the sysctl net.ipv4.ip_forward to 1, or start rcluster-netd without --no-forwarding"
                 .to_owned(),
         );
     }
     if host.passage == Passage::Shut {
         conditions.push(format!(
-            "this host's firewall drops what is forwarded (chain FORWARD of table ip filter), so pods reach nothing outside the cluster: iptables -I \
-             FORWARD -i {HOST_END} -j ACCEPT; iptables -I FORWARD -o {HOST_END} -j ACCEPT"
+            "this host's firewall drops what is forwarded (chain FORWARD of table ip filter), so pods reach nothing outside the cluster, and nobody \
+             there reaches published ports by this node: iptables -I FORWARD -i {HOST_END} -j ACCEPT; iptables -I FORWARD -o {HOST_END} -j ACCEPT"
         ));
     }
     conditions

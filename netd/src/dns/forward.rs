@@ -1,7 +1,7 @@
 //! Foreign names: the host's own resolvers are asked, and their answers remembered.
 //!
 //! ```text
-//!  pod ──► dns thread ──Job──► desk ──► each resolver of the host's resolv.conf, at once (UDP; TCP where the answer was cut)
+//!  pod ──► dns thread ──Job──► desk ──► the pod's own resolvers, or those of the host's resolv.conf, all at once (UDP; TCP for what was cut)
 //!      ◄──────────────────────────  ◄── the first that settles it
 //! ```
 //!
@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout_at;
 use tracing::{debug, error, info, warn};
 
+use super::Pod;
 use crate::core::cache::Cache;
 use crate::core::foreign::{Question, SERVER_FAILURE, is_cut, is_settled, lifetime, resolvers};
 use crate::core::shares::Shares;
@@ -53,8 +54,7 @@ const DATAGRAM_BYTES_MAX: usize = 4096;
 /// A foreign question.
 #[derive(Debug)]
 struct Job {
-    /// The asker's task id.
-    pod: Arc<str>,
+    pod: Pod,
     question: Question,
     reply: Reply,
 }
@@ -83,12 +83,12 @@ impl Forwarder {
     }
 
     /// Has a question answered to where it came from. Does not wait.
-    pub fn answer_to(&self, pod: Arc<str>, question: Question, socket: Arc<UdpSocket>, to: SocketAddr) {
+    pub fn answer_to(&self, pod: Pod, question: Question, socket: Arc<UdpSocket>, to: SocketAddr) {
         self.hand_in(Job { pod, question, reply: Reply::Datagram { socket, to } });
     }
 
     /// The answer to a question; `None` when the process is about to end.
-    pub async fn answer(&self, pod: Arc<str>, question: Question) -> Option<Vec<u8>> {
+    pub async fn answer(&self, pod: Pod, question: Question) -> Option<Vec<u8>> {
         let (reply, answer) = oneshot::channel();
         self.hand_in(Job { pod, question, reply: Reply::Stream(reply) });
         answer.await.ok()
@@ -165,14 +165,14 @@ impl Desk {
     fn begin(&mut self, job: Job) {
         let now = Instant::now();
         self.look(now);
-        if let Some((answer, age)) = self.cache.get(&job.question.key(), now) {
+        if let Some((answer, age)) = self.cache.get(&job.question.key(&job.pod.resolvers), now) {
             let answer = job.question.answer(answer, age);
             return job.reply.send(answer);
         }
-        if self.resolvers.is_empty() || !self.shares.take(&job.pod) {
+        let resolvers = if job.pod.resolvers.is_empty() { self.resolvers.clone() } else { job.pod.resolvers.to_vec() };
+        if resolvers.is_empty() || !self.shares.take(&job.pod.id) {
             return job.fail();
         }
-        let resolvers = self.resolvers.clone();
         self.under_way.spawn(async move {
             let answer = race(&resolvers, &job.question).await;
             (job, answer)
@@ -180,11 +180,11 @@ impl Desk {
     }
 
     fn end(&mut self, job: Job, answer: Option<Vec<u8>>) {
-        self.shares.give_back(&job.pod);
+        self.shares.give_back(&job.pod.id);
         let answer = answer.unwrap_or_else(|| job.question.bare(SERVER_FAILURE, false));
         job.reply.send(job.question.answer(&answer, Duration::ZERO));
         if let Some(lifetime) = lifetime(&answer) {
-            self.cache.put(job.question.key(), answer, lifetime, Instant::now());
+            self.cache.put(job.question.key(&job.pod.resolvers), answer, lifetime, Instant::now());
         }
     }
 

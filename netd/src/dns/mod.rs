@@ -2,16 +2,18 @@
 //!
 //! Who asks is known by the device on which a datagram came in (`IP_PKTINFO`), over TCP by the source address; a pod can forge neither, for
 //! the rules drop what does not come from its own address on its own device. What an asker sees stands on a `Board`, which is swapped
-//! whole; `core::names` answers, `wire` speaks DNS. UDP is served by one thread with a blocking socket, TCP by the runtime; what is not ours to
-//! answer they hand to `forward`, which has the host's resolvers asked. Never: lets a pod wait because of what another one asks.
+//! whole; `core::names` answers, `message` speaks DNS. UDP is served by one thread with a blocking socket, TCP by the runtime; what is not
+//! ours to answer they hand to `forward`, which has the host's resolvers asked, or the pod's own. `hold` keeps the sockets while netd is
+//! started anew. Never: lets a pod wait because of what another one asks.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use arc_swap::ArcSwap;
 
+use crate::core::foreign;
 use crate::core::links::veth_name;
 use crate::core::names::Sight;
 use crate::core::picture::Attachments;
@@ -20,7 +22,9 @@ pub mod server;
 
 pub mod forward;
 
-mod wire;
+pub mod hold;
+
+mod message;
 
 /// What every asker sees.
 #[derive(Debug, Default)]
@@ -33,9 +37,17 @@ pub struct Board {
 /// A pod here.
 #[derive(Debug, Clone)]
 pub struct Asker {
-    /// Its task id.
-    pub pod: Arc<str>,
+    pub pod: Pod,
     pub sight: Sight,
+}
+
+/// Whose foreign questions are asked.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    /// Its task's.
+    pub id: Arc<str>,
+    /// Its own; none: the host's.
+    pub resolvers: Arc<[SocketAddr]>,
 }
 
 /// The board in force and the count of questions.
@@ -51,7 +63,8 @@ impl Board {
         let mut board = Self::default();
         for (task_id, attachment) in attachments {
             let Some(sight) = sights.get(task_id) else { continue };
-            let asker = Asker { pod: Arc::from(task_id.as_str()), sight: sight.clone() };
+            let pod = Pod { id: Arc::from(task_id.as_str()), resolvers: foreign::at(attachment.dns.iter().copied()).into() };
+            let asker = Asker { pod, sight: sight.clone() };
             for membership in &attachment.networks {
                 board.by_address.insert(membership.ip, asker.clone());
                 if let Some(index) = indexes.get(&veth_name(task_id, &membership.network_id)) {

@@ -1,18 +1,19 @@
-//! The resolver's two loops.
+//! The resolver's two loops. The sockets are not theirs alone (`hold`): what they have not fetched when netd ends waits for the next one.
 //!
-//! One pod cannot keep the others from being answered: over UDP each device has a budget of questions, what is beyond it is dropped unread; over TCP
-//! each address has a few connections, what is beyond them is closed at once, and none lasts longer than `CONNECTION_MAX`.
+//! One pod cannot keep the others from being answered: over UDP the kernel drops what is beyond each device's share (`rules::isolation`); over
+//! TCP each address has a few connections, what is beyond them is closed at once, and none lasts longer than `CONNECTION_MAX`.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, setsockopt, sockopt};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, setsockopt, sockopt};
+use rand::rngs::ThreadRng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -21,12 +22,15 @@ use tracing::{debug, error, warn};
 
 use super::SharedBoard;
 use super::forward::Forwarder;
-use super::wire::{Transport, Verdict, respond};
-use crate::core::shares::{Budgets, Shares};
+use super::message::{Transport, Verdict, respond};
+use crate::core::shares::Shares;
 
 const REQUEST_BYTES_MAX: usize = 4096;
 
-/// What may wait to be read: what one pod sends too much is to be dropped here, not what the others send by the kernel.
+/// Questions that are fetched from the kernel at once, if so many are there.
+const BATCH_MAX: usize = 32;
+
+/// What may wait to be read: what many pods ask at once.
 const RECEIVE_BYTES_MAX: usize = 4 << 20;
 
 /// TCP connections at one time; more wait in the backlog.
@@ -44,61 +48,106 @@ const IDLE_MAX_WHEN_CROWDED: Duration = Duration::from_millis(300);
 /// How long a TCP connection may last.
 const CONNECTION_MAX: Duration = Duration::from_secs(10);
 
+/// For the questions that are being answered when netd ends.
+const END_MAX: Duration = Duration::from_secs(1);
+
 /// Questions on one TCP connection.
 const CONNECTION_QUERIES_MAX: usize = 100;
 
-/// Serves UDP until the process ends.
-pub fn serve_udp(socket: UdpSocket, shared: SharedBoard, forwarder: Forwarder) -> io::Result<thread::JoinHandle<()>> {
+/// The thread that answers questions over UDP.
+#[derive(Debug)]
+pub struct Answering {
+    ending: Arc<AtomicBool>,
+    /// Nothing comes; it ends with the thread.
+    ended: mpsc::Receiver<()>,
+}
+
+impl Answering {
+    /// Ends it when what it has fetched is answered, so that whoever has the socket next finds all the rest. `knock` is a socket of the
+    /// router's own that is connected to the resolver's: a datagram that asks nothing has the thread look up.
+    pub fn end(self, knock: &UdpSocket) {
+        self.ending.store(true, Ordering::Relaxed);
+        if let Err(error) = knock.send(&[]) {
+            return warn!(%error, "the resolver's thread was not told to end: a question may be lost");
+        }
+        if self.ended.recv_timeout(END_MAX) == Err(mpsc::RecvTimeoutError::Timeout) {
+            warn!("the resolver's thread did not end in time: a question may be lost");
+        }
+    }
+}
+
+/// Serves UDP until it is told to end.
+pub fn serve_udp(socket: UdpSocket, shared: SharedBoard, forwarder: Forwarder) -> io::Result<Answering> {
     if let Err(errno) = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BYTES_MAX) {
-        warn!(%errno, "the resolver's UDP socket keeps its small buffer: while one pod floods it, questions of others may be lost");
+        warn!(%errno, "the resolver's UDP socket keeps its small buffer: questions may be lost when many come at once");
     }
     let socket = Arc::new(socket);
+    let ending = Arc::new(AtomicBool::new(false));
+    let (lives, ended) = mpsc::channel();
+    let answering = Answering { ending: ending.clone(), ended };
     thread::Builder::new().name("dns".to_owned()).stack_size(256 * 1024).spawn(move || {
-        let mut buffer = [0; REQUEST_BYTES_MAX];
-        let mut control = nix::cmsg_space!(nix::libc::in_pktinfo);
-        let mut rng = rand::rng();
-        let mut budgets = Budgets::default();
-        loop {
-            match receive(&socket, &mut buffer, &mut control) {
-                Ok(Some((_, device, _))) if !budgets.take(device, Instant::now()) => {}
-                Ok(Some((len, device, from))) => {
-                    shared.queries.fetch_add(1, Ordering::Relaxed);
-                    let board = shared.board.load();
-                    let asker = board.by_index.get(&device);
-                    match (respond(&buffer[..len], asker.map(|asker| &asker.sight), Transport::Udp, &mut rng), asker) {
-                        (Verdict::Answer(answer), _) => {
-                            if let Err(error) = socket.send_to(&answer, from) {
-                                debug!(asker = %from, %error, "answer not sent");
-                            }
-                        }
-                        (Verdict::Foreign(question), Some(asker)) => {
-                            forwarder.answer_to(asker.pod.clone(), question, socket.clone(), from);
-                        }
-                        (Verdict::Foreign(_), None) | (Verdict::Silence, _) => {}
-                    }
-                }
-                Ok(None) => {}
-                // What an earlier answer met on its way; not about this socket.
-                Err(Errno::EINTR | Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EACCES) => {}
+        let _lives = lives;
+        let mut buffers = vec![[0_u8; REQUEST_BYTES_MAX]; BATCH_MAX];
+        let mut headers = MultiHeaders::preallocate(BATCH_MAX, Some(nix::cmsg_space!(nix::libc::in_pktinfo)));
+        let mut datagrams = Datagrams { socket, shared, forwarder, rng: rand::rng() };
+        while !ending.load(Ordering::Relaxed) {
+            match datagrams.serve(&mut headers, &mut buffers) {
+                // What an earlier answer met on its way is not about this socket.
+                Ok(()) | Err(Errno::EINTR | Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EACCES) => {}
                 Err(errno) => {
                     error!(%errno, "receive on the resolver's UDP socket; trying again in a second");
                     thread::sleep(Duration::from_secs(1));
                 }
             }
         }
-    })
+    })?;
+    Ok(answering)
 }
 
-/// A datagram's length, the index of the device it came in on, and its sender.
-fn receive(socket: &UdpSocket, buffer: &mut [u8], control: &mut [u8]) -> nix::Result<Option<(usize, u32, SocketAddr)>> {
-    let mut parts = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut parts, Some(control), MsgFlags::empty())?;
-    let device = message.cmsgs()?.find_map(|control| match control {
-        ControlMessageOwned::Ipv4PacketInfo(info) => u32::try_from(info.ipi_ifindex).ok(),
-        _ => None,
-    });
-    let sender = message.address.map(|sender| SocketAddr::from((sender.ip(), sender.port())));
-    Ok(device.zip(sender).map(|(device, sender)| (message.bytes, device, sender)))
+/// What questions over UDP are answered with.
+struct Datagrams {
+    socket: Arc<UdpSocket>,
+    shared: SharedBoard,
+    forwarder: Forwarder,
+    rng: ThreadRng,
+}
+
+impl Datagrams {
+    /// Waits for a question and answers it, and what others have come by then.
+    fn serve(&mut self, headers: &mut MultiHeaders<SockaddrIn>, buffers: &mut [[u8; REQUEST_BYTES_MAX]]) -> nix::Result<()> {
+        let mut parts: Vec<[IoSliceMut<'_>; 1]> = buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
+        let received = recvmmsg(self.socket.as_raw_fd(), headers, parts.iter_mut(), MsgFlags::MSG_WAITFORONE, None)?;
+        for datagram in received {
+            let device = datagram.cmsgs().ok().and_then(|mut controls| {
+                controls.find_map(|control| match control {
+                    ControlMessageOwned::Ipv4PacketInfo(info) => u32::try_from(info.ipi_ifindex).ok(),
+                    _ => None,
+                })
+            });
+            let sender = datagram.address.map(|sender| SocketAddr::from((sender.ip(), sender.port())));
+            let (Some(device), Some(sender)) = (device, sender) else { continue };
+            self.answer(datagram.iovs().next().unwrap_or_default(), device, sender);
+        }
+        Ok(())
+    }
+
+    /// Answers what came in on a device, or has it answered.
+    fn answer(&mut self, request: &[u8], device: u32, sender: SocketAddr) {
+        self.shared.queries.fetch_add(1, Ordering::Relaxed);
+        let board = self.shared.board.load();
+        let asker = board.by_index.get(&device);
+        match (respond(request, asker.map(|asker| &asker.sight), Transport::Udp, &mut self.rng), asker) {
+            (Verdict::Answer(answer), _) => {
+                if let Err(error) = self.socket.send_to(&answer, sender) {
+                    debug!(asker = %sender, %error, "answer not sent");
+                }
+            }
+            (Verdict::Foreign(question), Some(asker)) => {
+                self.forwarder.answer_to(asker.pod.clone(), question, self.socket.clone(), sender);
+            }
+            (Verdict::Foreign(_), None) | (Verdict::Silence, _) => {}
+        }
+    }
 }
 
 /// Serves TCP until it is dropped.

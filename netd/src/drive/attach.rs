@@ -1,17 +1,21 @@
 //! Pods that come and go.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rcluster_api::wire::v1;
 use tracing::{info, warn};
 
-use super::{LINGER_TICKS_MAX, Owner, Refusal, in_full};
+use super::{LINGER_TICKS_MAX, Owner, Patience, Refusal, in_full};
+use crate::core::dataplane::{Dataplane, compile_part};
 use crate::core::encryption;
 use crate::core::flows;
+use crate::core::foreign::RESOLVERS_MAX;
 use crate::core::links::{RESOLVER, veth_name, vxlan_name};
 use crate::core::names::{self, NetworkNames};
 use crate::core::picture::{Attachment, Membership};
-use crate::core::plan::plan;
+use crate::core::plan::{Op, plan, plan_part};
 use crate::kernel::Kernel;
 use crate::kernel::linux::ROUTER;
 
@@ -29,7 +33,9 @@ impl<K: Kernel> Owner<K> {
             other == task_id || pod.networks.iter().any(|membership| holds(membership.ip))
         });
         match self.attachments.get(task_id) {
-            Some(present) if present.networks == attachment.networks => return Ok(self.attach_response(task_id, &attachment)),
+            Some(present) if (&present.networks, &present.dns) == (&attachment.networks, &attachment.dns) => {
+                return Ok(self.attach_response(task_id, &attachment));
+            }
             Some(present) => {
                 return Err(Refusal::Conflict(format!(
                     "task {task_id} is attached already, with {}; detach it before attaching it otherwise",
@@ -42,12 +48,13 @@ impl<K: Kernel> Owner<K> {
         self.check_encryption(&attachment)?;
         let links = self.links_of(task_id, &attachment);
         self.leaving.retain(|link, _| !links.contains(link));
+        let networks = attachment.network_ids();
+        let before = self.part(&networks);
         self.attachments.insert(task_id.clone(), attachment.clone());
         self.rename(&attachment);
         let remembered = self.store.save_attachments(&self.attachments).map_err(|error| in_full(&error));
         let attached = remembered.and_then(|()| {
-            let steps = plan(&self.wanted(), &self.held);
-            let failed = self.carry_out(&steps);
+            let failed = self.change(&networks, &before);
             let first = failed.into_iter().find(|(op, _)| op.concerns(task_id, &links));
             first.map_or(Ok(()), |(_, why)| Err(why))
         });
@@ -61,6 +68,13 @@ impl<K: Kernel> Owner<K> {
                 Err(Refusal::Failed(format!("task {task_id} could not be attached and nothing of it is left: {why}")))
             }
         }
+    }
+
+    /// Asks for the pod's devices in the router, which has the kernel see to them.
+    pub(super) fn without_carrier(&mut self, task_id: &str) -> Vec<String> {
+        let memberships = self.attachments.get(task_id).into_iter().flat_map(|pod| &pod.networks);
+        let links: Vec<String> = memberships.map(|membership| veth_name(task_id, &membership.network_id)).collect();
+        self.kernel.without_carrier(&links)
     }
 
     fn parse_attachment(&self, request: &v1::AttachRequest) -> Result<Attachment, Refusal> {
@@ -82,7 +96,17 @@ impl<K: Kernel> Owner<K> {
                 request.networks.len()
             )));
         }
-        let mut attachment = Attachment::default();
+        if request.dns.len() > RESOLVERS_MAX {
+            return Err(Refusal::Invalid(format!(
+                "task {task_id} names {} resolvers; a pod has at most {RESOLVERS_MAX}",
+                request.dns.len()
+            )));
+        }
+        let resolver = |text: &String| {
+            text.parse::<IpAddr>().map_err(|_| Refusal::Invalid(format!("{text:?} is no address of a resolver for task {task_id}")))
+        };
+        let dns = request.dns.iter().map(resolver).collect::<Result<Vec<_>, _>>()?;
+        let mut attachment = Attachment { dns, ..Attachment::default() };
         for wire in &request.networks {
             let id = &wire.network_id;
             let (term, revision) = self.picture.version();
@@ -151,12 +175,31 @@ impl<K: Kernel> Owner<K> {
         }
     }
 
+    /// The part of what is wanted that changes with a pod on these networks.
+    fn part(&self, networks: &BTreeSet<&str>) -> Dataplane {
+        compile_part(&self.picture, &self.attachments, &self.underlay, networks)
+    }
+
+    /// Brings the kernel from where `before` was that part to where it is what it is now; what failed, and why. It costs what the pod's networks
+    /// hold, not what all of them do; where more is to be done, because something could not be before, all of it is planned.
+    fn change(&mut self, networks: &BTreeSet<&str>, before: &Dataplane) -> Vec<(Op, String)> {
+        let after = self.part(networks);
+        let is_settled = self.kernel_problems.is_empty();
+        let steps =
+            if is_settled && before.host == after.host { plan_part(before, &after, &self.held) } else { plan(&self.wanted(), &self.held) };
+        let failed = self.carry_out(&steps);
+        if is_settled && !failed.is_empty() {
+            self.patience = Patience::NONE;
+        }
+        failed
+    }
+
     /// The names of networks in which the picture calls this pod serving, now that it has come or gone.
     fn rename(&mut self, attachment: &Attachment) {
         for membership in &attachment.networks {
             let Some(network) = self.picture.networks.get(&membership.network_id) else { continue };
             if network.endpoints.get(&membership.ip).is_some_and(|endpoint| endpoint.serving) {
-                let names = NetworkNames::new(network, &self.attachments);
+                let names = NetworkNames::new(&self.picture, network, &self.attachments);
                 self.names.insert(membership.network_id.clone(), Arc::new(names));
             }
         }
@@ -164,12 +207,14 @@ impl<K: Kernel> Owner<K> {
 
     /// Nobody here is to begin anything with the pod any more: it is not named, and nothing chooses it. All else of it stays.
     pub(super) fn leave(&mut self, task_id: &str) -> Result<(), Refusal> {
-        let Some(pod) = self.attachments.get_mut(task_id) else { return Ok(()) };
-        if !std::mem::replace(&mut pod.left, true) {
-            let pod = pod.clone();
+        let Some(pod) = self.attachments.get(task_id).cloned() else { return Ok(()) };
+        if !pod.left {
+            let networks = pod.network_ids();
+            let before = self.part(&networks);
+            self.attachments.insert(task_id.to_owned(), Attachment { left: true, ..pod.clone() });
             self.rename(&pod);
-            // What cannot be done of it the regular check does.
-            self.carry_out(&plan(&self.wanted(), &self.held));
+            // What cannot be done of it the next check does.
+            self.change(&networks, &before);
             if flows::any(&self.picture) {
                 self.forget_stale();
             }
@@ -220,18 +265,21 @@ impl<K: Kernel> Owner<K> {
 
     /// Nothing of the pod stays.
     fn remove(&mut self, task_id: &str) -> Result<(), Refusal> {
-        let Some(attachment) = self.attachments.remove(task_id) else { return Ok(()) };
+        let Some(attachment) = self.attachments.get(task_id).cloned() else { return Ok(()) };
+        let networks = attachment.network_ids();
+        let before = self.part(&networks);
+        self.attachments.remove(task_id);
         let forgotten = self.store.save_attachments(&self.attachments);
-        let before = self.picture.networks.len();
+        let known = self.picture.networks.len();
         self.picture.release_detached(&self.attachments);
-        if self.picture.networks.len() != before {
+        if self.picture.networks.len() != known {
             self.names.retain(|id, _| self.picture.networks.contains_key(id));
             if let Err(error) = self.store.save_picture(&self.picture) {
                 self.picture_problems.push(format!("a network that is gone is still remembered: {}", in_full(&error)));
             }
         }
         self.rename(&attachment);
-        let failed = self.carry_out(&plan(&self.wanted(), &self.held));
+        let failed = self.change(&networks, &before);
         if flows::any(&self.picture) {
             self.forget_stale();
         }
@@ -249,7 +297,7 @@ impl<K: Kernel> Owner<K> {
 }
 
 fn in_words(attachment: &Attachment) -> String {
-    let words: Vec<String> =
-        attachment.networks.iter().map(|membership| format!("{} on {}", membership.ip, membership.network_id)).collect();
+    let networks = attachment.networks.iter().map(|membership| format!("{} on {}", membership.ip, membership.network_id));
+    let words: Vec<String> = networks.chain(attachment.dns.iter().map(|ip| format!("{ip} to ask"))).collect();
     if words.is_empty() { "no network".to_owned() } else { words.join(", ") }
 }

@@ -1,41 +1,66 @@
 //! The one owner of the node's dataplane: a thread that takes commands one at a time, compiles what the picture and the pods call for, and
 //! makes the kernel hold it.
 //!
-//! After each command only the difference to what is believed of the kernel is carried out. After a picture, at the start and at each
-//! check the kernel is read back whole, and what differs is mended and counted as a repair; connections that lead nowhere any more are
-//! forgotten. Pictures are full and only rise; nothing is removed because one did not come. Never: waits for anyone but the kernel
-//! and the disk, and once, for 300 ms, for a node that is said to be down.
+//! ```text
+//! picture ─► plan from what is believed ─► kernel ─► DNS ─► kernel ─► run directory ─► answer ┄┄► a look
+//!                                                                        └┄┄► disk (`store`)
+//! ```
+//!
+//! After each command only the difference to what is believed of the kernel is carried out. Soon after a picture, or after someone else has
+//! changed something, and before the answer to a picture that is given again, the kernel is read back, at the start and at each check with
+//! the pods; what differs is mended and counted as a repair; connections that lead nowhere any more are forgotten. Published ports that
+//! somebody else has on this host are tried again at each check. Pictures are full and only rise; nothing is removed because one did not
+//! come. Never: waits for anyone but the kernel, and once, for 300 ms, for a node that is said
+//! to be down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use rcluster_api::wire::v1;
 use rcluster_base::ledger::LedgerError;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::error::Elapsed;
+use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
 use crate::core::dataplane::{Dataplane, compile};
 use crate::core::encryption;
-use crate::core::flows;
-use crate::core::links::Underlay;
+use crate::core::flows::{self, Transport};
+use crate::core::ingress;
+use crate::core::links::{Underlay, VXLAN_OVERHEAD};
 use crate::core::names::{self, NetworkNames};
+use crate::core::paths::Paths;
 use crate::core::picture::{Attachment, Attachments, Picture};
 use crate::core::plan::{Op, Plan, plan};
+use crate::core::published::Opening;
 use crate::core::routes;
-use crate::core::uplink::conditions;
+use crate::core::uplink;
 use crate::dns::{Board, SharedBoard};
+use crate::kernel::watch::News;
 use crate::kernel::{Kernel, KernelError, Pods};
 use crate::store::Store;
+
+use self::readback::Looks;
 
 mod view;
 
 mod attach;
 
+mod look;
+
+mod readback;
+
 /// Problems told of one kind; the rest are counted.
 const PROBLEMS_MAX: usize = 20;
+
+/// So much of what connection tracking may have is little room left.
+const CROWDED_PERCENT: u64 = 80;
 
 /// Ticks between two regular checks.
 const CHECK_TICKS: u32 = 30;
@@ -70,7 +95,12 @@ pub enum Command {
     },
     Attach {
         request: v1::AttachRequest,
-        reply: oneshot::Sender<Result<v1::AttachResponse, Refusal>>,
+        reply: oneshot::Sender<Result<Attached, Refusal>>,
+    },
+    /// Which of these devices of the router do not send yet what they are given.
+    WithoutCarrier {
+        links: Vec<String>,
+        reply: oneshot::Sender<Vec<String>>,
     },
     Leave {
         task_id: String,
@@ -84,8 +114,39 @@ pub enum Command {
     Status {
         reply: oneshot::Sender<v1::NetdStatusResponse>,
     },
+    Dump {
+        request: v1::DumpRequest,
+        reply: oneshot::Sender<Result<v1::DumpResponse, Refusal>>,
+    },
+    Trace {
+        request: v1::TraceRequest,
+        reply: oneshot::Sender<Result<v1::TraceResponse, Refusal>>,
+    },
+    /// Whose paths are to be looked at now, and with packets of how many bytes.
+    Paths {
+        reply: oneshot::Sender<(BTreeSet<Ipv4Addr>, u16)>,
+    },
+    /// Those were looked at, and of them these do not carry such packets.
+    Narrow {
+        asked: BTreeSet<Ipv4Addr>,
+        narrow: BTreeSet<Ipv4Addr>,
+    },
+    /// Something that is ours may have been changed by someone else.
+    Look {
+        news: News,
+        /// Told when the kernel has been read back.
+        done: oneshot::Sender<()>,
+    },
     /// A second has passed.
     Tick,
+}
+
+/// A pod that is attached.
+#[derive(Debug)]
+pub struct Attached {
+    pub response: v1::AttachResponse,
+    /// Its devices in the router that do not send yet what they are given: not to be waited for here, where all others wait.
+    pub without_carrier: Vec<String>,
 }
 
 /// The owner's state.
@@ -106,6 +167,10 @@ pub struct Owner<K> {
     /// Devices that the kernel is taking down with their pods' namespaces, with the ticks they have been given.
     leaving: BTreeMap<String, u32>,
     patience: Patience,
+    paths: Paths,
+    /// Connection tracking has little room left: so many connections it may have.
+    crowded: Option<u64>,
+    looks: Looks,
     repairs: u64,
     picture_problems: Vec<String>,
     kernel_problems: Vec<String>,
@@ -185,10 +250,14 @@ impl<K: Kernel> Owner<K> {
             held: Dataplane::default(),
             leaving: BTreeMap::new(),
             patience: Patience::FULL,
+            paths: Paths::default(),
+            crowded: None,
+            looks: Looks::default(),
             repairs: 0,
             picture_problems: Vec::new(),
             kernel_problems: Vec::new(),
         };
+        owner.keep_ports();
         let mended = owner.mend(observed);
         if adopted {
             owner.repairs = mended;
@@ -208,9 +277,22 @@ impl<K: Kernel> Owner<K> {
     }
 
     /// Obeys until every sender is gone.
-    pub fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        while let Some(command) = commands.blocking_recv() {
-            self.handle(command);
+    pub fn run(mut self, mut commands: mpsc::Receiver<Command>) -> io::Result<()> {
+        let clock = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        loop {
+            let next = match self.looks.due() {
+                None => Ok(commands.blocking_recv()),
+                Some(due) => clock.block_on(until(due, &mut commands)),
+            };
+            match next {
+                Ok(Some(command)) => self.handle(command),
+                Ok(None) => return Ok(()),
+                // It is time for a look.
+                Err(_) => {}
+            }
+            if self.looks.due().is_some_and(|due| due <= Instant::now()) {
+                self.look();
+            }
         }
     }
 
@@ -218,13 +300,27 @@ impl<K: Kernel> Owner<K> {
     pub fn handle(&mut self, command: Command) {
         match command {
             Command::ApplyView { view, reply } => {
-                drop(reply.send(self.apply_view(&view)));
+                let read = self.read_view(&view);
+                // A large one is not kept while it is obeyed.
+                drop(view);
+                drop(reply.send(read.map(|read| self.obey(read))));
                 self.ask_the_dead();
             }
-            Command::Attach { request, reply } => drop(reply.send(self.attach(&request))),
+            Command::Attach { request, reply } => {
+                let attached = self.attach(&request);
+                drop(reply.send(attached.map(|response| Attached { response, without_carrier: self.without_carrier(&request.task_id) })));
+            }
+            Command::WithoutCarrier { links, reply } => drop(reply.send(self.kernel.without_carrier(&links))),
             Command::Leave { task_id, reply } => drop(reply.send(self.leave(&task_id))),
             Command::Detach { task_id, linger_ms, reply } => drop(reply.send(self.detach(&task_id, linger_ms))),
             Command::Status { reply } => drop(reply.send(self.status())),
+            Command::Dump { request, reply } => drop(reply.send(self.dump(&request))),
+            Command::Trace { request, reply } => drop(reply.send(self.trace(&request))),
+            Command::Paths { reply } => {
+                drop(reply.send((self.paths.due(&uplink::peers(&self.picture, &self.underlay)), self.underlay_mtu())))
+            }
+            Command::Narrow { asked, narrow } => self.paths.found(&asked, &narrow),
+            Command::Look { news, done } => self.hear(&news, done),
             Command::Tick => self.tick(),
         }
     }
@@ -259,22 +355,51 @@ impl<K: Kernel> Owner<K> {
             warn!(error = in_full(&error), "the tunnels' keys could not be read");
             BTreeMap::new()
         });
-        let (routes, conditions) = match self.kernel.host_routes() {
+        let (routes, mut conditions) = match self.kernel.host_routes() {
             Ok(found) => (routes::told(found).iter().map(ToString::to_string).collect(), Vec::new()),
             Err(error) => (Vec::new(), vec![format!("the host's routes could not be read: {}", in_full(&error))]),
         };
+        conditions.extend(uplink::conditions(&self.held.host, &self.underlay));
+        conditions.extend(self.paths.conditions(self.underlay_mtu().into()));
+        conditions.extend(self.crowded.map(|max| {
+            format!(
+                "more than {CROWDED_PERCENT} % of the {max} connections that this host may track are in use: raise the sysctl \
+                 net.netfilter.nf_conntrack_max"
+            )
+        }));
+        let held = |(opening, by): (&Opening, &String)| {
+            let protocol = match opening.transport {
+                Transport::Tcp => v1::Protocol::Tcp,
+                Transport::Udp => v1::Protocol::Udp,
+            };
+            v1::HeldPort { protocol: protocol.into(), port: opening.port.into(), by: by.clone() }
+        };
+        let held_ports = self.picture.taken.iter().map(held).collect();
         v1::NodeNetwork {
             mtu: self.underlay.overlay_mtu,
             routes,
             no_encryption: self.no_encryption.clone().unwrap_or_default(),
             wireguard_keys: encryption::told(&self.picture, &self.underlay, keys),
-            held_ports: Vec::new(),
+            held_ports,
             conditions,
         }
     }
 
+    /// The size of the largest packets that the host's device sends.
+    fn underlay_mtu(&self) -> u16 {
+        u16::try_from(self.underlay.overlay_mtu + VXLAN_OVERHEAD).unwrap_or(u16::MAX)
+    }
+
     fn problems(&self) -> Vec<String> {
-        [bounded(&self.picture_problems), bounded(&self.kernel_problems), conditions(&self.held.host, &self.underlay)].concat()
+        let forgetful = self.store.trouble().map(|why| format!("the picture is in force but not remembered over a reboot: {why}"));
+        [
+            bounded(&self.picture_problems),
+            bounded(&ingress::problems(&self.picture)),
+            bounded(&self.kernel_problems),
+            forgetful.into_iter().collect(),
+            uplink::conditions(&self.held.host, &self.underlay),
+        ]
+        .concat()
     }
 
     fn wanted(&self) -> Dataplane {
@@ -283,6 +408,7 @@ impl<K: Kernel> Owner<K> {
 
     fn tick(&mut self) {
         self.patience.ticks += 1;
+        self.paths.tick();
         for ticks in self.leaving.values_mut() {
             *ticks += 1;
         }
@@ -291,13 +417,33 @@ impl<K: Kernel> Owner<K> {
         if overstayed || self.patience.ticks >= self.patience.due {
             let patience = self.patience;
             self.check();
-            self.patience = patience.after(self.kernel_problems.is_empty());
+            self.patience = patience.after(self.kernel_problems.is_empty() && self.picture.taken.is_empty());
         }
         self.ask_the_dead();
     }
 
+    /// Has the ports of the host that the picture calls for, and no others; those that somebody else has are not published here, and tried
+    /// again soon. Whether these are others than before.
+    fn keep_ports(&mut self) -> bool {
+        let taken = self.kernel.keep_ports(&ingress::openings(&self.picture));
+        let changed = taken != self.picture.taken;
+        if changed {
+            if !taken.is_empty() {
+                self.patience = Patience::NONE;
+            }
+            self.picture.taken = taken;
+            for problem in ingress::problems(&self.picture) {
+                warn!(problem, "a port is not published");
+            }
+        }
+        changed
+    }
+
     /// Reads the kernel back, pods included, and mends it; the underlay's MTU is followed.
     fn check(&mut self) {
+        if self.keep_ports() {
+            self.carry_out(&plan(&self.wanted(), &self.held));
+        }
         match self.kernel.overlay_mtu() {
             Ok(overlay_mtu) if overlay_mtu != self.underlay.overlay_mtu => {
                 info!(from = self.underlay.overlay_mtu, to = overlay_mtu, "the underlay's MTU changed");
@@ -323,6 +469,9 @@ impl<K: Kernel> Owner<K> {
         if flows::any(&self.picture) {
             self.forget_stale();
         }
+        // A kernel that does not say, for it tracks nothing yet, has room.
+        let (tracked, max) = self.kernel.tracked().unwrap_or((0, 0));
+        self.crowded = (tracked.saturating_mul(100) > max.saturating_mul(CROWDED_PERCENT)).then_some(max);
     }
 
     /// Has connections forgotten that lead to where nothing of theirs is any more; what cannot be is tried again at the next check.
@@ -339,7 +488,7 @@ impl<K: Kernel> Owner<K> {
         }
     }
 
-    /// Reads the kernel back after a picture, and mends it.
+    /// Reads the kernel back without looking into pods, and mends it.
     fn verify(&mut self) {
         match self.kernel.observe(Pods::Believe(&self.held.pods)) {
             Ok(observed) => self.repairs += self.mend(observed),
@@ -360,12 +509,17 @@ impl<K: Kernel> Owner<K> {
         if done > 0 {
             info!(mended = done, "the kernel differed from what is wanted and was mended");
         }
+        self.settle(failed);
+        u64::try_from(done).unwrap_or(u64::MAX)
+    }
+
+    /// What of a whole plan could not be done is told, and tried again soon when it is new.
+    fn settle(&mut self, failed: Vec<(Op, String)>) {
         let was_settled = self.kernel_problems.is_empty();
         self.kernel_problems = failed.into_iter().map(|(_, why)| why).collect();
         if was_settled && !self.kernel_problems.is_empty() {
             self.patience = Patience::NONE;
         }
-        u64::try_from(done).unwrap_or(u64::MAX)
     }
 
     /// Without a picture there is nothing to say what is too much.
@@ -393,12 +547,18 @@ impl<K: Kernel> Owner<K> {
         failures.into_iter().filter_map(|(index, why)| ops.get(index).map(|op| (op.clone(), why))).collect()
     }
 
-    /// DNS answers by the picture and the pods from here on.
+    /// DNS answers by the picture and the pods from here on, and the host's own connections go by them.
     fn publish(&mut self) {
+        self.kernel.lead(ingress::targets(&self.picture, &self.attachments));
         let indexes = self.kernel.indexes().into_iter().map(|(index, name)| (name, index)).collect();
-        let sights = names::sights(&self.names, &self.attachments);
+        let sights = names::sights(&self.names, &self.attachments, uplink::inside(&self.picture));
         self.shared.board.store(Arc::new(Board::new(&sights, &self.attachments, &indexes)));
     }
+}
+
+/// The next command, unless none comes in time.
+async fn until(due: Instant, commands: &mut mpsc::Receiver<Command>) -> Result<Option<Command>, Elapsed> {
+    timeout_at(due.into(), commands.recv()).await
 }
 
 fn bounded(problems: &[String]) -> Vec<String> {

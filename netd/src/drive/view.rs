@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::time::Instant;
 
 use rcluster_api::wire::v1;
 use tracing::{debug, info};
@@ -12,11 +13,19 @@ use crate::core::names;
 use crate::core::neighbours::held_twice;
 use crate::core::picture::Picture;
 use crate::core::plan::plan;
-use crate::core::rules::balance;
+use crate::core::rules::{balance, ingress, policy};
 use crate::kernel::Kernel;
 
+/// A picture as it was read, and what had to be left out of it.
+#[derive(Debug)]
+pub(super) struct Read {
+    picture: Picture,
+    problems: Vec<String>,
+}
+
 impl<K: Kernel> Owner<K> {
-    pub(super) fn apply_view(&mut self, view: &v1::NetView) -> Result<v1::ApplyViewResponse, Refusal> {
+    /// Reads what came over the wire; `None` if a newer picture is in force.
+    pub(super) fn read_view(&self, view: &v1::NetView) -> Result<Option<Read>, Refusal> {
         if view.node_id.is_empty() {
             return Err(Refusal::Invalid("the picture does not say for which node it is".to_owned()));
         }
@@ -24,9 +33,17 @@ impl<K: Kernel> Owner<K> {
         // A node that was given a new id is in a new order of pictures.
         if self.picture.node_id == view.node_id && asked < self.picture.version() {
             debug!(?asked, in_force = ?self.picture.version(), "older picture refused");
-            return Ok(self.view_response());
+            return Ok(None);
         }
-        let (mut picture, mut problems) = Picture::parse(view);
+        let (picture, problems) = Picture::parse(view);
+        Ok(Some(Read { picture, problems }))
+    }
+
+    /// Puts a picture in force. One that is given again is no news: whoever gives it wants to know that it holds.
+    pub(super) fn obey(&mut self, read: Option<Read>) -> v1::ApplyViewResponse {
+        let Some(Read { mut picture, mut problems }) = read else { return self.view_response() };
+        let asked = picture.version();
+        let again = self.picture.node_id == picture.node_id && self.picture.version() == asked;
         // An address belongs to whom the managers have given it last, however long the pod that had it was to linger.
         self.end_lingering_of(|task_id, pod| {
             pod.networks.iter().any(|membership| {
@@ -37,23 +54,33 @@ impl<K: Kernel> Owner<K> {
         picture.retain_attached(&self.picture, &self.attachments);
         picture.retain_silent(&self.picture);
         picture.cannot_encrypt = self.no_encryption.is_some();
-        if let Err(error) = self.store.save_picture(&picture) {
-            problems.push(format!("the picture is in force but not remembered over a restart: {}", in_full(&error)));
-        }
         problems.extend(held_twice(&picture, &self.attachments, &self.underlay));
         problems.extend(balance::left_out(&picture, &self.attachments));
-        let may_strand = self.picture.networks != picture.networks && (flows::any(&self.picture) || flows::any(&picture));
+        problems.extend(policy::too_large(&picture));
+        problems.extend(ingress::left_out(&picture, &self.attachments));
+        let changed = self.picture.networks != picture.networks || self.picture.published != picture.published;
+        let may_strand = changed && (flows::any(&self.picture) || flows::any(&picture));
+        picture.taken.clone_from(&self.picture.taken);
         self.picture = picture;
-        self.picture_problems = problems;
+        self.keep_ports();
         self.names = names::networks(&self.picture, &self.attachments);
         let steps = plan(&self.wanted(), &self.held);
-        self.carry_out(&steps);
-        self.verify();
+        let failed = self.carry_out(&steps);
+        self.settle(failed);
+        if again {
+            self.verify();
+        } else {
+            self.looks.ask(Instant::now());
+        }
         if may_strand {
             self.forget_stale();
         }
+        if let Err(error) = self.store.save_picture(&self.picture) {
+            problems.push(format!("the picture is in force but not remembered over a restart: {}", in_full(&error)));
+        }
+        self.picture_problems = problems;
         info!(term = asked.0, revision = asked.1, added = steps.add.len(), removed = steps.remove.len(), "picture in force");
-        Ok(self.view_response())
+        self.view_response()
     }
 
     /// Asks the nodes that the managers call down, unless it has been done in vain. What is sent to one that does not answer is answered

@@ -1,8 +1,9 @@
-//! Operations carried out on the real kernel. Neighbours, forwarding entries and routes that follow each other go out in one batch, elements
+//! Operations carried out on the real kernel. Neighbours, forwarding entries, routes and their rules go out in one batch each, elements
 //! in one transaction. Removing what is not there is success.
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use super::netlink::Netlink;
 use super::nft::Change;
 use super::observe::Device;
 use super::{Failure, KernelError, host, netns, nft, observe, wireguard};
+use crate::core::ingress::INGRESS;
 use crate::core::links::{Interface, Link, LinkKind, RESOLVER};
 use crate::core::neighbours::Route;
 use crate::core::plan::Op;
@@ -45,9 +47,18 @@ fn manner(op: &Op) -> Manner {
         | Op::SetRoute { .. }
         | Op::RemoveRoute { .. }
         | Op::RemoveNeighbour { .. }
-        | Op::RemoveForward(_) => Manner::Batch,
+        | Op::RemoveForward(_)
+        | Op::SetDetour { .. }
+        | Op::RemoveDetour { .. }
+        | Op::AddSelector(_)
+        | Op::RemoveSelector(_) => Manner::Batch,
         Op::AddElement(_) | Op::RemoveElement(_) => Manner::Transaction,
-        Op::AddPeer { .. } | Op::RemovePeer { .. } | Op::SealNetwork { .. } | Op::UnsealNetwork { .. } => Manner::HostTransaction,
+        Op::AddPeer { .. }
+        | Op::RemovePeer { .. }
+        | Op::SealNetwork { .. }
+        | Op::UnsealNetwork { .. }
+        | Op::OpenPort(_)
+        | Op::ClosePort(_) => Manner::HostTransaction,
         Op::LoadRules
         | Op::PrepareResolver
         | Op::EnableForwarding
@@ -63,6 +74,7 @@ fn manner(op: &Op) -> Manner {
         | Op::RemoveTunnel { .. }
         | Op::AddUplink { .. }
         | Op::ConfigureUplink { .. }
+        | Op::ConfigureIngress { .. }
         | Op::AddPod { .. }
         | Op::AddVxlan { .. }
         | Op::AddVeth { .. }
@@ -82,7 +94,7 @@ pub fn apply(linux: &mut Linux, ops: &[Op]) -> Vec<Failure> {
         match manner(&group[0]) {
             Manner::Batch => failures.extend(batch(linux, group).into_iter().map(fails)),
             Manner::Transaction => failures.extend(transaction(linux, group).into_iter().map(fails)),
-            Manner::HostTransaction => failures.extend(peers(linux, group).into_iter().map(fails)),
+            Manner::HostTransaction => failures.extend(on_host(linux, group).into_iter().map(fails)),
             Manner::OneByOne => {
                 let errors = group.iter().enumerate().filter_map(|(index, op)| one(linux, op).err().map(|error| (index, error)));
                 failures.extend(errors.map(fails));
@@ -111,7 +123,8 @@ fn batch(linux: &mut Linux, ops: &[Op]) -> Vec<(usize, KernelError)> {
         Ok(errors) => {
             for (place, errno) in errors {
                 let op = &ops[places[place]];
-                if !(is_removal(op) && is_absent(errno)) {
+                let is_so = if is_removal(op) { is_absent(errno) } else { is_there(op, errno) };
+                if !is_so {
                     failures.push((places[place], KernelError::Refused { what: op.to_string(), errno }));
                 }
             }
@@ -125,7 +138,15 @@ fn batch(linux: &mut Linux, ops: &[Op]) -> Vec<(usize, KernelError)> {
 }
 
 fn is_removal(op: &Op) -> bool {
-    matches!(op, Op::RemoveRoute { .. } | Op::RemoveNeighbour { .. } | Op::RemoveForward(_))
+    matches!(
+        op,
+        Op::RemoveRoute { .. } | Op::RemoveNeighbour { .. } | Op::RemoveForward(_) | Op::RemoveDetour { .. } | Op::RemoveSelector(_)
+    )
+}
+
+/// Rules of routing cannot be replaced, for nothing tells one from the next but all of it.
+fn is_there(op: &Op, errno: Errno) -> bool {
+    matches!(op, Op::AddSelector(_)) && errno == Errno::EEXIST
 }
 
 pub(super) fn is_absent(errno: Errno) -> bool {
@@ -154,6 +175,14 @@ fn message(linux: &Linux, op: &Op) -> Result<Option<(RouteNetlinkMessage, u16)>,
             Err(KernelError::NoLink { .. }) => return Ok(None),
             Err(error) => return Err(error),
         },
+        Op::SetDetour { table, route } => (RouteNetlinkMessage::NewRoute(messages::detour(*table, next(route)?)), REPLACE),
+        Op::RemoveDetour { table, route } => match next(route) {
+            Ok(next) => (RouteNetlinkMessage::DelRoute(messages::detour(*table, next)), 0),
+            Err(KernelError::NoLink { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        },
+        Op::AddSelector(selector) => (RouteNetlinkMessage::NewRule(messages::selector(selector)), CREATE),
+        Op::RemoveSelector(selector) => (RouteNetlinkMessage::DelRule(messages::selector(selector)), 0),
         Op::RemoveNeighbour { link, ip } => match index(link) {
             Ok(index) => (RouteNetlinkMessage::DelNeighbour(messages::neighbour(index, *ip, None)), 0),
             Err(_) => return Ok(None),
@@ -177,8 +206,8 @@ fn transaction(linux: &mut Linux, ops: &[Op]) -> Vec<(usize, KernelError)> {
     nft::change(&mut linux.rules, &changes).err().map(|error| all(ops, &error)).unwrap_or_default()
 }
 
-fn peers(linux: &mut Linux, ops: &[Op]) -> Vec<(usize, KernelError)> {
-    host::change_peers(linux, ops).err().map(|error| all(ops, &error)).unwrap_or_default()
+fn on_host(linux: &mut Linux, ops: &[Op]) -> Vec<(usize, KernelError)> {
+    host::change_elements(linux, ops).err().map(|error| all(ops, &error)).unwrap_or_default()
 }
 
 /// All or nothing: every one of them failed, for one reason.
@@ -199,6 +228,7 @@ fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {
         Op::OpenPassage => host::open_passage(linux),
         Op::AddUplink { link } => host::add_uplink(linux, link),
         Op::ConfigureUplink { end } => host::configure_uplink(linux, end),
+        Op::ConfigureIngress { ip } => configure_ingress(linux, *ip),
         Op::AddPod { task } => linux.create_pod(task),
         Op::AddVxlan { name, link } => add_vxlan(linux, name, link),
         Op::AddVeth { name, link, task, interface, end } => add_veth(linux, name, link, task, (interface, end)),
@@ -211,6 +241,20 @@ fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {
         Op::RemovePod { task } => netns::remove(&linux.pin(task)),
         other => wireguard::carry_out(linux, other),
     }
+}
+
+/// No address but this one, and no packet dropped for the way that leads back: that of a client from outside is by the uplink.
+fn configure_ingress(linux: &mut Linux, ip: Ipv4Addr) -> Result<(), KernelError> {
+    linux.loosen_ingress()?;
+    let index = linux.indexes.get(INGRESS).copied().ok_or_else(|| KernelError::NoLink { name: INGRESS.to_owned() })?;
+    linux.router.request(&format!("give {INGRESS} the address {ip}"), messages::new_address(index, ip), REPLACE)?;
+    // Afterwards: with its last address a device loses its routes.
+    let held = observe::addresses(&mut linux.router)?;
+    for (_, old) in held.into_iter().filter(|(device, held)| *device == index && *held != ip) {
+        let message = RouteNetlinkMessage::DelAddress(messages::address(index, old, old));
+        linux.router.request(&format!("take {old} from {INGRESS}"), message, 0)?;
+    }
+    Ok(())
 }
 
 fn add_vxlan(linux: &mut Linux, name: &str, link: &Link) -> Result<(), KernelError> {
@@ -278,21 +322,26 @@ fn configure_pod(linux: &mut Linux, task: &str, interface: &str, end: &Interface
     batch.extend(end.routes.iter().map(|to| (RouteNetlinkMessage::NewRoute(messages::route(*to, next)), REPLACE)));
     match netlink.batch(batch)?.into_iter().next() {
         Some((_, errno)) => Err(KernelError::Refused { what: format!("configure {task}/{interface} {}", end.ip), errno }),
-        None => await_carrier(linux, &end.link),
+        None => Ok(()),
     }
 }
 
-/// Waits until the router's end of a veth sends what it is given. It hears of the carrier when the other end comes up, but takes it in by
+/// The devices that do not send yet what they are given. A veth's end hears of the carrier when the other end comes up, but takes it in by
 /// deferred work, and drops until then; to ask for the device does that work at once on kernels since 6.8, and otherwise tells when it
-/// is done. A device that stays silent is left to the traffic to find out.
-pub(super) fn await_carrier(linux: &mut Linux, link: &str) -> Result<(), KernelError> {
+/// is done.
+pub(super) fn without_carrier(linux: &mut Linux, links: &[String]) -> Vec<String> {
+    let mut is_quiet = |link: &str| matches!(get_device(&mut linux.router, link), Ok(Some(device)) if device.up && !device.carries);
+    links.iter().filter(|link| is_quiet(link)).cloned().collect()
+}
+
+/// Waits for the uplink's router end, at the start and when it was made anew. One that stays silent is left to the traffic to find out.
+pub(super) fn await_carrier(linux: &mut Linux, link: &str) {
     for _ in 0..CARRIER_TRIES_MAX {
-        match get_device(&mut linux.router, link)? {
-            Some(device) if device.up && !device.carries => thread::sleep(CARRIER_TRY_EVERY),
-            Some(_) | None => break,
+        if without_carrier(linux, &[link.to_owned()]).is_empty() {
+            return;
         }
+        thread::sleep(CARRIER_TRY_EVERY);
     }
-    Ok(())
 }
 
 pub(super) fn remove_link(linux: &mut Linux, name: &str) -> Result<(), KernelError> {

@@ -40,10 +40,8 @@ pub fn flows(netlink: &mut Netlink) -> Result<Vec<Flow>, KernelError> {
 pub fn forget(netlink: &mut Netlink, flow: &Flow) -> Result<(), KernelError> {
     let (source, destination) = (flow.source, flow.destination);
     let addresses = Attributes::new().bytes(1, &source.0.octets()).bytes(2, &destination.0.octets());
-    let protocol = Attributes::new()
-        .bytes(1, &[protocol_number(flow.transport)])
-        .bytes(2, &source.1.to_be_bytes())
-        .bytes(3, &destination.1.to_be_bytes());
+    let protocol =
+        Attributes::new().bytes(1, &[flow.transport.number()]).bytes(2, &source.1.to_be_bytes()).bytes(3, &destination.1.to_be_bytes());
     let tuple = Attributes::new().nested(ADDRESSES, addresses).nested(PROTOCOL, protocol);
     let attributes = Attributes::new().nested(ORIGINAL, tuple).number(ID, flow.id);
     match ask(netlink, &format!("forget the connection {flow}"), (DELETE, ACK), &attributes) {
@@ -65,7 +63,7 @@ fn flow(message: &[u8]) -> Option<Flow> {
     let attributes = parse(message);
     let (protocol, source, destination) = tuple(attributes.get(&ORIGINAL)?)?;
     let (_, server, _) = tuple(attributes.get(&REPLY)?)?;
-    let transport = [Transport::Tcp, Transport::Udp].into_iter().find(|transport| protocol_number(*transport) == protocol)?;
+    let transport = [Transport::Tcp, Transport::Udp].into_iter().find(|transport| transport.number() == protocol)?;
     Some(Flow { transport, source, destination, server: server.0, id: number(&attributes, ID)? })
 }
 
@@ -84,16 +82,13 @@ fn tuple(tuple: &[u8]) -> Option<(u8, End, End)> {
     Some((*protocol.get(&1)?.first()?, end(1, 2)?, end(2, 3)?))
 }
 
-fn protocol_number(transport: Transport) -> u8 {
-    match transport {
-        Transport::Tcp => 6,
-        Transport::Udp => 17,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{prop_assert, proptest};
+    use proptest::sample::select;
+
     use super::*;
+    use crate::kernel::damage::{any_damages, config, damaged};
 
     fn ends(source: [u8; 4], destination: [u8; 4], protocol: u8) -> Attributes {
         let addresses = Attributes::new().bytes(1, &source).bytes(2, &destination);
@@ -101,18 +96,34 @@ mod tests {
         Attributes::new().nested(ADDRESSES, addresses).nested(PROTOCOL, ports)
     }
 
+    fn message(protocol: u8) -> Vec<u8> {
+        let original = ends([10, 128, 0, 2], [10, 128, 0, 8], protocol);
+        let reply = ends([10, 128, 0, 3], [10, 128, 0, 2], protocol);
+        Attributes::new().nested(ORIGINAL, original).nested(REPLY, reply).number(3, 0x1a).number(ID, 77).0
+    }
+
     #[test]
     fn a_flow_is_read_as_the_kernel_writes_it_and_others_are_passed_over() {
-        let message = |protocol| {
-            let original = ends([10, 128, 0, 2], [10, 128, 0, 8], protocol);
-            let reply = ends([10, 128, 0, 3], [10, 128, 0, 2], protocol);
-            Attributes::new().nested(ORIGINAL, original).nested(REPLY, reply).number(3, 0x1a).number(ID, 77).0
-        };
         let read = flow(&message(17)).unwrap();
         assert_eq!((read.to_string().as_str(), read.id), ("udp 10.128.0.2:4000 to 10.128.0.8:53 at 10.128.0.3", 77));
         assert_eq!(flow(&message(1)), None);
         for len in 0..message(6).len() {
             assert_eq!(flow(&message(6)[..len]), None, "cut after {len}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(config(4000))]
+
+        #[test]
+        fn a_damaged_message_is_none_or_a_flow_of_what_it_says(protocol in select(vec![1_u8, 6, 17]), damages in any_damages()) {
+            let bytes = damaged(message(protocol), &damages);
+            if let Some(flow) = flow(&bytes) {
+                for ip in [flow.source.0, flow.destination.0, flow.server] {
+                    prop_assert!(bytes.windows(4).any(|window| window == ip.octets()), "{} is nowhere in it", ip);
+                }
+                prop_assert!(bytes.windows(4).any(|window| window == flow.id.to_be_bytes()), "{} is nowhere in it", flow.id);
+            }
         }
     }
 }

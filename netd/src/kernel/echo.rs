@@ -1,4 +1,4 @@
-//! Whether nodes are there: ICMP echo (RFC 792) over the underlay.
+//! Whether nodes are there, and hear what is large: ICMP echo (RFC 792) over the underlay.
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read};
@@ -14,19 +14,50 @@ const TRIES: u16 = 3;
 /// How long is waited for answers before all that are silent are asked again.
 const TRY: Duration = Duration::from_millis(100);
 
+const TTL: u8 = 64;
+const ICMP: u8 = 1;
+
 const ECHO: u8 = 8;
 const ECHO_REPLY: u8 = 0;
 
 /// The nodes that do not answer, asked from the calling thread's network namespace.
 pub fn silent(nodes: &BTreeSet<Ipv4Addr>) -> io::Result<BTreeSet<Ipv4Addr>> {
-    let mut socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
+    let id = own_id();
+    ask(Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?, id, nodes, |_, number| echo(id, number).to_vec())
+}
+
+/// The nodes that answer small packets and do not answer those of `mtu` bytes, which are not to be taken apart on the way.
+pub fn narrow(nodes: &BTreeSet<Ipv4Addr>, mtu: u16) -> io::Result<BTreeSet<Ipv4Addr>> {
+    // What others ask at the same time is answered to another id.
+    let id = own_id().map(|byte| byte ^ 0x55);
+    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
+    // With a header of our own the kernel neither takes apart what is too large for the path as it knows it, nor makes it smaller.
+    socket.set_header_included_v4(true)?;
+    let unheard = ask(socket, id, nodes, |node, number| whole(id, node, number, mtu))?;
+    if unheard.is_empty() {
+        return Ok(unheard);
+    }
+    let silent = silent(&unheard)?;
+    Ok(unheard.difference(&silent).copied().collect())
+}
+
+fn own_id() -> [u8; 2] {
     let own = process::id().to_be_bytes();
-    let id = [own[2], own[3]];
+    [own[2], own[3]]
+}
+
+/// The nodes that do not answer what they are sent, packets with this id.
+fn ask(
+    mut socket: Socket,
+    id: [u8; 2],
+    nodes: &BTreeSet<Ipv4Addr>,
+    question: impl Fn(Ipv4Addr, u16) -> Vec<u8>,
+) -> io::Result<BTreeSet<Ipv4Addr>> {
     let mut silent = nodes.clone();
     for number in 1..=TRIES {
         for node in &silent {
             // One that cannot even be sent to is as silent as the others.
-            drop(socket.send_to(&echo(id, number), &SocketAddrV4::new(*node, 0).into()));
+            drop(socket.send_to(&question(*node, number), &SocketAddrV4::new(*node, 0).into()));
         }
         let until = Instant::now() + TRY;
         while !silent.is_empty() {
@@ -63,6 +94,18 @@ fn echo(id: [u8; 2], number: u16) -> [u8; 8] {
     packet
 }
 
+/// An echo in a packet of `mtu` bytes that may not be taken apart; what is left zero of its header the kernel fills in.
+fn whole(id: [u8; 2], node: Ipv4Addr, number: u16, mtu: u16) -> Vec<u8> {
+    let (length, destination) = (mtu.to_be_bytes(), node.octets());
+    let dont_fragment = 0x40;
+    let mut packet = vec![0x45, 0, length[0], length[1], 0, 0, dont_fragment, 0, TTL, ICMP, 0, 0, 0, 0, 0, 0];
+    packet.extend(destination);
+    packet.extend(echo(id, number));
+    // Zeros change no checksum.
+    packet.resize(usize::from(mtu).max(packet.len()), 0);
+    packet
+}
+
 /// Who answers, in a packet with its IPv4 header.
 fn answer(packet: &[u8], id: [u8; 2]) -> Option<Ipv4Addr> {
     let header = usize::from(packet.first()? & 0x0f) * 4;
@@ -91,7 +134,16 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_packet_is_as_large_as_is_asked_and_may_not_be_taken_apart() {
+        let packet = whole([0x12, 0x34], Ipv4Addr::new(10, 90, 0, 102), 1, 1500);
+        assert_eq!((packet.len(), &packet[..4], &packet[6..10]), (1500, &[0x45, 0, 0x05, 0xdc][..], &[0x40, 0, 64, 1][..]));
+        assert_eq!((&packet[16..20], &packet[20..28]), (&[10, 90, 0, 102][..], &echo([0x12, 0x34], 1)[..]));
+    }
+
+    #[test]
     fn this_host_answers() {
-        assert_eq!(silent(&BTreeSet::from([Ipv4Addr::LOCALHOST])).unwrap(), BTreeSet::new());
+        let own = BTreeSet::from([Ipv4Addr::LOCALHOST]);
+        assert_eq!(silent(&own).unwrap(), BTreeSet::new());
+        assert_eq!(narrow(&own, 1500).unwrap(), BTreeSet::new());
     }
 }

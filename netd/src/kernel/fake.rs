@@ -1,7 +1,8 @@
-//! A kernel that holds a `Dataplane` and obeys, except where it is told to refuse.
+//! A kernel that holds a `Dataplane` and obeys, except where it is told to refuse, and until it is told to have netd die.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::panic::resume_unwind;
 
 use ipnet::Ipv4Net;
 use nix::errno::Errno;
@@ -10,7 +11,9 @@ use super::{Failure, Kernel, KernelError, Pods};
 use crate::core::dataplane::Dataplane;
 use crate::core::encryption::PublicKey;
 use crate::core::flows::Flow;
+use crate::core::ingress::Target;
 use crate::core::plan::Op;
+use crate::core::published::Opening;
 
 /// Simulates the kernel; `refuses` names, by a part of their text, operations that fail.
 #[derive(Debug, Default)]
@@ -20,9 +23,17 @@ pub struct Fake {
     pub flows: Vec<Flow>,
     /// Nodes that answer when they are asked.
     pub answering: BTreeSet<Ipv4Addr>,
+    /// Devices without carrier until they are asked for.
+    pub quiet: BTreeSet<String>,
     pub refuses: Option<&'static str>,
     /// Why it cannot encrypt.
     pub no_encryption: Option<&'static str>,
+    /// Operations until netd is killed: the next one unwinds the stack, with what is held as its payload.
+    pub lives: Option<usize>,
+    /// Ports of the host that other programs have, and which.
+    pub taken: BTreeMap<Opening, String>,
+    /// Where the host's own connections go.
+    pub targets: BTreeMap<Opening, Vec<Target>>,
     /// Everything that was asked of it.
     pub obeyed: Vec<String>,
 }
@@ -36,6 +47,11 @@ impl Kernel for Fake {
         let mut failures = Vec::new();
         for (index, op) in ops.iter().enumerate() {
             let text = op.to_string();
+            match &mut self.lives {
+                Some(0) => resume_unwind(Box::new(self.held.clone())),
+                Some(left) => *left -= 1,
+                None => {}
+            }
             if self.refuses.is_some_and(|part| text.contains(part)) {
                 failures.push(Failure { index, error: KernelError::Refused { what: text, errno: Errno::EPERM } });
             } else {
@@ -59,6 +75,10 @@ impl Kernel for Fake {
         nodes.difference(&self.answering).copied().collect()
     }
 
+    fn without_carrier(&mut self, links: &[String]) -> Vec<String> {
+        links.iter().filter(|link| self.quiet.remove(*link)).cloned().collect()
+    }
+
     fn indexes(&self) -> BTreeMap<u32, String> {
         (10..).zip(self.held.links.keys().cloned()).collect()
     }
@@ -74,6 +94,18 @@ impl Kernel for Fake {
     fn public_keys(&mut self) -> Result<BTreeMap<u64, PublicKey>, KernelError> {
         let epochs = self.held.host.tunnels.values().map(|tunnel| tunnel.epoch);
         Ok(epochs.map(|epoch| (epoch, PublicKey([u8::try_from(epoch).expect("a small number"); 32]))).collect())
+    }
+
+    fn tracked(&mut self) -> Result<(u64, u64), KernelError> {
+        Ok((self.flows.len().try_into().unwrap_or(u64::MAX), 100))
+    }
+
+    fn keep_ports(&mut self, ports: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
+        self.taken.iter().filter(|(opening, _)| ports.contains(opening)).map(|(opening, by)| (*opening, by.clone())).collect()
+    }
+
+    fn lead(&mut self, targets: BTreeMap<Opening, Vec<Target>>) {
+        self.targets = targets;
     }
 
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {

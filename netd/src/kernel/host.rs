@@ -16,9 +16,12 @@ use super::netlink::Netlink;
 use super::nft::{self, Change};
 use super::observe::Device;
 use super::{KernelError, apply, netns, observe, wireguard};
+use crate::core::flows::Transport;
 use crate::core::links::{Link, Mac};
 use crate::core::plan::Op;
-use crate::core::rules::host::{DOCKER_USER, ENCRYPTED, FILTER, NODES, TABLE, encrypted_key, encrypted_vni, passage, skeleton};
+use crate::core::published::Opening;
+use crate::core::rules::elements::{Value, decode, encode};
+use crate::core::rules::host::{DOCKER_USER, ENCRYPTED, FILTER, NODES, PORTS, TABLE, encrypted_key, encrypted_vni, passage, skeleton};
 use crate::core::rules::{ChainKind, Hook, Policy, Set, chain_line};
 use crate::core::uplink::{
     Forwarding, HOST_END, HOST_END_MAC, HOST_IP, HostEnd, HostPlane, HostRules, Passage, RESERVED, ROUTER_IP, UPLINK,
@@ -70,12 +73,14 @@ pub(super) fn observe(linux: &mut Linux, router: &[Device]) -> Result<HostPlane,
     let rules = HostRules::seen(&nft::outline(netlink, TABLE)?);
     let peers = nft::read_in(netlink, TABLE, &NODES)?;
     let sealed = nft::read_in(netlink, TABLE, &ENCRYPTED)?;
+    let ports = nft::read_in(netlink, TABLE, &PORTS)?;
     Ok(HostPlane {
         rules,
         peers: peers.iter().filter_map(|(key, _)| key.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets))).collect(),
         sealed: sealed.iter().filter_map(|(key, _)| encrypted_vni(key)).collect(),
         fenced,
         tunnels,
+        ports: ports.iter().filter_map(|(key, _)| opening(key)).collect(),
         forwarding: netns::sysctl(IP_FORWARD)? == "1",
         passage: observe_passage(netlink)?,
         end: observe_end(linux, router)?,
@@ -112,17 +117,29 @@ pub(super) fn load_rules(linux: &mut Linux, guarded: bool) -> Result<(), KernelE
     nft::load(&mut linux.host_rules, &skeleton(guarded))
 }
 
-/// Peers and encrypted networks that come and go, in one transaction.
-pub(super) fn change_peers(linux: &mut Linux, ops: &[Op]) -> Result<(), KernelError> {
+/// `None` for one of which there are no published ones.
+fn opening(key: &[u8]) -> Option<Opening> {
+    let [Some(Value::Protocol(protocol)), Some(Value::Port(port))] = decode(PORTS.key, key)[..] else { return None };
+    let transport = [Transport::Tcp, Transport::Udp].into_iter().find(|transport| transport.number() == protocol)?;
+    Some(Opening { transport, port })
+}
+
+/// Peers, encrypted networks and ports that come and go, in one transaction.
+pub(super) fn change_elements(linux: &mut Linux, ops: &[Op]) -> Result<(), KernelError> {
+    let peer = |node: &Ipv4Addr| (&NODES, node.octets().to_vec());
+    let network = |vni: u32| (&ENCRYPTED, encrypted_key(vni).to_vec());
+    let port = |opening: &Opening| (&PORTS, encode(&[Value::Protocol(opening.transport.number()), Value::Port(opening.port)]));
     let keys = ops.iter().filter_map(|op| match op {
-        Op::AddPeer { node } => Some((true, &NODES, node.octets())),
-        Op::RemovePeer { node } => Some((false, &NODES, node.octets())),
-        Op::SealNetwork { vni } => Some((true, &ENCRYPTED, encrypted_key(*vni))),
-        Op::UnsealNetwork { vni } => Some((false, &ENCRYPTED, encrypted_key(*vni))),
+        Op::AddPeer { node } => Some((true, peer(node))),
+        Op::RemovePeer { node } => Some((false, peer(node))),
+        Op::SealNetwork { vni } => Some((true, network(*vni))),
+        Op::UnsealNetwork { vni } => Some((false, network(*vni))),
+        Op::OpenPort(opening) => Some((true, port(opening))),
+        Op::ClosePort(opening) => Some((false, port(opening))),
         _ => None,
     });
-    let keys: Vec<(bool, &'static Set, [u8; 4])> = keys.collect();
-    let changes: Vec<Change<'_>> = keys.iter().map(|&(add, set, ref key)| Change { add, set, key, data: &[] }).collect();
+    let keys: Vec<(bool, (&'static Set, Vec<u8>))> = keys.collect();
+    let changes: Vec<Change<'_>> = keys.iter().map(|(add, (set, key))| Change { add: *add, set, key, data: &[] }).collect();
     nft::change_in(&mut linux.host_rules, TABLE, &changes)
 }
 
@@ -173,5 +190,6 @@ pub(super) fn configure_uplink(linux: &mut Linux, end: &HostEnd) -> Result<(), K
     linux.host.request(&format!("configure device {HOST_END}"), messages::set_link(here, Some(end.mac), end.mtu, end.up), 0)?;
     linux.host.request(&format!("give {HOST_END} its address"), address(here, HOST_IP, ROUTER_IP), REPLACE)?;
     linux.router.request(&format!("give {UPLINK} its address"), address(there, ROUTER_IP, HOST_IP), REPLACE)?;
-    apply::await_carrier(linux, UPLINK)
+    apply::await_carrier(linux, UPLINK);
+    Ok(())
 }

@@ -22,13 +22,18 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
 use super::netlink::Netlink;
+use super::observe::Routes;
+use super::watch::{RouterEars, Watch};
 use super::wireguard::{self, Wireguard};
 use super::{Failure, Kernel, KernelError, Pods, apply, conntrack, echo, host, messages, netns, nft, observe};
 use crate::core::dataplane::Dataplane;
 use crate::core::encryption::PublicKey;
 use crate::core::flows::Flow;
+use crate::core::ingress::Target;
 use crate::core::links::{Pod, RESOLVER, VXLAN_OVERHEAD};
 use crate::core::plan::Op;
+use crate::core::published::Opening;
+use crate::proxy::Proxy;
 
 /// The router namespace's pin in the pins' directory; no task may have this id.
 pub const ROUTER: &str = "router";
@@ -39,10 +44,20 @@ const DNS_PORT: u16 = 53;
 /// Smallest underlay MTU that leaves IPv4's 576 bytes to pods.
 const UNDERLAY_MTU_MIN: u32 = 576 + VXLAN_OVERHEAD;
 
-/// The sysctls of the router namespace once it forwards: strict reverse paths everywhere, and no rationing of ICMP "unreachable" (bit 3
-/// of the mask; the rest is the kernel's default), for a pod that is refused often must not take refusals for losses.
-const FORWARDING: [(&str, &str); 4] =
-    [("ipv4/conf/all/rp_filter", "1"), ("ipv4/conf/default/rp_filter", "1"), ("ipv4/icmp_ratemask", "6160"), ("ipv4/ip_forward", "1")];
+/// The sysctls of the router namespace once it forwards: strict reverse paths everywhere, whatever a packet's mark (the host's may be set
+/// otherwise, and a new namespace has its from the host), and no rationing of ICMP "unreachable" (bit 3 of the mask; the rest is the
+/// kernel's default), for a pod that is refused often must not take refusals for losses.
+const FORWARDING: [(&str, &str); 6] = [
+    ("ipv4/conf/all/rp_filter", "1"),
+    ("ipv4/conf/default/rp_filter", "1"),
+    ("ipv4/conf/all/src_valid_mark", "0"),
+    ("ipv4/conf/default/src_valid_mark", "0"),
+    ("ipv4/icmp_ratemask", "6160"),
+    ("ipv4/ip_forward", "1"),
+];
+
+/// The device of published ports takes packets of any source that is somewhere: the greater of this and what is set for all counts.
+const LOOSE: (&str, &str) = ("ipv4/conf/ing/rp_filter", "2");
 
 /// The node's kernel.
 pub struct Linux {
@@ -57,6 +72,8 @@ pub struct Linux {
     pub(super) wireguard: Wireguard,
     /// The router namespace's devices by name, as last seen or made.
     pub(super) indexes: BTreeMap<String, u32>,
+    /// The ports of the host that are ours.
+    proxy: Proxy,
 }
 
 /// The resolver's sockets, bound in the router namespace.
@@ -79,7 +96,9 @@ impl Linux {
             Ok((Netlink::open(NETLINK_ROUTE)?, Netlink::open(nft::NETLINK_NETFILTER).map_err(no_nf_tables)?))
         })?;
         let host_rules = Netlink::open(nft::NETLINK_NETFILTER).map_err(no_nf_tables)?;
-        let mut linux = Self { pins, addr, host, router, rules, host_rules, wireguard: Wireguard::open()?, indexes: BTreeMap::new() };
+        let proxy = Proxy::start(router_pin.clone()).map_err(|source| KernelError::Namespace { path: router_pin, source })?;
+        let wireguard = Wireguard::open()?;
+        let mut linux = Self { pins, addr, host, router, rules, host_rules, wireguard, indexes: BTreeMap::new(), proxy };
         linux.overlay_mtu()?;
         nft::observe(&mut linux.rules).map_err(no_nf_tables)?;
         Ok((linux, adopted))
@@ -107,6 +126,25 @@ impl Linux {
             tcp.listen(128).map_err(failed)?;
             tcp.set_nonblocking(true).map_err(failed)?;
             Ok(ResolverSockets { udp: udp.into(), tcp: tcp.into() })
+        })
+    }
+
+    /// Hears of what others than this kernel's owner change.
+    pub fn watch(&self) -> Result<Watch, KernelError> {
+        let own = [&self.host, &self.router, &self.rules, &self.host_rules].map(Netlink::port);
+        let ears = netns::inside(&self.pins.join(ROUTER), RouterEars::open)?;
+        Watch::open(ears, own.into())
+    }
+
+    /// A socket in the router namespace that is connected to the resolver's.
+    pub fn resolver_client(&self) -> Result<std::net::UdpSocket, KernelError> {
+        let pin = self.pins.join(ROUTER);
+        netns::inside(&pin, || {
+            let connected = std::net::UdpSocket::bind((RESOLVER, 0)).and_then(|socket| {
+                socket.connect((RESOLVER, DNS_PORT))?;
+                Ok(socket)
+            });
+            connected.map_err(|source| KernelError::Namespace { path: pin.clone(), source })
         })
     }
 
@@ -142,6 +180,17 @@ impl Linux {
         netns::inside(&self.pins.join(ROUTER), || FORWARDING.iter().try_for_each(|(name, value)| netns::set_sysctl(name, value, false)))
     }
 
+    pub(super) fn loosen_ingress(&self) -> Result<(), KernelError> {
+        netns::inside(&self.pins.join(ROUTER), || netns::set_sysctl(LOOSE.0, LOOSE.1, false))
+    }
+
+    /// Its address, once it is loose too.
+    fn observe_ingress(&mut self, devices: &[observe::Device]) -> Result<Option<Ipv4Addr>, KernelError> {
+        let Some(ip) = observe::ingress(&mut self.router, devices)? else { return Ok(None) };
+        let value = netns::inside(&self.pins.join(ROUTER), || netns::sysctl(LOOSE.0))?;
+        Ok((value == LOOSE.1).then_some(ip))
+    }
+
     fn observe_pods(&mut self, pods: Pods<'_>, names: &BTreeMap<u32, String>) -> Result<BTreeMap<String, Pod>, KernelError> {
         let mut seen = BTreeMap::new();
         for task in observe::pins(&self.pins)? {
@@ -165,6 +214,7 @@ impl Kernel for Linux {
         let ours: BTreeMap<u32, String> =
             names.iter().filter(|(_, name)| crate::core::links::is_ours(name)).map(|(i, n)| (*i, n.clone())).collect();
         let (rules, elements) = nft::observe(&mut self.rules)?;
+        let Routes { main: routes, detours } = observe::all_routes(&mut self.router, &names)?;
         Ok(Dataplane {
             resolver: observe::resolver(&mut self.router, &devices)?,
             forwarding: self.forwarding()?,
@@ -173,7 +223,10 @@ impl Kernel for Linux {
             links: observe::links(&devices),
             neighbours: observe::neighbours(&mut self.router, &ours)?,
             forwards: observe::forwards(&mut self.router, &ours)?,
-            routes: observe::routes(&mut self.router, &names)?,
+            routes,
+            detours,
+            selectors: observe::selectors(&mut self.router)?,
+            ingress: self.observe_ingress(&devices)?,
             pods: self.observe_pods(pods, &names)?,
             host: host::observe(self, &devices)?,
         })
@@ -196,6 +249,10 @@ impl Kernel for Linux {
             warn!(%error, "nodes that are said to be down could not be asked");
             BTreeSet::new()
         })
+    }
+
+    fn without_carrier(&mut self, links: &[String]) -> Vec<String> {
+        apply::without_carrier(self, links)
     }
 
     fn indexes(&self) -> BTreeMap<u32, String> {
@@ -224,6 +281,24 @@ impl Kernel for Linux {
 
     fn public_keys(&mut self) -> Result<BTreeMap<u64, PublicKey>, KernelError> {
         wireguard::public_keys(self)
+    }
+
+    fn tracked(&mut self) -> Result<(u64, u64), KernelError> {
+        netns::inside(&self.pins.join(ROUTER), || {
+            let number = |name: &str| -> Result<u64, KernelError> {
+                let text = netns::sysctl(name)?;
+                text.parse().map_err(|_| KernelError::Decode { why: format!("{name} is {text:?}") })
+            };
+            Ok((number("netfilter/nf_conntrack_count")?, number("netfilter/nf_conntrack_max")?))
+        })
+    }
+
+    fn keep_ports(&mut self, ports: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
+        self.proxy.keep(ports)
+    }
+
+    fn lead(&mut self, targets: BTreeMap<Opening, Vec<Target>>) {
+        self.proxy.lead(targets);
     }
 
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {

@@ -11,11 +11,13 @@ use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, Neig
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use crate::core::ingress::Selector;
 use crate::core::links::Mac;
 
-/// Marks routes and neighbours as ours: no routing daemon's number.
+/// Marks routes, rules and neighbours as ours: no routing daemon's number.
 pub const PROTOCOL: u8 = 114;
 
 /// Make it, or replace what is there.
@@ -175,6 +177,30 @@ pub fn forward(index: u32, mac: Mac, node: Ipv4Addr) -> NeighbourMessage {
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
     // As raw bytes: the crate would parse a bridge entry's address by the bridge's family.
     message.attributes.push(NeighbourAttribute::Other(DefaultNla::new(1, node.octets().to_vec())));
+    message
+}
+
+/// The default route of a table other than the main one.
+pub fn detour(table: u32, next: Next) -> RouteMessage {
+    let mut message = route(Ipv4Net::default(), next);
+    // The header's field is too narrow.
+    message.header.table = RouteHeader::RT_TABLE_UNSPEC;
+    message.attributes.push(RouteAttribute::Table(table));
+    message
+}
+
+/// A rule of ours by which a mark chooses a table.
+pub fn selector(selector: &Selector) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.action = RuleAction::ToTable;
+    message.attributes.extend([
+        RuleAttribute::Priority(selector.preference),
+        RuleAttribute::FwMark(selector.mark),
+        RuleAttribute::FwMask(selector.mask),
+        RuleAttribute::Table(selector.table),
+        RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
+    ]);
     message
 }
 

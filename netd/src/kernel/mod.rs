@@ -1,4 +1,4 @@
-//! The only code that speaks netlink and nf_tables, enters network namespaces and writes sysctls.
+//! The only code that speaks netlink and nf_tables, enters network namespaces and writes sysctls. The host's ports are kept by `proxy`.
 //!
 //! Does what `core` decides: `observe` reads the kernel into a `Dataplane`, `apply` carries out operations. Both are synchronous and
 //! belong to the one thread that owns the dataplane. Never: decides, or touches what is not ours.
@@ -15,8 +15,10 @@ use thiserror::Error;
 use crate::core::dataplane::Dataplane;
 use crate::core::encryption::PublicKey;
 use crate::core::flows::Flow;
+use crate::core::ingress::Target;
 use crate::core::links::Pod;
 use crate::core::plan::Op;
+use crate::core::published::Opening;
 
 pub mod netlink;
 
@@ -24,7 +26,7 @@ pub mod nft;
 
 mod conntrack;
 
-mod echo;
+pub mod echo;
 
 pub mod netns;
 
@@ -34,11 +36,16 @@ pub mod messages;
 
 mod observe;
 
+pub mod watch;
+
 pub mod host;
 
 mod wireguard;
 
 mod apply;
+
+#[cfg(test)]
+mod damage;
 
 #[cfg(test)]
 pub mod fake;
@@ -109,6 +116,9 @@ pub trait Kernel {
     /// Those of the nodes that do not answer within 300 ms; none when they cannot be asked.
     fn silent(&mut self, nodes: &BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4Addr>;
 
+    /// Those of the router's devices that are up but drop what they are given, as a veth's end does for an instant after the other end came up.
+    fn without_carrier(&mut self, links: &[String]) -> Vec<String>;
+
     /// The router namespace's devices by index, for telling who asks DNS.
     fn indexes(&self) -> BTreeMap<u32, String>;
 
@@ -120,6 +130,16 @@ pub trait Kernel {
 
     /// The public keys of the tunnels that are up, by epoch.
     fn public_keys(&mut self) -> Result<BTreeMap<u64, PublicKey>, KernelError>;
+
+    /// How many connections the router namespace tracks, and how many it may.
+    fn tracked(&mut self) -> Result<(u64, u64), KernelError>;
+
+    /// Keeps these ports of the host from others, and no other ones; those that others have already, and who: also of ports that were to be
+    /// kept before, as long as they are not free.
+    fn keep_ports(&mut self, ports: &BTreeSet<Opening>) -> BTreeMap<Opening, String>;
+
+    /// Sends the host's own connections to its ports on to these, from here on.
+    fn lead(&mut self, targets: BTreeMap<Opening, Vec<Target>>);
 
     /// Where the host itself sends packets to, by all of its tables.
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError>;

@@ -33,6 +33,7 @@ const NLM_F_DUMP_INTR: u16 = 0x10;
 /// A netlink socket in the network namespace in which it was opened.
 pub struct Netlink {
     socket: Socket,
+    port: u32,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -48,18 +49,23 @@ pub struct Answer {
 impl Netlink {
     /// Opens a socket of a netlink protocol (`NETLINK_ROUTE`, `NETLINK_NETFILTER`) in the calling thread's network namespace.
     pub fn open(protocol: isize) -> Result<Self, KernelError> {
-        let open = || -> io::Result<Socket> {
+        let open = || -> io::Result<(Socket, u32)> {
             let mut socket = Socket::new(protocol)?;
-            socket.bind_auto()?;
+            let port = socket.bind_auto()?.port_number();
             socket.connect(&SocketAddr::new(0, 0))?;
             socket.set_cap_ack(true)?;
             setsockopt(&socket.as_fd(), sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_SECONDS_MAX, 0))?;
             setsockopt(&socket.as_fd(), sockopt::SndBufForce, &(4 * 1024 * 1024))?;
             setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &(1024 * 1024))?;
-            Ok(socket)
+            Ok((socket, port))
         };
-        let socket = open().map_err(|source| KernelError::Open { source })?;
-        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+        let (socket, port) = open().map_err(|source| KernelError::Open { source })?;
+        Ok(Self { socket, port, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+    }
+
+    /// By which the kernel tells others whose request a change was.
+    pub fn port(&self) -> u32 {
+        self.port
     }
 
     /// Sends the messages, in order, each with its flags; the answer has the error of each that failed, by its place.
@@ -161,20 +167,7 @@ impl Netlink {
     pub fn receive(&mut self) -> Result<Vec<Answer>, KernelError> {
         self.buffer.clear();
         self.socket.recv(&mut self.buffer, 0).map_err(|source| KernelError::Transfer { source })?;
-        let mut answers = Vec::new();
-        let mut rest = &self.buffer[..];
-        while !rest.is_empty() {
-            let message = NetlinkBuffer::new_checked(rest).map_err(|error| KernelError::Decode { why: error.to_string() })?;
-            answers.push(Answer {
-                kind: message.message_type(),
-                flags: message.flags(),
-                sequence: message.sequence_number(),
-                payload: message.payload().to_vec(),
-            });
-            let aligned = (message.length() as usize).next_multiple_of(4).max(16);
-            rest = rest.get(aligned..).unwrap_or_default();
-        }
-        Ok(answers)
+        answers(&self.buffer)
     }
 
     fn write(&mut self, bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) {
@@ -189,11 +182,30 @@ impl Netlink {
     }
 }
 
+/// The messages of a datagram, one after the other.
+pub(super) fn answers(datagram: &[u8]) -> Result<Vec<Answer>, KernelError> {
+    let mut answers = Vec::new();
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let message = NetlinkBuffer::new_checked(rest).map_err(|error| KernelError::Decode { why: error.to_string() })?;
+        answers.push(Answer {
+            kind: message.message_type(),
+            flags: message.flags(),
+            sequence: message.sequence_number(),
+            payload: message.payload().to_vec(),
+        });
+        let aligned = (message.length() as usize).next_multiple_of(4).max(16);
+        rest = rest.get(aligned..).unwrap_or_default();
+    }
+    Ok(answers)
+}
+
 fn finalize<I: NetlinkSerializable>(packet: &mut NetlinkMessage<I>) {
     packet.finalize();
 }
 
-fn parse(answer: &Answer) -> Result<RouteNetlinkMessage, KernelError> {
+/// An answer about devices, addresses, neighbours or routes.
+pub(super) fn parse(answer: &Answer) -> Result<RouteNetlinkMessage, KernelError> {
     let mut header = NetlinkHeader::default();
     header.message_type = answer.kind;
     header.flags = answer.flags;

@@ -12,11 +12,13 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::KernelError;
 use super::messages::PROTOCOL;
 use super::netlink::Netlink;
+use crate::core::ingress::{INGRESS, Selector};
 use crate::core::links::{Interface, Link, LinkKind, Mac, Pod, RESOLVER, is_ours};
 use crate::core::neighbours::{Forward, Neighbours, Route};
 use crate::core::uplink::UPLINK;
@@ -119,14 +121,15 @@ pub fn addresses(netlink: &mut Netlink) -> Result<Vec<(u32, Ipv4Addr)>, KernelEr
     let messages = netlink.dump("list addresses", &RouteNetlinkMessage::GetAddress(message))?;
     Ok(messages
         .into_iter()
-        .filter_map(|message| {
-            let RouteNetlinkMessage::NewAddress(address) = message else { return None };
-            address.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Local(IpAddr::V4(ip)) => Some((address.header.index, *ip)),
-                _ => None,
-            })
-        })
+        .filter_map(|message| if let RouteNetlinkMessage::NewAddress(address) = message { address_of(&address) } else { None })
         .collect())
+}
+
+fn address_of(message: &AddressMessage) -> Option<(u32, Ipv4Addr)> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(IpAddr::V4(ip)) => Some((message.header.index, *ip)),
+        _ => None,
+    })
 }
 
 /// Whether the router's loopback is up and holds the resolver's address.
@@ -138,33 +141,31 @@ pub fn resolver(netlink: &mut Netlink, devices: &[Device]) -> Result<bool, Kerne
 /// Permanent neighbours on the named devices.
 pub fn neighbours(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Result<Neighbours, KernelError> {
     let messages = entries(netlink, "list neighbours", AddressFamily::Inet)?;
-    let permanent = messages.iter().filter(|message| message.header.state == NeighbourState::Permanent);
-    Ok(permanent
-        .filter_map(|message| {
-            let name = names.get(&message.header.ifindex)?;
-            let ip = message.attributes.iter().find_map(|attribute| match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(*ip),
-                _ => None,
-            })?;
-            Some(((name.clone(), ip), link_layer_address(message)?))
-        })
-        .collect())
+    Ok(messages.iter().filter_map(|message| neighbour_of(message, names)).collect())
+}
+
+fn neighbour_of(message: &NeighbourMessage, names: &BTreeMap<u32, String>) -> Option<((String, Ipv4Addr), Mac)> {
+    let name = names.get(&message.header.ifindex).filter(|_| message.header.state == NeighbourState::Permanent)?;
+    let ip = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(*ip),
+        _ => None,
+    })?;
+    Some(((name.clone(), ip), link_layer_address(message)?))
 }
 
 /// Forwarding entries of the named devices; one without a node's address cannot be ours, nor of use, and is not shown.
 pub fn forwards(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Result<BTreeSet<Forward>, KernelError> {
     let messages = entries(netlink, "list forwarding entries", AddressFamily::Bridge)?;
-    Ok(messages
-        .iter()
-        .filter_map(|message| {
-            let link = names.get(&message.header.ifindex)?.clone();
-            let node = message.attributes.iter().find_map(|attribute| match attribute {
-                NeighbourAttribute::Destination(address) => destination(address),
-                _ => None,
-            })?;
-            Some(Forward { link, mac: link_layer_address(message)?, node })
-        })
-        .collect())
+    Ok(messages.iter().filter_map(|message| forward_of(message, names)).collect())
+}
+
+fn forward_of(message: &NeighbourMessage, names: &BTreeMap<u32, String>) -> Option<Forward> {
+    let link = names.get(&message.header.ifindex)?.clone();
+    let node = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(address) => destination(address),
+        _ => None,
+    })?;
+    Some(Forward { link, mac: link_layer_address(message)?, node })
 }
 
 fn entries(netlink: &mut Netlink, what: &str, family: AddressFamily) -> Result<Vec<NeighbourMessage>, KernelError> {
@@ -194,13 +195,73 @@ fn link_layer_address(message: &NeighbourMessage) -> Option<Mac> {
 
 /// Our routes in the main table.
 pub fn routes(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Result<BTreeMap<Ipv4Net, Route>, KernelError> {
+    Ok(all_routes(netlink, names)?.main)
+}
+
+/// Our routes.
+#[derive(Debug, Default)]
+pub struct Routes {
+    /// In the main table.
+    pub main: BTreeMap<Ipv4Net, Route>,
+    /// The default ones of other tables, by table.
+    pub detours: BTreeMap<u32, Route>,
+}
+
+/// Our routes in the main table, and the default ones of ours in other tables.
+pub fn all_routes(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Result<Routes, KernelError> {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
-    let messages = netlink.dump("list routes", &RouteNetlinkMessage::GetRoute(message))?;
+    let mut routes = Routes::default();
+    for message in netlink.dump("list routes", &RouteNetlinkMessage::GetRoute(message))? {
+        let RouteNetlinkMessage::NewRoute(message) = message else { continue };
+        let Some((to, route)) = route_of(&message, names) else { continue };
+        if message.header.table == RouteHeader::RT_TABLE_MAIN {
+            routes.main.insert(to, route);
+        } else if to.prefix_len() == 0 {
+            routes.detours.insert(table_of(&message), route);
+        }
+    }
+    Ok(routes)
+}
+
+fn table_of(message: &RouteMessage) -> u32 {
+    let table = |attribute: &RouteAttribute| if let RouteAttribute::Table(table) = attribute { Some(*table) } else { None };
+    message.attributes.iter().find_map(table).unwrap_or(u32::from(message.header.table))
+}
+
+/// Our rules by which marks choose tables.
+pub fn selectors(netlink: &mut Netlink) -> Result<BTreeSet<Selector>, KernelError> {
+    let mut message = RuleMessage::default();
+    message.header.family = AddressFamily::Inet;
+    let messages = netlink.dump("list rules of routing", &RouteNetlinkMessage::GetRule(message))?;
     Ok(messages
         .into_iter()
-        .filter_map(|message| if let RouteNetlinkMessage::NewRoute(route) = message { route_of(&route, names) } else { None })
+        .filter_map(|message| if let RouteNetlinkMessage::NewRule(rule) = message { selector_of(&rule) } else { None })
         .collect())
+}
+
+fn selector_of(message: &RuleMessage) -> Option<Selector> {
+    let mut selector = Selector { preference: 0, mark: 0, mask: 0, table: u32::from(message.header.table) };
+    let mut is_ours = false;
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(preference) => selector.preference = *preference,
+            RuleAttribute::FwMark(mark) => selector.mark = *mark,
+            RuleAttribute::FwMask(mask) => selector.mask = *mask,
+            RuleAttribute::Table(table) => selector.table = *table,
+            RuleAttribute::Protocol(protocol) => is_ours = *protocol == RouteProtocol::Other(PROTOCOL),
+            _ => {}
+        }
+    }
+    is_ours.then_some(selector)
+}
+
+/// The address of the device of published ports, if it has one and no other.
+pub fn ingress(netlink: &mut Netlink, devices: &[Device]) -> Result<Option<Ipv4Addr>, KernelError> {
+    let Some(device) = devices.iter().find(|device| device.name == INGRESS) else { return Ok(None) };
+    let held = addresses(netlink)?.into_iter().filter(|(index, _)| *index == device.index);
+    let held: Vec<Ipv4Addr> = held.map(|(_, ip)| ip).collect();
+    Ok(if let [ip] = held[..] { Some(ip) } else { None })
 }
 
 /// Every destination that the socket's namespace has a way to, in whichever table; its own addresses are none.
@@ -256,7 +317,7 @@ fn destination_of(message: &RouteMessage) -> Option<Ipv4Net> {
 
 fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<(Ipv4Net, Route)> {
     let header = &message.header;
-    if header.table != RouteHeader::RT_TABLE_MAIN || header.protocol != RouteProtocol::Other(PROTOCOL) {
+    if header.protocol != RouteProtocol::Other(PROTOCOL) {
         return None;
     }
     let mut to = Ipv4Addr::UNSPECIFIED;
@@ -330,10 +391,85 @@ fn mac(bytes: &[u8]) -> Option<Mac> {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_core::{Emitable, Nla, Parseable};
+    use std::os::fd::RawFd;
+
+    use netlink_packet_core::{Emitable, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla, Parseable};
+    use proptest::prelude::{any, prop_assert, proptest};
+    use proptest::sample::Index;
 
     use super::*;
-    use crate::kernel::messages;
+    use crate::kernel::damage::{any_damages, config, damaged};
+    use crate::kernel::messages::{self, Next};
+    use crate::kernel::netlink::{answers, parse};
+
+    const NODE: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 102);
+
+    const DEVICE: u32 = 3;
+
+    /// Of each kind what is asked for and so what is shown; all in one datagram last.
+    fn datagrams() -> Vec<Vec<u8>> {
+        let (mac, nowhere): (Mac, RawFd) = (Mac([2, 0x76, 10, 90, 0, 102]), 9);
+        let gateway = Next::Gateway { device: DEVICE, address: NODE, source: Some(RESOLVER) };
+        let messages = [
+            messages::new_vxlan("v4096", nowhere, 4096, NODE, 4789, mac, 1450),
+            messages::new_veth(("p0123456789ab", mac), ("eth0", mac), nowhere, 1450),
+            messages::set_link(DEVICE, Some(mac), 1450, true),
+            messages::new_address(DEVICE, NODE),
+            RouteNetlinkMessage::NewNeighbour(messages::neighbour(DEVICE, NODE, Some(mac))),
+            RouteNetlinkMessage::NewNeighbour(messages::forward(DEVICE, mac, NODE)),
+            RouteNetlinkMessage::NewRoute(messages::route(Ipv4Net::from(NODE), gateway)),
+            RouteNetlinkMessage::NewRoute(messages::route(Ipv4Net::default(), Next::Device(DEVICE))),
+        ];
+        let mut datagrams: Vec<Vec<u8>> = messages.into_iter().map(datagram).collect();
+        datagrams.push(datagrams.concat());
+        datagrams
+    }
+
+    fn datagram(message: RouteNetlinkMessage) -> Vec<u8> {
+        let mut packet = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message));
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len().next_multiple_of(4)];
+        packet.serialize(&mut bytes);
+        bytes
+    }
+
+    /// How many messages, and how many things of ours are read of them, by all who read.
+    fn read(datagram: &[u8]) -> (usize, usize) {
+        let names = BTreeMap::from([(DEVICE, "v4096".to_owned())]);
+        let Ok(answers) = answers(datagram) else { return (0, 0) };
+        let things = answers.iter().filter_map(|answer| parse(answer).ok()).map(|message| match message {
+            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::SetLink(link) => usize::from(!device(&link).name.is_empty()),
+            RouteNetlinkMessage::NewAddress(address) => usize::from(address_of(&address).is_some()),
+            RouteNetlinkMessage::NewNeighbour(entry) => {
+                usize::from(neighbour_of(&entry, &names).is_some()) + usize::from(forward_of(&entry, &names).is_some())
+            }
+            RouteNetlinkMessage::NewRoute(route) => {
+                usize::from(route_of(&route, &names).is_some()) + usize::from(destination_of(&route).is_some())
+            }
+            _ => 0,
+        });
+        (answers.len(), things.sum())
+    }
+
+    #[test]
+    fn what_is_not_damaged_is_read() {
+        // All but the one that sets a device, which it does not name.
+        let things: Vec<usize> = datagrams().iter().map(|datagram| read(datagram).1).collect();
+        assert!(things[..2].iter().chain(&things[3..]).all(|count| *count > 0), "{things:?}");
+        assert_eq!(read(datagrams().last().unwrap()).0, datagrams().len() - 1);
+    }
+
+    proptest! {
+        #![proptest_config(config(4000))]
+
+        #[test]
+        fn what_is_damaged_is_read_up_to_its_end(place in any::<Index>(), damages in any_damages()) {
+            let datagrams = datagrams();
+            let bytes = damaged(datagrams[place.index(datagrams.len())].clone(), &damages);
+            let (messages, things) = read(&bytes);
+            prop_assert!(messages <= bytes.len() / 16 && things <= 2 * messages, "{} messages, {} things", messages, things);
+        }
+    }
 
     #[test]
     fn a_forwarding_entry_is_read_as_it_is_written() {
@@ -350,5 +486,17 @@ mod tests {
             }
         });
         assert_eq!(address, Some(node));
+    }
+
+    #[test]
+    fn a_rule_of_routing_is_read_as_it_is_written() {
+        let selector = Selector { preference: 1000, mark: 0x0100_0007, mask: u32::MAX, table: 100_007 };
+        let message = messages::selector(&selector);
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        let mut read = RuleMessage::parse(&bytes[..]).unwrap();
+        assert_eq!(selector_of(&read), Some(selector));
+        read.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));
+        assert_eq!(selector_of(&read), None, "another's");
     }
 }

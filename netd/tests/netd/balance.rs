@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpStream, UdpSocket};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,20 +13,20 @@ use rcluster_netd::kernel::netlink::Netlink;
 use rcluster_netd::kernel::nft;
 
 use crate::support::dns::resolve;
-use crate::support::{Lab, eventually, network};
+use crate::support::{DEADLINE, Lab, eventually, network};
 
-const VIP: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 200);
+pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 200);
 
 /// A refusal that comes as fast as a packet travels; a timeout would take seconds.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// A task with its host's index and the last octet of its address.
-type Place = (&'static str, usize, u8);
+pub type Place = (&'static str, usize, u8);
 
-const CLIENT: Place = ("client", 0, 100);
+pub const CLIENT: Place = ("client", 0, 100);
 
 /// Network `front` with the client and these tasks of `web`.
-fn front(web: &[Place]) -> v1::NetworkView {
+pub fn front(web: &[Place]) -> v1::NetworkView {
     let mut front = network("front", 0, &[web, &[CLIENT]].concat());
     let client = front.endpoints.last_mut().expect("the client");
     (client.service_id, client.serving) = ("client".to_owned(), false);
@@ -33,7 +34,7 @@ fn front(web: &[Place]) -> v1::NetworkView {
 }
 
 /// The service `web` with its address on `front`.
-fn service(affinity: v1::Affinity) -> v1::ServiceView {
+pub fn service(affinity: v1::Affinity) -> v1::ServiceView {
     v1::ServiceView {
         id: "web".into(),
         name: "web".into(),
@@ -45,7 +46,7 @@ fn service(affinity: v1::Affinity) -> v1::ServiceView {
 }
 
 /// Gives every host the picture, with the service.
-fn apply(lab: &Lab, revision: u64, networks: &[v1::NetworkView], affinity: v1::Affinity) {
+pub fn apply(lab: &Lab, revision: u64, networks: &[v1::NetworkView], affinity: v1::Affinity) {
     for (index, host) in lab.hosts.iter().enumerate() {
         let view = v1::NetView { services: vec![service(affinity)], ..lab.view(index, revision, networks) };
         let response = host.apply(view).unwrap();
@@ -53,12 +54,12 @@ fn apply(lab: &Lab, revision: u64, networks: &[v1::NetworkView], affinity: v1::A
     }
 }
 
-fn address(last: u8) -> String {
+pub fn address(last: u8) -> String {
     Ipv4Addr::new(10, 128, 0, last).to_string()
 }
 
 /// Hosts with a picture, and the pods of these tasks and the client.
-fn balanced(hosts: u8, web: &[Place], affinity: v1::Affinity) -> Lab {
+pub fn balanced(hosts: u8, web: &[Place], affinity: v1::Affinity) -> Lab {
     let lab = Lab::start(hosts);
     apply(&lab, 1, &[front(web)], affinity);
     for (task, host, last) in web.iter().chain([&CLIENT]) {
@@ -218,6 +219,61 @@ fn datagrams_of_one_socket_go_on_to_another_endpoint_when_theirs_leaves() {
     leaving.endpoints[usize::from(first - 11)].serving = false;
     apply(&lab, 2, &[leaving], v1::Affinity::Unspecified);
     assert_eq!(ask(&socket).unwrap(), 11 + 12 - first);
+}
+
+/// Sends datagrams without ever waiting long, and tells of each whether it was answered, and by whom; until nobody listens.
+fn babble(socket: UdpSocket) -> mpsc::Receiver<(Instant, Option<u8>)> {
+    let (tells, told) = mpsc::channel();
+    socket.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+    thread::spawn(move || {
+        loop {
+            // While nobody serves it is refused, which is no answer.
+            let answer = ask(&socket).ok();
+            if tells.send((Instant::now(), answer)).is_err() {
+                return;
+            }
+        }
+    });
+    told
+}
+
+/// The first answer of this endpoint after `begun` comes within a second.
+fn answers_soon(told: &mpsc::Receiver<(Instant, Option<u8>)>, endpoint: u8, begun: Instant) {
+    let (at, _) = told.iter().find(|(at, answer)| *at > begun && (*answer == Some(endpoint) || begun.elapsed() > DEADLINE)).unwrap();
+    assert!(at - begun < Duration::from_secs(1), "10.128.0.{endpoint} answers after {:?}", at - begun);
+}
+
+#[test]
+fn a_client_that_never_pauses_is_answered_by_who_replaces_its_endpoint() {
+    let [one, two, three]: [Place; 3] = [("t1", 0, 11), ("t2", 1, 12), ("t3", 0, 13)];
+    let lab = balanced(2, &[one], v1::Affinity::Unspecified);
+    serve_udp(&lab, one);
+    let told = babble(socket(&lab, CLIENT));
+    answers_soon(&told, 11, Instant::now());
+    let leaving = |web: &[Place]| {
+        let mut picture = front(web);
+        picture.endpoints[0].serving = false;
+        picture
+    };
+    let starts = |place: Place| {
+        lab.hosts[place.1].attach(place.0, &[("front", address(place.2).as_str())]).unwrap();
+        serve_udp(&lab, place);
+    };
+
+    // The new one first.
+    starts(two);
+    apply(&lab, 2, &[front(&[one, two])], v1::Affinity::Unspecified);
+    apply(&lab, 3, &[leaving(&[one, two])], v1::Affinity::Unspecified);
+    answers_soon(&told, 12, Instant::now());
+    lab.hosts[0].detach("t1").unwrap();
+
+    // The old one first.
+    apply(&lab, 4, &[leaving(&[two])], v1::Affinity::Unspecified);
+    lab.hosts[1].detach("t2").unwrap();
+    apply(&lab, 5, &[front(&[])], v1::Affinity::Unspecified);
+    starts(three);
+    apply(&lab, 6, &[front(&[three])], v1::Affinity::Unspecified);
+    answers_soon(&told, 13, Instant::now());
 }
 
 /// A stream to an endpoint on the second host hears, at its next word, that the endpoint is not there.

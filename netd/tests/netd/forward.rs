@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
+use tonic::Code;
 
 use crate::support::dns::{RESOLVER, addresses, ask, ask_tcp, question, resolve};
 use crate::support::resolver::{Resolver, answer, send};
-use crate::support::{Lab, eventually, network};
+use crate::support::{Host, Lab, eventually, network};
 
 const SEVEN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 const EIGHT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 8);
@@ -154,6 +155,32 @@ fn a_pod_of_internal_networks_alone_is_refused() {
     assert!(resolver.asked().is_empty());
     assert_eq!(addresses(&ask(host, "both", "example.com.", RecordType::A)), [SEVEN]);
     assert_eq!(code(&lab, "inner", "example.com.", RecordType::A), ResponseCode::Refused, "not even of what is remembered");
+}
+
+#[test]
+fn a_pod_with_resolvers_of_its_own_asks_those_and_gets_nobody_elses_answers() {
+    let mut lab = lab("nameserver 127.0.0.1\n");
+    let host = &mut lab.hosts[0];
+    let of_host = Resolver::start(host, "127.0.0.1", |socket, from, asked| send(socket, from, &answer(asked, &[SEVEN], 600)));
+    let of_pod = Resolver::start(host, "127.0.0.2", |socket, from, asked| send(socket, from, &answer(asked, &[EIGHT], 600)));
+    let networks = [("front", "10.128.0.9")];
+    host.attach_asking("t3", &networks, &["127.0.0.2", "169.254.53.53"]).unwrap();
+    let asked = |host: &Host, task: &str| addresses(&ask(host, task, "example.com.", RecordType::A));
+    for _ in 0..2 {
+        assert_eq!((asked(host, "t1"), asked(host, "t3")), (vec![SEVEN], vec![EIGHT]));
+    }
+    assert_eq!(addresses(&ask_tcp(host, "t3", "example.com.", RecordType::A)), [EIGHT]);
+    assert_eq!((of_host.asked(), of_pod.asked()), (vec!["example.com.".to_owned()], vec!["example.com.".to_owned()]));
+    assert_eq!(resolve(host, "t3", "web.").len(), 2, "what is ours is not theirs");
+    host.kill();
+    host.start();
+    assert_eq!(asked(host, "t3"), [EIGHT], "they are remembered");
+    host.attach_asking("t3", &networks, &["127.0.0.2", "169.254.53.53"]).unwrap();
+    for (dns, code) in
+        [(vec!["127.0.0.3"], Code::FailedPrecondition), (vec!["x"], Code::InvalidArgument), (vec!["1.1.1.1"; 4], Code::InvalidArgument)]
+    {
+        assert_eq!(host.attach_asking("t3", &networks, &dns).unwrap_err().code(), code, "{dns:?}");
+    }
 }
 
 #[test]

@@ -1,12 +1,11 @@
 //! Attach and detach, pictures, restarts, repairs, refusals.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hickory_proto::rr::RecordType;
 use netlink_packet_route::RouteNetlinkMessage;
 use rcluster_netd::core::links::{Mac, vtep_mac};
 use rcluster_netd::core::rules::{TABLE, isolation};
@@ -15,8 +14,9 @@ use rcluster_netd::kernel::netlink::Netlink;
 use rcluster_netd::kernel::nft;
 use tonic::Code;
 
-use crate::support::dns::resolve;
-use crate::support::{Lab, eventually, network};
+use crate::support::dns::{RESOLVER, question, resolve};
+use crate::support::traffic::{Traffic, sent_again};
+use crate::support::{Host, Lab, eventually, network};
 
 fn two_pods() -> Lab {
     let lab = Lab::start(2);
@@ -26,74 +26,13 @@ fn two_pods() -> Lab {
     lab
 }
 
-/// A stream from t1 to t2 that is used until `stop`; what counts the round trips, and the thread that gives the longest one.
-struct Stream {
-    /// When it was opened.
-    sent_again: u64,
-    trips: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
-    thread: thread::JoinHandle<Duration>,
-}
-
-impl Stream {
-    fn open(lab: &Lab) -> Self {
-        let listener = lab.hosts[1].listen("t2", "10.128.0.3:80");
-        thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut byte = [0];
-            while stream.read(&mut byte).unwrap_or(0) == 1 {
-                stream.write_all(&byte).unwrap();
-            }
-        });
-        let mut stream: TcpStream = lab.hosts[0].connect("t1", "10.128.0.3:80").unwrap();
-        stream.set_nodelay(true).unwrap();
-        let (trips, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (counter, stopped) = (trips.clone(), stop.clone());
-        let thread = thread::spawn(move || {
-            let mut longest = Duration::ZERO;
-            while !stopped.load(Ordering::Relaxed) {
-                let started = Instant::now();
-                stream.write_all(b"x").unwrap();
-                stream.read_exact(&mut [0]).unwrap();
-                longest = longest.max(started.elapsed());
-                counter.fetch_add(1, Ordering::Relaxed);
-            }
-            longest
-        });
-        Self { sent_again: sent_again(lab), trips, stop, thread }
-    }
-
-    fn goes_on(&self) {
-        let before = self.trips.load(Ordering::Relaxed);
-        eventually("the stream goes on", || self.trips.load(Ordering::Relaxed) > before + 100);
-    }
-
-    /// Ends it, and checks that it never stalled: a round trip that was long because this machine was busy had nothing sent again.
-    fn close(self, lab: &Lab) {
-        self.stop.store(true, Ordering::Relaxed);
-        let longest = self.thread.join().expect("no error on the stream");
-        let again = sent_again(lab) - self.sent_again;
-        assert!(longest < Duration::from_secs(1) || again == 0, "a packet was lost: {longest:?}, {again} sent again");
-    }
-}
-
-/// How many TCP segments the pods t1 and t2 have sent twice.
-fn sent_again(lab: &Lab) -> u64 {
-    let of = |host: usize, task: &str| {
-        let text = lab.hosts[host].inside(task, || std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
-        let rows: Vec<Vec<&str>> = text.lines().filter(|line| line.starts_with("Tcp:")).map(|line| line.split(' ').collect()).collect();
-        let column = rows[0].iter().position(|name| *name == "RetransSegs").unwrap();
-        rows[1][column].parse::<u64>().unwrap()
-    };
-    of(0, "t1") + of(1, "t2")
-}
-
 #[test]
 fn a_killed_netd_comes_back_unnoticed() {
     let mut lab = two_pods();
-    let stream = Stream::open(&lab);
+    let (client, server) = ((0, "t1"), (1, "t2"));
+    let stream = Traffic::stream(&lab, client, server, "10.128.0.3:80", "10.128.0.3:80");
     stream.goes_on();
-    let before = lab.hosts[0].devices();
+    let (before, again) = (lab.hosts[0].devices(), sent_again(&lab, &[client, server]));
     lab.hosts[0].kill();
     stream.goes_on();
     lab.hosts[0].start();
@@ -108,39 +47,65 @@ fn a_killed_netd_comes_back_unnoticed() {
     stream.goes_on();
     lab.hosts[0].start();
     assert_eq!(lab.hosts[0].devices(), before);
-    stream.close(&lab);
+    let longest = stream.close().unwrap();
+    let again = sent_again(&lab, &[client, server]) - again;
+    assert!(longest < Duration::from_secs(1) || again == 0, "a packet was lost: {longest:?}, {again} sent again");
 }
 
 #[test]
-fn killed_at_any_instant_of_its_work_it_converges_and_no_stream_stalls() {
+fn no_question_is_lost_while_netd_is_started_anew() {
     let mut lab = two_pods();
-    let stream = Stream::open(&lab);
-    stream.goes_on();
-    let front = network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)]);
-    let many: Vec<String> = (10..200).map(|last| format!("x{last}")).collect();
-    let endpoints: Vec<(&str, usize, u8)> = many.iter().zip(10..).map(|(task, last)| (task.as_str(), 1, last)).collect();
-    let back = network("back", 1, &endpoints);
-    for round in 0..12_u64 {
-        let networks = if round % 2 == 0 { vec![front.clone(), back.clone()] } else { vec![front.clone()] };
-        let view = lab.view(0, 10 + round, &networks);
-        let pid = nix::unistd::Pid::from_raw(lab.hosts[0].pid().cast_signed());
-        let killer = thread::spawn(move || {
-            // Spread over the time that the work takes; which step it hits is left to chance.
-            thread::sleep(Duration::from_micros(round * 1500));
-            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-        });
-        // Answered or cut off: both are right.
-        let _outcome = lab.hosts[0].apply(view.clone());
-        killer.join().unwrap();
-        lab.hosts[0].kill();
+    let socket = lab.hosts[0].udp("t1", "0.0.0.0:0");
+    socket.connect(RESOLVER).unwrap();
+    let (answered, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let (counter, stopped) = (answered.clone(), stop.clone());
+    let asker = thread::spawn(move || {
+        let mut answer = [0; 512];
+        for id in (0..=u16::MAX).cycle() {
+            if stopped.load(Ordering::Relaxed) {
+                return;
+            }
+            let mut request = question("web.", RecordType::A, None);
+            request[..2].copy_from_slice(&id.to_be_bytes());
+            // Each once.
+            socket.send(&request).unwrap();
+            let len = socket.recv(&mut answer).expect("an answer");
+            assert!(len > 12 && answer[..2] == id.to_be_bytes(), "the answer to question {id}");
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    for _ in 0..20 {
+        let before = answered.load(Ordering::Relaxed);
+        eventually("questions are answered", || answered.load(Ordering::Relaxed) > before + 20 || asker.is_finished());
+        assert!(lab.hosts[0].stop().success());
         lab.hosts[0].start();
-        let answer = lab.hosts[0].apply(view).unwrap();
-        assert_eq!((answer.revision, answer.problems), (10 + round, vec![]));
-        let vxlans = lab.hosts[0].devices().iter().filter(|(name, _)| name.starts_with('v')).count();
-        assert_eq!(vxlans, networks.len(), "round {round}");
     }
-    stream.goes_on();
-    stream.close(&lab);
+    stop.store(true, Ordering::Relaxed);
+    asker.join().expect("every question was answered");
+    assert_eq!(keepers(&lab.hosts[0]), 1);
+}
+
+#[test]
+fn who_keeps_the_sockets_survives_netd_and_not_the_run_directory() {
+    let mut lab = two_pods();
+    let host = &mut lab.hosts[0];
+    host.kill();
+    assert_eq!(keepers(host), 1);
+    host.start();
+    assert_eq!((keepers(host), resolve(host, "t1", "web.").len()), (1, 2));
+    host.kill();
+    std::fs::remove_file(host.run_dir().join("dns.hold")).unwrap();
+    eventually("the keeper ends", || keepers(host) == 0);
+    host.start();
+    assert_eq!((keepers(host), resolve(host, "t1", "web.").len()), (1, 2));
+}
+
+/// How many processes keep the resolver's sockets of a host.
+fn keepers(host: &Host) -> usize {
+    let path = host.run_dir().canonicalize().unwrap().join("dns.hold");
+    let tail = [b"\0hold\0".as_slice(), path.as_os_str().as_encoded_bytes(), b"\0"].concat();
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| std::fs::read(entry.unwrap().path().join("cmdline")).ok());
+    processes.filter(|words| words.ends_with(&tail)).count()
 }
 
 #[test]
@@ -276,9 +241,7 @@ fn what_someone_breaks_is_mended_and_counted() {
         nft::change(&mut Netlink::open(nft::NETLINK_NETFILTER).unwrap(), &[nft::Change::remove(&element)]).unwrap();
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
     });
-    let before = held(host);
     lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
-    assert_ne!(held(host), before);
     assert_eq!(host.status().unwrap().repairs, 7);
     let _listener = lab.hosts[1].listen("t2", "10.128.0.3:80");
     host.connect("t1", "10.128.0.3:80").unwrap();
@@ -297,7 +260,7 @@ fn what_someone_breaks_is_mended_and_counted() {
         .unwrap();
         Netlink::open(0).unwrap().request("device", messages::del_link(vxlan), 0).unwrap();
     });
-    lab.apply(2, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
+    lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
     host.connect("t1", "10.128.0.3:80").unwrap();
     assert_eq!(host.status().unwrap().problems, Vec::<String>::new());
 }

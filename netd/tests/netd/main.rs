@@ -8,7 +8,11 @@ mod leave;
 
 mod egress;
 
+mod ingress;
+
 mod forward;
+
+mod malformed;
 
 mod overlay;
 
@@ -16,10 +20,22 @@ mod balance;
 
 mod encrypted;
 
+mod policy;
+
 mod lifecycle;
+
+mod converge;
 
 mod properties;
 
+mod damage;
+
+mod killed;
+
+mod matrix;
+
 mod rules;
+
+mod audit;
 
 mod figures;

@@ -3,10 +3,14 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{RData, RecordType};
+use rcluster_api::wire::v1;
 
 use crate::support::dns::{RESOLVER, addresses, ask, ask_tcp, exchange, question, resolve};
 use crate::support::{Lab, network};
@@ -70,6 +74,40 @@ fn no_data_no_name_and_not_ours_are_told_apart() {
     }
     let pointer = ask(&lab.hosts[0], "t1", "3.0.128.10.in-addr.arpa.", RecordType::PTR);
     assert!(matches!(&pointer.answers[0].data, RData::PTR(name) if name.to_string() == "web.3.front.internal."));
+}
+
+#[test]
+fn a_service_is_found_by_node_and_by_port() {
+    let lab = Lab::start(2);
+    let networks = [network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])];
+    let port = v1::Port { name: "http".into(), protocol: v1::Protocol::Tcp.into(), target: 8080, ..Default::default() };
+    let web = v1::ServiceView { id: "web".into(), name: "web".into(), stack: "shop".into(), ports: vec![port], ..Default::default() };
+    for (index, host) in lab.hosts.iter().enumerate() {
+        let view = v1::NetView { services: vec![web.clone()], ..lab.view(index, 1, &networks) };
+        assert_eq!(host.apply(view).unwrap().problems, Vec::<String>::new());
+    }
+    let host = &lab.hosts[0];
+    host.attach("t1", &[("front", "10.128.0.2")]).unwrap();
+    for (name, last) in [("web.node-0.node.", 2), ("web.shop.node-1.node.", 3), ("T2.web.", 3), ("t2.web.front.internal.", 3)] {
+        assert_eq!(resolve(host, "t1", name), front(&[last]), "{name}");
+    }
+    assert_eq!(resolve(host, "t1", "host.rcluster.internal."), [Ipv4Addr::new(169, 254, 53, 53)]);
+    for name in ["_http._tcp.web.", "_http._tcp.web.shop.", "_HTTP._tcp.web.front.internal."] {
+        let answer = ask(host, "t1", name, RecordType::SRV);
+        let mut targets: Vec<(String, u16)> = answer.answers.iter().filter_map(|record| srv(&record.data)).collect();
+        targets.sort();
+        assert_eq!(targets, [("web.2.front.internal.".to_owned(), 8080), ("web.3.front.internal.".to_owned(), 8080)], "{name}");
+        assert_eq!(answer.additionals.len(), 2, "{name}");
+        assert_eq!(resolve(host, "t1", &targets[1].0), front(&[3]));
+    }
+    assert_eq!(ask(host, "t1", "_ftp._tcp.web.", RecordType::SRV).metadata.response_code, ResponseCode::NXDomain);
+    host.detach("t1").unwrap();
+    host.attach("me", &[("front", "10.128.0.250")]).unwrap();
+    assert_eq!(ask(host, "me", "_http._tcp.web.", RecordType::SRV).answers.len(), 1, "a pod that is not here has no port");
+}
+
+fn srv(data: &RData) -> Option<(String, u16)> {
+    if let RData::SRV(srv) = data { Some((srv.target.to_string(), srv.port)) } else { None }
 }
 
 #[test]
@@ -155,6 +193,39 @@ fn malformed_and_foreign_requests_get_what_the_rfcs_say() {
     assert_eq!(answer[0..2], [0xab, 0xcd]);
     assert_eq!(answer[12..16], *b"\x03wEb", "the question comes back as it was asked");
     assert!(len > 12);
+}
+
+#[test]
+fn a_pod_that_floods_the_resolver_costs_the_others_no_question() {
+    let lab = lab();
+    let host = &lab.hosts[0];
+    host.attach("me", &[("front", "10.128.0.250")]).unwrap();
+    let (before, begin) = (host.status().unwrap().dns_queries, Instant::now());
+    let (socket, stop) = (host.udp("t1", "0.0.0.0:0"), Arc::new(AtomicBool::new(false)));
+    let (stopped, request) = (stop.clone(), question("web.", RecordType::A, None));
+    socket.connect(RESOLVER).unwrap();
+    let flood = thread::spawn(move || {
+        let mut sent = 0_u64;
+        while !stopped.load(Ordering::Relaxed) {
+            // A full queue on the way is as good as sent.
+            sent += u64::from(socket.send(&request).is_ok());
+        }
+        sent
+    });
+    let mut times: Vec<Duration> = Vec::new();
+    while begin.elapsed() < Duration::from_secs(3) {
+        let asked = Instant::now();
+        assert_eq!(resolve(host, "me", "web."), front(&[2, 3, 4]));
+        times.push(asked.elapsed());
+    }
+    stop.store(true, Ordering::Relaxed);
+    let sent = flood.join().unwrap();
+    times.sort();
+    let slow = times[times.len() * 99 / 100];
+    assert!(slow < Duration::from_millis(500), "p99 {slow:?} of {}", times.len());
+    let seen = host.status().unwrap().dns_queries - before - u64::try_from(times.len()).unwrap();
+    let share = 5_000.0 + 20_000.0 * begin.elapsed().as_secs_f64();
+    assert!(seen as f64 <= share * 1.1, "{seen} of {sent} questions were let through");
 }
 
 #[test]

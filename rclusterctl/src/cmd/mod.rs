@@ -1,8 +1,10 @@
 //! What each verb does: calls in, views out. Printing is `output`'s, reading files `config`'s.
 
 pub mod attach;
+pub mod audit;
 pub mod backup;
 pub mod change;
+pub mod check;
 pub mod cluster;
 pub mod context;
 pub mod copy;
@@ -13,6 +15,7 @@ pub mod follow;
 pub mod image;
 pub mod lab;
 pub mod logs;
+pub mod network;
 pub mod on_host;
 pub mod relay;
 pub mod show;
@@ -58,7 +61,10 @@ pub async fn run(command: Command, session: Session, out: Out) -> Result<(), Cli
         Command::Unpause(args) => attach::pause(session, args, true).await,
         Command::Events { since, watch } => show::events(session, out, since.as_deref(), watch).await,
         Command::Node(command) => node(session, out, command).await,
-        Command::Network(command) => network(session, out, command).await,
+        Command::Network(command) => of_network(session, out, command).await,
+        Command::Audit(args) => audit::audit(session, out, args).await,
+        Command::Trace(args) => audit::trace(session, out, args).await,
+        Command::Check => check::check(session, out).await,
         Command::Image(command) => image::run(session, out, command).await,
         Command::Secret(command) => data(session, out, DataKind::Secret, command).await,
         Command::Config(command) => data(session, out, DataKind::Config, command).await,
@@ -86,11 +92,13 @@ async fn node(session: Session, out: Out, command: NodeCommand) -> Result<(), Cl
     }
 }
 
-async fn network(session: Session, out: Out, command: NetworkCommand) -> Result<(), CliError> {
+async fn of_network(session: Session, out: Out, command: NetworkCommand) -> Result<(), CliError> {
     match command {
+        NetworkCommand::Create(args) => network::create(session, out, args).await,
         NetworkCommand::Ls => show::get(session, out, Kind::Network, None, false).await,
-        NetworkCommand::Inspect { network } => show::inspect(session, out, Kind::Network, &network).await,
+        NetworkCommand::Inspect { network } => network::inspect(session, out, &network).await,
         NetworkCommand::Rm { networks, wait } => change::rm(session, Kind::Network, &networks, wait).await,
+        NetworkCommand::Pool(command) => network::pool(session, out, command).await,
     }
 }
 

@@ -1,4 +1,4 @@
-//! A conversation with a container, or with a node about its images, by way of the managers.
+//! A conversation with a container, or with a node about its images or its network, by way of the managers.
 
 use std::time::Duration;
 
@@ -46,7 +46,11 @@ impl Relay {
 
     /// Asks something of a node's images, and waits until the node answers. That there is a leader is known: it has just named the node.
     pub async fn ask(session: &mut Session, node: &str, kind: v1::image_request::Kind) -> Result<Self, CliError> {
-        let kind = relay_open::Kind::Image(v1::ImageRequest { kind: Some(kind) });
+        Self::of_node(session, node, relay_open::Kind::Image(v1::ImageRequest { kind: Some(kind) })).await
+    }
+
+    /// Asks something of a node itself; the same holds for it.
+    pub async fn of_node(session: &mut Session, node: &str, kind: relay_open::Kind) -> Result<Self, CliError> {
         Self::begin(session, node, "", kind, "rclusterctl get nodes shows whether it is heard; then try again").await
     }
 

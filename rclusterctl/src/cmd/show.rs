@@ -27,7 +27,7 @@ pub async fn get(session: Session, out: Out, kind: Kind, name: Option<&str>, wat
     out.views(&views, number, unix_ms(), &format!("no {}s", kind.as_str()))
 }
 
-/// `node inspect`, `network inspect`: all fields, as JSON unless another form was asked for.
+/// `node inspect`, `secret inspect`: all fields, as JSON unless another form was asked for.
 pub async fn inspect(mut session: Session, out: Out, kind: Kind, name: &str) -> Result<(), CliError> {
     let views = Objects::read(&mut session, kind, name).await?.views(kind);
     let out = if out.is_table() { Out { format: Format::Json } } else { out };

@@ -1,5 +1,6 @@
 //! Which columns each kind of object has, and what stands in them.
 
+use rcluster_api::network::{Port, PublishMode};
 use rcluster_api::resource::{Bytes, Cpus, Millis};
 use rcluster_api::rest::{ClusterJson, DataJson, EventJson, NetworkJson, NodeJson, ServiceJson, TaskJson, UserJson};
 
@@ -17,7 +18,9 @@ pub fn table(views: &[View], wide: bool, now_ms: u64) -> Table {
 
 fn head(view: &View, wide: bool) -> Vec<&'static str> {
     let (narrow, more): (&[&str], &[&str]) = match view {
-        View::Service(_) => (&["NAME", "MODE", "REPLICAS", "UPDATE", "IMAGES", "NETWORKS", "AGE"], &["ID", "STACK", "VERSION", "MESSAGE"]),
+        View::Service(_) => {
+            (&["NAME", "MODE", "REPLICAS", "UPDATE", "IMAGES", "NETWORKS", "PORTS", "AGE"], &["ID", "STACK", "VERSION", "MESSAGE"])
+        }
         View::Task(_) => (
             &["ID", "NAME", "NODE", "STATE", "DESIRED", "ADDRESS", "SINCE", "MESSAGE"],
             &["ID", "NAME", "NODE", "STATE", "DESIRED", "ADDRESS", "SINCE", "RESTARTS", "IMAGES", "STACK", "MESSAGE"],
@@ -90,12 +93,23 @@ fn service_row(service: &ServiceJson, wide: bool, now_ms: u64) -> Vec<String> {
         service.update.state.clone(),
         images.join(","),
         or_dash(networks.join(",")),
+        or_dash(service.spec.ports.iter().filter_map(port).collect::<Vec<_>>().join(",")),
         age(&service.created, now_ms),
     ];
     if wide {
         row.extend([service.id.clone(), or_dash(&service.spec.stack), service.version.to_string(), service.update.message.clone()]);
     }
     row
+}
+
+/// A published port, as docker has it: `*:8080->80/tcp` at every node, `node:8080->80/tcp` at those of the tasks; `None` for another.
+fn port(port: &Port) -> Option<String> {
+    let published = port.published.as_ref()?;
+    let place = match published.mode {
+        PublishMode::Ingress(_) => "*",
+        PublishMode::Host => "node",
+    };
+    Some(format!("{place}:{}->{}/{}", published.ports, port.target, port.protocol.as_str()))
 }
 
 fn task_row(task: &TaskJson, wide: bool, now_ms: u64) -> Vec<String> {
@@ -282,6 +296,28 @@ mod tests {
             "ID                 NAME    NODE   STATE     DESIRED   ADDRESS      SINCE   RESTARTS   IMAGES       STACK   MESSAGE\n\
              0123456789abcdef   web.1   n1     running   running   10.128.0.5   1m5s    2          probe:demo   -\n"
         );
+    }
+
+    #[test]
+    fn services_with_their_ports() {
+        let service = |name: &str, ports: serde_json::Value| {
+            let spec = serde_json::json!({"containers": [{"image": "probe:demo"}], "networks": ["lab"], "ports": ports});
+            let service = serde_json::json!({
+                "kind": "Service", "id": "0123456789abcdef", "name": name, "version": 5, "mode": "replicated",
+                "replicas": {"desired": 2, "running": 1}, "update": {"state": "converging", "message": "1 of 2 tasks run"},
+                "created": "2026-11-21T10:00:00.000Z", "updated": "2026-11-21T10:00:00.000Z", "spec": spec,
+            });
+            View::Service(Box::new(serde_json::from_value(service).unwrap()))
+        };
+        let own = serde_json::json!(["8000-8001:80-81", {"target": 53, "published": 53, "protocol": "udp", "mode": "host"}]);
+        let services = [service("db", serde_json::json!([{"name": "sql", "target": 5432}])), service("web", own)];
+        assert_eq!(
+            table(&services, false, NOW).to_string(),
+            "NAME   MODE         REPLICAS   UPDATE       IMAGES       NETWORKS   PORTS                                    AGE\n\
+             db     replicated   1/2        converging   probe:demo   lab        -                                        1m5s\n\
+             web    replicated   1/2        converging   probe:demo   lab        *:8000-8001->80-81/tcp,node:53->53/udp   1m5s\n"
+        );
+        assert!(services.iter().all(|view| row(view, true, NOW).len() == head(view, true).len()));
     }
 
     #[test]

@@ -8,7 +8,10 @@ use std::thread;
 
 use rcluster_api::backup::Header;
 use rcluster_api::error::{ApiError, ErrorCode};
-use rcluster_api::object::{Event, Kind, Network, Object, Service, Stamp, Task, TaskNetwork, TaskStatus};
+use rcluster_api::network::NodeNetwork;
+use rcluster_api::object::{
+    Availability, Event, Kind, Network, Node, NodeDescription, NodeState, Object, Service, Stamp, Task, TaskNetwork, TaskStatus,
+};
 use rcluster_api::spec::Spec;
 use rcluster_api::task::TaskState;
 use rcluster_api::wire::convert;
@@ -190,6 +193,43 @@ fn task(service: &Service, slot: u32, attempt: usize, state: TaskState, message:
     }))
 }
 
+/// n1 and n2; n2's netd has something to say.
+fn nodes(name: &str) -> Vec<Object> {
+    let node = |name: &str, conditions: &[&str]| {
+        let conditions = conditions.iter().map(|condition| (*condition).to_owned()).collect();
+        let network = Some(NodeNetwork { mtu: 1450, conditions, ..NodeNetwork::default() });
+        Object::Node(Node {
+            id: name.into(),
+            stamp: stamp(1),
+            description: NodeDescription { name: name.to_owned(), network, ..NodeDescription::default() },
+            availability: Availability::Active,
+            labels: BTreeMap::new(),
+            state: NodeState::Ready,
+            message: String::new(),
+            since_ms: 0,
+            incarnation: 1,
+            number: 1,
+        })
+    };
+    let nodes = [node("n1", &[]), node("n2", &["the path to n1 is narrow"])];
+    nodes.into_iter().filter(|node| name.is_empty() || node.id() == name).collect()
+}
+
+/// What a node's netd says: n2 lacks a route.
+fn dump(node: &str) -> Vec<Result<v1::RelayOutput, Status>> {
+    use v1::relay_output::Kind;
+    let entry =
+        |kind: &str, text: &str, value: &str| v1::NetEntry { kind: kind.to_owned(), text: text.to_owned(), value: value.to_owned() };
+    let route = entry("route", "10.128.0.7/32", "via 10.90.0.102 on v100");
+    let held = [vec![entry("pod", "t1", "")], if node == "n2" { Vec::new() } else { vec![route.clone()] }].concat();
+    let parts = [
+        v1::DumpResponse { term: 1, revision: 7, wanted: vec![route, entry("pod", "t1", "")], ..Default::default() },
+        v1::DumpResponse { term: 1, revision: 7, held, ..Default::default() },
+    ];
+    let kinds = parts.map(Kind::NetDump).into_iter().chain([Kind::Exit(v1::RelayExit { code: 0 })]);
+    kinds.map(|kind| Ok(v1::RelayOutput { kind: Some(kind) })).collect()
+}
+
 impl Manager {
     fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T, ApiError>) -> Result<(u64, T), Status> {
         let mut state = self.state.lock().unwrap();
@@ -242,7 +282,9 @@ impl Control for Manager {
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
         let v1::ListRequest { kind, name, service: _, stack: _ } = request.into_inner();
         let state = self.state.lock().unwrap();
-        let objects = state.named(convert::kind(kind).map_err(ApiError::from)?, &name).into_iter().map(Into::into).collect();
+        let kind = convert::kind(kind).map_err(ApiError::from)?;
+        let nodes = if kind == Kind::Node { nodes(&name) } else { Vec::new() };
+        let objects = state.named(kind, &name).into_iter().chain(nodes).map(Into::into).collect();
         Ok(Response::new(v1::ListResponse { revision: state.revision, objects }))
     }
 
@@ -287,6 +329,9 @@ impl Control for Manager {
         let Some(relay_input::Kind::Open(open)) = request.into_inner().message().await?.and_then(|input| input.kind) else {
             return Err(ApiError::new(ErrorCode::Invalid, "open first").into());
         };
+        if let Some(relay_open::Kind::NetDump(_)) = open.kind {
+            return Ok(Response::new(Box::pin(tokio_stream::iter(dump(&open.target)))));
+        }
         if open.target != "web.1" {
             let error = ApiError::new(ErrorCode::Conflict, format!("task {} is failed, not running", open.target));
             return Err(error.hint("rclusterctl ps -a shows all tasks").into());
@@ -299,6 +344,11 @@ impl Control for Manager {
             stdin: false,
             tty: false,
         };
+        if let Some(relay_open::Kind::NetTrace(asked)) = &open.kind {
+            let trace = v1::TraceResponse { steps: vec!["a step".to_owned()], verdict: format!("delivered to {}", asked.target) };
+            let kinds = [relay_output::Kind::Opened(opened), relay_output::Kind::NetTrace(trace)];
+            return Ok(Response::new(Box::pin(tokio_stream::iter(kinds.map(|kind| Ok(v1::RelayOutput { kind: Some(kind) }))))));
+        }
         let Some(relay_open::Kind::Exec(exec)) = open.kind else { return Err(ApiError::new(ErrorCode::Invalid, "exec only").into()) };
         let kinds = [
             relay_output::Kind::Opened(opened),
@@ -364,6 +414,26 @@ impl Control for Manager {
 
     async fn rotate_authority(&self, _: Request<v1::RotateAuthorityRequest>) -> Result<Response<v1::RotateAuthorityResponse>, Status> {
         Ok(Response::new(v1::RotateAuthorityResponse { digest: "sha256:0".to_owned() }))
+    }
+
+    /// Whose web.3 has 10.128.0.7, on n2.
+    async fn view(&self, request: Request<v1::ViewRequest>) -> Result<Response<v1::NetView>, Status> {
+        let endpoint =
+            v1::EndpointView { task: "web.3".to_owned(), node_id: "n2".to_owned(), ip: "10.128.0.7".to_owned(), ..Default::default() };
+        Ok(Response::new(v1::NetView {
+            node_id: request.into_inner().node,
+            nodes: vec![v1::NodeView { id: "n2".to_owned(), name: "n2".to_owned(), addr: "10.90.0.102".to_owned(), ..Default::default() }],
+            networks: vec![v1::NetworkView { endpoints: vec![endpoint], ..Default::default() }],
+            ..Default::default()
+        }))
+    }
+
+    /// The first pool and those that are asked for.
+    async fn update_pools(&self, request: Request<v1::UpdatePoolsRequest>) -> Result<Response<v1::UpdatePoolsResponse>, Status> {
+        let first = v1::AddressPool { cidr: "10.128.0.0/9".to_owned(), prefix: 24, cursor: 0 };
+        let pools = [first].into_iter().chain(request.into_inner().add);
+        let pools = pools.map(|pool| v1::PoolStatus { cidr: pool.cidr, prefix: pool.prefix, subnets: 16, free: 3 }).collect();
+        Ok(Response::new(v1::UpdatePoolsResponse { revision: 1, pools }))
     }
 
     type BackupStream = Answer<v1::BackupChunk>;

@@ -308,8 +308,8 @@ impl Cluster {
 
 /// The networks of a state, made once for it.
 fn networks<'a>(kept: &'a mut Option<Arc<Networks>>, state: &State) -> &'a Arc<Networks> {
-    if kept.as_ref().is_none_or(|networks| networks.revision() != state.revision()) {
-        *kept = None;
+    if let Some(known) = kept.as_mut().filter(|known| known.revision() != state.revision()) {
+        *known = Arc::new(Networks::after(Some(&**known), state));
     }
     kept.get_or_insert_with(|| Arc::new(Networks::new(state)))
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use rcluster_tests::failover_bench::{self, Counts};
 use rcluster_tests::lab::{Lab, wait_for};
-use rcluster_tests::{leaders_bench, progress, pull_bench, state_bench};
+use rcluster_tests::{leaders_bench, net_bench, progress, pull_bench, state_bench};
 
 /// Figures of Docker Swarm 20.10 on a machine of the same kind, 5 hosts (see docs/benchmarks.md).
 const SWARM: [(&str, &str); 6] = [
@@ -57,6 +57,8 @@ enum Verb {
         #[arg(long, default_value_t = 10)]
         restarts: usize,
     },
+    /// Measure the network: paths, names, how soon changes are known, updates under load
+    Net(net_bench::Options),
 }
 
 /// Everything measured, by name, in the order of first measurement.
@@ -110,6 +112,7 @@ fn main() -> Result<()> {
         Some(Verb::Failover { kills, power_cuts, transfers }) => return failover_bench::run(Counts { kills, power_cuts, transfers }),
         Some(Verb::Leaders { kills }) => return leaders_bench::run(kills),
         Some(Verb::State { restarts }) => return state_bench::run(restarts),
+        Some(Verb::Net(options)) => return net_bench::run(&options),
         None => {}
     }
     let mut figures = Figures::default();

@@ -31,7 +31,8 @@ fn own_namespace() -> Result<File> {
     File::open("/proc/thread-self/ns/net").context("open the thread's network namespace")
 }
 
-fn ip(words: &str) -> Result<()> {
+/// Runs `ip` of iproute2, in the calling thread's network namespace.
+pub fn ip(words: &str) -> Result<()> {
     let output = Command::new("ip").args(words.split_whitespace()).output().context("run ip (iproute2)")?;
     if !output.status.success() {
         bail!("ip {words}: {}", String::from_utf8_lossy(&output.stderr).trim());
@@ -43,7 +44,8 @@ fn enter(namespace: &File) -> Result<()> {
     setns(namespace, CloneFlags::CLONE_NEWNET).context("enter a network namespace")
 }
 
-fn new_namespace() -> Result<File> {
+/// A network namespace without processes; it goes with the file.
+pub fn new_namespace() -> Result<File> {
     let made = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
         own_namespace()
@@ -91,7 +93,12 @@ impl Wire {
 
     /// Does something in a host's namespace, such as starting a process.
     pub fn inside<T>(&self, host: usize, deed: impl FnOnce() -> Result<T>) -> Result<T> {
-        enter(&self.hosts[host])?;
+        self.within(&self.hosts[host], deed)
+    }
+
+    /// The same in any network namespace.
+    pub fn within<T>(&self, namespace: &File, deed: impl FnOnce() -> Result<T>) -> Result<T> {
+        enter(namespace)?;
         let done = deed();
         enter(&self.own)?;
         done

@@ -67,6 +67,11 @@ fn dns_answers_with_all_replicas_in_turning_order() {
     // Of 200 fair draws from four, fewer than 20 for one of them is a chance of less than 1 in 10^7.
     assert!(first.values().all(|count| *count > 20), "{first:?}");
     assert_eq!(lab.resolve(&client, "2.web").unwrap().len(), 1);
+    for node in web.iter().map(|task| &task.node).collect::<BTreeSet<_>>() {
+        let there: BTreeSet<String> = web.iter().filter(|task| task.node == *node).map(|task| task.networks[0].ip.clone()).collect();
+        assert_eq!(lab.resolve(&client, &format!("web.{node}.node")).unwrap().into_iter().collect::<BTreeSet<_>>(), there, "on {node}");
+    }
+    assert_eq!(lab.resolve(&client, "host.rcluster.internal").unwrap(), ["169.254.53.53"]);
     turn.finish();
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Labs take turns: two at once would measure each other.
 
+mod audit;
 mod certificates;
 mod claims;
 mod containers;
@@ -11,8 +12,10 @@ mod faults;
 mod images;
 mod lifecycle;
 mod managers;
+mod ports;
 mod relay;
 mod secrets;
+mod stale;
 mod terminal;
 mod update;
 
@@ -75,4 +78,9 @@ pub fn balanced(network: &str, service: &str, replicas: usize) -> String {
 /// The server once on every node.
 pub fn everywhere(network: &str, service: &str) -> String {
     web(network, service, 1).replace("  replicas: 1\n", "  mode: global\n")
+}
+
+/// A number from the environment, for runs that are longer than usual or just as another one was.
+pub fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|error| panic!("{name} is {text:?}: {error}")))
 }

@@ -145,6 +145,19 @@ fn what_cannot_run_is_refused_in_words() {
 fn the_pods_files_name_it_and_its_resolver() {
     assert_eq!(hosts_file(&task()), "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n10.128.0.5\tweb-2\n");
     let network = Network { netns_path: String::new(), dns: "169.254.1.1".into(), search: vec!["shop".into(), "local".into()] };
-    assert_eq!(resolv_file(&network), "nameserver 169.254.1.1\nsearch shop local\noptions timeout:1 attempts:3 ndots:1\n");
+    assert_eq!(resolv_file(&task(), &network), "nameserver 169.254.1.1\nsearch shop local\noptions ndots:0 timeout:1 attempts:3\n");
     assert_eq!(hostname("web.2"), "web-2");
+}
+
+#[test]
+fn the_pods_files_hold_what_the_service_says() {
+    let mut task = task();
+    task.template.dns_search = vec!["corp.example".into()];
+    let hosts = [("router", "host-gateway"), ("db", "fd00::7")];
+    task.template.extra_hosts = BTreeMap::from(hosts.map(|(name, address)| (name.to_owned(), address.parse().expect("an address"))));
+    let network = Network { netns_path: String::new(), dns: "169.254.1.1".into(), search: vec!["shop".into()] };
+    let resolv = resolv_file(&task, &network);
+    assert_eq!(resolv, "nameserver 169.254.1.1\nsearch corp.example shop\noptions ndots:0 timeout:1 attempts:3\n");
+    assert!(hosts_file(&task).ends_with("10.128.0.5\tweb-2\nfd00::7\tdb\n169.254.53.53\trouter\n"));
+    assert_eq!(resolv_file(&task, &Network::default()), "# this pod is on no network\n");
 }

@@ -4,7 +4,8 @@ use ipnet::IpNet;
 
 use super::{WireError, missing, read_enum};
 use crate::network::{
-    AddressPool, Affinity, EndpointMode, HeldPort, IngressPolicy, NodeNetwork, Port, Ports, PublishMode, Published, WireguardKey,
+    AddressPool, Affinity, Allow, EndpointMode, HeldPort, IngressPolicy, NetworkPolicy, NodeNetwork, Peer, PolicyPort, Port, Ports,
+    PublishMode, Published, WireguardKey,
 };
 use crate::wire::v1;
 
@@ -96,6 +97,53 @@ impl TryFrom<v1::Port> for Port {
         };
         let protocol = read_enum::<v1::Protocol, _>(protocol, "ports.protocol")?;
         Ok(Self { name, protocol, target: ports(target, "ports.target")?, published })
+    }
+}
+
+impl From<NetworkPolicy> for v1::NetworkPolicy {
+    fn from(policy: NetworkPolicy) -> Self {
+        let NetworkPolicy { allow } = policy;
+        let texts = |peers: Vec<Peer>| peers.iter().map(ToString::to_string).collect();
+        let allow = allow.into_iter().map(|Allow { from, to, ports }| v1::Allow {
+            from: texts(from),
+            to: texts(to),
+            ports: ports.into_iter().map(Into::into).collect(),
+        });
+        Self { allow: allow.collect() }
+    }
+}
+
+impl TryFrom<v1::NetworkPolicy> for NetworkPolicy {
+    type Error = WireError;
+
+    fn try_from(wire: v1::NetworkPolicy) -> Result<Self, WireError> {
+        let v1::NetworkPolicy { allow } = wire;
+        let peers = |texts: Vec<String>, field| {
+            texts.iter().map(|text| text.parse::<Peer>().map_err(|_| missing(field))).collect::<Result<Vec<_>, WireError>>()
+        };
+        let allow = allow.into_iter().map(|v1::Allow { from, to, ports }| -> Result<Allow, WireError> {
+            let ports = ports.into_iter().map(PolicyPort::try_from).collect::<Result<Vec<_>, WireError>>()?;
+            Ok(Allow { from: peers(from, "policy.allow.from")?, to: peers(to, "policy.allow.to")?, ports })
+        });
+        Ok(Self { allow: allow.collect::<Result<Vec<_>, WireError>>()? })
+    }
+}
+
+impl From<PolicyPort> for v1::PolicyPort {
+    fn from(port: PolicyPort) -> Self {
+        let PolicyPort { protocol, ports } = port;
+        Self { protocol: v1::Protocol::from(protocol).into(), first: ports.first().into(), last: ports.last().into() }
+    }
+}
+
+impl TryFrom<v1::PolicyPort> for PolicyPort {
+    type Error = WireError;
+
+    fn try_from(wire: v1::PolicyPort) -> Result<Self, WireError> {
+        let v1::PolicyPort { protocol, first, last } = wire;
+        let protocol = read_enum::<v1::Protocol, _>(protocol, "policy.allow.ports.protocol")?;
+        let ports = u16::try_from(first).ok().zip(u16::try_from(last).ok()).and_then(|(first, last)| Ports::between(first, last));
+        Ok(Self { protocol, ports: ports.ok_or(missing("policy.allow.ports"))? })
     }
 }
 

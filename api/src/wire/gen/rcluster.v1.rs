@@ -159,6 +159,23 @@ pub struct TaskTemplate {
     /// an OCI runtime the nodes know by this name; empty: rcluster-runtime
     #[prost(string, tag = "5")]
     pub runtime: ::prost::alloc::string::String,
+    /// addresses of resolvers for names that are not the cluster's; none: the node's
+    #[prost(string, repeated, tag = "6")]
+    pub dns: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// domains that are searched before those of the networks
+    #[prost(string, repeated, tag = "7")]
+    pub dns_search: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "8")]
+    pub extra_hosts: ::prost::alloc::vec::Vec<HostEntry>,
+}
+/// A name of the containers' own.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostEntry {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// or host-gateway: the node's router
+    #[prost(string, tag = "2")]
+    pub ip: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ContainerSpec {
@@ -403,6 +420,37 @@ pub struct NetworkSpec {
     /// between nodes
     #[prost(bool, tag = "6")]
     pub encrypted: bool,
+    /// absent: all may speak with all
+    #[prost(message, optional, tag = "9")]
+    pub policy: ::core::option::Option<NetworkPolicy>,
+}
+/// Who may speak with whom on a network, and who may come to it by published ports: whom no rule allows may not.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkPolicy {
+    #[prost(message, repeated, tag = "1")]
+    pub allow: ::prost::alloc::vec::Vec<Allow>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Allow {
+    /// services by name, an asterisk for all; CIDRs: who comes by a published port
+    #[prost(string, repeated, tag = "1")]
+    pub from: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// services by name, an asterisk for all
+    #[prost(string, repeated, tag = "2")]
+    pub to: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// none: all
+    #[prost(message, repeated, tag = "3")]
+    pub ports: ::prost::alloc::vec::Vec<PolicyPort>,
+}
+/// Ports of containers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PolicyPort {
+    #[prost(enumeration = "Protocol", tag = "1")]
+    pub protocol: i32,
+    #[prost(uint32, tag = "2")]
+    pub first: u32,
+    #[prost(uint32, tag = "3")]
+    pub last: u32,
 }
 /// The bytes of a secret or config. A message of its own, so that one type only has to keep them out of what is printed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2248,6 +2296,212 @@ impl Kind {
         }
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetView {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(uint64, tag = "2")]
+    pub revision: u64,
+    /// the node it is for
+    #[prost(string, tag = "3")]
+    pub node_id: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "4")]
+    pub nodes: ::prost::alloc::vec::Vec<NodeView>,
+    /// those that have, or are about to have, a task on this node
+    #[prost(message, repeated, tag = "5")]
+    pub networks: ::prost::alloc::vec::Vec<NetworkView>,
+    /// those on one of the networks
+    #[prost(message, repeated, tag = "6")]
+    pub services: ::prost::alloc::vec::Vec<ServiceView>,
+    /// with ingress those of all services; with mode host where such a task is
+    #[prost(message, repeated, tag = "7")]
+    pub published: ::prost::alloc::vec::Vec<PublishedView>,
+    /// CIDRs that subnets are chosen from: never a way out
+    #[prost(string, repeated, tag = "8")]
+    pub pools: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// the newest, for which every node has a key; 0: no network is encrypted
+    #[prost(uint64, tag = "9")]
+    pub key_epoch: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NodeView {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// underlay address
+    #[prost(string, tag = "3")]
+    pub addr: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub incarnation: u64,
+    /// 0: not yet
+    #[prost(uint32, tag = "5")]
+    pub number: u32,
+    /// none while no network is encrypted
+    #[prost(message, repeated, tag = "7")]
+    pub wireguard_keys: ::prost::alloc::vec::Vec<WireguardKey>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkView {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub vni: u32,
+    /// CIDR
+    #[prost(string, tag = "4")]
+    pub subnet: ::prost::alloc::string::String,
+    #[prost(bool, tag = "5")]
+    pub internal: bool,
+    /// every name that exists on the network, also one with no endpoint to answer with (NODATA, not NXDOMAIN)
+    #[prost(string, repeated, tag = "6")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "7")]
+    pub endpoints: ::prost::alloc::vec::Vec<EndpointView>,
+    #[prost(bool, tag = "10")]
+    pub encrypted: bool,
+    /// absent: all may speak with all
+    #[prost(message, optional, tag = "11")]
+    pub policy: ::core::option::Option<NetworkPolicyView>,
+}
+/// Who may speak with whom on a network, and who may come to it by published ports: whom nothing here allows may not.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkPolicyView {
+    #[prost(message, repeated, tag = "1")]
+    pub allow: ::prost::alloc::vec::Vec<AllowView>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AllowView {
+    #[prost(string, repeated, tag = "1")]
+    pub from_service_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// everyone on the network
+    #[prost(bool, tag = "2")]
+    pub from_all: bool,
+    /// who comes by a published port
+    #[prost(string, repeated, tag = "3")]
+    pub from_cidrs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "4")]
+    pub to_service_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "5")]
+    pub to_all: bool,
+    /// none: all
+    #[prost(message, repeated, tag = "6")]
+    pub ports: ::prost::alloc::vec::Vec<PolicyPort>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndpointView {
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub node_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub ip: ::prost::alloc::string::String,
+    /// false: routed but not answered by DNS (not yet running, or leaving)
+    #[prost(bool, tag = "4")]
+    pub serving: bool,
+    /// lower case: service, service.stack, tasks.service, slot.service, task id, aliases
+    #[prost(string, repeated, tag = "5")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// the task's name
+    #[prost(string, tag = "6")]
+    pub task: ::prost::alloc::string::String,
+    /// `serving` is written beside it
+    #[prost(enumeration = "EndpointState", tag = "7")]
+    pub state: i32,
+    #[prost(string, tag = "8")]
+    pub service_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServiceView {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// empty: none
+    #[prost(string, tag = "3")]
+    pub stack: ::prost::alloc::string::String,
+    #[prost(enumeration = "EndpointMode", tag = "4")]
+    pub mode: i32,
+    #[prost(enumeration = "Affinity", tag = "5")]
+    pub affinity: i32,
+    /// on networks of this view
+    #[prost(message, repeated, tag = "6")]
+    pub vips: ::prost::alloc::vec::Vec<VipView>,
+    #[prost(message, repeated, tag = "7")]
+    pub ports: ::prost::alloc::vec::Vec<Port>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VipView {
+    #[prost(string, tag = "1")]
+    pub network_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub ip: ::prost::alloc::string::String,
+    /// lower case, those that it answers: service, service.stack, aliases
+    #[prost(string, repeated, tag = "4")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// A published port with the tasks behind it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PublishedView {
+    #[prost(string, tag = "1")]
+    pub service_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub port: ::core::option::Option<Port>,
+    #[prost(message, repeated, tag = "3")]
+    pub backends: ::prost::alloc::vec::Vec<BackendView>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackendView {
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub node_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub ip: ::prost::alloc::string::String,
+    #[prost(enumeration = "EndpointState", tag = "5")]
+    pub state: i32,
+}
+/// What may be sent to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum EndpointState {
+    /// managers of before: by `serving`
+    Unspecified = 0,
+    /// routed but not answered by DNS: not yet running, or no check has found it healthy
+    Routed = 1,
+    Serving = 2,
+    /// it ends: nothing new, what is there goes on
+    Leaving = 3,
+    /// its node is down
+    Dead = 4,
+}
+impl EndpointState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ENDPOINT_STATE_UNSPECIFIED",
+            Self::Routed => "ENDPOINT_STATE_ROUTED",
+            Self::Serving => "ENDPOINT_STATE_SERVING",
+            Self::Leaving => "ENDPOINT_STATE_LEAVING",
+            Self::Dead => "ENDPOINT_STATE_DEAD",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ENDPOINT_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "ENDPOINT_STATE_ROUTED" => Some(Self::Routed),
+            "ENDPOINT_STATE_SERVING" => Some(Self::Serving),
+            "ENDPOINT_STATE_LEAVING" => Some(Self::Leaving),
+            "ENDPOINT_STATE_DEAD" => Some(Self::Dead),
+            _ => None,
+        }
+    }
+}
 /// User to node. References are as in `docker pull`; the node completes them (docker.io/library, :latest).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImageRequest {
@@ -2435,6 +2689,43 @@ pub struct ImageStep {
     #[prost(string, tag = "5")]
     pub diff_id: ::prost::alloc::string::String,
 }
+/// One thing of a node's network.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetEntry {
+    /// device, pod, neighbour, forward, route, selector, element, rule, host, endpoint, name, flow
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// which one, alone of its kind: a route's destination, a device's name, an element's set and key
+    #[prost(string, tag = "2")]
+    pub text: ::prost::alloc::string::String,
+    /// what it is like; empty where being there is all
+    #[prost(string, tag = "3")]
+    pub value: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DumpResponse {
+    /// of the view in force
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(uint64, tag = "2")]
+    pub revision: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub wanted: ::prost::alloc::vec::Vec<NetEntry>,
+    #[prost(message, repeated, tag = "4")]
+    pub held: ::prost::alloc::vec::Vec<NetEntry>,
+    /// what netd could not do, in words
+    #[prost(string, repeated, tag = "5")]
+    pub problems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TraceResponse {
+    /// what happens to a packet, in order
+    #[prost(string, repeated, tag = "1")]
+    pub steps: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// where that leaves it
+    #[prost(string, tag = "2")]
+    pub verdict: ::prost::alloc::string::String,
+}
 /// User to container.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RelayInput {
@@ -2464,13 +2755,13 @@ pub mod relay_input {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RelayOpen {
-    /// a task's name or id; a service's name stands for one of its running tasks; with image: a node's name or id
+    /// a task's name or id; a service's name stands for one of its running tasks; with image and net_dump: a node's name or id
     #[prost(string, tag = "1")]
     pub target: ::prost::alloc::string::String,
     /// empty: the task's first
     #[prost(string, tag = "2")]
     pub container: ::prost::alloc::string::String,
-    #[prost(oneof = "relay_open::Kind", tags = "3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "relay_open::Kind", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub kind: ::core::option::Option<relay_open::Kind>,
 }
 /// Nested message and enum types in `RelayOpen`.
@@ -2493,6 +2784,10 @@ pub mod relay_open {
         Pause(super::RelayPause),
         #[prost(message, tag = "10")]
         Image(super::ImageRequest),
+        #[prost(message, tag = "11")]
+        NetDump(super::RelayNetDump),
+        #[prost(message, tag = "12")]
+        NetTrace(super::RelayNetTrace),
     }
 }
 /// Runs a command in the container. Answered with stdout, stderr and exit.
@@ -2570,6 +2865,20 @@ pub struct RelayPause {
     #[prost(bool, tag = "1")]
     pub resume: bool,
 }
+/// Answered with net_dump, in parts, and exit. What is wanted is what the leader's view of the node calls for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayNetDump {
+    /// also tracked connections that lead nowhere any more
+    #[prost(bool, tag = "1")]
+    pub conntrack: bool,
+}
+/// What becomes of the task's packets to a name or an address. Answered with net_trace and exit.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayNetTrace {
+    /// a name or an address, also with :PORT
+    #[prost(string, tag = "1")]
+    pub target: ::prost::alloc::string::String,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RelayCloseInput {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2582,7 +2891,10 @@ pub struct RelayResize {
 /// Container to user.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RelayOutput {
-    #[prost(oneof = "relay_output::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(
+        oneof = "relay_output::Kind",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+    )]
     pub kind: ::core::option::Option<relay_output::Kind>,
 }
 /// Nested message and enum types in `RelayOutput`.
@@ -2612,6 +2924,10 @@ pub mod relay_output {
         Problem(super::RelayProblem),
         #[prost(message, tag = "10")]
         Image(super::ImageAnswer),
+        #[prost(message, tag = "11")]
+        NetDump(super::DumpResponse),
+        #[prost(message, tag = "12")]
+        NetTrace(super::TraceResponse),
     }
 }
 /// Sent once the container was found and what was asked for has begun.
@@ -3020,6 +3336,39 @@ pub struct DropAuthoritiesRequest {}
 pub struct DropAuthoritiesResponse {
     #[prost(uint64, tag = "1")]
     pub revision: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ViewRequest {
+    /// a name, or an id
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+}
+/// Adds to what subnets are chosen from, or refuses all. With nothing to add it only answers what there is.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdatePoolsRequest {
+    /// without cursors
+    #[prost(message, repeated, tag = "1")]
+    pub add: ::prost::alloc::vec::Vec<AddressPool>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdatePoolsResponse {
+    #[prost(uint64, tag = "1")]
+    pub revision: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub pools: ::prost::alloc::vec::Vec<PoolStatus>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PoolStatus {
+    #[prost(string, tag = "1")]
+    pub cidr: ::prost::alloc::string::String,
+    /// of the subnets chosen from it
+    #[prost(uint32, tag = "2")]
+    pub prefix: u32,
+    #[prost(uint32, tag = "3")]
+    pub subnets: u32,
+    /// of them: of no network, and with no address of a node or of what a host reaches by a route of its own
+    #[prost(uint32, tag = "4")]
+    pub free: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ManagerStatus {
@@ -3599,6 +3948,49 @@ pub mod control_client {
                 .insert(GrpcMethod::new("rcluster.v1.Control", "Autolock"));
             self.inner.unary(req, path, codec).await
         }
+        /// What the managers want of a node's network.
+        pub async fn view(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ViewRequest>,
+        ) -> std::result::Result<tonic::Response<super::NetView>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/rcluster.v1.Control/View");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("rcluster.v1.Control", "View"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn update_pools(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdatePoolsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdatePoolsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rcluster.v1.Control/UpdatePools",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rcluster.v1.Control", "UpdatePools"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -3721,6 +4113,18 @@ pub mod control_server {
             request: tonic::Request<super::AutolockRequest>,
         ) -> std::result::Result<
             tonic::Response<super::AutolockResponse>,
+            tonic::Status,
+        >;
+        /// What the managers want of a node's network.
+        async fn view(
+            &self,
+            request: tonic::Request<super::ViewRequest>,
+        ) -> std::result::Result<tonic::Response<super::NetView>, tonic::Status>;
+        async fn update_pools(
+            &self,
+            request: tonic::Request<super::UpdatePoolsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdatePoolsResponse>,
             tonic::Status,
         >;
     }
@@ -4508,6 +4912,92 @@ pub mod control_server {
                     };
                     Box::pin(fut)
                 }
+                "/rcluster.v1.Control/View" => {
+                    #[allow(non_camel_case_types)]
+                    struct ViewSvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::UnaryService<super::ViewRequest>
+                    for ViewSvc<T> {
+                        type Response = super::NetView;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ViewRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::view(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ViewSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rcluster.v1.Control/UpdatePools" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdatePoolsSvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::UnaryService<super::UpdatePoolsRequest>
+                    for UpdatePoolsSvc<T> {
+                        type Response = super::UpdatePoolsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdatePoolsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::update_pools(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdatePoolsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -4546,185 +5036,6 @@ pub mod control_server {
     pub const SERVICE_NAME: &str = "rcluster.v1.Control";
     impl<T> tonic::server::NamedService for ControlServer<T> {
         const NAME: &'static str = SERVICE_NAME;
-    }
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct NetView {
-    #[prost(uint64, tag = "1")]
-    pub term: u64,
-    #[prost(uint64, tag = "2")]
-    pub revision: u64,
-    /// the node it is for
-    #[prost(string, tag = "3")]
-    pub node_id: ::prost::alloc::string::String,
-    #[prost(message, repeated, tag = "4")]
-    pub nodes: ::prost::alloc::vec::Vec<NodeView>,
-    /// those that have, or are about to have, a task on this node
-    #[prost(message, repeated, tag = "5")]
-    pub networks: ::prost::alloc::vec::Vec<NetworkView>,
-    /// those on one of the networks
-    #[prost(message, repeated, tag = "6")]
-    pub services: ::prost::alloc::vec::Vec<ServiceView>,
-    /// with ingress those of all services; with mode host where such a task is
-    #[prost(message, repeated, tag = "7")]
-    pub published: ::prost::alloc::vec::Vec<PublishedView>,
-    /// CIDRs that subnets are chosen from: never a way out
-    #[prost(string, repeated, tag = "8")]
-    pub pools: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// the newest, for which every node has a key; 0: no network is encrypted
-    #[prost(uint64, tag = "9")]
-    pub key_epoch: u64,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct NodeView {
-    #[prost(string, tag = "1")]
-    pub id: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub name: ::prost::alloc::string::String,
-    /// underlay address
-    #[prost(string, tag = "3")]
-    pub addr: ::prost::alloc::string::String,
-    #[prost(uint64, tag = "4")]
-    pub incarnation: u64,
-    /// 0: not yet
-    #[prost(uint32, tag = "5")]
-    pub number: u32,
-    /// none while no network is encrypted
-    #[prost(message, repeated, tag = "7")]
-    pub wireguard_keys: ::prost::alloc::vec::Vec<WireguardKey>,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct NetworkView {
-    #[prost(string, tag = "1")]
-    pub id: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub name: ::prost::alloc::string::String,
-    #[prost(uint32, tag = "3")]
-    pub vni: u32,
-    /// CIDR
-    #[prost(string, tag = "4")]
-    pub subnet: ::prost::alloc::string::String,
-    #[prost(bool, tag = "5")]
-    pub internal: bool,
-    /// every name that exists on the network, also one with no endpoint to answer with (NODATA, not NXDOMAIN)
-    #[prost(string, repeated, tag = "6")]
-    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    #[prost(message, repeated, tag = "7")]
-    pub endpoints: ::prost::alloc::vec::Vec<EndpointView>,
-    #[prost(bool, tag = "10")]
-    pub encrypted: bool,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct EndpointView {
-    #[prost(string, tag = "1")]
-    pub task_id: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub node_id: ::prost::alloc::string::String,
-    #[prost(string, tag = "3")]
-    pub ip: ::prost::alloc::string::String,
-    /// false: routed but not answered by DNS (not yet running, or leaving)
-    #[prost(bool, tag = "4")]
-    pub serving: bool,
-    /// lower case: service, service.stack, tasks.service, slot.service, task id, aliases
-    #[prost(string, repeated, tag = "5")]
-    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// the task's name
-    #[prost(string, tag = "6")]
-    pub task: ::prost::alloc::string::String,
-    /// `serving` is written beside it
-    #[prost(enumeration = "EndpointState", tag = "7")]
-    pub state: i32,
-    #[prost(string, tag = "8")]
-    pub service_id: ::prost::alloc::string::String,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ServiceView {
-    #[prost(string, tag = "1")]
-    pub id: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub name: ::prost::alloc::string::String,
-    /// empty: none
-    #[prost(string, tag = "3")]
-    pub stack: ::prost::alloc::string::String,
-    #[prost(enumeration = "EndpointMode", tag = "4")]
-    pub mode: i32,
-    #[prost(enumeration = "Affinity", tag = "5")]
-    pub affinity: i32,
-    /// on networks of this view
-    #[prost(message, repeated, tag = "6")]
-    pub vips: ::prost::alloc::vec::Vec<VipView>,
-    #[prost(message, repeated, tag = "7")]
-    pub ports: ::prost::alloc::vec::Vec<Port>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct VipView {
-    #[prost(string, tag = "1")]
-    pub network_id: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub ip: ::prost::alloc::string::String,
-    /// lower case, those that it answers: service, service.stack, aliases
-    #[prost(string, repeated, tag = "4")]
-    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-}
-/// A published port with the tasks behind it.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct PublishedView {
-    #[prost(string, tag = "1")]
-    pub service_id: ::prost::alloc::string::String,
-    #[prost(message, optional, tag = "2")]
-    pub port: ::core::option::Option<Port>,
-    #[prost(message, repeated, tag = "3")]
-    pub backends: ::prost::alloc::vec::Vec<BackendView>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct BackendView {
-    #[prost(string, tag = "1")]
-    pub task_id: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub node_id: ::prost::alloc::string::String,
-    #[prost(string, tag = "3")]
-    pub ip: ::prost::alloc::string::String,
-    #[prost(enumeration = "EndpointState", tag = "5")]
-    pub state: i32,
-}
-/// What may be sent to an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum EndpointState {
-    /// managers of before: by `serving`
-    Unspecified = 0,
-    /// routed but not answered by DNS: not yet running, or no check has found it healthy
-    Routed = 1,
-    Serving = 2,
-    /// it ends: nothing new, what is there goes on
-    Leaving = 3,
-    /// its node is down
-    Dead = 4,
-}
-impl EndpointState {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "ENDPOINT_STATE_UNSPECIFIED",
-            Self::Routed => "ENDPOINT_STATE_ROUTED",
-            Self::Serving => "ENDPOINT_STATE_SERVING",
-            Self::Leaving => "ENDPOINT_STATE_LEAVING",
-            Self::Dead => "ENDPOINT_STATE_DEAD",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "ENDPOINT_STATE_UNSPECIFIED" => Some(Self::Unspecified),
-            "ENDPOINT_STATE_ROUTED" => Some(Self::Routed),
-            "ENDPOINT_STATE_SERVING" => Some(Self::Serving),
-            "ENDPOINT_STATE_LEAVING" => Some(Self::Leaving),
-            "ENDPOINT_STATE_DEAD" => Some(Self::Dead),
-            _ => None,
-        }
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -4911,7 +5222,7 @@ pub struct LogsCancel {
     pub request_id: ::prost::alloc::string::String,
 }
 /// Asks for a Relay; the agent opens it on a connection of its own, so that a slow reader does not hold up the session.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RelayCommand {
     #[prost(string, tag = "1")]
     pub request_id: ::prost::alloc::string::String,
@@ -4920,6 +5231,9 @@ pub struct RelayCommand {
     pub task_id: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "3")]
     pub open: ::core::option::Option<RelayOpen>,
+    /// with net_dump: the leader's of this node
+    #[prost(message, optional, tag = "4")]
+    pub view: ::core::option::Option<NetView>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LogChunk {
@@ -5942,6 +6256,9 @@ pub struct AttachRequest {
     /// empty: a namespace with loopback only
     #[prost(message, repeated, tag = "2")]
     pub networks: ::prost::alloc::vec::Vec<AttachNetwork>,
+    /// addresses of the pod's own resolvers for foreign names; none: the host's
+    #[prost(string, repeated, tag = "3")]
+    pub dns: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AttachNetwork {
@@ -6001,6 +6318,23 @@ pub struct NetdStatusResponse {
     pub repairs: u64,
     #[prost(message, optional, tag = "8")]
     pub network: ::core::option::Option<NodeNetwork>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DumpRequest {
+    /// also tracked connections that lead nowhere any more
+    #[prost(bool, tag = "1")]
+    pub conntrack: bool,
+    /// what is wanted is what this one calls for; absent: the one in force
+    #[prost(message, optional, tag = "2")]
+    pub view: ::core::option::Option<NetView>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TraceRequest {
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+    /// a name or an address, also with :PORT
+    #[prost(string, tag = "2")]
+    pub target: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Attachment {
@@ -6205,6 +6539,44 @@ pub mod netd_client {
             req.extensions_mut().insert(GrpcMethod::new("rcluster.v1.Netd", "Status"));
             self.inner.unary(req, path, codec).await
         }
+        /// What is to be held and what the kernel and DNS hold; changes nothing.
+        pub async fn dump(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DumpRequest>,
+        ) -> std::result::Result<tonic::Response<super::DumpResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/rcluster.v1.Netd/Dump");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("rcluster.v1.Netd", "Dump"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What becomes of packets of a pod here.
+        pub async fn trace(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TraceRequest>,
+        ) -> std::result::Result<tonic::Response<super::TraceResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/rcluster.v1.Netd/Trace");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("rcluster.v1.Netd", "Trace"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -6250,6 +6622,16 @@ pub mod netd_server {
             tonic::Response<super::NetdStatusResponse>,
             tonic::Status,
         >;
+        /// What is to be held and what the kernel and DNS hold; changes nothing.
+        async fn dump(
+            &self,
+            request: tonic::Request<super::DumpRequest>,
+        ) -> std::result::Result<tonic::Response<super::DumpResponse>, tonic::Status>;
+        /// What becomes of packets of a pod here.
+        async fn trace(
+            &self,
+            request: tonic::Request<super::TraceRequest>,
+        ) -> std::result::Result<tonic::Response<super::TraceResponse>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct NetdServer<T> {
@@ -6527,6 +6909,92 @@ pub mod netd_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rcluster.v1.Netd/Dump" => {
+                    #[allow(non_camel_case_types)]
+                    struct DumpSvc<T: Netd>(pub Arc<T>);
+                    impl<T: Netd> tonic::server::UnaryService<super::DumpRequest>
+                    for DumpSvc<T> {
+                        type Response = super::DumpResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DumpRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Netd>::dump(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DumpSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rcluster.v1.Netd/Trace" => {
+                    #[allow(non_camel_case_types)]
+                    struct TraceSvc<T: Netd>(pub Arc<T>);
+                    impl<T: Netd> tonic::server::UnaryService<super::TraceRequest>
+                    for TraceSvc<T> {
+                        type Response = super::TraceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TraceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Netd>::trace(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TraceSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -13,7 +13,7 @@ mod nodes;
 mod vip;
 mod vni;
 
-pub use ipam::{POOL, is_given_out, overlap};
+pub use ipam::{POOL, is_given_out, overlap, subnets as subnet_count};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -130,7 +130,7 @@ fn numbered(state: &State) -> (BTreeMap<NetworkId, Network>, Option<Cluster>) {
 }
 
 /// What subnets are chosen from.
-fn pools(state: &State) -> Vec<AddressPool> {
+pub fn pools(state: &State) -> Vec<AddressPool> {
     match state.cluster().map(|cluster| &cluster.pools) {
         Some(pools) if !pools.is_empty() => pools.clone(),
         _ => vec![ipam::first_pool(&subnets(state).map(|(_, subnet)| subnet).collect::<Vec<_>>())],
@@ -166,13 +166,13 @@ pub fn routes(node: &Node) -> impl Iterator<Item = Ipv4Net> {
     })
 }
 
-/// What a subnet that was asked for touches and must not, in words.
+/// What a range that was asked for touches of nodes and must not, in words that follow the range.
 pub fn collision(state: &State, subnet: Ipv4Net) -> Option<String> {
     let holds = |node: &Node| addr(node).filter(|addr| subnet.contains(addr));
     let crosses = |node: &Node| routes(node).find(|route| overlap(route, &subnet));
     state.nodes().values().find_map(|node| match (holds(node), crosses(node)) {
-        (Some(addr), _) => Some(format!("subnet {subnet} holds the address {addr} of node {}", node.name())),
-        (None, Some(route)) => Some(format!("subnet {subnet} overlaps route {route} of node {}", node.name())),
+        (Some(addr), _) => Some(format!("holds the address {addr} of node {}", node.name())),
+        (None, Some(route)) => Some(format!("overlaps route {route} of node {}", node.name())),
         (None, None) => None,
     })
 }
@@ -180,6 +180,18 @@ pub fn collision(state: &State, subnet: Ipv4Net) -> Option<String> {
 /// The network that an address is in, which then cannot be a node's.
 pub fn network_of(state: &State, addr: Ipv4Addr) -> Option<(&str, Ipv4Net)> {
     subnets(state).find(|(_, subnet)| subnet.contains(&addr))
+}
+
+/// A network whose subnet shares an address with a range.
+pub fn network_across(state: &State, range: Ipv4Net) -> Option<(&str, Ipv4Net)> {
+    subnets(state).find(|(_, subnet)| overlap(subnet, &range))
+}
+
+/// The pools, each with how many of its subnets are free.
+pub fn pools_free(state: &State) -> Vec<(AddressPool, u32)> {
+    let taken = taken(state);
+    let free = |pool: &AddressPool| ipam::subnets(pool) - ipam::subnets_taken(pool, &taken);
+    pools(state).into_iter().map(|pool| (pool, free(&pool))).collect()
 }
 
 /// The networks whose subnets a host's own routes cross: (route, network, subnet).

@@ -44,7 +44,8 @@ fn tasks_weight(state: &State, service: &Service) -> usize {
         Mode::Replicated => usize::try_from(service.spec.replicas()).unwrap_or(usize::MAX),
         Mode::Global => state.nodes().len().max(1),
     };
-    replicas.saturating_mul(TASK + validate::text_bytes(&service.spec.containers))
+    let words = validate::words_bytes(&service.spec.dns_search, &service.spec.extra_hosts);
+    replicas.saturating_mul(TASK + validate::text_bytes(&service.spec.containers) + words)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rcluster_api::data::Data;
 use rcluster_api::id::{DataId, NodeId};
+use rcluster_api::object::Task;
 use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1;
 
@@ -12,19 +13,19 @@ use crate::core::state::State;
 
 /// The node's set as of `state`, told by the leader of `term`.
 pub fn assignments(state: &State, node: &NodeId, term: u64) -> v1::Assignments {
-    let mut tasks = Vec::new();
-    let mut kept_tasks = Vec::new();
-    for task in state.tasks_of_node(node) {
-        if task.status.state < TaskState::Assigned {
-            continue;
-        }
-        if task.may_run() {
-            tasks.push(v1::Task::from((**task).clone()));
-        } else {
-            kept_tasks.push(task.id.to_string());
-        }
-    }
+    let tasks = assigned_tasks(state, node).map(|task| v1::Task::from((**task).clone())).collect();
+    let kept_tasks = kept_tasks(state, node).map(|task| task.id.to_string()).collect();
     v1::Assignments { term, revision: state.revision(), tasks, kept_tasks }
+}
+
+/// The tasks of the set.
+pub fn assigned_tasks<'a>(state: &'a State, node: &NodeId) -> impl Iterator<Item = &'a Arc<Task>> {
+    state.tasks_of_node(node).filter(|task| task.status.state >= TaskState::Assigned && task.may_run())
+}
+
+/// Those whose logs are still wanted.
+pub fn kept_tasks<'a>(state: &'a State, node: &NodeId) -> impl Iterator<Item = &'a Arc<Task>> {
+    state.tasks_of_node(node).filter(|task| task.status.state >= TaskState::Assigned && !task.may_run())
 }
 
 /// The secrets and configs that the node's tasks use, and no others.

@@ -1,13 +1,19 @@
 //! What one node must reach: the networks that have a task on it, with every endpoint and every name.
 //!
 //! An endpoint is routed from the moment its task has a node, and answered by DNS only while the task runs, is wanted, and its node is
-//! not down. It leaves the answers in the same commit that asks the task to stop, or that tells that it will end by itself. Beside them
-//! stand the services on those networks with their virtual addresses, and the ports that the node is to open.
+//! not down. It leaves the answers in the same commit that asks the task to stop, or that tells that it will end by itself, and stays routed for
+//! a moment after the end, for its node delivers what the task had left to be sent. Beside them stand the services on those networks with their
+//! virtual addresses, and the ports that the node is to open.
+//!
+//! Views are made for each revision, from those of an earlier one: a network whose tasks, services and nodes are the same is the same value,
+//! which all nodes share. That two nodes, or two revisions, see the same is mostly told by that.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use rcluster_api::id::{NetworkId, NodeId, ServiceId, TaskId};
-use rcluster_api::network::{Port, PublishMode, Published};
+use rcluster_api::network::{Allow, Peer, Port, PublishMode, Published};
 use rcluster_api::object::{Network, Node, NodeState, Service, ServiceVip, Task, TaskNetwork};
 use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1;
@@ -24,17 +30,47 @@ pub struct Leaving {
     by_all: bool,
 }
 
+/// How long an ended task's address stays routed, by the managers' stamps: until something has changed so long after its end. Longer than any
+/// pod lingers.
+const ROUTED_AFTER_MS: u64 = 10_000;
+
 /// All networks of the cluster as the nodes see them; made once for a revision and shared between nodes.
 #[derive(Debug)]
 pub struct Networks {
     revision: u64,
-    nodes: Vec<v1::NodeView>,
-    views: BTreeMap<NetworkId, v1::NetworkView>,
+    made: BTreeMap<NetworkId, Made>,
+    common: Arc<Common>,
     by_node: BTreeMap<NodeId, BTreeSet<NetworkId>>,
     /// That are not down.
     up: BTreeSet<NodeId>,
     /// Tasks that are to stop and may still run.
     leaving: BTreeMap<TaskId, Leaving>,
+}
+
+/// A network's view, and what it was made of.
+#[derive(Debug)]
+struct Made {
+    /// All but the endpoints.
+    bare: v1::NetworkView,
+    members: Vec<Member>,
+    view: Arc<v1::NetworkView>,
+    /// Those with a task on it that may run.
+    nodes: BTreeSet<NodeId>,
+}
+
+/// A task on a network.
+#[derive(Debug, Clone)]
+struct Member {
+    task: Arc<Task>,
+    node_is_up: bool,
+    /// It has ended, and its address rests.
+    has_ended: bool,
+}
+
+/// What nodes see beside networks.
+#[derive(Debug, PartialEq)]
+struct Common {
+    nodes: Vec<v1::NodeView>,
     /// Each with the networks that it is on.
     services: Vec<(BTreeSet<NetworkId>, v1::ServiceView)>,
     /// Each with whether a node opens it for its own tasks only.
@@ -43,9 +79,22 @@ pub struct Networks {
     key_epoch: u64,
 }
 
+/// What one node sees, shared with the others as far as they see the same.
+#[derive(Debug)]
+pub struct Sight {
+    node: NodeId,
+    networks: Vec<(NetworkId, Arc<v1::NetworkView>)>,
+    common: Arc<Common>,
+}
+
 impl Networks {
     /// The networks as of `state`.
     pub fn new(state: &State) -> Self {
+        Self::after(None, state)
+    }
+
+    /// The same, made from those of another revision as far as they are alike.
+    pub fn after(known: Option<&Self>, state: &State) -> Self {
         let key_epoch = keys::epoch(state);
         let nodes = state
             .nodes()
@@ -60,7 +109,7 @@ impl Networks {
             })
             .collect();
         let mut views: BTreeMap<NetworkId, v1::NetworkView> =
-            state.networks().values().filter_map(|network| Some((network.id.clone(), empty_view(network)?))).collect();
+            state.networks().values().filter_map(|network| Some((network.id.clone(), empty_view(state, network)?))).collect();
         let mut services = Vec::new();
         for service in state.services().values() {
             let mut joined = BTreeSet::new();
@@ -81,9 +130,21 @@ impl Networks {
         let mut by_node: BTreeMap<NodeId, BTreeSet<NetworkId>> = BTreeMap::new();
         let mut leaving = BTreeMap::new();
         let mut backends: BTreeMap<ServiceId, Vec<v1::BackendView>> = BTreeMap::new();
-        for task in state.tasks().values().filter(|task| task.may_run() && task.status.state >= TaskState::Assigned) {
+        let mut members: BTreeMap<&NetworkId, Vec<Member>> = BTreeMap::new();
+        let newest_ms = state.tasks().values().map(|task| task.stamp.updated_at_ms).max().unwrap_or_default();
+        for task in state.tasks().values() {
             let Some(node) = &task.node_id else { continue };
-            let endpoint_state = endpoint_state(task, up.contains(node));
+            let member = |has_ended| Member { task: task.clone(), node_is_up: up.contains(node), has_ended };
+            if !(task.may_run() && task.status.state >= TaskState::Assigned) {
+                let ended_just_now = task.stamp.updated_at_ms.saturating_add(ROUTED_AFTER_MS) > newest_ms;
+                if task.status.state.is_terminal() && ended_just_now && state.nodes().contains_key(node) {
+                    for attached in &task.networks {
+                        members.entry(&attached.network_id).or_default().push(member(true));
+                    }
+                }
+                continue;
+            }
+            let endpoint_state = endpoint_state(task, up.contains(node), false);
             let service = state.services().get(&task.service_id);
             if !task.is_wanted() {
                 let networks = task.networks.iter().map(|attached| attached.network_id.clone()).collect();
@@ -97,10 +158,16 @@ impl Networks {
                 backends.entry(task.service_id.clone()).or_default().push(backend(task, node, first, endpoint_state));
             }
             for attached in &task.networks {
-                let Some(view) = views.get_mut(&attached.network_id) else { continue };
-                view.endpoints.push(endpoint(task, node, attached, endpoint_state));
-                by_node.entry(node.clone()).or_default().insert(attached.network_id.clone());
+                members.entry(&attached.network_id).or_default().push(member(false));
             }
+        }
+        let mut made = BTreeMap::new();
+        for (id, bare) in views {
+            let network = Made::after(known.and_then(|known| known.made.get(&id)), &id, bare, members.remove(&id).unwrap_or_default());
+            for node in &network.nodes {
+                by_node.entry(node.clone()).or_default().insert(id.clone());
+            }
+            made.insert(id, network);
         }
         let published = state.services().values().flat_map(|service| {
             let backends = backends.remove(&service.id).unwrap_or_default();
@@ -109,7 +176,9 @@ impl Networks {
         let published = published.collect();
         let pools = state.cluster().map(|cluster| &cluster.pools).filter(|pools| !pools.is_empty());
         let pools = pools.map_or_else(|| vec![POOL.to_string()], |pools| pools.iter().map(|pool| pool.cidr.to_string()).collect());
-        Self { revision: state.revision(), nodes, views, by_node, up, leaving, services, published, pools, key_epoch }
+        let common = Common { nodes, services, published, pools, key_epoch };
+        let common = known.filter(|known| *known.common == common).map_or_else(|| Arc::new(common), |known| known.common.clone());
+        Self { revision: state.revision(), made, common, by_node, up, leaving }
     }
 
     /// The revision that they are of.
@@ -131,22 +200,114 @@ impl Networks {
         })
     }
 
-    /// The part that concerns one node, told by the leader of `term`.
+    /// The part that concerns one node.
+    pub fn sight(&self, node: &NodeId) -> Sight {
+        let own = self.by_node.get(node).into_iter().flatten();
+        let networks = own.filter_map(|id| Some((id.clone(), self.made.get(id)?.view.clone())));
+        Sight { node: node.clone(), networks: networks.collect(), common: self.common.clone() }
+    }
+
+    /// The same as it is sent, told by the leader of `term`.
     pub fn view(&self, node: &NodeId, term: u64) -> v1::NetView {
-        let nothing = BTreeSet::new();
-        let own = self.by_node.get(node).unwrap_or(&nothing);
-        let services = self.services.iter().filter(|(joined, _)| !joined.is_disjoint(own));
+        self.sight(node).view(term, self.revision)
+    }
+}
+
+impl Sight {
+    /// As it is sent by the leader of `term`.
+    pub fn view(&self, term: u64, revision: u64) -> v1::NetView {
+        let networks = self.networks().map(|network| (**network).clone()).collect();
+        v1::NetView { term, revision, networks, ..self.beside() }
+    }
+
+    /// The networks that it sees.
+    pub fn networks(&self) -> impl Iterator<Item = &Arc<v1::NetworkView>> {
+        self.networks.iter().map(|(_, network)| network)
+    }
+
+    /// Whether both see the same. What is shared is not compared.
+    pub fn shows_the_same(&self, other: &Self) -> bool {
+        self.networks.len() == other.networks.len()
+            && self.networks().zip(other.networks()).all(|(one, other)| Arc::ptr_eq(one, other) || one == other)
+            && (Arc::ptr_eq(&self.common, &other.common) || self.beside() == other.beside())
+    }
+
+    /// What it sees beside the networks.
+    fn beside(&self) -> v1::NetView {
+        let own: BTreeSet<NetworkId> = self.networks.iter().map(|(id, _)| id.clone()).collect();
+        let Common { nodes, services, published, pools, key_epoch } = &*self.common;
+        let services = services.iter().filter(|(joined, _)| !joined.is_disjoint(&own));
         v1::NetView {
-            term,
-            revision: self.revision,
-            node_id: node.to_string(),
-            nodes: self.nodes.clone(),
-            networks: own.iter().filter_map(|id| self.views.get(id)).cloned().collect(),
-            services: services.map(|(_, service)| on_networks(service, own)).collect(),
-            published: self.published.iter().filter_map(|(own_only, published)| opened(published, *own_only, node)).collect(),
-            pools: self.pools.clone(),
-            key_epoch: self.key_epoch,
+            node_id: self.node.to_string(),
+            nodes: self.nodes(nodes),
+            services: services.map(|(_, service)| on_networks(service, &own)).collect(),
+            published: published.iter().filter_map(|(own_only, published)| opened(published, *own_only, &self.node)).collect(),
+            pools: pools.clone(),
+            key_epoch: *key_epoch,
+            ..Default::default()
         }
+    }
+
+    /// The node itself and those whose tasks it sees; of all others only what their packets are known by, for no pod is to reach a node, and every
+    /// node may send on what came to a port: that one of them was started anew, or has another key, is no news here.
+    fn nodes(&self, nodes: &[v1::NodeView]) -> Vec<v1::NodeView> {
+        let endpoints = self.networks().flat_map(|network| &network.endpoints);
+        let met: BTreeSet<&str> = endpoints.map(|endpoint| endpoint.node_id.as_str()).chain([self.node.as_str()]).collect();
+        let told = |node: &v1::NodeView| {
+            let mut node = node.clone();
+            if !met.contains(node.id.as_str()) {
+                (node.name, node.incarnation, node.wireguard_keys) = (String::new(), 0, Vec::new());
+            }
+            node
+        };
+        nodes.iter().map(told).collect()
+    }
+}
+
+impl Made {
+    /// The network's view, from an earlier one as far as that was made of the same.
+    fn after(known: Option<&Self>, id: &NetworkId, bare: v1::NetworkView, members: Vec<Member>) -> Self {
+        if let Some(known) = known.filter(|known| known.bare == bare && are_the_same(&known.members, &members)) {
+            return Self { bare, members, view: known.view.clone(), nodes: known.nodes.clone() };
+        }
+        let may_run = || members.iter().filter(|member| !member.has_ended);
+        let nodes = may_run().filter_map(|member| member.task.node_id.clone()).collect();
+        let held: BTreeSet<Ipv4Addr> = may_run().filter_map(|member| Some(member.on(id)?.ip)).collect();
+        // Of several that have had an address, who had it last.
+        let mut rest: BTreeMap<Ipv4Addr, &Member> = BTreeMap::new();
+        for member in members.iter().filter(|member| member.has_ended) {
+            let Some(ip) = member.on(id).map(|attached| attached.ip).filter(|ip| !held.contains(ip)) else { continue };
+            let last = rest.entry(ip).or_insert(member);
+            if last.task.stamp.updated_at_ms < member.task.stamp.updated_at_ms {
+                *last = member;
+            }
+        }
+        let endpoints = may_run().chain(rest.into_values()).filter_map(|member| member.endpoint(id)).collect();
+        let view = v1::NetworkView { endpoints, ..bare.clone() };
+        // A task may have changed in what no node sees.
+        let view = known.filter(|known| *known.view == view).map_or_else(|| Arc::new(view), |known| known.view.clone());
+        Self { bare, members, view, nodes }
+    }
+}
+
+fn are_the_same(known: &[Member], members: &[Member]) -> bool {
+    let same = |(one, other): (&Member, &Member)| {
+        Arc::ptr_eq(&one.task, &other.task) && (one.node_is_up, one.has_ended) == (other.node_is_up, other.has_ended)
+    };
+    known.len() == members.len() && known.iter().zip(members).all(same)
+}
+
+impl Member {
+    /// Its address on a network.
+    fn on(&self, network: &NetworkId) -> Option<&TaskNetwork> {
+        self.task.networks.iter().find(|attached| attached.network_id == *network)
+    }
+
+    /// What is told of it on a network. One that has ended has no name any more.
+    fn endpoint(&self, network: &NetworkId) -> Option<v1::EndpointView> {
+        let state = endpoint_state(&self.task, self.node_is_up, self.has_ended);
+        let endpoint = endpoint(&self.task, self.task.node_id.as_ref()?, self.on(network)?, state);
+        Some(if self.has_ended { v1::EndpointView { names: Vec::new(), task: String::new(), ..endpoint } } else { endpoint })
     }
 }
 
@@ -167,7 +328,7 @@ fn opened(published: &v1::PublishedView, own_only: bool, node: &NodeId) -> Optio
 }
 
 /// A network without endpoints; `None` before it has its numbers.
-fn empty_view(network: &Network) -> Option<v1::NetworkView> {
+fn empty_view(state: &State, network: &Network) -> Option<v1::NetworkView> {
     Some(v1::NetworkView {
         id: network.id.to_string(),
         name: network.spec.name.clone(),
@@ -177,7 +338,34 @@ fn empty_view(network: &Network) -> Option<v1::NetworkView> {
         names: Vec::new(),
         endpoints: Vec::new(),
         encrypted: network.spec.encrypted,
+        policy: policy_view(state, network),
     })
+}
+
+/// The network's policy with the ids of the services that its names stand for now; a name that stands for none of the network's matches
+/// nobody.
+fn policy_view(state: &State, network: &Network) -> Option<v1::NetworkPolicyView> {
+    let policy = network.spec.policy.as_ref()?;
+    let ids = |peers: &[Peer]| {
+        let id = |peer: &Peer| match peer {
+            Peer::Service(name) => {
+                let service = state.find_service(name).filter(|service| service.spec.name == *name)?;
+                service.spec.networks.iter().any(|attachment| attachment.network == network.spec.name).then(|| service.id.to_string())
+            }
+            Peer::All | Peer::Range(_) => None,
+        };
+        peers.iter().filter_map(id).collect::<Vec<String>>()
+    };
+    let range = |peer: &Peer| if let Peer::Range(cidr) = peer { Some(cidr.to_string()) } else { None };
+    let allow = policy.allow.iter().map(|Allow { from, to, ports }| v1::AllowView {
+        from_service_ids: ids(from),
+        from_all: from.contains(&Peer::All),
+        from_cidrs: from.iter().filter_map(range).collect(),
+        to_service_ids: ids(to),
+        to_all: to.contains(&Peer::All),
+        ports: ports.iter().copied().map(Into::into).collect(),
+    });
+    Some(v1::NetworkPolicyView { allow: allow.collect() })
 }
 
 /// By which others encrypt what they send to a node.
@@ -238,10 +426,10 @@ fn published(service: &Service, backends: &[v1::BackendView]) -> Vec<(bool, v1::
 }
 
 /// What may be sent to a task.
-fn endpoint_state(task: &Task, node_is_up: bool) -> v1::EndpointState {
+fn endpoint_state(task: &Task, node_is_up: bool, has_ended: bool) -> v1::EndpointState {
     if !node_is_up {
         v1::EndpointState::Dead
-    } else if !task.is_wanted() || task.status.ending {
+    } else if has_ended || !task.is_wanted() || task.status.ending {
         v1::EndpointState::Leaving
     } else if task.serves() {
         v1::EndpointState::Serving

@@ -8,17 +8,19 @@ use std::sync::Arc;
 
 use rcluster_api::cluster::Cluster;
 use rcluster_api::id::{DataId, NodeId, TaskId};
+use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1::{self, manager_message::Kind};
 
-use super::assignments::{assigned_data, assignments, used_data};
+use super::assignments::{assigned_data, assigned_tasks, assignments, kept_tasks, used_data};
 use super::leave::Mark;
-use super::netview::Networks;
+use super::netview::{Networks, Sight};
 use crate::core::state::State;
 
 /// What a node was sent in one session.
 #[derive(Debug, Default)]
 pub struct Told {
-    view: Option<v1::NetView>,
+    /// The last view, and what was seen in it.
+    view: Option<(Mark, Sight)>,
     set: Option<Digest>,
     data: BTreeMap<DataId, u64>,
     cluster: Option<Arc<Cluster>>,
@@ -28,6 +30,13 @@ pub struct Told {
 impl Told {
     /// What the node has not been sent yet; from now on it counts as sent.
     pub fn news(&mut self, state: &State, networks: &Networks, node: &NodeId, term: u64) -> Vec<Kind> {
+        let mut messages = self.view_news(state, networks, node, term);
+        messages.extend(self.task_news(state, node, term));
+        messages
+    }
+
+    /// Of it what must not wait for the rest to be made: whom the node trusts, and its view. Goes first.
+    pub fn view_news(&mut self, state: &State, networks: &Networks, node: &NodeId, term: u64) -> Vec<Kind> {
         let mut messages = Vec::new();
         if let Some(cluster) = state.cluster()
             && self.cluster.as_ref().is_none_or(|told| told.authorities != cluster.authorities)
@@ -36,11 +45,21 @@ impl Told {
             messages.push(Kind::Trust(v1::Trust { authorities }));
             self.cluster = Some(cluster.clone());
         }
-        let view = networks.view(node, term);
-        if self.view.as_ref().is_none_or(|told| !shows_the_same(told, &view)) {
-            messages.push(Kind::View(view.clone()));
-            self.view = Some(view);
-        }
+        let sight = networks.sight(node);
+        let mark = match &self.view {
+            Some((mark, told)) if told.shows_the_same(&sight) => *mark,
+            _ => {
+                messages.push(Kind::View(sight.view(term, networks.revision())));
+                (term, networks.revision())
+            }
+        };
+        self.view = Some((mark, sight));
+        messages
+    }
+
+    /// Of it the node's tasks and what they need. Goes after the view.
+    pub fn task_news(&mut self, state: &State, node: &NodeId, term: u64) -> Vec<Kind> {
+        let mut messages = Vec::new();
         let used = used_data(state, node);
         // What no task of the set uses is dropped by the agent.
         self.data.retain(|id, _| used.contains_key(id));
@@ -49,10 +68,9 @@ impl Told {
                 messages.push(Kind::Data(assigned_data(&data)));
             }
         }
-        let set = assignments(state, node, term);
-        let digest = Digest::of(&set);
+        let digest = Digest::of(state, node);
         if self.set.as_ref() != Some(&digest) {
-            messages.push(Kind::Assignments(set));
+            messages.push(Kind::Assignments(assignments(state, node, term)));
             self.set = Some(digest);
         }
         messages
@@ -60,7 +78,7 @@ impl Told {
 
     /// The view that the node was sent last.
     pub fn view(&self) -> Option<Mark> {
-        self.view.as_ref().map(|view| (view.term, view.revision))
+        self.view.as_ref().map(|(mark, _)| *mark)
     }
 
     /// That these tasks of the node need not wait any longer, as far as it has not been told. To be sent after the assignments that stop them.
@@ -71,27 +89,18 @@ impl Told {
     }
 }
 
-/// Whether two pictures for a node differ in nothing but where they are from.
-fn shows_the_same(one: &v1::NetView, other: &v1::NetView) -> bool {
-    let v1::NetView { term: _, revision: _, node_id: _, nodes, networks, services, published, pools, key_epoch } = one;
-    *nodes == other.nodes
-        && *networks == other.networks
-        && *services == other.services
-        && *published == other.published
-        && *pools == other.pools
-        && *key_epoch == other.key_epoch
-}
-
 /// What of a set an agent acts on: a task's status is the agent's own word and need not be told back to it.
 #[derive(Debug, PartialEq, Eq)]
 struct Digest {
-    tasks: Vec<(String, i32)>,
-    kept: Vec<String>,
+    tasks: Vec<(TaskId, TaskState)>,
+    kept: Vec<TaskId>,
 }
 
 impl Digest {
-    fn of(set: &v1::Assignments) -> Self {
-        let id = |task: &v1::Task| task.meta.as_ref().map(|meta| meta.id.clone()).unwrap_or_default();
-        Self { tasks: set.tasks.iter().map(|task| (id(task), task.desired_state)).collect(), kept: set.kept_tasks.clone() }
+    fn of(state: &State, node: &NodeId) -> Self {
+        Self {
+            tasks: assigned_tasks(state, node).map(|task| (task.id.clone(), task.desired_state)).collect(),
+            kept: kept_tasks(state, node).map(|task| task.id.clone()).collect(),
+        }
     }
 }

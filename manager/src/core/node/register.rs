@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{NodeId, TaskId};
-use rcluster_api::network::NodeNetwork;
+use rcluster_api::network::{NodeNetwork, NodePort, Port};
 use rcluster_api::object::{Availability, Kind, Node, NodeDescription, NodeState, Object, Stamp};
 use rcluster_api::task::TaskState;
 
@@ -33,10 +33,11 @@ pub fn register(state: &State, registration: &Registration, now_ms: u64) -> Resu
     check(state, registration)?;
     let mut changes = ChangeSet::default();
     let known = state.nodes().get(id);
+    let told = description.network.clone().map(NodeNetwork::bounded);
     let node = match known {
         Some(known) => {
             // An agent whose netd has not told it yet does not know less than before.
-            let network = description.network.clone().or_else(|| known.description.network.clone());
+            let network = told.or_else(|| known.description.network.clone());
             let description = NodeDescription { network, ..description.clone() };
             let mut node = Node { description, incarnation: *incarnation, ..(**known).clone() };
             if node.state != NodeState::Ready {
@@ -49,7 +50,7 @@ pub fn register(state: &State, registration: &Registration, now_ms: u64) -> Resu
         None => Node {
             id: id.clone(),
             stamp: Stamp::default(),
-            description: description.clone(),
+            description: NodeDescription { network: told, ..description.clone() },
             availability: Availability::Active,
             labels: BTreeMap::new(),
             state: NodeState::Ready,
@@ -71,7 +72,7 @@ pub fn register(state: &State, registration: &Registration, now_ms: u64) -> Resu
         }
         // Told once: as long as the node says the same, it is no news.
         if known.is_none_or(|known| known.description.network != node.description.network) {
-            changes.notes.extend(allocate::crossed(state, &node).first().map(|crossed| crossing(&node, *crossed)));
+            changes.notes.extend(news(state, known.and_then(|known| known.description.network.as_ref()), &node));
         }
         changes.puts.push(Object::Node(node));
     }
@@ -86,12 +87,19 @@ pub fn register(state: &State, registration: &Registration, now_ms: u64) -> Resu
 /// What to write when a node's host has another network than it had.
 pub fn network(state: &State, id: &NodeId, network: &NodeNetwork) -> ChangeSet {
     let mut changes = ChangeSet::default();
-    let Some(known) = state.nodes().get(id).filter(|known| known.description.network.as_ref() != Some(network)) else { return changes };
-    let description = NodeDescription { network: Some(network.clone()), ..known.description.clone() };
+    let network = Some(network.clone().bounded());
+    let Some(known) = state.nodes().get(id).filter(|known| known.description.network != network) else { return changes };
+    let description = NodeDescription { network, ..known.description.clone() };
     let node = Node { description, ..(**known).clone() };
-    changes.notes.extend(allocate::crossed(state, &node).first().map(|crossed| crossing(&node, *crossed)));
+    changes.notes.extend(news(state, known.description.network.as_ref(), &node));
     changes.puts.push(Object::Node(node));
     changes
+}
+
+/// What people are told of a host that has another network than `before`.
+fn news(state: &State, before: Option<&NodeNetwork>, node: &Node) -> Vec<Note> {
+    let crossing = allocate::crossed(state, node).first().map(|crossed| crossing(node, *crossed));
+    crossing.into_iter().chain(withheld(state, before, node)).collect()
 }
 
 /// Its host reaches by a route of its own what pods are to reach on a network.
@@ -103,6 +111,33 @@ fn crossing(node: &Node, (route, network, subnet): (Ipv4Net, &str, Ipv4Net)) -> 
         reason: "RouteOverlap",
         message: format!("its route {route} overlaps {subnet} of network {network}: it is given no new tasks on that network"),
     }
+}
+
+/// A program of its host has, and had not before, what it is to open for a service.
+fn withheld(state: &State, before: Option<&NodeNetwork>, node: &Node) -> Option<Note> {
+    let (had, has) = (held(before), held(node.description.network.as_ref()));
+    if has.is_empty() {
+        return None;
+    }
+    let (service, port) = state.services().values().find_map(|service| {
+        let runs_here = || state.tasks_of_node(&node.id).any(|task| task.service_id == service.id && task.may_run());
+        let mut asked = service.spec.ports.iter().flat_map(Port::node_ports);
+        let news = asked.find(|(port, of_tasks)| has.contains_key(port) && !had.contains_key(port) && (!of_tasks || runs_here()));
+        news.map(|(port, _)| (&service.spec.name, port))
+    })?;
+    Some(Note {
+        kind: Kind::Node,
+        object_id: node.id.to_string(),
+        object: node.name().to_owned(),
+        reason: "PortHeld",
+        message: format!("{port} is held there by {}: it is not opened for service {service}", has.get(&port)?),
+    })
+}
+
+/// The ports that programs of a host have, with who.
+fn held(network: Option<&NodeNetwork>) -> BTreeMap<NodePort, &str> {
+    let held = network.into_iter().flat_map(|network| &network.held_ports);
+    held.map(|held| (NodePort { protocol: held.protocol, number: held.port }, held.by.as_str())).collect()
 }
 
 fn check(state: &State, registration: &Registration) -> Result<(), ApiError> {

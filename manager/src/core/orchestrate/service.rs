@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use rcluster_api::id::{NodeId, TaskId};
+use rcluster_api::network::Port;
 use rcluster_api::object::{Availability, Kind, Node, NodeState, Object, Service, Stamp, Task, TaskStatus};
-use rcluster_api::spec::{Mode, Reschedule, UpdateOrder};
+use rcluster_api::spec::{Mode, Reschedule, ServiceSpec, UpdateOrder};
 use rcluster_api::task::TaskState;
 
 use super::restart::{Verdict, verdict};
@@ -188,6 +189,13 @@ impl Step<'_> {
         self.service.spec.update.order == UpdateOrder::StartFirst
     }
 
+    /// Whether the slot has what one task holds at a time: a static address, or a port of the one node that the slot is.
+    fn is_for_one(&self) -> bool {
+        let ServiceSpec { mode, networks, ports, .. } = &self.service.spec;
+        let has_port = || ports.iter().flat_map(Port::node_ports).any(|(_, of_tasks)| of_tasks);
+        networks.iter().any(|attachment| attachment.ip.is_some()) || *mode == Mode::Global && has_port()
+    }
+
     /// When the newest task of a slot runs, older live ones have been replaced and stop.
     fn retire_predecessors(&self, changes: &mut ChangeSet) {
         if runs(self.slot) {
@@ -207,9 +215,7 @@ impl Step<'_> {
             return;
         }
         let running = task.status.state == TaskState::Running;
-        // A static address is held by one task at a time.
-        let is_static = self.service.spec.networks.iter().any(|attachment| attachment.ip.is_some());
-        let start_first = running && !is_static && (drained || self.starts_before_the_old_has_gone());
+        let start_first = running && !self.is_for_one() && (drained || self.starts_before_the_old_has_gone());
         if start_first && self.waits_for_the_old_to_go() {
             // A successor that became outdated itself is on its way out: two beside the one that runs are one too many.
             return;

@@ -1,10 +1,14 @@
 //! What a node must be for a task to be put on it. A filter checks, and says in words why nodes failed it.
 
+use rcluster_api::network::NodePort;
 use rcluster_api::object::{Availability, Node, NodeState, Task};
 use rcluster_api::resource::{Bytes, Cpus};
 use rcluster_api::spec::{ConstraintKey, Placement};
 
 use super::room::Room;
+
+/// Most nodes that are named with what is in the way there.
+const NAMED_MAX: usize = 3;
 
 /// Why a node cannot take a task; nodes are grouped by it for the user.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +24,8 @@ pub enum Refusal {
     Overlap(String),
     /// One of the task's networks is encrypted, and the node cannot be.
     Encryption,
+    /// Someone has a port of the node that the task is to have there (`mode: host`).
+    Port(NodePort),
     Memory,
     Cpus,
     MaxPerNode(u32),
@@ -42,8 +48,8 @@ fn failed_constraint(placement: &Placement, node: &Node) -> Option<String> {
     placement.constraints.iter().find(|constraint| holds(&constraint.key, &constraint.value) != constraint.equal).map(ToString::to_string)
 }
 
-/// The first reason why `room` cannot take `task`.
-pub fn check(task: &Task, room: &Room<'_>) -> Result<(), Refusal> {
+/// The first reason why `room` cannot take `task`, which is to have `ports` of its node.
+pub fn check(task: &Task, ports: &[NodePort], room: &Room<'_>) -> Result<(), Refusal> {
     let node = room.node;
     if task.node_id.as_ref().is_some_and(|id| *id != node.id) {
         return Err(Refusal::OtherNode);
@@ -75,6 +81,9 @@ pub fn check(task: &Task, room: &Room<'_>) -> Result<(), Refusal> {
         && room.tasks_of(&task.service_id) >= most as usize
     {
         return Err(Refusal::MaxPerNode(most));
+    }
+    if let Some(port) = ports.iter().find(|port| room.ports.contains_key(*port)) {
+        return Err(Refusal::Port(*port));
     }
     let needed = task.reserved();
     if needed.memory > room.free.memory {
@@ -113,6 +122,7 @@ pub fn explain(task: &Task, refused: &[(Refusal, &Room<'_>)]) -> String {
                 let first = rooms.iter().find_map(why).unwrap_or_default();
                 format!("{count} cannot encrypt ({first}{})", if count > 1 { ", …" } else { "" })
             }
+            Refusal::Port(port) => format!("{count} {} {port} taken ({})", if count == 1 { "has" } else { "have" }, holders(*port, &rooms)),
             Refusal::Memory => {
                 let best = rooms.iter().map(|room| room.free.memory).max().unwrap_or(Bytes(0));
                 format!("{count} {} memory (need {}, best has {} free)", lack(count), needed.memory.human(), best.human())
@@ -136,6 +146,15 @@ fn no_encryption(node: &Node) -> Option<&str> {
         Some(("", [])) | None => Some("it has not told its key"),
         Some((why, _)) => Some(why),
     }
+}
+
+/// "n1: nginx (pid 812), n2: web.3".
+fn holders(port: NodePort, rooms: &[&Room<'_>]) -> String {
+    let holder = |room: &&Room<'_>| format!("{}: {}", room.node.name(), room.ports.get(&port).map_or("", String::as_str));
+    let mut named: Vec<String> = rooms.iter().take(NAMED_MAX).map(holder).collect();
+    let more = rooms.len() - named.len();
+    named.extend((more > 0).then(|| format!("and {more} more")));
+    named.join(", ")
 }
 
 fn lack(count: usize) -> &'static str {

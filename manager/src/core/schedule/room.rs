@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use ipnet::Ipv4Net;
 use rcluster_api::id::{NodeId, ServiceId};
+use rcluster_api::network::{NodePort, Port};
 use rcluster_api::object::{Capacity, Node, Task};
 
 use super::{filter, rank};
@@ -23,6 +24,8 @@ pub struct Room<'a> {
     pub crossed: BTreeMap<String, String>,
     /// Networks that are encrypted.
     pub encrypted: Rc<BTreeSet<String>>,
+    /// Its ports that someone has, with who: programs of its host, and tasks whose services publish them there (`mode: host`).
+    pub ports: BTreeMap<NodePort, String>,
     by_service: BTreeMap<ServiceId, usize>,
     failures: BTreeMap<(ServiceId, u32), usize>,
 }
@@ -38,7 +41,8 @@ impl Room<'_> {
         self.failures.get(&(service.clone(), slot)).copied().unwrap_or_default()
     }
 
-    fn add(&mut self, task: &Task) {
+    /// Takes in a task that has `ports` of the node.
+    fn add(&mut self, task: &Task, ports: &[NodePort]) {
         if task.status.state.is_terminal() {
             if task.status.state.is_failure() {
                 *self.failures.entry((task.service_id.clone(), task.slot)).or_default() += 1;
@@ -49,6 +53,9 @@ impl Room<'_> {
         self.free.cpus.0 = self.free.cpus.0.saturating_sub(reserved.cpus.0);
         self.free.memory.0 = self.free.memory.0.saturating_sub(reserved.memory.0);
         self.tasks += 1;
+        for port in ports {
+            self.ports.entry(*port).or_insert_with(|| task.name.clone());
+        }
         if task.is_wanted() {
             *self.by_service.entry(task.service_id.clone()).or_default() += 1;
         }
@@ -58,6 +65,7 @@ impl Room<'_> {
 /// All nodes.
 #[derive(Debug)]
 pub struct Rooms<'a> {
+    state: &'a State,
     rooms: BTreeMap<NodeId, Room<'a>>,
 }
 
@@ -70,29 +78,33 @@ impl<'a> Rooms<'a> {
             let said = |(route, name, subnet): (Ipv4Net, &str, Ipv4Net)| {
                 (String::from(name), format!("{route}, which overlaps {subnet} of network {name}"))
             };
+            let held = node.description.network.iter().flat_map(|network| &network.held_ports);
+            let held = held.map(|held| (NodePort { protocol: held.protocol, number: held.port }, held.by.clone()));
             let mut room = Room {
                 node,
                 free: node.description.capacity,
                 tasks: 0,
                 crossed: allocate::crossed(state, node).into_iter().map(said).collect(),
                 encrypted: Rc::clone(&encrypted),
+                ports: held.collect(),
                 by_service: BTreeMap::new(),
                 failures: BTreeMap::new(),
             };
             for task in state.tasks_of_node(&node.id).filter(|task| !is_unplaced(task)) {
-                room.add(task);
+                room.add(task, &ports_of(state, task));
             }
             (node.id.clone(), room)
         });
-        Self { rooms: rooms.collect() }
+        Self { state, rooms: rooms.collect() }
     }
 
     /// The best node for a task, or why there is none.
     pub fn best(&self, task: &Task) -> Result<&Room<'a>, String> {
+        let ports = ports_of(self.state, task);
         let mut refused = Vec::new();
         let mut fitting = Vec::new();
         for room in self.rooms.values() {
-            match filter::check(task, room) {
+            match filter::check(task, &ports, room) {
                 Ok(()) => fitting.push(room),
                 Err(refusal) => refused.push((refusal, room)),
             }
@@ -103,9 +115,15 @@ impl<'a> Rooms<'a> {
     /// Counts a task that was just assigned.
     pub fn place(&mut self, node: &NodeId, task: &Task) {
         if let Some(room) = self.rooms.get_mut(node) {
-            room.add(task);
+            room.add(task, &ports_of(self.state, task));
         }
     }
+}
+
+/// The ports of its node that a task has, or is to have: as its service is now.
+fn ports_of(state: &State, task: &Task) -> Vec<NodePort> {
+    let ports = state.services().get(&task.service_id).map(|service| service.spec.ports.as_slice()).unwrap_or_default();
+    ports.iter().flat_map(Port::node_ports).filter(|(_, of_tasks)| *of_tasks).map(|(port, _)| port).collect()
 }
 
 /// A global service's task that has its node but is not assigned takes no room yet.

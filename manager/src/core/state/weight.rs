@@ -34,6 +34,7 @@ pub fn weight(object: &Object) -> usize {
 
 fn task_weight(task: &Task) -> usize {
     REST + validate::text_bytes(&task.template.containers)
+        + validate::words_bytes(&task.template.dns_search, &task.template.extra_hosts)
         + task.status.message.len()
         + 64 * (task.status.containers.len() + task.networks.len())
 }
@@ -57,7 +58,7 @@ fn node_weight(node: &Node) -> usize {
 }
 
 fn network_weight(network: &Network) -> usize {
-    REST + validate::label_bytes(&network.spec.labels)
+    REST + validate::network_text_size(&network.spec)
 }
 
 fn cluster_weight(cluster: &Cluster) -> usize {

@@ -136,9 +136,19 @@ fn sent(vni: u32, ip: Ipv4Addr, chain: String) -> Element {
 
 /// The chain that draws, and who has which slot: each as many as the others, or one more.
 fn drawn(backends: &[Ipv4Addr]) -> (String, Vec<Ipv4Addr>) {
-    let count = u32::try_from(backends.len()).expect("bounded by BACKENDS_MAX");
-    let slots = if count <= SLOTS_EXACT { count } else { SLOTS_SHARED.into_iter().find(|slots| *slots >= count).unwrap_or(SLOTS_HASHED) };
+    let slots = slots(backends.len());
     (draws(slots), backends.iter().copied().cycle().take(slots as usize).collect())
+}
+
+/// By how many slots so many endpoints are found.
+pub(super) fn slots(backends: usize) -> u32 {
+    let count = u32::try_from(backends).expect("bounded by BACKENDS_MAX");
+    if count <= SLOTS_EXACT { count } else { SLOTS_SHARED.into_iter().find(|slots| *slots >= count).unwrap_or(SLOTS_HASHED) }
+}
+
+/// All numbers of slots from which one is drawn.
+pub(super) fn numbers_of_slots() -> impl Iterator<Item = u32> {
+    (1..=SLOTS_EXACT).chain(SLOTS_SHARED)
 }
 
 /// The chain that hashes, and who has which slot: the endpoint with the highest lot for it, so that one that comes or goes changes its own
@@ -189,7 +199,7 @@ pub(super) fn choosing() -> Vec<Chain> {
         let number = vec![from, Expression::Hash { from: slot, len: 4, below: slots, seed: SEED, into: slot }];
         Chain::aside(&hashes(slots), choice(&format!("jhash ip saddr mod {slots} seed {SEED:#x}"), number))
     };
-    (1..=SLOTS_EXACT).chain(SLOTS_SHARED).map(draw).chain([hash(SLOTS_HASHED)]).collect()
+    numbers_of_slots().map(draw).chain([hash(SLOTS_HASHED)]).collect()
 }
 
 /// To the endpoint of the slot that `number` puts into the second register, or to that of the first one.
@@ -250,11 +260,11 @@ pub(super) fn leaving() -> Vec<Rule> {
     vec![Rule::new("ip saddr . ip daddr @hairpin snat to resolver", [family(Family::Ipv4), both, translate])]
 }
 
-fn destination(into: Register) -> Expression {
+pub(super) fn destination(into: Register) -> Expression {
     Expression::Payload { header: Header::Network, offset: DESTINATION, len: 4, into }
 }
 
-fn listed(set: &'static Set) -> Vec<Expression> {
+pub(super) fn listed(set: &'static Set) -> Vec<Expression> {
     vec![destination(FIRST), Expression::Lookup { set, key: FIRST, into: None, present: true }]
 }
 

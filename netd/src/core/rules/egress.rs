@@ -5,12 +5,12 @@
 //! entries  address       every node's, this one's too
 //! ```
 //!
-//! Pods are not to reach what is only meant for hosts: managers, agents, sshd.
+//! Pods are not to reach what is only meant for hosts: managers, agents, sshd. At a node's address they reach published ports (`ingress`).
 
 use std::net::Ipv4Addr;
 
 use super::elements::{Element, Elements, Field, SetName, Value};
-use super::expressions::{Expression, FIRST, Family, Header, Meta, Rejection, equals, family};
+use super::expressions::{Expression, FIRST, Meta, equals};
 use super::isolation::exit;
 use super::{Data, Filling, Rule, Set};
 use crate::core::links::Underlay;
@@ -30,16 +30,6 @@ pub fn elements(picture: &Picture, underlay: &Underlay) -> Elements {
     let exits = open.map(|network| exit(network.vni, UPLINK));
     let entries = uplink::nodes(picture, underlay).into_iter().map(entry);
     exits.chain(entries).map(|element| (element.key, element.data)).collect()
-}
-
-/// Of what is forwarded, before it is asked whether it may leave.
-pub(super) fn refused() -> Vec<Rule> {
-    let to_node = vec![
-        Expression::Payload { header: Header::Network, offset: 16, len: 4, into: FIRST },
-        Expression::Lookup { set: &ENTRIES, key: FIRST, into: None, present: true },
-        Expression::Reject(Rejection::AdminProhibited),
-    ];
-    vec![Rule::new("ip daddr @entries reject with icmpx admin-prohibited", [family(Family::Ipv4), to_node])]
 }
 
 /// The host knows one address of ours.

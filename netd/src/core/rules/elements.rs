@@ -9,7 +9,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::expressions::Verdict;
-use super::{Data, Set, balance, egress, isolation};
+use super::{Data, Set, balance, egress, ingress, isolation, policy};
 use crate::core::links::Mac;
 
 /// Bytes of a device's name in a key: padded with zeros.
@@ -30,12 +30,47 @@ pub enum SetName {
     Vips,
     VipList,
     Dead,
+    Allow,
+    AllowIn,
+    Shielded,
+    Policed,
+    Flood,
+    Outward,
+    Peers,
+    Homes,
+    Served,
+    Guarded,
+    Allowed,
+    Behind,
+    Ports,
 }
 
 impl SetName {
     /// All of them, in order.
-    pub const ALL: [Self; 9] =
-        [Self::Sources, Self::Members, Self::Exits, Self::Entries, Self::Backends, Self::Hairpin, Self::Vips, Self::VipList, Self::Dead];
+    pub const ALL: [Self; 22] = [
+        Self::Sources,
+        Self::Members,
+        Self::Exits,
+        Self::Entries,
+        Self::Backends,
+        Self::Hairpin,
+        Self::Vips,
+        Self::VipList,
+        Self::Dead,
+        Self::Allow,
+        Self::AllowIn,
+        Self::Shielded,
+        Self::Policed,
+        Self::Flood,
+        Self::Outward,
+        Self::Peers,
+        Self::Homes,
+        Self::Served,
+        Self::Guarded,
+        Self::Allowed,
+        Self::Behind,
+        Self::Ports,
+    ];
 
     /// What it is like.
     pub fn set(self) -> &'static Set {
@@ -49,6 +84,19 @@ impl SetName {
             Self::Vips => &balance::VIPS,
             Self::VipList => &balance::VIP_LIST,
             Self::Dead => &balance::DEAD,
+            Self::Allow => &policy::ALLOW,
+            Self::AllowIn => &policy::ALLOW_IN,
+            Self::Shielded => &policy::SHIELDED,
+            Self::Policed => &policy::POLICED,
+            Self::Flood => &isolation::FLOOD,
+            Self::Outward => &ingress::OUTWARD,
+            Self::Peers => &ingress::PEERS,
+            Self::Homes => &ingress::HOMES,
+            Self::Served => &ingress::SERVED,
+            Self::Guarded => &ingress::GUARDED,
+            Self::Allowed => &ingress::ALLOWED,
+            Self::Behind => &ingress::BEHIND,
+            Self::Ports => &ingress::PORTS,
         }
     }
 }
@@ -184,6 +232,59 @@ pub struct Key {
     pub set: SetName,
     /// In a set of intervals two keys, the first and the last.
     pub bytes: Vec<u8>,
+}
+
+/// What a key of a set of intervals spans, field by field: first and last.
+type Spans<'a> = Vec<(&'a [u8], &'a [u8])>;
+
+impl Key {
+    /// `None` for a key of another set.
+    fn spans(&self) -> Option<Spans<'_>> {
+        let set = self.set.set();
+        let (mut first, last) = set.bounds(&self.bytes);
+        let mut last = last?;
+        let mut spans = Vec::with_capacity(set.key.len());
+        for field in set.key {
+            let (from, rest_of_first) = first.split_at_checked(field.padded())?;
+            let (to, rest_of_last) = last.split_at_checked(field.padded())?;
+            spans.push((from, to));
+            (first, last) = (rest_of_first, rest_of_last);
+        }
+        Some(spans)
+    }
+}
+
+/// Keys of sets of intervals, to be asked which others share a value with one of them. What stands in such keys is compared as packets
+/// have it: the first byte counts most.
+#[derive(Debug, Default)]
+pub struct Spanned<'a> {
+    /// With one value in the first field, by that.
+    narrow: BTreeMap<(SetName, &'a [u8]), Vec<Spans<'a>>>,
+    wide: BTreeMap<SetName, Vec<Spans<'a>>>,
+}
+
+impl<'a> Spanned<'a> {
+    /// Of these keys those of sets of intervals.
+    pub fn new(keys: impl IntoIterator<Item = &'a Key>) -> Self {
+        let mut spanned = Self::default();
+        for key in keys {
+            let Some(spans) = key.spans() else { continue };
+            match spans.first().filter(|(first, last)| first == last).map(|(first, _)| *first) {
+                Some(first) => spanned.narrow.entry((key.set, first)).or_default().push(spans),
+                None => spanned.wide.entry(key.set).or_default().push(spans),
+            }
+        }
+        spanned
+    }
+
+    /// Whether one of them and `key` have a value in common.
+    pub fn meets(&self, key: &Key) -> bool {
+        let Some(spans) = key.spans() else { return false };
+        let Some((first, last)) = spans.first().filter(|(first, last)| first <= last) else { return false };
+        let shared = |other: &Spans<'_>| spans.iter().zip(other).all(|(one, other)| one.0 <= other.1 && other.0 <= one.1);
+        let narrow = self.narrow.range((key.set, *first)..=(key.set, *last)).flat_map(|(_, others)| others);
+        narrow.chain(self.wide.get(&key.set).into_iter().flatten()).any(shared)
+    }
 }
 
 /// One element of one of the sets.

@@ -258,6 +258,14 @@ pub(super) fn protocol(number: u8) -> Vec<Expression> {
     vec![Expression::Meta { key: Meta::Protocol, into: FIRST }, equals(&[number])]
 }
 
+/// The protocol, and behind it the port to which the packet goes.
+pub(super) fn to_port(into: Register) -> Vec<Expression> {
+    vec![
+        Expression::Meta { key: Meta::Protocol, into },
+        Expression::Payload { header: Header::Transport, offset: 2, len: 2, into: into.after(1) },
+    ]
+}
+
 /// Of a connection that is known, or of one that belongs to it.
 pub(super) fn established() -> Vec<Expression> {
     vec![

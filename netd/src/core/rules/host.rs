@@ -2,14 +2,17 @@
 //! refuse what concerns us, or are final for this table alone: what they accept still meets the host's own rules.
 //!
 //! ```text
-//! nodes      address    from where VXLAN is taken
-//! encrypted  VNI        of which VXLAN is neither taken nor sent but through a tunnel
+//! nodes      address           from where VXLAN is taken
+//! encrypted  VNI               of which VXLAN is neither taken nor sent but through a tunnel
+//! ports      protocol . port   published ones: what comes for them from elsewhere goes on into the router, its sender unchanged
 //! ```
 //!
 //! VXLAN is not tracked: its connections would be one per peer and network and say nothing, and a full table would cost the overlay.
 
 use super::elements::Field;
-use super::expressions::{Expression, FIRST, Family, Header, Meta, Rejection, accept, drop, equals, established, family, protocol};
+use super::expressions::{
+    End, Expression, FIRST, Family, Header, Meta, Rejection, accept, drop, equals, established, family, protocol, to_port,
+};
 use super::{Chain, Data, Filling, Hook, Policy, Rule, Set, Skeleton, Table, TableFamily};
 use crate::core::encryption::DEVICE_START;
 use crate::core::links::VXLAN_PORT;
@@ -29,10 +32,14 @@ pub static NODES: Set = Set { name: "nodes", key: &[Field::Address], data: Data:
 /// A VNI as it stands in a header: three bytes, in a register of four.
 pub static ENCRYPTED: Set = Set { name: "encrypted", key: &[Field::Number], data: Data::None, filling: Filling::Keys };
 
+pub static PORTS: Set = Set { name: "ports", key: &[Field::Protocol, Field::Port], data: Data::None, filling: Filling::Keys };
+
 const BEFORE_TRACKING: i32 = -300;
 
 /// When `pre` has let a frame pass.
 const AFTER_PRE: i32 = -290;
+
+const DESTINATION_NAT: i32 = -100;
 
 /// Before the `filter` of others.
 const EARLY_FILTER: i32 = -10;
@@ -50,12 +57,13 @@ pub fn skeleton(guarded: bool) -> Skeleton {
     let forward = [forwarded(), if guarded { guard() } else { Vec::new() }].concat();
     Skeleton {
         table: TABLE,
-        sets: vec![&NODES, &ENCRYPTED],
+        sets: vec![&NODES, &ENCRYPTED, &PORTS],
         chains: vec![
             Chain::filter("pre", Hook::Prerouting, BEFORE_TRACKING, Policy::Accept, overlay()),
             Chain::filter("out", Hook::Output, BEFORE_TRACKING, Policy::Accept, vec![untracked("udp dport 4789 notrack", vec![])]),
             Chain::filter("wg", Hook::Prerouting, AFTER_PRE, Policy::Accept, vec![taken_in_clear()]),
             Chain::filter("sealed", Hook::Output, EARLY_FILTER, Policy::Accept, vec![sent_in_clear()]),
+            Chain::nat("ports", Hook::Prerouting, DESTINATION_NAT, published()),
             Chain::filter("in", Hook::Input, EARLY_FILTER, Policy::Accept, arriving()),
             Chain::filter("fwd", Hook::Forward, EARLY_FILTER, Policy::Accept, forward),
             Chain::nat("masq", Hook::Postrouting, SOURCE_NAT, leaving()),
@@ -157,6 +165,19 @@ fn guard() -> Vec<Rule> {
     )]
 }
 
+/// The host's own connections do not come by here: netd takes them at the port itself.
+fn published() -> Vec<Rule> {
+    let on = vec![
+        Expression::Lookup { set: &PORTS, key: FIRST, into: None, present: true },
+        Expression::Load { into: FIRST, value: ROUTER_IP.octets().to_vec() },
+        Expression::Translate { end: End::Destination, family: Family::Ipv4, address: FIRST, port: None },
+    ];
+    vec![Rule::new(
+        "iifname != rcl-up fib daddr type local meta l4proto . th dport @ports dnat ip to 169.254.54.2",
+        [device(Meta::InputName, false), family(Family::Ipv4), for_this_host(), to_port(FIRST), on],
+    )]
+}
+
 fn leaving() -> Vec<Rule> {
     let from_router = vec![Expression::Payload { header: Header::Network, offset: 12, len: 4, into: FIRST }, equals(&ROUTER_IP.octets())];
     vec![Rule::new(
@@ -205,6 +226,7 @@ mod tests {
             "table inet rcluster_host
   set nodes [Address] -> None
   set encrypted [Number] -> None
+  set ports [Protocol, Port] -> None
   chain pre hook Prerouting priority -300 policy Accept
     fib daddr type local udp dport 4789 ip saddr != @nodes drop
     fib daddr type local udp dport 4789 notrack
@@ -214,6 +236,8 @@ mod tests {
     fib daddr type local udp dport 4789 @th,96,24 @encrypted iifname != rcl-wg* drop
   chain sealed hook Output priority -10 policy Accept
     udp dport 4789 @th,96,24 @encrypted oifname != rcl-wg* drop
+  chain ports nat hook Prerouting priority -100 policy Accept
+    iifname != rcl-up fib daddr type local meta l4proto . th dport @ports dnat ip to 169.254.54.2
   chain in hook Input priority -10 policy Accept
     iifname rcl-up ct state established,related accept
     iifname rcl-up meta l4proto tcp reject with tcp reset

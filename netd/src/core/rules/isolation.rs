@@ -4,6 +4,7 @@
 //! sources  device . address          the one source address that may come in from a pod's veth
 //! members  device → VNI              which network a packet comes from
 //! exits    VNI . device              where a packet of that network may leave
+//! flood    device                    who asks the resolver too much; the kernel fills it
 //! ```
 //!
 //! The mark that `members` sets is cleared before the packet leaves, so the host's own marks never meet it.
@@ -12,7 +13,7 @@ use std::net::Ipv4Addr;
 
 use super::elements::{Element, Elements, Field, SetName, Value};
 use super::expressions::{
-    Expression, FIRST, Family, Header, Meta, Rejection, accept, drop, equals, established, family, input_begins, protocol,
+    Expression, FIRST, Family, Header, Limit, Meta, Rejection, accept, drop, equals, established, family, input_begins, protocol,
 };
 use super::{Data, Filling, Rule, Set};
 use crate::core::links::{RESOLVER, veth_name, vxlan_name};
@@ -23,6 +24,11 @@ pub static SOURCES: Set = Set { name: "sources", key: &[Field::Name, Field::Addr
 pub static MEMBERS: Set = Set { name: "members", key: &[Field::Name], data: Data::Fields(&[Field::Mark]), filling: Filling::Keys };
 
 pub static EXITS: Set = Set { name: "exits", key: &[Field::Mark, Field::Name], data: Data::None, filling: Filling::Keys };
+
+pub static FLOOD: Set = Set { name: "flood", key: &[Field::Name], data: Data::None, filling: Filling::Learned { timeout_ms: 10_000 } };
+
+/// Questions over UDP from one device: what is beyond them is dropped before the resolver sees it.
+const QUESTIONS: Limit = Limit { per_second: 20_000, burst: 5_000 };
 
 const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_TCP: u8 = 6;
@@ -102,6 +108,10 @@ pub(super) fn arriving() -> Vec<Rule> {
     vec![
         Rule::new("iifname lo accept", [input_begins(b"lo\0"), accept()]),
         Rule::new("ct state established,related accept", [established(), accept()]),
+        Rule::new(
+            "ip daddr resolver udp dport 53 iifname p* update @flood { iifname limit rate over 20000/second burst 5000 packets } drop",
+            [resolver_address(16), port(PROTOCOL_UDP, 2), from_pod(), too_many_questions(), drop()],
+        ),
         Rule::new("iifname p* ip daddr resolver udp dport 53 accept", [from_pod(), resolver_address(16), port(PROTOCOL_UDP, 2), accept()]),
         Rule::new("iifname p* ip daddr resolver tcp dport 53 accept", [from_pod(), resolver_address(16), port(PROTOCOL_TCP, 2), accept()]),
         Rule::new("iifname p* icmp type echo-request accept", [from_pod(), echo_request(), accept()]),
@@ -135,6 +145,10 @@ fn port(number: u8, offset: u32) -> Vec<Expression> {
     expressions.push(Expression::Payload { header: Header::Transport, offset, len: 2, into: FIRST });
     expressions.push(equals(&53_u16.to_be_bytes()));
     expressions
+}
+
+fn too_many_questions() -> Vec<Expression> {
+    vec![Expression::Meta { key: Meta::InputName, into: FIRST }, Expression::Update { set: &FLOOD, key: FIRST, over: QUESTIONS }]
 }
 
 fn echo_request() -> Vec<Expression> {

@@ -25,6 +25,10 @@ pub mod balance;
 
 pub mod egress;
 
+pub mod ingress;
+
+pub mod policy;
+
 pub mod skeleton;
 
 pub mod host;

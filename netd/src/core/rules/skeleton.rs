@@ -1,15 +1,24 @@
 //! The order of the table: which chains there are, and which feature's rules come before which.
 
+use std::sync::LazyLock;
+
 use super::elements::{Elements, SetName};
-use super::{Chain, Hook, Policy, Skeleton, TABLE, balance, egress, isolation};
+use super::{Chain, Hook, Outline, Policy, Skeleton, TABLE, balance, egress, ingress, isolation, policy};
 use crate::core::links::Underlay;
 use crate::core::picture::{Attachments, Picture};
 
 /// Before connection tracking sees a packet.
 const BEFORE_TRACKING: i32 = -300;
 
+/// Once connections are looked up, and before their destinations change.
+const TRACKED: i32 = -150;
+const UNCHANGED: i32 = -120;
+
 /// Before a packet is routed.
 const DESTINATION: i32 = -100;
+
+/// Once its destination is what it will be.
+const CHANGED: i32 = -90;
 
 /// Where nft's own `filter` stands.
 const FILTER: i32 = 0;
@@ -17,23 +26,51 @@ const FILTER: i32 = 0;
 /// Once a packet is routed.
 const SOURCE: i32 = 100;
 
+/// When nothing more is asked of it.
+const LAST: i32 = 150;
+
 /// The table's sets and chains.
 pub fn skeleton() -> Skeleton {
-    let forward = [balance::dead(), isolation::known(), isolation::marked(), egress::refused(), balance::unserved(), isolation::passing()];
+    let forward = [
+        balance::dead(),
+        isolation::known(),
+        policy::shielding(),
+        ingress::forwarded(),
+        isolation::marked(),
+        ingress::by_node(),
+        balance::unserved(),
+        policy::judged(),
+        isolation::passing(),
+    ];
+    let balance = [balance::balancing(), ingress::balancing()].concat();
+    let input = [isolation::arriving(), ingress::refused()].concat();
     let leave = [balance::leaving(), egress::leaving()].concat();
     let mut chains = vec![
         Chain::filter("source", Hook::Prerouting, BEFORE_TRACKING, Policy::Accept, isolation::incoming()),
         Chain::filter("answer", Hook::Output, BEFORE_TRACKING, Policy::Accept, isolation::answers()),
-        Chain::nat("balance", Hook::Prerouting, DESTINATION, balance::balancing()),
+        Chain::filter("mesh", Hook::Prerouting, TRACKED, Policy::Accept, ingress::between_nodes()),
+        Chain::filter("guard", Hook::Prerouting, UNCHANGED, Policy::Accept, ingress::guarding()),
+        Chain::nat("balance", Hook::Prerouting, DESTINATION, balance),
+        Chain::filter("toward", Hook::Prerouting, CHANGED, Policy::Accept, ingress::toward()),
     ];
     chains.extend(balance::choosing());
+    chains.extend(ingress::choosing());
     chains.extend([
         Chain::filter("forward", Hook::Forward, FILTER, Policy::Drop, forward.concat()),
         Chain::aside(balance::REFUSE, balance::refusing()),
-        Chain::filter("input", Hook::Input, FILTER, Policy::Drop, isolation::arriving()),
+        Chain::aside(policy::ADMIT, policy::admitting()),
+        Chain::aside(policy::POLICY, policy::judging()),
+        Chain::filter("input", Hook::Input, FILTER, Policy::Drop, input),
         Chain::nat("leave", Hook::Postrouting, SOURCE, leave),
+        Chain::filter("bare", Hook::Postrouting, LAST, Policy::Accept, ingress::sent()),
     ]);
     Skeleton { table: TABLE, sets: SetName::ALL.into_iter().map(SetName::set).collect(), chains }
+}
+
+/// The outline of the table, which is always the same: made once.
+pub fn outline() -> &'static Outline {
+    static OUTLINE: LazyLock<Outline> = LazyLock::new(|| skeleton().outline());
+    &OUTLINE
 }
 
 /// The elements of all sets.
@@ -41,6 +78,8 @@ pub fn elements(picture: &Picture, attachments: &Attachments, underlay: &Underla
     let mut elements = isolation::elements(picture, attachments);
     elements.extend(egress::elements(picture, underlay));
     elements.extend(balance::elements(picture, attachments));
+    elements.extend(policy::elements(picture, attachments));
+    elements.extend(ingress::elements(picture, attachments, underlay));
     elements
 }
 
@@ -51,10 +90,11 @@ mod tests {
     #[test]
     fn the_skeleton_reads_like_this() {
         let mut skeleton = skeleton();
-        let draws: Vec<String> = skeleton.chains.iter().map(|chain| chain.name.clone()).filter(|name| name.starts_with('r')).collect();
-        let numbers = (1..=32).chain([64, 128, 256, 512]).map(|slots| format!("r{slots}")).chain(["refuse".to_owned()]);
-        assert_eq!(draws, numbers.collect::<Vec<_>>());
-        skeleton.chains.retain(|chain| !draws.contains(&chain.name) || ["r3", "refuse"].contains(&chain.name.as_str()));
+        let drawn = |name: &String| name.strip_prefix(['r', 'p']).is_some_and(|slots| slots.parse::<u32>().is_ok());
+        let draws: Vec<String> = skeleton.chains.iter().map(|chain| chain.name.clone()).filter(drawn).collect();
+        let numbers = |letter: char| (1..=32).chain([64, 128, 256, 512]).map(move |slots| format!("{letter}{slots}"));
+        assert_eq!(draws, numbers('r').chain(numbers('p')).collect::<Vec<_>>());
+        skeleton.chains.retain(|chain| !draws.contains(&chain.name) || ["r3", "p3"].contains(&chain.name.as_str()));
         assert_eq!(
             skeleton.to_string(),
             "table inet rcluster
@@ -67,59 +107,118 @@ mod tests {
   set vips [Mark, Address] -> Verdict
   set viplist [Address] -> None
   set dead [Address] -> None
+  set allow [Address, Address, Protocol, Port] -> None, intervals
+  set allow_in [Address, Protocol, Port, Address] -> None, intervals
+  set shielded [Address] -> None
+  set policed [Mark] -> None
+  set flood [Name] -> None, learned for 10000 ms
+  set outward [Mark] -> None
+  set peers [HardwareAddress] -> Fields([Mark])
+  set homes [Address] -> Fields([Mark])
+  set served [Address, Protocol, Port] -> None
+  set guarded [Protocol, Port] -> None
+  set allowed [Protocol, Port, Address] -> None, intervals
+  set behind [Protocol, Port, Number] -> Fields([Address, Port])
+  set ports [Protocol, Port] -> Verdict
   chain source hook Prerouting priority -300 policy Accept
     iifname p* meta nfproto ipv6 drop
     iifname p* iifname . ip saddr != @sources drop
     ip daddr 169.254.53.53 udp dport 53 notrack
   chain answer hook Output priority -300 policy Accept
     ip saddr 169.254.53.53 udp sport 53 notrack
+  chain mesh hook Prerouting priority -150 policy Accept
+    iifname ing ct state new ct mark set ether saddr map @peers
+    iifname p* ct direction reply ct mark & 0xff000000 == 0x1000000 meta mark set ct mark
+  chain guard hook Prerouting priority -120 policy Accept
+    ct state new ip daddr @entries meta l4proto . th dport @guarded meta l4proto . th dport . ip saddr != @allowed goto refuse
   chain balance nat hook Prerouting priority -100 policy Accept
     iifname p* iifname map @members . ip daddr vmap @vips
+    ip daddr @entries meta l4proto . th dport vmap @ports
+  chain toward hook Prerouting priority -90 policy Accept
+    ct state new ct original ip daddr @entries ct mark set ip daddr map @homes
+    ct direction original ct mark & 0xff000000 == 0x1000000 ct original ip daddr @entries meta mark set ct mark
   chain r3
     dnat to ip daddr . numgen random mod 3 map @backends
     dnat to ip daddr . 0 map @backends
   chain h512
     dnat to ip daddr . jhash ip saddr mod 512 seed 0x72636c75 map @backends
     dnat to ip daddr . 0 map @backends
+  chain p3
+    dnat to meta l4proto . th dport . numgen random mod 3 map @behind
+    dnat to meta l4proto . th dport . 0 map @behind
   chain forward hook Forward priority 0 policy Drop
     ip daddr @dead meta l4proto tcp reject with tcp reset
     ip daddr @dead reject with icmpx host-unreachable
     ct state established,related accept
+    iifname up ip daddr @shielded jump admit
+    iifname ing ip daddr @shielded jump admit
+    iifname p* ip daddr @shielded ct original ip daddr @entries jump admit
+    iifname ing ct mark & 0xff000000 == 0x1000000 ip daddr . meta l4proto . th dport @served accept
+    iifname ing drop
+    iifname up ct status & 0x20 != 0 accept
+    iifname up drop
     meta mark set iifname map @members
-    ip daddr @entries reject with icmpx admin-prohibited
+    ct original ip daddr @entries ct status & 0x20 != 0 meta mark @outward accept
+    ct original ip daddr @entries goto refuse
     ip daddr @viplist goto refuse
+    meta mark @policed jump policy
     meta mark . oifname @exits meta mark set 0 accept
     reject with icmpx admin-prohibited
   chain refuse
     meta l4proto tcp reject with tcp reset
     reject with icmpx port-unreachable
+  chain admit
+    ip daddr . meta l4proto . th dport . ip saddr @allow_in return
+    goto refuse
+  chain policy
+    oifname up return
+    ip saddr . ip daddr . meta l4proto . th dport @allow return
+    iifname p* reject with icmpx admin-prohibited
+    goto refuse
   chain input hook Input priority 0 policy Drop
     iifname lo accept
     ct state established,related accept
+    ip daddr 169.254.53.53 udp dport 53 iifname p* update @flood { iifname limit rate over 20000/second burst 5000 packets } drop
     iifname p* ip daddr 169.254.53.53 udp dport 53 accept
     iifname p* ip daddr 169.254.53.53 tcp dport 53 accept
     iifname p* icmp type echo-request accept
     iifname p* reject with icmpx admin-prohibited
+    iifname up goto refuse
   chain leave nat hook Postrouting priority 100 policy Accept
     ip saddr . ip daddr @hairpin snat to 169.254.53.53
     oifname up masquerade random-fully
+  chain bare hook Postrouting priority 150 policy Accept
+    meta mark set 0
 "
         );
     }
 
     #[test]
     fn the_outline_tells_the_shapes_of_sets_and_the_places_of_chains() {
-        let outline = skeleton().outline();
+        let outline = outline();
         let sets: Vec<&str> = outline.sets.iter().map(String::as_str).collect();
         assert_eq!(
             sets,
             [
+                "allow key 16 data 0 flags 132",
+                "allow_in key 16 data 0 flags 132",
+                "allowed key 12 data 0 flags 132",
                 "backends key 8 data 4 flags 8",
+                "behind key 12 data 8 flags 8",
                 "dead key 4 data 0 flags 0",
                 "entries key 4 data 0 flags 0",
                 "exits key 20 data 0 flags 0",
+                "flood key 16 data 0 flags 48",
+                "guarded key 8 data 0 flags 0",
                 "hairpin key 8 data 0 flags 0",
+                "homes key 4 data 4 flags 8",
                 "members key 16 data 4 flags 8",
+                "outward key 4 data 0 flags 0",
+                "peers key 8 data 4 flags 8",
+                "policed key 4 data 0 flags 0",
+                "ports key 8 data 0 flags 8",
+                "served key 12 data 0 flags 0",
+                "shielded key 4 data 0 flags 0",
                 "sources key 20 data 0 flags 0",
                 "viplist key 4 data 0 flags 0",
                 "vips key 8 data 0 flags 8",
@@ -132,10 +231,14 @@ mod tests {
             [
                 "answer filter hook 3 priority -300 policy 1",
                 "balance nat hook 0 priority -100 policy 1",
+                "bare filter hook 4 priority 150 policy 1",
                 "forward filter hook 2 priority 0 policy 0",
+                "guard filter hook 0 priority -120 policy 1",
                 "input filter hook 1 priority 0 policy 0",
                 "leave nat hook 4 priority 100 policy 1",
+                "mesh filter hook 0 priority -150 policy 1",
                 "source filter hook 0 priority -300 policy 1",
+                "toward filter hook 0 priority -90 policy 1",
             ]
         );
     }

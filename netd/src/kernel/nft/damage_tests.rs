@@ -1,50 +1,13 @@
 //! What the kernel's answers are made of, damaged in many ways: it is read as something or as nothing, never beyond its end or without one.
 
-use proptest::collection::vec;
-use proptest::prelude::{Strategy, any, prop_assert, prop_oneof, proptest};
-use proptest::sample::{Index, select};
+use proptest::prelude::{any, prop_assert, proptest};
+use proptest::sample::Index;
 
 use super::attributes::{Attributes, number, parse, split, text};
 use super::encode;
 use crate::core::rules::elements::SetName;
 use crate::core::rules::skeleton::skeleton;
-
-/// What is done to a message at some place.
-#[derive(Debug, Clone)]
-enum Damage {
-    Byte(Index, u8),
-    Cut(Index),
-    /// An attribute's length, where there is one.
-    Length(Index, u16),
-}
-
-impl Damage {
-    fn done_to(&self, mut bytes: Vec<u8>) -> Vec<u8> {
-        if bytes.len() < 4 {
-            return bytes;
-        }
-        match self {
-            Self::Byte(place, value) => {
-                let place = place.index(bytes.len());
-                bytes[place] = *value;
-            }
-            Self::Cut(place) => bytes.truncate(place.index(bytes.len())),
-            Self::Length(place, length) => {
-                let word = place.index(bytes.len() / 4) * 4;
-                bytes[word..word + 2].copy_from_slice(&length.to_ne_bytes());
-            }
-        }
-        bytes
-    }
-}
-
-fn any_damage() -> impl Strategy<Value = Damage> {
-    prop_oneof![
-        (any::<Index>(), any::<u8>()).prop_map(|(place, value)| Damage::Byte(place, value)),
-        any::<Index>().prop_map(Damage::Cut),
-        (any::<Index>(), select(std::vec![0_u16, 1, 3, 4, 5, 8, 0x7fff, 0xffff])).prop_map(|(place, length)| Damage::Length(place, length)),
-    ]
-}
+use crate::kernel::damage::{any_damages, config, damaged};
 
 /// The table as the kernel shows it, and an element of each shape.
 fn messages() -> Vec<Vec<u8>> {
@@ -82,13 +45,12 @@ fn what_is_not_damaged_is_read() {
 }
 
 proptest! {
-    #![proptest_config(proptest::test_runner::Config { cases: 2000, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(config(2000))]
 
     #[test]
-    fn what_is_damaged_is_read_up_to_its_end(message in any::<Index>(), damages in vec(any_damage(), 1..8)) {
+    fn what_is_damaged_is_read_up_to_its_end(message in any::<Index>(), damages in any_damages()) {
         let messages = messages();
-        let whole = messages[message.index(messages.len())].clone();
-        let bytes = damages.iter().fold(whole, |bytes, damage| damage.done_to(bytes));
+        let bytes = damaged(messages[message.index(messages.len())].clone(), &damages);
         let taken: usize = split(&bytes).iter().map(|(_, value)| value.len() + 4).sum();
         prop_assert!(taken <= bytes.len(), "{} of {}", taken, bytes.len());
         // A text may grow where bytes of it are none: three for each.

@@ -19,6 +19,8 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::netd_client::NetdClient;
 use rcluster_netd::kernel::messages::Next;
@@ -33,6 +35,10 @@ use tonic::transport::{Channel, Endpoint};
 pub mod dns;
 
 pub mod resolver;
+
+pub mod seen;
+
+pub mod traffic;
 
 const NETLINK_ROUTE: isize = 0;
 
@@ -153,6 +159,15 @@ impl Lab {
         v1::NetView { term: 1, revision, node_id, nodes, networks, ..Default::default() }
     }
 
+    /// Has the wire drop what is larger than `mtu` on its way to the host at `index`, and say nothing.
+    pub fn narrow(&self, index: usize, mtu: u32) {
+        self.switch.run(move || {
+            let port = format!("host{}", index + 1);
+            let set = Command::new("ip").args(["link", "set", &port, "mtu", &mtu.to_string()]).status();
+            assert!(set.expect("the tests have iproute2").success(), "{port}");
+        });
+    }
+
     /// Gives every host the picture.
     pub fn apply(&self, revision: u64, networks: &[v1::NetworkView]) {
         for (index, host) in self.hosts.iter().enumerate() {
@@ -187,6 +202,7 @@ pub fn network(name: &str, third: u8, endpoints: &[(&str, usize, u8)]) -> v1::Ne
         names: vec!["web".into(), "idle".into()],
         endpoints: endpoints.iter().map(endpoint).collect(),
         encrypted: false,
+        policy: None,
     }
 }
 
@@ -322,8 +338,14 @@ impl Host {
     }
 
     pub fn attach(&self, task: &str, networks: &[(&str, &str)]) -> Result<v1::AttachResponse, Status> {
+        self.attach_asking(task, networks, &[])
+    }
+
+    /// A pod with resolvers of its own.
+    pub fn attach_asking(&self, task: &str, networks: &[(&str, &str)], dns: &[&str]) -> Result<v1::AttachResponse, Status> {
         let networks = networks.iter().map(|(id, ip)| v1::AttachNetwork { network_id: format!("net-{id}"), ip: (*ip).to_owned() });
-        let request = v1::AttachRequest { task_id: task.to_owned(), networks: networks.collect() };
+        let dns = dns.iter().map(|ip| (*ip).to_owned()).collect();
+        let request = v1::AttachRequest { task_id: task.to_owned(), networks: networks.collect(), dns };
         self.call(async |mut client| Ok(client.attach(request).await?.into_inner()))
     }
 
@@ -341,6 +363,15 @@ impl Host {
 
     pub fn status(&self) -> Result<v1::NetdStatusResponse, Status> {
         self.call(async |mut client| Ok(client.status(v1::NetdStatusRequest {}).await?.into_inner()))
+    }
+
+    pub fn dump(&self, request: v1::DumpRequest) -> Result<v1::DumpResponse, Status> {
+        self.call(async |mut client| Ok(client.dump(request).await?.into_inner()))
+    }
+
+    pub fn trace(&self, task: &str, target: &str) -> Result<v1::TraceResponse, Status> {
+        let request = v1::TraceRequest { task_id: task.to_owned(), target: target.to_owned() };
+        self.call(async |mut client| Ok(client.trace(request).await?.into_inner()))
     }
 
     /// Runs `work` in a pod (or in `router`).
@@ -405,6 +436,21 @@ impl Drop for Host {
             drop(netd.wait());
         }
     }
+}
+
+/// A seed, and chance by it. It is drawn where RCLUSTER_SEED does not give it; what fails names it.
+pub fn chance() -> (u64, StdRng) {
+    let seed = from_environment("RCLUSTER_SEED").unwrap_or_else(rand::random);
+    (seed, StdRng::seed_from_u64(seed))
+}
+
+/// How often a test does what it does by chance: as usual, or as RCLUSTER_ROUNDS says.
+pub fn rounds(usual: u64) -> u64 {
+    from_environment("RCLUSTER_ROUNDS").unwrap_or(usual)
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|error| panic!("{name} is {text:?}: {error}")))
 }
 
 /// Waits until `done`, or fails with `what`.

@@ -17,7 +17,7 @@ use crate::output::{self, Out};
 use crate::session::Session;
 
 /// So many nodes are asked at once.
-const NODES_AT_ONCE: usize = 32;
+pub(super) const NODES_AT_ONCE: usize = 32;
 
 /// Carries out an `image` verb.
 pub async fn run(session: Session, out: Out, command: ImageCommand) -> Result<(), CliError> {
@@ -38,7 +38,7 @@ pub async fn run(session: Session, out: Out, command: ImageCommand) -> Result<()
 type Answer<T> = (String, Result<T, CliError>);
 
 /// The nodes that are meant: those named, else all that are not down; which are down is said.
-async fn nodes(session: &mut Session, on: &OnNodes) -> Result<Vec<String>, CliError> {
+pub(super) async fn nodes(session: &mut Session, on: &OnNodes) -> Result<Vec<String>, CliError> {
     let nodes = session.list(Kind::Node, "", "").await?.into_iter().filter_map(|object| match object {
         Object::Node(node) => Some(node),
         _ => None,
@@ -156,7 +156,7 @@ async fn holders(session: &mut Session, name: &str, on: &OnNodes) -> Result<(Vec
 
 /// Which nodes have not done what was asked.
 #[derive(Debug)]
-struct Failures {
+pub(super) struct Failures {
     asked: usize,
     nodes: Vec<String>,
     /// The only one there was, if there was one node only.
@@ -165,12 +165,12 @@ struct Failures {
 
 impl Failures {
     /// None so far, of so many nodes.
-    fn of(asked: usize) -> Self {
+    pub(super) fn of(asked: usize) -> Self {
         Self { asked, nodes: Vec::new(), only: None }
     }
 
     /// What succeeded; what did not is told and kept in mind.
-    fn sift<T>(&mut self, answers: Vec<Answer<T>>) -> Result<Vec<(String, T)>, CliError> {
+    pub(super) fn sift<T>(&mut self, answers: Vec<Answer<T>>) -> Result<Vec<(String, T)>, CliError> {
         let mut done = Vec::new();
         for (node, answer) in answers {
             match answer {
@@ -195,7 +195,7 @@ impl Failures {
     }
 
     /// An error if there was any failure.
-    fn end(self, what: &str) -> Result<(), CliError> {
+    pub(super) fn end(self, what: &str) -> Result<(), CliError> {
         match (self.only, self.nodes.as_slice()) {
             (Some(error), _) => Err(error),
             (None, []) => Ok(()),

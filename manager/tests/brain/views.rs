@@ -1,0 +1,173 @@
+//! What nodes are told of networks, from one revision to the next.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rcluster_api::object::NodeState;
+use rcluster_api::task::TaskState;
+use rcluster_api::wire::v1;
+use rcluster_manager::core::control::Request;
+use rcluster_manager::core::dispatch::netview::Networks;
+use rcluster_manager::core::node::register::{Registration, register};
+use rcluster_manager::core::plan::stage;
+use serde_json::json;
+
+use crate::world::World;
+
+const NODES: [&str; 4] = ["n1", "n2", "n3", "n4"];
+
+/// `web` on n1 and n2 and `near` on n3 are on one network, `far` on n4 on another, `both` on n2 or n3 on both.
+fn world() -> World {
+    let mut world = World::new(7);
+    for network in ["lab", "other"] {
+        world.network(network);
+    }
+    for (node, zone) in [("n1", "web"), ("n2", "web"), ("n3", "near"), ("n4", "far")] {
+        world.node(node, &[("zone", zone)]);
+    }
+    let service = |replicas: u32, zone: &str, networks: &[&str]| {
+        let constraints = [format!("node.labels.zone=={zone}")];
+        json!({"replicas": replicas, "containers": [{"image": "a"}], "networks": networks, "placement": {"constraints": constraints}})
+    };
+    world.service("near", service(1, "near", &["lab"]));
+    world.service("far", service(1, "far", &["other"]));
+    world.service("both", service(0, "near", &["lab", "other"]));
+    world.service("web", service(2, "web", &["lab"]));
+    world.settle();
+    world
+}
+
+/// The host of a node comes back from a reboot.
+fn starts_anew(world: &mut World, name: &str) {
+    let node = world.state.find_node(name).unwrap().clone();
+    let registration = Registration {
+        id: node.id.clone(),
+        incarnation: node.incarnation + 1,
+        description: node.description.clone(),
+        tasks: world.state.tasks_of_node(&node.id).map(|task| task.id.clone()).collect(),
+    };
+    let now_ms = world.now_ms;
+    world.turn(|draft, ctx| {
+        let changes = register(draft.state(), &registration, now_ms).unwrap();
+        stage(draft, changes, ctx);
+    });
+}
+
+fn networks(networks: &Networks, node: &str) -> Vec<Arc<v1::NetworkView>> {
+    networks.sight(&node.into()).networks().cloned().collect()
+}
+
+#[test]
+fn what_is_made_from_an_earlier_revision_is_what_is_made_from_nothing() {
+    for seed in 0..20 {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut world = world();
+        let mut known = Networks::new(&world.state);
+        for step in 0..100 {
+            let node = *NODES.choose(&mut rng).unwrap();
+            match rng.random_range(0..10) {
+                0..=1 => {
+                    let service = (*["web", "near", "far", "both"].choose(&mut rng).unwrap()).to_owned();
+                    world.request(Request::Scale { service, replicas: rng.random_range(0..4) }).unwrap();
+                }
+                2 => {
+                    let state = *[NodeState::Ready, NodeState::Suspect, NodeState::Down].choose(&mut rng).unwrap();
+                    world.node_state(node, state);
+                }
+                3 => starts_anew(&mut world, node),
+                4 => world.now_ms += rng.random_range(0..8_000),
+                _ => {
+                    let placed: Vec<_> = world.state.tasks().values().filter(|task| task.may_run()).cloned().collect();
+                    if let Some(task) = placed.choose(&mut rng) {
+                        let state = if task.is_wanted() && rng.random_ratio(3, 4) { TaskState::Running } else { TaskState::Shutdown };
+                        world.report(&task.id, state, "");
+                    }
+                }
+            }
+            // Sessions are not told of each revision.
+            if rng.random_ratio(2, 3) {
+                known = Networks::after(Some(&known), &world.state);
+                let anew = Networks::new(&world.state);
+                for node in NODES {
+                    assert_eq!(known.view(&node.into(), 1), anew.view(&node.into(), 1), "seed {seed}, step {step}, {node}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_network_whose_tasks_are_the_same_is_the_same_value_for_all() {
+    let mut world = world();
+    let before = Networks::new(&world.state);
+    world.request(Request::Scale { service: "web".to_owned(), replicas: 1 }).unwrap();
+    let after = Networks::after(Some(&before), &world.state);
+    let (lab, other) = (networks(&after, "n1"), networks(&after, "n4"));
+    assert!(Arc::ptr_eq(&other[0], &networks(&before, "n4")[0]), "nothing happened there");
+    assert!(Arc::ptr_eq(&lab[0], &networks(&after, "n3")[0]), "two nodes see one value");
+    assert!(!Arc::ptr_eq(&lab[0], &networks(&before, "n1")[0]));
+    assert!(after.sight(&"n4".into()).shows_the_same(&before.sight(&"n4".into())));
+    assert!(!after.sight(&"n1".into()).shows_the_same(&before.sight(&"n1".into())));
+}
+
+#[test]
+fn that_a_node_was_started_anew_is_told_to_those_that_see_its_tasks() {
+    let mut world = world();
+    let before = Networks::new(&world.state);
+    starts_anew(&mut world, "n4");
+    let after = Networks::after(Some(&before), &world.state);
+    let same = |node: &str| after.sight(&node.into()).shows_the_same(&before.sight(&node.into()));
+    assert_eq!(NODES.map(same), [true, true, true, false]);
+    let told: BTreeMap<String, String> = after
+        .view(&"n1".into(), 1)
+        .nodes
+        .into_iter()
+        .map(|node| (node.id, format!("{}{} {}", node.name, node.incarnation, node.addr)))
+        .collect();
+    assert_eq!(told["n3"], "n31 10.0.0.3");
+    assert_eq!(told["n4"], "0 10.0.0.4", "its address is no way out for pods, whoever it is");
+}
+
+#[test]
+fn an_address_stays_routed_for_a_moment_when_its_task_has_ended() {
+    let mut world = world();
+    let second = world.task("web.2");
+    let (id, node, ip) = (second.id.clone(), second.node_id.clone().unwrap(), second.networks[0].ip.to_string());
+    let seen = |world: &World| {
+        let view = Networks::new(&world.state).view(&"n3".into(), 1);
+        let endpoints = view.networks.into_iter().flat_map(|network| network.endpoints);
+        endpoints.filter(|endpoint| endpoint.ip == ip).collect::<Vec<_>>()
+    };
+    world.request(Request::Scale { service: "web".to_owned(), replicas: 1 }).unwrap();
+    world.report(&id, TaskState::Shutdown, "");
+    let rests = seen(&world);
+    assert_eq!(rests.len(), 1);
+    assert_eq!((rests[0].task_id.as_str(), rests[0].state(), rests[0].serving), (id.as_str(), v1::EndpointState::Leaving, false));
+    assert!(rests[0].names.is_empty());
+    assert!(networks(&Networks::new(&world.state), node.as_str()).is_empty(), "its node has no task on the network any more");
+    // Time alone is no revision.
+    world.now_ms += 11_000;
+    assert_eq!(seen(&world).len(), 1);
+    world.request(Request::Scale { service: "near".to_owned(), replicas: 2 }).unwrap();
+    assert!(seen(&world).is_empty());
+}
+
+#[test]
+fn an_address_that_has_a_new_task_is_that_tasks_alone() {
+    let mut world = world();
+    let ip = Ipv4Addr::new(10, 128, 0, 77);
+    world.service("db", json!({"containers": [{"image": "db"}], "networks": [{"network": "lab", "ip": ip.to_string()}]}));
+    world.settle();
+    let first = world.task("db.1").id.clone();
+    world.report(&first, TaskState::Failed, "");
+    world.settle();
+    let second = world.task("db.1").id.clone();
+    assert_ne!(first, second);
+    let view = Networks::new(&world.state).view(&"n3".into(), 1);
+    let endpoints = view.networks.iter().flat_map(|network| &network.endpoints).filter(|endpoint| endpoint.ip == ip.to_string());
+    assert_eq!(endpoints.map(|endpoint| endpoint.task_id.as_str()).collect::<Vec<_>>(), [second.as_str()]);
+}

@@ -1,0 +1,214 @@
+//! How connections to published ports get from the node that they came to (their *entry*) to the node of the backend, and back the same way.
+//!
+//! ```text
+//! client ─► host: rcl-up ═ up ─► router of the entry: backend chosen ─► ing ══ VXLAN 4095 ══ ing ─► router of the server ─► pod
+//!        ◄─                 ◄─  source is the node's again           ◄─ ing ════════════════ ing ◄─ by the connection's mark  ◄─
+//! ```
+//!
+//! The client's address is never changed, so what the pod answers would leave by its own node's way out. Therefore the connection is marked
+//! with the other node's number, on both sides; the mark chooses a table whose one route leads over `ing` to that node. The device is in a
+//! network of its own, apart from those of services: a client may be anybody.
+//!
+//! Connections of a host to itself (`127.0.0.1`, its own address) are not forwarded; netd takes them (`proxy`) and connects on from the router,
+//! under an address that each node has for itself, so that replies find their node.
+//!
+//! Decides: names, addresses, marks and tables, all made of a node's number; which ports of the host are ours, and where the host's own
+//! connections to them go. Never: anything while this node has no number.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use super::links::{Link, LinkKind, Underlay, VXLAN_PORT, vtep_mac};
+use super::neighbours::Route;
+use super::picture::{Attachments, Picture, Place};
+use super::published::{Opening, Published};
+
+/// The device between the nodes.
+pub const INGRESS: &str = "ing";
+
+/// Its VNI; those of networks begin above it.
+pub const INGRESS_VNI: u32 = 4095;
+
+/// The highest number of a node.
+pub const NUMBER_MAX: u32 = 8191;
+
+/// Where the nodes' own addresses on the device begin.
+const ADDRESSES: Ipv4Addr = Ipv4Addr::new(169, 254, 192, 0);
+
+/// What a mark that names a node has in these bits of its.
+pub const MARK: u32 = 0x0100_0000;
+pub const MARK_BITS: u32 = 0xff00_0000;
+
+/// After it, the tables of nodes by their numbers.
+const TABLES: u32 = 100_000;
+
+/// The kernel's table of routes that all use.
+const MAIN_TABLE: u32 = 254;
+
+/// What has no node's mark is looked up at once; there may be as many rules as nodes.
+const PREFERENCE_OF_OTHERS: u32 = 100;
+const PREFERENCE: u32 = 1000;
+
+/// A rule by which a packet's mark chooses a table of routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Selector {
+    pub preference: u32,
+    pub mark: u32,
+    pub mask: u32,
+    pub table: u32,
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mark {:#x}/{:#x} to table {} at {}", self.mark, self.mask, self.table, self.preference)
+    }
+}
+
+/// Where the host's own connections to a published port go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    pub address: SocketAddrV4,
+    /// Whom the backend sees.
+    pub source: Ipv4Addr,
+    /// Of what is sent; 0 for a backend here.
+    pub mark: u32,
+}
+
+/// A node's own address on the device.
+pub fn address(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(ADDRESSES) + number)
+}
+
+/// The mark of connections with that node.
+pub fn mark(number: u32) -> u32 {
+    MARK | number
+}
+
+/// The table of the way to a node.
+pub fn table(number: u32) -> u32 {
+    TABLES + number
+}
+
+/// The other nodes, with their numbers; none while this one has none.
+pub fn others<'a>(picture: &'a Picture, underlay: &Underlay) -> impl Iterator<Item = (Ipv4Addr, u32)> + use<'a> {
+    let (has_number, own) = (picture.number > 0, underlay.addr);
+    picture.numbers.iter().map(|(node, number)| (*node, *number)).filter(move |(node, _)| has_number && *node != own)
+}
+
+/// The device.
+pub fn link(picture: &Picture, underlay: &Underlay) -> Option<Link> {
+    let kind = LinkKind::Vxlan { vni: INGRESS_VNI, local: underlay.addr, port: VXLAN_PORT, learning: false };
+    (picture.number > 0).then(|| Link { kind, mac: vtep_mac(underlay.addr), mtu: underlay.overlay_mtu, up: true })
+}
+
+/// This node's address on the device.
+pub fn own_address(picture: &Picture) -> Option<Ipv4Addr> {
+    (picture.number > 0).then(|| address(picture.number))
+}
+
+/// The default routes of the nodes' tables, by table.
+pub fn detours(picture: &Picture, underlay: &Underlay) -> BTreeMap<u32, Route> {
+    let detour = |(node, number)| (table(number), Route::Via { link: INGRESS.to_owned(), gateway: node });
+    others(picture, underlay).map(detour).collect()
+}
+
+/// Which mark chooses which table.
+pub fn selectors(picture: &Picture, underlay: &Underlay) -> BTreeSet<Selector> {
+    let others = others(picture, underlay);
+    let mut selectors: BTreeSet<Selector> =
+        others.map(|(_, number)| Selector { preference: PREFERENCE, mark: mark(number), mask: u32::MAX, table: table(number) }).collect();
+    if !selectors.is_empty() {
+        selectors.insert(Selector { preference: PREFERENCE_OF_OTHERS, mark: 0, mask: MARK_BITS, table: MAIN_TABLE });
+    }
+    selectors
+}
+
+/// The ports of this host that are to be ours.
+pub fn openings(picture: &Picture) -> BTreeSet<Opening> {
+    let published: &[Published] = if picture.number > 0 { &picture.published } else { &[] };
+    published.iter().flat_map(Published::openings).map(|(opening, _)| opening).collect()
+}
+
+/// Those that are.
+pub fn open(picture: &Picture) -> BTreeSet<Opening> {
+    openings(picture).into_iter().filter(|opening| !picture.taken.contains_key(opening)).collect()
+}
+
+/// Where the host's own connections go, by port.
+pub fn targets(picture: &Picture, attachments: &Attachments) -> BTreeMap<Opening, Vec<Target>> {
+    let mut targets = BTreeMap::new();
+    let Some(source) = own_address(picture) else { return targets };
+    for published in &picture.published {
+        let chosen = published.chosen(picture, attachments);
+        for (opening, port) in published.openings().filter(|(opening, _)| !picture.taken.contains_key(opening)) {
+            let target = |ip, place| {
+                let mark = match place {
+                    Place::Here => 0,
+                    Place::Node(node) => mark(*picture.numbers.get(&node)?),
+                };
+                Some(Target { address: SocketAddrV4::new(ip, port), source, mark })
+            };
+            targets.insert(opening, chosen.iter().filter_map(|backend| target(backend.ip, backend.place)).collect());
+        }
+    }
+    targets
+}
+
+/// What is wrong with published ports on this host, and who may mend it.
+pub fn problems(picture: &Picture) -> Vec<String> {
+    let service = |opening: &Opening| picture.published.iter().find(|published| published.covers(*opening));
+    let problem = |(opening, by): (&Opening, &String)| {
+        let name = &service(opening)?.service;
+        Some(format!("{opening} is taken on this host by {by}; service {name} is not published here"))
+    };
+    picture.taken.iter().filter_map(problem).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rcluster_api::wire::v1;
+
+    use super::*;
+    use crate::core::published::tests::{attached, numbered, published};
+    use crate::core::uplink::Forwarding;
+
+    fn underlay() -> Underlay {
+        Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Netd }
+    }
+
+    #[test]
+    fn each_other_node_has_a_mark_a_table_and_a_route_and_what_has_no_mark_is_spared() {
+        let (picture, _) = Picture::parse(&numbered(1, Vec::new()));
+        let texts: Vec<String> = selectors(&picture, &underlay()).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "mark 0x0/0xff000000 to table 254 at 100",
+                "mark 0x1000002/0xffffffff to table 100002 at 1000",
+                "mark 0x1000003/0xffffffff to table 100003 at 1000",
+            ]
+        );
+        assert_eq!(detours(&picture, &underlay())[&100_002], Route::Via { link: "ing".into(), gateway: Ipv4Addr::new(10, 90, 0, 102) });
+        assert_eq!(own_address(&picture), Some(Ipv4Addr::new(169, 254, 192, 1)));
+        assert_eq!((address(300), address(NUMBER_MAX)), (Ipv4Addr::new(169, 254, 193, 44), Ipv4Addr::new(169, 254, 223, 255)));
+        let mut unnumbered = numbered(1, vec![published(v1::IngressPolicy::Mesh)]);
+        unnumbered.nodes[0].number = 0;
+        let (picture, problems) = Picture::parse(&unnumbered);
+        assert_eq!(problems, ["this node has no number yet, so it publishes no ports; the managers give it one"]);
+        assert!(selectors(&picture, &underlay()).is_empty() && openings(&picture).is_empty() && link(&picture, &underlay()).is_none());
+    }
+
+    #[test]
+    fn the_hosts_own_connections_go_where_others_do_and_not_through_a_port_that_is_taken() {
+        let (mut picture, _) = Picture::parse(&numbered(1, vec![published(v1::IngressPolicy::Spread)]));
+        let opening = picture.published[0].opening(0);
+        let seen: Vec<(String, u32)> =
+            targets(&picture, &attached())[&opening].iter().map(|target| (target.address.to_string(), target.mark)).collect();
+        let far = 0x0100_0002;
+        assert_eq!(seen, [("10.128.0.2:80".to_owned(), 0), ("10.128.0.3:80".to_owned(), far), ("10.128.0.4:80".to_owned(), far)]);
+        picture.taken.insert(opening, "nginx (pid 812)".into());
+        assert!(targets(&picture, &attached()).is_empty() && open(&picture).is_empty());
+        assert_eq!(problems(&picture), ["tcp port 8080 is taken on this host by nginx (pid 812); service web is not published here"]);
+    }
+}

@@ -1,0 +1,244 @@
+//! What a network's policy lets pass: connections that begin between its pods, and those that come to its pods by published ports.
+//!
+//! ```text
+//! policed   VNI                                        of networks that have a policy
+//! allow     address . address . protocol . port        from whom, to whom; all of them spans
+//! shielded  address                                    of pods here on networks that have a policy
+//! allow_in  address . protocol . port . address        to whom, and from whom outside; all but the first spans
+//! ```
+//!
+//! In: networks' policies, endpoints, the pods here. Out: elements. Both nodes of a connection judge it, each by its own picture, after a
+//! service's address has become an endpoint's; who comes by a published port is judged where the endpoint is, under its own address. What
+//! leaves the cluster is not judged here: that is `internal`'s. Never: a rule per service; a judgement of what has been let through once.
+//!
+//! What a policy allows is added before its network is `policed`, and the other way round when it goes; the kernel does either in one
+//! transaction, so that no half of a policy is ever in force. Rules that are loaded anew know no network at all until all elements are there.
+
+use super::balance::REFUSE;
+use super::egress::ENTRIES;
+use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
+use super::expressions::{Conntrack, Expression, FIRST, Family, Header, Meta, Rejection, Verdict, equals, family, input_begins};
+use super::{Data, Filling, Rule, Set};
+use crate::core::picture::{Attachments, Picture};
+use crate::core::policy::{Passage, admissions, passages};
+use crate::core::uplink::UPLINK;
+
+pub static POLICED: Set = Set { name: "policed", key: &[Field::Mark], data: Data::None, filling: Filling::Keys };
+
+pub static ALLOW: Set = Set {
+    name: "allow",
+    key: &[Field::Address, Field::Address, Field::Protocol, Field::Port],
+    data: Data::None,
+    filling: Filling::Intervals,
+};
+
+pub static SHIELDED: Set = Set { name: "shielded", key: &[Field::Address], data: Data::None, filling: Filling::Keys };
+
+pub static ALLOW_IN: Set = Set {
+    name: "allow_in",
+    key: &[Field::Address, Field::Protocol, Field::Port, Field::Address],
+    data: Data::None,
+    filling: Filling::Intervals,
+};
+
+/// The chain that judges what stays in its network.
+pub(super) const POLICY: &str = "policy";
+
+/// The chain that judges what comes by published ports.
+pub(super) const ADMIT: &str = "admit";
+
+/// Offsets of the addresses in an IPv4 header.
+const SOURCE: u32 = 12;
+const DESTINATION: u32 = 16;
+
+/// Who may speak with whom.
+pub fn elements(picture: &Picture, attachments: &Attachments) -> Elements {
+    let mut elements = Elements::new();
+    let mut add = |element: Element| elements.insert(element.key, element.data);
+    for network in picture.networks.values().filter(|network| network.policy.is_some()) {
+        add(Element::new(SetName::Policed, &[Value::Mark(network.vni)], &[]));
+        for passage in passages(network).unwrap_or_default() {
+            add(allowed(&passage));
+        }
+    }
+    for membership in attachments.values().flat_map(|attachment| &attachment.networks) {
+        let network = picture.networks.get(&membership.network_id);
+        let Some(network) = network.filter(|network| network.policy.is_some()) else { continue };
+        add(Element::new(SetName::Shielded, &[Value::Address(membership.ip)], &[]));
+        for passage in admissions(network, membership.ip) {
+            add(admitted(&passage));
+        }
+    }
+    elements
+}
+
+/// Networks of which nothing passes, because their policies say too much.
+pub fn too_large(picture: &Picture) -> Vec<String> {
+    let problem = |(name, count): (&str, usize)| {
+        format!("the policy of network {name} makes {count} pairs or more, too many for a node: nothing may speak there")
+    };
+    let networks = picture.networks.values();
+    networks.filter_map(|network| passages(network).err().map(|count| (network.name.as_str(), count))).map(problem).collect()
+}
+
+fn allowed(passage: &Passage) -> Element {
+    let Passage { from, to, protocols, ports } = *passage;
+    let first = [Value::Address(from.0), Value::Address(to.0), Value::Protocol(protocols.0), Value::Port(ports.0)];
+    let last = [Value::Address(from.1), Value::Address(to.1), Value::Protocol(protocols.1), Value::Port(ports.1)];
+    spanning(SetName::Allow, &first, &last)
+}
+
+fn admitted(passage: &Passage) -> Element {
+    let Passage { from, to, protocols, ports } = *passage;
+    let first = [Value::Address(to.0), Value::Protocol(protocols.0), Value::Port(ports.0), Value::Address(from.0)];
+    let last = [Value::Address(to.1), Value::Protocol(protocols.1), Value::Port(ports.1), Value::Address(from.1)];
+    spanning(SetName::AllowIn, &first, &last)
+}
+
+fn spanning(set: SetName, first: &[Value], last: &[Value]) -> Element {
+    let bytes = [encode(first), encode(last)].concat();
+    Element { key: Key { set, bytes }, data: Vec::new() }
+}
+
+/// Of what begins to come to pods here by published ports, whichever node it came to first.
+pub(super) fn shielding() -> Vec<Rule> {
+    let listed = || vec![address(DESTINATION, 0), Expression::Lookup { set: &SHIELDED, key: FIRST, into: None, present: true }];
+    let to_shielded = || [family(Family::Ipv4), listed()].concat();
+    let by_port = vec![
+        Expression::Conntrack { key: Conntrack::OriginalDestination, into: FIRST },
+        Expression::Lookup { set: &ENTRIES, key: FIRST, into: None, present: true },
+    ];
+    vec![
+        Rule::new("iifname up ip daddr @shielded jump admit", [input_begins(b"up\0"), to_shielded(), jump(ADMIT)]),
+        Rule::new("iifname ing ip daddr @shielded jump admit", [input_begins(b"ing\0"), to_shielded(), jump(ADMIT)]),
+        // A pod that used the address of its own node.
+        Rule::new(
+            "iifname p* ip daddr @shielded ct original ip daddr @entries jump admit",
+            [input_begins(b"p"), to_shielded(), by_port, jump(ADMIT)],
+        ),
+    ]
+}
+
+/// Who may come by published ports.
+pub(super) fn admitting() -> Vec<Rule> {
+    let known = vec![
+        address(DESTINATION, 0),
+        Expression::Meta { key: Meta::Protocol, into: FIRST.after(1) },
+        Expression::Payload { header: Header::Transport, offset: 2, len: 2, into: FIRST.after(2) },
+        address(SOURCE, 3),
+        Expression::Lookup { set: &ALLOW_IN, key: FIRST, into: None, present: true },
+    ];
+    let text = "ip daddr . meta l4proto . th dport . ip saddr @allow_in return";
+    vec![Rule::new(text, [family(Family::Ipv4), known, back()]), refused()]
+}
+
+/// Of what is forwarded in a network that has a policy.
+pub(super) fn judged() -> Vec<Rule> {
+    let policed = vec![
+        Expression::Meta { key: Meta::Mark, into: FIRST },
+        Expression::Lookup { set: &POLICED, key: FIRST, into: None, present: true },
+    ];
+    vec![Rule::new("meta mark @policed jump policy", [policed, jump(POLICY)])]
+}
+
+/// Who may speak with whom.
+pub(super) fn judging() -> Vec<Rule> {
+    let by_uplink = vec![Expression::Meta { key: Meta::OutputName, into: FIRST }, equals(&[UPLINK.as_bytes(), &[0]].concat())];
+    let known = vec![
+        address(SOURCE, 0),
+        address(DESTINATION, 1),
+        Expression::Meta { key: Meta::Protocol, into: FIRST.after(2) },
+        Expression::Payload { header: Header::Transport, offset: 2, len: 2, into: FIRST.after(3) },
+        Expression::Lookup { set: &ALLOW, key: FIRST, into: None, present: true },
+    ];
+    let text = "ip saddr . ip daddr . meta l4proto . th dport @allow return";
+    let prohibited = vec![Expression::Reject(Rejection::AdminProhibited)];
+    vec![
+        Rule::new("oifname up return", [by_uplink, back()]),
+        Rule::new(text, [family(Family::Ipv4), known, back()]),
+        Rule::new("iifname p* reject with icmpx admin-prohibited", [input_begins(b"p"), prohibited]),
+        // One of another node, whose router has the same addresses as this one and would not believe ICMP from them.
+        refused(),
+    ]
+}
+
+/// The header's address into the register at `place`.
+fn address(offset: u32, place: u32) -> Expression {
+    Expression::Payload { header: Header::Network, offset, len: 4, into: FIRST.after(place) }
+}
+
+fn jump(chain: &str) -> Vec<Expression> {
+    vec![Expression::Verdict(Verdict::Jump(chain.to_owned()))]
+}
+
+fn back() -> Vec<Expression> {
+    vec![Expression::Verdict(Verdict::Return)]
+}
+
+fn refused() -> Rule {
+    Rule::new("goto refuse", [vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))]])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use rcluster_api::wire::v1;
+
+    use super::*;
+    use crate::core::picture::{Attachment, Membership};
+    use crate::core::plan::tests::view;
+
+    /// The elements of this feature, as text; `web` is the pod t1 here and t2 elsewhere, `db` is t3 elsewhere.
+    fn shown(allow: Vec<v1::AllowView>) -> Vec<String> {
+        let mut wire = view(1);
+        for (endpoint, service) in wire.networks[0].endpoints.iter_mut().zip(["web", "web", "db"]) {
+            endpoint.service_id = service.into();
+        }
+        wire.networks[0].policy = Some(v1::NetworkPolicyView { allow });
+        let networks = vec![Membership { network_id: "net-a".into(), ip: Ipv4Addr::new(10, 128, 0, 2) }];
+        let attachments = Attachments::from([("t1".to_owned(), Attachment { networks, ..Attachment::default() })]);
+        let elements = elements(&Picture::parse(&wire).0, &attachments);
+        elements.into_iter().map(|(key, data)| Element { key, data }.to_string()).collect()
+    }
+
+    #[test]
+    fn a_policy_is_who_may_speak_with_whom_and_that_nobody_else_may() {
+        assert_eq!(shown(Vec::new()), ["shielded { 10.128.0.2 }", "policed { 4097 }"]);
+        let port = v1::PolicyPort { protocol: v1::Protocol::Tcp.into(), first: 80, last: 89 };
+        let services = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let allow = v1::AllowView {
+            from_service_ids: services(&["web"]),
+            from_cidrs: vec!["192.0.2.0/24".into()],
+            to_service_ids: services(&["db", "web"]),
+            ports: vec![port],
+            ..v1::AllowView::default()
+        };
+        assert_eq!(
+            shown(vec![allow]),
+            [
+                "allow { 10.128.0.2 . 10.128.0.2 . 1 . 0-65535 }",
+                "allow { 10.128.0.2 . 10.128.0.2 . 6 . 80-89 }",
+                "allow { 10.128.0.2 . 10.128.0.3 . 1 . 0-65535 }",
+                "allow { 10.128.0.2 . 10.128.0.3 . 6 . 80-89 }",
+                "allow { 10.128.0.2 . 10.128.0.4 . 1 . 0-65535 }",
+                "allow { 10.128.0.2 . 10.128.0.4 . 6 . 80-89 }",
+                "allow { 10.128.0.3 . 10.128.0.2 . 1 . 0-65535 }",
+                "allow { 10.128.0.3 . 10.128.0.2 . 6 . 80-89 }",
+                "allow { 10.128.0.3 . 10.128.0.3 . 1 . 0-65535 }",
+                "allow { 10.128.0.3 . 10.128.0.3 . 6 . 80-89 }",
+                "allow { 10.128.0.3 . 10.128.0.4 . 1 . 0-65535 }",
+                "allow { 10.128.0.3 . 10.128.0.4 . 6 . 80-89 }",
+                "allow_in { 10.128.0.2 . 6 . 80-89 . 192.0.2.0-192.0.2.255 }",
+                "shielded { 10.128.0.2 }",
+                "policed { 4097 }",
+            ]
+        );
+    }
+
+    #[test]
+    fn where_there_is_no_policy_there_is_nothing() {
+        let picture = Picture::parse(&view(1)).0;
+        assert!(elements(&picture, &Attachments::new()).is_empty() && too_large(&picture).is_empty());
+    }
+}

@@ -1,0 +1,557 @@
+//! What becomes of a packet that a pod sends, step by step, in words.
+//!
+//! In: a picture, what the dataplane holds by it, what the pod sees of names; a name or an address. Out: the steps and a verdict. Goes the
+//! way that the rules go (`rules::skeleton` has their order) over the same elements, for the first packet of a connection over TCP if the target
+//! has a port, else for a ping. What another node's rules say of it there, by their elements, is not seen here. Never: sends one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::dataplane::Dataplane;
+use super::links::{Interface, LOOPBACK, RESOLVER, vtep_mac};
+use super::names::{self, Answer, Sight};
+use super::neighbours::Route;
+use super::picture::{Picture, Place};
+use super::rules::elements::{Field, Key, SetName, Spanned, Value, decode, encode};
+use super::rules::expressions::Verdict;
+use super::uplink::UPLINK;
+
+/// Endpoints of a service's address whose ways are followed; the rest are counted.
+const FOLLOWED_MAX: usize = 8;
+
+const PROTOCOL_ICMP: u8 = 1;
+const PROTOCOL_TCP: u8 = 6;
+
+/// What a way is found by.
+#[derive(Debug, Clone, Copy)]
+pub struct Ground<'a> {
+    pub picture: &'a Picture,
+    pub dataplane: &'a Dataplane,
+    /// What the pod sees.
+    pub sight: &'a Sight,
+}
+
+/// The way of a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trace {
+    pub steps: Vec<String>,
+    pub verdict: String,
+}
+
+/// The way of what the pod sends to `target`, a name or an address, which may end in a port; `None` if the pod is not here.
+pub fn trace(ground: Ground<'_>, task_id: &str, target: &str) -> Option<Trace> {
+    let pod = ground.dataplane.pods.get(task_id)?;
+    let (host, aim) = parted(target);
+    let mut walk = Walk { ground, aim, steps: Vec::new() };
+    let verdict = walk.begin(pod, host);
+    Some(Trace { steps: walk.steps, verdict })
+}
+
+/// The target without its port, and what is sent there.
+fn parted(target: &str) -> (&str, Aim) {
+    let with_port = target.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    with_port.map_or((target, Aim::PING), |(host, port)| (host, Aim { protocol: PROTOCOL_TCP, port }))
+}
+
+/// What of a packet does not depend on its addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Aim {
+    protocol: u8,
+    port: u16,
+}
+
+impl Aim {
+    /// Who may be pinged may be so whatever stands where others have ports.
+    const PING: Self = Self { protocol: PROTOCOL_ICMP, port: 0 };
+
+    /// As keys of sets have it.
+    fn key(self) -> [Value; 2] {
+        [Value::Protocol(self.protocol), Value::Port(self.port)]
+    }
+}
+
+impl fmt::Display for Aim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::PING { write!(f, "pings") } else { write!(f, "tcp port {}", self.port) }
+    }
+}
+
+/// A packet as it comes from a pod.
+#[derive(Debug, Clone, Copy)]
+struct Packet {
+    vni: u32,
+    source: Ipv4Addr,
+    aim: Aim,
+}
+
+struct Walk<'a> {
+    ground: Ground<'a>,
+    aim: Aim,
+    steps: Vec<String>,
+}
+
+impl Walk<'_> {
+    fn say(&mut self, step: String) {
+        self.steps.push(step);
+    }
+
+    fn begin(&mut self, pod: &BTreeMap<String, Interface>, host: &str) -> String {
+        if pod.is_empty() {
+            return "sent nowhere: the pod has no network".to_owned();
+        }
+        match host.parse() {
+            Ok(ip) => self.by_address(pod, ip),
+            Err(_) => self.by_name(pod, host),
+        }
+    }
+
+    fn by_name(&mut self, pod: &BTreeMap<String, Interface>, host: &str) -> String {
+        let name = host.trim_end_matches('.').to_ascii_lowercase();
+        let zones: Vec<&str> = self.ground.sight.networks.iter().map(|network| network.zone()).collect();
+        let zones = zones.join(", ");
+        match names::lookup(self.ground.sight, &name, names::Kind::Address) {
+            Answer::Addresses(ips) => {
+                let words: Vec<String> = ips.iter().map(Ipv4Addr::to_string).collect();
+                self.say(format!("{name} is {}, by {zones}", words.join(" ")));
+                self.each(&ips, |walk, ip| walk.by_address(pod, ip))
+            }
+            Answer::NoData => format!("sent nowhere: {name} is a name of {zones}, and nobody serves under it"),
+            Answer::NoSuchName => format!("sent nowhere: there is no name {name} in {zones}"),
+            Answer::Foreign => format!("{name} is no name of ours: the pod's own resolvers are asked for it, or the host's"),
+            Answer::Refused => format!("sent nowhere: {name} is no name of ours, and others are not asked for a pod of internal networks"),
+            // What is asked for is addresses.
+            Answer::Pointer(_) | Answer::Ports(_) => format!("sent nowhere: {name} has no addresses"),
+        }
+    }
+
+    /// What becomes of packets to each of them, those that end alike together.
+    fn each(&mut self, ips: &[Ipv4Addr], mut way: impl FnMut(&mut Self, Ipv4Addr) -> String) -> String {
+        let mut verdicts: Vec<String> = Vec::new();
+        for ip in ips.iter().take(FOLLOWED_MAX) {
+            let verdict = way(self, *ip);
+            if !verdicts.contains(&verdict) {
+                verdicts.push(verdict);
+            }
+        }
+        if ips.len() > FOLLOWED_MAX {
+            verdicts.push(format!("{} more are not followed", ips.len() - FOLLOWED_MAX));
+        }
+        verdicts.join("; or ")
+    }
+
+    fn by_address(&mut self, pod: &BTreeMap<String, Interface>, ip: Ipv4Addr) -> String {
+        if let Some((name, _)) = pod.iter().find(|(_, interface)| interface.ip == ip) {
+            return format!("stays in the pod: {ip} is its own, on {name}");
+        }
+        let ways = pod.iter().flat_map(|(name, interface)| interface.routes.iter().map(move |route| (route, name, interface)));
+        let widest = ways.filter(|(route, ..)| route.contains(&ip)).max_by_key(|(route, ..)| route.prefix_len());
+        let Some((_, name, interface)) = widest else { return format!("sent nowhere: the pod has no route to {ip}") };
+        if ip == RESOLVER {
+            return format!("delivered to the resolver by {name}: it answers at port 53, and pings");
+        }
+        let Some(vni) = self.vni_of(&interface.link) else {
+            return format!("refused: {name} is on no network that this node knows");
+        };
+        self.say(format!("{ip} is sent from {} by {name}, on network {}", interface.ip, self.network(vni)));
+        if !self.holds(SetName::Sources, &[Value::Name(interface.link.clone()), Value::Address(interface.ip)]) {
+            return format!("dropped: {} is not known as the address of {name}", interface.ip);
+        }
+        let packet = Packet { vni, source: interface.ip, aim: self.aim };
+        if self.holds(SetName::Entries, &[Value::Address(ip)]) {
+            return self.at_node(packet, ip);
+        }
+        match self.chosen(vni, ip) {
+            Some((verdict, behind)) => {
+                let what = self.holder(ip);
+                self.say_choice(ip, &what, &verdict, &behind);
+                self.each(&behind, |walk, backend| walk.forward(packet, backend))
+            }
+            None => self.forward(packet, ip),
+        }
+    }
+
+    fn say_choice(&mut self, ip: Ipv4Addr, what: &str, verdict: &Verdict, behind: &[Ipv4Addr]) {
+        let words: Vec<String> = behind.iter().take(FOLLOWED_MAX).map(Ipv4Addr::to_string).collect();
+        let more = if behind.len() > FOLLOWED_MAX { " …" } else { "" };
+        self.say(format!("{ip} is {what}: {verdict} chooses one of {}{more}", words.join(" ")));
+    }
+
+    /// As the chains `guard`, `balance` and `forward` do with what is sent to a node's address.
+    fn at_node(&mut self, packet: Packet, ip: Ipv4Addr) -> String {
+        let Packet { vni, source, aim } = packet;
+        let client = [&aim.key()[..], &[Value::Address(source)]].concat();
+        if self.holds(SetName::Guarded, &aim.key()) && !self.spans(SetName::Allowed, &client) {
+            return format!("refused: {source} is not among the clients that {aim} is published for");
+        }
+        let Some((verdict, behind)) = self.published(aim) else {
+            return format!("refused: {ip} is a node, and pods reach nothing of nodes but published ports");
+        };
+        let backends: Vec<Ipv4Addr> = behind.keys().copied().collect();
+        self.say_choice(ip, &format!("a node with a published {aim}"), &verdict, &backends);
+        if !self.holds(SetName::Outward, &[Value::Mark(vni)]) {
+            return format!("refused: network {} is internal, and {ip} is outside", self.network(vni));
+        }
+        self.each(&backends, |walk, backend| {
+            let port = behind.get(&backend).copied().unwrap_or(aim.port);
+            walk.by_port(Packet { aim: Aim { port, ..aim }, ..packet }, backend)
+        })
+    }
+
+    /// What becomes of what is sent on to a backend of a published port.
+    fn by_port(&mut self, packet: Packet, ip: Ipv4Addr) -> String {
+        let Packet { vni: _, source, aim } = packet;
+        let holder = self.holder(ip);
+        if self.holds(SetName::Dead, &[Value::Address(ip)]) {
+            return dead(ip, &holder);
+        }
+        let key = [&[Value::Address(ip)][..], &aim.key(), &[Value::Address(source)]].concat();
+        if self.holds(SetName::Shielded, &[Value::Address(ip)]) && !self.spans(SetName::AllowIn, &key) {
+            return format!("refused: by its network's policy {source} does not come to {aim} of {holder} by a published port");
+        }
+        match self.home(ip) {
+            Some((table, route)) => self.say(format!("{ip} is {holder}: route of table {table} {route}")),
+            None => match self.route(ip) {
+                Some((to, route)) => self.say(format!("{ip} is {holder}: route {to} {route}")),
+                None => return format!("refused: there is no route to {ip}"),
+            },
+        }
+        format!("delivered to {holder} at {ip}, {aim}")
+    }
+
+    /// As the chain `forward` does.
+    fn forward(&mut self, packet: Packet, ip: Ipv4Addr) -> String {
+        let Packet { vni, source, aim } = packet;
+        let holder = self.holder(ip);
+        if self.holds(SetName::Dead, &[Value::Address(ip)]) {
+            return dead(ip, &holder);
+        }
+        let Some((to, route)) = self.route(ip) else { return format!("refused: there is no route to {ip}") };
+        self.say(format!("{ip} is {holder}: route {to} {route}"));
+        if self.holds(SetName::VipList, &[Value::Address(ip)]) {
+            return format!("refused: nobody takes connections to {holder} from network {}", self.network(vni));
+        }
+        let key = [&[Value::Address(source), Value::Address(ip)][..], &aim.key()].concat();
+        if self.holds(SetName::Policed, &[Value::Mark(vni)]) && route.link() != UPLINK && !self.spans(SetName::Allow, &key) {
+            return format!("refused: by the policy of network {} {source} does not speak with {holder} by {aim}", self.network(vni));
+        }
+        if !self.holds(SetName::Exits, &[Value::Mark(vni), Value::Name(route.link().to_owned())]) {
+            return match route.link() {
+                UPLINK => format!("refused: network {} is internal, and {ip} is outside", self.network(vni)),
+                LOOPBACK => format!("refused: {ip} is {holder}"),
+                _ => format!("refused: {ip} is {holder}, to which network {} does not lead", self.network(vni)),
+            };
+        }
+        if route.link() == UPLINK {
+            return format!("sent out of the cluster, to {ip}, under the host's address");
+        }
+        if let Route::Via { link, gateway } = &route
+            && self.ground.dataplane.host.sealed.contains(&vni)
+        {
+            let forwards = &self.ground.dataplane.forwards;
+            match forwards.iter().find(|forward| forward.link == *link && forward.mac == vtep_mac(*gateway)) {
+                Some(forward) => self.say(format!("network {} is encrypted: by the tunnel to {}", self.network(vni), forward.node)),
+                None => return format!("dropped: network {} is encrypted, and there is no tunnel to {gateway}", self.network(vni)),
+            }
+        }
+        format!("delivered to {holder} at {ip}")
+    }
+
+    fn holds(&self, set: SetName, key: &[Value]) -> bool {
+        self.data(set, key).is_some()
+    }
+
+    fn data(&self, set: SetName, key: &[Value]) -> Option<&[u8]> {
+        self.ground.dataplane.elements.get(&Key { set, bytes: encode(key) }).map(Vec::as_slice)
+    }
+
+    /// Whether a set of intervals has one that the key is in.
+    fn spans(&self, set: SetName, key: &[Value]) -> bool {
+        let keys = self.ground.dataplane.elements.keys().filter(|key| key.set == set);
+        Spanned::new(keys).meets(&Key { set, bytes: [encode(key), encode(key)].concat() })
+    }
+
+    /// The data of the elements of a map whose keys begin so.
+    fn all(&self, set: SetName, begin: &[Value], fields: &[Field]) -> Vec<Vec<Value>> {
+        let first = Key { set, bytes: encode(begin) };
+        let elements = self.ground.dataplane.elements.range(first.clone()..);
+        let elements = elements.take_while(|(key, _)| key.set == first.set && key.bytes.starts_with(&first.bytes));
+        elements.map(|(_, data)| decode(fields, data).into_iter().flatten().collect()).collect()
+    }
+
+    /// A mark that a map has for a key.
+    fn mark(&self, set: SetName, key: &[Value]) -> Option<u32> {
+        decode(&[Field::Mark], self.data(set, key)?).into_iter().find_map(|value| match value {
+            Some(Value::Mark(mark)) => Some(mark),
+            _ => None,
+        })
+    }
+
+    /// The network of what comes from a device.
+    fn vni_of(&self, link: &str) -> Option<u32> {
+        self.mark(SetName::Members, &[Value::Name(link.to_owned())])
+    }
+
+    /// Where connections to a service's address go, and who takes them.
+    fn chosen(&self, vni: u32, ip: Ipv4Addr) -> Option<(Verdict, Vec<Ipv4Addr>)> {
+        let verdict = Verdict::decode(self.data(SetName::Vips, &[Value::Mark(vni), Value::Address(ip)])?)?;
+        let mut behind = Vec::new();
+        for data in self.all(SetName::Backends, &[Value::Address(ip)], &[Field::Address]) {
+            if let [Value::Address(backend)] = data[..]
+                && !behind.contains(&backend)
+            {
+                behind.push(backend);
+            }
+        }
+        Some((verdict, behind))
+    }
+
+    /// Where connections to a published port go, and who takes them at which ports.
+    fn published(&self, aim: Aim) -> Option<(Verdict, BTreeMap<Ipv4Addr, u16>)> {
+        let verdict = Verdict::decode(self.data(SetName::Ports, &aim.key())?)?;
+        let all = self.all(SetName::Behind, &aim.key(), &[Field::Address, Field::Port]);
+        let backend = |data: Vec<Value>| match data[..] {
+            [Value::Address(ip), Value::Port(port)] => Some((ip, port)),
+            _ => None,
+        };
+        Some((verdict, all.into_iter().filter_map(backend).collect()))
+    }
+
+    /// The table and the route by which a published port's backend on another node is reached.
+    fn home(&self, ip: Ipv4Addr) -> Option<(u32, Route)> {
+        let mark = self.mark(SetName::Homes, &[Value::Address(ip)])?;
+        let selector = self.ground.dataplane.selectors.iter().find(|selector| mark & selector.mask == selector.mark)?;
+        let route = self.ground.dataplane.detours.get(&selector.table)?;
+        Some((selector.table, route.clone()))
+    }
+
+    /// The narrowest one.
+    fn route(&self, ip: Ipv4Addr) -> Option<(Ipv4Net, Route)> {
+        let routes = self.ground.dataplane.routes.iter().filter(|(to, _)| to.contains(&ip));
+        routes.max_by_key(|(to, _)| to.prefix_len()).map(|(to, route)| (*to, route.clone()))
+    }
+
+    fn network(&self, vni: u32) -> String {
+        let network = self.ground.picture.networks.values().find(|network| network.vni == vni);
+        network.map_or_else(|| vni.to_string(), |network| network.name.clone())
+    }
+
+    /// Who has an address.
+    fn holder(&self, ip: Ipv4Addr) -> String {
+        for network in self.ground.picture.networks.values() {
+            if let Some(endpoint) = network.endpoints.get(&ip) {
+                let task = if endpoint.task.is_empty() { "that has ended" } else { &endpoint.task };
+                return format!("task {task} {}", place_in_words(endpoint.place));
+            }
+            if let Some(vip) = network.vips.get(&ip) {
+                return format!("the address of service {}", vip.service);
+            }
+            if network.subnet.contains(&ip) {
+                return format!("nobody's on network {}", network.name);
+            }
+        }
+        for published in &self.ground.picture.published {
+            if let Some(backend) = published.backends.iter().find(|backend| backend.ip == ip) {
+                return format!("a task of service {} {}", published.service, place_in_words(backend.place));
+            }
+        }
+        "of no network of this node".to_owned()
+    }
+}
+
+fn place_in_words(place: Place) -> String {
+    match place {
+        Place::Here => "here".to_owned(),
+        Place::Node(node) => format!("behind {node}"),
+    }
+}
+
+fn dead(ip: Ipv4Addr, holder: &str) -> String {
+    format!("reset: {ip} is {holder}, whose node is down and does not answer")
+}
+
+#[cfg(test)]
+mod tests {
+    use rcluster_api::wire::v1;
+
+    use super::*;
+    use crate::core::dataplane::compile;
+    use crate::core::links::Underlay;
+    use crate::core::picture::{Attachment, Attachments, Membership};
+    use crate::core::plan::tests::{key, view};
+    use crate::core::published::tests as ports;
+    use crate::core::uplink::{Forwarding, inside};
+
+    /// `front` and `back` with a service `web` on `front`, whose tasks are t1 here, t2 and t3; the pod t1 is on both.
+    fn two_networks() -> v1::NetView {
+        let mut view = view(1);
+        view.networks[0].endpoints.iter_mut().for_each(|endpoint| endpoint.service_id = "web".into());
+        view.services.push(v1::ServiceView {
+            id: "web".into(),
+            name: "web".into(),
+            mode: v1::EndpointMode::Vip.into(),
+            vips: vec![v1::VipView { network_id: "net-a".into(), ip: "10.128.0.8".into(), names: vec!["web".into()] }],
+            ..Default::default()
+        });
+        view.networks[1].names.clear();
+        view.networks[1].endpoints[0].names.clear();
+        view
+    }
+
+    fn way(view: &v1::NetView, networks: &[(&str, [u8; 4])], target: &str) -> String {
+        let networks = networks.iter().map(|(id, ip)| Membership { network_id: (*id).to_owned(), ip: Ipv4Addr::from(*ip) }).collect();
+        let attachments = Attachments::from([("t1".to_owned(), Attachment { networks, ..Attachment::default() })]);
+        let (picture, problems) = Picture::parse(view);
+        assert_eq!(problems, Vec::<String>::new());
+        let underlay = Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Host };
+        let dataplane = compile(&picture, &attachments, &underlay);
+        let sights = names::sights(&names::networks(&picture, &attachments), &attachments, inside(&picture));
+        let ground = Ground { picture: &picture, dataplane: &dataplane, sight: &sights["t1"] };
+        assert_eq!(trace(ground, "t9", target), None, "a pod that is not here");
+        let Trace { steps, verdict } = trace(ground, "t1", target).unwrap();
+        steps.into_iter().chain([format!("=> {verdict}")]).collect::<Vec<_>>().join("\n")
+    }
+
+    const BOTH: [(&str, [u8; 4]); 2] = [("net-a", [10, 128, 0, 2]), ("net-b", [10, 128, 1, 9])];
+
+    #[test]
+    fn a_services_name_leads_to_its_address_and_that_to_each_of_its_endpoints() {
+        let expected = "web is 10.128.0.8, by front.internal, back.internal
+10.128.0.8 is sent from 10.128.0.2 by eth0, on network front
+10.128.0.8 is the address of service web: goto r3 chooses one of 10.128.0.2 10.128.0.3 10.128.0.4
+10.128.0.2 is task web.t1 here: route 10.128.0.2/32 on LINK
+10.128.0.3 is task web.t2 behind 10.90.0.102: route 10.128.0.3/32 via 10.90.0.102 on v4097
+10.128.0.4 is task web.t3 behind 10.90.0.102: route 10.128.0.4/32 via 10.90.0.102 on v4097
+=> delivered to task web.t1 here at 10.128.0.2; or delivered to task web.t2 behind 10.90.0.102 at 10.128.0.3; or delivered to task web.t3 \
+                        behind 10.90.0.102 at 10.128.0.4";
+        let expected = expected.replace("LINK", &crate::core::links::veth_name("t1", "net-a"));
+        assert_eq!(way(&two_networks(), &BOTH, "Web:80"), expected);
+    }
+
+    #[test]
+    fn an_address_is_reached_by_the_interface_that_leads_to_it() {
+        assert_eq!(
+            way(&two_networks(), &BOTH, "10.128.1.2"),
+            "10.128.1.2 is sent from 10.128.1.9 by eth1, on network back
+10.128.1.2 is task web.t4 behind 10.90.0.103: route 10.128.1.2/32 via 10.90.0.103 on v4098
+=> delivered to task web.t4 behind 10.90.0.103 at 10.128.1.2"
+        );
+        assert_eq!(
+            way(&two_networks(), &BOTH[..1], "10.128.1.2"),
+            "10.128.1.2 is sent from 10.128.0.2 by eth0, on network front
+10.128.1.2 is task web.t4 behind 10.90.0.103: route 10.128.1.2/32 via 10.90.0.103 on v4098
+=> refused: 10.128.1.2 is task web.t4 behind 10.90.0.103, to which network front does not lead"
+        );
+        assert_eq!(way(&two_networks(), &BOTH, "10.128.1.9"), "=> stays in the pod: 10.128.1.9 is its own, on eth1");
+        assert_eq!(
+            way(&two_networks(), &BOTH, "169.254.53.53:53"),
+            "=> delivered to the resolver by eth0: it answers at port 53, and pings"
+        );
+    }
+
+    #[test]
+    fn what_is_encrypted_goes_by_a_tunnel_or_nowhere() {
+        let mut view = two_networks();
+        (view.key_epoch, view.networks[1].encrypted) = (1, true);
+        (1..).zip(&mut view.nodes).for_each(|(number, node)| node.number = number);
+        let sent = "10.128.1.2 is sent from 10.128.1.9 by eth1, on network back
+10.128.1.2 is task web.t4 behind 10.90.0.103: route 10.128.1.2/32 via 10.90.0.103 on v4098";
+        assert_eq!(
+            way(&view, &BOTH, "10.128.1.2"),
+            format!("{sent}\n=> dropped: network back is encrypted, and there is no tunnel to 10.90.0.103")
+        );
+        view.nodes.iter_mut().for_each(|node| node.wireguard_keys = vec![key(node.number, 1)]);
+        assert_eq!(
+            way(&view, &BOTH, "10.128.1.2"),
+            format!(
+                "{sent}\nnetwork back is encrypted: by the tunnel to 169.254.96.3\n=> delivered to task web.t4 behind 10.90.0.103 at 10.128.1.2"
+            )
+        );
+    }
+
+    #[test]
+    fn what_is_nobodys_and_what_is_outside() {
+        let sent = |ip: &str| format!("{ip} is sent from 10.128.0.2 by eth0, on network front");
+        let last = |view: &v1::NetView, target: &str| {
+            let way = way(view, &BOTH[..1], target);
+            let (steps, verdict) = way.rsplit_once('\n').unwrap_or(("", &way));
+            assert!(target.parse::<Ipv4Addr>().is_err() || steps.starts_with(&sent(target)), "{steps}");
+            verdict.to_owned()
+        };
+        let mut view = two_networks();
+        assert_eq!(last(&view, "10.128.0.77"), "=> refused: 10.128.0.77 is nobody's on network front");
+        assert_eq!(last(&view, "192.0.2.1"), "=> sent out of the cluster, to 192.0.2.1, under the host's address");
+        assert_eq!(last(&view, "10.90.0.103"), "=> refused: 10.90.0.103 is a node, and pods reach nothing of nodes but published ports");
+        assert_eq!(
+            last(&view, "example.com"),
+            "=> example.com is no name of ours: the pod's own resolvers are asked for it, or the host's"
+        );
+        assert_eq!(last(&view, "wep"), "=> sent nowhere: there is no name wep in front.internal");
+        view.networks[0].internal = true;
+        assert_eq!(last(&view, "192.0.2.1"), "=> refused: network front is internal, and 192.0.2.1 is outside");
+        for endpoint in &mut view.networks[0].endpoints {
+            endpoint.serving = false;
+        }
+        assert_eq!(last(&view, "10.128.0.8"), "=> refused: nobody takes connections to the address of service web from network front");
+        assert_eq!(last(&view, "web.t3"), "=> sent nowhere: web.t3 is a name of front.internal, and nobody serves under it");
+    }
+
+    #[test]
+    fn a_nodes_published_port_leads_to_its_backends_wherever_they_are() {
+        let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Spread)]);
+        let expected = "10.90.0.103 is sent from 10.128.0.2 by eth0, on network front
+10.90.0.103 is a node with a published tcp port 8080: goto p3 chooses one of 10.128.0.2 10.128.0.3 10.128.0.4
+10.128.0.2 is task web.t1 here: route 10.128.0.2/32 on LINK
+10.128.0.3 is task web.t2 behind 10.90.0.102: route of table 100002 via 10.90.0.102 on ing
+10.128.0.4 is task web.t3 behind 10.90.0.102: route of table 100002 via 10.90.0.102 on ing
+=> delivered to task web.t1 here at 10.128.0.2, tcp port 80; or delivered to task web.t2 behind 10.90.0.102 at 10.128.0.3, tcp port 80; or \
+                        delivered to task web.t3 behind 10.90.0.102 at 10.128.0.4, tcp port 80";
+        let expected = expected.replace("LINK", &crate::core::links::veth_name("t1", "net-a"));
+        assert_eq!(way(&view, &BOTH[..1], "10.90.0.103:8080"), expected);
+        let last = |view: &v1::NetView, target: &str| way(view, &BOTH[..1], target).lines().next_back().unwrap_or_default().to_owned();
+        assert_eq!(
+            last(&view, "10.90.0.103:8081"),
+            "=> refused: 10.90.0.103 is a node, and pods reach nothing of nodes but published ports"
+        );
+        view.networks[0].policy = Some(v1::NetworkPolicyView::default());
+        let refused =
+            "=> refused: by its network's policy 10.128.0.2 does not come to tcp port 80 of task web.t1 here by a published port; or ";
+        assert!(last(&view, "10.90.0.103:8080").starts_with(refused));
+        view.networks[0].internal = true;
+        assert_eq!(last(&view, "10.90.0.103:8080"), "=> refused: network front is internal, and 10.90.0.103 is outside");
+        view.published[0].port.as_mut().unwrap().allow_from = vec!["192.0.2.0/24".into()];
+        let refused = "=> refused: 10.128.0.2 is not among the clients that tcp port 8080 is published for";
+        assert_eq!(last(&view, "10.90.0.103:8080"), refused);
+    }
+
+    #[test]
+    fn a_policy_is_asked_for_pings_and_for_ports() {
+        let mut view = view(1);
+        for (endpoint, service) in view.networks[0].endpoints.iter_mut().zip(["web", "db", "web"]) {
+            endpoint.service_id = service.into();
+        }
+        let allow = v1::AllowView {
+            from_service_ids: vec!["web".into()],
+            to_service_ids: vec!["db".into()],
+            ports: vec![v1::PolicyPort { protocol: v1::Protocol::Tcp.into(), first: 80, last: 80 }],
+            ..v1::AllowView::default()
+        };
+        view.networks[0].policy = Some(v1::NetworkPolicyView { allow: vec![allow] });
+        let db = "task web.t2 behind 10.90.0.102";
+        for (target, expected) in [
+            ("10.128.0.3", format!("delivered to {db} at 10.128.0.3")),
+            ("10.128.0.3:80", format!("delivered to {db} at 10.128.0.3")),
+            ("10.128.0.3:81", format!("refused: by the policy of network front 10.128.0.2 does not speak with {db} by tcp port 81")),
+            (
+                "10.128.0.4",
+                "refused: by the policy of network front 10.128.0.2 does not speak with task web.t3 behind 10.90.0.102 by pings".to_owned(),
+            ),
+            ("192.0.2.1:80", "sent out of the cluster, to 192.0.2.1, under the host's address".to_owned()),
+        ] {
+            let way = way(&view, &BOTH[..1], target);
+            assert!(way.ends_with(&format!("\n=> {expected}")), "{target}: {way}");
+        }
+    }
+}

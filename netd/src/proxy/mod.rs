@@ -1,0 +1,391 @@
+//! The host's own published ports: kept from other programs, and served to the host itself.
+//!
+//! What comes to a published port from elsewhere is sent on by the host's rules before it can arrive (`core::rules::host`). netd has the port
+//! all the same, for two reasons: nobody else can take it, and who has it already is found out and told; and connections of the host to itself,
+//! which the rules do not see, are taken here and connected on from the router's namespace, under this node's own address there.
+//!
+//! ```text
+//! owner ── ports, targets (watch) ──► desk (thread `proxy`): one task a port ──► one a connection, or a sender of datagrams
+//! process of the host ──► 127.0.0.1:8080 or the host's address ──► task ══ socket in the router's namespace ══► backend
+//! ```
+//!
+//! - A port belongs to netd when `keep` answers; it is given up soon after.
+//! - Taken are connections and datagrams whose sender's address is one of the host's own. Others, which come only when the host's rules are
+//!   broken, are reset and passed over: the backend would not see who they are, nor would `allow_from`.
+//! - Connections outlive their port. They end with either side, with netd, or when a backend's host is silent for long; datagrams of one sender
+//!   keep their backend until none comes for `SILENCE_MAX`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::mem;
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
+use nix::sys::socket::SockaddrStorage;
+use rand::seq::IndexedRandom;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use crate::core::flows::Transport;
+use crate::core::ingress::Target;
+use crate::core::published::Opening;
+use crate::kernel::{KernelError, netns};
+
+use self::holder::Holder;
+
+mod holder;
+
+/// Connections, or senders of datagrams, of one port at one time; more wait, or are passed over.
+const OF_ONE_PORT_MAX: usize = 256;
+
+/// How long a backend may take to answer.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+
+/// How long a connection may be silent before its other end is asked whether it is there.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+
+/// How long a sender of datagrams is remembered.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// Datagrams of one sender that may wait for the backend's socket.
+const DATAGRAMS_MAX: usize = 64;
+
+/// More than any datagram has.
+const DATAGRAM_BYTES_MAX: usize = 65_536;
+
+/// A socket at a port of the host.
+#[derive(Debug, Clone)]
+enum Door {
+    Stream(Arc<TcpListener>),
+    Datagrams(Arc<UdpSocket>),
+}
+
+impl Door {
+    /// In the calling thread's network namespace.
+    fn open(opening: Opening) -> io::Result<Self> {
+        let at = (Ipv4Addr::UNSPECIFIED, opening.port);
+        match opening.transport {
+            Transport::Tcp => {
+                let listener = TcpListener::bind(at)?;
+                listener.set_nonblocking(true)?;
+                Ok(Self::Stream(Arc::new(listener)))
+            }
+            Transport::Udp => {
+                let socket = UdpSocket::bind(at)?;
+                socket.set_nonblocking(true)?;
+                Ok(Self::Datagrams(Arc::new(socket)))
+            }
+        }
+    }
+
+    /// Nobody is let in from now on; what was opened by the desk's task goes with that.
+    fn shut(&self) {
+        match self {
+            Self::Stream(listener) => {
+                if let Err(error) = SockRef::from(&**listener).shutdown(Shutdown::Both) {
+                    debug!(%error, "a port is given up a moment later");
+                }
+            }
+            // It says nothing to anybody.
+            Self::Datagrams(_) => {}
+        }
+    }
+
+    /// Whether it is the same socket.
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Stream(one), Self::Stream(other)) => Arc::ptr_eq(one, other),
+            (Self::Datagrams(one), Self::Datagrams(other)) => Arc::ptr_eq(one, other),
+            (Self::Stream(_), Self::Datagrams(_)) | (Self::Datagrams(_), Self::Stream(_)) => false,
+        }
+    }
+}
+
+type Doors = BTreeMap<Opening, Door>;
+
+type Targets = BTreeMap<Opening, Vec<Target>>;
+
+/// The owner's side of the desk.
+#[derive(Debug)]
+pub struct Proxy {
+    doors: watch::Sender<Doors>,
+    targets: watch::Sender<Targets>,
+    /// Ports that others had when they were to be kept, and have still.
+    taken: BTreeMap<Opening, Holder>,
+}
+
+impl Proxy {
+    /// Opens the desk, in the network namespace of the thread that calls; `router` is the pin of the router's.
+    pub fn start(router: PathBuf) -> io::Result<Self> {
+        let (doors, opened) = watch::channel(Doors::new());
+        let (targets, leads) = watch::channel(Targets::new());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let desk = Arc::new(Desk { router, targets: leads });
+        thread::Builder::new().name("proxy".to_owned()).spawn(move || runtime.block_on(serve(desk, opened)))?;
+        Ok(Self { doors, targets, taken: BTreeMap::new() })
+    }
+
+    /// Keeps these ports and gives up others; those that somebody else has, and who: also of ports that were to be kept once, as long as they
+    /// are not free.
+    pub fn keep(&mut self, ports: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
+        let mut doors = self.doors.borrow().clone();
+        let before = doors.len();
+        doors.retain(|opening, door| {
+            let stays = ports.contains(opening);
+            if !stays {
+                door.shut();
+            }
+            stays
+        });
+        let mut changed = doors.len() != before;
+        let mut known = mem::take(&mut self.taken);
+        let asked: BTreeSet<Opening> = ports.iter().chain(known.keys()).copied().filter(|opening| !doors.contains_key(opening)).collect();
+        for opening in asked {
+            match Door::open(opening) {
+                Ok(door) if ports.contains(&opening) => {
+                    doors.insert(opening, door);
+                    changed = true;
+                }
+                // It is free, and nobody's.
+                Ok(_) => {}
+                Err(error) => {
+                    let holder = Holder::find(opening, &error, known.remove(&opening));
+                    self.taken.insert(opening, holder);
+                }
+            }
+        }
+        if changed {
+            self.doors.send_replace(doors);
+        }
+        self.taken.iter().map(|(opening, holder)| (*opening, holder.words.clone())).collect()
+    }
+
+    /// Sends what begins from here on to these.
+    pub fn lead(&self, targets: Targets) {
+        self.targets.send_if_modified(|known| {
+            let changed = *known != targets;
+            *known = targets;
+            changed
+        });
+    }
+}
+
+/// What the tasks have in common.
+#[derive(Debug)]
+struct Desk {
+    /// The pin of the router's namespace.
+    router: PathBuf,
+    targets: watch::Receiver<Targets>,
+}
+
+/// Has a task at every port, until the owner is gone.
+async fn serve(desk: Arc<Desk>, mut doors: watch::Receiver<Doors>) {
+    let mut tasks = JoinSet::new();
+    let mut open: BTreeMap<Opening, (Door, AbortHandle)> = BTreeMap::new();
+    loop {
+        let due = doors.borrow_and_update().clone();
+        open.retain(|opening, (door, task)| {
+            let stays = due.get(opening).is_some_and(|due| due.is(door));
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for (opening, door) in due {
+            open.entry(opening).or_insert_with(|| (door.clone(), tasks.spawn(attend(desk.clone(), opening, door))));
+        }
+        while tasks.try_join_next().is_some() {}
+        if doors.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn attend(desk: Arc<Desk>, opening: Opening, door: Door) {
+    let attended = match door {
+        Door::Stream(listener) => desk.accept(opening, &listener).await,
+        Door::Datagrams(socket) => desk.receive(opening, &socket).await,
+    };
+    if let Err(error) = attended {
+        warn!(%opening, %error, "the port is kept, but this host does not reach it under its own address");
+    }
+}
+
+impl Desk {
+    async fn accept(self: Arc<Self>, opening: Opening, listener: &TcpListener) -> io::Result<()> {
+        let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
+        let slots = Arc::new(Semaphore::new(OF_ONE_PORT_MAX));
+        loop {
+            let Ok(slot) = slots.clone().acquire_owned().await else { return Ok(()) };
+            match listener.accept().await {
+                Ok((stream, peer)) if is_own(peer.ip()) => {
+                    let desk = self.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = desk.pass(opening, stream).await {
+                            debug!(%opening, %peer, %error, "connection ended");
+                        }
+                        drop(slot);
+                    });
+                }
+                Ok((stream, peer)) => {
+                    debug!(%opening, %peer, "connection of a stranger reset");
+                    reset(stream);
+                }
+                // It was shut.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(()),
+                Err(error) => {
+                    warn!(%opening, %error, "accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    /// A connection from its beginning to its end; what ends otherwise than well is reset.
+    async fn pass(&self, opening: Opening, mut stream: TcpStream) -> io::Result<()> {
+        let joined = async {
+            let mut backend = self.connect(opening).await?;
+            keep_alive(&stream)?;
+            copy_bidirectional(&mut stream, &mut backend).await
+        };
+        let joined = joined.await;
+        if joined.is_err() {
+            reset(stream);
+        }
+        joined.map(drop)
+    }
+
+    async fn connect(&self, opening: Opening) -> io::Result<TcpStream> {
+        let target = self.target(opening)?;
+        let socket = self.socket(target, Type::STREAM, Protocol::TCP)?;
+        let socket = TcpSocket::from_std_stream(socket.into());
+        let stream = timeout(CONNECT_MAX, socket.connect(target.address.into())).await??;
+        keep_alive(&stream)?;
+        Ok(stream)
+    }
+
+    async fn receive(self: Arc<Self>, opening: Opening, socket: &UdpSocket) -> io::Result<()> {
+        let socket = Arc::new(tokio::net::UdpSocket::from_std(socket.try_clone()?)?);
+        let mut senders: BTreeMap<SocketAddr, mpsc::Sender<Vec<u8>>> = BTreeMap::new();
+        let mut tasks = JoinSet::new();
+        let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+        loop {
+            let (len, from) = match socket.recv_from(&mut buffer).await {
+                Ok(received) => received,
+                // What an earlier answer met on its way.
+                Err(error) => {
+                    debug!(%opening, %error, "receive a datagram");
+                    continue;
+                }
+            };
+            while tasks.try_join_next().is_some() {}
+            senders.retain(|_, sender| !sender.is_closed());
+            let sender = match senders.get(&from).cloned() {
+                Some(sender) => sender,
+                None if senders.len() >= OF_ONE_PORT_MAX || !is_own(from.ip()) => continue,
+                None => match self.backend(opening).await {
+                    Ok(backend) => {
+                        let (sender, datagrams) = mpsc::channel(DATAGRAMS_MAX);
+                        tasks.spawn(relay(backend, datagrams, socket.clone(), from));
+                        senders.insert(from, sender.clone());
+                        sender
+                    }
+                    Err(error) => {
+                        debug!(%opening, %from, %error, "datagram passed over");
+                        continue;
+                    }
+                },
+            };
+            // A datagram too many is lost, as on any way.
+            drop(sender.try_send(buffer[..len].to_vec()));
+        }
+    }
+
+    /// A socket that speaks with a backend alone.
+    async fn backend(&self, opening: Opening) -> io::Result<tokio::net::UdpSocket> {
+        let target = self.target(opening)?;
+        let socket = tokio::net::UdpSocket::from_std(self.socket(target, Type::DGRAM, Protocol::UDP)?.into())?;
+        socket.connect(target.address).await?;
+        Ok(socket)
+    }
+
+    /// Any of those behind the port.
+    fn target(&self, opening: Opening) -> io::Result<Target> {
+        let targets = self.targets.borrow();
+        let target = targets.get(&opening).and_then(|targets| targets.choose(&mut rand::rng()));
+        target.copied().ok_or_else(|| io::Error::new(io::ErrorKind::ConnectionRefused, "nobody serves this port"))
+    }
+
+    /// A socket in the router's namespace that sends to this backend.
+    fn socket(&self, target: Target, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+        let failed = |source: io::Error| KernelError::Namespace { path: self.router.clone(), source };
+        let made = netns::inside(&self.router, || {
+            let make = || -> io::Result<Socket> {
+                let socket = Socket::new(Domain::IPV4, kind, Some(protocol))?;
+                socket.set_nonblocking(true)?;
+                socket.set_mark(target.mark)?;
+                socket.bind(&SocketAddr::from((target.source, 0)).into())?;
+                Ok(socket)
+            };
+            make().map_err(failed)
+        });
+        made.map_err(io::Error::other)
+    }
+}
+
+/// Datagrams of one sender to a backend and back, until there are none for a while or the backend refuses them.
+async fn relay(
+    backend: tokio::net::UdpSocket,
+    mut datagrams: mpsc::Receiver<Vec<u8>>,
+    socket: Arc<tokio::net::UdpSocket>,
+    sender: SocketAddr,
+) {
+    let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+    loop {
+        let turn = async {
+            tokio::select! {
+                datagram = datagrams.recv() => match datagram {
+                    Some(datagram) => backend.send(&datagram).await.map(Some),
+                    None => Ok(None),
+                },
+                answer = backend.recv(&mut buffer) => socket.send_to(&buffer[..answer?], sender).await.map(Some),
+            }
+        };
+        match timeout(SILENCE_MAX, turn).await {
+            Ok(Ok(Some(_))) => {}
+            Ok(Ok(None)) | Err(_) => return,
+            Ok(Err(error)) => return debug!(%sender, %error, "datagrams end"),
+        }
+    }
+}
+
+/// Whether an address is one of this host's.
+fn is_own(ip: IpAddr) -> bool {
+    let has = |interface: InterfaceAddress| {
+        let own = interface.address.as_ref().and_then(SockaddrStorage::as_sockaddr_in);
+        own.is_some_and(|own| IpAddr::V4(own.ip()) == ip)
+    };
+    ip.is_loopback() || getifaddrs().is_ok_and(|mut interfaces| interfaces.any(has))
+}
+
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_AFTER))
+}
+
+/// Ends a connection as if nobody listened.
+fn reset(stream: TcpStream) {
+    if let Err(error) = SockRef::from(&stream).set_linger(Some(Duration::ZERO)) {
+        debug!(%error, "a connection ends in order instead of by a reset");
+    }
+    drop(stream);
+}

@@ -1,0 +1,310 @@
+//! The kernel broken by chance, of all that netd has in it: one look mends it, and the next finds nothing to do.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rcluster_api::wire::v1;
+use rcluster_netd::core::links::is_ours;
+use rcluster_netd::core::rules::elements::Element;
+use rcluster_netd::core::rules::{Data, Skeleton, TABLE, Table, host, isolation};
+use rcluster_netd::kernel::netlink::Netlink;
+use rcluster_netd::kernel::nft::{self, Change};
+
+use crate::balance::{Place, VIP, address, balanced, front, service};
+use crate::support::dns::resolve;
+use crate::support::seen::{OUR_NEIGHBOURS, OUR_ROUTES, batch, differences, seen, show};
+use crate::support::{Host, Lab, chance, network, rounds};
+
+/// Rounds in which the kernel is broken.
+const ROUNDS: u64 = 200;
+
+/// In one round of so many netd is not running meanwhile, and pods are broken too: they are looked into at the start.
+const STARTS_EVERY: u64 = 10;
+
+const WEB: [Place; 2] = [("t2", 0, 12), ("t3", 1, 13)];
+
+/// Endpoints without a pod.
+const MORE: [Place; 6] = [("m1", 1, 21), ("m2", 1, 22), ("m3", 1, 23), ("m4", 1, 24), ("m5", 1, 25), ("m6", 1, 26)];
+
+/// What is wanted changes now and then, to one of so many pictures.
+const PICTURES: usize = 5;
+
+/// The pods of the host that is broken.
+const PODS: [&str; 3] = ["client", "t2", "t4"];
+
+/// What is done to a namespace, with chance.
+struct Breaker {
+    rng: StdRng,
+    ip: Vec<String>,
+    bridge: Vec<String>,
+    done: Vec<String>,
+}
+
+impl Breaker {
+    fn new(rng: StdRng) -> Self {
+        Self { rng, ip: Vec::new(), bridge: Vec::new(), done: Vec::new() }
+    }
+
+    fn one_in(&mut self, many: u32) -> bool {
+        self.rng.random_ratio(1, many)
+    }
+
+    /// Some of our routes and permanent neighbours go, and some lead elsewhere.
+    fn paths(&mut self) {
+        for route in show(OUR_ROUTES) {
+            let words: Vec<&str> = route.split_whitespace().collect();
+            let Some(to) = words.first() else { continue };
+            let table = words.windows(2).find(|pair| pair[0] == "table").map_or("main", |pair| pair[1]);
+            match self.rng.random_range(0..12) {
+                0 | 1 => self.ip.push(format!("route del {to} proto 114 table {table}")),
+                2 => self.ip.push(format!("route replace {to} dev lo proto 114 table {table}")),
+                _ => {}
+            }
+        }
+        for neighbour in show(OUR_NEIGHBOURS) {
+            let words: Vec<&str> = neighbour.split_whitespace().collect();
+            let &[to, "dev", device, ..] = &words[..] else { continue };
+            match self.rng.random_range(0..12) {
+                0 | 1 => self.ip.push(format!("neigh del {to} dev {device}")),
+                2 => self.ip.push(format!("neigh replace {to} lladdr 02:00:00:00:00:07 dev {device} nud permanent")),
+                _ => {}
+            }
+        }
+    }
+
+    /// Forwarding entries likewise; and what nobody wants is added.
+    fn forwards(&mut self) {
+        for line in show("bridge fdb show") {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let &[mac, "dev", device, "dst", node, ..] = &words[..] else { continue };
+            match self.rng.random_range(0..12) {
+                0 | 1 => self.bridge.push(format!("fdb del {mac} dev {device} dst {node}")),
+                2 => self.bridge.push(format!("fdb replace {mac} dev {device} dst 10.90.0.199")),
+                _ => {}
+            }
+        }
+        let last = self.rng.random_range(150..250);
+        if self.one_in(4) {
+            self.bridge.push("fdb add 02:00:00:00:00:0a dev v4096 dst 10.90.0.66".to_owned());
+        }
+        if self.one_in(4) {
+            self.ip.push(format!("neigh replace 10.90.0.{last} lladdr 02:00:00:00:00:08 dev v4096 nud permanent"));
+        }
+        if self.one_in(4) {
+            self.ip.push(format!("route add 10.128.0.{last} via 10.90.0.102 dev v4096 onlink proto 114"));
+        }
+    }
+
+    fn devices<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+        for name in names {
+            match self.rng.random_range(0..24) {
+                0 | 1 => self.ip.push(format!("link set dev {name} mtu 1000")),
+                2 | 3 => self.ip.push(format!("link set dev {name} down")),
+                4 => self.ip.push(format!("link set dev {name} address 02:00:00:00:00:09")),
+                5 => self.ip.push(format!("link del dev {name}")),
+                _ => {}
+            }
+        }
+    }
+
+    fn sysctl(&mut self, name: &str) {
+        if self.one_in(8) {
+            std::fs::write(format!("/proc/sys/net/ipv4/{name}"), "0").unwrap();
+            self.done.push(format!("sysctl {name} 0"));
+        }
+    }
+
+    /// A table of ours without anything in it.
+    fn empties(&mut self, table: Table) -> bool {
+        let empties = self.one_in(24);
+        if empties {
+            let nothing = Skeleton { table, sets: Vec::new(), chains: Vec::new() };
+            nft::load(&mut Netlink::open(nft::NETLINK_NETFILTER).unwrap(), &nothing).unwrap();
+            self.done.push(format!("emptied {}", table.name));
+        }
+        empties
+    }
+
+    /// Elements go, or have other data, or there is one too many.
+    fn elements(&mut self) {
+        let mut netlink = Netlink::open(nft::NETLINK_NETFILTER).unwrap();
+        let (_, elements) = nft::observe(&mut netlink).unwrap();
+        for element in elements.into_iter().map(|(key, data)| Element { key, data }) {
+            let draw = self.rng.random_range(0..12);
+            match (draw, element.key.set.set().data) {
+                (0 | 1, _) => nft::change(&mut netlink, &[Change::remove(&element)]).unwrap(),
+                (2, Data::Fields(_)) => {
+                    let mut other = element.clone();
+                    other.data.iter_mut().for_each(|byte| *byte ^= 1);
+                    nft::change(&mut netlink, &[Change::remove(&element), Change::add(&other)]).unwrap();
+                }
+                _ => continue,
+            }
+            self.done.push(format!("{} element {element}", if draw == 2 { "altered" } else { "removed" }));
+        }
+        if self.one_in(4) {
+            let stray = isolation::source("p000000000000", Ipv4Addr::new(10, 128, 0, 99));
+            nft::change(&mut netlink, &[Change::add(&stray)]).unwrap();
+            self.done.push(format!("stray element {stray}"));
+        }
+    }
+
+    /// Nodes that VXLAN is taken from.
+    fn peers(&mut self) {
+        let mut netlink = Netlink::open(nft::NETLINK_NETFILTER).unwrap();
+        let held = nft::read_in(&mut netlink, host::TABLE, &host::NODES).unwrap();
+        let mut changes: Vec<(bool, Vec<u8>)> = Vec::new();
+        for (key, _) in held {
+            if self.one_in(4) {
+                changes.push((false, key));
+            }
+        }
+        if self.one_in(4) {
+            changes.push((true, vec![10, 90, 0, 66]));
+        }
+        for (add, key) in changes {
+            nft::change_in(&mut netlink, host::TABLE, &[Change { add, set: &host::NODES, key: &key, data: &[] }]).unwrap();
+            self.done.push(format!("{} peer {key:?}", if add { "stray" } else { "removed" }));
+        }
+    }
+
+    /// Does what is left to do; what was done, for people.
+    fn finish(mut self) -> Vec<String> {
+        batch("ip", &self.ip);
+        batch("bridge", &self.bridge);
+        self.done.extend(self.ip);
+        self.done.extend(self.bridge);
+        self.done
+    }
+}
+
+fn break_router(rng: StdRng, devices: &[String]) -> Vec<String> {
+    let mut breaker = Breaker::new(rng);
+    if !breaker.empties(TABLE) {
+        breaker.elements();
+    }
+    breaker.sysctl("ip_forward");
+    breaker.sysctl("conf/all/rp_filter");
+    breaker.paths();
+    breaker.forwards();
+    for (device, addresses) in [("lo", "del 169.254.53.53/32"), ("up", "flush")] {
+        if breaker.one_in(12) {
+            breaker.ip.push(format!("addr {addresses} dev {device}"));
+        }
+    }
+    breaker.devices(devices.iter().map(String::as_str));
+    breaker.finish()
+}
+
+fn break_host(rng: StdRng) -> Vec<String> {
+    let mut breaker = Breaker::new(rng);
+    if !breaker.empties(host::TABLE) {
+        breaker.peers();
+    }
+    breaker.sysctl("ip_forward");
+    if breaker.one_in(12) {
+        breaker.ip.push("addr flush dev rcl-up".to_owned());
+    }
+    breaker.devices(["rcl-up"]);
+    breaker.finish()
+}
+
+fn break_pod(rng: StdRng) -> Vec<String> {
+    let mut breaker = Breaker::new(rng);
+    breaker.paths();
+    if breaker.one_in(12) {
+        breaker.ip.push("addr flush dev eth0".to_owned());
+    }
+    breaker.devices(["eth0"]);
+    breaker.finish()
+}
+
+/// Breaks some of all that netd has on this host, in pods only where it is said.
+fn break_some(host: &Host, rng: &mut StdRng, in_pods: bool) -> Vec<String> {
+    let devices: Vec<String> = host.devices().into_iter().map(|(name, _)| name).filter(|name| is_ours(name)).collect();
+    let mut chance = || StdRng::seed_from_u64(rng.random());
+    let (router, outside) = (chance(), chance());
+    // While the router's devices are there to be broken.
+    let mut done: Vec<String> = Vec::new();
+    for pod in PODS.iter().filter(|_| in_pods) {
+        let inner = chance();
+        done.extend(host.inside(pod, move || break_pod(inner)));
+    }
+    done.extend(host.inside("router", move || break_router(router, &devices)));
+    done.extend(host.here(move || break_host(outside)));
+    done
+}
+
+/// One of the pictures, and what the kernel holds when it is obeyed.
+struct Wanted {
+    networks: Vec<v1::NetworkView>,
+    whole: BTreeSet<String>,
+}
+
+/// Networks of which some endpoints are there by chance.
+fn networks(rng: &mut StdRng) -> Vec<v1::NetworkView> {
+    let web: Vec<Place> = WEB.into_iter().chain(MORE).filter(|_| rng.random_ratio(2, 3)).collect();
+    let back: &[(&str, usize, u8)] = if rng.random() { &[("t4", 0, 2), ("t5", 1, 3)] } else { &[("t4", 0, 2)] };
+    vec![front(&web), network("back", 1, back)]
+}
+
+/// Gives the first host a picture twice: when it comes again, it is answered after a look at the kernel. What was broken may be in the way of
+/// what is new in it the first time.
+fn apply(lab: &Lab, revision: u64, networks: &[v1::NetworkView]) {
+    let view = || v1::NetView { services: vec![service(v1::Affinity::Unspecified)], ..lab.view(0, revision, networks) };
+    lab.hosts[0].apply(view()).unwrap();
+    let answer = lab.hosts[0].apply(view()).unwrap();
+    assert_eq!((answer.revision, answer.problems), (revision, vec![]));
+}
+
+#[test]
+fn one_look_mends_whatever_was_broken_and_the_next_finds_nothing() {
+    let (seed, mut rng) = chance();
+    let mut lab = balanced(2, &WEB, v1::Affinity::Unspecified);
+    let mut revision = 2;
+    apply(&lab, revision, &[front(&WEB), network("back", 1, &[("t4", 0, 2)])]);
+    lab.hosts[0].attach("t4", &[("back", "10.128.1.2")]).unwrap();
+    let wanted: Vec<Wanted> = (0..PICTURES)
+        .map(|_| {
+            let networks = networks(&mut rng);
+            revision += 1;
+            apply(&lab, revision, &networks);
+            Wanted { networks, whole: seen(&lab.hosts[0], &PODS) }
+        })
+        .collect();
+    let mut now = wanted.last().expect("there are some");
+    let mut repairs = 0;
+    for round in 0..rounds(ROUNDS) {
+        let is_down = round % STARTS_EVERY == STARTS_EVERY - 1;
+        let mut before = lab.hosts[0].status().unwrap().repairs;
+        if is_down {
+            lab.hosts[0].kill();
+            before = 0;
+        }
+        let done = break_some(&lab.hosts[0], &mut rng, is_down);
+        let what = format!("round {round} of RCLUSTER_SEED={seed}, netd {}: {done:#?}", if is_down { "was down" } else { "ran" });
+        if is_down {
+            lab.hosts[0].start();
+            assert_eq!(differences(&now.whole, &seen(&lab.hosts[0], &PODS)), Vec::<String>::new(), "when it started, {what}");
+        }
+        if rng.random_ratio(1, 4) {
+            now = &wanted[rng.random_range(0..wanted.len())];
+            revision += 1;
+        }
+        apply(&lab, revision, &now.networks);
+        assert_eq!(differences(&now.whole, &seen(&lab.hosts[0], &PODS)), Vec::<String>::new(), "{what}");
+        let after = lab.hosts[0].status().unwrap().repairs;
+        apply(&lab, revision, &now.networks);
+        assert_eq!(lab.hosts[0].status().unwrap().repairs, after, "a second time, {what}");
+        repairs += after - before;
+    }
+    assert!(repairs > rounds(ROUNDS), "{repairs} repairs: nothing was broken");
+    apply(&lab, revision + 1, &[front(&WEB), network("back", 1, &[("t4", 0, 2)])]);
+    for (task, host, last) in WEB {
+        let _listener = lab.hosts[host].listen(task, &format!("{}:80", address(last)));
+        lab.hosts[0].connect("client", &format!("{}:80", address(last))).unwrap();
+    }
+    assert_eq!(resolve(&lab.hosts[0], "client", "web."), [VIP]);
+}

@@ -1,0 +1,308 @@
+//! `network create`, `network inspect` and `network pool`.
+
+use std::net::Ipv4Addr;
+
+use rcluster_api::client::{idempotency_key, keyed};
+use rcluster_api::object::{Kind, Network, Object, Service, Task};
+use rcluster_api::rest::NetworkJson;
+use rcluster_api::spec::{NetworkSpec, Spec};
+use rcluster_api::task::TaskState;
+use rcluster_api::validate;
+use rcluster_api::wire::v1;
+use rcluster_base::clock::unix_ms;
+use serde::Serialize;
+
+use crate::args::{Format, NetworkCreate, PoolCommand};
+use crate::error::CliError;
+use crate::output::table::Table;
+use crate::output::{self, Out};
+use crate::session::Session;
+
+/// For so long the address of a task that has ended rests (docs/network.md).
+const REST_MS: u64 = 60_000;
+
+/// Length of the prefix of subnets where no other is asked for.
+const PREFIX: u32 = 24;
+
+/// `network create NAME`.
+pub async fn create(mut session: Session, out: Out, args: NetworkCreate) -> Result<(), CliError> {
+    let NetworkCreate { name, subnet, internal, label } = args;
+    let subnet = match subnet {
+        Some(text) => {
+            Some(text.parse().map_err(|_| CliError::usage(format!("--subnet {text}: not an IPv4 range"), "write it like 10.9.0.0/24"))?)
+        }
+        None => None,
+    };
+    let spec = NetworkSpec { name: name.clone(), labels: label.into_iter().collect(), subnet, internal, ..NetworkSpec::default() };
+    let spec = Spec::Network(spec);
+    validate::check(&spec)?;
+    let all = session.list(Kind::Network, "", "").await?;
+    if all.iter().any(|object| matches!(object, Object::Network(network) if network.spec.name == name)) {
+        return Err(CliError::refused(
+            format!("network {name} exists: nothing was changed"),
+            format!("rclusterctl network inspect {name} shows it; network rm {name} removes it"),
+        ));
+    }
+    let spec = v1::Spec { kind: Some(spec.into()), expected_version: 0 };
+    let key = idempotency_key();
+    let response = session
+        .call(|mut client| {
+            let request = keyed(&key, v1::ApplyRequest { specs: vec![spec.clone()] });
+            async move { client.apply(request).await }
+        })
+        .await?;
+    let id = response.applied.first().map(|applied| applied.id.clone()).unwrap_or_default();
+    if out.is_table() {
+        output::data(&format!("{id}\n"))
+    } else {
+        out.value(&serde_json::json!({ "kind": "network", "name": name, "id": id }))
+    }
+}
+
+/// A network as `inspect` prints it.
+#[derive(Debug, Serialize)]
+struct Inspected {
+    #[serde(flatten)]
+    network: NetworkJson,
+    usage: Usage,
+    /// From which its subnet was chosen; absent: it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool: Option<String>,
+    /// In their order.
+    addresses: Vec<Address>,
+}
+
+/// How many addresses there are.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Usage {
+    used: usize,
+    resting: usize,
+    size: u32,
+}
+
+/// One address with who has it.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+struct Address {
+    ip: Ipv4Addr,
+    /// task or service.
+    kind: &'static str,
+    name: String,
+    id: String,
+    /// Of a task.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    node: String,
+    /// Of a task: its state, or that the address rests.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    state: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    aliases: Vec<String>,
+}
+
+const RESTING: &str = "resting";
+
+/// `network inspect NET`: as JSON unless another form was asked for.
+pub async fn inspect(mut session: Session, out: Out, name: &str) -> Result<(), CliError> {
+    let found = session.list(Kind::Network, name, "").await?.into_iter().find_map(|object| match object {
+        Object::Network(network) => Some(network),
+        _ => None,
+    });
+    let Some(network) = found else {
+        return Err(CliError::refused(format!("there is no network {name}"), "see rclusterctl get networks"));
+    };
+    let mut tasks: Vec<Task> = Vec::new();
+    let mut services: Vec<Service> = Vec::new();
+    for object in [session.list(Kind::Task, "", "").await?, session.list(Kind::Service, "", "").await?].into_iter().flatten() {
+        match object {
+            Object::Task(task) => tasks.push(*task),
+            Object::Service(service) => services.push(service),
+            _ => {}
+        }
+    }
+    let pools = pools(&mut session, Vec::new()).await?;
+    let inspected = inspected(&network, &tasks, &services, &pools, unix_ms());
+    match out.format {
+        Format::Name => output::data(&format!("network/{}\n", network.spec.name)),
+        Format::Yaml => out.value(&inspected),
+        Format::Table | Format::Wide | Format::Json => Out { format: Format::Json }.value(&inspected),
+    }
+}
+
+fn inspected(network: &Network, tasks: &[Task], services: &[Service], pools: &[v1::PoolStatus], now_ms: u64) -> Inspected {
+    let mut addresses: Vec<Address> = Vec::new();
+    for task in tasks {
+        let ended = task.status.state.is_terminal() && task.status.state != TaskState::Orphaned;
+        if ended && (task.node_id.is_none() || task.stamp.updated_at_ms.saturating_add(REST_MS) <= now_ms) {
+            continue;
+        }
+        let state = if ended { RESTING.to_owned() } else { task.status.state.to_string() };
+        addresses.extend(task.networks.iter().filter(|attached| attached.network_id == network.id).map(|attached| Address {
+            ip: attached.ip,
+            kind: "task",
+            name: task.name.clone(),
+            id: task.id.to_string(),
+            node: task.node.clone(),
+            state: state.clone(),
+            aliases: attached.aliases.clone(),
+        }));
+    }
+    for service in services {
+        addresses.extend(service.vips.iter().filter(|vip| vip.network_id == network.id).map(|vip| Address {
+            ip: vip.ip,
+            kind: "service",
+            name: service.spec.name.clone(),
+            id: service.id.to_string(),
+            node: String::new(),
+            state: String::new(),
+            aliases: service.spec.networks.iter().filter(|on| on.network == vip.network).flat_map(|on| on.aliases.clone()).collect(),
+        }));
+    }
+    addresses.sort();
+    let resting = addresses.iter().filter(|address| address.state == RESTING).count();
+    // The first two and the last are not given out.
+    let size = network.subnet.map_or(0, |subnet| (u32::from(subnet.broadcast()) - u32::from(subnet.network())).saturating_sub(2));
+    let chosen = network.subnet.filter(|_| network.spec.subnet.is_none());
+    let is_from = |pool: &&v1::PoolStatus| chosen.is_some_and(|subnet| holds(&pool.cidr, subnet.network()));
+    Inspected {
+        network: NetworkJson::new(network, tasks),
+        usage: Usage { used: addresses.len() - resting, resting, size },
+        pool: pools.iter().find(is_from).map(|pool| pool.cidr.clone()),
+        addresses,
+    }
+}
+
+/// Whether a range, as the managers write it, holds an address.
+fn holds(cidr: &str, ip: Ipv4Addr) -> bool {
+    let Some((Ok(base), Ok(bits))) = cidr.split_once('/').map(|(base, bits)| (base.parse::<Ipv4Addr>(), bits.parse::<u32>())) else {
+        return false;
+    };
+    let mask = u32::MAX.checked_shl(32_u32.saturating_sub(bits)).unwrap_or(0);
+    u32::from(base) & mask == u32::from(ip) & mask
+}
+
+/// The pools, after these have been added.
+async fn pools(session: &mut Session, add: Vec<v1::AddressPool>) -> Result<Vec<v1::PoolStatus>, CliError> {
+    let key = idempotency_key();
+    let response = session
+        .call(|mut client| {
+            let request = keyed(&key, v1::UpdatePoolsRequest { add: add.clone() });
+            async move { client.update_pools(request).await }
+        })
+        .await?;
+    Ok(response.pools)
+}
+
+/// A pool as it is printed.
+#[derive(Debug, Serialize)]
+struct PoolJson {
+    cidr: String,
+    /// Of the subnets chosen from it.
+    prefix: u32,
+    subnets: u32,
+    free: u32,
+}
+
+/// `network pool ls|add`.
+pub async fn pool(mut session: Session, out: Out, command: PoolCommand) -> Result<(), CliError> {
+    let add = match command {
+        PoolCommand::Ls => Vec::new(),
+        PoolCommand::Add { cidr, prefix } => {
+            let own = cidr.rsplit_once('/').and_then(|(_, bits)| bits.parse().ok()).unwrap_or(0);
+            vec![v1::AddressPool { cidr, prefix: prefix.unwrap_or(PREFIX.max(own)), cursor: 0 }]
+        }
+    };
+    let pools = pools(&mut session, add).await?.into_iter().map(|pool| {
+        let v1::PoolStatus { cidr, prefix, subnets, free } = pool;
+        PoolJson { cidr, prefix, subnets, free }
+    });
+    let pools: Vec<PoolJson> = pools.collect();
+    if out.format == Format::Name {
+        return output::data(&pools.iter().map(|pool| format!("pool/{}\n", pool.cidr)).collect::<String>());
+    }
+    if !out.is_table() {
+        return out.value(&pools);
+    }
+    let mut table = Table::new(&["POOL", "PREFIX", "SUBNETS", "FREE"]);
+    for PoolJson { cidr, prefix, subnets, free } in pools {
+        table.row(vec![cidr, format!("/{prefix}"), subnets.to_string(), free.to_string()]);
+    }
+    output::data(&table.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use rcluster_api::object::{ServiceVip, Stamp, TaskNetwork, TaskStatus};
+    use rcluster_api::spec::{ServiceSpec, TaskTemplate};
+
+    use super::*;
+
+    /// On `lab` at an address; written last at second 100.
+    fn task(name: &str, ip: [u8; 4], state: TaskState) -> Task {
+        let attached = TaskNetwork { network_id: "lab".into(), network: "lab".to_owned(), ip: ip.into(), aliases: vec!["www".to_owned()] };
+        Task {
+            id: name.into(),
+            stamp: Stamp { version: 1, created_at_ms: 0, updated_at_ms: 100_000 },
+            service_id: "web".into(),
+            service: "web".to_owned(),
+            stack: String::new(),
+            slot: 1,
+            name: name.to_owned(),
+            template: TaskTemplate::default(),
+            spec_version: 1,
+            desired_state: TaskState::Running,
+            restarts: 0,
+            restarts_in_window: 0,
+            window_start_ms: 0,
+            start_after_ms: 0,
+            node_id: Some("n1".into()),
+            node: "n1".to_owned(),
+            networks: vec![attached],
+            status: TaskStatus { state, message: String::new(), since_ms: 0, containers: Vec::new(), ending: false },
+            leave_ms: 0,
+        }
+    }
+
+    #[test]
+    fn addresses_are_told_with_who_has_them_and_rest_for_a_minute() {
+        let spec = NetworkSpec { name: "lab".to_owned(), ..NetworkSpec::default() };
+        let subnet = Some("10.128.3.0/29".parse().unwrap());
+        let stamp = Stamp::default();
+        let network = Network { id: "lab".into(), stamp, spec, vni: Some(4096), subnet, ip_cursor: 0, removing: false };
+        let spec = serde_json::json!({"containers": [{"image": "a"}], "networks": [{"network": "lab", "aliases": ["www"]}]});
+        let spec = ServiceSpec { name: "web".to_owned(), ..serde_json::from_value(spec).unwrap() };
+        let vip = ServiceVip { network_id: "lab".into(), network: "lab".to_owned(), ip: [10, 128, 3, 6].into() };
+        let service = Service { id: "web".into(), stamp, spec, spec_version: 1, removing: false, vips: vec![vip] };
+        let tasks = [
+            task("web.1", [10, 128, 3, 4], TaskState::Running),
+            task("web.2", [10, 128, 3, 2], TaskState::Orphaned),
+            task("web.3", [10, 128, 3, 3], TaskState::Failed),
+        ];
+        let pool = v1::PoolStatus { cidr: "10.128.0.0/9".to_owned(), prefix: 24, subnets: 1, free: 0 };
+        let at = |now_ms: u64| inspected(&network, &tasks, std::slice::from_ref(&service), std::slice::from_ref(&pool), now_ms);
+        let lines = |inspected: &Inspected| -> Vec<String> {
+            let line = |address: &Address| {
+                let Address { ip, kind, name, id: _, node, state, aliases } = address;
+                format!("{ip} {kind} {name} {node} {state} {}", aliases.join(","))
+            };
+            inspected.addresses.iter().map(line).collect()
+        };
+        let resting = at(159_999);
+        assert_eq!((&resting.usage, resting.pool.as_deref()), (&Usage { used: 3, resting: 1, size: 5 }, Some("10.128.0.0/9")));
+        assert_eq!(
+            lines(&resting),
+            [
+                "10.128.3.2 task web.2 n1 orphaned www",
+                "10.128.3.3 task web.3 n1 resting www",
+                "10.128.3.4 task web.1 n1 running www",
+                "10.128.3.6 service web   www",
+            ]
+        );
+        assert_eq!(at(160_000).usage, Usage { used: 3, resting: 0, size: 5 });
+    }
+
+    #[test]
+    fn a_range_holds_what_begins_with_its_bits() {
+        let ip = Ipv4Addr::new(10, 128, 3, 0);
+        assert!(["10.128.0.0/9", "10.128.3.0/24", "0.0.0.0/0", "10.128.3.0/32"].iter().all(|cidr| holds(cidr, ip)));
+        assert!(["10.0.0.0/9", "10.128.4.0/24", "10.128.3.1/32", "10.128.0.0", "x/9", ""].iter().all(|cidr| !holds(cidr, ip)));
+    }
+}

@@ -1,0 +1,256 @@
+//! What containers get through to each other, and how fast their names are answered: on the bare wire, over ours and over Docker's, in turns.
+//!
+//! ```text
+//!   n1: client ──► n2: sink     m1: eye ──► m2: sink (Docker)     host 1 ──► host 2: sink (bare)
+//! ```
+//!
+//! A stream is sent on one processor and swallowed on another. A byte there and back, and connections, stay on one: what is measured is then
+//! the path's own work, and not how soon the other processor wakes up.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rcluster_api::rest::TaskJson;
+use serde_json::Value;
+
+use super::eyes::processes_in;
+use super::places::{Bare, BarePod, Inside, Place, SINK_PORT};
+use super::swarm::{HOSTS, InEye, Swarm};
+use super::table::{Better, Figure, Sample, Table};
+use super::{DOCKER, DOCKER_VIP, OURS, OURS_VIP, Options};
+use crate::lab::{Lab, wait_for};
+use crate::managers::DEADLINE;
+use crate::processes::processor_time;
+use crate::progress;
+
+const VETH: &str = "plain veth";
+const VXLAN: &str = "bare VXLAN";
+/// What a pod's veth and one more route take, without rules.
+const ROUTED: &str = "bare pods, VXLAN";
+/// So many containers ask at once, where one alone is held back.
+const ASKERS: usize = 4;
+const OURS_ASKERS: &str = "ours, 4 containers at once";
+
+const THROUGHPUT: Figure = Figure {
+    what: "TCP throughput, one stream",
+    unit: "Mbit/s",
+    better: Better::More,
+    goal: "0.95 of bare VXLAN; Docker's",
+    of: &[(VXLAN, VETH), (ROUTED, VXLAN), (OURS, VXLAN), (OURS_VIP, VXLAN), (DOCKER, VXLAN), (DOCKER_VIP, VXLAN)],
+};
+const LATENCY: Figure = Figure {
+    what: "a byte there and back",
+    unit: "µs",
+    better: Better::Less,
+    goal: "1.5 of plain veth with VIP",
+    of: &[(VXLAN, VETH), (ROUTED, VETH), (OURS, VETH), (OURS_VIP, VETH), (DOCKER, VETH), (DOCKER_VIP, VETH)],
+};
+const CONNECTIONS: Figure = Figure {
+    what: "connections, 1 service",
+    unit: "/s",
+    better: Better::More,
+    goal: "VIP: 0.85 of direct",
+    of: &[(ROUTED, VXLAN), (OURS, VXLAN), (OURS_VIP, OURS), (DOCKER, VXLAN), (DOCKER_VIP, DOCKER)],
+};
+const CONNECTIONS_MANY: Figure =
+    Figure { what: "connections, many services", unit: "/s", better: Better::More, goal: "as with 1", of: &[(OURS_VIP, OURS)] };
+const QUESTIONS: Figure = Figure {
+    what: "DNS questions answered",
+    unit: "/s",
+    better: Better::More,
+    goal: "3 times Docker's",
+    of: &[(OURS, DOCKER), (OURS_ASKERS, DOCKER)],
+};
+const ANSWER_TIME: Figure = Figure {
+    what: "DNS answer, 16 on their way",
+    unit: "µs",
+    better: Better::Less,
+    goal: "",
+    of: &[(OURS, DOCKER), (OURS_ASKERS, DOCKER)],
+};
+const QUESTION_COST: Figure = Figure {
+    what: "DNS: the daemon's processor time of a question",
+    unit: "µs",
+    better: Better::Less,
+    goal: "5 µs",
+    of: &[(OURS, DOCKER), (OURS_ASKERS, DOCKER)],
+};
+
+/// A place from which a sink is reached in some way.
+struct Lane<'a> {
+    who: &'static str,
+    place: &'a dyn Place,
+    target: String,
+}
+
+/// Measures everything of this kind.
+pub fn run(options: &Options, swarm: Result<&Swarm, &str>, table: &mut Table) -> Result<()> {
+    let cpus = thread::available_parallelism().context("count the processors")?.get();
+    let sink_cpu = cpus - 1;
+    let bare = Bare::make(sink_cpu)?;
+    let bare_pod = BarePod(&bare);
+    let lab = Lab::up(&format!("net-{}", std::process::id()), 1, 3)?;
+    lab.deploy(&manifest(sink_cpu))?;
+    let clients = lab.wait_running("client", ASKERS, DEADLINE)?;
+    let direct = lab.wait_running("sink", 1, DEADLINE)?[0].networks[0].ip.clone();
+    let vip = lab.service("sink")?.vips.first().context("the sink has no address of its own")?.ip.clone();
+    let ours = Inside { lab: &lab, task: &clients[0] };
+    let theirs = swarm.ok().map(|swarm| docker_sink(swarm, sink_cpu)).transpose()?;
+    let at = |address: &str| format!("{address}:{SINK_PORT}");
+    let mut lanes = vec![
+        Lane { who: VETH, place: &bare, target: Bare::by_veth() },
+        Lane { who: VXLAN, place: &bare, target: Bare::by_vxlan() },
+        Lane { who: ROUTED, place: &bare_pod, target: BarePod::sink() },
+        Lane { who: OURS, place: &ours, target: at(&direct) },
+        Lane { who: OURS_VIP, place: &ours, target: at(&vip) },
+    ];
+    if let Some(theirs) = &theirs {
+        lanes.push(Lane { who: DOCKER, place: &theirs.eye, target: at(&theirs.direct) });
+        lanes.push(Lane { who: DOCKER_VIP, place: &theirs.eye, target: at("sink") });
+    }
+    for lane in &lanes {
+        wait_for(&format!("{} reaches its sink", lane.who), DEADLINE, || {
+            lane.place.probe(&["rr", &lane.target, "--millis", "1"]).map(Some)
+        })?;
+    }
+    let millis = options.millis.to_string();
+    let (near, far) = ("0".to_owned(), sink_cpu.to_string());
+    for round in 0..options.rounds {
+        progress(&format!("traffic, round {} of {}", round + 1, options.rounds));
+        for index in 0..lanes.len() {
+            // Nobody is always the first.
+            let Lane { who, place, target } = &lanes[(index + round) % lanes.len()];
+            let said = place.probe(&["load", target, "--millis", &millis, "--cpu", &near])?;
+            table.add(THROUGHPUT, who, Sample::rate(number(&said, "mbit_per_second")?));
+            let said = place.probe(&["rr", target, "--millis", &millis, "--cpu", &far])?;
+            table.add(LATENCY, who, times(&said)?);
+            if *who != VETH {
+                table.add(CONNECTIONS, who, connections(*place, target, &millis, &far)?);
+            }
+        }
+        ask_names(options, &lab, &clients, theirs.as_ref(), table)?;
+    }
+    if let Err(why) = swarm {
+        for figure in [THROUGHPUT, LATENCY, CONNECTIONS, QUESTIONS, ANSWER_TIME, QUESTION_COST] {
+            table.absent(figure, DOCKER, why);
+        }
+    }
+    many(options, &lab, &lanes, table)?;
+    lab.down()
+}
+
+/// The sink, and a client on another node; more of these to ask for names at once.
+fn manifest(sink_cpu: usize) -> String {
+    let service = |name: &str, replicas: usize, node: &str, args: &str| {
+        format!(
+            "---\nkind: Service\nname: {name}\nspec:\n  replicas: {replicas}\n  networks: [bench]\n  \
+             placement: {{constraints: [node.name=={node}]}}\n  containers:\n    - image: rcluster/probe:demo\n      args: {args}\n"
+        )
+    };
+    let sink = format!("[sink, --port, \"{SINK_PORT}\", --cpu, \"{sink_cpu}\"]");
+    let network = "kind: Network\nname: bench\nspec: {subnet: 10.200.0.0/18}\n";
+    [network, &service("sink", 1, "n2", &sink), &service("client", ASKERS, "n1", "[idle]")].concat()
+}
+
+/// Docker's sink, and who asks it.
+struct Theirs<'a> {
+    eye: InEye<'a>,
+    direct: String,
+    /// The daemon that answers the eye's questions.
+    daemon: u32,
+}
+
+fn docker_sink(swarm: &Swarm, sink_cpu: usize) -> Result<Theirs<'_>> {
+    let (port, cpu) = (SINK_PORT.to_string(), sink_cpu.to_string());
+    swarm.service("sink", 1, Some(HOSTS[1]), &["sink", "--port", &port, "--cpu", &cpu])?;
+    let direct = swarm.resolve(HOSTS[0], "tasks.sink")?.into_iter().next().context("Docker's sink has no address")?;
+    let daemon = daemon(swarm.lab_name(), HOSTS[0], "dockerd")?;
+    Ok(Theirs { eye: swarm.place(HOSTS[0]), direct, daemon })
+}
+
+/// The process of a program on a host of a lab.
+fn daemon(lab: &str, host: &str, program: &str) -> Result<u32> {
+    let found = processes_in(&[&format!("/rcluster-lab-{lab}/{host}/")])?;
+    let found = found.into_iter().find(|(_, name)| name == program);
+    found.map(|(pid, _)| pid).with_context(|| format!("no {program} runs on {host} of lab {lab}"))
+}
+
+fn number(said: &Value, field: &str) -> Result<f64> {
+    said[field].as_f64().with_context(|| format!("the probe says no {field}: {said}"))
+}
+
+fn times(said: &Value) -> Result<Sample> {
+    Ok(Sample { best: number(said, "best_us")?, p50: number(said, "p50_us")?, p99: number(said, "p99_us")? })
+}
+
+fn connections(place: &dyn Place, target: &str, millis: &str, cpu: &str) -> Result<Sample> {
+    let said = place.probe(&["conns", target, "--millis", millis, "--cpu", cpu])?;
+    anyhow::ensure!(number(&said, "failed")? == 0.0, "connections to {target} fail: {said}");
+    Ok(Sample::rate(number(&said, "per_second")?))
+}
+
+/// Questions for the sink's name: of one of our containers, of several at once, of one of Docker's.
+fn ask_names(options: &Options, lab: &Lab, clients: &[TaskJson], theirs: Option<&Theirs<'_>>, table: &mut Table) -> Result<()> {
+    let netd = daemon(lab.name(), "n1", "rcluster-netd")?;
+    let places: Vec<Inside<'_>> = clients.iter().map(|task| Inside { lab, task }).collect();
+    let all: Vec<&(dyn Place + Sync)> = places.iter().map(|place| place as &(dyn Place + Sync)).collect();
+    asked(options, OURS, &all[..1], netd, table)?;
+    asked(options, OURS_ASKERS, &all, netd, table)?;
+    match theirs {
+        Some(theirs) => asked(options, DOCKER, &[&theirs.eye], theirs.daemon, table),
+        None => Ok(()),
+    }
+}
+
+fn asked(options: &Options, who: &str, places: &[&(dyn Place + Sync)], daemon: u32, table: &mut Table) -> Result<()> {
+    let millis = options.millis.to_string();
+    let before = processor_time(daemon)?;
+    let said: Vec<Result<Value>> = thread::scope(|scope| {
+        let mut askers = Vec::new();
+        for place in places {
+            let millis = millis.as_str();
+            askers.push(scope.spawn(move || place.probe(&["dnsload", "sink", "--millis", millis, "--window", "16"])));
+        }
+        askers.into_iter().map(|asker| asker.join().expect("it does not panic")).collect()
+    });
+    let spent: Duration = processor_time(daemon)?.saturating_sub(before);
+    let (mut rate, mut questions, mut answer) = (0.0, 0.0, None);
+    for said in said {
+        let said = said?;
+        anyhow::ensure!(number(&said, "bad")? == 0.0, "{who} says no to the name of its sink: {said}");
+        rate += number(&said, "per_second")?;
+        questions += number(&said, "count")? + number(&said, "lost")?;
+        answer = Some(times(&said)?);
+    }
+    table.add(QUESTIONS, who, Sample::rate(rate));
+    table.add(QUESTION_COST, who, Sample::rate(spent.as_secs_f64() * 1e6 / questions));
+    if let Some(answer) = answer {
+        table.add(ANSWER_TIME, who, answer);
+    }
+    Ok(())
+}
+
+/// Connections once more, beside many other services on the same network.
+fn many(options: &Options, lab: &Lab, lanes: &[Lane<'_>], table: &mut Table) -> Result<()> {
+    if options.services == 0 {
+        return Ok(());
+    }
+    progress(&format!("making {} services", options.services));
+    let one = |number: usize| {
+        format!(
+            "kind: Service\nname: s{number}\nspec:\n  networks: [bench]\n  containers:\n    - image: rcluster/probe:demo\n      args: [idle]\n"
+        )
+    };
+    let all: Vec<String> = (0..options.services).map(one).collect();
+    lab.ctl(&["deploy", "--timeout", "1800s", &lab.write(&all.join("---\n"))?])?;
+    table.note(&format!("many services: {} beside the sink, each with an address of its own and a task", options.services));
+    let (millis, cpu) = (options.millis.to_string(), (thread::available_parallelism()?.get() - 1).to_string());
+    for round in 0..options.rounds {
+        progress(&format!("connections beside many services, round {} of {}", round + 1, options.rounds));
+        for Lane { who, place, target } in lanes.iter().filter(|lane| [OURS, OURS_VIP].contains(&lane.who)) {
+            table.add(CONNECTIONS_MANY, who, connections(*place, target, &millis, &cpu)?);
+        }
+    }
+    Ok(())
+}
