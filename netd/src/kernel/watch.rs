@@ -5,9 +5,10 @@
 //! host     rcl-up, the tunnels, and their addresses · forwarding · our table, and the chains through which the uplink's packets pass
 //! ```
 //!
-//! What netd changes itself is told apart by the ports of its sockets, where the kernel says by whose request it happened. Where it does not
-//! (a device that changes its MTU, a forwarding entry), netd looks once too often. What cannot be heard, because too much was said at once, is
-//! news. In pods nothing is listened to, nor to the host's routes, which may change all the time: the regular check sees what becomes of ours. Never: says what changed; who hears of it reads the kernel back.
+//! What netd changes itself is told apart by the ports of its sockets, where the kernel says by whose request it happened. Where it does not (a
+//! device that changes its MTU, a forwarding entry), netd looks once too often. What cannot be heard, because too much was said at once, is news.
+//! In pods nothing is listened to, nor to the host's routes, which may change all the time: the regular check sees what becomes of ours. Never:
+//! says what changed; who hears of it reads the kernel back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
