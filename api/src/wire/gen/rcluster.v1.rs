@@ -4958,7 +4958,9 @@ pub mod control_server {
                 "/rcluster.v1.Control/UpdatePools" => {
                     #[allow(non_camel_case_types)]
                     struct UpdatePoolsSvc<T: Control>(pub Arc<T>);
-                    impl<T: Control> tonic::server::UnaryService<super::UpdatePoolsRequest>
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::UpdatePoolsRequest>
                     for UpdatePoolsSvc<T> {
                         type Response = super::UpdatePoolsResponse;
                         type Future = BoxFuture<
