@@ -72,6 +72,8 @@ pub enum Expression {
         key: Register,
         over: Limit,
     },
+    /// Goes on while packets come over this limit, whosever they are.
+    Over(Limit),
     Load {
         into: Register,
         value: Vec<u8>,

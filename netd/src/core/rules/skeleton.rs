@@ -178,7 +178,7 @@ mod tests {
   chain input hook Input priority 0 policy Drop
     iifname lo accept
     ct state established,related accept
-    ip daddr 169.254.53.53 udp dport 53 iifname p* update @flood { iifname limit rate over 20000/second burst 5000 packets } drop
+    ip daddr 169.254.53.53 udp dport 53 iifname p* update @flood { iifname limit rate over 20000/second burst 5000 packets } limit rate over 80000/second burst 20000 packets drop
     iifname p* ip daddr 169.254.53.53 udp dport 53 accept
     iifname p* ip daddr 169.254.53.53 tcp dport 53 accept
     iifname p* icmp type echo-request accept

@@ -138,6 +138,7 @@ pub fn expression(expression: &Expression) -> Attributes {
             let data = Attributes::new().number(1, *end as u32).number(2, *family as u32).number(3, address.0);
             ("nat", port.iter().fold(data, |data, port| data.number(5, port.0)))
         }
+        Expression::Over(limit) => ("limit", limit_exceeded(*limit)),
         Expression::Masquerade => {
             let random_fully = 16;
             ("masq", Attributes::new().number(1, random_fully))
