@@ -26,14 +26,15 @@ const PREFIX: u32 = 24;
 
 /// `network create NAME`.
 pub async fn create(mut session: Session, out: Out, args: NetworkCreate) -> Result<(), CliError> {
-    let NetworkCreate { name, subnet, internal, label } = args;
+    let NetworkCreate { name, subnet, internal, ipv6, label } = args;
     let subnet = match subnet {
         Some(text) => {
             Some(text.parse().map_err(|_| CliError::usage(format!("--subnet {text}: not an IPv4 range"), "write it like 10.9.0.0/24"))?)
         }
         None => None,
     };
-    let spec = NetworkSpec { name: name.clone(), labels: label.into_iter().collect(), subnet, internal, ..NetworkSpec::default() };
+    let labels = label.into_iter().collect();
+    let spec = NetworkSpec { name: name.clone(), labels, subnet, internal, ipv6, ..NetworkSpec::default() };
     let spec = Spec::Network(spec);
     validate::check(&spec)?;
     let all = session.list(Kind::Network, "", "").await?;
@@ -237,7 +238,8 @@ mod tests {
 
     /// On `lab` at an address; written last at second 100.
     fn task(name: &str, ip: [u8; 4], state: TaskState) -> Task {
-        let attached = TaskNetwork { network_id: "lab".into(), network: "lab".to_owned(), ip: ip.into(), aliases: vec!["www".to_owned()] };
+        let aliases = vec!["www".to_owned()];
+        let attached = TaskNetwork { network_id: "lab".into(), network: "lab".to_owned(), ip: ip.into(), ip6: None, aliases };
         Task {
             id: name.into(),
             stamp: Stamp { version: 1, created_at_ms: 0, updated_at_ms: 100_000 },
@@ -266,10 +268,10 @@ mod tests {
         let spec = NetworkSpec { name: "lab".to_owned(), ..NetworkSpec::default() };
         let subnet = Some("10.128.3.0/29".parse().unwrap());
         let stamp = Stamp::default();
-        let network = Network { id: "lab".into(), stamp, spec, vni: Some(4096), subnet, ip_cursor: 0, removing: false };
+        let network = Network { id: "lab".into(), stamp, spec, vni: Some(4096), subnet, subnet6: None, ip_cursor: 0, removing: false };
         let spec = serde_json::json!({"containers": [{"image": "a"}], "networks": [{"network": "lab", "aliases": ["www"]}]});
         let spec = ServiceSpec { name: "web".to_owned(), ..serde_json::from_value(spec).unwrap() };
-        let vip = ServiceVip { network_id: "lab".into(), network: "lab".to_owned(), ip: [10, 128, 3, 6].into() };
+        let vip = ServiceVip { network_id: "lab".into(), network: "lab".to_owned(), ip: [10, 128, 3, 6].into(), ip6: None };
         let service = Service { id: "web".into(), stamp, spec, spec_version: 1, removing: false, vips: vec![vip] };
         let tasks = [
             task("web.1", [10, 128, 3, 4], TaskState::Running),

@@ -168,6 +168,7 @@ fn task(service: &Service, slot: u32, attempt: usize, state: TaskState, message:
         network_id: format!("network-{}", on.network).as_str().into(),
         network: on.network.clone(),
         ip,
+        ip6: None,
         aliases: Vec::new(),
     });
     Object::Task(Box::new(Task {

@@ -149,11 +149,12 @@ impl TryFrom<v1::PolicyPort> for PolicyPort {
 
 impl From<NodeNetwork> for v1::NodeNetwork {
     fn from(network: NodeNetwork) -> Self {
-        let NodeNetwork { mtu, routes, held_ports, conditions } = network;
+        let NodeNetwork { mtu, ipv6, routes, held_ports, conditions } = network;
         let held_port =
             |HeldPort { protocol, port, by }| v1::HeldPort { protocol: v1::Protocol::from(protocol).into(), port: port.into(), by };
         Self {
             mtu,
+            ipv6,
             routes: routes.iter().map(ToString::to_string).collect(),
             held_ports: held_ports.into_iter().map(held_port).collect(),
             conditions,
@@ -165,7 +166,7 @@ impl TryFrom<v1::NodeNetwork> for NodeNetwork {
     type Error = WireError;
 
     fn try_from(wire: v1::NodeNetwork) -> Result<Self, WireError> {
-        let v1::NodeNetwork { mtu, routes, held_ports, conditions } = wire;
+        let v1::NodeNetwork { mtu, ipv6, routes, held_ports, conditions } = wire;
         let routes =
             routes.iter().map(|cidr| cidr.parse::<IpNet>()).collect::<Result<Vec<_>, _>>().map_err(|_| missing("network.routes"))?;
         let held_ports = held_ports
@@ -175,7 +176,7 @@ impl TryFrom<v1::NodeNetwork> for NodeNetwork {
                 Ok(HeldPort { protocol, port: u16::try_from(port).map_err(|_| missing("network.held_ports.port"))?, by })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { mtu, routes, held_ports, conditions })
+        Ok(Self { mtu, ipv6, routes, held_ports, conditions })
     }
 }
 

@@ -22,6 +22,8 @@ pub enum Refusal {
     Policy(String),
     /// Its host reaches a network's addresses by a route of its own.
     Overlap(String),
+    /// Its pods cannot have IPv6, which this network has.
+    Six(String),
     /// Someone has a port of the node that the task is to have there (`mode: host`).
     Port(NodePort),
     Memory,
@@ -71,6 +73,9 @@ pub fn check(task: &Task, ports: &[NodePort], room: &Room<'_>) -> Result<(), Ref
     if let Some(overlap) = task.template.networks.iter().find_map(|attachment| room.crossed.get(&attachment.network)) {
         return Err(Refusal::Overlap(overlap.clone()));
     }
+    if let Some(attachment) = task.template.networks.iter().find(|attachment| room.without_six.contains(&attachment.network)) {
+        return Err(Refusal::Six(attachment.network.clone()));
+    }
     if let Some(most) = task.template.placement.max_per_node
         && room.tasks_of(&task.service_id) >= most as usize
     {
@@ -111,6 +116,9 @@ pub fn explain(task: &Task, refused: &[(Refusal, &Room<'_>)]) -> String {
             Refusal::Constraint(constraint) => format!("{count} {} {constraint}", if count == 1 { "fails" } else { "fail" }),
             Refusal::Policy(refusal) => format!("{count} {} not {refusal}", if count == 1 { "does" } else { "do" }),
             Refusal::Overlap(overlap) => format!("{count} {} route {overlap}", if count == 1 { "has" } else { "have" }),
+            Refusal::Six(network) => {
+                format!("{count} {} not have IPv6, which network {network} has", if count == 1 { "does" } else { "do" })
+            }
             Refusal::Port(port) => format!("{count} {} {port} taken ({})", if count == 1 { "has" } else { "have" }, holders(*port, &rooms)),
             Refusal::Memory => {
                 let best = rooms.iter().map(|room| room.free.memory).max().unwrap_or(Bytes(0));

@@ -1,6 +1,6 @@
 //! What is free on each node while tasks are being placed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::Ipv4Net;
 use rcluster_api::id::{NodeId, ServiceId};
@@ -21,6 +21,8 @@ pub struct Room<'a> {
     pub tasks: usize,
     /// Networks whose addresses its host reaches by routes of its own, with words for it.
     pub crossed: BTreeMap<String, String>,
+    /// Networks with IPv6, when its pods cannot have that.
+    pub without_six: BTreeSet<String>,
     /// Its ports that someone has, with who: programs of its host, and tasks whose services publish them there (`mode: host`).
     pub ports: BTreeMap<NodePort, String>,
     by_service: BTreeMap<ServiceId, usize>,
@@ -80,6 +82,7 @@ impl<'a> Rooms<'a> {
                 free: node.description.capacity,
                 tasks: 0,
                 crossed: allocate::crossed(state, node).into_iter().map(said).collect(),
+                without_six: if has_six(node) { BTreeSet::new() } else { with_six(state).collect() },
                 ports: held.collect(),
                 by_service: BTreeMap::new(),
                 failures: BTreeMap::new(),
@@ -112,6 +115,15 @@ impl<'a> Rooms<'a> {
             room.add(task, &ports_of(self.state, task));
         }
     }
+}
+
+/// Whether its netd has told that pods can have IPv6.
+fn has_six(node: &Node) -> bool {
+    node.description.network.as_ref().is_some_and(|network| network.ipv6)
+}
+
+fn with_six(state: &State) -> impl Iterator<Item = String> {
+    state.networks().values().filter(|network| network.spec.ipv6).map(|network| network.spec.name.clone())
 }
 
 /// The ports of its node that a task has, or is to have: as its service is now.
