@@ -26,7 +26,9 @@ const POLICY_ENTRIES_MAX: usize = 64;
 pub(super) fn check_six(spec: &NetworkSpec) -> Result<(), ApiError> {
     let Some(subnet6) = spec.subnet6 else { return Ok(()) };
     if !spec.ipv6 {
-        return Err(invalid("subnet6", format!("{subnet6} is for IPv6, which the network does not have")).hint("add ipv6: true, or leave it out"));
+        return Err(
+            invalid("subnet6", format!("{subnet6} is for IPv6, which the network does not have")).hint("add ipv6: true, or leave it out")
+        );
     }
     if subnet6.prefix_len() != PREFIX6 {
         return Err(invalid("subnet6", format!("{subnet6} is no /{PREFIX6}")).hint("write one such as fd12:3456:789a:1::/64"));
@@ -296,10 +298,7 @@ mod tests {
                 serde_json::json!({"ipv6": true, "subnet6": "fd00:1::/48"}),
                 "subnet6: fd00:1::/48 is no /64 (write one such as fd12:3456:789a:1::/64)",
             ),
-            (
-                serde_json::json!({"ipv6": true, "subnet6": "fd00:1::7/64"}),
-                "subnet6: fd00:1::7/64 has host bits set (write fd00:1::/64)",
-            ),
+            (serde_json::json!({"ipv6": true, "subnet6": "fd00:1::7/64"}), "subnet6: fd00:1::7/64 has host bits set (write fd00:1::/64)"),
             (
                 serde_json::json!({"ipv6": true, "subnet6": "fe80::/64"}),
                 "subnet6: fe80::/64 cannot be routed (use a private range such as fd12:3456:789a:1::/64)",

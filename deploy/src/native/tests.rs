@@ -257,7 +257,10 @@ fn what_a_check_refuses_has_its_place() {
         "kind: Network\nname: lab\nspec:\n  subnet6: fd00:1::/64\n",
         "web.yaml:4:12: spec.subnet6 of network lab: fd00:1::/64 is for IPv6, which the network does not have; add ipv6: true, or leave it out",
     );
-    refuse("kind: Network\nname: lab\nspec: {subnet: fd00:1::/64}\n", "web.yaml:3:16: spec.subnet of network lab: invalid IP address syntax");
+    refuse(
+        "kind: Network\nname: lab\nspec: {subnet: fd00:1::/64}\n",
+        "web.yaml:3:16: spec.subnet of network lab: invalid IP address syntax",
+    );
 }
 
 #[test]

@@ -8,5 +8,6 @@ mod policy;
 mod ports;
 mod properties;
 mod secrets;
+mod six;
 mod views;
 mod world;

@@ -53,7 +53,9 @@ fn who_has_an_address_has_it_in_the_networks_ipv6_prefix_too() {
     let view = Networks::new(&world.state).view(&"n1".into(), 1);
     let mut told: Vec<(String, String)> = view.networks.into_iter().map(|network| (network.name, network.subnet6)).collect();
     told.sort_unstable();
-    assert_eq!(told, [("asked", "fd00:1::/64"), ("four", ""), ("six", &six.to_string())].map(|(a, b)| (a.to_owned(), b.to_owned())));
+    let six = six.to_string();
+    let due6 = [("asked", "fd00:1::/64"), ("four", ""), ("six", six.as_str())];
+    assert_eq!(told, due6.map(|(name, subnet6)| (name.to_owned(), subnet6.to_owned())));
 }
 
 #[test]

@@ -5,9 +5,10 @@
 //! left out and named in `problems`, so that one bad entry never freezes the rest. Never: looks at the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
+use rcluster_api::network::{PREFIX6, address4, address6};
 use rcluster_api::wire::v1;
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +86,9 @@ pub struct Network {
     pub name: String,
     pub vni: u32,
     pub subnet: Ipv4Net,
+    /// In which everyone has the same address once more; `None`: no IPv6.
+    #[serde(default)]
+    pub subnet6: Option<Ipv6Net>,
     pub internal: bool,
     /// Every name that exists on the network, lower case.
     pub names: BTreeSet<String>,
@@ -412,6 +416,8 @@ impl Picture {
                 Some(format!("its VNI {} is also that of {}", network.vni, other.name))
             } else if other.subnet.contains(&network.subnet) || network.subnet.contains(&other.subnet) {
                 Some(format!("its subnet {} overlaps {} of {}", network.subnet, other.subnet, other.name))
+            } else if network.subnet6.is_some() && other.subnet6 == network.subnet6 {
+                Some(format!("its IPv6 prefix is also that of {}", other.name))
             } else {
                 None
             }
@@ -434,6 +440,20 @@ impl Service {
 }
 
 impl Network {
+    /// The IPv6 address of who has this one.
+    pub fn ip6(&self, ip: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.subnet6.map(|subnet6| address6(subnet6, ip))
+    }
+
+    /// The IPv4 address of who has this one, if it is one of the network.
+    pub fn ip4(&self, ip: IpAddr) -> Option<Ipv4Addr> {
+        let ip = match ip {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(ip6) => self.subnet6.and_then(|subnet6| address4(subnet6, ip6)),
+        };
+        ip.filter(|ip| self.subnet.contains(ip))
+    }
+
     fn parse(
         wire: &v1::NetworkView,
         here: &str,
@@ -450,10 +470,16 @@ impl Network {
             return Err(format!("its VNI {INGRESS_VNI} is that of published ports"));
         }
         let subnet: Ipv4Net = wire.subnet.parse().map_err(|_| format!("its subnet {:?} is not an IPv4 CIDR", wire.subnet))?;
+        let six = |text: &str| text.parse::<Ipv6Net>().ok().filter(|net| net.prefix_len() == PREFIX6);
+        let subnet6 = match wire.subnet6.as_str() {
+            "" => None,
+            text => Some(six(text).ok_or_else(|| format!("its IPv6 prefix {text:?} is no /{PREFIX6}"))?.trunc()),
+        };
         let mut network = Self {
             name: wire.name.to_ascii_lowercase(),
             vni: wire.vni,
             subnet: subnet.trunc(),
+            subnet6,
             internal: wire.internal,
             names: wire.names.iter().map(|name| name.to_ascii_lowercase()).collect(),
             endpoints: BTreeMap::new(),

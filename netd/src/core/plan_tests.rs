@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
+use ipnet::Ipv4Net;
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use rcluster_api::wire::v1;
 
@@ -37,6 +38,7 @@ pub fn view(revision: u64) -> v1::NetView {
         internal: false,
         names: vec!["web".into()],
         endpoints,
+        subnet6: String::new(),
         policy: None,
     };
     v1::NetView {
@@ -510,6 +512,8 @@ fn any_picture(steady: bool) -> impl Strategy<Value = (Picture, Attachments, Und
                 name: format!("net{net}"),
                 vni: u32::from(*net) + 1,
                 subnet: format!("10.128.{net}.0/24"),
+                // Every other one has IPv6.
+                subnet6: if net % 2 == 0 { format!("fd00:{net}::/64") } else { String::new() },
                 endpoints: endpoints.collect(),
                 policy: policies.get(net).map(|(all, first, more)| any_policy(format!("s{net}"), *all, (*first, first + more))),
                 ..Default::default()
@@ -578,13 +582,15 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
     kernel.links.values_mut().for_each(|link| link.up = !coin());
     kernel.links.values_mut().filter(|_| coin()).for_each(|link| link.mac = Mac([2, 0, 0, 0, 0, 9]));
     kernel.links.values_mut().filter(|_| coin()).for_each(|link| link.mtu = 1000);
+    kernel.links.values_mut().filter(|_| coin()).for_each(|link| link.six = !link.six);
+    kernel.pods.values_mut().flat_map(|pod| pod.values_mut()).filter(|_| coin()).for_each(|end| end.ip6 = None);
     kernel.routes.retain(|_, _| !coin());
     kernel.detours.retain(|_, _| !coin());
     kernel.selectors.retain(|_| !coin());
     if coin() {
         let stray = Selector { preference: 1000, mark: 0x0100_0009, mask: u32::MAX, table: 100_009 };
         kernel.selectors.insert(stray);
-        kernel.detours.insert(stray.table, Route::Via { link: "v1".into(), gateway: Ipv4Addr::new(10, 90, 0, 9) });
+        kernel.detours.insert(stray.table, Route::Via { link: "v1".into(), gateway: Ipv4Addr::new(10, 90, 0, 9).into() });
     }
     if coin() {
         kernel.ingress = None;
@@ -604,8 +610,8 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
         kernel.elements.insert(stray.key, stray.data);
     }
     if coin() {
-        let stale = Route::Via { link: "v1".into(), gateway: Ipv4Addr::new(10, 90, 0, 7) };
-        kernel.routes.insert(Ipv4Net::from(Ipv4Addr::new(10, 128, 0, 250)), stale);
+        let stale = Route::Via { link: "v1".into(), gateway: Ipv4Addr::new(10, 90, 0, 7).into() };
+        kernel.routes.insert(Ipv4Net::from(Ipv4Addr::new(10, 128, 0, 250)).into(), stale);
     }
     kernel
 }

@@ -149,7 +149,7 @@ fn wants_forwarding(underlay: &Underlay) -> bool {
 
 /// The router's end.
 pub fn link(underlay: &Underlay) -> Link {
-    Link { kind: LinkKind::Uplink, mac: ROUTER_END_MAC, mtu: underlay.overlay_mtu, up: true }
+    Link { kind: LinkKind::Uplink, mac: ROUTER_END_MAC, mtu: underlay.overlay_mtu, up: true, six: false }
 }
 
 /// The other nodes that have an endpoint on a network of this one, or may send on what comes to a published port: nobody else has anything

@@ -32,7 +32,7 @@ use tracing::{debug, info, warn};
 use crate::core::dataplane::{Dataplane, compile};
 use crate::core::flows::{self, Transport};
 use crate::core::ingress;
-use crate::core::links::{Underlay, VXLAN_OVERHEAD};
+use crate::core::links::{SIX_MTU_MIN, Underlay, VXLAN_OVERHEAD};
 use crate::core::names::{self, NetworkNames};
 use crate::core::paths::Paths;
 use crate::core::picture::{Attachment, Attachments, Picture};
@@ -363,7 +363,8 @@ impl<K: Kernel> Owner<K> {
             v1::HeldPort { protocol: protocol.into(), port: opening.port.into(), by: by.clone() }
         };
         let held_ports = self.picture.taken.iter().map(held).collect();
-        v1::NodeNetwork { mtu: self.underlay.overlay_mtu, routes, held_ports, conditions }
+        let ipv6 = self.kernel.has_six() && self.underlay.overlay_mtu >= SIX_MTU_MIN;
+        v1::NodeNetwork { mtu: self.underlay.overlay_mtu, ipv6, routes, held_ports, conditions }
     }
 
     /// The size of the largest packets that the host's device sends.

@@ -248,7 +248,7 @@ impl Host {
         self.here(move || {
             let mut netlink = Netlink::open(NETLINK_ROUTE).unwrap();
             let index = nix::net::if_::if_nametoindex("up0").unwrap();
-            let route = messages::route(net, Next::Device(index));
+            let route = messages::route(net.into(), Next::Device(index));
             netlink.request("route", RouteNetlinkMessage::NewRoute(route), messages::CREATE).unwrap();
         });
     }
