@@ -2,8 +2,8 @@
 //!
 //! In: files as (name, text), and a reader for the files that secrets and configs name. Out: what is wanted, in the order of the files, each checked on its own, or every refusal with its place.
 //! Anything in a file is honoured or refused by name. What `rclusterctl get -o yaml` prints is accepted: in a document with an `id` the keys
-//! of the managers (`created`, `updated`, `replicas`, `update`, `mode`, `vips`, `vni`, `subnet`, `subnet6`, `endpoints`) are read over, and `version` makes the
-//! deploy conditional on the object being unchanged since. A literal `${…}` stays as it is.
+//! of the managers (`created`, `updated`, `replicas`, `update`, `mode`, `vips`, `vni`, `subnet`, `subnet6`, `endpoints`) are read over, and
+//! `version` makes the deploy conditional on the object being unchanged since. A literal `${…}` stays as it is.
 
 mod data;
 mod de;

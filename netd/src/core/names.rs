@@ -510,16 +510,19 @@ mod tests {
     #[test]
     fn on_a_network_with_ipv6_names_have_those_addresses_too() {
         let six = Network { subnet6: "fd00:1:2:3::/64".parse().ok(), ..network("front", 0) };
-        let reverse = |last: &str| format!("{last}.0.0.0.0.8.a.0.0.0.0.0.0.0.0.3.0.0.0.2.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa");
+        let reverse = |last: u8| {
+            let digits = format!("{:032x}", six.ip6(Ipv4Addr::new(10, 128, 0, last)).unwrap().to_bits());
+            digits.chars().rev().map(|digit| format!("{digit}.")).chain(["ip6.arpa".to_owned()]).collect::<String>()
+        };
         let check = |name: &str, kind: Kind, expected: &str| check_in(&six, &Attachments::new(), name, kind, expected);
         check("web", Kind::Address6, "fd00:1:2:3::a80:1 fd00:1:2:3::a80:2");
         check("web.front.internal", Kind::Address6, "fd00:1:2:3::a80:1 fd00:1:2:3::a80:2");
         check("web", Kind::Address, "10.128.0.1 10.128.0.2");
         check("empty", Kind::Address6, "NoData");
         check("nobody", Kind::Address6, "NoSuchName");
-        check(&reverse("1.0"), Kind::Pointer, "web.1.front.internal");
-        check(&reverse("1.0"), Kind::Address6, "NoData");
-        check(&reverse("9.0"), Kind::Pointer, "NoSuchName");
+        check(&reverse(1), Kind::Pointer, "web.1.front.internal");
+        check(&reverse(1), Kind::Address6, "NoData");
+        check(&reverse(9), Kind::Pointer, "NoSuchName");
         // Not of one address; of the range of the network's own cluster; of others.
         check("3.0.0.0.2.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa", Kind::Pointer, "Refused");
         check("4.0.0.0.2.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa", Kind::Pointer, "Refused");

@@ -65,8 +65,8 @@ pub enum Op {
         interface: String,
         end: Interface,
     },
-    /// Sets MTU, state and whether it has IPv6, and the hardware address where it is another: the kernel forgets a device's neighbours when it is set, also to
-    /// what it was.
+    /// Sets MTU, state and whether it has IPv6, and the hardware address where it is another: the kernel forgets a device's neighbours when
+    /// it is set, also to what it was.
     MendLink {
         name: String,
         link: Link,

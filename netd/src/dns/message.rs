@@ -4,8 +4,8 @@
 //! them. An answer repeats the question as it was spelt, and its records point there for their names. Never: follows a pointer, looks
 //! into what is not needed, or says more than the asker can take.
 //!
-//! Sources: RFC 1035 (format, truncation), RFC 3596 (AAAA, ip6.arpa), RFC 2308 (negative answers carry an SOA), RFC 2782 (SRV), RFC 3225 (an asker's wish for signatures
-//! is repeated), RFC 4035 §3.2.2 (so is that nobody check them), RFC 6891 (EDNS), RFC 8482 (ANY).
+//! Sources: RFC 1035 (format, truncation), RFC 2308 (negative answers carry an SOA), RFC 2782 (SRV), RFC 3225 (an asker's wish for signatures
+//! is repeated), RFC 3596 (AAAA), RFC 4035 §3.2.2 (so is that nobody check them), RFC 6891 (EDNS), RFC 8482 (ANY).
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};

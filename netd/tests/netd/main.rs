@@ -20,6 +20,8 @@ mod balance;
 
 mod policy;
 
+mod six;
+
 mod lifecycle;
 
 mod converge;

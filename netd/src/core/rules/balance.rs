@@ -5,7 +5,7 @@
 //! backends  address . slot → endpoint
 //! viplist   address                  refused when no endpoint took the connection
 //! hairpin   endpoint . itself        connections of an endpoint here to its own service
-//! vips6 … dead6                      the same of IPv6, of networks that have it
+//! …6        the same of IPv6         of networks that have it; what no endpoint took has no route there
 //! dead      endpoint                 on a node that is down: by the managers' word, and it does not answer this node either
 //! ```
 //!
@@ -19,7 +19,9 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
-use super::expressions::{End, Expression, FIRST, Family, Header, Meta, Register, Rejection, Verdict, family, input_begins, protocol};
+use super::expressions::{
+    End, Expression, FIRST, Family, Header, Meta, Register, Rejection, Verdict, equals, family, input_begins, protocol,
+};
 use super::isolation::MEMBERS;
 use super::{Chain, Data, Filling, Rule, Set};
 use crate::core::links::{RESOLVER, ROUTER6};
@@ -41,8 +43,6 @@ pub static VIPS6: Set = Set { name: "vips6", key: &[Field::Mark, Field::Address6
 
 pub static BACKENDS6: Set =
     Set { name: "backends6", key: &[Field::Address6, Field::Number], data: Data::Fields(&[Field::Address6]), filling: Filling::Keys };
-
-pub static VIP_LIST6: Set = Set { name: "viplist6", key: &[Field::Address6], data: Data::None, filling: Filling::Keys };
 
 pub static HAIRPIN6: Set = Set { name: "hairpin6", key: &[Field::Address6, Field::Address6], data: Data::None, filling: Filling::Keys };
 
@@ -68,6 +68,9 @@ const PROTOCOL_TCP: u8 = 6;
 /// Offsets of the addresses in an IPv4 header.
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
+
+/// The kernel's `RTN_UNREACHABLE`.
+const UNREACHABLE: u32 = 7;
 
 /// The same of IPv6.
 const SOURCE6: u32 = 8;
@@ -126,9 +129,6 @@ pub fn elements(picture: &Picture, attachments: &Attachments) -> Elements {
         for (ip, vip) in &network.vips {
             let ip6 = network.ip6(*ip);
             add(Element::new(SetName::VipList, &[Value::Address(*ip)], &[]));
-            if let Some(ip6) = ip6 {
-                add(Element::new(SetName::VipList6, &[Value::Address6(ip6)], &[]));
-            }
             let behind = backends.get(vip.service_id.as_str()).map(Vec::as_slice).unwrap_or_default();
             let behind = &behind[..behind.len().min(BACKENDS_MAX)];
             if behind.is_empty() {
@@ -321,10 +321,15 @@ pub(super) fn unserved() -> Vec<Rule> {
     vec![Rule::new("ip daddr @viplist goto refuse", [family(Family::Ipv4), listed(&VIP_LIST), refuse])]
 }
 
-/// The same of IPv6, before it is routed: what nobody has is not.
-pub(super) fn unserved6() -> Vec<Rule> {
+/// Of what would be sent to an IPv6 address that nobody has, or to a service's that no endpoint took: there is no route. The kernel would say so by
+/// ICMPv6, which reaches a program that connects only with its second packet, a second later; a reset it hears at once.
+pub(super) fn nobodys() -> Vec<Rule> {
+    let unreachable = vec![Expression::DestinationType { into: FIRST }, equals(&UNREACHABLE.to_ne_bytes())];
     let refuse = vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))];
-    vec![Rule::new("iifname p* ip6 daddr @viplist6 goto refuse", [input_begins(b"p"), listed6(&VIP_LIST6), refuse])]
+    vec![Rule::new(
+        "iifname p* meta nfproto ipv6 fib daddr type unreachable goto refuse",
+        [input_begins(b"p"), family(Family::Ipv6), unreachable, refuse],
+    )]
 }
 
 /// The chain that says that nobody listens.

@@ -38,7 +38,6 @@ pub enum SetName {
     Backends6,
     Hairpin6,
     Vips6,
-    VipList6,
     Dead6,
     Allow,
     Allow6,
@@ -58,7 +57,7 @@ pub enum SetName {
 
 impl SetName {
     /// All of them, in order.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 29] = [
         Self::Sources,
         Self::Sources6,
         Self::Prefixes6,
@@ -73,7 +72,6 @@ impl SetName {
         Self::Backends6,
         Self::Hairpin6,
         Self::Vips6,
-        Self::VipList6,
         Self::Dead6,
         Self::Allow,
         Self::Allow6,
@@ -108,7 +106,6 @@ impl SetName {
             Self::Backends6 => &balance::BACKENDS6,
             Self::Hairpin6 => &balance::HAIRPIN6,
             Self::Vips6 => &balance::VIPS6,
-            Self::VipList6 => &balance::VIP_LIST6,
             Self::Dead6 => &balance::DEAD6,
             Self::Allow => &policy::ALLOW,
             Self::Allow6 => &policy::ALLOW6,

@@ -15,9 +15,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv6Net;
 
+use super::balance::REFUSE;
 use super::elements::{Element, Elements, Field, SetName, Value};
 use super::expressions::{
-    Expression, FIRST, Family, Header, Limit, Meta, Rejection, accept, drop, equals, established, family, input_begins, protocol,
+    Expression, FIRST, Family, Header, Limit, Meta, Rejection, Verdict, accept, drop, equals, established, family, input_begins, protocol,
 };
 use super::{Data, Filling, Rule, Set};
 use crate::core::links::{RESOLVER, veth_name, vxlan_name};
@@ -127,6 +128,7 @@ pub(super) fn marked() -> Vec<Rule> {
 pub(super) fn passing() -> Vec<Rule> {
     vec![
         Rule::new("meta mark . oifname @exits meta mark set 0 accept", [same_network(), accept()]),
+        Rule::new("meta nfproto ipv6 goto refuse", [family(Family::Ipv6), vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))]]),
         Rule::new("reject with icmpx admin-prohibited", [vec![Expression::Reject(Rejection::AdminProhibited)]]),
     ]
 }

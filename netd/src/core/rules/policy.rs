@@ -196,6 +196,8 @@ pub(super) fn judging() -> Vec<Rule> {
         Rule::new("oifname up return", [by_uplink, back()]),
         Rule::new(text, [family(Family::Ipv4), known, back()]),
         Rule::new(text6, [family(Family::Ipv6), known6, back()]),
+        // Of ICMPv6 who connects would hear a second later.
+        Rule::new("meta nfproto ipv6 goto refuse", [family(Family::Ipv6), refuse()]),
         Rule::new("iifname p* reject with icmpx admin-prohibited", [input_begins(b"p"), prohibited]),
         // One of another node, whose router has the same addresses as this one and would not believe ICMP from them.
         refused(),
@@ -215,8 +217,12 @@ fn back() -> Vec<Expression> {
     vec![Expression::Verdict(Verdict::Return)]
 }
 
+fn refuse() -> Vec<Expression> {
+    vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))]
+}
+
 fn refused() -> Rule {
-    Rule::new("goto refuse", [vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))]])
+    Rule::new("goto refuse", [refuse()])
 }
 
 #[cfg(test)]

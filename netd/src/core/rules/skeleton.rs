@@ -51,7 +51,7 @@ pub fn skeleton() -> Skeleton {
         Chain::filter("mesh", Hook::Prerouting, TRACKED, Policy::Accept, ingress::between_nodes()),
         Chain::filter("guard", Hook::Prerouting, UNCHANGED, Policy::Accept, ingress::guarding()),
         Chain::nat("balance", Hook::Prerouting, DESTINATION, balance),
-        Chain::filter("toward", Hook::Prerouting, CHANGED, Policy::Accept, [ingress::toward(), balance::unserved6()].concat()),
+        Chain::filter("toward", Hook::Prerouting, CHANGED, Policy::Accept, [ingress::toward(), balance::nobodys()].concat()),
     ];
     chains.extend(balance::choosing());
     chains.extend(ingress::choosing());
@@ -114,7 +114,6 @@ mod tests {
   set backends6 [Address6, Number] -> Fields([Address6])
   set hairpin6 [Address6, Address6] -> None
   set vips6 [Mark, Address6] -> Verdict
-  set viplist6 [Address6] -> None
   set dead6 [Address6] -> None
   set allow [Address, Address, Protocol, Port] -> None, intervals
   set allow6 [Address6, Address6, Protocol, Port] -> None, intervals
@@ -149,7 +148,7 @@ mod tests {
   chain toward hook Prerouting priority -90 policy Accept
     ct state new ct original ip daddr @entries ct mark set ip daddr map @homes
     ct direction original ct mark & 0xff000000 == 0x1000000 ct original ip daddr @entries meta mark set ct mark
-    iifname p* ip6 daddr @viplist6 goto refuse
+    iifname p* meta nfproto ipv6 fib daddr type unreachable goto refuse
   chain r3
     dnat to ip daddr . numgen random mod 3 map @backends
     dnat to ip daddr . 0 map @backends
@@ -184,6 +183,7 @@ mod tests {
     ip daddr @viplist goto refuse
     meta mark @policed jump policy
     meta mark . oifname @exits meta mark set 0 accept
+    meta nfproto ipv6 goto refuse
     reject with icmpx admin-prohibited
   chain refuse
     meta l4proto tcp reject with tcp reset
@@ -195,6 +195,7 @@ mod tests {
     oifname up return
     ip saddr . ip daddr . meta l4proto . th dport @allow return
     ip6 saddr . ip6 daddr . meta l4proto . th dport @allow6 return
+    meta nfproto ipv6 goto refuse
     iifname p* reject with icmpx admin-prohibited
     goto refuse
   chain input hook Input priority 0 policy Drop
@@ -250,7 +251,6 @@ mod tests {
                 "sources key 20 data 0 flags 0",
                 "sources6 key 32 data 0 flags 0",
                 "viplist key 4 data 0 flags 0",
-                "viplist6 key 16 data 0 flags 0",
                 "vips key 8 data 0 flags 8",
                 "vips6 key 20 data 0 flags 8",
             ]

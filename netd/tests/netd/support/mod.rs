@@ -196,6 +196,7 @@ pub fn network(name: &str, third: u8, endpoints: &[(&str, usize, u8)]) -> v1::Ne
         internal: false,
         names: vec!["web".into(), "idle".into()],
         endpoints: endpoints.iter().map(endpoint).collect(),
+        subnet6: String::new(),
         policy: None,
     }
 }
