@@ -39,7 +39,9 @@
 //!   large packets; it turns `net.ipv4.ip_forward` on unless it is told not to, and puts two rules into `DOCKER-USER` where iptables would
 //!   drop what is forwarded. Nothing else there is changed.
 //!
-//! Not built yet, and refused or absent rather than pretended: IPv6, encryption.
+//! - Networks with an IPv6 prefix have every address once more there, with the same reach, names and policy.
+//!
+//! Not built yet, and refused or absent rather than pretended: IPv6 outside of the cluster and at published ports, encryption.
 
 pub mod config;
 
