@@ -590,7 +590,7 @@ type Break<'a> = (&'a dyn Fn(&mut Dataplane), &'a [&'a str]);
 fn a_dump_of_what_is_in_order_differs_in_nothing_and_one_of_what_is_broken_in_that_alone() {
     let plain = v1::DumpRequest::default();
     let link = crate::core::links::veth_name("t1", "net-a");
-    let remote: ipnet::Ipv4Net = "10.128.0.3/32".parse().unwrap();
+    let remote: ipnet::IpNet = "10.128.0.3/32".parse().unwrap();
     let breaks: [Break<'_>; 12] = [
         (&|held| held.resolver = false, &["- device lo | up with 169.254.53.53"]),
         (
