@@ -15,8 +15,7 @@ fn tasks_and_services_of_a_network_with_ipv6_have_addresses_of_it() {
     for task in &tasks {
         let ip6 = task.networks[0].ip6.expect("its network has IPv6");
         let pin = format!("--net=/run/rcluster/labs/{}/hosts/{}/run/netns/{}", lab.name(), task.node, task.id);
-        let show = [task.node.as_str(), "--", "nsenter", &pin, "ip", "-6", "-o", "address", "show", "dev", "eth0"];
-        let held = lab.host("exec", &show).unwrap();
+        let held = lab.host("exec", &[&task.node, "--", "nsenter", &pin, "ip", "-6", "-o", "address", "show", "dev", "eth0"]).unwrap();
         assert!(held.contains(&format!("{ip6}/128")), "{held}");
     }
     let vip = lab.service("web").unwrap().vips[0].ip6.expect("its network has IPv6");
