@@ -258,8 +258,8 @@ fn what_a_check_refuses_has_its_place() {
         "web.yaml:4:12: spec.subnet6 of network lab: fd00:1::/64 is for IPv6, which the network does not have; add ipv6: true, or leave it out",
     );
     refuse(
-        "kind: Network\nname: lab\nspec: {subnet: fd00:1::/64}\n",
-        "web.yaml:3:16: spec.subnet of network lab: invalid IP address syntax",
+        "kind: Network\nname: lab\nspec:\n  subnet: fd00:1::/64\n",
+        "web.yaml:4:11: spec.subnet of network lab: invalid IP address syntax",
     );
 }
 

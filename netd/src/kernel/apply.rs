@@ -313,6 +313,8 @@ fn configure_pod(linux: &mut Linux, task: &str, interface: &str, end: &Interface
     let others6 = observe::addresses6(&mut netlink)?.into_iter().filter(|(device, ip6)| *device == index && Some(*ip6) != end.ip6);
     batch.extend(others6.map(|(_, ip6)| (RouteNetlinkMessage::DelAddress(messages::address6(index, ip6)), 0)));
     if let Some(ip6) = end.ip6 {
+        // A device that is too small for IPv6 has no settings of it.
+        netlink.request(&format!("enlarge {task}/{interface}"), messages::set_link(index, None, end.mtu, end.up), 0)?;
         linux.set_six_of_pod(task, interface)?;
         batch.push((RouteNetlinkMessage::NewAddress(messages::address6(index, ip6)), REPLACE));
         batch.push((RouteNetlinkMessage::NewNeighbour(messages::neighbour(index, GATEWAY6.into(), Some(end.gateway))), REPLACE));
