@@ -784,6 +784,7 @@ mod tests {
         let held = |port| HeldPort { protocol: Protocol::Tcp, port, by: format!("x{}", "é".repeat(300)) };
         let said = NodeNetwork {
             mtu: 1450,
+            ipv6: true,
             routes: vec!["10.0.0.0/8".parse().unwrap(); 300],
             held_ports: (1..=1100).map(held).collect(),
             conditions: vec!["x".repeat(1000); 40],
