@@ -106,6 +106,7 @@ impl State {
                     spec,
                     vni: Some(100),
                     subnet,
+                    subnet6: None,
                     ip_cursor: 0,
                     removing: false,
                 }));
