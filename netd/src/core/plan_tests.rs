@@ -147,6 +147,28 @@ add element entries { 10.90.0.103 }
 }
 
 #[test]
+fn ipv6_of_a_network_is_every_address_once_more() {
+    let pods = attached("t1", &[("net-a", [10, 128, 0, 2])]);
+    let mut next = view(2);
+    next.networks[0].subnet6 = "fd00:1::/64".into();
+    assert_eq!(
+        plan(&wanted(&next, &pods), &wanted(&view(1), &pods)).to_string(),
+        "mend device p6d9291118c81 mac 02:72:00:00:00:01 mtu 1450 up ipv6
+mend device v4097 vni 4097 from 10.90.0.101 port 4789 mac 02:76:0a:5a:00:65 mtu 1450 up ipv6
+configure t1/eth0 10.128.0.2
+set neighbour fd00:1::a80:2 is 02:70:0a:80:00:02 on p6d9291118c81
+set neighbour fe80::a5a:66 is 02:76:0a:5a:00:66 on v4097
+set route fd00:1::a80:2/128 on p6d9291118c81
+set route fd00:1::a80:3/128 via fe80::a5a:66 on v4097
+set route fd00:1::a80:4/128 via fe80::a5a:66 on v4097
+add element sources6 { p6d9291118c81 . fd00:1::a80:2 }
+add element prefixes6 { v4097 . fd00:1::/64 }
+-- dns
+"
+    );
+}
+
+#[test]
 fn a_new_endpoint_on_a_known_node_is_one_route() {
     let mut next = view(2);
     next.networks[0].endpoints.push(endpoint("t5", "n2", "10.128.0.9"));
