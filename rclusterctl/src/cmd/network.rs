@@ -1,6 +1,6 @@
 //! `network create`, `network inspect` and `network pool`.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use rcluster_api::client::{idempotency_key, keyed};
 use rcluster_api::object::{Kind, Network, Object, Service, Task};
@@ -85,6 +85,8 @@ struct Usage {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 struct Address {
     ip: Ipv4Addr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ip6: Option<Ipv6Addr>,
     /// task or service.
     kind: &'static str,
     name: String,
@@ -138,6 +140,7 @@ fn inspected(network: &Network, tasks: &[Task], services: &[Service], pools: &[v
         let state = if ended { RESTING.to_owned() } else { task.status.state.to_string() };
         addresses.extend(task.networks.iter().filter(|attached| attached.network_id == network.id).map(|attached| Address {
             ip: attached.ip,
+            ip6: attached.ip6,
             kind: "task",
             name: task.name.clone(),
             id: task.id.to_string(),
@@ -149,6 +152,7 @@ fn inspected(network: &Network, tasks: &[Task], services: &[Service], pools: &[v
     for service in services {
         addresses.extend(service.vips.iter().filter(|vip| vip.network_id == network.id).map(|vip| Address {
             ip: vip.ip,
+            ip6: vip.ip6,
             kind: "service",
             name: service.spec.name.clone(),
             id: service.id.to_string(),
@@ -271,7 +275,8 @@ mod tests {
         let network = Network { id: "lab".into(), stamp, spec, vni: Some(4096), subnet, subnet6: None, ip_cursor: 0, removing: false };
         let spec = serde_json::json!({"containers": [{"image": "a"}], "networks": [{"network": "lab", "aliases": ["www"]}]});
         let spec = ServiceSpec { name: "web".to_owned(), ..serde_json::from_value(spec).unwrap() };
-        let vip = ServiceVip { network_id: "lab".into(), network: "lab".to_owned(), ip: [10, 128, 3, 6].into(), ip6: None };
+        let vip =
+            ServiceVip { network_id: "lab".into(), network: "lab".to_owned(), ip: [10, 128, 3, 6].into(), ip6: "fd00:1::6".parse().ok() };
         let service = Service { id: "web".into(), stamp, spec, spec_version: 1, removing: false, vips: vec![vip] };
         let tasks = [
             task("web.1", [10, 128, 3, 4], TaskState::Running),
@@ -282,8 +287,9 @@ mod tests {
         let at = |now_ms: u64| inspected(&network, &tasks, std::slice::from_ref(&service), std::slice::from_ref(&pool), now_ms);
         let lines = |inspected: &Inspected| -> Vec<String> {
             let line = |address: &Address| {
-                let Address { ip, kind, name, id: _, node, state, aliases } = address;
-                format!("{ip} {kind} {name} {node} {state} {}", aliases.join(","))
+                let Address { ip, ip6, kind, name, id: _, node, state, aliases } = address;
+                let ip6 = ip6.map(|ip6| format!(" {ip6}")).unwrap_or_default();
+                format!("{ip}{ip6} {kind} {name} {node} {state} {}", aliases.join(","))
             };
             inspected.addresses.iter().map(line).collect()
         };
@@ -295,7 +301,7 @@ mod tests {
                 "10.128.3.2 task web.2 n1 orphaned www",
                 "10.128.3.3 task web.3 n1 resting www",
                 "10.128.3.4 task web.1 n1 running www",
-                "10.128.3.6 service web   www",
+                "10.128.3.6 fd00:1::6 service web   www",
             ]
         );
         assert_eq!(at(160_000).usage, Usage { used: 3, resting: 0, size: 5 });
