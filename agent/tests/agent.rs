@@ -362,8 +362,13 @@ async fn a_pod_on_a_network_without_netd_fails_and_says_what_is_missing() {
     if let Some(template) = &mut task.template {
         template.networks = vec![NetworkAttachment { network: "front".into(), aliases: Vec::new(), ip: String::new() }];
     }
-    task.networks =
-        vec![TaskNetwork { network_id: "0123456789abcdef".into(), network: "front".into(), ip: "10.128.0.2".into(), aliases: Vec::new() }];
+    task.networks = vec![TaskNetwork {
+        network_id: "0123456789abcdef".into(),
+        network: "front".into(),
+        ip: "10.128.0.2".into(),
+        ip6: String::new(),
+        aliases: Vec::new(),
+    }];
     manager.assign(vec![task]);
     let status = manager.reported(A, TaskState::Failed).await;
     assert!(

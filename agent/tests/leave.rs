@@ -21,7 +21,8 @@ fn on_network(leave_ms: u64) -> Task {
         template.networks = vec![NetworkAttachment { network: "front".into(), aliases: Vec::new(), ip: String::new() }];
     }
     let network_id = "0123456789abcdef".into();
-    task.networks = vec![TaskNetwork { network_id, network: "front".into(), ip: "10.128.0.2".into(), aliases: Vec::new() }];
+    task.networks =
+        vec![TaskNetwork { network_id, network: "front".into(), ip: "10.128.0.2".into(), ip6: String::new(), aliases: Vec::new() }];
     task.leave_ms = leave_ms;
     task
 }

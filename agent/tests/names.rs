@@ -22,7 +22,8 @@ async fn a_pod_resolves_names_as_its_service_says() {
         template.extra_hosts = vec![HostEntry { name: "router".into(), ip: "host-gateway".into() }];
     }
     let network_id = "0123456789abcdef".into();
-    task.networks = vec![TaskNetwork { network_id, network: "front".into(), ip: "10.128.0.2".into(), aliases: Vec::new() }];
+    task.networks =
+        vec![TaskNetwork { network_id, network: "front".into(), ip: "10.128.0.2".into(), ip6: String::new(), aliases: Vec::new() }];
     manager.assign(vec![task]);
     let pid = manager.reported(A, TaskState::Running).await.containers[0].pid;
     let file = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/root/etc/{name}")).expect("a container's file");

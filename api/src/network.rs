@@ -5,11 +5,25 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The bits of the prefix of a network's IPv6 addresses: of those behind, the last 32 are the IPv4 address, and the others zero.
+pub const PREFIX6: u8 = 64;
+
+/// Who has an IPv4 address of a network has this IPv6 address of it too.
+pub fn address6(subnet6: Ipv6Net, ip: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(subnet6.network().to_bits() | u128::from(ip.to_bits()))
+}
+
+/// The IPv4 address of who has an IPv6 address, if the network has such a one.
+pub fn address4(subnet6: Ipv6Net, ip6: Ipv6Addr) -> Option<Ipv4Addr> {
+    let ip = u32::try_from(ip6.to_bits() & u128::from(u64::MAX)).ok().map(Ipv4Addr::from_bits)?;
+    (address6(subnet6, ip) == ip6).then_some(ip)
+}
 
 /// What a service's name stands for in DNS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -635,6 +649,9 @@ impl<'de> Deserialize<'de> for PolicyPort {
 pub struct NodeNetwork {
     /// Of pods' interfaces; 0: not known.
     pub mtu: u32,
+    /// Pods can have IPv6.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ipv6: bool,
     /// The host's own, without the default one.
     pub routes: Vec<IpNet>,
     /// Why it cannot encrypt; empty: it can, or is of before there was encryption.
@@ -786,6 +803,7 @@ mod tests {
         let held = |port| HeldPort { protocol: Protocol::Tcp, port, by: format!("x{}", "é".repeat(300)) };
         let said = NodeNetwork {
             mtu: 1450,
+            ipv6: true,
             routes: vec!["10.0.0.0/8".parse().unwrap(); 300],
             no_encryption: "y".repeat(1000),
             wireguard_keys: vec![WireguardKey { epoch: 1, key: [7; 32], port: 51821 }; 100],

@@ -1,9 +1,9 @@
 //! What the managers keep: id, version, spec, status. Each field's writer stands in `objects.proto`.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{CLUSTER, Cluster, Manager, User};
@@ -78,6 +78,8 @@ pub struct ServiceVip {
     pub network_id: NetworkId,
     pub network: String,
     pub ip: Ipv4Addr,
+    /// On a network with IPv6.
+    pub ip6: Option<Ipv6Addr>,
 }
 
 /// A task's address on a network.
@@ -86,6 +88,8 @@ pub struct TaskNetwork {
     pub network_id: NetworkId,
     pub network: String,
     pub ip: Ipv4Addr,
+    /// On a network with IPv6.
+    pub ip6: Option<Ipv6Addr>,
     pub aliases: Vec<String>,
 }
 
@@ -324,6 +328,8 @@ pub struct Network {
     /// `None` until allocated.
     pub vni: Option<u32>,
     pub subnet: Option<Ipv4Net>,
+    /// A /64; `None` without IPv6, or until allocated.
+    pub subnet6: Option<Ipv6Net>,
     /// Offset in the subnet after which the next address is sought, so that a freed address rests.
     pub ip_cursor: u32,
     pub removing: bool,

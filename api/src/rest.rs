@@ -1,14 +1,16 @@
 //! The JSON form of objects: what REST answers, what `-o json` prints. Field names are a contract (`product.md`).
 
 use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
 
+use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{User, UserRole};
 use crate::data::{Data, DataKind, DataSpec};
 use crate::health::Health;
 use crate::network::NodeNetwork;
-use crate::object::{Availability, Capacity, ContainerStatus, Event, Network, Node, NodeState, Service, Task};
+use crate::object::{Availability, Capacity, ContainerStatus, Event, Network, Node, NodeState, Service, ServiceVip, Task};
 use crate::spec::{Mode, NetworkSpec, ServiceSpec};
 use crate::task::TaskState;
 
@@ -25,6 +27,8 @@ pub fn timestamp(unix_ms: u64) -> String {
 pub struct TaskNetworkJson {
     pub network: String,
     pub ip: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip6: Option<Ipv6Addr>,
 }
 
 /// A task.
@@ -70,7 +74,7 @@ impl From<&Task> for TaskJson {
             networks: task
                 .networks
                 .iter()
-                .map(|network| TaskNetworkJson { network: network.network.clone(), ip: network.ip.to_string() })
+                .map(|network| TaskNetworkJson { network: network.network.clone(), ip: network.ip.to_string(), ip6: network.ip6 })
                 .collect(),
             images: task.template.containers.iter().map(|container| container.image.clone()).collect(),
             containers: task.status.containers.clone(),
@@ -167,6 +171,14 @@ pub struct UpdateJson {
 pub struct VipJson {
     pub network: String,
     pub ip: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip6: Option<Ipv6Addr>,
+}
+
+impl VipJson {
+    fn new(vip: &ServiceVip) -> Self {
+        Self { network: vip.network.clone(), ip: vip.ip.to_string(), ip6: vip.ip6 }
+    }
 }
 
 /// A service.
@@ -219,7 +231,7 @@ impl ServiceJson {
             mode: service.spec.mode,
             replicas: ReplicasJson { desired, running },
             update: UpdateJson { state: state.to_owned(), message },
-            vips: service.vips.iter().map(|vip| VipJson { network: vip.network.clone(), ip: vip.ip.to_string() }).collect(),
+            vips: service.vips.iter().map(VipJson::new).collect(),
             created: timestamp(service.stamp.created_at_ms),
             updated: timestamp(service.stamp.updated_at_ms),
             spec: service.spec.clone(),
@@ -236,6 +248,8 @@ pub struct NetworkJson {
     pub version: u64,
     pub vni: Option<u32>,
     pub subnet: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet6: Option<Ipv6Net>,
     pub endpoints: usize,
     pub created: String,
     pub spec: NetworkSpec,
@@ -252,6 +266,7 @@ impl NetworkJson {
             version: network.stamp.version,
             vni: network.vni,
             subnet: network.subnet.map(|subnet| subnet.to_string()).unwrap_or_default(),
+            subnet6: network.subnet6,
             endpoints: tasks.into_iter().filter(on_network).count(),
             created: timestamp(network.stamp.created_at_ms),
             spec: network.spec.clone(),

@@ -492,6 +492,12 @@ pub struct NetworkSpec {
     /// What goes from one node to another is encrypted.
     #[serde(default, skip_serializing_if = "is_default")]
     pub encrypted: bool,
+    /// IPv6 beside IPv4.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub ipv6: bool,
+    /// A /64; chosen by the managers when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet6: Option<ipnet::Ipv6Net>,
     /// None: all may speak with all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<NetworkPolicy>,

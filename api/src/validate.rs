@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use self::container::check_container;
 pub use self::network::{LEAVE_MAX, PUBLISHED_PORTS_MAX, network_text_size, words_bytes};
-use self::network::{check_endpoints, check_policy, check_resolving};
+use self::network::{check_endpoints, check_policy, check_resolving, check_six};
 use crate::data::{DATA_BYTES_MAX, DataSpec};
 use crate::error::{ApiError, ErrorCode};
 use crate::network::Port;
@@ -231,6 +231,7 @@ pub fn check_network(spec: &NetworkSpec) -> Result<(), ApiError> {
             return Err(invalid("subnet", format!("{subnet} cannot be routed")).hint("use a private range such as 10.200.0.0/24"));
         }
     }
+    check_six(spec)?;
     match &spec.policy {
         Some(policy) => check_policy(policy),
         None => Ok(()),

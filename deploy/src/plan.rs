@@ -447,6 +447,7 @@ mod tests {
                         spec,
                         vni: None,
                         subnet: None,
+                        subnet6: None,
                         ip_cursor: 0,
                         removing: false,
                     });

@@ -510,12 +510,12 @@ fn connections_of_a_service_are_forgotten_when_their_endpoint_goes_and_at_the_re
     });
     let flow = |last: u8| Flow {
         transport: Transport::Udp,
-        source: (Ipv4Addr::new(10, 128, 0, 9), 4000),
-        destination: (Ipv4Addr::new(10, 128, 0, 8), 53),
-        server: Ipv4Addr::new(10, 128, 0, last),
+        source: (Ipv4Addr::new(10, 128, 0, 9).into(), 4000),
+        destination: (Ipv4Addr::new(10, 128, 0, 8).into(), 53),
+        server: Ipv4Addr::new(10, 128, 0, last).into(),
         id: last.into(),
     };
-    let servers = |owner: &Owner<Fake>| owner.kernel.flows.iter().map(|flow| flow.server.octets()[3]).collect::<Vec<u8>>();
+    let servers = |owner: &Owner<Fake>| owner.kernel.flows.iter().map(|flow| flow.id).collect::<Vec<u32>>();
     owner.apply_view(&balanced).unwrap();
     owner.attach(&request("t1", "10.128.0.2")).unwrap();
     owner.kernel.flows = [2, 3, 4].map(flow).to_vec();
@@ -619,7 +619,7 @@ type Break<'a> = (&'a dyn Fn(&mut Dataplane), &'a [&'a str]);
 fn a_dump_of_what_is_in_order_differs_in_nothing_and_one_of_what_is_broken_in_that_alone() {
     let plain = v1::DumpRequest::default();
     let link = crate::core::links::veth_name("t1", "net-a");
-    let remote: ipnet::Ipv4Net = "10.128.0.3/32".parse().unwrap();
+    let remote: ipnet::IpNet = "10.128.0.3/32".parse().unwrap();
     let breaks: [Break<'_>; 12] = [
         (&|held| held.resolver = false, &["- device lo | up with 169.254.53.53"]),
         (
@@ -672,9 +672,9 @@ fn a_dump_tells_of_names_of_connections_and_of_a_view_that_is_not_obeyed() {
     owner.shared.board.store(board);
     owner.kernel.flows.push(Flow {
         transport: Transport::Udp,
-        source: (Ipv4Addr::new(10, 128, 0, 2), 4000),
-        destination: (Ipv4Addr::new(10, 128, 0, 8), 53),
-        server: Ipv4Addr::new(10, 128, 0, 77),
+        source: (Ipv4Addr::new(10, 128, 0, 2).into(), 4000),
+        destination: (Ipv4Addr::new(10, 128, 0, 8).into(), 53),
+        server: Ipv4Addr::new(10, 128, 0, 77).into(),
         id: 1,
     });
     assert_eq!(differences(&mut owner, &plain), Vec::<String>::new());
@@ -756,9 +756,9 @@ fn what_is_wrong_with_paths_and_with_connection_tracking_is_told() {
     assert!(told.len() == 1 && told[0].starts_with("packets of 1500 bytes do not reach 10.90.0.103, "), "{told:?}");
     let flow = |id: u32| Flow {
         transport: Transport::Tcp,
-        source: (Ipv4Addr::new(10, 128, 0, 9), 4000),
-        destination: (Ipv4Addr::new(192, 0, 2, 1), 80),
-        server: Ipv4Addr::new(192, 0, 2, 1),
+        source: (Ipv4Addr::new(10, 128, 0, 9).into(), 4000),
+        destination: (Ipv4Addr::new(192, 0, 2, 1).into(), 80),
+        server: Ipv4Addr::new(192, 0, 2, 1).into(),
         id,
     };
     owner.kernel.flows = (0..81).map(flow).collect();

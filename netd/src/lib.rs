@@ -34,6 +34,7 @@
 //! - The run directory ends with a reboot and the pods with it; the picture in the state directory is in force again at once. A picture that was
 //!   answered outlives netd's end; a power cut it outlives once the disk has it, which is not waited for: the managers give it again.
 //! - A connection to an endpoint whose node is down, by the managers' word and because it answers no ping of this node, is reset.
+//! - Networks with an IPv6 prefix have every address once more there, with the same reach, names, policy and encryption.
 //! - A frame of an encrypted network leaves the node through a WireGuard tunnel or not at all, and is taken from nowhere else. Private keys
 //!   are in the kernel alone: no file and no log has one.
 //! - On the host itself netd makes the device `rcl-up` with 169.254.54.1, while a network is encrypted the devices `rcl-wg0` and `rcl-wg1` with
@@ -42,7 +43,7 @@
 //!   large packets; it turns `net.ipv4.ip_forward` on unless it is told not to, and puts two rules into `DOCKER-USER` where iptables would
 //!   drop what is forwarded. Nothing else there is changed.
 //!
-//! Not built yet, and refused or absent rather than pretended: IPv6.
+//! Not built yet, and refused or absent rather than pretended: IPv6 outside of the cluster and at published ports.
 
 pub mod config;
 

@@ -4,8 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use rcluster_api::network::address6;
 use rcluster_api::wire::v1;
 use serde::Serialize;
 
@@ -56,7 +57,7 @@ pub fn gathered(parts: impl IntoIterator<Item = v1::DumpResponse>) -> v1::DumpRe
 }
 
 /// What differs on a node; `holders` has who has which address.
-pub fn differences(node: &str, dump: &v1::DumpResponse, holders: &BTreeMap<Ipv4Addr, String>) -> BTreeSet<Difference> {
+pub fn differences(node: &str, dump: &v1::DumpResponse, holders: &BTreeMap<IpAddr, String>) -> BTreeSet<Difference> {
     let mut things: BTreeMap<(&str, &str), [Vec<&str>; 2]> = BTreeMap::new();
     for (side, entries) in [&dump.wanted, &dump.held].into_iter().enumerate() {
         for v1::NetEntry { kind, text, value } in entries {
@@ -104,30 +105,41 @@ fn without_common<'a>(mut wanted: Vec<&'a str>, mut held: Vec<&'a str>) -> (Vec<
 }
 
 /// Who has the first address that a text speaks of and somebody has.
-fn about(text: &str, holders: &BTreeMap<Ipv4Addr, String>) -> Option<String> {
+fn about(text: &str, holders: &BTreeMap<IpAddr, String>) -> Option<String> {
     let words = text.split(|letter: char| !letter.is_ascii_digit() && letter != '.');
-    words.filter_map(|word| word.parse::<Ipv4Addr>().ok()).find_map(|ip| holders.get(&ip).cloned())
+    let words6 = text.split(|letter: char| !letter.is_ascii_hexdigit() && letter != ':');
+    let ips = words.filter_map(|word| word.parse::<Ipv4Addr>().ok()).map(IpAddr::V4);
+    let ips6 = words6.filter_map(|word| word.parse::<Ipv6Addr>().ok()).map(IpAddr::V6);
+    ips.chain(ips6).find_map(|ip| holders.get(&ip).cloned())
 }
 
 /// Who has which address of those that a node is to know: tasks, services and nodes.
-pub fn holders(view: &v1::NetView) -> BTreeMap<Ipv4Addr, String> {
+pub fn holders(view: &v1::NetView) -> BTreeMap<IpAddr, String> {
     let names: BTreeMap<&str, &str> = view.nodes.iter().map(|node| (node.id.as_str(), node.name.as_str())).collect();
     let mut holders = BTreeMap::new();
     for node in &view.nodes {
         // Of a node whose tasks it does not see a node is not told the name.
         let name = if node.name.is_empty() { &node.id } else { &node.name };
-        holders.extend(node.addr.parse().ok().map(|ip: Ipv4Addr| (ip, format!("node {name}"))));
+        holders.extend(node.addr.parse().ok().map(|ip: IpAddr| (ip, format!("node {name}"))));
     }
     for (service, vip) in view.services.iter().flat_map(|service| service.vips.iter().map(move |vip| (service, vip))) {
-        holders.extend(vip.ip.parse().ok().map(|ip: Ipv4Addr| (ip, format!("service {}", service.name))));
+        let network = view.networks.iter().find(|network| network.id == vip.network_id);
+        holders.extend(addresses(network, &vip.ip).map(|ip| (ip, format!("service {}", service.name))));
     }
     // An address of a task that has ended is nobody's, and still routed for a moment.
-    let endpoints = view.networks.iter().flat_map(|network| &network.endpoints);
-    for endpoint in endpoints.filter(|endpoint| !endpoint.task.is_empty()) {
+    let endpoints = view.networks.iter().flat_map(|network| network.endpoints.iter().map(move |endpoint| (network, endpoint)));
+    for (network, endpoint) in endpoints.filter(|(_, endpoint)| !endpoint.task.is_empty()) {
         let node = names.get(endpoint.node_id.as_str()).unwrap_or(&"a node that is gone");
-        holders.extend(endpoint.ip.parse().ok().map(|ip: Ipv4Addr| (ip, format!("{} on {node}", endpoint.task))));
+        holders.extend(addresses(Some(network), &endpoint.ip).map(|ip| (ip, format!("{} on {node}", endpoint.task))));
     }
     holders
+}
+
+/// An address, and the one of IPv6 that follows from it on its network.
+fn addresses(network: Option<&v1::NetworkView>, ip: &str) -> impl Iterator<Item = IpAddr> {
+    let ip: Option<Ipv4Addr> = ip.parse().ok();
+    let ip6 = network.and_then(|network| Some(address6(network.subnet6.parse().ok()?, ip?)));
+    [ip.map(IpAddr::V4), ip6.map(IpAddr::V6)].into_iter().flatten()
 }
 
 #[cfg(test)]
@@ -149,7 +161,7 @@ mod tests {
             v1::EndpointView { task: "web.3".into(), node_id: "id2".into(), ip: "10.128.0.7".into(), ..v1::EndpointView::default() };
         let view = v1::NetView {
             nodes: vec![v1::NodeView { id: "id2".into(), name: "n2".into(), addr: "10.90.0.102".into(), ..v1::NodeView::default() }],
-            networks: vec![v1::NetworkView { endpoints: vec![endpoint], ..v1::NetworkView::default() }],
+            networks: vec![v1::NetworkView { endpoints: vec![endpoint], subnet6: "fd00:1::/64".into(), ..v1::NetworkView::default() }],
             ..v1::NetView::default()
         };
         let (wanted, held) = (entries(wanted), entries(held));
@@ -187,6 +199,11 @@ mod tests {
             ],
         );
         check(&["host peer 10.90.0.102"], &[], &["n1: host peer 10.90.0.102 is missing (node n2)"]);
+        check(
+            &["route fd00:1::a80:7/128 | via fe80::a5a:66 on v1"],
+            &[],
+            &["n1: route fd00:1::a80:7/128 is missing: via fe80::a5a:66 on v1 (web.3 on n2)"],
+        );
     }
 
     #[test]

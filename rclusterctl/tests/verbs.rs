@@ -290,9 +290,10 @@ fn a_network_is_made_shown_with_its_addresses_and_given_more_room() {
         {"ip": "10.128.0.2", "kind": "task", "name": "web.1", "id": "task-web-1-0", "node": "n1", "state": "running"}
     );
     assert_eq!(lab["addresses"][0], first);
-    let made = ok(user.run("network create back --subnet 10.9.0.0/24 --internal --label tier=db"));
+    let made = ok(user.run("network create back --subnet 10.9.0.0/24 --internal --encrypted --ipv6 --label tier=db"));
     assert_eq!(made.stdout, "network-back\n");
-    assert_eq!(json(user.run("get network back -o json"))["spec"]["internal"], true);
+    let back = json(user.run("get network back -o json"));
+    assert!(["internal", "encrypted", "ipv6"].iter().all(|field| back["spec"][field] == true), "{back}");
     let again = user.run("network create back");
     assert!(again.code == 1 && again.stderr.starts_with("error: network back exists: nothing was changed\n"), "{}", again.stderr);
     let wrong = user.run("network create more --subnet 10.9");

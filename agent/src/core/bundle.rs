@@ -7,6 +7,7 @@
 mod options;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
@@ -146,7 +147,8 @@ pub fn hostname(task: &str) -> String {
 pub fn hosts_file(task: &Task) -> String {
     let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     for network in &task.networks {
-        text += &format!("{}\t{}\n", network.ip, hostname(&task.name));
+        let addresses = [Some(IpAddr::V4(network.ip)), network.ip6.map(IpAddr::V6)];
+        text.extend(addresses.into_iter().flatten().map(|ip| format!("{ip}\t{}\n", hostname(&task.name))));
     }
     for (name, address) in &task.template.extra_hosts {
         text += &format!("{}\t{name}\n", address.ip());

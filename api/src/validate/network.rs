@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{check_name, invalid, label_bytes};
 use crate::error::ApiError;
-use crate::network::{Affinity, Allow, EndpointMode, HostAddress, NetworkPolicy, Peer, Port, Ports, Published};
+use crate::network::{Affinity, Allow, EndpointMode, HostAddress, NetworkPolicy, PREFIX6, Peer, Port, Ports, Published};
 use crate::resource::Millis;
 use crate::spec::{Mode, NetworkSpec, ServiceSpec, UpdateOrder};
 
@@ -21,6 +21,27 @@ pub const LEAVE_MAX: Millis = Millis(60_000);
 const POLICY_RULES_MAX: usize = 256;
 /// Most entries of each list of a rule.
 const POLICY_ENTRIES_MAX: usize = 64;
+
+/// Checks what a network says of IPv6.
+pub(super) fn check_six(spec: &NetworkSpec) -> Result<(), ApiError> {
+    let Some(subnet6) = spec.subnet6 else { return Ok(()) };
+    if !spec.ipv6 {
+        return Err(
+            invalid("subnet6", format!("{subnet6} is for IPv6, which the network does not have")).hint("add ipv6: true, or leave it out")
+        );
+    }
+    if subnet6.prefix_len() != PREFIX6 {
+        return Err(invalid("subnet6", format!("{subnet6} is no /{PREFIX6}")).hint("write one such as fd12:3456:789a:1::/64"));
+    }
+    if subnet6.addr() != subnet6.network() {
+        return Err(invalid("subnet6", format!("{subnet6} has host bits set")).hint(format!("write {}", subnet6.trunc())));
+    }
+    // Global unicast, or unique local.
+    if subnet6.addr().segments()[0] & 0xe000 != 0x2000 && !subnet6.addr().is_unique_local() {
+        return Err(invalid("subnet6", format!("{subnet6} cannot be routed")).hint("use a private range such as fd12:3456:789a:1::/64"));
+    }
+    Ok(())
+}
 
 /// Checks who may speak with whom on a network.
 pub(super) fn check_policy(policy: &NetworkPolicy) -> Result<(), ApiError> {
@@ -260,6 +281,35 @@ mod tests {
     fn check_network_with(allow: serde_json::Value) -> Result<(), ApiError> {
         let spec = serde_json::from_value(serde_json::json!({"policy": {"allow": allow}})).unwrap();
         check_network(&NetworkSpec { name: "lab".to_owned(), ..spec })
+    }
+
+    #[test]
+    fn what_is_wrong_with_ipv6_is_named_with_its_field() {
+        let check = |given: serde_json::Value| {
+            let spec = serde_json::from_value(given).unwrap();
+            check_network(&NetworkSpec { name: "lab".to_owned(), ..spec })
+        };
+        for (given, expected) in [
+            (
+                serde_json::json!({"subnet6": "fd00:1::/64"}),
+                "subnet6: fd00:1::/64 is for IPv6, which the network does not have (add ipv6: true, or leave it out)",
+            ),
+            (
+                serde_json::json!({"ipv6": true, "subnet6": "fd00:1::/48"}),
+                "subnet6: fd00:1::/48 is no /64 (write one such as fd12:3456:789a:1::/64)",
+            ),
+            (serde_json::json!({"ipv6": true, "subnet6": "fd00:1::7/64"}), "subnet6: fd00:1::7/64 has host bits set (write fd00:1::/64)"),
+            (
+                serde_json::json!({"ipv6": true, "subnet6": "fe80::/64"}),
+                "subnet6: fe80::/64 cannot be routed (use a private range such as fd12:3456:789a:1::/64)",
+            ),
+        ] {
+            assert_eq!(check(given).unwrap_err().to_string(), expected);
+        }
+        for subnet6 in ["fd00:1::/64", "2001:db8:0:7::/64"] {
+            check(serde_json::json!({"ipv6": true, "subnet6": subnet6})).unwrap();
+        }
+        check(serde_json::json!({"ipv6": true})).unwrap();
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod container;
 mod data;
 mod network;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use thiserror::Error;
 
@@ -296,9 +296,10 @@ impl TryFrom<v1::ServiceSpec> for ServiceSpec {
 
 impl From<NetworkSpec> for v1::NetworkSpec {
     fn from(spec: NetworkSpec) -> Self {
-        let NetworkSpec { name, stack, labels, subnet, internal, encrypted, policy } = spec;
+        let NetworkSpec { name, stack, labels, subnet, internal, encrypted, ipv6, subnet6, policy } = spec;
         let subnet = subnet.map(|subnet| subnet.to_string()).unwrap_or_default();
-        Self { name, stack, labels, subnet, internal, encrypted, policy: policy.map(Into::into) }
+        let subnet6 = subnet6.map(|subnet6| subnet6.to_string()).unwrap_or_default();
+        Self { name, stack, labels, subnet, internal, encrypted, ipv6, subnet6, policy: policy.map(Into::into) }
     }
 }
 
@@ -306,13 +307,22 @@ fn optional_subnet(text: &str) -> Result<Option<ipnet::Ipv4Net>, WireError> {
     if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| missing("subnet")) }
 }
 
+fn optional_subnet6(text: &str) -> Result<Option<ipnet::Ipv6Net>, WireError> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| missing("subnet6")) }
+}
+
+fn optional_ip6(text: &str) -> Result<Option<Ipv6Addr>, WireError> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| missing("ip6")) }
+}
+
 impl TryFrom<v1::NetworkSpec> for NetworkSpec {
     type Error = WireError;
 
     fn try_from(wire: v1::NetworkSpec) -> Result<Self, WireError> {
-        let v1::NetworkSpec { name, stack, labels, subnet, internal, encrypted, policy } = wire;
+        let v1::NetworkSpec { name, stack, labels, subnet, internal, encrypted, ipv6, subnet6, policy } = wire;
         let policy = policy.map(NetworkPolicy::try_from).transpose()?;
-        Ok(Self { name, stack, labels, subnet: optional_subnet(&subnet)?, internal, encrypted, policy })
+        let (subnet, subnet6) = (optional_subnet(&subnet)?, optional_subnet6(&subnet6)?);
+        Ok(Self { name, stack, labels, subnet, internal, encrypted, ipv6, subnet6, policy })
     }
 }
 
@@ -351,10 +361,11 @@ fn meta<I: From<String>>(wire: Option<v1::Meta>) -> Result<(I, Stamp), WireError
 impl From<Service> for v1::Service {
     fn from(service: Service) -> Self {
         let Service { id, stamp, spec, spec_version, removing, vips } = service;
-        let vips = vips.into_iter().map(|ServiceVip { network_id, network, ip }| v1::ServiceVip {
+        let vips = vips.into_iter().map(|ServiceVip { network_id, network, ip, ip6 }| v1::ServiceVip {
             network_id: network_id.into(),
             network,
             ip: ip.to_string(),
+            ip6: ip6.map(|ip6| ip6.to_string()).unwrap_or_default(),
         });
         Self { meta: wire_meta(id, stamp), spec: Some(spec.into()), spec_version, removing, vips: vips.collect() }
     }
@@ -368,9 +379,9 @@ impl TryFrom<v1::Service> for Service {
         let (id, stamp) = meta(wire_meta)?;
         let vips = vips
             .into_iter()
-            .map(|v1::ServiceVip { network_id, network, ip }| {
+            .map(|v1::ServiceVip { network_id, network, ip, ip6 }| {
                 let ip: Ipv4Addr = ip.parse().map_err(|_| missing("vips.ip"))?;
-                Ok(ServiceVip { network_id: network_id.into(), network, ip })
+                Ok(ServiceVip { network_id: network_id.into(), network, ip, ip6: optional_ip6(&ip6)? })
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { id, stamp, spec: spec.ok_or(missing("spec"))?.try_into()?, spec_version, removing, vips })
@@ -438,10 +449,11 @@ impl From<Task> for v1::Task {
             node,
             networks: networks
                 .into_iter()
-                .map(|TaskNetwork { network_id, network, ip, aliases }| v1::TaskNetwork {
+                .map(|TaskNetwork { network_id, network, ip, ip6, aliases }| v1::TaskNetwork {
                     network_id: network_id.into(),
                     network,
                     ip: ip.to_string(),
+                    ip6: ip6.map(|ip6| ip6.to_string()).unwrap_or_default(),
                     aliases,
                 })
                 .collect(),
@@ -481,9 +493,9 @@ impl TryFrom<v1::Task> for Task {
         let (id, stamp) = meta(wire_meta)?;
         let networks = networks
             .into_iter()
-            .map(|v1::TaskNetwork { network_id, network, ip, aliases }| {
+            .map(|v1::TaskNetwork { network_id, network, ip, ip6, aliases }| {
                 let ip: Ipv4Addr = ip.parse().map_err(|_| missing("networks.ip"))?;
-                Ok(TaskNetwork { network_id: network_id.into(), network, ip, aliases })
+                Ok(TaskNetwork { network_id: network_id.into(), network, ip, ip6: optional_ip6(&ip6)?, aliases })
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
@@ -575,12 +587,13 @@ impl TryFrom<v1::Node> for Node {
 
 impl From<Network> for v1::Network {
     fn from(network: Network) -> Self {
-        let Network { id, stamp, spec, vni, subnet, ip_cursor, removing } = network;
+        let Network { id, stamp, spec, vni, subnet, subnet6, ip_cursor, removing } = network;
         Self {
             meta: wire_meta(id, stamp),
             spec: Some(spec.into()),
             vni: vni.unwrap_or_default(),
             subnet: subnet.map(|subnet| subnet.to_string()).unwrap_or_default(),
+            subnet6: subnet6.map(|subnet6| subnet6.to_string()).unwrap_or_default(),
             ip_cursor,
             removing,
         }
@@ -591,7 +604,7 @@ impl TryFrom<v1::Network> for Network {
     type Error = WireError;
 
     fn try_from(wire: v1::Network) -> Result<Self, WireError> {
-        let v1::Network { meta: wire_meta, spec, vni, subnet, ip_cursor, removing } = wire;
+        let v1::Network { meta: wire_meta, spec, vni, subnet, subnet6, ip_cursor, removing } = wire;
         let (id, stamp) = meta(wire_meta)?;
         Ok(Self {
             id,
@@ -599,6 +612,7 @@ impl TryFrom<v1::Network> for Network {
             spec: spec.ok_or(missing("spec"))?.try_into()?,
             vni: (vni != 0).then_some(vni),
             subnet: optional_subnet(&subnet)?,
+            subnet6: optional_subnet6(&subnet6)?,
             ip_cursor,
             removing,
         })

@@ -2,8 +2,8 @@
 //!
 //! In: files as (name, text), and a reader for the files that secrets and configs name. Out: what is wanted, in the order of the files, each checked on its own, or every refusal with its place.
 //! Anything in a file is honoured or refused by name. What `rclusterctl get -o yaml` prints is accepted: in a document with an `id` the keys
-//! of the managers (`created`, `updated`, `replicas`, `update`, `mode`, `vips`, `vni`, `subnet`, `endpoints`) are read over, and `version` makes the
-//! deploy conditional on the object being unchanged since. A literal `${…}` stays as it is.
+//! of the managers (`created`, `updated`, `replicas`, `update`, `mode`, `vips`, `vni`, `subnet`, `subnet6`, `endpoints`) are read over, and
+//! `version` makes the deploy conditional on the object being unchanged since. A literal `${…}` stays as it is.
 
 mod data;
 mod de;
@@ -120,11 +120,11 @@ const KINDS: [&str; 4] = ["Service", "Network", "Secret", "Config"];
 const KINDS_NOT_BUILT_YET: [&str; 3] = ["Volume", "Job", "Stack"];
 /// Written by the managers; in a document with an `id` they are read over.
 const SERVICE_STATUS: [&str; 7] = ["id", "mode", "replicas", "update", "vips", "created", "updated"];
-const NETWORK_STATUS: [&str; 5] = ["id", "vni", "subnet", "endpoints", "created"];
+const NETWORK_STATUS: [&str; 6] = ["id", "vni", "subnet", "subnet6", "endpoints", "created"];
 const DATA_STATUS: [&str; 5] = ["id", "digest", "size", "created", "updated"];
 const TOP_LEVEL: [&str; 4] = ["kind", "name", "spec", "version"];
 /// To tell a key that stands one level too high from one that is misspelt.
-const SPEC_KEYS: [&str; 23] = [
+const SPEC_KEYS: [&str; 25] = [
     "affinity",
     "containers",
     "data",
@@ -133,6 +133,7 @@ const SPEC_KEYS: [&str; 23] = [
     "file",
     "text",
     "internal",
+    "ipv6",
     "labels",
     "leave",
     "mode",
@@ -146,6 +147,7 @@ const SPEC_KEYS: [&str; 23] = [
     "stack",
     "stop_grace",
     "subnet",
+    "subnet6",
     "update",
     "image",
 ];

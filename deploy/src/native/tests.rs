@@ -253,6 +253,14 @@ fn what_a_check_refuses_has_its_place() {
         "kind: Network\nname: lab\nspec:\n  subnet: 10.1.2.3/24\n",
         "web.yaml:4:11: spec.subnet of network lab: 10.1.2.3/24 has host bits set; write 10.1.2.0/24",
     );
+    refuse(
+        "kind: Network\nname: lab\nspec:\n  subnet6: fd00:1::/64\n",
+        "web.yaml:4:12: spec.subnet6 of network lab: fd00:1::/64 is for IPv6, which the network does not have; add ipv6: true, or leave it out",
+    );
+    refuse(
+        "kind: Network\nname: lab\nspec:\n  subnet: fd00:1::/64\n",
+        "web.yaml:4:11: spec.subnet of network lab: invalid IP address syntax",
+    );
 }
 
 #[test]

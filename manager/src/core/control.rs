@@ -380,10 +380,13 @@ fn apply_network(
         Some(current) if current.spec == spec => ((**current).clone(), Outcome::Unchanged),
         Some(current) => {
             let kept_subnet = spec.subnet.is_none() && current.spec.subnet.is_none() || spec.subnet == current.subnet;
+            let kept_subnet6 = spec.subnet6.is_none() && current.spec.subnet6.is_none() || spec.subnet6 == current.subnet6;
             let fixed = [
                 ("subnet", kept_subnet),
                 ("internal", spec.internal == current.spec.internal),
                 ("encrypted", spec.encrypted == current.spec.encrypted),
+                ("ipv6", spec.ipv6 == current.spec.ipv6),
+                ("subnet6", kept_subnet6),
             ];
             if let Some((field, _)) = fixed.into_iter().find(|(_, kept)| !kept) {
                 return Err(ApiError::new(ErrorCode::Invalid, format!("network {name} exists and its {field} cannot change"))
@@ -394,8 +397,10 @@ fn apply_network(
         }
         None => {
             check_subnet(state, &spec, subnets)?;
+            check_subnet6(state, &spec, changes)?;
             let id = NetworkId::random(&mut ctx.rng);
-            let network = Network { id, stamp: Stamp::default(), spec, vni: None, subnet: None, ip_cursor: 0, removing: false };
+            let network =
+                Network { id, stamp: Stamp::default(), spec, vni: None, subnet: None, subnet6: None, ip_cursor: 0, removing: false };
             (network, Outcome::Created)
         }
     };
@@ -432,6 +437,19 @@ fn check_subnet(state: &State, spec: &NetworkSpec, subnets: &[(String, Ipv4Net)]
             format!("subnet {subnet} {why}"),
             "choose another subnet, or leave it out and one is chosen; rclusterctl get node NAME -o json shows a node's routes",
         ),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a new network's IPv6 prefix that another has.
+fn check_subnet6(state: &State, spec: &NetworkSpec, changes: &ChangeSet) -> Result<(), ApiError> {
+    let Some(subnet6) = spec.subnet6 else { return Ok(()) };
+    let asked = changes.puts.iter().filter_map(|object| if let Object::Network(network) = object { Some(network) } else { None });
+    let mut others = state.networks().values().map(|network| &**network).chain(asked);
+    match others.find(|network| network.subnet6.or(network.spec.subnet6) == Some(subnet6)) {
+        Some(other) => Err(ApiError::new(ErrorCode::Invalid, format!("subnet6 {subnet6} is that of network {}", other.spec.name))
+            .field("subnet6")
+            .hint("choose another, or leave it out and one is chosen")),
         None => Ok(()),
     }
 }

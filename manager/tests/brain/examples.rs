@@ -299,8 +299,10 @@ fn a_view_shows_the_services_of_its_networks_and_the_ports_that_the_node_opens()
     assert_eq!(world.picture(), "web.1 n1 running running\nweb.2 n2 running running");
     let lab = world.state.find_network("lab").unwrap().id.clone();
     world.change_service("web", |service| {
-        let vip =
-            |network_id, network: &str, last: u8| ServiceVip { network_id, network: network.to_owned(), ip: [10, 128, 0, last].into() };
+        let vip = |network_id, network: &str, last: u8| {
+            let ip = [10, 128, 0, last].into();
+            ServiceVip { network_id, network: network.to_owned(), ip, ip6: None }
+        };
         service.vips = vec![vip(lab, "lab", 200), vip("gone".into(), "gone", 201)];
         service.spec.ports = serde_json::from_value(json!(["8080:80", {"target": 81, "published": 81, "mode": "host"}])).unwrap();
     });

@@ -9,5 +9,6 @@ mod policy;
 mod ports;
 mod properties;
 mod secrets;
+mod six;
 mod views;
 mod world;

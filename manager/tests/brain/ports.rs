@@ -239,6 +239,7 @@ fn what_a_node_says_of_its_host_does_not_fill_the_state() {
     let held = |port| HeldPort { protocol: Protocol::Udp, port, by: "x".repeat(1000) };
     let said = NodeNetwork {
         mtu: 1400,
+        ipv6: true,
         routes: vec!["172.16.0.0/12".parse().unwrap(); 1000],
         no_encryption: "z".repeat(10_000),
         wireguard_keys: vec![WireguardKey { epoch: 1, key: [7; 32], port: 51821 }; 1000],

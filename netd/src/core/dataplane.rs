@@ -7,9 +7,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::encryption::{Tunnel, TunnelEnd};
 use super::ingress::{self, INGRESS, Selector};
@@ -24,7 +24,7 @@ use super::uplink::{self, HOST_END_MAC, HostEnd, HostPlane, HostRules, Passage, 
 /// Devices, paths, rules and pods of a node, and what is ours on its host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Dataplane {
-    /// The router namespace's loopback is up and holds the resolver's address.
+    /// The router namespace's loopback is up and holds the resolver's address, and the router's of IPv6 where the kernel has that.
     pub resolver: bool,
     /// Packets are forwarded in the router namespace, and only by routes that lead back to their source.
     pub forwarding: bool,
@@ -34,7 +34,7 @@ pub struct Dataplane {
     pub links: BTreeMap<String, Link>,
     pub neighbours: Neighbours,
     pub forwards: BTreeSet<Forward>,
-    pub routes: BTreeMap<Ipv4Net, Route>,
+    pub routes: BTreeMap<IpNet, Route>,
     /// The default routes of other tables than the main one, by table.
     pub detours: BTreeMap<u32, Route>,
     /// Which packets go by other tables.
@@ -191,7 +191,7 @@ impl Dataplane {
             }
             Op::AddVeth { name, link, task, interface, end } => {
                 self.links.insert(name.clone(), link.clone());
-                let bare = Interface { routes: Vec::new(), ip: Ipv4Addr::UNSPECIFIED, ..end.clone() };
+                let bare = Interface { routes: Vec::new(), ip: Ipv4Addr::UNSPECIFIED, ip6: None, ..end.clone() };
                 self.pods.entry(task.clone()).or_default().insert(interface.clone(), bare);
             }
             Op::MendLink { name, link, readdress } => {
@@ -263,7 +263,8 @@ impl Dataplane {
     }
 
     fn lose_neighbours(&mut self, link: &str) {
-        let of_link = (link.to_owned(), Ipv4Addr::UNSPECIFIED)..=(link.to_owned(), Ipv4Addr::BROADCAST);
+        let (first, last) = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::from_bits(u128::MAX)));
+        let of_link = (link.to_owned(), first)..=(link.to_owned(), last);
         let neighbours: Vec<_> = self.neighbours.range(of_link).map(|(key, _)| key.clone()).collect();
         for key in neighbours {
             self.neighbours.remove(&key);

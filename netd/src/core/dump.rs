@@ -124,10 +124,11 @@ fn device(link: &Link) -> String {
 }
 
 fn interface(end: &Interface) -> String {
-    let Interface { link, mac, mtu, up, ip, routes, gateway } = end;
+    let Interface { link, mac, mtu, up, ip, ip6, routes, gateway } = end;
     let routes: Vec<String> = routes.iter().map(ToString::to_string).collect();
     let state = if *up { "up" } else { "down" };
-    format!("{ip} to {} by {gateway}, at {link} mac {mac} mtu {mtu} {state}", routes.join(" "))
+    let ip6 = ip6.map(|ip6| format!(" {ip6}")).unwrap_or_default();
+    format!("{ip}{ip6} to {} by {gateway}, at {link} mac {mac} mtu {mtu} {state}", routes.join(" "))
 }
 
 /// In the order of the rules, which is part of what they say.

@@ -1,6 +1,7 @@
 use super::*;
 use crate::core::dataplane::{Dataplane, compile};
-use crate::core::links::{LinkKind, vxlan_name};
+use crate::core::links::{LinkKind, vtep_mac, vtep6, vxlan_name};
+use crate::core::neighbours::Route;
 use crate::core::picture::Attachments;
 use crate::core::plan::plan;
 use crate::core::plan::tests::{key, underlay, view};
@@ -145,6 +146,23 @@ fn whatever_is_missing_nothing_goes_in_clear() {
     let dataplane = compile(&picture, &Attachments::new(), &underlay());
     let of = |vni: u32| dataplane.forwards.iter().filter(|forward| forward.link == vxlan_name(vni)).count();
     assert_eq!((dataplane.host.tunnels.len(), of(4097), of(4098)), (0, 1, 0), "the network in clear has its own");
+}
+
+#[test]
+fn ipv6_of_an_encrypted_network_goes_by_the_same_tunnel_or_nowhere() {
+    let mut wire = encrypted(1, [&[1], &[1], &[1]]);
+    let without = wanted(&wire);
+    wire.networks[1].subnet6 = "fd00:1::/64".into();
+    let dataplane = wanted(&wire);
+    assert_eq!((&dataplane.forwards, &dataplane.host), (&without.forwards, &without.host));
+    let name = vxlan_name(4098);
+    assert_eq!((dataplane.links[&name].mtu, dataplane.links[&name].six), (1390, true));
+    let node = Ipv4Addr::new(10, 90, 0, 103);
+    let route = Route::Via { link: name.clone(), gateway: vtep6(node).into() };
+    assert_eq!(dataplane.routes.get(&"fd00:1::a80:102/128".parse().unwrap()), Some(&route));
+    assert_eq!(dataplane.neighbours[&(name.clone(), vtep6(node).into())], vtep_mac(node));
+    wire.nodes[2].wireguard_keys.clear();
+    assert!(wanted(&wire).forwards.iter().all(|forward| forward.link != name));
 }
 
 #[test]

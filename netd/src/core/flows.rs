@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -51,18 +51,18 @@ impl fmt::Display for Transport {
 pub struct Flow {
     pub transport: Transport,
     /// As the client sent its first packet.
-    pub source: (Ipv4Addr, u16),
-    pub destination: (Ipv4Addr, u16),
+    pub source: (IpAddr, u16),
+    pub destination: (IpAddr, u16),
     /// Who answers; not the destination where that was translated.
-    pub server: Ipv4Addr,
+    pub server: IpAddr,
     /// The kernel's, so that no later flow between the same ends is meant.
     pub id: u32,
 }
 
 impl fmt::Display for Flow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ((source, source_port), (destination, port)) = (self.source, self.destination);
-        write!(f, "{} {source}:{source_port} to {destination}:{port} at {}", self.transport, self.server)
+        let (source, destination) = (SocketAddr::from(self.source), SocketAddr::from(self.destination));
+        write!(f, "{} {source} to {destination} at {}", self.transport, self.server)
     }
 }
 
@@ -79,18 +79,19 @@ pub fn stale(picture: &Picture, attachments: &Attachments, flows: Vec<Flow>) -> 
         if is_at_node(picture, flow) {
             return lost_its_port(picture, attachments, flow);
         }
-        let Some((network, backends)) = networks.iter().find(|(network, _)| network.subnet.contains(&flow.destination.0)) else {
-            return false;
-        };
-        let vip = network.vips.get(&flow.destination.0);
-        if vip.is_none() && flow.server == flow.destination.0 {
+        // Of IPv6 by the addresses of IPv4 of the same ones.
+        let place = networks.iter().find_map(|(network, backends)| Some((network, backends, network.ip4(flow.destination.0)?)));
+        let Some((network, backends, to)) = place else { return false };
+        let Some(server) = network.ip4(flow.server) else { return true };
+        let vip = network.vips.get(&to);
+        if vip.is_none() && server == to {
             // Straight to an endpoint.
             return false;
         }
         let service = vip.map(|vip| vip.service_id.as_str());
-        let serves = service.and_then(|service| backends.get(service)).is_some_and(|backends| backends.contains(&flow.server));
+        let serves = service.and_then(|service| backends.get(service)).is_some_and(|backends| backends.contains(&server));
         let of_service = |endpoint: &Endpoint| service.is_none_or(|service| endpoint.service_id == service);
-        let is_there = network.endpoints.get(&flow.server).is_some_and(of_service);
+        let is_there = network.endpoints.get(&server).is_some_and(of_service);
         match flow.transport {
             Transport::Udp => !serves,
             Transport::Tcp => !is_there,
@@ -101,14 +102,14 @@ pub fn stale(picture: &Picture, attachments: &Attachments, flows: Vec<Flow>) -> 
 
 /// Whether it was sent to a node's address and on from there.
 fn is_at_node(picture: &Picture, flow: &Flow) -> bool {
-    let to = flow.destination.0;
+    let IpAddr::V4(to) = flow.destination.0 else { return false };
     flow.server != to && (to == ROUTER_IP || picture.nodes.contains(&to))
 }
 
 fn lost_its_port(picture: &Picture, attachments: &Attachments, flow: &Flow) -> bool {
     let opening = Opening { transport: flow.transport, port: flow.destination.1 };
     let published = picture.published.iter().find(|published| published.covers(opening));
-    let backend = published.map(|published| published.backends.iter().find(|backend| backend.ip == flow.server));
+    let backend = published.map(|published| published.backends.iter().find(|backend| flow.server == backend.ip));
     match (flow.transport, backend) {
         (Transport::Udp, Some(Some(backend))) => !backend.takes(picture, attachments),
         (Transport::Udp, Some(None) | None) | (Transport::Tcp, Some(None)) => true,
@@ -118,6 +119,7 @@ fn lost_its_port(picture: &Picture, attachments: &Attachments, flow: &Flow) -> b
 
 #[cfg(test)]
 mod tests {
+    use rcluster_api::network::address6;
     use rcluster_api::wire::v1;
 
     use super::*;
@@ -140,16 +142,21 @@ mod tests {
 
     /// The flows of one client to `to` that are forgotten, as `transport last octet of the server`.
     fn forgotten(view: &v1::NetView, to: [u8; 4]) -> String {
+        forgotten_at(view, to, IpAddr::V4)
+    }
+
+    /// The same, everyone having the address that `at` makes of his.
+    fn forgotten_at(view: &v1::NetView, to: [u8; 4], at: impl Fn(Ipv4Addr) -> IpAddr) -> String {
         let flow = |transport, last: u8| Flow {
             transport,
-            source: (Ipv4Addr::new(10, 128, 0, 9), 4000),
-            destination: (to.into(), 80),
-            server: Ipv4Addr::new(to[0], to[1], to[2], last),
+            source: (at(Ipv4Addr::new(10, 128, 0, 9)), 4000),
+            destination: (at(to.into()), 80),
+            server: at(Ipv4Addr::new(to[0], to[1], to[2], last)),
             id: 7,
         };
         let flows = [2, 3, 4, 5, 8].into_iter().flat_map(|last| [flow(Transport::Tcp, last), flow(Transport::Udp, last)]).collect();
         let stale = stale(&Picture::parse(view).0, &Attachments::new(), flows);
-        let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, flow.server.octets()[3])).collect();
+        let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, last(flow.server))).collect();
         words.join(", ")
     }
 
@@ -167,6 +174,24 @@ mod tests {
         assert_eq!(forgotten(&view, [10, 128, 0, 8]), "Udp 2, Tcp 3, Udp 3, Udp 4, Tcp 5, Udp 5");
     }
 
+    fn last(ip: IpAddr) -> u8 {
+        match ip {
+            IpAddr::V4(ip) => ip.octets()[3],
+            IpAddr::V6(ip) => ip.octets()[15],
+        }
+    }
+
+    #[test]
+    fn flows_of_ipv6_to_a_service_are_kept_as_long_as_those_of_ipv4() {
+        let mut view = balanced();
+        let at = |ip: Ipv4Addr| address6("fd00:1::/64".parse().unwrap(), ip).into();
+        assert_eq!(forgotten_at(&view, [10, 128, 0, 8], at), "", "nobody of ours has such addresses");
+        view.networks[0].subnet6 = "fd00:1::/64".into();
+        assert_eq!(forgotten_at(&view, [10, 128, 0, 8], at), "Udp 2, Tcp 5, Udp 5, Tcp 8, Udp 8");
+        view.networks[0].endpoints.remove(1);
+        assert_eq!(forgotten_at(&view, [10, 128, 0, 8], at), "Udp 2, Tcp 3, Udp 3, Tcp 5, Udp 5, Tcp 8, Udp 8");
+    }
+
     #[test]
     fn flows_by_a_published_port_are_kept_while_their_backend_is_there_and_over_udp_while_it_serves() {
         let port = |protocol: v1::Protocol, published: u32| {
@@ -181,14 +206,14 @@ mod tests {
         let forgotten = |view: &v1::NetView, to: Ipv4Addr| {
             let flow = |transport, last: u8| Flow {
                 transport,
-                source: (Ipv4Addr::new(203, 0, 113, 1), 4000),
-                destination: (to, 80),
-                server: Ipv4Addr::new(10, 128, 0, last),
+                source: (Ipv4Addr::new(203, 0, 113, 1).into(), 4000),
+                destination: (to.into(), 80),
+                server: Ipv4Addr::new(10, 128, 0, last).into(),
                 id: 7,
             };
             let flows = [2, 3, 4, 5].into_iter().flat_map(|last| [flow(Transport::Tcp, last), flow(Transport::Udp, last)]).collect();
             let stale = stale(&Picture::parse(view).0, &ports::attached(), flows);
-            let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, flow.server.octets()[3])).collect();
+            let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, last(flow.server))).collect();
             words.join(", ")
         };
         for to in [ROUTER_IP, Ipv4Addr::new(10, 90, 0, 101)] {
@@ -206,9 +231,9 @@ mod tests {
         assert_eq!(forgotten(&view, [10, 90, 0, 8]), "");
         let straight = Flow {
             transport: Transport::Udp,
-            source: (Ipv4Addr::new(10, 128, 0, 9), 4000),
-            destination: (Ipv4Addr::new(10, 128, 0, 77), 80),
-            server: Ipv4Addr::new(10, 128, 0, 77),
+            source: (Ipv4Addr::new(10, 128, 0, 9).into(), 4000),
+            destination: (Ipv4Addr::new(10, 128, 0, 77).into(), 80),
+            server: Ipv4Addr::new(10, 128, 0, 77).into(),
             id: 7,
         };
         assert_eq!(straight.to_string(), "udp 10.128.0.9:4000 to 10.128.0.77:80 at 10.128.0.77");

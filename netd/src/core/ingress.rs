@@ -99,7 +99,7 @@ pub fn others<'a>(picture: &'a Picture, underlay: &Underlay) -> impl Iterator<It
 /// The device.
 pub fn link(picture: &Picture, underlay: &Underlay) -> Option<Link> {
     let kind = LinkKind::Vxlan { vni: INGRESS_VNI, local: underlay.addr, port: VXLAN_PORT, learning: false };
-    (picture.number > 0).then(|| Link { kind, mac: vtep_mac(underlay.addr), mtu: underlay.overlay_mtu, up: true })
+    (picture.number > 0).then(|| Link { kind, mac: vtep_mac(underlay.addr), mtu: underlay.overlay_mtu, up: true, six: false })
 }
 
 /// This node's address on the device.
@@ -109,7 +109,7 @@ pub fn own_address(picture: &Picture) -> Option<Ipv4Addr> {
 
 /// The default routes of the nodes' tables, by table.
 pub fn detours(picture: &Picture, underlay: &Underlay) -> BTreeMap<u32, Route> {
-    let detour = |(node, number)| (table(number), Route::Via { link: INGRESS.to_owned(), gateway: node });
+    let detour = |(node, number)| (table(number), Route::Via { link: INGRESS.to_owned(), gateway: node.into() });
     others(picture, underlay).map(detour).collect()
 }
 
@@ -189,7 +189,10 @@ mod tests {
                 "mark 0x1000003/0xffffffff to table 100003 at 1000",
             ]
         );
-        assert_eq!(detours(&picture, &underlay())[&100_002], Route::Via { link: "ing".into(), gateway: Ipv4Addr::new(10, 90, 0, 102) });
+        assert_eq!(
+            detours(&picture, &underlay())[&100_002],
+            Route::Via { link: "ing".into(), gateway: Ipv4Addr::new(10, 90, 0, 102).into() }
+        );
         assert_eq!(own_address(&picture), Some(Ipv4Addr::new(169, 254, 192, 1)));
         assert_eq!((address(300), address(NUMBER_MAX)), (Ipv4Addr::new(169, 254, 193, 44), Ipv4Addr::new(169, 254, 223, 255)));
         let mut unnumbered = numbered(1, vec![published(v1::IngressPolicy::Mesh)]);

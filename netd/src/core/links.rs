@@ -7,9 +7,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::encryption;
 use super::ingress::{self, INGRESS};
@@ -25,6 +25,15 @@ pub const VXLAN_OVERHEAD: u32 = 50;
 /// Pods' gateway and resolver: on the router namespace's loopback, the same on every node. Not in 169.254.169.0/24, where clouds put
 /// their metadata.
 pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(169, 254, 53, 53);
+
+/// The router's IPv6 address, on its loopback too: what it says by ICMPv6 comes from here, and connections of pods to themselves.
+pub const ROUTER6: Ipv6Addr = Ipv6Addr::new(0xfd5c, 0x7263, 0, 0, 0, 0, 0, 0x53);
+
+/// Pods' gateway to the IPv6 addresses of their networks. Nobody holds it: each pod knows the hardware address that belongs to it.
+pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x53);
+
+/// A device with a smaller MTU has no IPv6.
+pub const SIX_MTU_MIN: u32 = 1280;
 
 /// The loopback's name in every namespace.
 pub const LOOPBACK: &str = "lo";
@@ -44,6 +53,8 @@ pub struct Link {
     pub mac: Mac,
     pub mtu: u32,
     pub up: bool,
+    /// Takes and sends IPv6.
+    pub six: bool,
 }
 
 /// What a device is.
@@ -70,10 +81,12 @@ pub struct Interface {
     pub mac: Mac,
     pub mtu: u32,
     pub up: bool,
-    /// Held as /32; the whole world is behind the gateway.
+    /// Held as /32; the whole world is behind the gateway, but of IPv6.
     pub ip: Ipv4Addr,
+    /// Held as /128, on a network with IPv6.
+    pub ip6: Option<Ipv6Addr>,
     /// Destinations routed through this interface.
-    pub routes: Vec<Ipv4Net>,
+    pub routes: Vec<IpNet>,
     /// The gateway's hardware address, set by hand.
     pub gateway: Mac,
 }
@@ -127,6 +140,11 @@ pub fn vtep_mac(node_addr: Ipv4Addr) -> Mac {
     Mac([0x02, 0x76, a, b, c, d])
 }
 
+/// By which routes of IPv6 name a node: on a VXLAN device, a neighbour with the node's hardware address.
+pub fn vtep6(node_addr: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(0xfe80_u128 << 112 | u128::from(node_addr.to_bits()))
+}
+
 /// The hardware address of a pod's interface, made of its address.
 pub fn pod_mac(ip: Ipv4Addr) -> Mac {
     let [a, b, c, d] = ip.octets();
@@ -139,37 +157,49 @@ pub fn links(picture: &Picture, attachments: &Attachments, underlay: &Underlay) 
         // One source for all would be none of the tunnel's.
         let local = if network.encrypted { Ipv4Addr::UNSPECIFIED } else { underlay.addr };
         let kind = LinkKind::Vxlan { vni: network.vni, local, port: VXLAN_PORT, learning: false };
-        let mtu = encryption::mtu(Some(network), underlay);
-        (vxlan_name(network.vni), Link { kind, mac: vtep_mac(underlay.addr), mtu, up: true })
+        let (mtu, six) = (encryption::mtu(Some(network), underlay), network.subnet6.is_some());
+        (vxlan_name(network.vni), Link { kind, mac: vtep_mac(underlay.addr), mtu, up: true, six })
     });
     let veths = attachments.iter().flat_map(|(task_id, attachment)| {
         attachment.networks.iter().map(move |membership| {
-            let mtu = encryption::mtu(picture.networks.get(&membership.network_id), underlay);
-            (veth_name(task_id, &membership.network_id), Link { kind: LinkKind::Veth, mac: ROUTER_MAC, mtu, up: true })
+            let network = picture.networks.get(&membership.network_id);
+            let (mtu, six) = (encryption::mtu(network, underlay), network.is_some_and(|network| network.subnet6.is_some()));
+            (veth_name(task_id, &membership.network_id), Link { kind: LinkKind::Veth, mac: ROUTER_MAC, mtu, up: true, six })
         })
     });
     let ingress = ingress::link(picture, underlay).map(|link| (INGRESS.to_owned(), link));
     vxlans.chain(veths).chain([(UPLINK.to_owned(), uplink::link(underlay))]).chain(ingress).collect()
 }
 
-/// The pods: the first network that is not internal is behind the default route, each other one behind a route of its own.
+/// The pods: the first network that is not internal is behind the default route, each other one behind a route of its own. Of IPv6 each network
+/// is, and nothing else: a program that tries an address outside hears at once that it has no way there, and takes one of IPv4.
 pub fn pods(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> BTreeMap<String, Pod> {
     let leads_out = |membership: &Membership| picture.networks.get(&membership.network_id).is_some_and(|network| !network.internal);
+    let has_six = |membership: &Membership| picture.networks.get(&membership.network_id).is_some_and(|network| network.subnet6.is_some());
     let pod = |task_id: &String, memberships: &[Membership]| -> Pod {
         // Refusals, too, come by the default route: a pod without a way out has one all the same.
         let default = memberships.iter().position(leads_out).unwrap_or(0);
+        let first_six = memberships.iter().position(has_six);
         let interface = |(index, membership): (usize, &Membership)| {
-            let routes = match picture.networks.get(&membership.network_id) {
-                _ if index == default => vec![Ipv4Net::default()],
-                Some(network) => vec![network.subnet],
+            let network = picture.networks.get(&membership.network_id);
+            let mut routes: Vec<IpNet> = match network {
+                _ if index == default => vec![Ipv4Net::default().into()],
+                Some(network) => vec![network.subnet.into()],
                 None => Vec::new(),
             };
+            if let Some(subnet6) = network.and_then(|network| network.subnet6) {
+                // The router speaks for a pod that calls itself.
+                routes.push(subnet6.into());
+                routes.extend((first_six == Some(index)).then(|| IpNet::from(Ipv6Net::from(ROUTER6))));
+                routes.sort_unstable();
+            }
             let interface = Interface {
                 link: veth_name(task_id, &membership.network_id),
                 mac: pod_mac(membership.ip),
-                mtu: encryption::mtu(picture.networks.get(&membership.network_id), underlay),
+                mtu: encryption::mtu(network, underlay),
                 up: true,
                 ip: membership.ip,
+                ip6: network.and_then(|network| network.ip6(membership.ip)),
                 routes,
                 gateway: ROUTER_MAC,
             };
@@ -214,6 +244,30 @@ mod tests {
         assert_eq!(routes(false, false), ["0.0.0.0/0", "10.128.1.0/24"]);
         assert_eq!(routes(true, false), ["10.128.0.0/24", "0.0.0.0/0"]);
         assert_eq!(routes(true, true), ["0.0.0.0/0", "10.128.1.0/24"]);
+    }
+
+    #[test]
+    fn a_pods_ipv6_leads_to_its_networks_with_ipv6_and_nowhere_else() {
+        let mut wire = view(1);
+        let membership = |id: &str, ip: [u8; 4]| Membership { network_id: id.into(), ip: Ipv4Addr::from(ip) };
+        let networks = vec![membership("net-a", [10, 128, 0, 2]), membership("net-b", [10, 128, 1, 9])];
+        let attachments = Attachments::from([("t1".to_owned(), Attachment { networks, ..Attachment::default() })]);
+        let underlay = Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Host };
+        let mut six = |front: &str, back: &str| {
+            (wire.networks[0].subnet6, wire.networks[1].subnet6) = (front.to_owned(), back.to_owned());
+            let (picture, problems) = Picture::parse(&wire);
+            assert!(problems.is_empty(), "{problems:?}");
+            let pods = pods(&picture, &attachments, &underlay);
+            let texts = |interface: &Interface| {
+                let routes = interface.routes.iter().filter(|route| matches!(route, IpNet::V6(_))).map(ToString::to_string);
+                let ip6 = interface.ip6.map(|ip6| ip6.to_string());
+                ip6.into_iter().chain(routes).collect::<Vec<_>>().join(" ")
+            };
+            pods["t1"].values().map(texts).collect::<Vec<_>>()
+        };
+        assert_eq!(six("", ""), ["", ""]);
+        assert_eq!(six("", "fd00:2::/64"), ["", "fd00:2::a80:109 fd00:2::/64 fd5c:7263::53/128"]);
+        assert_eq!(six("fd00:1::/64", "fd00:2::/64"), ["fd00:1::a80:2 fd00:1::/64 fd5c:7263::53/128", "fd00:2::a80:109 fd00:2::/64"]);
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //! - "No such name" only for what is ours to deny: single labels, names under `internal` and `node`, and ports of services that exist. Of
 //!   other names of several labels those are ours that exist (`svc.stack`, `tasks.svc`, `slot.svc`, an alias with dots): a service called
 //!   `com` does not make `example.com` ours.
+//! - On a network with IPv6 a name that has addresses has those of IPv6 too that follow from them.
 //! - Addresses of the asker's subnets answer with the task's name, in the network's zone, which leads back to the address. Those of other
 //!   networks, and of what networks' subnets are chosen from, are refused.
 //! - Everything else is foreign: for others to answer, if one of the asker's networks is not internal; refused at once if all are.
@@ -24,12 +25,13 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::links::RESOLVER;
 use super::picture::{Attachments, Endpoint, Network, Picture, Place, Service};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
+use rcluster_api::network::{address4, address6};
 
 /// The zone under which every network has its own.
 pub const ZONE: &str = "internal";
@@ -46,6 +48,8 @@ const HOST_ADDRESSES: &[Ipv4Addr] = &[RESOLVER];
 pub enum Kind {
     /// A, and ANY, which is answered with the addresses (RFC 8482).
     Address,
+    /// AAAA.
+    Address6,
     /// PTR.
     Pointer,
     /// SRV.
@@ -57,6 +61,7 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer<'a> {
     Addresses(Cow<'a, [Ipv4Addr]>),
+    Addresses6(Vec<Ipv6Addr>),
     Pointer(&'a str),
     Ports(Vec<Target<'a>>),
     NoData,
@@ -81,6 +86,8 @@ pub struct NetworkNames {
     /// `.<network>.internal`.
     suffix: String,
     subnet: Ipv4Net,
+    /// In which every address is once more.
+    subnet6: Option<Ipv6Net>,
     /// No way out for its pods, and no questions either.
     internal: bool,
     names: BTreeMap<String, Vec<Ipv4Addr>>,
@@ -185,7 +192,7 @@ impl NetworkNames {
                 rest = zone;
             }
         }
-        Self { suffix, subnet: network.subnet, internal: network.internal, names, ports, zones, pointers }
+        Self { suffix, subnet: network.subnet, subnet6: network.subnet6, internal: network.internal, names, ports, zones, pointers }
     }
 
     /// `<network>.internal`.
@@ -201,7 +208,8 @@ impl NetworkNames {
         };
         let ports = move |(name, ports): (&String, &Ports)| (format!("{name}{}", self.suffix), ports.in_words());
         let pointer = |(ip, name): (&Ipv4Addr, &String)| (ip.to_string(), name.clone());
-        self.names.iter().map(name).chain(self.ports.iter().map(ports)).chain(self.pointers.iter().map(pointer))
+        let six = self.subnet6.map(|subnet6| (format!("IPv6 of {}", self.zone()), subnet6.to_string()));
+        self.names.iter().map(name).chain(self.ports.iter().map(ports)).chain(self.pointers.iter().map(pointer)).chain(six)
     }
 
     /// A name of this network without the network's zone.
@@ -277,11 +285,15 @@ pub fn lookup<'a>(sight: &'a Sight, name: &str, kind: Kind) -> Answer<'a> {
     if name == "in-addr.arpa" || name.ends_with(".in-addr.arpa") {
         return lookup_address(sight, name, kind);
     }
+    if name == "ip6.arpa" || name.ends_with(".ip6.arpa") {
+        return lookup_address6(sight, name, kind);
+    }
     if name == HOST {
         return if kind == Kind::Address { Answer::Addresses(Cow::Borrowed(HOST_ADDRESSES)) } else { Answer::NoData };
     }
     let found = match kind {
         Kind::Address => addresses(sight, name).map(Answer::Addresses),
+        Kind::Address6 => addresses6(sight, name).map(Answer::Addresses6),
         Kind::Port => targets(sight, name).map(Answer::Ports),
         Kind::Pointer | Kind::Other => None,
     };
@@ -318,6 +330,16 @@ fn addresses<'a>(sight: &'a Sight, name: &str) -> Option<Cow<'a, [Ipv4Addr]>> {
             Some(Cow::Owned(all.into_iter().collect()))
         }
     }
+}
+
+/// The IPv6 addresses of a name, if it has any now.
+fn addresses6(sight: &Sight, name: &str) -> Option<Vec<Ipv6Addr>> {
+    let mut found = BTreeSet::new();
+    for network in &sight.networks {
+        let Some(subnet6) = network.subnet6 else { continue };
+        found.extend(network.find(&network.names, name).into_iter().flatten().map(|ip| address6(subnet6, *ip)));
+    }
+    (!found.is_empty()).then(|| found.into_iter().collect())
 }
 
 /// Where what a name stands for listens, if anything does now.
@@ -361,9 +383,44 @@ fn lookup_address<'a>(sight: &'a Sight, name: &str, kind: Kind) -> Answer<'a> {
     match (network.pointers.get(&range.addr()), kind) {
         _ if !is_whole => Answer::Refused,
         (Some(target), Kind::Pointer) => Answer::Pointer(target),
-        (Some(_), Kind::Address | Kind::Port | Kind::Other) => Answer::NoData,
+        (Some(_), Kind::Address | Kind::Address6 | Kind::Port | Kind::Other) => Answer::NoData,
         (None, _) => Answer::NoSuchName,
     }
+}
+
+/// Of what the asker's networks' prefixes are chosen from, others are not asked: a cluster's own range is as long as this.
+const RANGE6: u8 = 48;
+
+fn lookup_address6<'a>(sight: &'a Sight, name: &str, kind: Kind) -> Answer<'a> {
+    let (range, is_whole) = reversed6(name);
+    let holds = |subnet6: &Ipv6Net| subnet6.contains(&range);
+    let Some(network) = sight.networks.iter().find(|network| network.subnet6.as_ref().is_some_and(holds)) else {
+        let own_range = |subnet6: Ipv6Net| Ipv6Net::new(subnet6.network(), RANGE6).ok().filter(|_| subnet6.network().is_unique_local());
+        let own: Vec<Ipv6Net> = sight.networks.iter().filter_map(|network| network.subnet6.and_then(own_range)).collect();
+        return if own.iter().any(|own| own.trunc().contains(&range)) { Answer::Refused } else { foreign(sight) };
+    };
+    let ip = network.subnet6.and_then(|subnet6| address4(subnet6, range.addr()));
+    match (ip.and_then(|ip| network.pointers.get(&ip)), kind) {
+        _ if !is_whole => Answer::Refused,
+        (Some(target), Kind::Pointer) => Answer::Pointer(target),
+        (Some(_), Kind::Address | Kind::Address6 | Kind::Port | Kind::Other) => Answer::NoData,
+        (None, _) => Answer::NoSuchName,
+    }
+}
+
+/// The same for a name under `ip6.arpa`, which has a label for every four bits.
+fn reversed6(name: &str) -> (Ipv6Net, bool) {
+    const DIGITS: u8 = 32;
+    let (mut bits, mut known) = (0_u128, 0_u8);
+    let mut labels = name.strip_suffix("ip6.arpa").unwrap_or_default().rsplit('.').filter(|label| !label.is_empty());
+    let mut rest = labels.next();
+    let digit = |label: &str| u128::from_str_radix(label, 16).ok().filter(|_| label.len() == 1);
+    while let Some(digit) = rest.filter(|_| known < DIGITS).and_then(digit) {
+        known += 1;
+        bits |= digit << (128 - 4 * u32::from(known));
+        rest = labels.next();
+    }
+    (Ipv6Net::new_assert(Ipv6Addr::from_bits(bits), known * 4), known == DIGITS && rest.is_none())
 }
 
 /// The addresses that a name under `in-addr.arpa` is about: those that begin with the numbers at its end; and whether it is the name of
@@ -399,6 +456,7 @@ mod tests {
             name: name.to_owned(),
             vni: u32::from(third) + 1,
             subnet: Ipv4Net::new_assert(Ipv4Addr::new(10, 128, third, 0), 24),
+            subnet6: None,
             internal: false,
             names: ["web", "empty"].map(str::to_owned).into(),
             endpoints: BTreeMap::from([endpoint(1, true), endpoint(2, true), endpoint(3, false)]),
@@ -441,12 +499,37 @@ mod tests {
     fn in_words(answer: &Answer<'_>) -> String {
         match answer {
             Answer::Addresses(addresses) => addresses.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(" "),
+            Answer::Addresses6(addresses) => addresses.iter().map(Ipv6Addr::to_string).collect::<Vec<_>>().join(" "),
             Answer::Pointer(target) => (*target).to_owned(),
             Answer::Ports(targets) => {
                 targets.iter().map(|Target { host, ip, port }| format!("{host}:{port}={ip}")).collect::<Vec<_>>().join(" ")
             }
             other @ (Answer::NoData | Answer::NoSuchName | Answer::Foreign | Answer::Refused) => format!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn on_a_network_with_ipv6_names_have_those_addresses_too() {
+        let six = Network { subnet6: "fd00:1:2:3::/64".parse().ok(), ..network("front", 0) };
+        let reverse = |last: u8| {
+            let digits = format!("{:032x}", six.ip6(Ipv4Addr::new(10, 128, 0, last)).unwrap().to_bits());
+            digits.chars().rev().map(|digit| format!("{digit}.")).chain(["ip6.arpa".to_owned()]).collect::<String>()
+        };
+        let check = |name: &str, kind: Kind, expected: &str| check_in(&six, &Attachments::new(), name, kind, expected);
+        check("web", Kind::Address6, "fd00:1:2:3::a80:1 fd00:1:2:3::a80:2");
+        check("web.front.internal", Kind::Address6, "fd00:1:2:3::a80:1 fd00:1:2:3::a80:2");
+        check("web", Kind::Address, "10.128.0.1 10.128.0.2");
+        check("empty", Kind::Address6, "NoData");
+        check("nobody", Kind::Address6, "NoSuchName");
+        check(&reverse(1), Kind::Pointer, "web.1.front.internal");
+        check(&reverse(1), Kind::Address6, "NoData");
+        check(&reverse(9), Kind::Pointer, "NoSuchName");
+        // Not of one address; of the range of the network's own cluster; of others.
+        check("3.0.0.0.2.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa", Kind::Pointer, "Refused");
+        check("4.0.0.0.2.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa", Kind::Pointer, "Refused");
+        check("3.0.0.0.3.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa", Kind::Pointer, "Foreign");
+        check("x.d.f.ip6.arpa", Kind::Pointer, "Foreign");
+        check_in(&network("front", 0), &Attachments::new(), "web", Kind::Address6, "NoData");
     }
 
     #[test]

@@ -5,20 +5,24 @@
 //! static forwarding entry sends that to the node. Both are per (network, node), so an endpoint that comes or goes never touches them
 //! while others of its node remain. A pod here costs a route and a neighbour on its veth.
 //!
+//! Of IPv6 an endpoint costs another route, its /128, and a node another neighbour per network: by a link-local address that is made of the node's,
+//! with the same hardware address, so that the forwarding entry serves both.
+//!
 //! Addresses of networks that nobody holds are routed to the loopback, where they never get: on the way the rules reject the packet, and
 //! the sender hears so at once. A `prohibit` route would say the same, but to each sender only once a second: its answers are rationed by
 //! a limit that cannot be set for one namespace (`net.ipv4.route.error_cost`). Everything else goes by the uplink, if the rules let it.
+//! Of IPv6 nothing is routed but endpoints and pods.
 //!
 //! Packets of connections to published ports that have a backend on another node go there by a table of their own (`ingress`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::encryption;
 use super::ingress::{self, INGRESS, Selector};
-use super::links::{LOOPBACK, Mac, Underlay, pod_mac, veth_name, vtep_mac, vxlan_name};
+use super::links::{LOOPBACK, Mac, Underlay, pod_mac, veth_name, vtep_mac, vtep6, vxlan_name};
 use super::picture::{Attachments, Picture, Place};
 use super::uplink::{self, HOST_IP, UPLINK};
 
@@ -28,7 +32,7 @@ pub enum Route {
     /// Straight onto a device.
     Link { link: String },
     /// Via a next hop on a device.
-    Via { link: String, gateway: Ipv4Addr },
+    Via { link: String, gateway: IpAddr },
 }
 
 /// A forwarding entry of a VXLAN device: frames to `mac` go to the node at `node`, on the underlay or in a tunnel.
@@ -40,7 +44,7 @@ pub struct Forward {
 }
 
 /// Static neighbours by (device, address).
-pub type Neighbours = BTreeMap<(String, Ipv4Addr), Mac>;
+pub type Neighbours = BTreeMap<(String, IpAddr), Mac>;
 
 impl Route {
     /// The device it needs.
@@ -54,7 +58,7 @@ impl Route {
 /// Routes, neighbours and forwarding entries together, and which packets go by which routes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Paths {
-    pub routes: BTreeMap<Ipv4Net, Route>,
+    pub routes: BTreeMap<IpNet, Route>,
     pub neighbours: Neighbours,
     pub forwards: BTreeSet<Forward>,
     /// The default routes of other tables, by table.
@@ -68,11 +72,11 @@ pub fn paths(picture: &Picture, attachments: &Attachments, underlay: &Underlay) 
     let mut paths =
         Paths { detours: ingress::detours(picture, underlay), selectors: ingress::selectors(picture, underlay), ..Paths::default() };
     for (node, _) in ingress::others(picture, underlay) {
-        paths.neighbours.insert((INGRESS.to_owned(), node), vtep_mac(node));
+        paths.neighbours.insert((INGRESS.to_owned(), node.into()), vtep_mac(node));
         paths.forwards.insert(Forward { link: INGRESS.to_owned(), mac: vtep_mac(node), node });
     }
-    paths.routes.insert(Ipv4Net::default(), Route::Via { link: UPLINK.to_owned(), gateway: HOST_IP });
-    paths.routes.extend(uplink::inside(picture).into_iter().map(|net| (net, Route::Link { link: LOOPBACK.to_owned() })));
+    paths.routes.insert(Ipv4Net::default().into(), Route::Via { link: UPLINK.to_owned(), gateway: HOST_IP.into() });
+    paths.routes.extend(uplink::inside(picture).into_iter().map(|net| (net.into(), Route::Link { link: LOOPBACK.to_owned() })));
     for network in picture.networks.values() {
         let link = vxlan_name(network.vni);
         for (ip, endpoint) in &network.endpoints {
@@ -80,8 +84,12 @@ pub fn paths(picture: &Picture, attachments: &Attachments, underlay: &Underlay) 
             if node == underlay.addr {
                 continue;
             }
-            paths.routes.insert(Ipv4Net::from(*ip), Route::Via { link: link.clone(), gateway: node });
-            paths.neighbours.insert((link.clone(), node), vtep_mac(node));
+            paths.routes.insert(IpNet::from(IpAddr::from(*ip)), Route::Via { link: link.clone(), gateway: node.into() });
+            paths.neighbours.insert((link.clone(), node.into()), vtep_mac(node));
+            if let Some(ip6) = network.ip6(*ip) {
+                paths.routes.insert(IpNet::from(IpAddr::from(ip6)), Route::Via { link: link.clone(), gateway: vtep6(node).into() });
+                paths.neighbours.insert((link.clone(), vtep6(node).into()), vtep_mac(node));
+            }
             // Without an entry the device drops what is for that node.
             let to = if network.encrypted { encryption::way_to(picture, underlay, node) } else { Some(node) };
             paths.forwards.extend(to.map(|to| Forward { link: link.clone(), mac: vtep_mac(node), node: to }));
@@ -90,8 +98,11 @@ pub fn paths(picture: &Picture, attachments: &Attachments, underlay: &Underlay) 
     for (task_id, attachment) in attachments {
         for membership in &attachment.networks {
             let link = veth_name(task_id, &membership.network_id);
-            paths.neighbours.insert((link.clone(), membership.ip), pod_mac(membership.ip));
-            paths.routes.insert(Ipv4Net::from(membership.ip), Route::Link { link });
+            let ip6 = picture.networks.get(&membership.network_id).and_then(|network| network.ip6(membership.ip));
+            for ip in [Some(IpAddr::from(membership.ip)), ip6.map(IpAddr::from)].into_iter().flatten() {
+                paths.neighbours.insert((link.clone(), ip), pod_mac(membership.ip));
+                paths.routes.insert(IpNet::from(ip), Route::Link { link: link.clone() });
+            }
         }
     }
     paths

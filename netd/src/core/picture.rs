@@ -5,9 +5,10 @@
 //! left out and named in `problems`, so that one bad entry never freezes the rest. Never: looks at the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
+use rcluster_api::network::{PREFIX6, address4, address6};
 use rcluster_api::wire::v1;
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,15 @@ pub struct Picture {
     /// By service id; those on a network of the picture.
     #[serde(default)]
     pub services: BTreeMap<String, Service>,
+    /// The newest epoch of keys; 0: no network is encrypted.
+    #[serde(default)]
+    pub key_epoch: u64,
+    /// What nodes have told of their encryption, by their underlay addresses.
+    #[serde(default)]
+    pub members: BTreeMap<Ipv4Addr, Member>,
+    /// This node does not encrypt, whatever the managers ask.
+    #[serde(default)]
+    pub cannot_encrypt: bool,
 }
 
 /// How a service is called, and its ports.
@@ -78,15 +88,6 @@ pub struct NamedPort {
     pub udp: bool,
     /// In the containers; of a range the first.
     pub target: u16,
-    /// The newest epoch of keys; 0: no network is encrypted.
-    #[serde(default)]
-    pub key_epoch: u64,
-    /// What nodes have told of their encryption, by their underlay addresses.
-    #[serde(default)]
-    pub members: BTreeMap<Ipv4Addr, Member>,
-    /// This node does not encrypt, whatever the managers ask.
-    #[serde(default)]
-    pub cannot_encrypt: bool,
 }
 
 /// One network that has, or is about to have, a pod on this node.
@@ -95,6 +96,9 @@ pub struct Network {
     pub name: String,
     pub vni: u32,
     pub subnet: Ipv4Net,
+    /// In which everyone has the same address once more; `None`: no IPv6.
+    #[serde(default)]
+    pub subnet6: Option<Ipv6Net>,
     pub internal: bool,
     /// Every name that exists on the network, lower case.
     pub names: BTreeSet<String>,
@@ -446,6 +450,8 @@ impl Picture {
                 Some(format!("its VNI {} is also that of {}", network.vni, other.name))
             } else if other.subnet.contains(&network.subnet) || network.subnet.contains(&other.subnet) {
                 Some(format!("its subnet {} overlaps {} of {}", network.subnet, other.subnet, other.name))
+            } else if network.subnet6.is_some() && other.subnet6 == network.subnet6 {
+                Some(format!("its IPv6 prefix is also that of {}", other.name))
             } else {
                 None
             }
@@ -468,6 +474,20 @@ impl Service {
 }
 
 impl Network {
+    /// The IPv6 address of who has this one.
+    pub fn ip6(&self, ip: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.subnet6.map(|subnet6| address6(subnet6, ip))
+    }
+
+    /// The IPv4 address of who has this one, if it is one of the network.
+    pub fn ip4(&self, ip: IpAddr) -> Option<Ipv4Addr> {
+        let ip = match ip {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(ip6) => self.subnet6.and_then(|subnet6| address4(subnet6, ip6)),
+        };
+        ip.filter(|ip| self.subnet.contains(ip))
+    }
+
     fn parse(
         wire: &v1::NetworkView,
         here: &str,
@@ -484,10 +504,16 @@ impl Network {
             return Err(format!("its VNI {INGRESS_VNI} is that of published ports"));
         }
         let subnet: Ipv4Net = wire.subnet.parse().map_err(|_| format!("its subnet {:?} is not an IPv4 CIDR", wire.subnet))?;
+        let six = |text: &str| text.parse::<Ipv6Net>().ok().filter(|net| net.prefix_len() == PREFIX6);
+        let subnet6 = match wire.subnet6.as_str() {
+            "" => None,
+            text => Some(six(text).ok_or_else(|| format!("its IPv6 prefix {text:?} is no /{PREFIX6}"))?.trunc()),
+        };
         let mut network = Self {
             name: wire.name.to_ascii_lowercase(),
             vni: wire.vni,
             subnet: subnet.trunc(),
+            subnet6,
             internal: wire.internal,
             names: wire.names.iter().map(|name| name.to_ascii_lowercase()).collect(),
             endpoints: BTreeMap::new(),

@@ -16,9 +16,9 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::iter;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::dataplane::Dataplane;
 use super::encryption::{Peer, PublicKey, TUNNELLED, TunnelEnd};
@@ -88,14 +88,14 @@ pub enum Op {
         interface: String,
         end: Interface,
     },
-    /// Sets MTU and state, and the hardware address where it is another: the kernel forgets a device's neighbours when it is set, also to
-    /// what it was.
+    /// Sets MTU, state and whether it has IPv6, and the hardware address where it is another: the kernel forgets a device's neighbours when
+    /// it is set, also to what it was.
     MendLink {
         name: String,
         link: Link,
         readdress: bool,
     },
-    /// Address, gateway, routes, hardware address, MTU and state of a pod's interface.
+    /// Addresses, gateway, routes, hardware address, MTU and state of a pod's interface.
     ConfigurePod {
         task: String,
         interface: String,
@@ -111,12 +111,12 @@ pub enum Op {
     },
     SetNeighbour {
         link: String,
-        ip: Ipv4Addr,
+        ip: IpAddr,
         mac: Mac,
     },
     SetForward(Forward),
     SetRoute {
-        to: Ipv4Net,
+        to: IpNet,
         route: Route,
     },
     /// The default route of a table.
@@ -136,12 +136,12 @@ pub enum Op {
         route: Route,
     },
     RemoveRoute {
-        to: Ipv4Net,
+        to: IpNet,
         route: Route,
     },
     RemoveNeighbour {
         link: String,
-        ip: Ipv4Addr,
+        ip: IpAddr,
     },
     RemoveForward(Forward),
     RemoveLink {
@@ -624,7 +624,7 @@ impl fmt::Display for Link {
             LinkKind::Vxlan { vni, local, port, .. } => write!(f, "vni {vni} from {local} port {port} ")?,
             LinkKind::Veth | LinkKind::Uplink => {}
         }
-        write!(f, "mac {} mtu {} {}", self.mac, self.mtu, if self.up { "up" } else { "down" })
+        write!(f, "mac {} mtu {} {}{}", self.mac, self.mtu, if self.up { "up" } else { "down" }, if self.six { " ipv6" } else { "" })
     }
 }
 

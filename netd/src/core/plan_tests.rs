@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
+use ipnet::Ipv4Net;
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use rcluster_api::wire::v1;
 
@@ -38,6 +39,7 @@ pub fn view(revision: u64) -> v1::NetView {
         internal: false,
         names: vec!["web".into()],
         endpoints,
+        subnet6: String::new(),
         encrypted: false,
         policy: None,
     };
@@ -147,6 +149,28 @@ add element exits { 4098 . v4098 }
 add element entries { 10.90.0.101 }
 add element entries { 10.90.0.102 }
 add element entries { 10.90.0.103 }
+-- dns
+"
+    );
+}
+
+#[test]
+fn ipv6_of_a_network_is_every_address_once_more() {
+    let pods = attached("t1", &[("net-a", [10, 128, 0, 2])]);
+    let mut next = view(2);
+    next.networks[0].subnet6 = "fd00:1::/64".into();
+    assert_eq!(
+        plan(&wanted(&next, &pods), &wanted(&view(1), &pods)).to_string(),
+        "mend device p6d9291118c81 mac 02:72:00:00:00:01 mtu 1450 up ipv6
+mend device v4097 vni 4097 from 10.90.0.101 port 4789 mac 02:76:0a:5a:00:65 mtu 1450 up ipv6
+configure t1/eth0 10.128.0.2
+set neighbour fd00:1::a80:2 is 02:70:0a:80:00:02 on p6d9291118c81
+set neighbour fe80::a5a:66 is 02:76:0a:5a:00:66 on v4097
+set route fd00:1::a80:2/128 on p6d9291118c81
+set route fd00:1::a80:3/128 via fe80::a5a:66 on v4097
+set route fd00:1::a80:4/128 via fe80::a5a:66 on v4097
+add element sources6 { p6d9291118c81 . fd00:1::a80:2 }
+add element prefixes6 { v4097 . fd00:1::/64 }
 -- dns
 "
     );
@@ -522,6 +546,8 @@ fn any_picture(steady: bool) -> impl Strategy<Value = (Picture, Attachments, Und
                 name: format!("net{net}"),
                 vni: u32::from(*net) + 1,
                 subnet: format!("10.128.{net}.0/24"),
+                // Two of them have IPv6, and one of these is encrypted.
+                subnet6: if *net < 2 { format!("fd00:{net}::/64") } else { String::new() },
                 endpoints: endpoints.collect(),
                 encrypted: net % 2 == 1,
                 policy: policies.get(net).map(|(all, first, more)| any_policy(format!("s{net}"), *all, (*first, first + more))),
@@ -597,13 +623,15 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
     kernel.links.values_mut().for_each(|link| link.up = !coin());
     kernel.links.values_mut().filter(|_| coin()).for_each(|link| link.mac = Mac([2, 0, 0, 0, 0, 9]));
     kernel.links.values_mut().filter(|_| coin()).for_each(|link| link.mtu = 1000);
+    kernel.links.values_mut().filter(|_| coin()).for_each(|link| link.six = !link.six);
+    kernel.pods.values_mut().flat_map(|pod| pod.values_mut()).filter(|_| coin()).for_each(|end| end.ip6 = None);
     kernel.routes.retain(|_, _| !coin());
     kernel.detours.retain(|_, _| !coin());
     kernel.selectors.retain(|_| !coin());
     if coin() {
         let stray = Selector { preference: 1000, mark: 0x0100_0009, mask: u32::MAX, table: 100_009 };
         kernel.selectors.insert(stray);
-        kernel.detours.insert(stray.table, Route::Via { link: "v1".into(), gateway: Ipv4Addr::new(10, 90, 0, 9) });
+        kernel.detours.insert(stray.table, Route::Via { link: "v1".into(), gateway: Ipv4Addr::new(10, 90, 0, 9).into() });
     }
     if coin() {
         kernel.ingress = None;
@@ -623,8 +651,8 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
         kernel.elements.insert(stray.key, stray.data);
     }
     if coin() {
-        let stale = Route::Via { link: "v1".into(), gateway: Ipv4Addr::new(10, 90, 0, 7) };
-        kernel.routes.insert(Ipv4Net::from(Ipv4Addr::new(10, 128, 0, 250)), stale);
+        let stale = Route::Via { link: "v1".into(), gateway: Ipv4Addr::new(10, 90, 0, 7).into() };
+        kernel.routes.insert(Ipv4Net::from(Ipv4Addr::new(10, 128, 0, 250)).into(), stale);
     }
     kernel
 }

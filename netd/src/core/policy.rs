@@ -21,6 +21,7 @@ use super::picture::Network;
 const BOXES_MAX: usize = 1 << 15;
 
 const PROTOCOL_ICMP: u8 = 1;
+const PROTOCOL_ICMPV6: u8 = 58;
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
 
@@ -148,6 +149,26 @@ impl Span {
             first = until + 1;
         }
         boxes
+    }
+}
+
+impl Passage {
+    /// The protocols of IPv6 that it means: ICMPv6 has the place of ICMP there, and the other way round, so that no two passages that share
+    /// nothing share something there.
+    pub fn protocols6(&self) -> Vec<(u8, u8)> {
+        let (first, last) = self.protocols;
+        let around = |hole: u8, other: u8| {
+            let mut parts = vec![(other, other)];
+            parts.extend((first < hole).then(|| (first, hole - 1)));
+            parts.extend((hole < last).then(|| (hole + 1, last)));
+            parts
+        };
+        let holds = |number: u8| (first..=last).contains(&number);
+        match (holds(PROTOCOL_ICMP), holds(PROTOCOL_ICMPV6)) {
+            (true, true) | (false, false) => vec![(first, last)],
+            (true, false) => around(PROTOCOL_ICMP, PROTOCOL_ICMPV6),
+            (false, true) => around(PROTOCOL_ICMPV6, PROTOCOL_ICMP),
+        }
     }
 }
 

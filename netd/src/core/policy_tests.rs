@@ -201,7 +201,7 @@ proptest! {
     #[test]
     fn boxes_say_what_the_words_say_and_do_not_collide(
         allow in proptest::collection::vec(any_allow(), 0..5),
-        protocol in prop_oneof![Just(1_u8), Just(6), Just(17), any::<u8>()],
+        protocol in prop_oneof![Just(1_u8), Just(6), Just(17), Just(58), any::<u8>()],
         port in 0_u16..20,
     ) {
         let (network, problems) = network(allow);
@@ -212,6 +212,14 @@ proptest! {
                 let (from, to) = (Ipv4Addr::new(10, 128, 0, from), Ipv4Addr::new(10, 128, 0, to));
                 let passes = inside.iter().any(|passage| passage.holds(from, to, protocol, port));
                 prop_assert_eq!(passes, says(&network, from, to, protocol, port, false), "{} to {}", from, to);
+                // Of IPv6 the same, by one of them alone.
+                let six = |passage: &Passage| {
+                    let passage = *passage;
+                    passage.protocols6().into_iter().map(move |protocols| Passage { protocols, ..passage })
+                };
+                let number = [(1, 58), (58, 1)].into_iter().find(|(of, _)| *of == protocol).map_or(protocol, |(_, number)| number);
+                let count = inside.iter().flat_map(six).filter(|passage| passage.holds(from, to, number, port)).count();
+                prop_assert_eq!(count, usize::from(passes), "{} to {} by {}", from, to, number);
             }
         }
         let target = Ipv4Addr::new(10, 128, 0, 4);

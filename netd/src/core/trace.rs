@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::dataplane::Dataplane;
 use super::links::{Interface, LOOPBACK, RESOLVER, vtep_mac};
@@ -52,7 +52,8 @@ pub fn trace(ground: Ground<'_>, task_id: &str, target: &str) -> Option<Trace> {
 
 /// The target without its port, and what is sent there.
 fn parted(target: &str) -> (&str, Aim) {
-    let with_port = target.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    let is_bare_six = target.parse::<Ipv6Addr>().is_ok();
+    let with_port = target.rsplit_once(':').filter(|_| !is_bare_six).and_then(|(host, port)| Some((host, port.parse().ok()?)));
     with_port.map_or((target, Aim::PING), |(host, port)| (host, Aim { protocol: PROTOCOL_TCP, port }))
 }
 
@@ -104,8 +105,20 @@ impl Walk<'_> {
         }
         match host.parse() {
             Ok(ip) => self.by_address(pod, ip),
-            Err(_) => self.by_name(pod, host),
+            Err(_) => match host.trim_start_matches('[').trim_end_matches(']').parse() {
+                Ok(ip6) => self.by_address6(pod, ip6),
+                Err(_) => self.by_name(pod, host),
+            },
         }
+    }
+
+    /// Everyone's IPv6 address goes where the IPv4 address does that it follows from, by sets and routes that are made alike.
+    fn by_address6(&mut self, pod: &BTreeMap<String, Interface>, ip6: Ipv6Addr) -> String {
+        let is_routed = pod.values().flat_map(|interface| &interface.routes).any(|route| route.contains(&IpAddr::V6(ip6)));
+        let ip = self.ground.picture.networks.values().find_map(|network| network.ip4(ip6.into())).filter(|_| is_routed);
+        let Some(ip) = ip else { return format!("sent nowhere: the pod has no route to {ip6}") };
+        self.say(format!("{ip6} goes as {ip} does, which is the same one's"));
+        self.by_address(pod, ip)
     }
 
     fn by_name(&mut self, pod: &BTreeMap<String, Interface>, host: &str) -> String {
@@ -123,7 +136,7 @@ impl Walk<'_> {
             Answer::Foreign => format!("{name} is no name of ours: the pod's own resolvers are asked for it, or the host's"),
             Answer::Refused => format!("sent nowhere: {name} is no name of ours, and others are not asked for a pod of internal networks"),
             // What is asked for is addresses.
-            Answer::Pointer(_) | Answer::Ports(_) => format!("sent nowhere: {name} has no addresses"),
+            Answer::Pointer(_) | Answer::Ports(_) | Answer::Addresses6(_) => format!("sent nowhere: {name} has no addresses"),
         }
     }
 
@@ -147,7 +160,7 @@ impl Walk<'_> {
             return format!("stays in the pod: {ip} is its own, on {name}");
         }
         let ways = pod.iter().flat_map(|(name, interface)| interface.routes.iter().map(move |route| (route, name, interface)));
-        let widest = ways.filter(|(route, ..)| route.contains(&ip)).max_by_key(|(route, ..)| route.prefix_len());
+        let widest = ways.filter(|(route, ..)| route.contains(&IpAddr::V4(ip))).max_by_key(|(route, ..)| route.prefix_len());
         let Some((_, name, interface)) = widest else { return format!("sent nowhere: the pod has no route to {ip}") };
         if ip == RESOLVER {
             return format!("delivered to the resolver by {name}: it answers at port 53, and pings");
@@ -247,7 +260,7 @@ impl Walk<'_> {
         if route.link() == UPLINK {
             return format!("sent out of the cluster, to {ip}, under the host's address");
         }
-        if let Route::Via { link, gateway } = &route
+        if let Route::Via { link, gateway: IpAddr::V4(gateway) } = &route
             && self.ground.dataplane.host.sealed.contains(&vni)
         {
             let forwards = &self.ground.dataplane.forwards;
@@ -328,8 +341,8 @@ impl Walk<'_> {
     }
 
     /// The narrowest one.
-    fn route(&self, ip: Ipv4Addr) -> Option<(Ipv4Net, Route)> {
-        let routes = self.ground.dataplane.routes.iter().filter(|(to, _)| to.contains(&ip));
+    fn route(&self, ip: Ipv4Addr) -> Option<(IpNet, Route)> {
+        let routes = self.ground.dataplane.routes.iter().filter(|(to, _)| to.contains(&IpAddr::V4(ip)));
         routes.max_by_key(|(to, _)| to.prefix_len()).map(|(to, route)| (*to, route.clone()))
     }
 

@@ -160,7 +160,7 @@ fn wants_forwarding(underlay: &Underlay) -> bool {
 
 /// The router's end.
 pub fn link(underlay: &Underlay) -> Link {
-    Link { kind: LinkKind::Uplink, mac: ROUTER_END_MAC, mtu: underlay.overlay_mtu, up: true }
+    Link { kind: LinkKind::Uplink, mac: ROUTER_END_MAC, mtu: underlay.overlay_mtu, up: true, six: false }
 }
 
 /// The addresses from which something may be sent here: of the other nodes of its networks, of those that are encrypted none but in tunnels, and

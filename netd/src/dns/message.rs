@@ -5,10 +5,10 @@
 //! into what is not needed, or says more than the asker can take.
 //!
 //! Sources: RFC 1035 (format, truncation), RFC 2308 (negative answers carry an SOA), RFC 2782 (SRV), RFC 3225 (an asker's wish for signatures
-//! is repeated), RFC 4035 §3.2.2 (so is that nobody check them), RFC 6891 (EDNS), RFC 8482 (ANY).
+//! is repeated), RFC 3596 (AAAA), RFC 4035 §3.2.2 (so is that nobody check them), RFC 6891 (EDNS), RFC 8482 (ANY).
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use rand::seq::SliceRandom;
 
@@ -34,6 +34,7 @@ const NEGATIVE_TTL_SECONDS: u32 = 1;
 const TYPE_A: u16 = 1;
 const TYPE_SOA: u16 = 6;
 const TYPE_PTR: u16 = 12;
+const TYPE_AAAA: u16 = 28;
 const TYPE_SRV: u16 = 33;
 const TYPE_OPT: u16 = 41;
 const TYPE_ANY: u16 = 255;
@@ -67,6 +68,7 @@ const OPT_BYTES: usize = 11;
 
 /// A record with an address, its name a pointer.
 const ADDRESS_BYTES: usize = 16;
+const ADDRESS6_BYTES: usize = 28;
 
 /// The server and the mailbox of our zones, and numbers that mean nothing but for the last.
 const SOA_NAMES: &[u8] = b"\x08resolver\x08internal\0\x0ahostmaster\x08internal\0";
@@ -209,6 +211,7 @@ fn judge<'a>(request: &Request<'_>, sight: Option<&'a Sight>) -> Answer<'a> {
 fn kind(asked: u16) -> Kind {
     match asked {
         TYPE_A | TYPE_ANY => Kind::Address,
+        TYPE_AAAA => Kind::Address6,
         TYPE_PTR => Kind::Pointer,
         TYPE_SRV => Kind::Port,
         _ => Kind::Other,
@@ -352,6 +355,7 @@ fn filled<'a>(mut response: Response<'a>, answer: Answer<'_>, rng: &mut impl ran
     }
     match answer {
         Answer::Addresses(addresses) => add_addresses(&mut response, addresses.into_owned(), rng),
+        Answer::Addresses6(addresses) => add_addresses6(&mut response, addresses, rng),
         Answer::Ports(targets) => add_targets(&mut response, targets, rng),
         Answer::Pointer(target) => {
             let written = spelt(target).is_some_and(|target| response.answer(TYPE_PTR, &[&target]));
@@ -375,6 +379,18 @@ fn add_addresses(response: &mut Response<'_>, mut addresses: Vec<Ipv4Addr>, rng:
     let (chosen, rest) = addresses.partial_shuffle(rng, fit);
     for ip in chosen {
         response.answer(TYPE_A, &[&ip.octets()]);
+    }
+    if !rest.is_empty() {
+        response.flag(IS_CUT, 0);
+    }
+}
+
+/// The same for those of IPv6.
+fn add_addresses6(response: &mut Response<'_>, mut addresses: Vec<Ipv6Addr>, rng: &mut impl rand::Rng) {
+    let fit = response.limit.saturating_sub(response.bytes.len()) / ADDRESS6_BYTES;
+    let (chosen, rest) = addresses.partial_shuffle(rng, fit);
+    for ip6 in chosen {
+        response.answer(TYPE_AAAA, &[&ip6.octets()]);
     }
     if !rest.is_empty() {
         response.flag(IS_CUT, 0);
@@ -433,6 +449,7 @@ mod tests {
             name: "front".into(),
             vni: 1,
             subnet: ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 128, 0, 0), 24),
+            subnet6: None,
             internal: false,
             names: BTreeSet::from(["web".to_owned()]),
             endpoints: (1..=count).map(endpoint).collect(),

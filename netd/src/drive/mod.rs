@@ -33,7 +33,7 @@ use crate::core::dataplane::{Dataplane, compile};
 use crate::core::encryption;
 use crate::core::flows::{self, Transport};
 use crate::core::ingress;
-use crate::core::links::{Underlay, VXLAN_OVERHEAD};
+use crate::core::links::{SIX_MTU_MIN, Underlay, VXLAN_OVERHEAD};
 use crate::core::names::{self, NetworkNames};
 use crate::core::paths::Paths;
 use crate::core::picture::{Attachment, Attachments, Picture};
@@ -375,8 +375,11 @@ impl<K: Kernel> Owner<K> {
             v1::HeldPort { protocol: protocol.into(), port: opening.port.into(), by: by.clone() }
         };
         let held_ports = self.picture.taken.iter().map(held).collect();
+        // Its pods have IPv6 on an encrypted network, too, where packets are smaller.
+        let least = self.underlay.overlay_mtu.saturating_sub(encryption::OVERHEAD);
         v1::NodeNetwork {
             mtu: self.underlay.overlay_mtu,
+            ipv6: self.kernel.has_six() && least >= SIX_MTU_MIN,
             routes,
             no_encryption: self.no_encryption.clone().unwrap_or_default(),
             wireguard_keys: encryption::told(&self.picture, &self.underlay, keys),

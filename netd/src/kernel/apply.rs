@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 
@@ -18,7 +19,7 @@ use super::nft::Change;
 use super::observe::Device;
 use super::{Failure, KernelError, host, netns, nft, observe, wireguard};
 use crate::core::ingress::INGRESS;
-use crate::core::links::{Interface, Link, LinkKind, RESOLVER};
+use crate::core::links::{GATEWAY6, Interface, Link, LinkKind, RESOLVER, ROUTER6};
 use crate::core::neighbours::Route;
 use crate::core::plan::Op;
 use crate::core::rules::skeleton::skeleton;
@@ -220,7 +221,12 @@ fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {
         Op::LoadRules => nft::load(&mut linux.rules, &skeleton()),
         Op::PrepareResolver => {
             linux.router.request("bring up the router's loopback", messages::loopback_up(), 0)?;
-            linux.router.request("give the router the resolver's address", messages::loopback_address(RESOLVER), REPLACE)
+            linux.router.request("give the router the resolver's address", messages::loopback_address(RESOLVER), REPLACE)?;
+            if !netns::has_six() {
+                return Ok(());
+            }
+            linux.allow_loopback_six()?;
+            linux.router.request("give the router its address of IPv6", messages::loopback_address6(ROUTER6), REPLACE)
         }
         Op::EnableForwarding => linux.enable_forwarding(),
         Op::LoadHostRules { guarded } => host::load_rules(linux, *guarded),
@@ -234,7 +240,8 @@ fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {
         Op::AddVeth { name, link, task, interface, end } => add_veth(linux, name, link, task, (interface, end)),
         Op::MendLink { name, link, readdress } => {
             let index = linux.indexes.get(name).copied().ok_or_else(|| KernelError::NoLink { name: name.clone() })?;
-            linux.router.request(&op.to_string(), messages::set_link(index, readdress.then_some(link.mac), link.mtu, link.up), 0)
+            linux.router.request(&op.to_string(), messages::set_link(index, readdress.then_some(link.mac), link.mtu, link.up), 0)?;
+            linux.set_six(name, link.six)
         }
         Op::ConfigurePod { task, interface, end } => configure_pod(linux, task, interface, end),
         Op::RemoveLink { name } => remove_link(linux, name),
@@ -281,7 +288,8 @@ fn add_vxlan(linux: &mut Linux, name: &str, link: &Link) -> Result<(), KernelErr
         }
         other => other,
     }?;
-    learn(linux, name)
+    learn(linux, name)?;
+    if link.six { linux.set_six(name, true) } else { Ok(()) }
 }
 
 fn add_veth(linux: &mut Linux, name: &str, link: &Link, task: &str, (interface, end): (&str, &Interface)) -> Result<(), KernelError> {
@@ -297,7 +305,8 @@ fn add_veth(linux: &mut Linux, name: &str, link: &Link, task: &str, (interface, 
         }
         other => other?,
     }
-    learn(linux, name)
+    learn(linux, name)?;
+    if link.six { linux.set_six(name, true) } else { Ok(()) }
 }
 
 /// Inside the pod: all in one batch.
@@ -311,15 +320,27 @@ fn configure_pod(linux: &mut Linux, task: &str, interface: &str, end: &Interface
         (messages::loopback_up(), 0),
         (messages::set_link(index, Some(end.mac), end.mtu, end.up), 0),
         (messages::new_address(index, end.ip), REPLACE),
-        (RouteNetlinkMessage::NewNeighbour(messages::neighbour(index, RESOLVER, Some(end.gateway))), REPLACE),
+        (RouteNetlinkMessage::NewNeighbour(messages::neighbour(index, RESOLVER.into(), Some(end.gateway))), REPLACE),
     ];
-    let next = Next::Gateway { device: index, address: RESOLVER, source: Some(end.ip) };
+    let others6 = observe::addresses6(&mut netlink)?.into_iter().filter(|(device, ip6)| *device == index && Some(*ip6) != end.ip6);
+    batch.extend(others6.map(|(_, ip6)| (RouteNetlinkMessage::DelAddress(messages::address6(index, ip6)), 0)));
+    if let Some(ip6) = end.ip6 {
+        // A device that is too small for IPv6 has no settings of it.
+        netlink.request(&format!("enlarge {task}/{interface}"), messages::set_link(index, None, end.mtu, end.up), 0)?;
+        linux.set_six_of_pod(task, interface)?;
+        batch.push((RouteNetlinkMessage::NewAddress(messages::address6(index, ip6)), REPLACE));
+        batch.push((RouteNetlinkMessage::NewNeighbour(messages::neighbour(index, GATEWAY6.into(), Some(end.gateway))), REPLACE));
+    }
+    let next = |to: &IpNet| match to {
+        IpNet::V4(_) => Next::Gateway { device: index, address: IpAddr::V4(RESOLVER), source: Some(end.ip) },
+        IpNet::V6(_) => Next::Gateway { device: index, address: IpAddr::V6(GATEWAY6), source: None },
+    };
     // What is routed by another of the pod's interfaces from now on.
     let names = BTreeMap::from([(index, interface.to_owned())]);
     let held = observe::routes(&mut netlink, &names)?;
     let strays = held.iter().filter(|(to, route)| route.link() == interface && !end.routes.contains(to));
-    batch.extend(strays.map(|(to, _)| (RouteNetlinkMessage::DelRoute(messages::route(*to, next)), 0)));
-    batch.extend(end.routes.iter().map(|to| (RouteNetlinkMessage::NewRoute(messages::route(*to, next)), REPLACE)));
+    batch.extend(strays.map(|(to, _)| (RouteNetlinkMessage::DelRoute(messages::route(*to, next(to))), 0)));
+    batch.extend(end.routes.iter().map(|to| (RouteNetlinkMessage::NewRoute(messages::route(*to, next(to))), REPLACE)));
     match netlink.batch(batch)?.into_iter().next() {
         Some((_, errno)) => Err(KernelError::Refused { what: format!("configure {task}/{interface} {}", end.ip), errno }),
         None => Ok(()),

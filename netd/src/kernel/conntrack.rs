@@ -2,7 +2,7 @@
 //!
 //! Attribute and message numbers are those of `linux/netfilter/nfnetlink_conntrack.h`.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nix::errno::Errno;
 
@@ -20,7 +20,9 @@ const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
 
+const FAMILY_ANY: u8 = 0;
 const FAMILY_IPV4: u8 = 2;
+const FAMILY_IPV6: u8 = 10;
 
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
@@ -30,30 +32,44 @@ const ID: u16 = 12;
 const ADDRESSES: u16 = 1;
 const PROTOCOL: u16 = 2;
 
-/// All flows over TCP and UDP of IPv4.
+/// Of a tuple's addresses: both ends of IPv4, and both of IPv6.
+const ENDS: [u16; 2] = [1, 2];
+const ENDS6: [u16; 2] = [3, 4];
+
+/// All flows over TCP and UDP.
 pub fn flows(netlink: &mut Netlink) -> Result<Vec<Flow>, KernelError> {
-    let answers = ask(netlink, "list tracked connections", (GET, DUMP), &Attributes::new())?;
+    let answers = ask(netlink, "list tracked connections", (GET, DUMP, FAMILY_ANY), &Attributes::new())?;
     Ok(answers.iter().filter_map(|payload| flow(payload.get(4..)?)).collect())
 }
 
 /// Forgets a flow; one that is not there is none.
 pub fn forget(netlink: &mut Netlink, flow: &Flow) -> Result<(), KernelError> {
     let (source, destination) = (flow.source, flow.destination);
-    let addresses = Attributes::new().bytes(1, &source.0.octets()).bytes(2, &destination.0.octets());
+    let address = |addresses: Attributes, number: usize, ip: IpAddr| match ip {
+        IpAddr::V4(ip) => addresses.bytes(ENDS[number], &ip.octets()),
+        IpAddr::V6(ip) => addresses.bytes(ENDS6[number], &ip.octets()),
+    };
+    let addresses = address(address(Attributes::new(), 0, source.0), 1, destination.0);
+    let family = if destination.0.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 };
     let protocol =
         Attributes::new().bytes(1, &[flow.transport.number()]).bytes(2, &source.1.to_be_bytes()).bytes(3, &destination.1.to_be_bytes());
     let tuple = Attributes::new().nested(ADDRESSES, addresses).nested(PROTOCOL, protocol);
     let attributes = Attributes::new().nested(ORIGINAL, tuple).number(ID, flow.id);
-    match ask(netlink, &format!("forget the connection {flow}"), (DELETE, ACK), &attributes) {
+    match ask(netlink, &format!("forget the connection {flow}"), (DELETE, ACK, family), &attributes) {
         Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(()),
         other => other.map(drop),
     }
 }
 
-fn ask(netlink: &mut Netlink, what: &str, (kind, flags): (u16, u16), attributes: &Attributes) -> Result<Vec<Vec<u8>>, KernelError> {
+fn ask(
+    netlink: &mut Netlink,
+    what: &str,
+    (kind, flags, family): (u16, u16, u8),
+    attributes: &Attributes,
+) -> Result<Vec<Vec<u8>>, KernelError> {
     let sequence = netlink.next_sequence();
     let mut bytes = Vec::new();
-    write(&mut bytes, (SUBSYSTEM | kind, REQUEST | flags, sequence), (FAMILY_IPV4, 0), &attributes.0);
+    write(&mut bytes, (SUBSYSTEM | kind, REQUEST | flags, sequence), (family, 0), &attributes.0);
     netlink.send(&bytes)?;
     Ok(netlink.collect(what)?.into_iter().map(|answer| answer.payload).collect())
 }
@@ -68,18 +84,24 @@ fn flow(message: &[u8]) -> Option<Flow> {
 }
 
 /// An address and a port.
-type End = (Ipv4Addr, u16);
+type End = (IpAddr, u16);
 
 /// The protocol's number, and both ends; `None` where there are no ports.
 fn tuple(tuple: &[u8]) -> Option<(u8, End, End)> {
     let tuple = parse(tuple);
     let (addresses, protocol) = (parse(tuple.get(&ADDRESSES)?), parse(tuple.get(&PROTOCOL)?));
-    let end = |address: u16, port: u16| -> Option<End> {
-        let address = addresses.get(&address)?.first_chunk::<4>()?;
-        let port = protocol.get(&port)?.first_chunk::<2>()?;
-        Some((Ipv4Addr::from(*address), u16::from_be_bytes(*port)))
+    let address = |number: usize| -> Option<IpAddr> {
+        match (addresses.get(&ENDS[number]), addresses.get(&ENDS6[number])) {
+            (Some(ip), _) => Some(Ipv4Addr::from(*ip.first_chunk::<4>()?).into()),
+            (None, Some(ip)) => Some(Ipv6Addr::from(*ip.first_chunk::<16>()?).into()),
+            (None, None) => None,
+        }
     };
-    Some((*protocol.get(&1)?.first()?, end(1, 2)?, end(2, 3)?))
+    let end = |number: usize, port: u16| -> Option<End> {
+        let port = protocol.get(&port)?.first_chunk::<2>()?;
+        Some((address(number)?, u16::from_be_bytes(*port)))
+    };
+    Some((*protocol.get(&1)?.first()?, end(0, 2)?, end(1, 3)?))
 }
 
 #[cfg(test)]
@@ -112,6 +134,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_flow_of_ipv6_is_read_too() {
+        let ends = |source: u128, destination: u128| {
+            let (source, destination) = (source.to_be_bytes(), destination.to_be_bytes());
+            let addresses = Attributes::new().bytes(3, &source).bytes(4, &destination);
+            let ports = Attributes::new().bytes(1, &[6]).bytes(2, &4000_u16.to_be_bytes()).bytes(3, &80_u16.to_be_bytes());
+            Attributes::new().nested(ADDRESSES, addresses).nested(PROTOCOL, ports)
+        };
+        let message = Attributes::new().nested(ORIGINAL, ends(1, 8)).nested(REPLY, ends(3, 1)).number(ID, 77).0;
+        assert_eq!(flow(&message).unwrap().to_string(), "tcp [::1]:4000 to [::8]:80 at ::3");
+        for len in 0..message.len() {
+            assert_eq!(flow(&message[..len]), None, "cut after {len}");
+        }
+    }
+
     proptest! {
         #![proptest_config(config(4000))]
 
@@ -120,7 +157,11 @@ mod tests {
             let bytes = damaged(message(protocol), &damages);
             if let Some(flow) = flow(&bytes) {
                 for ip in [flow.source.0, flow.destination.0, flow.server] {
-                    prop_assert!(bytes.windows(4).any(|window| window == ip.octets()), "{} is nowhere in it", ip);
+                    let octets = match ip {
+                        IpAddr::V4(ip) => ip.octets().to_vec(),
+                        IpAddr::V6(ip) => ip.octets().to_vec(),
+                    };
+                    prop_assert!(bytes.windows(octets.len()).any(|window| window == octets), "{} is nowhere in it", ip);
                 }
                 prop_assert!(bytes.windows(4).any(|window| window == flow.id.to_be_bytes()), "{} is nowhere in it", flow.id);
             }

@@ -108,6 +108,10 @@ impl Kernel for Fake {
         self.targets = targets;
     }
 
+    fn has_six(&self) -> bool {
+        true
+    }
+
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {
         Ok(Vec::new())
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! host namespace          router namespace (R/netns/router)             pod namespace (R/netns/<task id>)
-//! underlay ── UDP 4789 ┄┄ v<vni>  ── routes, rules ── p<hash> ═ veth ═ eth0, address /32
+//! underlay ── UDP 4789 ┄┄ v<vni>  ── routes, rules ── p<hash> ═ veth ═ eth0, address /32 (and /128)
 //! rcl-up ══ veth ════════ up        lo: resolver, gateway
 //! rcl-wg0, rcl-wg1: tunnels
 //! ```
@@ -30,7 +30,7 @@ use crate::core::dataplane::Dataplane;
 use crate::core::encryption::PublicKey;
 use crate::core::flows::Flow;
 use crate::core::ingress::Target;
-use crate::core::links::{Pod, RESOLVER, VXLAN_OVERHEAD};
+use crate::core::links::{LOOPBACK, Pod, RESOLVER, VXLAN_OVERHEAD};
 use crate::core::plan::Op;
 use crate::core::published::Opening;
 use crate::proxy::Proxy;
@@ -55,6 +55,14 @@ const FORWARDING: [(&str, &str); 6] = [
     ("ipv4/icmp_ratemask", "6160"),
     ("ipv4/ip_forward", "1"),
 ];
+
+/// The same of IPv6, where the kernel has that (type 1 is "unreachable").
+const FORWARDING6: [(&str, &str); 2] = [("ipv6/conf/all/forwarding", "1"), ("ipv6/icmp/ratemask", "0,3-127")];
+
+/// The sysctls of a device that has IPv6: no addresses but those that it is given, and nobody is believed who calls himself a router or shows
+/// other ways. Enabled last.
+const SIX: [(&str, &str); 6] =
+    [("addr_gen_mode", "1"), ("accept_ra", "0"), ("autoconf", "0"), ("accept_redirects", "0"), ("accept_dad", "0"), ("disable_ipv6", "0")];
 
 /// The device of published ports takes packets of any source that is somewhere: the greater of this and what is set for all counts.
 const LOOSE: (&str, &str) = ("ipv4/conf/ing/rp_filter", "2");
@@ -154,7 +162,7 @@ impl Linux {
     }
 
     /// Makes a pod's namespace, unless it is there: loopback up, reverse paths loose (the router checks sources; a pod with two
-    /// networks hears the router on either), no IPv6 addresses but the loopback's.
+    /// networks hears the router on either), no IPv6 but the loopback's until an interface is given an address of it.
     pub(super) fn create_pod(&self, task: &str) -> Result<(), KernelError> {
         netns::create(&self.pin(task), || {
             netns::set_sysctl("ipv4/conf/all/rp_filter", "0", false)?;
@@ -167,7 +175,7 @@ impl Linux {
 
     pub(super) fn forwarding(&self) -> Result<bool, KernelError> {
         netns::inside(&self.pins.join(ROUTER), || {
-            for (name, value) in FORWARDING {
+            for (name, value) in forwarding_settings() {
                 if netns::sysctl(name)? != value {
                     return Ok(false);
                 }
@@ -177,7 +185,37 @@ impl Linux {
     }
 
     pub(super) fn enable_forwarding(&self) -> Result<(), KernelError> {
-        netns::inside(&self.pins.join(ROUTER), || FORWARDING.iter().try_for_each(|(name, value)| netns::set_sysctl(name, value, false)))
+        netns::inside(&self.pins.join(ROUTER), || forwarding_settings().try_for_each(|(name, value)| netns::set_sysctl(name, value, false)))
+    }
+
+    /// Has a device of the router namespace take IPv6, or not.
+    pub(super) fn set_six(&self, device: &str, six: bool) -> Result<(), KernelError> {
+        netns::inside(&self.pins.join(ROUTER), || {
+            if six { enable_six(device) } else { netns::set_sysctl(&of_device(device, "disable_ipv6"), "1", true) }
+        })
+    }
+
+    /// Has a pod's interface take IPv6.
+    pub(super) fn set_six_of_pod(&self, task: &str, interface: &str) -> Result<(), KernelError> {
+        netns::inside(&self.pin(task), || enable_six(interface))
+    }
+
+    /// The host may have it otherwise for all its namespaces.
+    pub(super) fn allow_loopback_six(&self) -> Result<(), KernelError> {
+        netns::inside(&self.pins.join(ROUTER), || netns::set_sysctl(&of_device(LOOPBACK, "disable_ipv6"), "0", false))
+    }
+
+    /// Those of our devices in the router namespace that take IPv6 as they should, or do not as they should not: the former.
+    fn with_six(&self, devices: &[observe::Device]) -> Result<BTreeSet<String>, KernelError> {
+        let ours = devices.iter().map(|device| &device.name).filter(|name| crate::core::links::is_ours(name));
+        if !netns::has_six() {
+            return Ok(BTreeSet::new());
+        }
+        netns::inside(&self.pins.join(ROUTER), || {
+            // A device may have gone meanwhile, or be too small for IPv6: then it has no settings.
+            let is = |device: &str, (name, value): (&str, &str)| netns::sysctl(&of_device(device, name)).is_ok_and(|held| held == value);
+            Ok(ours.filter(|device| SIX.iter().rev().all(|setting| is(device, *setting))).cloned().collect())
+        })
     }
 
     pub(super) fn loosen_ingress(&self) -> Result<(), KernelError> {
@@ -216,11 +254,11 @@ impl Kernel for Linux {
         let (rules, elements) = nft::observe(&mut self.rules)?;
         let Routes { main: routes, detours } = observe::all_routes(&mut self.router, &names)?;
         Ok(Dataplane {
-            resolver: observe::resolver(&mut self.router, &devices)?,
+            resolver: observe::resolver(&mut self.router, &devices, netns::has_six())?,
             forwarding: self.forwarding()?,
             rules,
             elements,
-            links: observe::links(&devices),
+            links: observe::links(&devices, &self.with_six(&devices)?),
             neighbours: observe::neighbours(&mut self.router, &ours)?,
             forwards: observe::forwards(&mut self.router, &ours)?,
             routes,
@@ -301,9 +339,27 @@ impl Kernel for Linux {
         self.proxy.lead(targets);
     }
 
+    fn has_six(&self) -> bool {
+        netns::has_six()
+    }
+
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {
         observe::host_routes(&mut self.host)
     }
+}
+
+fn forwarding_settings() -> impl Iterator<Item = (&'static str, &'static str)> {
+    FORWARDING.into_iter().chain(FORWARDING6.into_iter().filter(|_| netns::has_six()))
+}
+
+/// A device's sysctl of IPv6.
+fn of_device(device: &str, name: &str) -> String {
+    format!("ipv6/conf/{device}/{name}")
+}
+
+/// In the calling thread's namespace.
+fn enable_six(device: &str) -> Result<(), KernelError> {
+    SIX.iter().try_for_each(|(name, value)| netns::set_sysctl(&of_device(device, name), value, false))
 }
 
 /// In the router's new namespace, before anything can be forwarded.

@@ -1,11 +1,11 @@
 //! Netlink messages for the things that `core` knows.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
@@ -32,7 +32,7 @@ const LOOPBACK_INDEX: u32 = 1;
 #[derive(Debug, Clone, Copy)]
 pub enum Next {
     Device(u32),
-    Gateway { device: u32, address: Ipv4Addr, source: Option<Ipv4Addr> },
+    Gateway { device: u32, address: IpAddr, source: Option<Ipv4Addr> },
 }
 
 /// A VXLAN device that is made in the socket's namespace, where its UDP socket stays, and put into the namespace of `into`.
@@ -137,6 +137,22 @@ pub fn loopback_address(ip: Ipv4Addr) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewAddress(address(LOOPBACK_INDEX, ip, ip))
 }
 
+/// The same of IPv6.
+pub fn loopback_address6(ip6: Ipv6Addr) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::NewAddress(address6(LOOPBACK_INDEX, ip6))
+}
+
+/// A /128 on a device. Nobody else has it, so nobody is asked for it.
+pub fn address6(index: u32, ip6: Ipv6Addr) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    message.header.prefix_len = 128;
+    message.header.flags = AddressHeaderFlags::Nodad;
+    message.header.index = index;
+    message.attributes.push(AddressAttribute::Address(IpAddr::V6(ip6)));
+    message
+}
+
 /// A /32 on a device.
 pub fn new_address(index: u32, ip: Ipv4Addr) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewAddress(address(index, ip, ip))
@@ -154,12 +170,15 @@ pub fn address(index: u32, ip: Ipv4Addr, peer: Ipv4Addr) -> AddressMessage {
 }
 
 /// A permanent neighbour of ours.
-pub fn neighbour(index: u32, ip: Ipv4Addr, mac: Option<Mac>) -> NeighbourMessage {
+pub fn neighbour(index: u32, ip: IpAddr, mac: Option<Mac>) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = family(ip);
     message.header.ifindex = index;
     message.header.state = NeighbourState::Permanent;
-    message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)));
+    message.attributes.push(NeighbourAttribute::Destination(match ip {
+        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
+        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+    }));
     if let Some(mac) = mac {
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
         message.attributes.push(NeighbourAttribute::Protocol(RouteProtocol::Other(PROTOCOL)));
@@ -182,7 +201,7 @@ pub fn forward(index: u32, mac: Mac, node: Ipv4Addr) -> NeighbourMessage {
 
 /// The default route of a table other than the main one.
 pub fn detour(table: u32, next: Next) -> RouteMessage {
-    let mut message = route(Ipv4Net::default(), next);
+    let mut message = route(Ipv4Net::default().into(), next);
     // The header's field is too narrow.
     message.header.table = RouteHeader::RT_TABLE_UNSPEC;
     message.attributes.push(RouteAttribute::Table(table));
@@ -204,16 +223,30 @@ pub fn selector(selector: &Selector) -> RuleMessage {
     message
 }
 
-/// A route of ours in the main table.
-pub fn route(to: Ipv4Net, next: Next) -> RouteMessage {
+fn family(ip: IpAddr) -> AddressFamily {
+    match ip {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn route_address(ip: IpAddr) -> RouteAddress {
+    match ip {
+        IpAddr::V4(ip) => RouteAddress::Inet(ip),
+        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
+    }
+}
+
+/// A route of ours in the main table. A gateway of IPv6 is to be a link-local address, which every device can have for a neighbour.
+pub fn route(to: IpNet, next: Next) -> RouteMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
+    message.header.address_family = family(to.addr());
     message.header.destination_prefix_length = to.prefix_len();
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::Other(PROTOCOL);
     message.header.kind = RouteType::Unicast;
     if to.prefix_len() > 0 {
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(to.network())));
+        message.attributes.push(RouteAttribute::Destination(route_address(to.network())));
     }
     match next {
         Next::Device(device) => {
@@ -221,9 +254,11 @@ pub fn route(to: Ipv4Net, next: Next) -> RouteMessage {
             message.attributes.push(RouteAttribute::Oif(device));
         }
         Next::Gateway { device, address, source } => {
-            message.header.flags = RouteFlags::Onlink;
+            if address.is_ipv4() {
+                message.header.flags = RouteFlags::Onlink;
+            }
             message.attributes.push(RouteAttribute::Oif(device));
-            message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(address)));
+            message.attributes.push(RouteAttribute::Gateway(route_address(address)));
             message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(RouteAddress::Inet(source))));
         }
     }

@@ -141,6 +141,9 @@ pub trait Kernel {
     /// Sends the host's own connections to its ports on to these, from here on.
     fn lead(&mut self, targets: BTreeMap<Opening, Vec<Target>>);
 
+    /// Whether pods can have IPv6, as far as the kernel decides.
+    fn has_six(&self) -> bool;
+
     /// Where the host itself sends packets to, by all of its tables.
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError>;
 }

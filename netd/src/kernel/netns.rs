@@ -80,6 +80,11 @@ pub fn set_sysctl(name: &str, value: &str, optional: bool) -> Result<(), KernelE
     }
 }
 
+/// Whether the kernel has IPv6.
+pub fn has_six() -> bool {
+    Path::new("/proc/sys/net/ipv6/conf").exists()
+}
+
 /// A sysctl's value under `/proc/sys/net` in the calling thread's namespace.
 pub fn sysctl(name: &str) -> Result<String, KernelError> {
     let path = PathBuf::from("/proc/sys/net").join(name);

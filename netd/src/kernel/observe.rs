@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
@@ -19,7 +19,7 @@ use super::KernelError;
 use super::messages::PROTOCOL;
 use super::netlink::Netlink;
 use crate::core::ingress::{INGRESS, Selector};
-use crate::core::links::{Interface, Link, LinkKind, Mac, Pod, RESOLVER, is_ours};
+use crate::core::links::{GATEWAY6, Interface, Link, LinkKind, Mac, Pod, RESOLVER, ROUTER6, is_ours};
 use crate::core::neighbours::{Forward, Neighbours, Route};
 use crate::core::uplink::UPLINK;
 
@@ -103,13 +103,14 @@ fn vxlan(data: &[InfoVxlan]) -> LinkKind {
     LinkKind::Vxlan { vni: kind.0, local: kind.1, port: kind.2, learning: kind.3 }
 }
 
-/// Our devices among those of the router namespace.
-pub fn links(devices: &[Device]) -> BTreeMap<String, Link> {
+/// Our devices among those of the router namespace; `six` are the names of those that have IPv6.
+pub fn links(devices: &[Device], six: &BTreeSet<String>) -> BTreeMap<String, Link> {
     let ours = devices.iter().filter(|device| is_ours(&device.name));
     ours.filter_map(|device| {
         let veth = if device.name == UPLINK { LinkKind::Uplink } else { LinkKind::Veth };
         let kind = device.vxlan.or(device.is_veth.then_some(veth))?;
-        Some((device.name.clone(), Link { kind, mac: device.mac?, mtu: device.mtu, up: device.up }))
+        let six = six.contains(&device.name);
+        Some((device.name.clone(), Link { kind, mac: device.mac?, mtu: device.mtu, up: device.up, six }))
     })
     .collect()
 }
@@ -132,22 +133,44 @@ fn address_of(message: &AddressMessage) -> Option<(u32, Ipv4Addr)> {
     })
 }
 
-/// Whether the router's loopback is up and holds the resolver's address.
-pub fn resolver(netlink: &mut Netlink, devices: &[Device]) -> Result<bool, KernelError> {
+/// Every IPv6 address of the socket's namespace, but for those of links, with its device's index.
+pub fn addresses6(netlink: &mut Netlink) -> Result<Vec<(u32, Ipv6Addr)>, KernelError> {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    let messages = netlink.dump("list addresses of IPv6", &RouteNetlinkMessage::GetAddress(message))?;
+    Ok(messages
+        .into_iter()
+        .filter_map(|message| if let RouteNetlinkMessage::NewAddress(address) = message { address6_of(&address) } else { None })
+        .collect())
+}
+
+fn address6_of(message: &AddressMessage) -> Option<(u32, Ipv6Addr)> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(IpAddr::V6(ip6)) if !ip6.is_unicast_link_local() => Some((message.header.index, *ip6)),
+        _ => None,
+    })
+}
+
+/// Whether the router's loopback is up and holds the resolver's address, and where the kernel has IPv6 (`six`) the router's.
+pub fn resolver(netlink: &mut Netlink, devices: &[Device], six: bool) -> Result<bool, KernelError> {
     let up = devices.iter().any(|device| device.name == "lo" && device.up);
-    Ok(up && addresses(netlink)?.iter().any(|(_, ip)| *ip == RESOLVER))
+    Ok(up
+        && addresses(netlink)?.iter().any(|(_, ip)| *ip == RESOLVER)
+        && (!six || addresses6(netlink)?.iter().any(|(_, ip6)| *ip6 == ROUTER6)))
 }
 
 /// Permanent neighbours on the named devices.
 pub fn neighbours(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Result<Neighbours, KernelError> {
-    let messages = entries(netlink, "list neighbours", AddressFamily::Inet)?;
+    let mut messages = entries(netlink, "list neighbours", AddressFamily::Inet)?;
+    messages.extend(entries(netlink, "list neighbours of IPv6", AddressFamily::Inet6)?);
     Ok(messages.iter().filter_map(|message| neighbour_of(message, names)).collect())
 }
 
-fn neighbour_of(message: &NeighbourMessage, names: &BTreeMap<u32, String>) -> Option<((String, Ipv4Addr), Mac)> {
+fn neighbour_of(message: &NeighbourMessage, names: &BTreeMap<u32, String>) -> Option<((String, IpAddr), Mac)> {
     let name = names.get(&message.header.ifindex).filter(|_| message.header.state == NeighbourState::Permanent)?;
     let ip = message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(*ip),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
         _ => None,
     })?;
     Some(((name.clone(), ip), link_layer_address(message)?))
@@ -194,7 +217,7 @@ fn link_layer_address(message: &NeighbourMessage) -> Option<Mac> {
 }
 
 /// Our routes in the main table.
-pub fn routes(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Result<BTreeMap<Ipv4Net, Route>, KernelError> {
+pub fn routes(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Result<BTreeMap<IpNet, Route>, KernelError> {
     Ok(all_routes(netlink, names)?.main)
 }
 
@@ -202,22 +225,27 @@ pub fn routes(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Result<BT
 #[derive(Debug, Default)]
 pub struct Routes {
     /// In the main table.
-    pub main: BTreeMap<Ipv4Net, Route>,
+    pub main: BTreeMap<IpNet, Route>,
     /// The default ones of other tables, by table.
     pub detours: BTreeMap<u32, Route>,
 }
 
 /// Our routes in the main table, and the default ones of ours in other tables.
 pub fn all_routes(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Result<Routes, KernelError> {
-    let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
+    let dump = |family| {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        RouteNetlinkMessage::GetRoute(message)
+    };
     let mut routes = Routes::default();
-    for message in netlink.dump("list routes", &RouteNetlinkMessage::GetRoute(message))? {
+    let mut messages = netlink.dump("list routes", &dump(AddressFamily::Inet))?;
+    messages.extend(netlink.dump("list routes of IPv6", &dump(AddressFamily::Inet6))?);
+    for message in messages {
         let RouteNetlinkMessage::NewRoute(message) = message else { continue };
         let Some((to, route)) = route_of(&message, names) else { continue };
         if message.header.table == RouteHeader::RT_TABLE_MAIN {
             routes.main.insert(to, route);
-        } else if to.prefix_len() == 0 {
+        } else if to.prefix_len() == 0 && to.addr().is_ipv4() {
             routes.detours.insert(table_of(&message), route);
         }
     }
@@ -315,24 +343,27 @@ fn destination_of(message: &RouteMessage) -> Option<Ipv4Net> {
     Ipv4Net::new(to.unwrap_or(Ipv4Addr::UNSPECIFIED), header.destination_prefix_length).ok()
 }
 
-fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<(Ipv4Net, Route)> {
+fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<(IpNet, Route)> {
     let header = &message.header;
     if header.protocol != RouteProtocol::Other(PROTOCOL) {
         return None;
     }
-    let mut to = Ipv4Addr::UNSPECIFIED;
+    let is_six = header.address_family == AddressFamily::Inet6;
+    let mut to = if is_six { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
     let mut link = None;
     let mut gateway = None;
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = *ip,
-            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => gateway = Some(*ip),
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = IpAddr::V4(*ip),
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => to = IpAddr::V6(*ip),
+            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => gateway = Some(IpAddr::V4(*ip)),
+            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => gateway = Some(IpAddr::V6(*ip)),
             // The index stands for a device that went away since the devices were listed.
             RouteAttribute::Oif(index) => link = Some(names.get(index).cloned().unwrap_or_else(|| index.to_string())),
             _ => {}
         }
     }
-    let to = Ipv4Net::new(to, header.destination_prefix_length).ok()?;
+    let to = IpNet::new(to, header.destination_prefix_length).ok()?;
     let link = link?;
     let route = match gateway {
         Some(gateway) => Route::Via { link, gateway },
@@ -352,19 +383,25 @@ pub fn pod(netlink: &mut Netlink, outside: &BTreeMap<u32, String>) -> Result<Pod
     let is_ours = |device: &Device| device.is_veth && device.peer_is_outside && is_pod_interface(&device.name);
     let devices: Vec<Device> = devices(netlink)?.into_iter().filter(is_ours).collect();
     let names: BTreeMap<u32, String> = devices.iter().map(|device| (device.index, device.name.clone())).collect();
-    let addresses = addresses(netlink)?;
+    let (addresses, addresses6) = (addresses(netlink)?, addresses6(netlink)?);
     let gateways = neighbours(netlink, &names)?;
     let routes = routes(netlink, &names)?;
     let interface = |device: Device| {
-        let mine = |route: &Route| matches!(route, Route::Via { link, gateway } if *link == device.name && *gateway == RESOLVER);
+        let leads = |gateway: &IpAddr| *gateway == RESOLVER || *gateway == GATEWAY6;
+        let mine = |route: &Route| matches!(route, Route::Via { link, gateway } if *link == device.name && leads(gateway));
+        // Of IPv6 the same one, where it is known at all.
+        let gateway = |ip: IpAddr| gateways.get(&(device.name.clone(), ip)).copied();
+        let ip6 = addresses6.iter().find(|(index, _)| *index == device.index).map(|(_, ip6)| *ip6);
+        let knows_both = ip6.is_none() || gateway(GATEWAY6.into()) == gateway(RESOLVER.into());
         let interface = Interface {
             link: outside.get(&device.peer)?.clone(),
             mac: device.mac?,
             mtu: device.mtu,
             up: device.up,
             ip: addresses.iter().find(|(index, _)| *index == device.index).map_or(Ipv4Addr::UNSPECIFIED, |(_, ip)| *ip),
+            ip6,
             routes: routes.iter().filter(|(_, route)| mine(route)).map(|(to, _)| *to).collect(),
-            gateway: gateways.get(&(device.name.clone(), RESOLVER)).copied().unwrap_or(Mac([0; 6])),
+            gateway: gateway(RESOLVER.into()).filter(|_| knows_both).unwrap_or(Mac([0; 6])),
         };
         Some((device.name, interface))
     };
@@ -409,16 +446,20 @@ mod tests {
     /// Of each kind what is asked for and so what is shown; all in one datagram last.
     fn datagrams() -> Vec<Vec<u8>> {
         let (mac, nowhere): (Mac, RawFd) = (Mac([2, 0x76, 10, 90, 0, 102]), 9);
-        let gateway = Next::Gateway { device: DEVICE, address: NODE, source: Some(RESOLVER) };
+        let gateway = Next::Gateway { device: DEVICE, address: NODE.into(), source: Some(RESOLVER) };
+        let gateway6 = Next::Gateway { device: DEVICE, address: GATEWAY6.into(), source: None };
         let messages = [
             messages::new_vxlan("v4096", nowhere, 4096, NODE, 4789, mac, 1450),
             messages::new_veth(("p0123456789ab", mac), ("eth0", mac), nowhere, 1450),
             messages::set_link(DEVICE, Some(mac), 1450, true),
             messages::new_address(DEVICE, NODE),
-            RouteNetlinkMessage::NewNeighbour(messages::neighbour(DEVICE, NODE, Some(mac))),
+            RouteNetlinkMessage::NewNeighbour(messages::neighbour(DEVICE, NODE.into(), Some(mac))),
+            RouteNetlinkMessage::NewNeighbour(messages::neighbour(DEVICE, GATEWAY6.into(), Some(mac))),
             RouteNetlinkMessage::NewNeighbour(messages::forward(DEVICE, mac, NODE)),
-            RouteNetlinkMessage::NewRoute(messages::route(Ipv4Net::from(NODE), gateway)),
-            RouteNetlinkMessage::NewRoute(messages::route(Ipv4Net::default(), Next::Device(DEVICE))),
+            RouteNetlinkMessage::NewRoute(messages::route(Ipv4Net::from(NODE).into(), gateway)),
+            RouteNetlinkMessage::NewRoute(messages::route(Ipv4Net::default().into(), Next::Device(DEVICE))),
+            RouteNetlinkMessage::NewRoute(messages::route(IpNet::from(IpAddr::from(ROUTER6)), gateway6)),
+            RouteNetlinkMessage::NewAddress(messages::address6(DEVICE, ROUTER6)),
         ];
         let mut datagrams: Vec<Vec<u8>> = messages.into_iter().map(datagram).collect();
         datagrams.push(datagrams.concat());
@@ -439,7 +480,9 @@ mod tests {
         let Ok(answers) = answers(datagram) else { return (0, 0) };
         let things = answers.iter().filter_map(|answer| parse(answer).ok()).map(|message| match message {
             RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::SetLink(link) => usize::from(!device(&link).name.is_empty()),
-            RouteNetlinkMessage::NewAddress(address) => usize::from(address_of(&address).is_some()),
+            RouteNetlinkMessage::NewAddress(address) => {
+                usize::from(address_of(&address).is_some()) + usize::from(address6_of(&address).is_some())
+            }
             RouteNetlinkMessage::NewNeighbour(entry) => {
                 usize::from(neighbour_of(&entry, &names).is_some()) + usize::from(forward_of(&entry, &names).is_some())
             }

@@ -32,6 +32,8 @@ const NEIGH: u32 = 3;
 const IPV4_IFADDR: u32 = 5;
 const IPV4_ROUTE: u32 = 7;
 const IPV4_RULE: u32 = 8;
+const IPV6_IFADDR: u32 = 9;
+const IPV6_ROUTE: u32 = 11;
 const IPV4_NETCONF: u32 = 24;
 const NFTABLES: u32 = 7;
 
@@ -111,7 +113,7 @@ pub(super) struct RouterEars(Vec<(Place, Socket)>);
 
 impl RouterEars {
     pub(super) fn open() -> Result<Self, KernelError> {
-        let router = listen(NETLINK_ROUTE, &[LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV4_NETCONF])?;
+        let router = listen(NETLINK_ROUTE, &[LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV4_NETCONF, IPV6_IFADDR, IPV6_ROUTE])?;
         Ok(Self(vec![(Place::Router, router), (Place::RouterRules, listen(NETLINK_NETFILTER, &[NFTABLES])?)]))
     }
 }

@@ -341,7 +341,7 @@ fn configure(linux: &mut Linux, name: &str, epoch: u64, end: &TunnelEnd) -> Resu
         linux.host.request(&what, RouteNetlinkMessage::DelAddress(messages::address(index, stray, stray)), 0)?;
     }
     linux.host.request(&what, messages::new_address(index, end.address), REPLACE)?;
-    let route = messages::route(encryption::subnet(epoch), Next::Device(index));
+    let route = messages::route(encryption::subnet(epoch).into(), Next::Device(index));
     linux.host.request(&what, RouteNetlinkMessage::NewRoute(route), REPLACE)
 }
 

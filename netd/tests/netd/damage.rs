@@ -14,7 +14,7 @@ use rcluster_netd::kernel::nft::{self, Change};
 
 use crate::balance::{Place, VIP, address, balanced, front, service};
 use crate::support::dns::resolve;
-use crate::support::seen::{OUR_NEIGHBOURS, OUR_ROUTES, batch, differences, seen, show};
+use crate::support::seen::{OUR_NEIGHBOURS, OUR_NEIGHBOURS6, OUR_ROUTES, OUR_ROUTES6, batch, differences, seen, show};
 use crate::support::{Host, Lab, chance, network, rounds};
 
 /// Rounds in which the kernel is broken.
@@ -53,7 +53,7 @@ impl Breaker {
 
     /// Some of our routes and permanent neighbours go, and some lead elsewhere.
     fn paths(&mut self) {
-        for route in show(OUR_ROUTES) {
+        for route in [OUR_ROUTES, OUR_ROUTES6].into_iter().flat_map(show) {
             let words: Vec<&str> = route.split_whitespace().collect();
             let Some(to) = words.first() else { continue };
             let table = words.windows(2).find(|pair| pair[0] == "table").map_or("main", |pair| pair[1]);
@@ -63,7 +63,7 @@ impl Breaker {
                 _ => {}
             }
         }
-        for neighbour in show(OUR_NEIGHBOURS) {
+        for neighbour in [OUR_NEIGHBOURS, OUR_NEIGHBOURS6].into_iter().flat_map(show) {
             let words: Vec<&str> = neighbour.split_whitespace().collect();
             let &[to, "dev", device, ..] = &words[..] else { continue };
             match self.rng.random_range(0..12) {
@@ -113,6 +113,15 @@ impl Breaker {
         if self.one_in(8) {
             std::fs::write(format!("/proc/sys/net/ipv4/{name}"), "0").unwrap();
             self.done.push(format!("sysctl {name} 0"));
+        }
+    }
+
+    /// IPv6 is not forwarded, or a device has none.
+    fn six(&mut self, devices: &[String]) {
+        let off: Vec<String> = devices.iter().filter(|_| self.rng.random_ratio(1, 12)).map(|name| format!("{name}/disable_ipv6")).collect();
+        for (name, value) in off.iter().map(|name| (name.as_str(), "1")).chain(self.one_in(8).then_some(("all/forwarding", "0"))) {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}"), value).unwrap();
+            self.done.push(format!("sysctl {name} {value}"));
         }
     }
 
@@ -187,6 +196,7 @@ fn break_router(rng: StdRng, devices: &[String]) -> Vec<String> {
     }
     breaker.sysctl("ip_forward");
     breaker.sysctl("conf/all/rp_filter");
+    breaker.six(devices);
     breaker.paths();
     breaker.forwards();
     for (device, addresses) in [("lo", "del 169.254.53.53/32"), ("up", "flush")] {
@@ -243,11 +253,16 @@ struct Wanted {
     whole: BTreeSet<String>,
 }
 
+/// The network of the service, with IPv6.
+fn six(web: &[Place]) -> v1::NetworkView {
+    v1::NetworkView { subnet6: "fd00::/64".to_owned(), ..front(web) }
+}
+
 /// Networks of which some endpoints are there by chance.
 fn networks(rng: &mut StdRng) -> Vec<v1::NetworkView> {
     let web: Vec<Place> = WEB.into_iter().chain(MORE).filter(|_| rng.random_ratio(2, 3)).collect();
     let back: &[(&str, usize, u8)] = if rng.random() { &[("t4", 0, 2), ("t5", 1, 3)] } else { &[("t4", 0, 2)] };
-    vec![front(&web), network("back", 1, back)]
+    vec![six(&web), network("back", 1, back)]
 }
 
 /// Gives the first host a picture twice: when it comes again, it is answered after a look at the kernel. What was broken may be in the way of
@@ -264,7 +279,7 @@ fn one_look_mends_whatever_was_broken_and_the_next_finds_nothing() {
     let (seed, mut rng) = chance();
     let mut lab = balanced(2, &WEB, v1::Affinity::Unspecified);
     let mut revision = 2;
-    apply(&lab, revision, &[front(&WEB), network("back", 1, &[("t4", 0, 2)])]);
+    apply(&lab, revision, &[six(&WEB), network("back", 1, &[("t4", 0, 2)])]);
     lab.hosts[0].attach("t4", &[("back", "10.128.1.2")]).unwrap();
     let wanted: Vec<Wanted> = (0..PICTURES)
         .map(|_| {
@@ -301,7 +316,7 @@ fn one_look_mends_whatever_was_broken_and_the_next_finds_nothing() {
         repairs += after - before;
     }
     assert!(repairs > rounds(ROUNDS), "{repairs} repairs: nothing was broken");
-    apply(&lab, revision + 1, &[front(&WEB), network("back", 1, &[("t4", 0, 2)])]);
+    apply(&lab, revision + 1, &[six(&WEB), network("back", 1, &[("t4", 0, 2)])]);
     for (task, host, last) in WEB {
         let _listener = lab.hosts[host].listen(task, &format!("{}:80", address(last)));
         lab.hosts[0].connect("client", &format!("{}:80", address(last))).unwrap();

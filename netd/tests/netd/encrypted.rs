@@ -68,8 +68,9 @@ fn shows(seen: &[u8], word: &[u8]) -> bool {
     seen.windows(word.len()).any(|part| part == word)
 }
 
+/// With IPv6, too: t1 is fd00::a80:2, and t2 fd00::a80:3.
 fn secret(encrypted: bool) -> v1::NetworkView {
-    v1::NetworkView { encrypted, ..network("secret", 0, &[("t1", 0, 2), ("t2", 1, 3)]) }
+    v1::NetworkView { encrypted, subnet6: "fd00::/64".into(), ..network("secret", 0, &[("t1", 0, 2), ("t2", 1, 3)]) }
 }
 
 fn plain() -> v1::NetworkView {
@@ -192,14 +193,18 @@ fn without_a_tunnel_nothing_of_an_encrypted_network_leaves_and_nothing_in_clear_
     attach_all(&lab);
     let (hidden, open) = (lab.hosts[1].udp("t2", "10.128.0.3:9"), lab.hosts[1].udp("p2", "10.128.1.3:9"));
     let (to_hidden, to_open) = (lab.hosts[0].udp("t1", "10.128.0.2:9"), lab.hosts[0].udp("p1", "10.128.1.2:9"));
+    let (hidden6, to_hidden6) = (lab.hosts[1].udp("t2", "[fd00::a80:3]:9"), lab.hosts[0].udp("t1", "[fd00::a80:2]:9"));
     to_hidden.send_to(b"while in clear", "10.128.0.3:9").unwrap();
     assert_eq!(said(&hidden), b"while in clear");
+    to_hidden6.send_to(b"by IPv6", "[fd00::a80:3]:9").unwrap();
+    assert_eq!(said(&hidden6), b"by IPv6");
     inject(&lab, 0, b"slipped in");
     assert_eq!(said(&hidden), b"slipped in");
 
     apply(&lab, 2, 0, &[secret(true), plain()]);
     let tap = Tap::start(&lab);
     to_hidden.send_to(MARKER, "10.128.0.3:9").unwrap();
+    to_hidden6.send_to(MARKER, "[fd00::a80:3]:9").unwrap();
     inject(&lab, 0, b"slipped in");
     inject(&lab, 1, b"taken, for this network is not encrypted");
     assert_eq!(said(&open), b"taken, for this network is not encrypted");
@@ -207,7 +212,7 @@ fn without_a_tunnel_nothing_of_an_encrypted_network_leaves_and_nothing_in_clear_
     assert_eq!(said(&open), b"the last word");
     let seen = tap.end();
     assert!(shows(&seen, b"the last word") && !shows(&seen, MARKER));
-    assert!(has_heard_nothing(&hidden));
+    assert!(has_heard_nothing(&hidden) && has_heard_nothing(&hidden6));
 }
 
 #[test]
@@ -224,6 +229,9 @@ fn the_wire_shows_nothing_of_a_stream_and_without_its_tunnel_nothing_leaves() {
     (0..10).for_each(|_| echo(&mut stream));
     let (hidden, open) = (lab.hosts[1].udp("t2", "10.128.0.3:9"), lab.hosts[1].udp("p2", "10.128.1.3:9"));
     let (to_hidden, to_open) = (lab.hosts[0].udp("t1", "10.128.0.2:9"), lab.hosts[0].udp("p1", "10.128.1.2:9"));
+    let (hidden6, to_hidden6) = (lab.hosts[1].udp("t2", "[fd00::a80:3]:9"), lab.hosts[0].udp("t1", "[fd00::a80:2]:9"));
+    to_hidden6.send_to(MARKER, "[fd00::a80:3]:9").unwrap();
+    assert_eq!(said(&hidden6), MARKER);
     to_open.send_to(b"in clear", "10.128.1.3:9").unwrap();
     assert_eq!(said(&open), b"in clear");
     let seen = tap.end();
@@ -238,11 +246,12 @@ fn the_wire_shows_nothing_of_a_stream_and_without_its_tunnel_nothing_leaves() {
     let tap = Tap::start(&lab);
     // The kernel may tell the sender that there is no route.
     drop(to_hidden.send_to(MARKER, "10.128.0.3:9"));
+    drop(to_hidden6.send_to(MARKER, "[fd00::a80:3]:9"));
     to_open.send_to(b"the last word", "10.128.1.3:9").unwrap();
     assert_eq!(said(&open), b"the last word");
     let seen = tap.end();
     assert!(shows(&seen, b"the last word") && !shows(&seen, MARKER));
-    assert!(has_heard_nothing(&hidden));
+    assert!(has_heard_nothing(&hidden) && has_heard_nothing(&hidden6));
 
     lab.hosts[0].start();
     apply(&lab, 3, 1, &networks);

@@ -226,14 +226,14 @@ fn what_someone_breaks_is_mended_and_counted() {
     let peer = lab.hosts[1].addr;
     let route = move |last: u8| {
         let to = ipnet::Ipv4Net::from(std::net::Ipv4Addr::new(10, 128, 0, last));
-        messages::route(to, Next::Gateway { device: vxlan, address: peer, source: None })
+        messages::route(to.into(), Next::Gateway { device: vxlan, address: peer.into(), source: None })
     };
     let stranger = route(250);
     host.inside("router", move || {
         let mut netlink = Netlink::open(0).unwrap();
         let delete = RouteNetlinkMessage::DelNeighbour;
         netlink.request("route", RouteNetlinkMessage::DelRoute(route(3)), 0).unwrap();
-        netlink.request("neighbour", delete(messages::neighbour(vxlan, peer, None)), 0).unwrap();
+        netlink.request("neighbour", delete(messages::neighbour(vxlan, peer.into(), None)), 0).unwrap();
         netlink.request("forward", delete(messages::forward(vxlan, vtep_mac(peer), peer)), 0).unwrap();
         netlink.request("mtu", messages::set_link(vxlan, Some(Mac([2, 0, 0, 0, 0, 9])), 1000, true), 0).unwrap();
         netlink.request("stale route", RouteNetlinkMessage::NewRoute(stranger), messages::REPLACE).unwrap();
@@ -271,7 +271,7 @@ fn routes_of_others_in_the_router_are_left_alone() {
     let host = &lab.hosts[0];
     host.inside("router", || {
         let to = ipnet::Ipv4Net::from(std::net::Ipv4Addr::new(198, 51, 100, 1));
-        let mut foreign = messages::route(to, Next::Device(1));
+        let mut foreign = messages::route(to.into(), Next::Device(1));
         foreign.header.protocol = netlink_packet_route::route::RouteProtocol::Static;
         Netlink::open(0).unwrap().request("route", RouteNetlinkMessage::NewRoute(foreign), messages::CREATE).unwrap();
     });

@@ -22,6 +22,8 @@ mod encrypted;
 
 mod policy;
 
+mod six;
+
 mod lifecycle;
 
 mod converge;

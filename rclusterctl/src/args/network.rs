@@ -33,6 +33,12 @@ pub struct NetworkCreate {
     /// Gives its tasks no way out of the cluster.
     #[arg(long)]
     pub internal: bool,
+    /// Encrypts what goes from one node to another.
+    #[arg(long)]
+    pub encrypted: bool,
+    /// Gives its tasks IPv6 addresses too.
+    #[arg(long)]
+    pub ipv6: bool,
     /// Of the object; may be given again.
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = parse_label)]
     pub label: Vec<(String, String)>,

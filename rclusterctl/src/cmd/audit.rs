@@ -1,7 +1,7 @@
 //! `audit`: what the managers want of every node's network beside what its kernel and DNS hold; `trace`: what becomes of a task's packets.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -96,7 +96,7 @@ fn show(out: Out, nodes: Vec<NodeJson>, found: &[Difference]) -> Result<(), CliE
 }
 
 /// Who has which address, for nodes on which something differs.
-async fn known(session: &mut Session, node: &str, dump: &v1::DumpResponse) -> Result<BTreeMap<Ipv4Addr, String>, CliError> {
+async fn known(session: &mut Session, node: &str, dump: &v1::DumpResponse) -> Result<BTreeMap<IpAddr, String>, CliError> {
     if differences(node, dump, &BTreeMap::new()).is_empty() {
         return Ok(BTreeMap::new());
     }

@@ -1,6 +1,6 @@
 //! `network create`, `network inspect` and `network pool`.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use rcluster_api::client::{idempotency_key, keyed};
 use rcluster_api::object::{Kind, Network, Object, Service, Task};
@@ -26,14 +26,15 @@ const PREFIX: u32 = 24;
 
 /// `network create NAME`.
 pub async fn create(mut session: Session, out: Out, args: NetworkCreate) -> Result<(), CliError> {
-    let NetworkCreate { name, subnet, internal, label } = args;
+    let NetworkCreate { name, subnet, internal, encrypted, ipv6, label } = args;
     let subnet = match subnet {
         Some(text) => {
             Some(text.parse().map_err(|_| CliError::usage(format!("--subnet {text}: not an IPv4 range"), "write it like 10.9.0.0/24"))?)
         }
         None => None,
     };
-    let spec = NetworkSpec { name: name.clone(), labels: label.into_iter().collect(), subnet, internal, ..NetworkSpec::default() };
+    let labels = label.into_iter().collect();
+    let spec = NetworkSpec { name: name.clone(), labels, subnet, internal, encrypted, ipv6, ..NetworkSpec::default() };
     let spec = Spec::Network(spec);
     validate::check(&spec)?;
     let all = session.list(Kind::Network, "", "").await?;
@@ -84,6 +85,8 @@ struct Usage {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 struct Address {
     ip: Ipv4Addr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ip6: Option<Ipv6Addr>,
     /// task or service.
     kind: &'static str,
     name: String,
@@ -137,6 +140,7 @@ fn inspected(network: &Network, tasks: &[Task], services: &[Service], pools: &[v
         let state = if ended { RESTING.to_owned() } else { task.status.state.to_string() };
         addresses.extend(task.networks.iter().filter(|attached| attached.network_id == network.id).map(|attached| Address {
             ip: attached.ip,
+            ip6: attached.ip6,
             kind: "task",
             name: task.name.clone(),
             id: task.id.to_string(),
@@ -148,6 +152,7 @@ fn inspected(network: &Network, tasks: &[Task], services: &[Service], pools: &[v
     for service in services {
         addresses.extend(service.vips.iter().filter(|vip| vip.network_id == network.id).map(|vip| Address {
             ip: vip.ip,
+            ip6: vip.ip6,
             kind: "service",
             name: service.spec.name.clone(),
             id: service.id.to_string(),
@@ -237,7 +242,8 @@ mod tests {
 
     /// On `lab` at an address; written last at second 100.
     fn task(name: &str, ip: [u8; 4], state: TaskState) -> Task {
-        let attached = TaskNetwork { network_id: "lab".into(), network: "lab".to_owned(), ip: ip.into(), aliases: vec!["www".to_owned()] };
+        let aliases = vec!["www".to_owned()];
+        let attached = TaskNetwork { network_id: "lab".into(), network: "lab".to_owned(), ip: ip.into(), ip6: None, aliases };
         Task {
             id: name.into(),
             stamp: Stamp { version: 1, created_at_ms: 0, updated_at_ms: 100_000 },
@@ -266,10 +272,11 @@ mod tests {
         let spec = NetworkSpec { name: "lab".to_owned(), ..NetworkSpec::default() };
         let subnet = Some("10.128.3.0/29".parse().unwrap());
         let stamp = Stamp::default();
-        let network = Network { id: "lab".into(), stamp, spec, vni: Some(4096), subnet, ip_cursor: 0, removing: false };
+        let network = Network { id: "lab".into(), stamp, spec, vni: Some(4096), subnet, subnet6: None, ip_cursor: 0, removing: false };
         let spec = serde_json::json!({"containers": [{"image": "a"}], "networks": [{"network": "lab", "aliases": ["www"]}]});
         let spec = ServiceSpec { name: "web".to_owned(), ..serde_json::from_value(spec).unwrap() };
-        let vip = ServiceVip { network_id: "lab".into(), network: "lab".to_owned(), ip: [10, 128, 3, 6].into() };
+        let vip =
+            ServiceVip { network_id: "lab".into(), network: "lab".to_owned(), ip: [10, 128, 3, 6].into(), ip6: "fd00:1::6".parse().ok() };
         let service = Service { id: "web".into(), stamp, spec, spec_version: 1, removing: false, vips: vec![vip] };
         let tasks = [
             task("web.1", [10, 128, 3, 4], TaskState::Running),
@@ -280,8 +287,9 @@ mod tests {
         let at = |now_ms: u64| inspected(&network, &tasks, std::slice::from_ref(&service), std::slice::from_ref(&pool), now_ms);
         let lines = |inspected: &Inspected| -> Vec<String> {
             let line = |address: &Address| {
-                let Address { ip, kind, name, id: _, node, state, aliases } = address;
-                format!("{ip} {kind} {name} {node} {state} {}", aliases.join(","))
+                let Address { ip, ip6, kind, name, id: _, node, state, aliases } = address;
+                let ip6 = ip6.map(|ip6| format!(" {ip6}")).unwrap_or_default();
+                format!("{ip}{ip6} {kind} {name} {node} {state} {}", aliases.join(","))
             };
             inspected.addresses.iter().map(line).collect()
         };
@@ -293,7 +301,7 @@ mod tests {
                 "10.128.3.2 task web.2 n1 orphaned www",
                 "10.128.3.3 task web.3 n1 resting www",
                 "10.128.3.4 task web.1 n1 running www",
-                "10.128.3.6 service web   www",
+                "10.128.3.6 fd00:1::6 service web   www",
             ]
         );
         assert_eq!(at(160_000).usage, Usage { used: 3, resting: 0, size: 5 });

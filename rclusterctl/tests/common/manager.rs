@@ -106,6 +106,7 @@ impl State {
                     spec,
                     vni: Some(100),
                     subnet,
+                    subnet6: None,
                     ip_cursor: 0,
                     removing: false,
                 }));
@@ -168,6 +169,7 @@ fn task(service: &Service, slot: u32, attempt: usize, state: TaskState, message:
         network_id: format!("network-{}", on.network).as_str().into(),
         network: on.network.clone(),
         ip,
+        ip6: None,
         aliases: Vec::new(),
     });
     Object::Task(Box::new(Task {

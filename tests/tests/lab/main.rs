@@ -15,6 +15,7 @@ mod managers;
 mod ports;
 mod relay;
 mod secrets;
+mod six;
 mod stale;
 mod terminal;
 mod update;

@@ -27,6 +27,7 @@ fn task() -> Task {
             network_id: "net".into(),
             network: "front".into(),
             ip: "10.128.0.5".parse().expect("an address"),
+            ip6: None,
             aliases: Vec::new(),
         }],
         status: TaskStatus { state: TaskState::Assigned, message: String::new(), since_ms: 0, containers: Vec::new(), ending: false },

@@ -149,11 +149,12 @@ impl TryFrom<v1::PolicyPort> for PolicyPort {
 
 impl From<NodeNetwork> for v1::NodeNetwork {
     fn from(network: NodeNetwork) -> Self {
-        let NodeNetwork { mtu, routes, no_encryption, wireguard_keys, held_ports, conditions } = network;
+        let NodeNetwork { mtu, ipv6, routes, no_encryption, wireguard_keys, held_ports, conditions } = network;
         let held_port =
             |HeldPort { protocol, port, by }| v1::HeldPort { protocol: v1::Protocol::from(protocol).into(), port: port.into(), by };
         Self {
             mtu,
+            ipv6,
             routes: routes.iter().map(ToString::to_string).collect(),
             no_encryption,
             wireguard_keys: wireguard_keys.into_iter().map(Into::into).collect(),
@@ -167,7 +168,7 @@ impl TryFrom<v1::NodeNetwork> for NodeNetwork {
     type Error = WireError;
 
     fn try_from(wire: v1::NodeNetwork) -> Result<Self, WireError> {
-        let v1::NodeNetwork { mtu, routes, no_encryption, wireguard_keys, held_ports, conditions } = wire;
+        let v1::NodeNetwork { mtu, ipv6, routes, no_encryption, wireguard_keys, held_ports, conditions } = wire;
         let routes =
             routes.iter().map(|cidr| cidr.parse::<IpNet>()).collect::<Result<Vec<_>, _>>().map_err(|_| missing("network.routes"))?;
         let held_ports = held_ports
@@ -178,7 +179,7 @@ impl TryFrom<v1::NodeNetwork> for NodeNetwork {
             })
             .collect::<Result<_, _>>()?;
         let wireguard_keys = wireguard_keys.into_iter().map(WireguardKey::try_from).collect::<Result<_, _>>()?;
-        Ok(Self { mtu, routes, no_encryption, wireguard_keys, held_ports, conditions })
+        Ok(Self { mtu, ipv6, routes, no_encryption, wireguard_keys, held_ports, conditions })
     }
 }
 

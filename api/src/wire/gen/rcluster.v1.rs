@@ -420,6 +420,11 @@ pub struct NetworkSpec {
     /// between nodes
     #[prost(bool, tag = "6")]
     pub encrypted: bool,
+    #[prost(bool, tag = "7")]
+    pub ipv6: bool,
+    /// CIDR, a /64; empty: chosen by the managers
+    #[prost(string, tag = "8")]
+    pub subnet6: ::prost::alloc::string::String,
     /// absent: all may speak with all
     #[prost(message, optional, tag = "9")]
     pub policy: ::core::option::Option<NetworkPolicy>,
@@ -1637,6 +1642,9 @@ pub struct ServiceVip {
     pub network_id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub ip: ::prost::alloc::string::String,
+    /// on a network with IPv6
+    #[prost(string, tag = "3")]
+    pub ip6: ::prost::alloc::string::String,
     /// name
     #[prost(string, tag = "4")]
     pub network: ::prost::alloc::string::String,
@@ -1708,6 +1716,9 @@ pub struct TaskNetwork {
     pub ip: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "4")]
     pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// on a network with IPv6
+    #[prost(string, tag = "5")]
+    pub ip6: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TaskStatus {
@@ -1785,6 +1796,9 @@ pub struct NodeNetwork {
     /// of pods' interfaces; 0: not known
     #[prost(uint32, tag = "1")]
     pub mtu: u32,
+    /// pods can have IPv6
+    #[prost(bool, tag = "2")]
+    pub ipv6: bool,
     /// the host's own, CIDR, without the default one; 256 at most
     #[prost(string, repeated, tag = "4")]
     pub routes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
@@ -1889,6 +1903,9 @@ pub struct Network {
     /// control
     #[prost(bool, tag = "6")]
     pub removing: bool,
+    /// allocator, CIDR; empty: no IPv6
+    #[prost(string, tag = "8")]
+    pub subnet6: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Event {
@@ -2359,6 +2376,9 @@ pub struct NetworkView {
     pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "7")]
     pub endpoints: ::prost::alloc::vec::Vec<EndpointView>,
+    /// CIDR, a /64: who has an address of `subnet` has it here too, in the last 32 bits; empty: no IPv6
+    #[prost(string, tag = "9")]
+    pub subnet6: ::prost::alloc::string::String,
     #[prost(bool, tag = "10")]
     pub encrypted: bool,
     /// absent: all may speak with all

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use rcluster_api::id::{NetworkId, ServiceId};
+use rcluster_api::network::address6;
 use rcluster_api::object::{Network, Service, ServiceVip, Task, TaskNetwork};
 use rcluster_api::spec::NetworkAttachment;
 
@@ -95,10 +96,12 @@ impl<'a> Holders<'a> {
         for (id, ip, cursor, attachment) in chosen {
             let NetworkAttachment { network, aliases, ip: _ } = attachment;
             self.by_network.entry(id.clone()).or_default().held.insert(u32::from(ip), &task.name);
+            let mut ip6 = None;
             if let Some(network) = networks.get_mut(&id) {
                 network.ip_cursor = cursor;
+                ip6 = network.subnet6.map(|subnet6| address6(subnet6, ip));
             }
-            addresses.push(TaskNetwork { network_id: id, network: network.clone(), ip, aliases: aliases.clone() });
+            addresses.push(TaskNetwork { network_id: id, network: network.clone(), ip, ip6, aliases: aliases.clone() });
         }
         Ok(addresses)
     }
@@ -109,7 +112,8 @@ impl<'a> Holders<'a> {
         let (ip, cursor) = self.next(network).ok()?;
         self.by_network.entry(network.id.clone()).or_default().held.insert(u32::from(ip), &service.spec.name);
         network.ip_cursor = cursor;
-        Some(ServiceVip { network_id: network.id.clone(), network: network.spec.name.clone(), ip })
+        let ip6 = network.subnet6.map(|subnet6| address6(subnet6, ip));
+        Some(ServiceVip { network_id: network.id.clone(), network: network.spec.name.clone(), ip, ip6 })
     }
 
     /// The next address of a network that nobody has or is to have: one that does not rest, else the one that has rested the longest, if that

@@ -10,6 +10,7 @@ mod holders;
 mod ipam;
 pub mod keys;
 mod nodes;
+mod six;
 mod vip;
 mod vni;
 
@@ -18,7 +19,7 @@ pub use ipam::{POOL, is_given_out, overlap, subnets as subnet_count};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rcluster_api::cluster::Cluster;
 use rcluster_api::id::NetworkId;
 use rcluster_api::network::AddressPool;
@@ -106,6 +107,8 @@ fn numbered(state: &State) -> (BTreeMap<NetworkId, Network>, Option<Cluster>) {
     let mut vni_cursor = state.cluster().map_or(0, |cluster| cluster.vni_cursor);
     let mut pools = pools(state);
     let mut taken = taken(state);
+    let own6 = six::of_cluster(state.cluster_id());
+    let mut taken6: BTreeSet<Ipv6Net> = networks.values().filter_map(|network| network.subnet6.or(network.spec.subnet6)).collect();
     for id in unnumbered {
         let Some(network) = networks.get_mut(&id) else { continue };
         let Some(vni) = vni::next(vni_cursor, &vnis) else { continue };
@@ -119,6 +122,10 @@ fn numbered(state: &State) -> (BTreeMap<NetworkId, Network>, Option<Cluster>) {
                 None => continue,
             },
         };
+        if network.spec.ipv6 {
+            network.subnet6 = network.spec.subnet6.or_else(|| six::subnet(own6, vni, &taken6));
+            taken6.extend(network.subnet6);
+        }
         network.vni = Some(vni);
         network.subnet = Some(subnet);
         vni_cursor = vni;

@@ -337,6 +337,7 @@ fn empty_view(state: &State, network: &Network) -> Option<v1::NetworkView> {
         internal: network.spec.internal,
         names: Vec::new(),
         endpoints: Vec::new(),
+        subnet6: network.subnet6.map(|subnet6| subnet6.to_string()).unwrap_or_default(),
         encrypted: network.spec.encrypted,
         policy: policy_view(state, network),
     })

@@ -24,6 +24,8 @@ pub enum Refusal {
     Overlap(String),
     /// One of the task's networks is encrypted, and the node cannot be.
     Encryption,
+    /// Its pods cannot have IPv6, which this network has.
+    Six(String),
     /// Someone has a port of the node that the task is to have there (`mode: host`).
     Port(NodePort),
     Memory,
@@ -77,6 +79,9 @@ pub fn check(task: &Task, ports: &[NodePort], room: &Room<'_>) -> Result<(), Ref
     {
         return Err(Refusal::Encryption);
     }
+    if let Some(attachment) = task.template.networks.iter().find(|attachment| room.without_six.contains(&attachment.network)) {
+        return Err(Refusal::Six(attachment.network.clone()));
+    }
     if let Some(most) = task.template.placement.max_per_node
         && room.tasks_of(&task.service_id) >= most as usize
     {
@@ -121,6 +126,9 @@ pub fn explain(task: &Task, refused: &[(Refusal, &Room<'_>)]) -> String {
                 let why = |room: &&Room<'_>| Some(format!("{}: {}", room.node.name(), no_encryption(room.node)?));
                 let first = rooms.iter().find_map(why).unwrap_or_default();
                 format!("{count} cannot encrypt ({first}{})", if count > 1 { ", …" } else { "" })
+            }
+            Refusal::Six(network) => {
+                format!("{count} {} not have IPv6, which network {network} has", if count == 1 { "does" } else { "do" })
             }
             Refusal::Port(port) => format!("{count} {} {port} taken ({})", if count == 1 { "has" } else { "have" }, holders(*port, &rooms)),
             Refusal::Memory => {

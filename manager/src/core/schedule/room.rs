@@ -24,6 +24,8 @@ pub struct Room<'a> {
     pub crossed: BTreeMap<String, String>,
     /// Networks that are encrypted.
     pub encrypted: Rc<BTreeSet<String>>,
+    /// Networks with IPv6, when its pods cannot have that.
+    pub without_six: BTreeSet<String>,
     /// Its ports that someone has, with who: programs of its host, and tasks whose services publish them there (`mode: host`).
     pub ports: BTreeMap<NodePort, String>,
     by_service: BTreeMap<ServiceId, usize>,
@@ -86,6 +88,7 @@ impl<'a> Rooms<'a> {
                 tasks: 0,
                 crossed: allocate::crossed(state, node).into_iter().map(said).collect(),
                 encrypted: Rc::clone(&encrypted),
+                without_six: if has_six(node) { BTreeSet::new() } else { with_six(state).collect() },
                 ports: held.collect(),
                 by_service: BTreeMap::new(),
                 failures: BTreeMap::new(),
@@ -118,6 +121,15 @@ impl<'a> Rooms<'a> {
             room.add(task, &ports_of(self.state, task));
         }
     }
+}
+
+/// Whether its netd has told that pods can have IPv6.
+fn has_six(node: &Node) -> bool {
+    node.description.network.as_ref().is_some_and(|network| network.ipv6)
+}
+
+fn with_six(state: &State) -> impl Iterator<Item = String> {
+    state.networks().values().filter(|network| network.spec.ipv6).map(|network| network.spec.name.clone())
 }
 
 /// The ports of its node that a task has, or is to have: as its service is now.

@@ -5,6 +5,7 @@
 //! backends  address . slot → endpoint
 //! viplist   address                  refused when no endpoint took the connection
 //! hairpin   endpoint . itself        connections of an endpoint here to its own service
+//! …6        the same of IPv6         of networks that have it; what no endpoint took has no route there
 //! dead      endpoint                 on a node that is down: by the managers' word, and it does not answer this node either
 //! ```
 //!
@@ -15,13 +16,15 @@
 //! the endpoint's address, which the pod did not ask for. Never: a rule per service, an endpoint that does not serve.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
-use super::expressions::{End, Expression, FIRST, Family, Header, Meta, Register, Rejection, Verdict, family, input_begins, protocol};
+use super::expressions::{
+    End, Expression, FIRST, Family, Header, Meta, Register, Rejection, Verdict, equals, family, input_begins, protocol,
+};
 use super::isolation::MEMBERS;
 use super::{Chain, Data, Filling, Rule, Set};
-use crate::core::links::RESOLVER;
+use crate::core::links::{RESOLVER, ROUTER6};
 use crate::core::names::is_there;
 use crate::core::picture::{Attachments, Choice, Network, Picture, Place};
 
@@ -35,6 +38,15 @@ pub static VIP_LIST: Set = Set { name: "viplist", key: &[Field::Address], data: 
 pub static HAIRPIN: Set = Set { name: "hairpin", key: &[Field::Address, Field::Address], data: Data::None, filling: Filling::Keys };
 
 pub static DEAD: Set = Set { name: "dead", key: &[Field::Address], data: Data::None, filling: Filling::Keys };
+
+pub static VIPS6: Set = Set { name: "vips6", key: &[Field::Mark, Field::Address6], data: Data::Verdict, filling: Filling::Keys };
+
+pub static BACKENDS6: Set =
+    Set { name: "backends6", key: &[Field::Address6, Field::Number], data: Data::Fields(&[Field::Address6]), filling: Filling::Keys };
+
+pub static HAIRPIN6: Set = Set { name: "hairpin6", key: &[Field::Address6, Field::Address6], data: Data::None, filling: Filling::Keys };
+
+pub static DEAD6: Set = Set { name: "dead6", key: &[Field::Address6], data: Data::None, filling: Filling::Keys };
 
 /// So many endpoints have a slot each.
 const SLOTS_EXACT: u32 = 32;
@@ -56,6 +68,13 @@ const PROTOCOL_TCP: u8 = 6;
 /// Offsets of the addresses in an IPv4 header.
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
+
+/// The kernel's `RTN_UNREACHABLE`.
+const UNREACHABLE: u32 = 7;
+
+/// The same of IPv6.
+const SOURCE6: u32 = 8;
+const DESTINATION6: u32 = 24;
 
 /// The endpoints that take connections, of each service, in the order of their tasks' ids.
 pub fn backends<'a>(network: &'a Network, attachments: &Attachments) -> BTreeMap<&'a str, Vec<Ipv4Addr>> {
@@ -98,6 +117,9 @@ pub fn elements(picture: &Picture, attachments: &Attachments) -> Elements {
         for (ip, endpoint) in &network.endpoints {
             if endpoint.dead && matches!(endpoint.place, Place::Node(node) if picture.silent.contains(&node)) {
                 add(Element::new(SetName::Dead, &[Value::Address(*ip)], &[]));
+                if let Some(ip6) = network.ip6(*ip) {
+                    add(Element::new(SetName::Dead6, &[Value::Address6(ip6)], &[]));
+                }
             }
         }
         if network.vips.is_empty() {
@@ -105,6 +127,7 @@ pub fn elements(picture: &Picture, attachments: &Attachments) -> Elements {
         }
         let backends = backends(network, attachments);
         for (ip, vip) in &network.vips {
+            let ip6 = network.ip6(*ip);
             add(Element::new(SetName::VipList, &[Value::Address(*ip)], &[]));
             let behind = backends.get(vip.service_id.as_str()).map(Vec::as_slice).unwrap_or_default();
             let behind = &behind[..behind.len().min(BACKENDS_MAX)];
@@ -115,13 +138,22 @@ pub fn elements(picture: &Picture, attachments: &Attachments) -> Elements {
                 Choice::Random => drawn(behind),
                 Choice::ByClient => hashed(behind),
             };
+            if let Some(ip6) = ip6 {
+                add(sent6(network.vni, ip6, six(&chain)));
+            }
             add(sent(network.vni, *ip, chain));
             for (slot, backend) in (0..).zip(slots) {
                 add(Element::new(SetName::Backends, &[Value::Address(*ip), Value::Number(slot)], &[Value::Address(backend)]));
+                if let Some((ip6, backend6)) = ip6.zip(network.ip6(backend)) {
+                    add(Element::new(SetName::Backends6, &[Value::Address6(ip6), Value::Number(slot)], &[Value::Address6(backend6)]));
+                }
             }
             let is_here = |backend: &Ipv4Addr| network.endpoints.get(backend).is_some_and(|endpoint| endpoint.place == Place::Here);
             for backend in behind.iter().copied().filter(is_here) {
                 add(Element::new(SetName::Hairpin, &[Value::Address(backend), Value::Address(backend)], &[]));
+                if let Some(backend6) = network.ip6(backend) {
+                    add(Element::new(SetName::Hairpin6, &[Value::Address6(backend6), Value::Address6(backend6)], &[]));
+                }
             }
         }
     }
@@ -132,6 +164,16 @@ pub fn elements(picture: &Picture, attachments: &Attachments) -> Elements {
 fn sent(vni: u32, ip: Ipv4Addr, chain: String) -> Element {
     let key = Key { set: SetName::Vips, bytes: encode(&[Value::Mark(vni), Value::Address(ip)]) };
     Element { key, data: Verdict::Goto(chain).encode() }
+}
+
+fn sent6(vni: u32, ip6: Ipv6Addr, chain: String) -> Element {
+    let key = Key { set: SetName::Vips6, bytes: encode(&[Value::Mark(vni), Value::Address6(ip6)]) };
+    Element { key, data: Verdict::Goto(chain).encode() }
+}
+
+/// The chain that does of IPv6 what this one does.
+fn six(chain: &str) -> String {
+    format!("{chain}_6")
 }
 
 /// The chain that draws, and who has which slot: each as many as the others, or one more.
@@ -183,8 +225,16 @@ pub(super) fn balancing() -> Vec<Rule> {
         destination(FIRST.after(1)),
         Expression::Lookup { set: &VIPS, key: FIRST, into: Some(Register::VERDICT), present: true },
     ];
-    let text = "iifname p* iifname map @members . ip daddr vmap @vips";
-    vec![Rule::new(text, [input_begins(b"p"), family(Family::Ipv4), by_address])]
+    let by_address6 = vec![
+        Expression::Meta { key: Meta::InputName, into: FIRST },
+        Expression::Lookup { set: &MEMBERS, key: FIRST, into: Some(FIRST), present: true },
+        destination6(FIRST.after(1)),
+        Expression::Lookup { set: &VIPS6, key: FIRST, into: Some(Register::VERDICT), present: true },
+    ];
+    vec![
+        Rule::new("iifname p* iifname map @members . ip daddr vmap @vips", [input_begins(b"p"), family(Family::Ipv4), by_address]),
+        Rule::new("iifname p* iifname map @members . ip6 daddr vmap @vips6", [input_begins(b"p"), family(Family::Ipv6), by_address6]),
+    ]
 }
 
 /// The chains to which addresses lead.
@@ -199,7 +249,35 @@ pub(super) fn choosing() -> Vec<Chain> {
         let number = vec![from, Expression::Hash { from: slot, len: 4, below: slots, seed: SEED, into: slot }];
         Chain::aside(&hashes(slots), choice(&format!("jhash ip saddr mod {slots} seed {SEED:#x}"), number))
     };
-    numbers_of_slots().map(draw).chain([hash(SLOTS_HASHED)]).collect()
+    numbers_of_slots().map(draw).chain([hash(SLOTS_HASHED)]).chain(choosing6()).collect()
+}
+
+fn choosing6() -> impl Iterator<Item = Chain> {
+    let slot = FIRST.after(4);
+    let draw = move |slots: u32| {
+        let number = vec![Expression::Random { below: slots, into: slot }];
+        Chain::aside(&six(&draws(slots)), choice6(&format!("numgen random mod {slots}"), number))
+    };
+    let hash = |slots: u32| {
+        let from = Expression::Payload { header: Header::Network, offset: SOURCE6, len: 16, into: slot };
+        let number = vec![from, Expression::Hash { from: slot, len: 16, below: slots, seed: SEED, into: slot }];
+        Chain::aside(&six(&hashes(slots)), choice6(&format!("jhash ip6 saddr mod {slots} seed {SEED:#x}"), number))
+    };
+    numbers_of_slots().map(draw).chain([hash(SLOTS_HASHED)])
+}
+
+/// As `choice`, the slot being in the register behind the address.
+fn choice6(words: &str, number: Vec<Expression>) -> Vec<Rule> {
+    let to_backend = || {
+        vec![
+            destination6(FIRST),
+            Expression::Lookup { set: &BACKENDS6, key: FIRST, into: Some(FIRST), present: true },
+            Expression::Translate { end: End::Destination, family: Family::Ipv6, address: FIRST, port: None },
+        ]
+    };
+    let first = vec![Expression::Load { into: FIRST.after(4), value: 0_u32.to_ne_bytes().to_vec() }];
+    let to = |words: &str, number| Rule::new(&format!("dnat to ip6 daddr . {words} map @backends6"), [number, to_backend()]);
+    vec![to(words, number), to("0", first)]
 }
 
 /// To the endpoint of the slot that `number` puts into the second register, or to that of the first one.
@@ -226,6 +304,14 @@ pub(super) fn dead() -> Vec<Rule> {
             [is_dead(), protocol(PROTOCOL_TCP), vec![Expression::Reject(Rejection::Reset)]],
         ),
         Rule::new("ip daddr @dead reject with icmpx host-unreachable", [is_dead(), vec![Expression::Reject(Rejection::HostUnreachable)]]),
+        Rule::new(
+            "ip6 daddr @dead6 meta l4proto tcp reject with tcp reset",
+            [listed6(&DEAD6), protocol(PROTOCOL_TCP), vec![Expression::Reject(Rejection::Reset)]],
+        ),
+        Rule::new(
+            "ip6 daddr @dead6 reject with icmpx host-unreachable",
+            [listed6(&DEAD6), vec![Expression::Reject(Rejection::HostUnreachable)]],
+        ),
     ]
 }
 
@@ -233,6 +319,17 @@ pub(super) fn dead() -> Vec<Rule> {
 pub(super) fn unserved() -> Vec<Rule> {
     let refuse = vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))];
     vec![Rule::new("ip daddr @viplist goto refuse", [family(Family::Ipv4), listed(&VIP_LIST), refuse])]
+}
+
+/// Of what would be sent to an IPv6 address that nobody has, or to a service's that no endpoint took: there is no route. The kernel would say so by
+/// ICMPv6, which reaches a program that connects only with its second packet, a second later; a reset it hears at once.
+pub(super) fn nobodys() -> Vec<Rule> {
+    let unreachable = vec![Expression::DestinationType { into: FIRST }, equals(&UNREACHABLE.to_ne_bytes())];
+    let refuse = vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))];
+    vec![Rule::new(
+        "iifname p* meta nfproto ipv6 fib daddr type unreachable goto refuse",
+        [input_begins(b"p"), family(Family::Ipv6), unreachable, refuse],
+    )]
 }
 
 /// The chain that says that nobody listens.
@@ -257,7 +354,28 @@ pub(super) fn leaving() -> Vec<Rule> {
         Expression::Load { into: FIRST, value: RESOLVER.octets().to_vec() },
         Expression::Translate { end: End::Source, family: Family::Ipv4, address: FIRST, port: None },
     ];
-    vec![Rule::new("ip saddr . ip daddr @hairpin snat to resolver", [family(Family::Ipv4), both, translate])]
+    let both6 = vec![
+        Expression::Payload { header: Header::Network, offset: SOURCE6, len: 16, into: FIRST },
+        destination6(FIRST.after(4)),
+        Expression::Lookup { set: &HAIRPIN6, key: FIRST, into: None, present: true },
+    ];
+    let translate6 = vec![
+        Expression::Load { into: FIRST, value: ROUTER6.octets().to_vec() },
+        Expression::Translate { end: End::Source, family: Family::Ipv6, address: FIRST, port: None },
+    ];
+    vec![
+        Rule::new("ip saddr . ip daddr @hairpin snat to resolver", [family(Family::Ipv4), both, translate]),
+        Rule::new(&format!("ip6 saddr . ip6 daddr @hairpin6 snat to {ROUTER6}"), [family(Family::Ipv6), both6, translate6]),
+    ]
+}
+
+fn destination6(into: Register) -> Expression {
+    Expression::Payload { header: Header::Network, offset: DESTINATION6, len: 16, into }
+}
+
+fn listed6(set: &'static Set) -> Vec<Expression> {
+    let listed = [destination6(FIRST), Expression::Lookup { set, key: FIRST, into: None, present: true }];
+    family(Family::Ipv6).into_iter().chain(listed).collect()
 }
 
 pub(super) fn destination(into: Register) -> Expression {

@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use ipnet::Ipv6Net;
+use rcluster_api::network::PREFIX6;
+
 use super::expressions::Verdict;
 use super::{Data, Set, balance, egress, ingress, isolation, policy};
 use crate::core::links::Mac;
@@ -22,6 +25,8 @@ const REGISTER_LEN: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SetName {
     Sources,
+    Sources6,
+    Prefixes6,
     Members,
     Exits,
     Entries,
@@ -30,7 +35,12 @@ pub enum SetName {
     Vips,
     VipList,
     Dead,
+    Backends6,
+    Hairpin6,
+    Vips6,
+    Dead6,
     Allow,
+    Allow6,
     AllowIn,
     Shielded,
     Policed,
@@ -47,8 +57,10 @@ pub enum SetName {
 
 impl SetName {
     /// All of them, in order.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 29] = [
         Self::Sources,
+        Self::Sources6,
+        Self::Prefixes6,
         Self::Members,
         Self::Exits,
         Self::Entries,
@@ -57,7 +69,12 @@ impl SetName {
         Self::Vips,
         Self::VipList,
         Self::Dead,
+        Self::Backends6,
+        Self::Hairpin6,
+        Self::Vips6,
+        Self::Dead6,
         Self::Allow,
+        Self::Allow6,
         Self::AllowIn,
         Self::Shielded,
         Self::Policed,
@@ -76,6 +93,8 @@ impl SetName {
     pub fn set(self) -> &'static Set {
         match self {
             Self::Sources => &isolation::SOURCES,
+            Self::Sources6 => &isolation::SOURCES6,
+            Self::Prefixes6 => &isolation::PREFIXES6,
             Self::Members => &isolation::MEMBERS,
             Self::Exits => &isolation::EXITS,
             Self::Entries => &egress::ENTRIES,
@@ -84,7 +103,12 @@ impl SetName {
             Self::Vips => &balance::VIPS,
             Self::VipList => &balance::VIP_LIST,
             Self::Dead => &balance::DEAD,
+            Self::Backends6 => &balance::BACKENDS6,
+            Self::Hairpin6 => &balance::HAIRPIN6,
+            Self::Vips6 => &balance::VIPS6,
+            Self::Dead6 => &balance::DEAD6,
             Self::Allow => &policy::ALLOW,
+            Self::Allow6 => &policy::ALLOW6,
             Self::AllowIn => &policy::ALLOW_IN,
             Self::Shielded => &policy::SHIELDED,
             Self::Policed => &policy::POLICED,
@@ -108,6 +132,8 @@ pub enum Field {
     Name,
     Address,
     Address6,
+    /// The first half of such a one, which a network's have in common.
+    Prefix6,
     /// Ethernet's.
     HardwareAddress,
     /// That of IP packets.
@@ -126,6 +152,7 @@ impl Field {
             Self::Port => 2,
             Self::Address | Self::Mark | Self::Number => 4,
             Self::HardwareAddress => 6,
+            Self::Prefix6 => 8,
             Self::Name | Self::Address6 => 16,
         }
     }
@@ -140,7 +167,7 @@ impl Field {
         match self {
             Self::Number => 4,
             Self::Address => 7,
-            Self::Address6 => 8,
+            Self::Address6 | Self::Prefix6 => 8,
             Self::HardwareAddress => 9,
             Self::Protocol => 12,
             Self::Port => 13,
@@ -156,6 +183,8 @@ pub enum Value {
     Name(String),
     Address(Ipv4Addr),
     Address6(Ipv6Addr),
+    /// A /64.
+    Prefix6(Ipv6Net),
     HardwareAddress(Mac),
     Protocol(u8),
     Port(u16),
@@ -170,6 +199,7 @@ impl Value {
             Self::Name(_) => Field::Name,
             Self::Address(_) => Field::Address,
             Self::Address6(_) => Field::Address6,
+            Self::Prefix6(_) => Field::Prefix6,
             Self::HardwareAddress(_) => Field::HardwareAddress,
             Self::Protocol(_) => Field::Protocol,
             Self::Port(_) => Field::Port,
@@ -184,6 +214,7 @@ impl Value {
             Self::Name(name) => name.bytes().take(NAME_LEN - 1).collect(),
             Self::Address(ip) => ip.octets().to_vec(),
             Self::Address6(ip) => ip.octets().to_vec(),
+            Self::Prefix6(net) => net.network().octets()[..usize::from(PREFIX6 / 8)].to_vec(),
             Self::HardwareAddress(mac) => mac.0.to_vec(),
             Self::Protocol(number) => vec![*number],
             Self::Port(port) => port.to_be_bytes().to_vec(),
@@ -203,6 +234,10 @@ impl Value {
             }
             Field::Address => Self::Address(Ipv4Addr::from(*bytes.first_chunk::<4>()?)),
             Field::Address6 => Self::Address6(Ipv6Addr::from(*bytes.first_chunk::<16>()?)),
+            Field::Prefix6 => {
+                let upper = u64::from_be_bytes(*bytes.first_chunk::<8>()?);
+                Self::Prefix6(Ipv6Net::new_assert(Ipv6Addr::from_bits(u128::from(upper) << 64), PREFIX6))
+            }
             Field::HardwareAddress => Self::HardwareAddress(Mac(*bytes.first_chunk::<6>()?)),
             Field::Protocol => Self::Protocol(*bytes.first()?),
             Field::Port => Self::Port(u16::from_be_bytes(*bytes.first_chunk::<2>()?)),
@@ -218,6 +253,7 @@ impl fmt::Display for Value {
             Self::Name(name) => write!(f, "{name}"),
             Self::Address(ip) => write!(f, "{ip}"),
             Self::Address6(ip) => write!(f, "{ip}"),
+            Self::Prefix6(net) => write!(f, "{net}"),
             Self::HardwareAddress(mac) => write!(f, "{mac}"),
             Self::Protocol(number) => write!(f, "{number}"),
             Self::Port(port) => write!(f, "{port}"),

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! sources  device . address          the one source address that may come in from a pod's veth
+//! sources6 device . address          the same of IPv6; of a pod on a network without IPv6 none
+//! prefixes6 device . prefix          whose IPv6 may come in from other nodes by a network's device
 //! members  device → VNI              which network a packet comes from
 //! exits    VNI . device              where a packet of that network may leave
 //! flood    device                    who asks the resolver too much; the kernel fills it
@@ -9,17 +11,24 @@
 //!
 //! The mark that `members` sets is cleared before the packet leaves, so the host's own marks never meet it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
+use ipnet::Ipv6Net;
+
+use super::balance::REFUSE;
 use super::elements::{Element, Elements, Field, SetName, Value};
 use super::expressions::{
-    Expression, FIRST, Family, Header, Limit, Meta, Rejection, accept, drop, equals, established, family, input_begins, protocol,
+    Expression, FIRST, Family, Header, Limit, Meta, Rejection, Verdict, accept, drop, equals, established, family, input_begins, protocol,
 };
 use super::{Data, Filling, Rule, Set};
 use crate::core::links::{RESOLVER, veth_name, vxlan_name};
 use crate::core::picture::{Attachments, Picture};
 
 pub static SOURCES: Set = Set { name: "sources", key: &[Field::Name, Field::Address], data: Data::None, filling: Filling::Keys };
+
+pub static SOURCES6: Set = Set { name: "sources6", key: &[Field::Name, Field::Address6], data: Data::None, filling: Filling::Keys };
+
+pub static PREFIXES6: Set = Set { name: "prefixes6", key: &[Field::Name, Field::Prefix6], data: Data::None, filling: Filling::Keys };
 
 pub static MEMBERS: Set = Set { name: "members", key: &[Field::Name], data: Data::Fields(&[Field::Mark]), filling: Filling::Keys };
 
@@ -41,6 +50,16 @@ pub fn source(link: &str, ip: Ipv4Addr) -> Element {
     Element::new(SetName::Sources, &[Value::Name(link.to_owned()), Value::Address(ip)], &[])
 }
 
+/// The same of IPv6.
+fn source6(link: &str, ip6: Ipv6Addr) -> Element {
+    Element::new(SetName::Sources6, &[Value::Name(link.to_owned()), Value::Address6(ip6)], &[])
+}
+
+/// The addresses that may come in by a VXLAN device: routes back to their sources are not asked for, as they are with IPv4.
+fn prefix6(link: &str, subnet6: Ipv6Net) -> Element {
+    Element::new(SetName::Prefixes6, &[Value::Name(link.to_owned()), Value::Prefix6(subnet6)], &[])
+}
+
 /// The network of what comes in by a device.
 pub fn member(link: &str, vni: u32) -> Element {
     Element::new(SetName::Members, &[Value::Name(link.to_owned())], &[Value::Mark(vni)])
@@ -59,6 +78,9 @@ pub fn elements(picture: &Picture, attachments: &Attachments) -> Elements {
         let link = vxlan_name(network.vni);
         add(member(&link, network.vni));
         add(exit(network.vni, &link));
+        if let Some(subnet6) = network.subnet6 {
+            add(prefix6(&link, subnet6));
+        }
     }
     for (task_id, attachment) in attachments {
         for membership in &attachment.networks {
@@ -67,6 +89,9 @@ pub fn elements(picture: &Picture, attachments: &Attachments) -> Elements {
             if let Some(network) = picture.networks.get(&membership.network_id) {
                 add(member(&link, network.vni));
                 add(exit(network.vni, &link));
+                if let Some(ip6) = network.ip6(membership.ip) {
+                    add(source6(&link, ip6));
+                }
             }
         }
     }
@@ -76,7 +101,11 @@ pub fn elements(picture: &Picture, attachments: &Attachments) -> Elements {
 /// Of everything that comes in, before connections are looked up.
 pub(super) fn incoming() -> Vec<Rule> {
     vec![
-        Rule::new("iifname p* meta nfproto ipv6 drop", [from_pod(), family(Family::Ipv6), drop()]),
+        Rule::new("iifname p* iifname . ip6 saddr != @sources6 drop", [from_pod(), family(Family::Ipv6), not_its_source6(), drop()]),
+        Rule::new(
+            "iifname v* iifname . ip6 saddr & ffff:ffff:ffff:ffff:: != @prefixes6 drop",
+            [input_begins(b"v"), family(Family::Ipv6), not_of_its_network(), drop()],
+        ),
         Rule::new("iifname p* iifname . ip saddr != @sources drop", [from_pod(), family(Family::Ipv4), not_its_source(), drop()]),
         Rule::new("ip daddr resolver udp dport 53 notrack", [resolver_address(16), port(PROTOCOL_UDP, 2), vec![Expression::Untrack]]),
     ]
@@ -101,6 +130,7 @@ pub(super) fn marked() -> Vec<Rule> {
 pub(super) fn passing() -> Vec<Rule> {
     vec![
         Rule::new("meta mark . oifname @exits meta mark set 0 accept", [same_network(), accept()]),
+        Rule::new("meta nfproto ipv6 goto refuse", [family(Family::Ipv6), vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))]]),
         Rule::new("reject with icmpx admin-prohibited", [vec![Expression::Reject(Rejection::AdminProhibited)]]),
     ]
 }
@@ -131,6 +161,23 @@ fn not_its_source() -> Vec<Expression> {
         Expression::Meta { key: Meta::InputName, into: FIRST },
         Expression::Payload { header: Header::Network, offset: 12, len: 4, into: FIRST.after(4) },
         Expression::Lookup { set: &SOURCES, key: FIRST, into: None, present: false },
+    ]
+}
+
+fn not_its_source6() -> Vec<Expression> {
+    vec![
+        Expression::Meta { key: Meta::InputName, into: FIRST },
+        Expression::Payload { header: Header::Network, offset: 8, len: 16, into: FIRST.after(4) },
+        Expression::Lookup { set: &SOURCES6, key: FIRST, into: None, present: false },
+    ]
+}
+
+/// By the first half of the source address.
+fn not_of_its_network() -> Vec<Expression> {
+    vec![
+        Expression::Meta { key: Meta::InputName, into: FIRST },
+        Expression::Payload { header: Header::Network, offset: 8, len: 8, into: FIRST.after(4) },
+        Expression::Lookup { set: &PREFIXES6, key: FIRST, into: None, present: false },
     ]
 }
 

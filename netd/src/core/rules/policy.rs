@@ -3,6 +3,7 @@
 //! ```text
 //! policed   VNI                                        of networks that have a policy
 //! allow     address . address . protocol . port        from whom, to whom; all of them spans
+//! allow6    the same of IPv6, with ICMPv6 for ICMP
 //! shielded  address                                    of pods here on networks that have a policy
 //! allow_in  address . protocol . port . address        to whom, and from whom outside; all but the first spans
 //! ```
@@ -13,6 +14,11 @@
 //!
 //! What a policy allows is added before its network is `policed`, and the other way round when it goes; the kernel does either in one
 //! transaction, so that no half of a policy is ever in force. Rules that are loaded anew know no network at all until all elements are there.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv6Net;
+use rcluster_api::network::address6;
 
 use super::balance::REFUSE;
 use super::egress::ENTRIES;
@@ -28,6 +34,13 @@ pub static POLICED: Set = Set { name: "policed", key: &[Field::Mark], data: Data
 pub static ALLOW: Set = Set {
     name: "allow",
     key: &[Field::Address, Field::Address, Field::Protocol, Field::Port],
+    data: Data::None,
+    filling: Filling::Intervals,
+};
+
+pub static ALLOW6: Set = Set {
+    name: "allow6",
+    key: &[Field::Address6, Field::Address6, Field::Protocol, Field::Port],
     data: Data::None,
     filling: Filling::Intervals,
 };
@@ -51,6 +64,10 @@ pub(super) const ADMIT: &str = "admit";
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
 
+/// The same of IPv6.
+const SOURCE6: u32 = 8;
+const DESTINATION6: u32 = 24;
+
 /// Who may speak with whom.
 pub fn elements(picture: &Picture, attachments: &Attachments) -> Elements {
     let mut elements = Elements::new();
@@ -59,6 +76,11 @@ pub fn elements(picture: &Picture, attachments: &Attachments) -> Elements {
         add(Element::new(SetName::Policed, &[Value::Mark(network.vni)], &[]));
         for passage in passages(network).unwrap_or_default() {
             add(allowed(&passage));
+            if let Some(subnet6) = network.subnet6 {
+                for protocols in passage.protocols6() {
+                    add(allowed6(&passage, protocols, subnet6));
+                }
+            }
         }
     }
     for membership in attachments.values().flat_map(|attachment| &attachment.networks) {
@@ -86,6 +108,15 @@ fn allowed(passage: &Passage) -> Element {
     let first = [Value::Address(from.0), Value::Address(to.0), Value::Protocol(protocols.0), Value::Port(ports.0)];
     let last = [Value::Address(from.1), Value::Address(to.1), Value::Protocol(protocols.1), Value::Port(ports.1)];
     spanning(SetName::Allow, &first, &last)
+}
+
+/// The same of IPv6: who has an address there has it in the same order.
+fn allowed6(passage: &Passage, protocols: (u8, u8), subnet6: Ipv6Net) -> Element {
+    let Passage { from, to, protocols: _, ports } = *passage;
+    let address = |ip: Ipv4Addr| Value::Address6(address6(subnet6, ip));
+    let first = [address(from.0), address(to.0), Value::Protocol(protocols.0), Value::Port(ports.0)];
+    let last = [address(from.1), address(to.1), Value::Protocol(protocols.1), Value::Port(ports.1)];
+    spanning(SetName::Allow6, &first, &last)
 }
 
 fn admitted(passage: &Passage) -> Element {
@@ -152,10 +183,21 @@ pub(super) fn judging() -> Vec<Rule> {
         Expression::Lookup { set: &ALLOW, key: FIRST, into: None, present: true },
     ];
     let text = "ip saddr . ip daddr . meta l4proto . th dport @allow return";
+    let known6 = vec![
+        Expression::Payload { header: Header::Network, offset: SOURCE6, len: 16, into: FIRST },
+        Expression::Payload { header: Header::Network, offset: DESTINATION6, len: 16, into: FIRST.after(4) },
+        Expression::Meta { key: Meta::Protocol, into: FIRST.after(8) },
+        Expression::Payload { header: Header::Transport, offset: 2, len: 2, into: FIRST.after(9) },
+        Expression::Lookup { set: &ALLOW6, key: FIRST, into: None, present: true },
+    ];
+    let text6 = "ip6 saddr . ip6 daddr . meta l4proto . th dport @allow6 return";
     let prohibited = vec![Expression::Reject(Rejection::AdminProhibited)];
     vec![
         Rule::new("oifname up return", [by_uplink, back()]),
         Rule::new(text, [family(Family::Ipv4), known, back()]),
+        Rule::new(text6, [family(Family::Ipv6), known6, back()]),
+        // Of ICMPv6 who connects would hear a second later.
+        Rule::new("meta nfproto ipv6 goto refuse", [family(Family::Ipv6), refuse()]),
         Rule::new("iifname p* reject with icmpx admin-prohibited", [input_begins(b"p"), prohibited]),
         // One of another node, whose router has the same addresses as this one and would not believe ICMP from them.
         refused(),
@@ -175,14 +217,16 @@ fn back() -> Vec<Expression> {
     vec![Expression::Verdict(Verdict::Return)]
 }
 
+fn refuse() -> Vec<Expression> {
+    vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))]
+}
+
 fn refused() -> Rule {
-    Rule::new("goto refuse", [vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))]])
+    Rule::new("goto refuse", [refuse()])
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use rcluster_api::wire::v1;
 
     use super::*;

@@ -51,7 +51,7 @@ pub fn skeleton() -> Skeleton {
         Chain::filter("mesh", Hook::Prerouting, TRACKED, Policy::Accept, ingress::between_nodes()),
         Chain::filter("guard", Hook::Prerouting, UNCHANGED, Policy::Accept, ingress::guarding()),
         Chain::nat("balance", Hook::Prerouting, DESTINATION, balance),
-        Chain::filter("toward", Hook::Prerouting, CHANGED, Policy::Accept, ingress::toward()),
+        Chain::filter("toward", Hook::Prerouting, CHANGED, Policy::Accept, [ingress::toward(), balance::nobodys()].concat()),
     ];
     chains.extend(balance::choosing());
     chains.extend(ingress::choosing());
@@ -90,15 +90,19 @@ mod tests {
     #[test]
     fn the_skeleton_reads_like_this() {
         let mut skeleton = skeleton();
-        let drawn = |name: &String| name.strip_prefix(['r', 'p']).is_some_and(|slots| slots.parse::<u32>().is_ok());
+        let is_number = |slots: &str| slots.trim_end_matches("_6").parse::<u32>().is_ok();
+        let drawn = |name: &String| name.strip_prefix(['r', 'p']).is_some_and(is_number);
         let draws: Vec<String> = skeleton.chains.iter().map(|chain| chain.name.clone()).filter(drawn).collect();
-        let numbers = |letter: char| (1..=32).chain([64, 128, 256, 512]).map(move |slots| format!("{letter}{slots}"));
-        assert_eq!(draws, numbers('r').chain(numbers('p')).collect::<Vec<_>>());
-        skeleton.chains.retain(|chain| !draws.contains(&chain.name) || ["r3", "p3"].contains(&chain.name.as_str()));
+        let numbers =
+            |letter: char, end: &'static str| (1..=32).chain([64, 128, 256, 512]).map(move |slots| format!("{letter}{slots}{end}"));
+        assert_eq!(draws, numbers('r', "").chain(numbers('r', "_6")).chain(numbers('p', "")).collect::<Vec<_>>());
+        skeleton.chains.retain(|chain| !draws.contains(&chain.name) || ["r3", "r3_6", "p3"].contains(&chain.name.as_str()));
         assert_eq!(
             skeleton.to_string(),
             "table inet rcluster
   set sources [Name, Address] -> None
+  set sources6 [Name, Address6] -> None
+  set prefixes6 [Name, Prefix6] -> None
   set members [Name] -> Fields([Mark])
   set exits [Mark, Name] -> None
   set entries [Address] -> None
@@ -107,7 +111,12 @@ mod tests {
   set vips [Mark, Address] -> Verdict
   set viplist [Address] -> None
   set dead [Address] -> None
+  set backends6 [Address6, Number] -> Fields([Address6])
+  set hairpin6 [Address6, Address6] -> None
+  set vips6 [Mark, Address6] -> Verdict
+  set dead6 [Address6] -> None
   set allow [Address, Address, Protocol, Port] -> None, intervals
+  set allow6 [Address6, Address6, Protocol, Port] -> None, intervals
   set allow_in [Address, Protocol, Port, Address] -> None, intervals
   set shielded [Address] -> None
   set policed [Mark] -> None
@@ -121,7 +130,8 @@ mod tests {
   set behind [Protocol, Port, Number] -> Fields([Address, Port])
   set ports [Protocol, Port] -> Verdict
   chain source hook Prerouting priority -300 policy Accept
-    iifname p* meta nfproto ipv6 drop
+    iifname p* iifname . ip6 saddr != @sources6 drop
+    iifname v* iifname . ip6 saddr & ffff:ffff:ffff:ffff:: != @prefixes6 drop
     iifname p* iifname . ip saddr != @sources drop
     ip daddr 169.254.53.53 udp dport 53 notrack
   chain answer hook Output priority -300 policy Accept
@@ -133,22 +143,32 @@ mod tests {
     ct state new ip daddr @entries meta l4proto . th dport @guarded meta l4proto . th dport . ip saddr != @allowed goto refuse
   chain balance nat hook Prerouting priority -100 policy Accept
     iifname p* iifname map @members . ip daddr vmap @vips
+    iifname p* iifname map @members . ip6 daddr vmap @vips6
     ip daddr @entries meta l4proto . th dport vmap @ports
   chain toward hook Prerouting priority -90 policy Accept
     ct state new ct original ip daddr @entries ct mark set ip daddr map @homes
     ct direction original ct mark & 0xff000000 == 0x1000000 ct original ip daddr @entries meta mark set ct mark
+    iifname p* meta nfproto ipv6 fib daddr type unreachable goto refuse
   chain r3
     dnat to ip daddr . numgen random mod 3 map @backends
     dnat to ip daddr . 0 map @backends
   chain h512
     dnat to ip daddr . jhash ip saddr mod 512 seed 0x72636c75 map @backends
     dnat to ip daddr . 0 map @backends
+  chain r3_6
+    dnat to ip6 daddr . numgen random mod 3 map @backends6
+    dnat to ip6 daddr . 0 map @backends6
+  chain h512_6
+    dnat to ip6 daddr . jhash ip6 saddr mod 512 seed 0x72636c75 map @backends6
+    dnat to ip6 daddr . 0 map @backends6
   chain p3
     dnat to meta l4proto . th dport . numgen random mod 3 map @behind
     dnat to meta l4proto . th dport . 0 map @behind
   chain forward hook Forward priority 0 policy Drop
     ip daddr @dead meta l4proto tcp reject with tcp reset
     ip daddr @dead reject with icmpx host-unreachable
+    ip6 daddr @dead6 meta l4proto tcp reject with tcp reset
+    ip6 daddr @dead6 reject with icmpx host-unreachable
     ct state established,related accept
     iifname up ip daddr @shielded jump admit
     iifname ing ip daddr @shielded jump admit
@@ -163,6 +183,7 @@ mod tests {
     ip daddr @viplist goto refuse
     meta mark @policed jump policy
     meta mark . oifname @exits meta mark set 0 accept
+    meta nfproto ipv6 goto refuse
     reject with icmpx admin-prohibited
   chain refuse
     meta l4proto tcp reject with tcp reset
@@ -173,6 +194,8 @@ mod tests {
   chain policy
     oifname up return
     ip saddr . ip daddr . meta l4proto . th dport @allow return
+    ip6 saddr . ip6 daddr . meta l4proto . th dport @allow6 return
+    meta nfproto ipv6 goto refuse
     iifname p* reject with icmpx admin-prohibited
     goto refuse
   chain input hook Input priority 0 policy Drop
@@ -186,6 +209,7 @@ mod tests {
     iifname up goto refuse
   chain leave nat hook Postrouting priority 100 policy Accept
     ip saddr . ip daddr @hairpin snat to 169.254.53.53
+    ip6 saddr . ip6 daddr @hairpin6 snat to fd5c:7263::53
     oifname up masquerade random-fully
   chain bare hook Postrouting priority 150 policy Accept
     meta mark set 0
@@ -201,27 +225,34 @@ mod tests {
             sets,
             [
                 "allow key 16 data 0 flags 132",
+                "allow6 key 40 data 0 flags 132",
                 "allow_in key 16 data 0 flags 132",
                 "allowed key 12 data 0 flags 132",
                 "backends key 8 data 4 flags 8",
+                "backends6 key 20 data 16 flags 8",
                 "behind key 12 data 8 flags 8",
                 "dead key 4 data 0 flags 0",
+                "dead6 key 16 data 0 flags 0",
                 "entries key 4 data 0 flags 0",
                 "exits key 20 data 0 flags 0",
                 "flood key 16 data 0 flags 48",
                 "guarded key 8 data 0 flags 0",
                 "hairpin key 8 data 0 flags 0",
+                "hairpin6 key 32 data 0 flags 0",
                 "homes key 4 data 4 flags 8",
                 "members key 16 data 4 flags 8",
                 "outward key 4 data 0 flags 0",
                 "peers key 8 data 4 flags 8",
                 "policed key 4 data 0 flags 0",
                 "ports key 8 data 0 flags 8",
+                "prefixes6 key 24 data 0 flags 0",
                 "served key 12 data 0 flags 0",
                 "shielded key 4 data 0 flags 0",
                 "sources key 20 data 0 flags 0",
+                "sources6 key 32 data 0 flags 0",
                 "viplist key 4 data 0 flags 0",
                 "vips key 8 data 0 flags 8",
+                "vips6 key 20 data 0 flags 8",
             ]
         );
         let base_chains = outline.chains.iter().map(String::as_str).filter(|chain| chain.contains(' '));

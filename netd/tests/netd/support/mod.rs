@@ -201,6 +201,7 @@ pub fn network(name: &str, third: u8, endpoints: &[(&str, usize, u8)]) -> v1::Ne
         internal: false,
         names: vec!["web".into(), "idle".into()],
         endpoints: endpoints.iter().map(endpoint).collect(),
+        subnet6: String::new(),
         encrypted: false,
         policy: None,
     }
@@ -254,7 +255,7 @@ impl Host {
         self.here(move || {
             let mut netlink = Netlink::open(NETLINK_ROUTE).unwrap();
             let index = nix::net::if_::if_nametoindex("up0").unwrap();
-            let route = messages::route(net, Next::Device(index));
+            let route = messages::route(net.into(), Next::Device(index));
             netlink.request("route", RouteNetlinkMessage::NewRoute(route), messages::CREATE).unwrap();
         });
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use rcluster_netd::core::links::is_ours;
 use rcluster_netd::core::rules::elements::Element;
 use rcluster_netd::core::rules::host;
 use rcluster_netd::kernel::netlink::Netlink;
@@ -16,13 +17,18 @@ pub const OUR_ROUTES: &str = "ip -4 -o route show table all proto 114";
 
 pub const OUR_NEIGHBOURS: &str = "ip -4 neigh show nud permanent";
 
+/// The same of IPv6.
+pub const OUR_ROUTES6: &str = "ip -6 -o route show table all proto 114";
+
+pub const OUR_NEIGHBOURS6: &str = "ip -6 neigh show nud permanent";
+
 /// The calling thread's own.
 const SYSCTLS: [&str; 3] = ["ip_forward", "conf/all/rp_filter", "icmp_ratemask"];
 
 /// All of netd's in the router namespace, in these pods and on the host. Not in it: the numbers of devices, which are others when one is made
 /// anew, and what the kernel finds out by itself.
 pub fn seen(host: &Host, pods: &[&str]) -> BTreeSet<String> {
-    let router = || [in_namespace(), elements(), forwards(), sysctls()].concat();
+    let router = || [in_namespace(), elements(), forwards(), sysctls(), with_six()].concat();
     let mut lines = named("router", host.inside("router", router));
     for pod in pods {
         lines.extend(named(pod, host.inside(pod, in_namespace)));
@@ -43,12 +49,16 @@ fn named(place: &str, lines: Vec<String>) -> Vec<String> {
 
 /// Devices with their addresses, our routes, permanent neighbours, and rules of routing.
 fn in_namespace() -> Vec<String> {
-    let addresses = show("ip -4 -o addr show").into_iter().map(|line| words(&line).skip(1).collect::<Vec<_>>().join(" "));
-    // Whether a device has its carrier the kernel takes in later.
-    let routes = show(OUR_ROUTES)
+    let addresses = ["ip -4 -o addr show", "ip -6 -o addr show scope global"]
         .into_iter()
+        .flat_map(show)
+        .map(|line| words(&line).skip(1).collect::<Vec<_>>().join(" "));
+    // Whether a device has its carrier the kernel takes in later.
+    let routes = [OUR_ROUTES, OUR_ROUTES6]
+        .into_iter()
+        .flat_map(show)
         .map(|line| format!("route {}", words(&line).filter(|word| *word != "linkdown").collect::<Vec<_>>().join(" ")));
-    let neighbours = show(OUR_NEIGHBOURS).into_iter().map(|line| format!("neighbour {line}"));
+    let neighbours = [OUR_NEIGHBOURS, OUR_NEIGHBOURS6].into_iter().flat_map(show).map(|line| format!("neighbour {line}"));
     let rules = show("ip -4 rule show").into_iter().map(|line| format!("rule of routing {line}"));
     show("ip -o link show").iter().filter_map(|line| device(line)).chain(addresses).chain(routes).chain(neighbours).chain(rules).collect()
 }
@@ -76,6 +86,15 @@ fn forwards() -> Vec<String> {
 fn sysctls() -> Vec<String> {
     let value = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap();
     SYSCTLS.iter().map(|name| format!("sysctl {name} {}", value(name).trim())).collect()
+}
+
+/// Our devices with whether they have IPv6, and whether that is forwarded.
+fn with_six() -> Vec<String> {
+    let value = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}")).unwrap();
+    let devices = show("ip -o link show").into_iter().filter_map(|line| device(&line)).collect::<Vec<_>>();
+    let names = devices.iter().filter_map(|line| line.split_whitespace().nth(1)).filter(|name| is_ours(name));
+    let devices = names.map(|name| format!("IPv6 of {name} off {}", value(&format!("{name}/disable_ipv6")).trim()));
+    devices.chain([format!("IPv6 forwarded {}", value("all/forwarding").trim())]).collect()
 }
 
 fn on_host() -> Vec<String> {
