@@ -1,3 +1,7 @@
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use super::*;
 use crate::core::dataplane::{Dataplane, compile};
 use crate::core::links::{LinkKind, vtep_mac, vtep6, vxlan_name};
@@ -159,8 +163,9 @@ fn ipv6_of_an_encrypted_network_goes_by_the_same_tunnel_or_nowhere() {
     assert_eq!((dataplane.links[&name].mtu, dataplane.links[&name].six), (1390, true));
     let node = Ipv4Addr::new(10, 90, 0, 103);
     let route = Route::Via { link: name.clone(), gateway: vtep6(node).into() };
-    assert_eq!(dataplane.routes.get(&"fd00:1::a80:102/128".parse().unwrap()), Some(&route));
-    assert_eq!(dataplane.neighbours[&(name.clone(), vtep6(node).into())], vtep_mac(node));
+    let to: IpNet = "fd00:1::a80:102/128".parse().unwrap();
+    assert_eq!(dataplane.routes.get(&to), Some(&route));
+    assert_eq!(dataplane.neighbours[&(name.clone(), IpAddr::from(vtep6(node)))], vtep_mac(node));
     wire.nodes[2].wireguard_keys.clear();
     assert!(wanted(&wire).forwards.iter().all(|forward| forward.link != name));
 }
