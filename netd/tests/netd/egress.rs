@@ -260,17 +260,47 @@ fn vxlan_is_taken_from_nodes_of_the_network_alone() {
     lab.hosts[0].attach("t1", &[("front", "10.128.0.2")]).unwrap();
     let receiver = lab.hosts[0].udp("t1", "10.128.0.2:9");
     let (to, node) = (lab.hosts[0].addr, lab.hosts[1].addr);
-    let send = |from: &Host, word: &'static [u8]| {
+    let send = |from: &Host, at: Ipv4Addr, word: &'static [u8]| {
+        let own = from.addr;
         from.here(move || {
             // Refused; from then on the wire knows both, and frames arrive in the order in which they are sent.
             assert_eq!(TcpStream::connect((to, 1)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
-            UdpSocket::bind("0.0.0.0:0").unwrap().send_to(&frame(to, node, word), (to, 4789)).unwrap();
+            let socket = UdpSocket::bind((own, 0)).unwrap();
+            socket.set_broadcast(true).unwrap();
+            socket.send_to(&frame(to, node, word), (at, 4789)).unwrap();
         });
     };
     let outside = lab.outside();
-    send(&outside, b"the world's");
-    send(&lab.hosts[2], b"a node's of no network here");
-    send(&lab.hosts[1], b"a node's");
+    send(&outside, to, b"the world's");
+    send(&outside, Ipv4Addr::BROADCAST, b"the world's for everybody");
+    send(&lab.hosts[2], to, b"a node's of no network here");
+    send(&lab.hosts[1], to, b"a node's");
+    let mut buffer = [0; 64];
+    let len = receiver.recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[..len], b"a node's");
+}
+
+#[test]
+fn a_pods_vxlan_does_not_pass_for_its_nodes() {
+    let lab = two_pods();
+    let receiver = lab.hosts[0].udp("t1", "10.128.0.2:9");
+    // An address of the node that no other node is told of.
+    let other = Ipv4Addr::new(10, 90, 0, 201);
+    lab.hosts[0].here(|| {
+        let added = std::process::Command::new("ip").args(["addr", "add", "10.90.0.201/32", "dev", "up0"]).status();
+        assert!(added.unwrap().success());
+    });
+    let (to, node) = (lab.hosts[0].addr, lab.hosts[1].addr);
+    lab.hosts[1].here(move || {
+        for at in [to, other] {
+            assert_eq!(TcpStream::connect((at, 1)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        }
+    });
+    let pod = lab.hosts[1].udp("t2", "10.128.0.3:4000");
+    pod.send_to(&frame(to, node, b"a pod's"), (other, 4789)).unwrap();
+    lab.hosts[1].here(move || {
+        UdpSocket::bind("0.0.0.0:0").unwrap().send_to(&frame(to, node, b"a node's"), (to, 4789)).unwrap();
+    });
     let mut buffer = [0; 64];
     let len = receiver.recv(&mut buffer).unwrap();
     assert_eq!(&buffer[..len], b"a node's");
