@@ -7,9 +7,10 @@
 //! not there at all (an endpoint that leaves ends its connections itself; on a node that is down they are reset by the rules, which takes
 //! the flow). Forgotten, the next packet begins a connection to another endpoint: of UDP it goes on there, of TCP it is reset.
 //! So it is with flows to published ports of nodes; over TCP those of a port that is not published any more live on.
+//! On the host: over UDP those to a port of its own that do not go where that port leads by now.
 //! Never: a flow that was sent neither to an address of a network in the picture nor to a published port.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 
@@ -97,6 +98,17 @@ pub fn stale(picture: &Picture, attachments: &Attachments, flows: Vec<Flow>) -> 
         }
     };
     flows.into_iter().filter(is_stale).collect()
+}
+
+/// The host's flows from elsewhere to itself that do not go where the host's rules would send them now: tracked before a port was opened, or
+/// closed. As long as its client sends, such a flow stays as it began. `open` are the ports that lead into the router.
+pub fn misled(open: &BTreeSet<Opening>, flows: Vec<Flow>) -> Vec<Flow> {
+    let is_misled = |flow: &Flow| {
+        let is_open = open.contains(&Opening { transport: flow.transport, port: flow.destination.1 });
+        // One that goes elsewhere the administrator sends there.
+        if is_open { flow.server == flow.destination.0 } else { flow.server == ROUTER_IP }
+    };
+    flows.into_iter().filter(|flow| flow.transport == Transport::Udp && is_misled(flow)).collect()
 }
 
 /// Whether it was sent to a node's address and on from there.
@@ -198,6 +210,31 @@ mod tests {
         let mut closed = view.clone();
         closed.published.retain(|published| published.port.as_ref().is_some_and(|port| port.published == 81));
         assert_eq!(forgotten(&closed, ROUTER_IP), "Udp 2, Udp 3, Udp 4, Udp 5");
+    }
+
+    #[test]
+    fn flows_on_the_host_are_forgotten_when_their_port_leads_elsewhere_by_now() {
+        let host = Ipv4Addr::new(10, 90, 0, 101);
+        let flow = |transport, port, server| Flow {
+            transport,
+            source: (Ipv4Addr::new(203, 0, 113, 1), 4000),
+            destination: (host, port),
+            server,
+            id: 7,
+        };
+        let (router, other) = (ROUTER_IP, Ipv4Addr::new(172, 17, 0, 2));
+        let mut flows = Vec::new();
+        for transport in [Transport::Udp, Transport::Tcp] {
+            for port in [53, 54] {
+                flows.extend([host, router, other].map(|server| flow(transport, port, server)));
+            }
+        }
+        let open = BTreeSet::from([Opening { transport: Transport::Udp, port: 53 }, Opening { transport: Transport::Tcp, port: 53 }]);
+        let texts: Vec<String> = misled(&open, flows).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            ["udp 203.0.113.1:4000 to 10.90.0.101:53 at 10.90.0.101", "udp 203.0.113.1:4000 to 10.90.0.101:54 at 169.254.54.2"]
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //!
 //! After each command only the difference to what is believed of the kernel is carried out. Soon after a picture, or after someone else has
 //! changed something, and before the answer to a picture that is given again, the kernel is read back, at the start and at each check with
-//! the pods; what differs is mended and counted as a repair; connections that lead nowhere any more are forgotten. Published ports that
+//! the pods; what differs is mended and counted as a repair; connections that lead nowhere any more are forgotten, and those of the host that a port of it would not lead so. Published ports that
 //! somebody else has on this host are tried again at each check. Pictures are full and only rise; nothing is removed because one did not
 //! come. Never: waits for anyone but the kernel, and once, for 300 ms, for a node that is said
 //! to be down.
@@ -445,6 +445,9 @@ impl<K: Kernel> Owner<K> {
         if flows::any(&self.picture) {
             self.forget_stale();
         }
+        if self.held.host.ports.iter().any(|opening| opening.transport == Transport::Udp) {
+            self.forget_misled();
+        }
         // A kernel that does not say, for it tracks nothing yet, has room.
         let (tracked, max) = self.kernel.tracked().unwrap_or((0, 0));
         self.crowded = (tracked.saturating_mul(100) > max.saturating_mul(CROWDED_PERCENT)).then_some(max);
@@ -460,6 +463,20 @@ impl<K: Kernel> Owner<K> {
             match self.kernel.forget(&flow) {
                 Ok(()) => debug!(%flow, "connection forgotten"),
                 Err(error) => warn!(%flow, error = in_full(&error), "a connection could not be forgotten"),
+            }
+        }
+    }
+
+    /// Has the host forget connections that do not go where their ports lead; what cannot be is tried again at the next check.
+    fn forget_misled(&mut self) {
+        let misled = match self.kernel.host_flows() {
+            Ok(tracked) => flows::misled(&self.held.host.ports, tracked),
+            Err(error) => return warn!(error = in_full(&error), "the connections that the host tracks could not be read"),
+        };
+        for flow in misled {
+            match self.kernel.forget_on_host(&flow) {
+                Ok(()) => debug!(%flow, "connection forgotten on the host"),
+                Err(error) => warn!(%flow, error = in_full(&error), "a connection could not be forgotten on the host"),
             }
         }
     }
@@ -512,6 +529,10 @@ impl<K: Kernel> Owner<K> {
         }
         for (op, why) in &failed {
             warn!(%op, why, "the kernel was not changed as planned");
+        }
+        let leads = |op: &Op| matches!(op, Op::OpenPort(opening) | Op::ClosePort(opening) if opening.transport == Transport::Udp);
+        if steps.add.iter().chain(&steps.remove).any(leads) {
+            self.forget_misled();
         }
         failed
     }

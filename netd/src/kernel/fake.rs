@@ -20,6 +20,8 @@ pub struct Fake {
     pub held: Dataplane,
     /// The connections that it tracks.
     pub flows: Vec<Flow>,
+    /// Those of the host from elsewhere to itself.
+    pub host_flows: Vec<Flow>,
     /// Nodes that answer when they are asked.
     pub answering: BTreeSet<Ipv4Addr>,
     /// Devices without carrier until they are asked for.
@@ -65,6 +67,15 @@ impl Kernel for Fake {
 
     fn forget(&mut self, flow: &Flow) -> Result<(), KernelError> {
         self.flows.retain(|known| known != flow);
+        Ok(())
+    }
+
+    fn host_flows(&mut self) -> Result<Vec<Flow>, KernelError> {
+        Ok(self.host_flows.clone())
+    }
+
+    fn forget_on_host(&mut self, flow: &Flow) -> Result<(), KernelError> {
+        self.host_flows.retain(|known| known != flow);
         Ok(())
     }
 

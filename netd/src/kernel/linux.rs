@@ -25,7 +25,7 @@ use super::observe::Routes;
 use super::watch::{RouterEars, Watch};
 use super::{Failure, Kernel, KernelError, Pods, apply, conntrack, echo, host, messages, netns, nft, observe};
 use crate::core::dataplane::Dataplane;
-use crate::core::flows::Flow;
+use crate::core::flows::{Flow, Transport};
 use crate::core::ingress::Target;
 use crate::core::links::{Pod, RESOLVER, VXLAN_OVERHEAD};
 use crate::core::plan::Op;
@@ -237,6 +237,16 @@ impl Kernel for Linux {
 
     fn forget(&mut self, flow: &Flow) -> Result<(), KernelError> {
         conntrack::forget(&mut self.rules, flow)
+    }
+
+    fn host_flows(&mut self) -> Result<Vec<Flow>, KernelError> {
+        let own: BTreeSet<Ipv4Addr> = observe::addresses(&mut self.host)?.into_iter().map(|(_, ip)| ip).collect();
+        let comes = |flow: &Flow| flow.transport == Transport::Udp && own.contains(&flow.destination.0) && !own.contains(&flow.source.0);
+        Ok(conntrack::flows(&mut self.host_rules)?.into_iter().filter(comes).collect())
+    }
+
+    fn forget_on_host(&mut self, flow: &Flow) -> Result<(), KernelError> {
+        conntrack::forget(&mut self.host_rules, flow)
     }
 
     fn silent(&mut self, nodes: &BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4Addr> {

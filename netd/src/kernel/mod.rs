@@ -110,6 +110,12 @@ pub trait Kernel {
     /// Has a connection forgotten, if it is still tracked.
     fn forget(&mut self, flow: &Flow) -> Result<(), KernelError>;
 
+    /// The flows over UDP from elsewhere to addresses of the host itself, as the host tracks them.
+    fn host_flows(&mut self) -> Result<Vec<Flow>, KernelError>;
+
+    /// The same as `forget`, on the host.
+    fn forget_on_host(&mut self, flow: &Flow) -> Result<(), KernelError>;
+
     /// Those of the nodes that do not answer within 300 ms; none when they cannot be asked.
     fn silent(&mut self, nodes: &BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4Addr>;
 

@@ -359,6 +359,21 @@ fn datagrams_are_led_and_answered_like_connections() {
 }
 
 #[test]
+fn a_client_that_sent_before_the_port_was_open_is_answered_once_it_is() {
+    let (lab, outside) = published(&THREE, &[]);
+    let entry = SocketAddr::from((lab.hosts[0].addr, 9000));
+    let socket = outside.here(|| UdpSocket::bind((OUTSIDE, 0))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    socket.connect(entry).unwrap();
+    assert_eq!(ask_again(&socket).unwrap_err().kind(), ErrorKind::ConnectionRefused, "nobody is there");
+    // The host goes on tracking it as it began, as long as it is sent.
+    apply(&lab, 2, &THREE, &[before(port(v1::Protocol::Udp, 9000, v1::IngressPolicy::Mesh), &THREE[..1])]);
+    eventually("it is answered by the backend", || ask_again(&socket).is_ok_and(|said| said == (11, 9, OUTSIDE)));
+    apply(&lab, 3, &THREE, &[]);
+    eventually("it is refused", || ask_again(&socket).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused));
+}
+
+#[test]
 fn a_range_leads_port_by_port() {
     let range = v1::Port { count: 3, ..tcp(8080, v1::IngressPolicy::Mesh) };
     let (lab, outside) = published(&THREE[2..], &[before(range, &THREE[2..])]);
