@@ -43,13 +43,16 @@ const UNDERLAY_MTU_MIN: u32 = 576 + VXLAN_OVERHEAD;
 
 /// The sysctls of the router namespace once it forwards: strict reverse paths everywhere, whatever a packet's mark (the host's may be set
 /// otherwise, and a new namespace has its from the host), and no rationing of ICMP "unreachable" (bit 3 of the mask; the rest is the
-/// kernel's default), for a pod that is refused often must not take refusals for losses.
-const FORWARDING: [(&str, &str); 6] = [
+/// kernel's default), for a pod that is refused often must not take refusals for losses. A segment outside of the window that connection
+/// tracking expects is its connection's all the same: it would be dropped here, and is the receiver's to judge. That setting is there once
+/// rules that ask for connections are.
+const FORWARDING: [(&str, &str); 7] = [
     ("ipv4/conf/all/rp_filter", "1"),
     ("ipv4/conf/default/rp_filter", "1"),
     ("ipv4/conf/all/src_valid_mark", "0"),
     ("ipv4/conf/default/src_valid_mark", "0"),
     ("ipv4/icmp_ratemask", "6160"),
+    ("netfilter/nf_conntrack_tcp_be_liberal", "1"),
     ("ipv4/ip_forward", "1"),
 ];
 
@@ -163,8 +166,11 @@ impl Linux {
     pub(super) fn forwarding(&self) -> Result<bool, KernelError> {
         netns::inside(&self.pins.join(ROUTER), || {
             for (name, value) in FORWARDING {
-                if netns::sysctl(name)? != value {
-                    return Ok(false);
+                match netns::sysctl(name) {
+                    Ok(set) if set == value => {}
+                    Ok(_) => return Ok(false),
+                    Err(KernelError::Sysctl { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(false),
+                    Err(error) => return Err(error),
                 }
             }
             Ok(true)

@@ -111,7 +111,7 @@ impl Breaker {
 
     fn sysctl(&mut self, name: &str) {
         if self.one_in(8) {
-            std::fs::write(format!("/proc/sys/net/ipv4/{name}"), "0").unwrap();
+            std::fs::write(format!("/proc/sys/net/{name}"), "0").unwrap();
             self.done.push(format!("sysctl {name} 0"));
         }
     }
@@ -185,8 +185,9 @@ fn break_router(rng: StdRng, devices: &[String]) -> Vec<String> {
     if !breaker.empties(TABLE) {
         breaker.elements();
     }
-    breaker.sysctl("ip_forward");
-    breaker.sysctl("conf/all/rp_filter");
+    breaker.sysctl("ipv4/ip_forward");
+    breaker.sysctl("ipv4/conf/all/rp_filter");
+    breaker.sysctl("netfilter/nf_conntrack_tcp_be_liberal");
     breaker.paths();
     breaker.forwards();
     for (device, addresses) in [("lo", "del 169.254.53.53/32"), ("up", "flush")] {
@@ -203,7 +204,7 @@ fn break_host(rng: StdRng) -> Vec<String> {
     if !breaker.empties(host::TABLE) {
         breaker.peers();
     }
-    breaker.sysctl("ip_forward");
+    breaker.sysctl("ipv4/ip_forward");
     if breaker.one_in(12) {
         breaker.ip.push("addr flush dev rcl-up".to_owned());
     }

@@ -18,7 +18,9 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
-use super::expressions::{End, Expression, FIRST, Family, Header, Meta, Register, Rejection, Verdict, family, input_begins, protocol};
+use super::expressions::{
+    End, Expression, FIRST, Family, Header, Meta, Register, Rejection, Verdict, family, input_begins, invalid, protocol,
+};
 use super::isolation::MEMBERS;
 use super::{Chain, Data, Filling, Rule, Set};
 use crate::core::links::RESOLVER;
@@ -229,10 +231,18 @@ pub(super) fn dead() -> Vec<Rule> {
     ]
 }
 
+/// Of what can begin no connection to an endpoint, like the end of one that was forgotten.
+pub(super) fn strayed() -> Vec<Rule> {
+    vec![Rule::new("ct state invalid ip daddr @viplist goto refuse", [invalid(), family(Family::Ipv4), listed(&VIP_LIST), refuse()])]
+}
+
 /// Of what no endpoint took.
 pub(super) fn unserved() -> Vec<Rule> {
-    let refuse = vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))];
-    vec![Rule::new("ip daddr @viplist goto refuse", [family(Family::Ipv4), listed(&VIP_LIST), refuse])]
+    vec![Rule::new("ip daddr @viplist goto refuse", [family(Family::Ipv4), listed(&VIP_LIST), refuse()])]
+}
+
+fn refuse() -> Vec<Expression> {
+    vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))]
 }
 
 /// The chain that says that nobody listens.

@@ -233,6 +233,7 @@ impl fmt::Display for Verdict {
     }
 }
 
+const STATE_INVALID: u32 = 1;
 const STATE_ESTABLISHED_OR_RELATED: u32 = 2 | 4;
 
 pub(super) fn accept() -> Vec<Expression> {
@@ -265,6 +266,15 @@ pub(super) fn to_port(into: Register) -> Vec<Expression> {
     vec![
         Expression::Meta { key: Meta::Protocol, into },
         Expression::Payload { header: Header::Transport, offset: 2, len: 2, into: into.after(1) },
+    ]
+}
+
+/// Of no connection that there is, and of none that can begin: connection tracking does not translate it.
+pub(super) fn invalid() -> Vec<Expression> {
+    vec![
+        Expression::Conntrack { key: Conntrack::State, into: FIRST },
+        Expression::Mask { register: FIRST, mask: STATE_INVALID },
+        Expression::Compare { register: FIRST, equal: false, value: vec![0; 4] },
     ]
 }
 

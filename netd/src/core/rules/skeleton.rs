@@ -33,6 +33,8 @@ const LAST: i32 = 150;
 pub fn skeleton() -> Skeleton {
     let forward = [
         balance::dead(),
+        balance::strayed(),
+        isolation::strayed(),
         isolation::known(),
         policy::shielding(),
         ingress::forwarded(),
@@ -149,6 +151,8 @@ mod tests {
   chain forward hook Forward priority 0 policy Drop
     ip daddr @dead meta l4proto tcp reject with tcp reset
     ip daddr @dead reject with icmpx host-unreachable
+    ct state invalid ip daddr @viplist goto refuse
+    ct state invalid drop
     ct state established,related accept
     iifname up ip daddr @shielded jump admit
     iifname ing ip daddr @shielded jump admit

@@ -17,7 +17,7 @@ pub const OUR_ROUTES: &str = "ip -4 -o route show table all proto 114";
 pub const OUR_NEIGHBOURS: &str = "ip -4 neigh show nud permanent";
 
 /// The calling thread's own.
-const SYSCTLS: [&str; 3] = ["ip_forward", "conf/all/rp_filter", "icmp_ratemask"];
+const SYSCTLS: [&str; 4] = ["ipv4/ip_forward", "ipv4/conf/all/rp_filter", "ipv4/icmp_ratemask", "netfilter/nf_conntrack_tcp_be_liberal"];
 
 /// All of netd's in the router namespace, in these pods and on the host. Not in it: the numbers of devices, which are others when one is made
 /// anew, and what the kernel finds out by itself.
@@ -74,7 +74,7 @@ fn forwards() -> Vec<String> {
 }
 
 fn sysctls() -> Vec<String> {
-    let value = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap();
+    let value = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap();
     SYSCTLS.iter().map(|name| format!("sysctl {name} {}", value(name).trim())).collect()
 }
 
