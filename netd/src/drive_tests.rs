@@ -234,6 +234,25 @@ fn what_others_change_is_looked_at_and_whoever_noticed_it_is_told() {
 }
 
 #[test]
+fn the_hosts_own_ways_are_read_when_they_change_and_kept_between() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    let told = |owner: &Owner<Fake>| owner.status().network.unwrap().routes;
+    let shut = |owner: &Owner<Fake>| owner.kernel.held.elements.keys().filter(|key| key.set == SetName::Inside).count();
+    assert_eq!((told(&owner), shut(&owner)), (vec![], 2));
+    owner.kernel.routes = ["0.0.0.0/0", "10.200.0.0/16"].map(|net| net.parse().unwrap()).to_vec();
+    assert_eq!(told(&owner), Vec::<String>::new(), "a status asks the kernel for none");
+    owner.look();
+    let (done, _answer) = oneshot::channel();
+    owner.handle(Command::Look { news: News { routes: true, ..News::default() }, done });
+    owner.look();
+    assert_eq!((told(&owner), shut(&owner)), (vec!["10.200.0.0/16".to_owned()], 3));
+    // Also under another picture.
+    owner.apply_view(&view(2)).unwrap();
+    assert_eq!((told(&owner), shut(&owner)), (vec!["10.200.0.0/16".to_owned()], 3));
+}
+
+#[test]
 fn a_device_that_goes_with_its_pod_is_no_reason_to_look_and_any_other_is() {
     let Bench { mut owner, _dir } = bench();
     owner.apply_view(&view(1)).unwrap();
@@ -242,7 +261,7 @@ fn a_device_that_goes_with_its_pod_is_no_reason_to_look_and_any_other_is() {
     let veth = crate::core::links::veth_name("t1", "net-a");
     let mut gone = |link: &str| {
         let (done, mut told) = oneshot::channel();
-        owner.handle(Command::Look { news: News { gone: [link.to_owned()].into(), changed: false }, done });
+        owner.handle(Command::Look { news: News { gone: [link.to_owned()].into(), ..News::default() }, done });
         told.try_recv().is_ok()
     };
     assert!(!gone(&veth), "its pod is here");
@@ -250,7 +269,7 @@ fn a_device_that_goes_with_its_pod_is_no_reason_to_look_and_any_other_is() {
     owner.look();
     owner.detach("t1", 0).unwrap();
     let (done, mut told) = oneshot::channel();
-    owner.handle(Command::Look { news: News { gone: [veth].into(), changed: false }, done });
+    owner.handle(Command::Look { news: News { gone: [veth].into(), ..News::default() }, done });
     assert!(told.try_recv().is_ok() && owner.looks.due().is_none());
     assert!(owner.leaving.is_empty());
 }

@@ -277,10 +277,9 @@ neighbour 10.128.0.2 on {link} | 02:70:0a:80:00:02
 neighbour 10.90.0.102 on v4097 | 02:76:0a:5a:00:66
 forward 02:76:0a:5a:00:66 to 10.90.0.102 on v4097
 route 0.0.0.0/0 | via 169.254.54.1 on up
-route 10.128.0.0/9 | on lo
+route 10.128.0.0/24 | on lo
 route 10.128.0.2/32 | on {link}
 route 10.128.0.3/32 | via 10.90.0.102 on v4097
-route 169.254.0.0/16 | on lo
 rule set vips key 8 data 0 flags 8
 rule chain leave nat hook 4 priority 100 policy 1
 rule source: iifname p* iifname . ip saddr != @sources drop

@@ -47,6 +47,9 @@ pub struct Picture {
     /// Ports that others have on this host, and who has them: of those that are published, or have been.
     #[serde(skip)]
     pub taken: BTreeMap<Opening, String>,
+    /// Where the host itself has ways to, other than its default route.
+    #[serde(skip)]
+    pub beyond: Vec<Ipv4Net>,
     /// Nodes' names by underlay address, lower case.
     #[serde(default)]
     pub node_names: BTreeMap<Ipv4Addr, String>,
@@ -318,6 +321,7 @@ impl Picture {
             numbers,
             published,
             taken,
+            beyond,
         } = self;
         let kept = all.iter().filter(|(id, _)| networks.contains(id.as_str())).map(|(id, network)| (id.clone(), network.clone()));
         Self {
@@ -335,6 +339,7 @@ impl Picture {
             numbers: numbers.clone(),
             published: published.clone(),
             taken: taken.clone(),
+            beyond: beyond.clone(),
         }
     }
 

@@ -121,12 +121,12 @@ set neighbour 10.90.0.103 is 02:76:0a:5a:00:67 on v4098
 set forward 02:76:0a:5a:00:66 to 10.90.0.102 on v4097
 set forward 02:76:0a:5a:00:67 to 10.90.0.103 on v4098
 set route 0.0.0.0/0 via 169.254.54.1 on up
-set route 10.128.0.0/9 on lo
+set route 10.128.0.0/24 on lo
 set route 10.128.0.2/32 on p6d9291118c81
 set route 10.128.0.3/32 via 10.90.0.102 on v4097
 set route 10.128.0.4/32 via 10.90.0.102 on v4097
+set route 10.128.1.0/24 on lo
 set route 10.128.1.2/32 via 10.90.0.103 on v4098
-set route 169.254.0.0/16 on lo
 add element sources { p6d9291118c81 . 10.128.0.2 }
 add element members { p6d9291118c81 : 4097 }
 add element members { v4097 : 4097 }
@@ -139,6 +139,8 @@ add element exits { 4098 . v4098 }
 add element entries { 10.90.0.101 }
 add element entries { 10.90.0.102 }
 add element entries { 10.90.0.103 }
+add element inside { 0-255 . 10.128.0.0-10.255.255.255 }
+add element inside { 0-255 . 169.254.0.0-169.254.255.255 }
 -- dns
 "
     );
@@ -179,6 +181,7 @@ fn a_network_that_is_not_in_the_picture_goes_whole() {
 remove element members { v4098 : 4098 }
 remove element exits { 4098 . up }
 remove element exits { 4098 . v4098 }
+remove route 10.128.1.0/24 on lo
 remove route 10.128.1.2/32 via 10.90.0.103 on v4098
 remove neighbour 10.90.0.103 on v4098
 remove forward 02:76:0a:5a:00:67 to 10.90.0.103 on v4098

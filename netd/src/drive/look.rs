@@ -55,6 +55,7 @@ impl<K: Kernel> Owner<K> {
         picture.retain_attached(&self.picture, &self.attachments);
         picture.retain_silent(&self.picture);
         picture.taken.clone_from(&self.picture.taken);
+        picture.beyond.clone_from(&self.picture.beyond);
         Ok(picture)
     }
 

@@ -168,6 +168,8 @@ pub struct Owner<K> {
     /// Connection tracking has little room left: so many connections it may have.
     crowded: Option<u64>,
     looks: Looks,
+    /// Why the host's routes could not be read.
+    routes_unread: Option<String>,
     repairs: u64,
     picture_problems: Vec<String>,
     kernel_problems: Vec<String>,
@@ -247,11 +249,13 @@ impl<K: Kernel> Owner<K> {
             paths: Paths::default(),
             crowded: None,
             looks: Looks::default(),
+            routes_unread: None,
             repairs: 0,
             picture_problems: Vec::new(),
             kernel_problems: Vec::new(),
         };
         owner.keep_ports();
+        owner.read_beyond();
         let mended = owner.mend(observed);
         if adopted {
             owner.repairs = mended;
@@ -317,7 +321,7 @@ impl<K: Kernel> Owner<K> {
         }
     }
 
-    fn status(&mut self) -> v1::NetdStatusResponse {
+    fn status(&self) -> v1::NetdStatusResponse {
         let network = self.network();
         let attachment = |(task_id, attachment): (&String, &Attachment)| v1::Attachment {
             task_id: task_id.clone(),
@@ -342,11 +346,9 @@ impl<K: Kernel> Owner<K> {
     }
 
     /// What the managers are to know of this host.
-    fn network(&mut self) -> v1::NodeNetwork {
-        let (routes, mut conditions) = match self.kernel.host_routes() {
-            Ok(found) => (routes::told(found).iter().map(ToString::to_string).collect(), Vec::new()),
-            Err(error) => (Vec::new(), vec![format!("the host's routes could not be read: {}", in_full(&error))]),
-        };
+    fn network(&self) -> v1::NodeNetwork {
+        let routes = self.picture.beyond.iter().map(ToString::to_string).collect();
+        let mut conditions: Vec<String> = self.routes_unread.iter().cloned().collect();
         conditions.extend(uplink::conditions(&self.held.host, &self.underlay));
         conditions.extend(self.paths.conditions(self.underlay_mtu().into()));
         conditions.extend(self.crowded.map(|max| {
@@ -420,9 +422,34 @@ impl<K: Kernel> Owner<K> {
         changed
     }
 
+    /// Learns where the host itself has ways to. Whether these are others than before; unread, they stay what they were.
+    fn read_beyond(&mut self) -> bool {
+        match self.kernel.host_routes() {
+            Ok(found) => {
+                self.routes_unread = None;
+                let beyond = routes::told(found);
+                let changed = beyond != self.picture.beyond;
+                self.picture.beyond = beyond;
+                changed
+            }
+            Err(error) => {
+                self.routes_unread = Some(format!("the host's routes could not be read: {}", in_full(&error)));
+                false
+            }
+        }
+    }
+
+    /// The same, and does what follows from it.
+    fn read_routes(&mut self) {
+        if self.read_beyond() {
+            self.carry_out(&plan(&self.wanted(), &self.held));
+        }
+    }
+
     /// Reads the kernel back, pods included, and mends it; the underlay's MTU is followed.
     fn check(&mut self) {
-        if self.keep_ports() {
+        let (ports, ways) = (self.keep_ports(), self.read_beyond());
+        if ports || ways {
             self.carry_out(&plan(&self.wanted(), &self.held));
         }
         match self.kernel.overlay_mtu() {

@@ -60,6 +60,7 @@ impl<K: Kernel> Owner<K> {
         let changed = self.picture.networks != picture.networks || self.picture.published != picture.published;
         let may_strand = changed && (flows::any(&self.picture) || flows::any(&picture));
         picture.taken.clone_from(&self.picture.taken);
+        picture.beyond.clone_from(&self.picture.beyond);
         self.picture = picture;
         self.keep_ports();
         self.names = names::networks(&self.picture, &self.attachments);

@@ -33,6 +33,8 @@ pub struct Fake {
     pub taken: BTreeMap<Opening, String>,
     /// Where the host's own connections go.
     pub targets: BTreeMap<Opening, Vec<Target>>,
+    /// Where the host itself has ways to.
+    pub routes: Vec<Ipv4Net>,
     /// Everything that was asked of it.
     pub obeyed: Vec<String>,
 }
@@ -108,6 +110,6 @@ impl Kernel for Fake {
     }
 
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {
-        Ok(Vec::new())
+        Ok(self.routes.clone())
     }
 }

@@ -13,6 +13,7 @@ use rcluster_api::wire::v1;
 use rcluster_netd::core::rules::elements::Element;
 use rcluster_netd::kernel::netlink::Netlink;
 use rcluster_netd::kernel::nft;
+use socket2::{Domain, Socket, Type};
 
 use crate::support::{DEADLINE, Host, Lab, eventually, network, node_id};
 
@@ -198,6 +199,47 @@ fn every_node_leads_to_every_backend_and_each_of_them_sees_the_client() {
         assert_eq!(said, (place.2, 80, lab.hosts[0].addr));
     }
     is_refused(&outside, (lab.hosts[0].addr, 8083));
+}
+
+#[test]
+fn a_client_with_an_address_of_what_subnets_are_chosen_from_is_served_and_reached() {
+    let ports = [before(tcp(8080, v1::IngressPolicy::Mesh), &THREE[..1]), before(tcp(8081, v1::IngressPolicy::Mesh), &THREE[1..2])];
+    let (lab, outside) = published(&THREE[..2], &ports);
+    for (index, host) in lab.hosts.iter().enumerate() {
+        let pools = ["10.128.0.0/9", "203.0.0.0/16"].map(str::to_owned).to_vec();
+        let view = v1::NetView { pools, ..view(&lab, index, 2, &THREE[..2], &ports) };
+        assert_eq!(host.apply(view).unwrap().problems, Vec::<String>::new());
+    }
+    for (number, place) in (8080..).zip(THREE).take(2) {
+        let (mut stream, said) = connect(&outside, (lab.hosts[0].addr, number)).unwrap();
+        assert_eq!(said, (place.2, 80, OUTSIDE), "at {number}");
+        goes_on(&mut stream);
+    }
+    // The host has a way there; where it has none but its default route, nothing of a pool is sent out.
+    lab.hosts[0].here(|| run("ip route add default via 203.0.113.1 dev up0"));
+    let _world = outside.here(|| TcpListener::bind((OUTSIDE, 80))).unwrap();
+    eventually("netd knows of the host's way", || lab.hosts[0].connect("t1", "203.0.113.1:80").is_ok());
+    let error = lab.hosts[0].connect("t1", "203.0.200.1:80").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::HostUnreachable, "{error}");
+}
+
+#[test]
+fn a_client_with_an_address_of_a_link_is_answered() {
+    let (lab, outside) = published(&THREE[..1], &[before(tcp(8080, v1::IngressPolicy::Mesh), &THREE[..1])]);
+    outside.here(|| run("ip addr add 169.254.77.7/32 dev up0"));
+    lab.hosts[0].here(|| run("ip route add 169.254.77.7/32 dev up0"));
+    let (checker, entry) = (Ipv4Addr::new(169, 254, 77, 7), lab.hosts[0].addr);
+    let stream = outside.here(move || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((checker, 0)).into())?;
+        socket.connect_timeout(&SocketAddr::from((entry, 8080)).into(), DEADLINE)?;
+        Ok::<TcpStream, io::Error>(socket.into())
+    });
+    let (mut stream, said) = hear(stream.unwrap()).unwrap();
+    assert_eq!(said, (11, 80, checker));
+    goes_on(&mut stream);
+    let error = lab.hosts[0].connect("t1", "169.254.77.7:80").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::HostUnreachable, "pods begin nothing there: {error}");
 }
 
 #[test]

@@ -351,5 +351,5 @@ fn the_hosts_own_routes_are_told() {
     lab.apply(1, &[network("front", 0, &[("t1", 0, 2)])]);
     host.attach("t1", &[("front", "10.128.0.2")]).unwrap();
     let routes = ["10.90.0.0/24", "172.30.0.0/16", "192.168.7.0/24"].map(str::to_owned).to_vec();
-    assert_eq!(told(), (1450, routes, vec![]));
+    eventually("they are told", || told() == (1450, routes.clone(), vec![]));
 }

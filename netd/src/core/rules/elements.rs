@@ -25,6 +25,7 @@ pub enum SetName {
     Members,
     Exits,
     Entries,
+    Inside,
     Backends,
     Hairpin,
     Vips,
@@ -47,11 +48,12 @@ pub enum SetName {
 
 impl SetName {
     /// All of them, in order.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Sources,
         Self::Members,
         Self::Exits,
         Self::Entries,
+        Self::Inside,
         Self::Backends,
         Self::Hairpin,
         Self::Vips,
@@ -79,6 +81,7 @@ impl SetName {
             Self::Members => &isolation::MEMBERS,
             Self::Exits => &isolation::EXITS,
             Self::Entries => &egress::ENTRIES,
+            Self::Inside => &egress::INSIDE,
             Self::Backends => &balance::BACKENDS,
             Self::Hairpin => &balance::HAIRPIN,
             Self::Vips => &balance::VIPS,

@@ -42,6 +42,7 @@ pub fn skeleton() -> Skeleton {
         ingress::by_node(),
         balance::unserved(),
         policy::judged(),
+        egress::staying(),
         isolation::passing(),
     ];
     let balance = [balance::balancing(), ingress::balancing()].concat();
@@ -104,6 +105,7 @@ mod tests {
   set members [Name] -> Fields([Mark])
   set exits [Mark, Name] -> None
   set entries [Address] -> None
+  set inside [Protocol, Address] -> None, intervals
   set backends [Address, Number] -> Fields([Address])
   set hairpin [Address, Address] -> None
   set vips [Mark, Address] -> Verdict
@@ -166,6 +168,7 @@ mod tests {
     ct original ip daddr @entries goto refuse
     ip daddr @viplist goto refuse
     meta mark @policed jump policy
+    oifname up meta l4proto . ip daddr @inside reject with icmpx admin-prohibited
     meta mark . oifname @exits meta mark set 0 accept
     reject with icmpx admin-prohibited
   chain refuse
@@ -216,6 +219,7 @@ mod tests {
                 "guarded key 8 data 0 flags 0",
                 "hairpin key 8 data 0 flags 0",
                 "homes key 4 data 4 flags 8",
+                "inside key 8 data 0 flags 132",
                 "members key 16 data 4 flags 8",
                 "outward key 4 data 0 flags 0",
                 "peers key 8 data 4 flags 8",
