@@ -553,6 +553,29 @@ fn connections_of_a_service_are_forgotten_when_their_endpoint_goes_and_at_the_re
 }
 
 #[test]
+fn nothing_of_who_had_an_address_is_left_to_who_has_it_next() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    owner.attach(&request("t1", "10.128.0.2")).unwrap();
+    let flow = |source: u8, server: u8| Flow {
+        transport: Transport::Tcp,
+        source: (Ipv4Addr::new(10, 128, 0, source), 4000),
+        destination: (Ipv4Addr::new(10, 128, 0, server), 80),
+        server: Ipv4Addr::new(10, 128, 0, server),
+        id: u32::from(source) << 8 | u32::from(server),
+    };
+    let all = [flow(2, 3), flow(3, 2), flow(4, 3), flow(4, 9)];
+    let left = |owner: &Owner<Fake>| owner.kernel.flows.iter().map(|flow| flow.id).collect::<Vec<u32>>();
+    owner.kernel.flows = all.to_vec();
+    owner.detach("t1", 0).unwrap();
+    assert_eq!(left(&owner), [all[2].id, all[3].id], "no service has an address of its own");
+    let mut next = view(2);
+    next.networks[0].endpoints[1].task_id = "t7".into();
+    owner.apply_view(&next).unwrap();
+    assert_eq!(left(&owner), [all[3].id]);
+}
+
+#[test]
 fn a_node_is_dead_when_the_managers_say_so_and_it_does_not_answer() {
     let Bench { mut owner, _dir } = bench();
     let node = Ipv4Addr::new(10, 90, 0, 102);

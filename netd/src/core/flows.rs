@@ -6,9 +6,10 @@
 //! In: a picture, the pods here, the tracked flows. Out: those to forget: over UDP to an endpoint that does not serve, over TCP to one that is
 //! not there at all (an endpoint that leaves ends its connections itself; on a node that is down they are reset by the rules, which takes
 //! the flow). Forgotten, the next packet begins a connection to another endpoint: of UDP it goes on there, of TCP it is reset.
+//! Of an address that has lost its task every flow is forgotten, or its next task would have what was let through for the one before.
 //! So it is with flows to published ports of nodes; over TCP those of a port that is not published any more live on.
 //! On the host: over UDP those to a port of its own that do not go where that port leads by now.
-//! Never: a flow that was sent neither to an address of a network in the picture nor to a published port.
+//! Never: a flow of other addresses that was sent neither to an address of a network in the picture nor to a published port.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,8 +17,8 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::picture::{Attachments, Endpoint, Network, Picture};
-use super::published::Opening;
+use super::picture::{Attachment, Attachments, Endpoint, Membership, Network, Picture};
+use super::published::{Backend, Opening, Published};
 use super::rules::balance::backends;
 use super::uplink::ROUTER_IP;
 
@@ -72,11 +73,62 @@ pub fn any(picture: &Picture) -> bool {
     !picture.published.is_empty() || picture.networks.values().any(|network| !network.vips.is_empty())
 }
 
-/// The flows to forget.
-pub fn stale(picture: &Picture, attachments: &Attachments, flows: Vec<Flow>) -> Vec<Flow> {
+/// Whether the pod may have flows of others that are to go on elsewhere when it leaves.
+pub fn serves(picture: &Picture, pod: &Attachment) -> bool {
+    pod.networks.iter().any(|Membership { network_id, ip }| {
+        picture.networks.get(network_id).is_some_and(|network| !network.vips.is_empty() && network.endpoints.contains_key(ip))
+            || picture.published.iter().any(|published| published.backends.iter().any(|backend| backend.ip == *ip))
+    })
+}
+
+/// Addresses that had a task by the old picture, and have none or another one by the new one; but those of pods here.
+pub fn gone(old: &Picture, new: &Picture, attachments: &Attachments) -> BTreeSet<Ipv4Addr> {
+    let mut gone = BTreeSet::new();
+    for (id, network) in &old.networks {
+        let endpoints = new.networks.get(id).map(|network| &network.endpoints);
+        for (ip, endpoint) in &network.endpoints {
+            let is_its = endpoints.and_then(|endpoints| endpoints.get(ip)).is_some_and(|now| now.task_id == endpoint.task_id);
+            let is_here =
+                || attachments.get(&endpoint.task_id).is_some_and(|pod| pod.networks.iter().any(|membership| membership.ip == *ip));
+            if !is_its && !is_here() {
+                gone.insert(*ip);
+            }
+        }
+    }
+    gone
+}
+
+/// Whether a service's address or a published port leads to something no more, by the new picture, to which it led by the old one.
+pub fn strands(old: &Picture, new: &Picture) -> bool {
+    let network = |(id, network): (&String, &Network)| {
+        let Some(now) = new.networks.get(id) else { return true };
+        let is_lost = |(ip, endpoint): (&Ipv4Addr, &Endpoint)| {
+            let goes_on = |now: &Endpoint| now.service_id == endpoint.service_id && (now.serving || !endpoint.serving);
+            !now.endpoints.get(ip).is_some_and(goes_on)
+        };
+        network.vips.iter().any(|(ip, vip)| now.vips.get(ip).is_none_or(|now| now.service_id != vip.service_id))
+            || network.endpoints.iter().any(is_lost)
+    };
+    let published = |published: &Published| {
+        let Some(now) = new.published.iter().find(|now| now.opening(0) == published.opening(0) && now.count == published.count) else {
+            return true;
+        };
+        let goes_on = |was: &Backend| now.backends.iter().any(|now| now.ip == was.ip && (now.serving || !was.serving));
+        now.backends != published.backends && !published.backends.iter().all(goes_on)
+    };
+    old.networks.iter().filter(|(_, network)| !network.vips.is_empty()).any(network)
+        || old.published.iter().any(published)
+        || old.numbers.keys().any(|node| !new.numbers.contains_key(node))
+}
+
+/// The flows to forget; all those of addresses that are `gone`.
+pub fn stale(picture: &Picture, attachments: &Attachments, gone: &BTreeSet<Ipv4Addr>, flows: Vec<Flow>) -> Vec<Flow> {
     let networks: Vec<(&Network, BTreeMap<&str, Vec<Ipv4Addr>>)> =
         picture.networks.values().map(|network| (network, backends(network, attachments))).collect();
     let is_stale = |flow: &Flow| {
+        if [flow.source.0, flow.destination.0, flow.server].iter().any(|ip| gone.contains(ip)) {
+            return true;
+        }
         if is_at_node(picture, flow) {
             return lost_its_port(picture, attachments, flow);
         }
@@ -160,7 +212,7 @@ mod tests {
             id: 7,
         };
         let flows = [2, 3, 4, 5, 8].into_iter().flat_map(|last| [flow(Transport::Tcp, last), flow(Transport::Udp, last)]).collect();
-        let stale = stale(&Picture::parse(view).0, &Attachments::new(), flows);
+        let stale = stale(&Picture::parse(view).0, &Attachments::new(), &BTreeSet::new(), flows);
         let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, flow.server.octets()[3])).collect();
         words.join(", ")
     }
@@ -199,7 +251,7 @@ mod tests {
                 id: 7,
             };
             let flows = [2, 3, 4, 5].into_iter().flat_map(|last| [flow(Transport::Tcp, last), flow(Transport::Udp, last)]).collect();
-            let stale = stale(&Picture::parse(view).0, &ports::attached(), flows);
+            let stale = stale(&Picture::parse(view).0, &ports::attached(), &BTreeSet::new(), flows);
             let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, flow.server.octets()[3])).collect();
             words.join(", ")
         };
@@ -249,6 +301,36 @@ mod tests {
             id: 7,
         };
         assert_eq!(straight.to_string(), "udp 10.128.0.9:4000 to 10.128.0.77:80 at 10.128.0.77");
-        assert!(stale(&Picture::parse(&view).0, &Attachments::new(), vec![straight]).is_empty());
+        let forgotten = |gone: &[Ipv4Addr]| {
+            stale(&Picture::parse(&view).0, &Attachments::new(), &gone.iter().copied().collect(), vec![straight.clone()]).len()
+        };
+        assert_eq!(forgotten(&[Ipv4Addr::new(10, 128, 0, 78)]), 0);
+        // But not to become its next holder's, or that of whoever is given its client's address.
+        assert_eq!([77, 9].map(|last| forgotten(&[Ipv4Addr::new(10, 128, 0, last)])), [1, 1]);
+    }
+
+    #[test]
+    fn an_address_is_gone_when_its_task_is_and_flows_are_stranded_when_somebody_serves_no_more() {
+        let old = balanced();
+        let parsed = |view: &v1::NetView| Picture::parse(view).0;
+        let after = |alter: &dyn Fn(&mut v1::NetView)| {
+            let mut new = old.clone();
+            alter(&mut new);
+            let (old, new) = (parsed(&old), parsed(&new));
+            let gone: Vec<u8> = gone(&old, &new, &Attachments::new()).iter().map(|ip| ip.octets()[3]).collect();
+            (gone, strands(&old, &new))
+        };
+        assert_eq!(after(&|_| ()), (vec![], false));
+        assert_eq!(after(&|new| new.networks[0].endpoints[1].task_id = "t9".into()), (vec![3], false));
+        assert_eq!(after(&|new| drop(new.networks[0].endpoints.remove(2))), (vec![4], true));
+        assert_eq!(after(&|new| new.networks[0].endpoints[1].serving = false), (vec![], true));
+        assert_eq!(after(&|new| new.services.clear()), (vec![], true));
+        let more = |new: &mut v1::NetView| new.networks[0].endpoints.push(crate::core::plan::tests::endpoint("t5", "n2", "10.128.0.5"));
+        assert_eq!(after(&more), (vec![], false), "what comes strands nothing");
+
+        let two = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh)]);
+        let mut fewer = two.clone();
+        fewer.published[0].backends.pop();
+        assert!(strands(&parsed(&two), &parsed(&fewer)) && !strands(&parsed(&fewer), &parsed(&two)));
     }
 }

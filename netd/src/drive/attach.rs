@@ -44,6 +44,7 @@ impl<K: Kernel> Owner<K> {
             None => {}
         }
         self.check_addresses(task_id, &attachment)?;
+        self.clear_for(&attachment);
         let links = self.links_of(task_id, &attachment);
         self.leaving.retain(|link, _| !links.contains(link));
         let networks = attachment.network_ids();
@@ -201,8 +202,8 @@ impl<K: Kernel> Owner<K> {
             self.rename(&pod);
             // What cannot be done of it the next check does.
             self.change(&networks, &before);
-            if flows::any(&self.picture) {
-                self.forget_stale();
+            if flows::serves(&self.picture, &pod) {
+                self.strand(BTreeSet::new());
             }
             info!(task_id, "pod has left");
         }
@@ -266,9 +267,7 @@ impl<K: Kernel> Owner<K> {
         }
         self.rename(&attachment);
         let failed = self.change(&networks, &before);
-        if flows::any(&self.picture) {
-            self.forget_stale();
-        }
+        self.strand(attachment.networks.iter().map(|membership| membership.ip).collect());
         for membership in &attachment.networks {
             self.leaving.insert(veth_name(task_id, &membership.network_id), 0);
         }

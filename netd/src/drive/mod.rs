@@ -30,7 +30,7 @@ use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
 use crate::core::dataplane::{Dataplane, compile};
-use crate::core::flows::{self, Transport};
+use crate::core::flows::Transport;
 use crate::core::ingress;
 use crate::core::links::{Underlay, VXLAN_OVERHEAD};
 use crate::core::names::{self, NetworkNames};
@@ -45,6 +45,7 @@ use crate::kernel::watch::News;
 use crate::kernel::{Kernel, KernelError, Pods};
 use crate::store::Store;
 
+use self::forget::Forgetting;
 use self::readback::Looks;
 
 mod view;
@@ -52,6 +53,8 @@ mod view;
 mod attach;
 
 mod look;
+
+mod forget;
 
 mod readback;
 
@@ -168,6 +171,7 @@ pub struct Owner<K> {
     /// Connection tracking has little room left: so many connections it may have.
     crowded: Option<u64>,
     looks: Looks,
+    forgetting: Forgetting,
     /// Why the host's routes could not be read.
     routes_unread: Option<String>,
     repairs: u64,
@@ -249,6 +253,7 @@ impl<K: Kernel> Owner<K> {
             paths: Paths::default(),
             crowded: None,
             looks: Looks::default(),
+            forgetting: Forgetting::default(),
             routes_unread: None,
             repairs: 0,
             picture_problems: Vec::new(),
@@ -278,7 +283,8 @@ impl<K: Kernel> Owner<K> {
     pub fn run(mut self, mut commands: mpsc::Receiver<Command>) -> io::Result<()> {
         let clock = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         loop {
-            let next = match self.looks.due() {
+            let due = [self.looks.due(), self.forgetting.due()].into_iter().flatten().min();
+            let next = match due {
                 None => Ok(commands.blocking_recv()),
                 Some(due) => clock.block_on(until(due, &mut commands)),
             };
@@ -288,8 +294,12 @@ impl<K: Kernel> Owner<K> {
                 // It is time for a look.
                 Err(_) => {}
             }
-            if self.looks.due().is_some_and(|due| due <= Instant::now()) {
+            let is_now = |due: Option<Instant>| due.is_some_and(|due| due <= Instant::now());
+            if is_now(self.looks.due()) {
                 self.look();
+            }
+            if is_now(self.forgetting.due()) {
+                self.forget_stale();
             }
         }
     }
@@ -469,43 +479,13 @@ impl<K: Kernel> Owner<K> {
             }
             Err(error) => self.kernel_problems = vec![format!("the kernel's state could not be read: {}", in_full(&error))],
         }
-        if flows::any(&self.picture) {
-            self.forget_stale();
-        }
+        self.forget_regularly();
         if self.held.host.ports.iter().any(|opening| opening.transport == Transport::Udp) {
             self.forget_misled();
         }
         // A kernel that does not say, for it tracks nothing yet, has room.
         let (tracked, max) = self.kernel.tracked().unwrap_or((0, 0));
         self.crowded = (tracked.saturating_mul(100) > max.saturating_mul(CROWDED_PERCENT)).then_some(max);
-    }
-
-    /// Has connections forgotten that lead to where nothing of theirs is any more; what cannot be is tried again at the next check.
-    fn forget_stale(&mut self) {
-        let stale = match self.kernel.flows() {
-            Ok(tracked) => flows::stale(&self.picture, &self.attachments, tracked),
-            Err(error) => return warn!(error = in_full(&error), "the tracked connections could not be read"),
-        };
-        for flow in stale {
-            match self.kernel.forget(&flow) {
-                Ok(()) => debug!(%flow, "connection forgotten"),
-                Err(error) => warn!(%flow, error = in_full(&error), "a connection could not be forgotten"),
-            }
-        }
-    }
-
-    /// Has the host forget connections that do not go where their ports lead; what cannot be is tried again at the next check.
-    fn forget_misled(&mut self) {
-        let misled = match self.kernel.host_flows() {
-            Ok(tracked) => flows::misled(&self.held.host.ports, tracked),
-            Err(error) => return warn!(error = in_full(&error), "the connections that the host tracks could not be read"),
-        };
-        for flow in misled {
-            match self.kernel.forget_on_host(&flow) {
-                Ok(()) => debug!(%flow, "connection forgotten on the host"),
-                Err(error) => warn!(%flow, error = in_full(&error), "a connection could not be forgotten on the host"),
-            }
-        }
     }
 
     /// Reads the kernel back without looking into pods, and mends it.
