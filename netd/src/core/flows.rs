@@ -121,11 +121,11 @@ pub fn strands(old: &Picture, new: &Picture) -> bool {
         || old.numbers.keys().any(|node| !new.numbers.contains_key(node))
 }
 
-/// The flows to forget; all those of addresses that are `gone`.
-pub fn stale(picture: &Picture, attachments: &Attachments, gone: &BTreeSet<Ipv4Addr>, flows: Vec<Flow>) -> Vec<Flow> {
+/// Whether a flow is to be forgotten; all those of addresses that are `gone` are.
+pub fn stale<'a>(picture: &'a Picture, attachments: &'a Attachments, gone: &'a BTreeSet<Ipv4Addr>) -> impl Fn(&Flow) -> bool + use<'a> {
     let networks: Vec<(&Network, BTreeMap<&str, Vec<Ipv4Addr>>)> =
         picture.networks.values().map(|network| (network, backends(network, attachments))).collect();
-    let is_stale = |flow: &Flow| {
+    move |flow: &Flow| {
         if [flow.source.0, flow.destination.0, flow.server].iter().any(|ip| gone.contains(ip)) {
             return true;
         }
@@ -148,19 +148,16 @@ pub fn stale(picture: &Picture, attachments: &Attachments, gone: &BTreeSet<Ipv4A
             Transport::Udp => !serves,
             Transport::Tcp => !is_there,
         }
-    };
-    flows.into_iter().filter(is_stale).collect()
+    }
 }
 
-/// The host's flows from elsewhere to itself that do not go where the host's rules would send them now: tracked before a port was opened, or
+/// Whether a flow of the host from elsewhere to itself does not go where the host's rules would send it now: tracked before a port was opened, or
 /// closed. As long as its client sends, such a flow stays as it began. `open` are the ports that lead into the router.
-pub fn misled(open: &BTreeSet<Opening>, flows: Vec<Flow>) -> Vec<Flow> {
-    let is_misled = |flow: &Flow| {
-        let is_open = open.contains(&Opening { transport: flow.transport, port: flow.destination.1 });
-        // One that goes elsewhere the administrator sends there.
-        if is_open { flow.server == flow.destination.0 } else { flow.server == ROUTER_IP }
-    };
-    flows.into_iter().filter(|flow| flow.transport == Transport::Udp && is_misled(flow)).collect()
+pub fn misled(open: &BTreeSet<Opening>, flow: &Flow) -> bool {
+    let is_open = open.contains(&Opening { transport: flow.transport, port: flow.destination.1 });
+    // One that goes elsewhere the administrator sends there.
+    let is_elsewhere = if is_open { flow.server == flow.destination.0 } else { flow.server == ROUTER_IP };
+    flow.transport == Transport::Udp && is_elsewhere
 }
 
 /// Whether it was sent to a node's address and on from there.
@@ -202,6 +199,11 @@ mod tests {
         view
     }
 
+    fn forgotten_of(picture: &Picture, attachments: &Attachments, gone: &BTreeSet<Ipv4Addr>, mut flows: Vec<Flow>) -> Vec<Flow> {
+        flows.retain(stale(picture, attachments, gone));
+        flows
+    }
+
     /// The flows of one client to `to` that are forgotten, as `transport last octet of the server`.
     fn forgotten(view: &v1::NetView, to: [u8; 4]) -> String {
         let flow = |transport, last: u8| Flow {
@@ -212,7 +214,7 @@ mod tests {
             id: 7,
         };
         let flows = [2, 3, 4, 5, 8].into_iter().flat_map(|last| [flow(Transport::Tcp, last), flow(Transport::Udp, last)]).collect();
-        let stale = stale(&Picture::parse(view).0, &Attachments::new(), &BTreeSet::new(), flows);
+        let stale = forgotten_of(&Picture::parse(view).0, &Attachments::new(), &BTreeSet::new(), flows);
         let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, flow.server.octets()[3])).collect();
         words.join(", ")
     }
@@ -251,7 +253,7 @@ mod tests {
                 id: 7,
             };
             let flows = [2, 3, 4, 5].into_iter().flat_map(|last| [flow(Transport::Tcp, last), flow(Transport::Udp, last)]).collect();
-            let stale = stale(&Picture::parse(view).0, &ports::attached(), &BTreeSet::new(), flows);
+            let stale = forgotten_of(&Picture::parse(view).0, &ports::attached(), &BTreeSet::new(), flows);
             let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, flow.server.octets()[3])).collect();
             words.join(", ")
         };
@@ -282,7 +284,7 @@ mod tests {
             }
         }
         let open = BTreeSet::from([Opening { transport: Transport::Udp, port: 53 }, Opening { transport: Transport::Tcp, port: 53 }]);
-        let texts: Vec<String> = misled(&open, flows).iter().map(ToString::to_string).collect();
+        let texts: Vec<String> = flows.iter().filter(|flow| misled(&open, flow)).map(ToString::to_string).collect();
         assert_eq!(
             texts,
             ["udp 203.0.113.1:4000 to 10.90.0.101:53 at 10.90.0.101", "udp 203.0.113.1:4000 to 10.90.0.101:54 at 169.254.54.2"]
@@ -302,7 +304,7 @@ mod tests {
         };
         assert_eq!(straight.to_string(), "udp 10.128.0.9:4000 to 10.128.0.77:80 at 10.128.0.77");
         let forgotten = |gone: &[Ipv4Addr]| {
-            stale(&Picture::parse(&view).0, &Attachments::new(), &gone.iter().copied().collect(), vec![straight.clone()]).len()
+            forgotten_of(&Picture::parse(&view).0, &Attachments::new(), &gone.iter().copied().collect(), vec![straight.clone()]).len()
         };
         assert_eq!(forgotten(&[Ipv4Addr::new(10, 128, 0, 78)]), 0);
         // But not to become its next holder's, or that of whoever is given its client's address.

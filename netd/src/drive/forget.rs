@@ -76,8 +76,9 @@ impl<K: Kernel> Owner<K> {
         let begun = Instant::now();
         self.forgetting.due = None;
         let gone = mem::take(&mut self.forgetting.gone);
-        let stale = match self.kernel.flows() {
-            Ok(tracked) => flows::stale(&self.picture, &self.attachments, &gone, tracked),
+        let found = self.kernel.flows(&flows::stale(&self.picture, &self.attachments, &gone));
+        let stale = match found {
+            Ok(stale) => stale,
             Err(error) => {
                 self.forgetting.gone = gone;
                 return warn!(error = in_full(&error), "the tracked connections could not be read");
@@ -94,8 +95,9 @@ impl<K: Kernel> Owner<K> {
 
     /// Has the host forget connections that do not go where their ports lead; what cannot be is tried again at the next check.
     pub(super) fn forget_misled(&mut self) {
-        let misled = match self.kernel.host_flows() {
-            Ok(tracked) => flows::misled(&self.held.host.ports, tracked),
+        let ports = &self.held.host.ports;
+        let misled = match self.kernel.host_flows(&|flow| flows::misled(ports, flow)) {
+            Ok(misled) => misled,
             Err(error) => return warn!(error = in_full(&error), "the connections that the host tracks could not be read"),
         };
         for flow in misled {

@@ -30,7 +30,7 @@ impl<K: Kernel> Owner<K> {
         // A host that forwards for reasons of its own is let be.
         held.host.forwarding &= wanted.host.forwarding;
         let stale = if *conntrack {
-            flows::stale(&picture, &self.attachments, &BTreeSet::new(), self.kernel.flows().map_err(unread)?)
+            self.kernel.flows(&flows::stale(&picture, &self.attachments, &BTreeSet::new())).map_err(unread)?
         } else {
             Vec::new()
         };

@@ -30,10 +30,12 @@ const ID: u16 = 12;
 const ADDRESSES: u16 = 1;
 const PROTOCOL: u16 = 2;
 
-/// All flows over TCP and UDP of IPv4.
-pub fn flows(netlink: &mut Netlink) -> Result<Vec<Flow>, KernelError> {
-    let answers = ask(netlink, "list tracked connections", (GET, DUMP), &Attributes::new())?;
-    Ok(answers.iter().filter_map(|payload| flow(payload.get(4..)?)).collect())
+/// Those of the flows over TCP and UDP of IPv4; there may be very many, of which no others are kept.
+pub fn flows(netlink: &mut Netlink, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError> {
+    let mut found = Vec::new();
+    let take = |payload: &[u8]| found.extend(payload.get(4..).and_then(flow).filter(|flow| which(flow)));
+    ask(netlink, "list tracked connections", (GET, DUMP), &Attributes::new(), take)?;
+    Ok(found)
 }
 
 /// Forgets a flow; one that is not there is none.
@@ -44,18 +46,24 @@ pub fn forget(netlink: &mut Netlink, flow: &Flow) -> Result<(), KernelError> {
         Attributes::new().bytes(1, &[flow.transport.number()]).bytes(2, &source.1.to_be_bytes()).bytes(3, &destination.1.to_be_bytes());
     let tuple = Attributes::new().nested(ADDRESSES, addresses).nested(PROTOCOL, protocol);
     let attributes = Attributes::new().nested(ORIGINAL, tuple).number(ID, flow.id);
-    match ask(netlink, &format!("forget the connection {flow}"), (DELETE, ACK), &attributes) {
+    match ask(netlink, &format!("forget the connection {flow}"), (DELETE, ACK), &attributes, |_| ()) {
         Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(()),
-        other => other.map(drop),
+        other => other,
     }
 }
 
-fn ask(netlink: &mut Netlink, what: &str, (kind, flags): (u16, u16), attributes: &Attributes) -> Result<Vec<Vec<u8>>, KernelError> {
+fn ask(
+    netlink: &mut Netlink,
+    what: &str,
+    (kind, flags): (u16, u16),
+    attributes: &Attributes,
+    mut take: impl FnMut(&[u8]),
+) -> Result<(), KernelError> {
     let sequence = netlink.next_sequence();
     let mut bytes = Vec::new();
     write(&mut bytes, (SUBSYSTEM | kind, REQUEST | flags, sequence), (FAMILY_IPV4, 0), &attributes.0);
     netlink.send(&bytes)?;
-    Ok(netlink.collect(what)?.into_iter().map(|answer| answer.payload).collect())
+    netlink.each(what, |answer| take(&answer.payload))
 }
 
 /// A flow by what the kernel says of it; `None` for other protocols.

@@ -63,8 +63,8 @@ impl Kernel for Fake {
         failures
     }
 
-    fn flows(&mut self) -> Result<Vec<Flow>, KernelError> {
-        Ok(self.flows.clone())
+    fn flows(&mut self, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError> {
+        Ok(self.flows.iter().filter(|flow| which(flow)).cloned().collect())
     }
 
     fn forget(&mut self, flow: &Flow) -> Result<(), KernelError> {
@@ -72,8 +72,8 @@ impl Kernel for Fake {
         Ok(())
     }
 
-    fn host_flows(&mut self) -> Result<Vec<Flow>, KernelError> {
-        Ok(self.host_flows.clone())
+    fn host_flows(&mut self, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError> {
+        Ok(self.host_flows.iter().filter(|flow| which(flow)).cloned().collect())
     }
 
     fn forget_on_host(&mut self, flow: &Flow) -> Result<(), KernelError> {

@@ -237,18 +237,18 @@ impl Kernel for Linux {
         apply::apply(self, ops)
     }
 
-    fn flows(&mut self) -> Result<Vec<Flow>, KernelError> {
-        conntrack::flows(&mut self.rules)
+    fn flows(&mut self, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError> {
+        conntrack::flows(&mut self.rules, which)
     }
 
     fn forget(&mut self, flow: &Flow) -> Result<(), KernelError> {
         conntrack::forget(&mut self.rules, flow)
     }
 
-    fn host_flows(&mut self) -> Result<Vec<Flow>, KernelError> {
+    fn host_flows(&mut self, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError> {
         let own: BTreeSet<Ipv4Addr> = observe::addresses(&mut self.host)?.into_iter().map(|(_, ip)| ip).collect();
         let comes = |flow: &Flow| flow.transport == Transport::Udp && own.contains(&flow.destination.0) && !own.contains(&flow.source.0);
-        Ok(conntrack::flows(&mut self.host_rules)?.into_iter().filter(comes).collect())
+        conntrack::flows(&mut self.host_rules, &|flow: &Flow| comes(flow) && which(flow))
     }
 
     fn forget_on_host(&mut self, flow: &Flow) -> Result<(), KernelError> {

@@ -145,8 +145,14 @@ impl Netlink {
 
     /// The answers to the last message, until the kernel says that they are all.
     pub fn collect(&mut self, what: &str) -> Result<Vec<Answer>, KernelError> {
-        let sequence = self.sequence;
         let mut answers = Vec::new();
+        self.each(what, |answer| answers.push(answer))?;
+        Ok(answers)
+    }
+
+    /// The same, one after the other as they come.
+    pub fn each(&mut self, what: &str, mut take: impl FnMut(Answer)) -> Result<(), KernelError> {
+        let sequence = self.sequence;
         loop {
             for answer in self.receive()? {
                 match answer.kind {
@@ -154,10 +160,10 @@ impl Netlink {
                     NLMSG_NOOP => {}
                     NLMSG_ERROR => match error_of(&answer.payload) {
                         Some(errno) => return Err(KernelError::Refused { what: what.to_owned(), errno }),
-                        None => return Ok(answers),
+                        None => return Ok(()),
                     },
-                    NLMSG_DONE => return Ok(answers),
-                    _ => answers.push(answer),
+                    NLMSG_DONE => return Ok(()),
+                    _ => take(answer),
                 }
             }
         }
