@@ -14,12 +14,10 @@ use rcluster_netd::kernel::nft;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::support::dns::resolve;
+use crate::support::traffic::at_once;
 use crate::support::{DEADLINE, Lab, eventually, network};
 
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 200);
-
-/// A refusal that comes as fast as a packet travels; a timeout would take seconds.
-const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// A task with its host's index and the last octet of its address.
 pub type Place = (&'static str, usize, u8);
@@ -191,9 +189,8 @@ fn a_service_without_endpoints_and_one_of_another_network_refuse_at_once() {
     lab.hosts[0].attach("stranger", &[("back", "10.128.1.2")]).unwrap();
     drop(connect(&lab, CLIENT));
     let refused = |task: &str| {
-        let started = Instant::now();
-        let error = lab.hosts[0].connect(task, &format!("{VIP}:80")).unwrap_err();
-        assert!(error.kind() == ErrorKind::ConnectionRefused && started.elapsed() < AT_ONCE, "{task}: {error}, {:?}", started.elapsed());
+        let error = at_once(&lab.hosts[0], Some(task), task, || lab.hosts[0].connect(task, &format!("{VIP}:80"))).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{task}: {error}");
     };
     refused("stranger");
     let mut idle = front(&web);
@@ -238,10 +235,10 @@ fn babble(socket: UdpSocket) -> mpsc::Receiver<(Instant, Option<u8>)> {
     told
 }
 
-/// The first answer of this endpoint after `begun` comes within a second.
+/// The first answer of this endpoint after `begun` comes soon: a flow that is not forgotten would be led elsewhere as long as its client sends.
 fn answers_soon(told: &mpsc::Receiver<(Instant, Option<u8>)>, endpoint: u8, begun: Instant) {
     let (at, _) = told.iter().find(|(at, answer)| *at > begun && (*answer == Some(endpoint) || begun.elapsed() > DEADLINE)).unwrap();
-    assert!(at - begun < Duration::from_secs(1), "10.128.0.{endpoint} answers after {:?}", at - begun);
+    assert!(at - begun < Duration::from_secs(3), "10.128.0.{endpoint} answers after {:?}", at - begun);
 }
 
 #[test]
