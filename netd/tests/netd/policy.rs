@@ -1,7 +1,7 @@
 //! Networks' policies: which connections may begin, whatever else happens meanwhile.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -11,7 +11,7 @@ use rcluster_api::wire::v1;
 
 use crate::overlay::ping;
 use crate::support::traffic::at_once;
-use crate::support::{DEADLINE, Lab, network, node_id};
+use crate::support::{DEADLINE, Lab, eventually, network, node_id};
 
 /// A service's task: the service, the host's index, the last octet of the address.
 type Place = (&'static str, usize, u8);
@@ -324,7 +324,14 @@ fn who_comes_by_a_published_port_is_judged_by_where_they_come_from_and_by_nothin
     let everyone = v1::AllowView { from_all: true, to_all: true, ..Default::default() };
     publish(&lab, 1, &front(&web, None), &web);
     web.into_iter().for_each(|place| attach(&lab, place));
-    let _listeners = web.map(|place| lab.hosts[place.1].listen(&task(place), &format!("{}:80", address(place.2))));
+    let listeners = web.map(|place| lab.hosts[place.1].listen(&task(place), &format!("{}:80", address(place.2))));
+    listeners.iter().for_each(|listener| listener.set_nonblocking(true).unwrap());
+    // The host itself, whose connections no policy judges, wherever the task is.
+    let host_reaches = |listener: &TcpListener| {
+        let _stream = lab.hosts[0].here(|| TcpStream::connect(("127.0.0.1", 8080))).unwrap();
+        let own = IpAddr::from([169, 254, 192, 1]);
+        eventually("the task has it", || listener.accept().is_ok_and(|(_, peer)| peer.ip() == own));
+    };
     // Through another node a refusal is silence.
     let patience = Duration::from_secs(2);
     let connect = || {
@@ -343,7 +350,9 @@ fn who_comes_by_a_published_port_is_judged_by_where_they_come_from_and_by_nothin
         publish(&lab, 2 * revision, &front, &web[..1]);
         let refused = Err(ErrorKind::ConnectionRefused);
         assert_eq!(connect(), if expected { Ok(()) } else { refused }, "at its own node, {revision}");
+        host_reaches(&listeners[0]);
         publish(&lab, 2 * revision + 1, &front, &web[1..]);
         assert_eq!(connect().is_ok(), expected, "through another node, {revision}");
+        host_reaches(&listeners[1]);
     }
 }

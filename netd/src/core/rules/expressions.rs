@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use ipnet::Ipv4Net;
+
 use super::Set;
 
 /// A register of 4 bytes; longer values take the following ones too.
@@ -276,6 +278,18 @@ pub(super) fn invalid() -> Vec<Expression> {
         Expression::Mask { register: FIRST, mask: STATE_INVALID },
         Expression::Compare { register: FIRST, equal: false, value: vec![0; 4] },
     ]
+}
+
+/// Whether the sender's address is, or is not, in the net.
+pub(super) fn source_in(net: Ipv4Net, is: bool) -> Vec<Expression> {
+    let mut expressions = family(Family::Ipv4);
+    expressions.extend([
+        Expression::Payload { header: Header::Network, offset: 12, len: 4, into: FIRST },
+        // As it stands in the packet.
+        Expression::Mask { register: FIRST, mask: u32::from_ne_bytes(net.netmask().octets()) },
+        Expression::Compare { register: FIRST, equal: is, value: net.network().octets().to_vec() },
+    ]);
+    expressions
 }
 
 /// Of a connection that is known, or of one that belongs to it.

@@ -20,7 +20,8 @@ use super::balance::{BACKENDS_MAX, destination, listed, numbers_of_slots, slots}
 use super::egress::{ENTRIES, entry};
 use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
 use super::expressions::{
-    Conntrack, End, Expression, FIRST, Family, Header, Meta, Register, Verdict, accept, drop, equals, family, input_begins, to_port,
+    Conntrack, End, Expression, FIRST, Family, Header, Meta, Register, Verdict, accept, drop, equals, family, input_begins, source_in,
+    to_port,
 };
 use super::{Chain, Data, Filling, Rule, Set, balance};
 use crate::core::ingress::{self, INGRESS, MARK, MARK_BITS};
@@ -238,6 +239,8 @@ pub(super) fn forwarded() -> Vec<Rule> {
             [from_nodes(), family(Family::Ipv4), has_node(), is_served, accept()],
         ),
         Rule::new("iifname ing drop", [from_nodes(), drop()]),
+        // They would pass for a host's own, which no policy judges.
+        Rule::new("iifname up ip saddr 169.254.192.0/19 drop", [from_outside(), source_in(ingress::OWN, true), drop()]),
         Rule::new("iifname up ct status & 0x20 != 0 accept", [from_outside(), translated(), accept()]),
         Rule::new("iifname up drop", [from_outside(), drop()]),
     ]

@@ -157,10 +157,11 @@ mod tests {
     ct state invalid drop
     ct state established,related accept
     iifname up ip daddr @shielded jump admit
-    iifname ing ip daddr @shielded jump admit
+    iifname ing ip saddr != 169.254.192.0/19 ip daddr @shielded jump admit
     iifname p* ip daddr @shielded ct original ip daddr @entries jump admit
     iifname ing ct mark & 0xff000000 == 0x1000000 ip daddr . meta l4proto . th dport @served accept
     iifname ing drop
+    iifname up ip saddr 169.254.192.0/19 drop
     iifname up ct status & 0x20 != 0 accept
     iifname up drop
     meta mark set iifname map @members
