@@ -533,6 +533,7 @@ fn connections_of_a_service_are_forgotten_when_their_endpoint_goes_and_at_the_re
         destination: (Ipv4Addr::new(10, 128, 0, 8), 53),
         server: Ipv4Addr::new(10, 128, 0, last),
         id: last.into(),
+        zone: 0,
     };
     let servers = |owner: &Owner<Fake>| owner.kernel.flows.iter().map(|flow| flow.server.octets()[3]).collect::<Vec<u8>>();
     owner.apply_view(&balanced).unwrap();
@@ -563,6 +564,7 @@ fn nothing_of_who_had_an_address_is_left_to_who_has_it_next() {
         destination: (Ipv4Addr::new(10, 128, 0, server), 80),
         server: Ipv4Addr::new(10, 128, 0, server),
         id: u32::from(source) << 8 | u32::from(server),
+        zone: 0,
     };
     let all = [flow(2, 3), flow(3, 2), flow(4, 3), flow(4, 9)];
     let left = |owner: &Owner<Fake>| owner.kernel.flows.iter().map(|flow| flow.id).collect::<Vec<u32>>();
@@ -689,6 +691,7 @@ fn a_dump_tells_of_names_of_connections_and_of_a_view_that_is_not_obeyed() {
         destination: (Ipv4Addr::new(10, 128, 0, 8), 53),
         server: Ipv4Addr::new(10, 128, 0, 77),
         id: 1,
+        zone: 0,
     });
     assert_eq!(differences(&mut owner, &plain), Vec::<String>::new());
     let with_flows = v1::DumpRequest { conntrack: true, view: None };
@@ -773,6 +776,7 @@ fn what_is_wrong_with_paths_and_with_connection_tracking_is_told() {
         destination: (Ipv4Addr::new(192, 0, 2, 1), 80),
         server: Ipv4Addr::new(192, 0, 2, 1),
         id,
+        zone: 0,
     };
     owner.kernel.flows = (0..81).map(flow).collect();
     assert_eq!(conditions(&mut owner).len(), 1, "not before the regular check");

@@ -59,6 +59,8 @@ pub struct Flow {
     pub server: Ipv4Addr,
     /// The kernel's, so that no later flow between the same ends is meant.
     pub id: u32,
+    /// In which connections of this direction are apart from others (`rules::ingress`); 0: in none.
+    pub zone: u16,
 }
 
 impl fmt::Display for Flow {
@@ -212,6 +214,7 @@ mod tests {
             destination: (to.into(), 80),
             server: Ipv4Addr::new(to[0], to[1], to[2], last),
             id: 7,
+            zone: 0,
         };
         let flows = [2, 3, 4, 5, 8].into_iter().flat_map(|last| [flow(Transport::Tcp, last), flow(Transport::Udp, last)]).collect();
         let stale = forgotten_of(&Picture::parse(view).0, &Attachments::new(), &BTreeSet::new(), flows);
@@ -251,6 +254,7 @@ mod tests {
                 destination: (to, 80),
                 server: Ipv4Addr::new(10, 128, 0, last),
                 id: 7,
+                zone: 0,
             };
             let flows = [2, 3, 4, 5].into_iter().flat_map(|last| [flow(Transport::Tcp, last), flow(Transport::Udp, last)]).collect();
             let stale = forgotten_of(&Picture::parse(view).0, &ports::attached(), &BTreeSet::new(), flows);
@@ -275,6 +279,7 @@ mod tests {
             destination: (host, port),
             server,
             id: 7,
+            zone: 0,
         };
         let (router, other) = (ROUTER_IP, Ipv4Addr::new(172, 17, 0, 2));
         let mut flows = Vec::new();
@@ -301,6 +306,7 @@ mod tests {
             destination: (Ipv4Addr::new(10, 128, 0, 77), 80),
             server: Ipv4Addr::new(10, 128, 0, 77),
             id: 7,
+            zone: 0,
         };
         assert_eq!(straight.to_string(), "udp 10.128.0.9:4000 to 10.128.0.77:80 at 10.128.0.77");
         let forgotten = |gone: &[Ipv4Addr]| {

@@ -258,6 +258,7 @@ add element entries { 169.254.54.2 }
 add element hairpin { 10.128.0.2 . 10.128.0.2 }
 add element outward { 4097 }
 add element peers { 02:76:0a:5a:00:66 : 16777218 }
+add element zones { 02:76:0a:5a:00:66 : 2 }
 add element homes { 10.128.0.3 : 16777218 }
 add element homes { 10.128.0.4 : 16777218 }
 add element served { 10.128.0.2 . 6 . 80 }
@@ -275,6 +276,7 @@ remove element entries { 169.254.54.2 }
 remove element hairpin { 10.128.0.2 . 10.128.0.2 }
 remove element outward { 4097 }
 remove element peers { 02:76:0a:5a:00:66 : 16777218 }
+remove element zones { 02:76:0a:5a:00:66 : 2 }
 remove element homes { 10.128.0.3 : 16777218 }
 remove element homes { 10.128.0.4 : 16777218 }
 remove element served { 10.128.0.2 . 6 . 80 }

@@ -412,6 +412,40 @@ fn a_client_that_sent_before_the_port_was_open_is_answered_once_it_is() {
 }
 
 #[test]
+fn a_client_that_comes_by_two_nodes_from_one_port_has_two_connections() {
+    let (lab, outside) = published(&THREE[1..2], &[before(tcp(8080, v1::IngressPolicy::Mesh), &THREE[1..2])]);
+    let by = |entry: Ipv4Addr| {
+        let stream = outside.here(move || {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&SocketAddr::from((OUTSIDE, 40_000)).into())?;
+            socket.connect_timeout(&SocketAddr::from((entry, 8080)).into(), DEADLINE)?;
+            Ok::<TcpStream, io::Error>(socket.into())
+        });
+        hear(stream.unwrap()).unwrap()
+    };
+    // By its own node, too.
+    let mut streams: Vec<TcpStream> = lab
+        .hosts
+        .iter()
+        .map(|entry| {
+            let (stream, said) = by(entry.addr);
+            assert_eq!(said, (12, 80, OUTSIDE), "by {}", entry.addr);
+            stream
+        })
+        .collect();
+    for _ in 0..3 {
+        streams.iter_mut().for_each(goes_on);
+    }
+    // What is gone is forgotten of each of them.
+    apply(&lab, 2, &[], &[before(tcp(8080, v1::IngressPolicy::Mesh), &[])]);
+    for stream in &mut streams {
+        let error = stream.write_all(b"x").and_then(|()| stream.read_exact(&mut [0])).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    }
+}
+
+#[test]
 fn a_range_leads_port_by_port() {
     let range = v1::Port { count: 3, ..tcp(8080, v1::IngressPolicy::Mesh) };
     let (lab, outside) = published(&THREE[2..], &[before(range, &THREE[2..])]);

@@ -48,6 +48,10 @@ pub enum Expression {
     SetConnectionMark {
         from: Register,
     },
+    /// In which zone the packet's connection is looked up, by the side that begins it, and kept if it is new; before connections are tracked.
+    SetZone {
+        from: Register,
+    },
     /// What kind of address the destination is, by the namespace's routes: `LOCAL_ADDRESS` and others.
     DestinationType {
         into: Register,
@@ -126,6 +130,7 @@ pub enum Conntrack {
     Direction = 1,
     Status = 2,
     Mark = 3,
+    Zone = 17,
     /// Where its first packet was sent to, before any translation.
     OriginalDestination = 20,
     /// The same for IPv6.

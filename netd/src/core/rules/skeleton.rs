@@ -49,7 +49,7 @@ pub fn skeleton() -> Skeleton {
     let input = [isolation::arriving(), ingress::refused()].concat();
     let leave = [balance::leaving(), egress::leaving()].concat();
     let mut chains = vec![
-        Chain::filter("source", Hook::Prerouting, BEFORE_TRACKING, Policy::Accept, isolation::incoming()),
+        Chain::filter("source", Hook::Prerouting, BEFORE_TRACKING, Policy::Accept, [isolation::incoming(), ingress::apart()].concat()),
         Chain::filter("answer", Hook::Output, BEFORE_TRACKING, Policy::Accept, isolation::answers()),
         Chain::filter("mesh", Hook::Prerouting, TRACKED, Policy::Accept, ingress::between_nodes()),
         Chain::filter("guard", Hook::Prerouting, UNCHANGED, Policy::Accept, ingress::guarding()),
@@ -118,6 +118,7 @@ mod tests {
   set flood [Name] -> None, learned for 10000 ms
   set outward [Mark] -> None
   set peers [HardwareAddress] -> Fields([Mark])
+  set zones [HardwareAddress] -> Fields([Zone])
   set homes [Address] -> Fields([Mark])
   set served [Address, Protocol, Port] -> None
   set guarded [Protocol, Port] -> None
@@ -128,6 +129,7 @@ mod tests {
     iifname p* meta nfproto ipv6 drop
     iifname p* iifname . ip saddr != @sources drop
     ip daddr 169.254.53.53 udp dport 53 notrack
+    iifname ing ct original zone set ether saddr map @zones
   chain answer hook Output priority -300 policy Accept
     ip saddr 169.254.53.53 udp sport 53 notrack
   chain mesh hook Prerouting priority -150 policy Accept
@@ -231,6 +233,7 @@ mod tests {
                 "sources key 20 data 0 flags 0",
                 "viplist key 4 data 0 flags 0",
                 "vips key 8 data 0 flags 8",
+                "zones key 8 data 4 flags 8",
             ]
         );
         let base_chains = outline.chains.iter().map(String::as_str).filter(|chain| chain.contains(' '));
