@@ -819,6 +819,11 @@ fn a_published_port_leads_to_a_pod_here_from_attach_until_it_leaves() {
     let Bench { mut owner, _dir } = bench();
     owner.apply_view(&ports::numbered(1, vec![ports::published(v1::IngressPolicy::Local)])).unwrap();
     assert_eq!(led(&owner), (0, 1, 0), "the port is kept, and refused");
+    let times = owner.kernel.led;
+    let mut elsewhere = request("t9", "10.128.1.9");
+    elsewhere.networks[0].network_id = "net-b".into();
+    owner.attach(&elsewhere).unwrap();
+    assert_eq!(owner.kernel.led, times, "nothing is behind the port there");
     owner.attach(&request("t1", "10.128.0.2")).unwrap();
     assert_eq!(led(&owner), (1, 1, 1));
     let mut restarted = start(_dir.path(), std::mem::take(&mut owner.kernel), true);

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ingress::{INGRESS_VNI, NUMBER_MAX};
 use super::policy::Policy;
-use super::published::{Opening, Published};
+use super::published::{Backend, Opening, Published};
 
 /// The highest VNI that a VXLAN header can carry.
 const VNI_MAX: u32 = (1 << 24) - 1;
@@ -304,7 +304,14 @@ impl Picture {
         }
     }
 
-    /// The picture with these networks alone.
+    /// Of the published ports those behind which a pod here on these networks may be.
+    pub fn published_on(&self, networks: &BTreeSet<&str>) -> impl Iterator<Item = &Published> {
+        let subnets: Vec<Ipv4Net> = networks.iter().filter_map(|id| self.networks.get(*id)).map(|network| network.subnet).collect();
+        let is_on = move |backend: &Backend| backend.place == Place::Here && subnets.iter().any(|subnet| subnet.contains(&backend.ip));
+        self.published.iter().filter(move |published| published.backends.iter().any(&is_on))
+    }
+
+    /// The picture with these networks alone, and with the published ports behind which there may be pods on them.
     pub fn part(&self, networks: &BTreeSet<&str>) -> Self {
         let Self {
             term,
@@ -319,7 +326,7 @@ impl Picture {
             services,
             number,
             numbers,
-            published,
+            published: _,
             taken,
             beyond,
         } = self;
@@ -337,7 +344,7 @@ impl Picture {
             services: services.clone(),
             number: *number,
             numbers: numbers.clone(),
-            published: published.clone(),
+            published: self.published_on(networks).cloned().collect(),
             taken: taken.clone(),
             beyond: beyond.clone(),
         }

@@ -293,6 +293,17 @@ remove device ing
 }
 
 #[test]
+fn of_published_ports_a_part_has_those_with_a_task_here_on_its_networks() {
+    let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh), ports::published(v1::IngressPolicy::Mesh)]);
+    view.published[1].port.as_mut().unwrap().published = 8081;
+    view.published[1].backends.retain(|backend| backend.node_id != "n1");
+    let (picture, problems) = Picture::parse(&view);
+    assert_eq!(problems, Vec::<String>::new());
+    let of = |networks: &[&str]| picture.part(&networks.iter().copied().collect()).published.iter().map(|port| port.first).collect::<Vec<_>>();
+    assert_eq!((of(&["net-a"]), of(&["net-b"]), of(&["net-a", "net-b"])), (vec![8080], vec![], vec![8080]));
+}
+
+#[test]
 fn an_interval_goes_before_one_that_meets_it_comes() {
     let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh)]);
     let mut allowing = |net: &str| {

@@ -171,6 +171,7 @@ impl<K: Kernel> Owner<K> {
     /// hold, not what all of them do; where more is to be done, because something could not be before, all of it is planned.
     fn change(&mut self, networks: &BTreeSet<&str>, before: &Dataplane) -> Vec<(Op, String)> {
         let after = self.part(networks);
+        self.misleads |= self.picture.published_on(networks).next().is_some();
         let is_settled = self.kernel_problems.is_empty();
         let steps =
             if is_settled && before.host == after.host { plan_part(before, &after, &self.held) } else { plan(&self.wanted(), &self.held) };

@@ -15,6 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::mem;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -170,6 +171,8 @@ pub struct Owner<K> {
     paths: Paths,
     /// Connection tracking has little room left: so many connections it may have.
     crowded: Option<u64>,
+    /// The host's own connections may have to go elsewhere than they are led.
+    misleads: bool,
     looks: Looks,
     forgetting: Forgetting,
     /// Why the host's routes could not be read.
@@ -252,6 +255,7 @@ impl<K: Kernel> Owner<K> {
             patience: Patience::FULL,
             paths: Paths::default(),
             crowded: None,
+            misleads: true,
             looks: Looks::default(),
             forgetting: Forgetting::default(),
             routes_unread: None,
@@ -421,6 +425,7 @@ impl<K: Kernel> Owner<K> {
         let taken = self.kernel.keep_ports(&ingress::openings(&self.picture));
         let changed = taken != self.picture.taken;
         if changed {
+            self.misleads = true;
             if !taken.is_empty() {
                 self.patience = Patience::NONE;
             }
@@ -553,7 +558,9 @@ impl<K: Kernel> Owner<K> {
 
     /// DNS answers by the picture and the pods from here on, and the host's own connections go by them.
     fn publish(&mut self) {
-        self.kernel.lead(ingress::targets(&self.picture, &self.attachments));
+        if mem::take(&mut self.misleads) {
+            self.kernel.lead(ingress::targets(&self.picture, &self.attachments));
+        }
         let indexes = self.kernel.indexes().into_iter().map(|(index, name)| (name, index)).collect();
         let sights = names::sights(&self.names, &self.attachments, uplink::inside(&self.picture));
         self.shared.board.store(Arc::new(Board::new(&sights, &self.attachments, &indexes)));

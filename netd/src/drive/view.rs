@@ -62,6 +62,7 @@ impl<K: Kernel> Owner<K> {
         picture.taken.clone_from(&self.picture.taken);
         picture.beyond.clone_from(&self.picture.beyond);
         self.picture = picture;
+        self.misleads = true;
         self.keep_ports();
         self.names = names::networks(&self.picture, &self.attachments);
         let steps = plan(&self.wanted(), &self.held);

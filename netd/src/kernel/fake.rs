@@ -33,6 +33,8 @@ pub struct Fake {
     pub taken: BTreeMap<Opening, String>,
     /// Where the host's own connections go.
     pub targets: BTreeMap<Opening, Vec<Target>>,
+    /// How often that was said.
+    pub led: usize,
     /// Where the host itself has ways to.
     pub routes: Vec<Ipv4Net>,
     /// Everything that was asked of it.
@@ -107,6 +109,7 @@ impl Kernel for Fake {
 
     fn lead(&mut self, targets: BTreeMap<Opening, Vec<Target>>) {
         self.targets = targets;
+        self.led += 1;
     }
 
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {
