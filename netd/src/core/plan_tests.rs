@@ -299,7 +299,8 @@ fn of_published_ports_a_part_has_those_with_a_task_here_on_its_networks() {
     view.published[1].backends.retain(|backend| backend.node_id != "n1");
     let (picture, problems) = Picture::parse(&view);
     assert_eq!(problems, Vec::<String>::new());
-    let of = |networks: &[&str]| picture.part(&networks.iter().copied().collect()).published.iter().map(|port| port.first).collect::<Vec<_>>();
+    let of =
+        |networks: &[&str]| picture.part(&networks.iter().copied().collect()).published.iter().map(|port| port.first).collect::<Vec<_>>();
     assert_eq!((of(&["net-a"]), of(&["net-b"]), of(&["net-a", "net-b"])), (vec![8080], vec![], vec![8080]));
 }
 
