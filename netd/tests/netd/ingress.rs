@@ -312,6 +312,21 @@ fn a_host_reaches_every_port_under_its_own_addresses() {
 }
 
 #[test]
+fn a_hosts_own_stream_to_a_backend_on_a_dead_node_is_reset() {
+    let port = before(tcp(8080, v1::IngressPolicy::Mesh), &THREE[1..2]);
+    let (lab, _outside) = published(&THREE[1..2], std::slice::from_ref(&port));
+    let (mut stream, _) = connect(&lab.hosts[0], (Ipv4Addr::LOCALHOST, 8080)).unwrap();
+    goes_on(&mut stream);
+    lab.hosts[1].here(|| run("ip link set up0 down"));
+    let mut dead = port;
+    dead.backends[0].state = v1::EndpointState::Dead.into();
+    lab.hosts[0].apply(view(&lab, 0, 2, &THREE[1..2], &[dead])).unwrap();
+    stream.write_all(b"x").unwrap();
+    let error = stream.read_exact(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+}
+
+#[test]
 fn a_port_that_a_program_of_the_host_has_stays_its_own_and_is_told_of() {
     let ports = [before(tcp(8080, v1::IngressPolicy::Mesh), &THREE[1..2])];
     let lab = Lab::start(3);

@@ -219,7 +219,7 @@ fn to_backend() -> Vec<Expression> {
     ]
 }
 
-/// Of what goes to a node that is down, also on connections that were let through once.
+/// Of what goes to a node that is down, also on connections that were let through once, and on those that netd passes on for the host.
 pub(super) fn dead() -> Vec<Rule> {
     let is_dead = || [family(Family::Ipv4), listed(&DEAD)].concat();
     vec![

@@ -64,6 +64,7 @@ pub fn skeleton() -> Skeleton {
         Chain::aside(policy::ADMIT, policy::admitting()),
         Chain::aside(policy::POLICY, policy::judging()),
         Chain::filter("input", Hook::Input, FILTER, Policy::Drop, input),
+        Chain::filter("own", Hook::Output, FILTER, Policy::Accept, balance::dead()),
         Chain::nat("leave", Hook::Postrouting, SOURCE, leave),
         Chain::filter("bare", Hook::Postrouting, LAST, Policy::Accept, ingress::sent()),
     ]);
@@ -194,6 +195,9 @@ mod tests {
     iifname p* icmp type echo-request accept
     iifname p* reject with icmpx admin-prohibited
     iifname up goto refuse
+  chain own hook Output priority 0 policy Accept
+    ip daddr @dead meta l4proto tcp reject with tcp reset
+    ip daddr @dead reject with icmpx host-unreachable
   chain leave nat hook Postrouting priority 100 policy Accept
     ip saddr . ip daddr @hairpin snat to 169.254.53.53
     oifname up masquerade random-fully
@@ -249,6 +253,7 @@ mod tests {
                 "input filter hook 1 priority 0 policy 0",
                 "leave nat hook 4 priority 100 policy 1",
                 "mesh filter hook 0 priority -150 policy 1",
+                "own filter hook 3 priority 0 policy 1",
                 "source filter hook 0 priority -300 policy 1",
                 "toward filter hook 0 priority -90 policy 1",
             ]
