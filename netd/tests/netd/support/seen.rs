@@ -83,6 +83,8 @@ fn on_host() -> Vec<String> {
     let outline = nft::outline(&mut netlink, host::TABLE).unwrap();
     let peers = nft::read_in(&mut netlink, host::TABLE, &host::NODES).unwrap();
     let peers = peers.into_iter().map(|(key, _)| format!("peer {key:?}"));
+    let ports = nft::read_in(&mut netlink, host::TABLE, &host::PORTS).unwrap();
+    let peers = peers.chain(ports.into_iter().map(|(key, _)| format!("port {key:?}")));
     // Its other sysctls are its own.
     let forwarding = sysctls().into_iter().take(1);
     peers.chain([format!("rules {outline:?}")]).chain(forwarding).chain(in_namespace()).collect()

@@ -45,16 +45,12 @@ impl Traffic {
 
     /// A TCP stream from the client to `to`, which leads to `at` in the server's pod; a byte goes there and back.
     pub fn stream(lab: &Lab, client: Pod<'_>, server: Pod<'_>, at: &str, to: &str) -> Self {
-        let listener = lab.hosts[server.0].listen(server.1, at);
-        thread::spawn(move || {
-            let (mut stream, _) = listener.accept()?;
-            let mut byte = [0];
-            while stream.read(&mut byte)? == 1 {
-                stream.write_all(&byte)?;
-            }
-            io::Result::Ok(())
-        });
-        let mut stream: TcpStream = lab.hosts[client.0].connect(client.1, to).unwrap();
+        echo(lab, server, at);
+        Self::over(lab.hosts[client.0].connect(client.1, to).unwrap())
+    }
+
+    /// The same over a stream that leads to where `echo` listens.
+    pub fn over(mut stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         Self::start(move || {
             stream.write_all(b"x")?;
@@ -91,6 +87,19 @@ impl Traffic {
         drop(self.stop);
         self.thread.join().expect("a trip does not panic")
     }
+}
+
+/// Says again what it hears on the one stream that comes to `at` in a pod.
+pub fn echo(lab: &Lab, server: Pod<'_>, at: &str) {
+    let listener = lab.hosts[server.0].listen(server.1, at);
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept()?;
+        let mut byte = [0];
+        while stream.read(&mut byte)? == 1 {
+            stream.write_all(&byte)?;
+        }
+        io::Result::Ok(())
+    });
 }
 
 /// How many TCP segments these pods have sent twice. A trip that was long because this machine was busy had nothing sent again.
