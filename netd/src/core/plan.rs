@@ -9,8 +9,9 @@
 //! remove  ports ─► elements ─► routes ─► neighbours, forwarding entries ─► devices, pods ─► host
 //! ```
 //!
-//! Rules stand before the first packet can be forwarded and before the first device exists. What is already right is never touched: a
-//! plan over a dataplane that is as wanted is empty. Never: looks at the kernel.
+//! Rules stand before the first packet can be forwarded and before the first device exists; loaded anew, they come with their elements at
+//! once, for what is under way. What is already right is never touched: a plan over a dataplane that is as wanted is empty. Never: looks at the
+//! kernel.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -31,11 +32,11 @@ use super::uplink::{HOST_END, HostEnd, HostRules, Passage, UPLINK};
 /// One deed. Each can be repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    /// Replaces our table whole; its sets are empty afterwards.
+    /// Replaces our table whole; its sets have the elements whose additions follow.
     LoadRules,
     PrepareResolver,
     EnableForwarding,
-    /// Replaces our table on the host whole; its sets are empty afterwards.
+    /// Replaces our table on the host whole; its sets have what is added next.
     LoadHostRules {
         guarded: bool,
     },
@@ -246,6 +247,8 @@ fn foundations(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     let mut ops = Vec::new();
     if wanted.rules != now.rules {
         ops.push(Op::LoadRules);
+        // With them: what is under way is not to meet rules without elements.
+        ops.extend(wanted.elements.iter().map(|(key, data)| Op::AddElement(element(key, data))));
     }
     if wanted.resolver && !now.resolver {
         ops.push(Op::PrepareResolver);
@@ -266,6 +269,10 @@ fn on_host(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     }
     let new_peers = wanted.peers.iter().filter(|node| anew || !now.peers.contains(*node));
     ops.extend(new_peers.map(|node| Op::AddPeer { node: *node }));
+    if anew && now.end.is_some_and(|end| end.up && end.addressed) {
+        // They led somewhere before.
+        ops.extend(wanted.ports.iter().copied().map(Op::OpenPort));
+    }
     if wanted.forwarding && !now.forwarding {
         ops.push(Op::EnableHostForwarding);
     }

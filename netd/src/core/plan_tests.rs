@@ -97,11 +97,25 @@ fn obey(mut kernel: Dataplane, plan: &Plan) -> Dataplane {
 }
 
 #[test]
-fn from_nothing_rules_come_first_and_elements_last() {
+fn from_nothing_rules_come_first_with_their_elements() {
     let plan = plan(&wanted(&view(1), &attached("t1", &[("net-a", [10, 128, 0, 2])])), &Dataplane::default());
     assert_eq!(
         plan.to_string(),
         "load rules
+add element sources { p6d9291118c81 . 10.128.0.2 }
+add element members { p6d9291118c81 : 4097 }
+add element members { v4097 : 4097 }
+add element members { v4098 : 4098 }
+add element exits { 4097 . p6d9291118c81 }
+add element exits { 4097 . up }
+add element exits { 4097 . v4097 }
+add element exits { 4098 . up }
+add element exits { 4098 . v4098 }
+add element entries { 10.90.0.101 }
+add element entries { 10.90.0.102 }
+add element entries { 10.90.0.103 }
+add element inside { 0-255 . 10.128.0.0-10.255.255.255 }
+add element inside { 0-255 . 169.254.0.0-169.254.255.255 }
 prepare resolver
 enable forwarding
 load the host's rules
@@ -127,20 +141,6 @@ set route 10.128.0.3/32 via 10.90.0.102 on v4097
 set route 10.128.0.4/32 via 10.90.0.102 on v4097
 set route 10.128.1.0/24 on lo
 set route 10.128.1.2/32 via 10.90.0.103 on v4098
-add element sources { p6d9291118c81 . 10.128.0.2 }
-add element members { p6d9291118c81 : 4097 }
-add element members { v4097 : 4097 }
-add element members { v4098 : 4098 }
-add element exits { 4097 . p6d9291118c81 }
-add element exits { 4097 . up }
-add element exits { 4097 . v4097 }
-add element exits { 4098 . up }
-add element exits { 4098 . v4098 }
-add element entries { 10.90.0.101 }
-add element entries { 10.90.0.102 }
-add element entries { 10.90.0.103 }
-add element inside { 0-255 . 10.128.0.0-10.255.255.255 }
-add element inside { 0-255 . 169.254.0.0-169.254.255.255 }
 -- dns
 "
     );
@@ -302,6 +302,23 @@ fn of_published_ports_a_part_has_those_with_a_task_here_on_its_networks() {
     let of =
         |networks: &[&str]| picture.part(&networks.iter().copied().collect()).published.iter().map(|port| port.first).collect::<Vec<_>>();
     assert_eq!((of(&["net-a"]), of(&["net-b"]), of(&["net-a", "net-b"])), (vec![8080], vec![], vec![8080]));
+}
+
+#[test]
+fn rules_that_are_gone_come_back_with_all_their_elements_and_on_the_host_with_ports_that_led_somewhere() {
+    let view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh)]);
+    let wanted = wanted(&view, &attached("t1", &[("net-a", [10, 128, 0, 2])]));
+    let mut gone = wanted.clone();
+    gone.rules = super::super::rules::Outline::default();
+    gone.elements.clear();
+    (gone.host.rules, gone.host.peers, gone.host.ports) = (HostRules::Other, BTreeSet::new(), BTreeSet::new());
+    let steps = plan(&wanted, &gone);
+    let (elements, peers) = (wanted.elements.len(), wanted.host.peers.len());
+    assert!(steps.add[0] == Op::LoadRules && steps.add[1..=elements].iter().all(|op| matches!(op, Op::AddElement(_))));
+    assert_eq!(steps.add[elements + 1], Op::LoadHostRules { guarded: true });
+    assert!(matches!(steps.add[elements + 2 + peers..], [Op::OpenPort(_)]) && steps.remove.is_empty(), "{steps}");
+    gone.host.end = None;
+    assert!(matches!(plan(&wanted, &gone).add.last(), Some(Op::OpenPort(_))), "and at the end where nothing stands yet");
 }
 
 #[test]

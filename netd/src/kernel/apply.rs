@@ -33,7 +33,7 @@ const CARRIER_TRY_EVERY: Duration = Duration::from_millis(1);
 enum Manner {
     /// As messages of one batch.
     Batch,
-    /// As elements of one transaction.
+    /// As one transaction: rules, where they are loaded anew, and elements.
     Transaction,
     /// The same on the host.
     HostTransaction,
@@ -52,12 +52,12 @@ fn manner(op: &Op) -> Manner {
         | Op::RemoveDetour { .. }
         | Op::AddSelector(_)
         | Op::RemoveSelector(_) => Manner::Batch,
-        Op::AddElement(_) | Op::RemoveElement(_) => Manner::Transaction,
-        Op::AddPeer { .. } | Op::RemovePeer { .. } | Op::OpenPort(_) | Op::ClosePort(_) => Manner::HostTransaction,
-        Op::LoadRules
-        | Op::PrepareResolver
+        Op::LoadRules | Op::AddElement(_) | Op::RemoveElement(_) => Manner::Transaction,
+        Op::LoadHostRules { .. } | Op::AddPeer { .. } | Op::RemovePeer { .. } | Op::OpenPort(_) | Op::ClosePort(_) => {
+            Manner::HostTransaction
+        }
+        Op::PrepareResolver
         | Op::EnableForwarding
-        | Op::LoadHostRules { .. }
         | Op::EnableHostForwarding
         | Op::OpenPassage
         | Op::AddUplink { .. }
@@ -191,7 +191,18 @@ fn transaction(linux: &mut Linux, ops: &[Op]) -> Vec<(usize, KernelError)> {
         _ => None,
     });
     let changes: Vec<Change<'_>> = changes.collect();
-    nft::change(&mut linux.rules, &changes).err().map(|error| all(ops, &error)).unwrap_or_default()
+    let Some((Op::LoadRules, elements)) = ops.split_first() else {
+        return nft::change(&mut linux.rules, &changes).err().map(|error| all(ops, &error)).unwrap_or_default();
+    };
+    if nft::load_with(&mut linux.rules, &skeleton(), &changes).is_ok() {
+        return Vec::new();
+    }
+    // Rules without elements let nothing pass that they should not.
+    if let Err(error) = nft::load(&mut linux.rules, &skeleton()) {
+        return all(ops, &error);
+    }
+    let failures = nft::change(&mut linux.rules, &changes).err().map(|error| all(elements, &error)).unwrap_or_default();
+    failures.into_iter().map(|(index, error)| (index + 1, error)).collect()
 }
 
 fn on_host(linux: &mut Linux, ops: &[Op]) -> Vec<(usize, KernelError)> {
@@ -205,13 +216,11 @@ fn all(ops: &[Op], error: &KernelError) -> Vec<(usize, KernelError)> {
 
 fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {
     match op {
-        Op::LoadRules => nft::load(&mut linux.rules, &skeleton()),
         Op::PrepareResolver => {
             linux.router.request("bring up the router's loopback", messages::loopback_up(), 0)?;
             linux.router.request("give the router the resolver's address", messages::loopback_address(RESOLVER), REPLACE)
         }
         Op::EnableForwarding => linux.enable_forwarding(),
-        Op::LoadHostRules { guarded } => host::load_rules(linux, *guarded),
         Op::EnableHostForwarding => host::enable_forwarding(),
         Op::OpenPassage => host::open_passage(linux),
         Op::AddUplink { link } => host::add_uplink(linux, link),

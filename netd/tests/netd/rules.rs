@@ -224,6 +224,25 @@ fn the_kernel_takes_whatever_rules_are_made_of_and_shows_it_as_it_was_given() {
 }
 
 #[test]
+fn rules_are_replaced_with_their_elements_or_not_at_all() {
+    let lab = Lab::wire(1);
+    lab.hosts[0].here(|| {
+        let mut netlink = Netlink::open(nft::NETLINK_NETFILTER).unwrap();
+        let (old, new) = (entries("r2", 2), entries("h64", 3));
+        nft::load_with(&mut netlink, &everything(), &changes(true, &old)).unwrap();
+        nft::load_with(&mut netlink, &everything(), &changes(true, &new)).unwrap();
+        for (set, key, data) in &new {
+            assert_eq!(nft::read(&mut netlink, set).unwrap(), [(key.clone(), data.clone())], "{set}");
+        }
+        // To a chain that is not there.
+        nft::load_with(&mut netlink, &everything(), &changes(true, &entries("nowhere", 4))).unwrap_err();
+        for (set, key, data) in &new {
+            assert_eq!(nft::read(&mut netlink, set).unwrap(), [(key.clone(), data.clone())], "{set}");
+        }
+    });
+}
+
+#[test]
 fn the_kernel_takes_a_transaction_however_large() {
     let lab = Lab::wire(1);
     lab.hosts[0].here(|| {
