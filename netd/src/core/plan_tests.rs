@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -11,7 +11,7 @@ use crate::core::flows::Transport;
 use crate::core::links::{ROUTER_MAC, Underlay};
 use crate::core::picture::{Attachment, Attachments, Membership, Picture};
 use crate::core::published::tests as ports;
-use crate::core::rules::{egress, isolation};
+use crate::core::rules::{Outline, egress, isolation};
 use crate::core::uplink::Forwarding;
 
 pub fn endpoint(task_id: &str, node_id: &str, ip: &str) -> v1::EndpointView {
@@ -309,7 +309,7 @@ fn rules_that_are_gone_come_back_with_all_their_elements_and_on_the_host_with_po
     let view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh)]);
     let wanted = wanted(&view, &attached("t1", &[("net-a", [10, 128, 0, 2])]));
     let mut gone = wanted.clone();
-    gone.rules = super::super::rules::Outline::default();
+    gone.rules = Outline::default();
     gone.elements.clear();
     (gone.host.rules, gone.host.peers, gone.host.ports) = (HostRules::Other, BTreeSet::new(), BTreeSet::new());
     let steps = plan(&wanted, &gone);
