@@ -491,6 +491,7 @@ fn a_device_that_outlives_its_namespace_is_given_time_and_then_removed() {
     owner.tick();
     assert!(!owner.kernel.held.links.contains_key(&name));
     assert!(owner.leaving.is_empty());
+    assert_eq!(owner.repairs, 0, "nobody has broken anything");
 }
 
 #[test]

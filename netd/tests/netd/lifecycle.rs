@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -200,15 +200,13 @@ fn detach_leaves_nothing_and_can_be_repeated() {
     assert_eq!(self::held(host), held, "no rule elements, routes or neighbours");
     eventually("the kernel has taken the device down", || host.devices() == devices);
     // At once again, even while the kernel is still at it.
-    let begun = Instant::now();
     for _ in 0..50 {
         host.attach("t1", &[("front", "10.128.0.2")]).unwrap();
         assert_eq!(resolve(host, "t1", "web.").len(), 1);
         host.detach("t1").unwrap();
     }
-    // What the kernel is at for longer, netd takes down itself.
-    let repairs = host.status().unwrap().repairs;
-    assert!(repairs == 0 || begun.elapsed() > Duration::from_secs(4), "{repairs} repairs");
+    // What the kernel is at for longer, netd takes down itself, and does not count as a repair.
+    assert_eq!(host.status().unwrap().repairs, 0);
     // A network without pods goes with the picture, its device too.
     lab.apply(2, &[]);
     assert_eq!(host.devices().into_iter().filter(|(name, _)| name.starts_with('v')).count(), 0);
