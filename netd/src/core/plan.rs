@@ -36,6 +36,8 @@ pub enum Op {
     LoadRules,
     PrepareResolver,
     EnableForwarding,
+    /// Brings the kernel's own rules of routing back, and removes those that are neither its nor ours.
+    PlainLookup,
     /// Replaces our table on the host whole; its sets have what is added next.
     LoadHostRules {
         guarded: bool,
@@ -147,7 +149,7 @@ impl Op {
     pub fn concerns(&self, task_id: &str, links: &[String]) -> bool {
         let of_links = |link: &String| links.contains(link);
         match self {
-            Self::LoadRules | Self::PrepareResolver | Self::EnableForwarding => true,
+            Self::LoadRules | Self::PrepareResolver | Self::EnableForwarding | Self::PlainLookup => true,
             // A pod without a way out, not heard by a peer or not published yet, still has its networks.
             Self::LoadHostRules { .. }
             | Self::AddPeer { .. }
@@ -255,6 +257,9 @@ fn foundations(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     }
     if wanted.forwarding && !now.forwarding {
         ops.push(Op::EnableForwarding);
+    }
+    if wanted.plain_lookup && !now.plain_lookup {
+        ops.push(Op::PlainLookup);
     }
     ops
 }
@@ -493,6 +498,7 @@ impl fmt::Display for Op {
             Self::LoadRules => write!(f, "load rules"),
             Self::PrepareResolver => write!(f, "prepare resolver"),
             Self::EnableForwarding => write!(f, "enable forwarding"),
+            Self::PlainLookup => write!(f, "mend the rules of routing"),
             Self::LoadHostRules { .. } => write!(f, "load the host's rules"),
             Self::AddPeer { node } => write!(f, "add peer {node}"),
             Self::EnableHostForwarding => write!(f, "enable the host's forwarding"),

@@ -118,6 +118,7 @@ add element inside { 0-255 . 10.128.0.0-10.255.255.255 }
 add element inside { 0-255 . 169.254.0.0-169.254.255.255 }
 prepare resolver
 enable forwarding
+mend the rules of routing
 load the host's rules
 add peer 10.90.0.102
 add peer 10.90.0.103
@@ -582,6 +583,7 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
     };
     kernel.forwarding = !coin();
     kernel.resolver = !coin();
+    kernel.plain_lookup = !coin();
     kernel.host.forwarding = !coin();
     if coin() {
         kernel.host.rules = HostRules::Other;

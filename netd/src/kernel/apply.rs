@@ -15,7 +15,7 @@ use super::linux::{Linux, ROUTER};
 use super::messages::{self, CREATE, Next, REPLACE};
 use super::netlink::Netlink;
 use super::nft::Change;
-use super::observe::Device;
+use super::observe::{Device, Lookup};
 use super::{Failure, KernelError, host, netns, nft, observe};
 use crate::core::ingress::INGRESS;
 use crate::core::links::{Interface, Link, LinkKind, RESOLVER};
@@ -58,6 +58,7 @@ fn manner(op: &Op) -> Manner {
         }
         Op::PrepareResolver
         | Op::EnableForwarding
+        | Op::PlainLookup
         | Op::EnableHostForwarding
         | Op::OpenPassage
         | Op::AddUplink { .. }
@@ -221,6 +222,7 @@ fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {
             linux.router.request("give the router the resolver's address", messages::loopback_address(RESOLVER), REPLACE)
         }
         Op::EnableForwarding => linux.enable_forwarding(),
+        Op::PlainLookup => mend_lookup(linux),
         Op::EnableHostForwarding => host::enable_forwarding(),
         Op::OpenPassage => host::open_passage(linux),
         Op::AddUplink { link } => host::add_uplink(linux, link),
@@ -238,6 +240,22 @@ fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {
         Op::RemovePod { task } => netns::remove(&linux.pin(task)),
         _ => Ok(()),
     }
+}
+
+/// First what is missing, for without the others nothing is found.
+fn mend_lookup(linux: &mut Linux) -> Result<(), KernelError> {
+    let Lookup { missing, foreign, .. } = observe::lookup(&mut linux.router)?;
+    for (preference, table) in missing {
+        let message = RouteNetlinkMessage::NewRule(messages::own_rule(preference, table));
+        linux.router.request(&format!("add the kernel's rule of routing at {preference}"), message, CREATE)?;
+    }
+    for rule in foreign {
+        match linux.router.request("remove a rule of routing that is nobody's", RouteNetlinkMessage::DelRule(rule), 0) {
+            Err(KernelError::Refused { errno, .. }) if is_absent(errno) => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// No address but this one, and no packet dropped for the way that leads back: that of a client from outside is by the uplink.

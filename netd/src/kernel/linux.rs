@@ -216,7 +216,9 @@ impl Kernel for Linux {
             names.iter().filter(|(_, name)| crate::core::links::is_ours(name)).map(|(i, n)| (*i, n.clone())).collect();
         let (rules, elements) = nft::observe(&mut self.rules)?;
         let Routes { main: routes, detours } = observe::all_routes(&mut self.router, &names)?;
+        let lookup = observe::lookup(&mut self.router)?;
         Ok(Dataplane {
+            plain_lookup: lookup.is_plain(),
             resolver: observe::resolver(&mut self.router, &devices)?,
             forwarding: self.forwarding()?,
             rules,
@@ -226,7 +228,7 @@ impl Kernel for Linux {
             forwards: observe::forwards(&mut self.router, &ours)?,
             routes,
             detours,
-            selectors: observe::selectors(&mut self.router)?,
+            selectors: lookup.selectors,
             ingress: self.observe_ingress(&devices)?,
             pods: self.observe_pods(pods, &names)?,
             host: host::observe(self, &devices)?,

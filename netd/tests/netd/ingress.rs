@@ -537,8 +537,10 @@ fn what_someone_breaks_on_the_way_is_mended() {
     let ports = [before(tcp(8080, v1::IngressPolicy::Mesh), &THREE[1..2])];
     let (lab, outside) = published(&THREE[1..2], &ports);
     let entry = (lab.hosts[0].addr, 8080);
-    let breaks: [fn(); 5] = [
+    let breaks: [fn(); 7] = [
         || run("ip rule del pref 1000"),
+        || run("ip rule del pref 32766"),
+        || run("ip rule add pref 50 from all blackhole"),
         || run("ip route flush table 100002"),
         || run("ip link del ing"),
         || run("ip addr flush dev ing"),
