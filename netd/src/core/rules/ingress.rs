@@ -18,6 +18,8 @@
 //! address; but that of a pod which comes back to itself (`balance`). One client may come by two nodes from one port: what comes by each node is
 //! tracked in a zone of its own, on the way there, and where both come to one pod the kernel gives the later one another port.
 
+use std::net::Ipv4Addr;
+
 use super::balance::{BACKENDS_MAX, destination, listed, numbers_of_slots, slots};
 use super::egress::{ENTRIES, entry};
 use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
@@ -94,7 +96,7 @@ pub fn elements(picture: &Picture, attachments: &Attachments, underlay: &Underla
     let peer =
         |(node, number)| Element::new(SetName::Peers, &[Value::HardwareAddress(vtep_mac(node))], &[Value::Mark(ingress::mark(number))]);
     elements.extend(ingress::others(picture, underlay).map(peer));
-    let zone = |(node, number)| {
+    let zone = |(node, number): (Ipv4Addr, u32)| {
         let zone = u16::try_from(number).ok().map(Value::Zone)?;
         Some(Element::new(SetName::Zones, &[Value::HardwareAddress(vtep_mac(node))], &[zone]))
     };
@@ -347,8 +349,6 @@ fn for_node() -> Vec<Expression> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use rcluster_api::wire::v1;
 
     use super::*;
