@@ -268,7 +268,9 @@ impl<K: Kernel> Owner<K> {
         }
         self.rename(&attachment);
         let failed = self.change(&networks, &before);
-        self.strand(attachment.networks.iter().map(|membership| membership.ip).collect());
+        if !attachment.networks.is_empty() {
+            self.strand(attachment.networks.iter().map(|membership| membership.ip).collect());
+        }
         for membership in &attachment.networks {
             self.leaving.insert(veth_name(task_id, &membership.network_id), 0);
         }
