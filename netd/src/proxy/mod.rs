@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem;
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -43,6 +43,8 @@ use crate::kernel::{KernelError, netns};
 use self::holder::Holder;
 
 mod holder;
+
+mod datagram;
 
 /// Connections, or senders of datagrams, of one port at one time; more wait, or are passed over.
 const OF_ONE_PORT_MAX: usize = 256;
@@ -85,6 +87,7 @@ impl Door {
             }
             Transport::Udp => {
                 let socket = UdpSocket::bind(at)?;
+                datagram::prepare(&socket)?;
                 socket.set_nonblocking(true)?;
                 Ok(Self::Datagrams(Arc::new(socket)))
             }
@@ -193,6 +196,9 @@ struct Desk {
     senders: Arc<Semaphore>,
 }
 
+/// Who sends datagrams, and to which address of this host.
+type Ends = (SocketAddrV4, Ipv4Addr);
+
 /// A sender of datagrams.
 #[derive(Debug)]
 struct Sender {
@@ -289,11 +295,11 @@ impl Desk {
 
     async fn receive(self: Arc<Self>, opening: Opening, socket: &UdpSocket) -> io::Result<()> {
         let socket = Arc::new(tokio::net::UdpSocket::from_std(socket.try_clone()?)?);
-        let mut senders: BTreeMap<SocketAddr, Sender> = BTreeMap::new();
+        let mut senders: BTreeMap<Ends, Sender> = BTreeMap::new();
         let mut tasks = JoinSet::new();
         let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
         loop {
-            let (len, from) = match socket.recv_from(&mut buffer).await {
+            let (len, from, at) = match datagram::receive(&socket, &mut buffer).await {
                 Ok(received) => received,
                 // What an earlier answer met on its way.
                 Err(error) => {
@@ -303,22 +309,23 @@ impl Desk {
             };
             while tasks.try_join_next().is_some() {}
             senders.retain(|_, sender| !sender.datagrams.is_closed());
-            if !senders.contains_key(&from) {
-                if !is_own(from.ip()) {
+            let ends = (from, at);
+            if !senders.contains_key(&ends) {
+                if !is_own(IpAddr::V4(*from.ip())) {
                     continue;
                 }
                 if senders.len() >= OF_ONE_PORT_MAX {
                     forget_idlest(&mut senders);
                 }
-                match self.relayed(opening, &socket, from, &mut tasks).await {
-                    Ok(datagrams) => drop(senders.insert(from, Sender { datagrams, heard: Instant::now() })),
+                match self.relayed(opening, &socket, ends, &mut tasks).await {
+                    Ok(datagrams) => drop(senders.insert(ends, Sender { datagrams, heard: Instant::now() })),
                     Err(error) => {
                         debug!(%opening, %from, %error, "datagram passed over");
                         continue;
                     }
                 }
             }
-            let Some(sender) = senders.get_mut(&from) else { continue };
+            let Some(sender) = senders.get_mut(&ends) else { continue };
             sender.heard = Instant::now();
             // A datagram too many is lost, as on any way.
             drop(sender.datagrams.try_send(buffer[..len].to_vec()));
@@ -330,13 +337,13 @@ impl Desk {
         &self,
         opening: Opening,
         socket: &Arc<tokio::net::UdpSocket>,
-        from: SocketAddr,
+        ends: Ends,
         tasks: &mut JoinSet<()>,
     ) -> io::Result<mpsc::Sender<Vec<u8>>> {
         let place = self.senders.clone().try_acquire_owned().map_err(io::Error::other)?;
         let backend = self.backend(opening).await?;
         let (datagrams, queue) = mpsc::channel(DATAGRAMS_MAX);
-        let relayed = relay(backend, queue, socket.clone(), from);
+        let relayed = relay(backend, queue, socket.clone(), ends);
         tasks.spawn(async move {
             relayed.await;
             drop(place);
@@ -377,10 +384,10 @@ impl Desk {
 }
 
 /// The sender that was heard least lately has no place any more; one that goes on begins anew.
-fn forget_idlest(senders: &mut BTreeMap<SocketAddr, Sender>) {
-    let idlest = senders.iter().min_by_key(|(_, sender)| sender.heard).map(|(from, _)| *from);
-    if let Some(from) = idlest {
-        senders.remove(&from);
+fn forget_idlest(senders: &mut BTreeMap<Ends, Sender>) {
+    let idlest = senders.iter().min_by_key(|(_, sender)| sender.heard).map(|(ends, _)| *ends);
+    if let Some(ends) = idlest {
+        senders.remove(&ends);
     }
 }
 
@@ -389,7 +396,7 @@ async fn relay(
     backend: tokio::net::UdpSocket,
     mut datagrams: mpsc::Receiver<Vec<u8>>,
     socket: Arc<tokio::net::UdpSocket>,
-    sender: SocketAddr,
+    (sender, at): Ends,
 ) {
     let mut silence = SILENCE_MAX;
     loop {
@@ -403,7 +410,7 @@ async fn relay(
             }
         };
         let turn = match timeout(silence, turn).await {
-            Ok(Ok(Turn::Answered)) => pass_on(&backend, &socket, sender).await.map(|()| Turn::Answered),
+            Ok(Ok(Turn::Answered)) => pass_on(&backend, &socket, (sender, at)).await.map(|()| Turn::Answered),
             Ok(turn) => turn,
             Err(_) => return,
         };
@@ -424,10 +431,10 @@ enum Turn {
 }
 
 /// An answer. Room for it is taken when it is there: most senders wait.
-async fn pass_on(backend: &tokio::net::UdpSocket, socket: &tokio::net::UdpSocket, sender: SocketAddr) -> io::Result<()> {
+async fn pass_on(backend: &tokio::net::UdpSocket, socket: &tokio::net::UdpSocket, (sender, at): Ends) -> io::Result<()> {
     let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
     match backend.try_recv(&mut buffer) {
-        Ok(len) => socket.send_to(&buffer[..len], sender).await.map(drop),
+        Ok(len) => datagram::answer(socket, &buffer[..len], sender, at).await,
         // It was another's to hear, like an error that has been told.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
         Err(error) => Err(error),
@@ -464,7 +471,7 @@ mod tests {
     fn the_sender_that_was_heard_least_lately_makes_room() {
         let begin = Instant::now();
         let sender = |ms| Sender { datagrams: mpsc::channel(1).0, heard: begin + Duration::from_millis(ms) };
-        let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let at = |port| (SocketAddrV4::new(Ipv4Addr::LOCALHOST, port), Ipv4Addr::LOCALHOST);
         let mut senders = BTreeMap::from([(at(1), sender(20)), (at(2), sender(10)), (at(3), sender(30))]);
         forget_idlest(&mut senders);
         assert_eq!(senders.keys().copied().collect::<Vec<_>>(), [at(1), at(3)]);

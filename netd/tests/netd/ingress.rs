@@ -400,6 +400,10 @@ fn datagrams_are_led_and_answered_like_connections() {
             }
         }
     }
+    // To a second address of the host: who asks there hears nobody else.
+    lab.hosts[0].here(|| run("ip addr add 10.90.0.201/32 dev up0"));
+    let (_socket, said) = ask(&lab.hosts[0], lab.hosts[0].addr, (Ipv4Addr::new(10, 90, 0, 201), 9000));
+    assert_eq!(said.unwrap().0, THREE[0].2);
     // A backend that leaves: the next datagram goes to the other one.
     let two = before(udp(9000), &THREE[1..]);
     apply(&lab, 2, &THREE, std::slice::from_ref(&two));
