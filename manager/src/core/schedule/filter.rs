@@ -129,8 +129,10 @@ pub fn explain(task: &Task, refused: &[(Refusal, &Room<'_>)]) -> String {
 
 /// "n1: nginx (pid 812), n2: web.3".
 fn holders(port: NodePort, rooms: &[&Room<'_>]) -> String {
-    let holder = |room: &&Room<'_>| format!("{}: {}", room.node.name(), room.ports.get(&port).map_or("", String::as_str));
-    let mut named: Vec<String> = rooms.iter().take(NAMED_MAX).map(holder).collect();
+    let mut by_name: Vec<(&str, &str)> =
+        rooms.iter().map(|room| (room.node.name(), room.ports.get(&port).map_or("", String::as_str))).collect();
+    by_name.sort_unstable();
+    let mut named: Vec<String> = by_name.iter().take(NAMED_MAX).map(|(node, holder)| format!("{node}: {holder}")).collect();
     let more = rooms.len() - named.len();
     named.extend((more > 0).then(|| format!("and {more} more")));
     named.join(", ")
