@@ -346,6 +346,10 @@ fn check_static(
         let held = || network.and_then(|network| allocate::holder(state, &network.id, ip, &spec.name));
         let kept = || state.services().values().find(|service| has_it(service)).map(|service| service.spec.name.clone());
         if let Some(holder) = staged.or_else(held).or_else(kept) {
+            if holder == spec.name {
+                let hint = "choose another address; with endpoint_mode: dnsrr the service has no virtual address, once it was deployed so";
+                return refused(format!("{ip} on network {name} is the service's own virtual address"), hint);
+            }
             return refused(format!("{ip} on network {name} is held by {holder}"), "choose another address, or free it there first");
         }
     }

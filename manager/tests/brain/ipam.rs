@@ -183,6 +183,34 @@ fn a_static_address_goes_with_its_service_wherever_it_runs() {
     assert_eq!((ip(&world, "db.1").as_str(), world.running("db")), ("10.77.0.3", 1));
 }
 
+#[test]
+fn a_service_is_refused_its_own_virtual_address_as_that_of_its_task() {
+    let mut world = World::new(1);
+    world.node("n1", &[]);
+    world.request(network("lab", Some("10.77.0.0/29"))).unwrap();
+    let spec = |networks: serde_json::Value, mode: &str| {
+        let spec = json!({"containers": [{"image": "a"}], "networks": networks, "endpoint_mode": mode});
+        ServiceSpec { name: "db".to_owned(), ..serde_json::from_value(spec).unwrap() }
+    };
+    let ask = |world: &mut World, ip: &str, mode: &str| {
+        let networks = json!([{"network": "lab", "ip": ip}]);
+        world.request(Request::Apply(vec![(Spec::Service(spec(networks, mode)), 0)]))
+    };
+    world.request(Request::Apply(vec![(Spec::Service(spec(json!(["lab"]), "vip")), 0)])).unwrap();
+    world.settle();
+    let own = world.state.find_service("db").unwrap().vips[0].ip.to_string();
+    for mode in ["vip", "dnsrr"] {
+        let refused = ask(&mut world, &own, mode).unwrap_err();
+        assert!(
+            refused.starts_with(&format!("networks[0].ip: {own} on network lab is the service's own virtual address (choose another")),
+            "{refused}"
+        );
+    }
+    ask(&mut world, "10.77.0.6", "vip").unwrap();
+    world.settle();
+    assert_eq!((world.task("db.1").networks[0].ip.to_string().as_str(), world.running("db")), ("10.77.0.6", 1), "{}", world.picture());
+}
+
 /// Steps in all, in lanes that go at the same time. A debug build takes some 50 µs for each.
 const STEPS: u32 = 1_000_000;
 const STEPS_PER_TURN: u32 = 32;

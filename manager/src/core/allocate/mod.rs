@@ -21,7 +21,7 @@ use ipnet::{IpNet, Ipv4Net};
 use rcluster_api::cluster::Cluster;
 use rcluster_api::id::NetworkId;
 use rcluster_api::network::AddressPool;
-use rcluster_api::object::{Network, Node, Object, Task};
+use rcluster_api::object::{Network, Node, Object, Service, Task};
 use rcluster_api::task::TaskState;
 
 use super::plan::{ChangeSet, Ctx, Dirty};
@@ -220,12 +220,12 @@ fn usage(pool: &AddressPool, taken: &[Ipv4Net]) -> String {
     format!("pool {} has {} of {count} subnets free", pool.cidr, count - ipam::subnets_taken(pool, taken))
 }
 
-/// Who has an address of a network: a task or a service's virtual address, but none of the service `except`.
+/// Who has an address of a network: a service's virtual address, its own too, or a task, but none of the service `except`.
 pub fn holder(state: &State, network: &NetworkId, ip: Ipv4Addr, except: &str) -> Option<String> {
     let mut tasks = state.tasks().values().filter(|task| task.service != except && holds_addresses(task));
     let task = tasks.find(|task| task.networks.iter().any(|attached| attached.network_id == *network && attached.ip == ip));
-    let mut services = state.services().values().filter(|service| service.spec.name != except);
-    let service = services.find(|service| service.vips.iter().any(|vip| vip.network_id == *network && vip.ip == ip));
+    let has_it = |service: &Service| service.vips.iter().any(|vip| vip.network_id == *network && vip.ip == ip);
+    let service = state.services().values().find(|service| has_it(service));
     task.map(|task| task.name.clone()).or_else(|| service.map(|service| service.spec.name.clone()))
 }
 
