@@ -395,7 +395,16 @@ fn apply_network(
         None => {
             check_subnet(state, &spec, subnets)?;
             let id = NetworkId::random(&mut ctx.rng);
-            let network = Network { id, stamp: Stamp::default(), spec, vni: None, subnet: None, ip_cursor: 0, removing: false };
+            let network = Network {
+                id,
+                stamp: Stamp::default(),
+                spec,
+                vni: None,
+                subnet: None,
+                ip_cursor: 0,
+                removing: false,
+                resting_vips: Vec::new(),
+            };
             (network, Outcome::Created)
         }
     };

@@ -412,8 +412,38 @@ fn a_service_keeps_a_virtual_address_on_each_network_until_it_is_not_asked_for()
     assert_eq!(world.state.find_service("web").unwrap().vips, [on_back]);
     world.service("web", spec(&["back"], "dnsrr"));
     assert_eq!(vips(&world, "web"), "");
-    world.service("other", spec(&["lab"], "vip"));
-    assert_ne!(vips(&world, "other"), kept, "an address that was given up rests");
+}
+
+#[test]
+fn a_virtual_address_that_was_given_up_rests_like_a_tasks() {
+    let mut world = World::new(1);
+    world.node("n1", &[]);
+    let spec = NetworkSpec { name: "small".to_owned(), subnet: Some("10.9.0.0/29".parse().unwrap()), ..NetworkSpec::default() };
+    world.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
+    let spec = |replicas: u32, mode: &str| json!({"replicas": replicas, "containers": [{"image": "a"}], "networks": ["small"], "endpoint_mode": mode});
+    for (name, vip) in [("web", "10.9.0.3 on small"), ("api", "10.9.0.5 on small")] {
+        world.service(name, spec(1, "vip"));
+        assert_eq!(vips(&world, name), vip);
+    }
+    world.settle();
+    world.service("web", spec(1, "dnsrr"));
+    world.service("next", spec(2, "dnsrr"));
+    let lacks = |world: &World, said: &str| world.picture().contains(&format!("network small has no free address: {said}"));
+    assert!(lacks(&world, "4 of 5 in use, 1 just freed;"), "{}", world.picture());
+    world.now_ms += REST_LEAST_MS;
+    world.wake();
+    world.settle();
+    assert_eq!((world.running("next"), world.task("next.2").networks[0].ip.octets()[3]), (2, 3), "{}", world.picture());
+    // A service that goes gives up its address as well, and what its tasks had.
+    world.request(Request::Remove(vec![(Kind::Service, "api".to_owned())])).unwrap();
+    world.settle();
+    assert!(world.state.find_service("api").is_none());
+    world.service("last", spec(2, "dnsrr"));
+    assert!(lacks(&world, "3 of 5 in use, 2 just freed;"), "{}", world.picture());
+    world.now_ms += REST_LEAST_MS;
+    world.wake();
+    world.settle();
+    assert_eq!(world.running("last"), 2, "{}", world.picture());
 }
 
 #[test]

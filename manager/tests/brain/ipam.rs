@@ -486,7 +486,8 @@ impl Chance {
 fn made(id: &str, name: &str, subnet: Option<&str>) -> Network {
     let subnet = subnet.map(|subnet| subnet.parse().unwrap());
     let spec = NetworkSpec { name: name.to_owned(), subnet, ..NetworkSpec::default() };
-    Network { id: id.into(), stamp: Stamp::default(), spec, vni: None, subnet: None, ip_cursor: 0, removing: false }
+    let stamp = Stamp::default();
+    Network { id: id.into(), stamp, spec, vni: None, subnet: None, ip_cursor: 0, removing: false, resting_vips: Vec::new() }
 }
 
 #[test]

@@ -8,8 +8,10 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rcluster_api::object::NodeState;
+use rcluster_api::spec::{NetworkSpec, Spec};
 use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1;
+use rcluster_manager::core::allocate::REST_LEAST_MS;
 use rcluster_manager::core::control::Request;
 use rcluster_manager::core::dispatch::netview::Networks;
 use rcluster_manager::core::node::register::{Registration, register};
@@ -154,6 +156,38 @@ fn an_address_stays_routed_for_a_moment_when_its_task_has_ended() {
     assert_eq!(seen(&world).len(), 1);
     world.request(Request::Scale { service: "near".to_owned(), replicas: 2 }).unwrap();
     assert!(seen(&world).is_empty());
+}
+
+#[test]
+fn an_address_that_is_a_services_now_is_routed_to_no_task_that_has_ended() {
+    let mut world = World::new(1);
+    for node in ["n1", "n2"] {
+        world.node(node, &[]);
+    }
+    let spec = NetworkSpec { name: "small".to_owned(), subnet: Some("10.9.0.0/29".parse().unwrap()), ..NetworkSpec::default() };
+    world.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
+    let spec = |replicas: u32, mode: &str| json!({"replicas": replicas, "containers": [{"image": "a"}], "networks": ["small"], "endpoint_mode": mode});
+    world.service("old", spec(4, "dnsrr"));
+    world.service("web", spec(1, "vip"));
+    world.settle();
+    assert!(world.state.find_service("web").unwrap().vips.is_empty(), "tasks have all five addresses");
+    let last = world.task("old.4");
+    world.request(Request::Scale { service: "old".to_owned(), replicas: 3 }).unwrap();
+    world.settle();
+    // Nothing else has happened meanwhile: the address is routed still when it has rested.
+    world.now_ms += REST_LEAST_MS;
+    let known = Networks::new(&world.state);
+    world.wake();
+    let vip = world.state.find_service("web").unwrap().vips[0].ip;
+    assert_eq!(vip, last.networks[0].ip);
+    let node = world.task("web.1").node_id.unwrap();
+    let routed = |networks: &Networks| {
+        let view = networks.view(&node, 1);
+        view.networks.iter().flat_map(|network| &network.endpoints).any(|endpoint| endpoint.ip == vip.to_string())
+    };
+    assert!(routed(&known));
+    assert!(!routed(&Networks::new(&world.state)));
+    assert!(!routed(&Networks::after(Some(&known), &world.state)));
 }
 
 #[test]

@@ -266,7 +266,8 @@ mod tests {
         let spec = NetworkSpec { name: "lab".to_owned(), ..NetworkSpec::default() };
         let subnet = Some("10.128.3.0/29".parse().unwrap());
         let stamp = Stamp::default();
-        let network = Network { id: "lab".into(), stamp, spec, vni: Some(4096), subnet, ip_cursor: 0, removing: false };
+        let vni = Some(4096);
+        let network = Network { id: "lab".into(), stamp, spec, vni, subnet, ip_cursor: 0, removing: false, resting_vips: Vec::new() };
         let spec = serde_json::json!({"containers": [{"image": "a"}], "networks": [{"network": "lab", "aliases": ["www"]}]});
         let spec = ServiceSpec { name: "web".to_owned(), ..serde_json::from_value(spec).unwrap() };
         let vip = ServiceVip { network_id: "lab".into(), network: "lab".to_owned(), ip: [10, 128, 3, 6].into() };

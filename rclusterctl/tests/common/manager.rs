@@ -108,6 +108,7 @@ impl State {
                     subnet,
                     ip_cursor: 0,
                     removing: false,
+                    resting_vips: Vec::new(),
                 }));
             }
             Spec::Data(spec) => return Err(ApiError::new(ErrorCode::Internal, format!("no test makes {}", spec.name))),

@@ -2066,6 +2066,21 @@ pub struct Network {
     /// control
     #[prost(bool, tag = "6")]
     pub removing: bool,
+    /// allocator
+    #[prost(message, repeated, tag = "7")]
+    pub resting_vips: ::prost::alloc::vec::Vec<RestingVip>,
+}
+/// An address that was a service's and rests.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestingVip {
+    #[prost(string, tag = "1")]
+    pub ip: ::prost::alloc::string::String,
+    /// whose it was
+    #[prost(string, tag = "2")]
+    pub service_id: ::prost::alloc::string::String,
+    /// Unix time, by the proposer
+    #[prost(uint64, tag = "3")]
+    pub since_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Event {

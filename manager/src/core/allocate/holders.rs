@@ -7,7 +7,7 @@ use rcluster_api::id::{NetworkId, ServiceId};
 use rcluster_api::object::{Network, Service, ServiceVip, Task, TaskNetwork};
 use rcluster_api::spec::NetworkAttachment;
 
-use super::{REST_LEAST_MS, holds_addresses, ipam, pools, rests_until_ms, taken, usage};
+use super::{REST_LEAST_MS, holds_addresses, ipam, pools, rests_until_ms, taken, usage, vip_rests_until_ms};
 use crate::core::state::State;
 
 /// One network's addresses that are not free.
@@ -20,11 +20,21 @@ struct Addresses<'a> {
     reserved: BTreeMap<u32, &'a ServiceId>,
 }
 
-/// An address whose task has ended.
+/// An address whose task has ended, or that its service has given up.
 #[derive(Debug, Clone, Copy)]
 struct Resting<'a> {
     since_ms: u64,
     service: &'a ServiceId,
+}
+
+impl<'a> Addresses<'a> {
+    /// An address rests since the last time that it was given up.
+    fn rest(&mut self, ip: u32, last: Resting<'a>) {
+        let kept = self.resting.entry(ip).or_insert(last);
+        if kept.since_ms < last.since_ms {
+            *kept = last;
+        }
+    }
 }
 
 /// The addresses of all networks.
@@ -51,12 +61,14 @@ impl<'a> Holders<'a> {
                 if holds_addresses(task) {
                     addresses.held.insert(ip, &task.name);
                 } else if resting.is_some() {
-                    let last = Resting { since_ms: task.stamp.updated_at_ms, service: &task.service_id };
-                    let kept = addresses.resting.entry(ip).or_insert(last);
-                    if kept.since_ms < last.since_ms {
-                        *kept = last;
-                    }
+                    addresses.rest(ip, Resting { since_ms: task.stamp.updated_at_ms, service: &task.service_id });
                 }
+            }
+        }
+        for network in state.networks().values() {
+            for resting in network.resting_vips.iter().filter(|resting| now_ms < vip_rests_until_ms(resting)) {
+                let last = Resting { since_ms: resting.since_ms, service: &resting.service_id };
+                by_network.entry(network.id.clone()).or_default().rest(u32::from(resting.ip), last);
             }
         }
         for service in state.services().values() {

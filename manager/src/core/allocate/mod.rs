@@ -21,7 +21,7 @@ use ipnet::{IpNet, Ipv4Net};
 use rcluster_api::cluster::Cluster;
 use rcluster_api::id::NetworkId;
 use rcluster_api::network::AddressPool;
-use rcluster_api::object::{Network, Node, Object, Service, Task};
+use rcluster_api::object::{Network, Node, Object, RestingVip, Service, Task};
 use rcluster_api::task::TaskState;
 
 use super::plan::{ChangeSet, Ctx, Dirty};
@@ -237,6 +237,20 @@ pub fn holds_addresses(task: &Task) -> bool {
 /// Until when the addresses of an ended task rest, by the managers' time of its last write; `None`: it had none on a node, or has them still.
 pub fn rests_until_ms(task: &Task) -> Option<u64> {
     let had_them = !task.networks.is_empty() && task.node_id.is_some();
-    let until_ms = || task.stamp.updated_at_ms.saturating_add(REST_MS).div_ceil(REST_STEP_MS).saturating_mul(REST_STEP_MS);
-    (had_them && !holds_addresses(task)).then(until_ms)
+    (had_them && !holds_addresses(task)).then(|| rested_ms(task.stamp.updated_at_ms))
+}
+
+/// Until when an address that a service has given up rests.
+fn vip_rests_until_ms(resting: &RestingVip) -> u64 {
+    rested_ms(resting.since_ms)
+}
+
+/// When what was given up at a time has rested.
+fn rested_ms(since_ms: u64) -> u64 {
+    since_ms.saturating_add(REST_MS).div_ceil(REST_STEP_MS).saturating_mul(REST_STEP_MS)
+}
+
+/// A service goes: its virtual addresses rest, on networks that are put to what is `staged`, or are there already.
+pub fn give_up_vips(state: &State, service: &Service, staged: &mut Vec<Object>, now_ms: u64) {
+    vip::given_up(state, service, staged, now_ms);
 }

@@ -92,7 +92,9 @@ mod tests {
         let subnet = Some("10.77.0.0/24".parse().unwrap());
         let spec = NetworkSpec { name: "lab".to_owned(), subnet, ..NetworkSpec::default() };
         let stamp = Stamp::default();
-        draft.put(Object::Network(Network { id: "net".into(), stamp, spec, vni: Some(4096), subnet, ip_cursor: 0, removing: false }));
+        let vni = Some(4096);
+        let network = Network { id: "net".into(), stamp, spec, vni, subnet, ip_cursor: 0, removing: false, resting_vips: Vec::new() };
+        draft.put(Object::Network(network));
         let network = NodeNetwork { routes: vec!["172.16.0.0/12".parse().unwrap()], ..NodeNetwork::default() };
         let description =
             NodeDescription { name: "n1".to_owned(), addr: "10.90.0.101".to_owned(), network: Some(network), ..NodeDescription::default() };

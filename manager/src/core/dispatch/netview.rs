@@ -52,6 +52,8 @@ pub struct Networks {
 struct Made {
     /// All but the endpoints.
     bare: v1::NetworkView,
+    /// Services' addresses.
+    vips: BTreeSet<Ipv4Addr>,
     members: Vec<Member>,
     view: Arc<v1::NetworkView>,
     /// Those with a task on it that may run.
@@ -159,8 +161,13 @@ impl Networks {
             }
         }
         let mut made = BTreeMap::new();
+        let mut vips: BTreeMap<&NetworkId, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+        for vip in state.services().values().flat_map(|service| &service.vips) {
+            vips.entry(&vip.network_id).or_default().insert(vip.ip);
+        }
         for (id, bare) in views {
-            let network = Made::after(known.and_then(|known| known.made.get(&id)), &id, bare, members.remove(&id).unwrap_or_default());
+            let (vips, members) = (vips.remove(&id).unwrap_or_default(), members.remove(&id).unwrap_or_default());
+            let network = Made::after(known.and_then(|known| known.made.get(&id)), &id, bare, vips, members);
             for node in &network.nodes {
                 by_node.entry(node.clone()).or_default().insert(id.clone());
             }
@@ -262,13 +269,14 @@ impl Sight {
 
 impl Made {
     /// The network's view, from an earlier one as far as that was made of the same.
-    fn after(known: Option<&Self>, id: &NetworkId, bare: v1::NetworkView, members: Vec<Member>) -> Self {
-        if let Some(known) = known.filter(|known| known.bare == bare && are_the_same(&known.members, &members)) {
-            return Self { bare, members, view: known.view.clone(), nodes: known.nodes.clone() };
+    fn after(known: Option<&Self>, id: &NetworkId, bare: v1::NetworkView, vips: BTreeSet<Ipv4Addr>, members: Vec<Member>) -> Self {
+        let alike = |known: &&Self| known.bare == bare && known.vips == vips && are_the_same(&known.members, &members);
+        if let Some(known) = known.filter(alike) {
+            return Self { bare, vips, members, view: known.view.clone(), nodes: known.nodes.clone() };
         }
         let may_run = || members.iter().filter(|member| !member.has_ended);
         let nodes = may_run().filter_map(|member| member.task.node_id.clone()).collect();
-        let held: BTreeSet<Ipv4Addr> = may_run().filter_map(|member| Some(member.on(id)?.ip)).collect();
+        let held: BTreeSet<Ipv4Addr> = may_run().filter_map(|member| Some(member.on(id)?.ip)).chain(vips.iter().copied()).collect();
         // Of several that have had an address, who had it last.
         let mut rest: BTreeMap<Ipv4Addr, &Member> = BTreeMap::new();
         for member in members.iter().filter(|member| member.has_ended) {
@@ -282,7 +290,7 @@ impl Made {
         let view = v1::NetworkView { endpoints, ..bare.clone() };
         // A task may have changed in what no node sees.
         let view = known.filter(|known| *known.view == view).map_or_else(|| Arc::new(view), |known| known.view.clone());
-        Self { bare, members, view, nodes }
+        Self { bare, vips, members, view, nodes }
     }
 }
 

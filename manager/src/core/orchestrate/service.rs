@@ -10,6 +10,7 @@ use rcluster_api::task::TaskState;
 
 use super::restart::{Verdict, verdict};
 use super::slot::{Slot, SlotKey, is_over, kept_until_ms, leaving};
+use crate::core::allocate;
 use crate::core::plan::{ChangeSet, Ctx, Note};
 use crate::core::schedule::filter;
 use crate::core::state::State;
@@ -28,7 +29,7 @@ pub fn reconcile(state: &State, service: &Service, ctx: &mut Ctx, changes: &mut 
         slots.entry(SlotKey::of(task)).or_default().add(task);
     }
     if service.removing {
-        remove(service, &slots, ctx.now_ms, changes);
+        remove(state, service, &slots, ctx.now_ms, changes);
         return;
     }
     let wanted = wanted_slots(state, service);
@@ -289,7 +290,7 @@ impl Step<'_> {
 }
 
 /// A service that is to go: everything stops; when nothing may run any more, it goes.
-fn remove(service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, now_ms: u64, changes: &mut ChangeSet) {
+fn remove(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, now_ms: u64, changes: &mut ChangeSet) {
     let mut waits = false;
     for slot in slots.values() {
         if changes.is_full() {
@@ -310,6 +311,7 @@ fn remove(service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, now_ms: u64, c
         }
     }
     if !waits {
+        allocate::give_up_vips(state, service, &mut changes.puts, now_ms);
         changes.deletes.push((Kind::Service, service.id.to_string()));
         changes.notes.push(Note {
             kind: Kind::Service,
