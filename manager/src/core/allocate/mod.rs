@@ -127,6 +127,20 @@ fn numbered(state: &State) -> (BTreeMap<NetworkId, Network>, Option<Cluster>) {
     (networks, moved.map(|cluster| Cluster { vni_cursor, pools, ..(**cluster).clone() }))
 }
 
+/// Has all searches go on where a cluster that went on after `state` has hardly come: `numbers` further, or half of all that there are. The
+/// networks that are to be written for it.
+pub fn left_out(state: &State, cluster: &mut Cluster, numbers: u32) -> Vec<Network> {
+    let vnis = state.networks().values().filter_map(|network| network.vni).collect();
+    cluster.vni_cursor = vni::ahead(cluster.vni_cursor, &vnis, numbers);
+    cluster.node_numbers_made = nodes::ahead(cluster.node_numbers_made, numbers);
+    cluster.pools = pools(state).into_iter().map(|pool| ipam::pool_ahead(pool, numbers)).collect();
+    let ahead = |network: &Network| {
+        let ip_cursor = ipam::ahead(network.subnet?, network.ip_cursor);
+        Some(Network { ip_cursor, ..network.clone() })
+    };
+    state.networks().values().filter_map(|network| ahead(network)).collect()
+}
+
 /// What subnets are chosen from.
 pub fn pools(state: &State) -> Vec<AddressPool> {
     match state.cluster().map(|cluster| &cluster.pools) {
