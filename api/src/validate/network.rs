@@ -10,6 +10,8 @@ use crate::spec::{Mode, NetworkSpec, ServiceSpec, UpdateOrder};
 
 /// Most published ports of one service.
 pub const PUBLISHED_PORTS_MAX: usize = 256;
+/// Most of them times the replicas: each node has a place for each task behind each port.
+const PUBLISHED_PLACES_MAX: usize = 1 << 16;
 /// As many resolvers as programs take of a resolv.conf.
 const RESOLVERS_MAX: usize = 3;
 /// As many domains as old ones do.
@@ -161,6 +163,11 @@ fn check_published(spec: &ServiceSpec) -> Result<(), ApiError> {
     if count > PUBLISHED_PORTS_MAX {
         return Err(invalid("ports", format!("{count} published ports are more than the limit of {PUBLISHED_PORTS_MAX}")));
     }
+    let replicas = if spec.mode == Mode::Replicated { spec.replicas() as usize } else { 1 };
+    if count * replicas > PUBLISHED_PLACES_MAX {
+        let message = format!("{count} published ports of {replicas} replicas are more than the limit of {PUBLISHED_PLACES_MAX} in all");
+        return Err(invalid("ports", message).hint("publish fewer ports, or have several services"));
+    }
     if count > 0 && spec.networks.is_empty() {
         return Err(invalid("ports", "a service without networks has nothing to publish").hint("add networks: [NAME]"));
     }
@@ -190,6 +197,11 @@ mod tests {
             ),
             (serde_json::json!({"ports": ["80:80", "8080:80", "79-80:90-91"]}), "ports[2]: tcp port 80 is published twice"),
             (serde_json::json!({"ports": ["1000-1299:1000-1299"]}), "ports: 300 published ports are more than the limit of 256"),
+            (
+                serde_json::json!({"ports": ["1000-1099:1000-1099"], "replicas": 656}),
+                "ports: 100 published ports of 656 replicas are more than the limit of 65536 in all (publish fewer ports, or have several \
+                 services)",
+            ),
             (
                 serde_json::json!({"ports": ["80:80"], "networks": []}),
                 "ports: a service without networks has nothing to publish (add networks: [NAME])",

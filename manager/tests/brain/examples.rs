@@ -312,7 +312,7 @@ fn a_view_shows_the_services_of_its_networks_and_the_ports_that_the_node_opens()
         lines.extend(
             view.published
                 .iter()
-                .map(|published| format!("{} for {}", published.port.as_ref().unwrap().published, published.backends.len())),
+                .flat_map(|told| told.ports.iter().map(move |port| format!("{} for {}", port.published, told.backends.len()))),
         );
         lines.join(", ")
     };

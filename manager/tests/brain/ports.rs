@@ -107,7 +107,8 @@ fn changed_ports_replace_no_task_and_every_node_is_told_with_the_state_of_its_ba
             backends.sort();
             backends.join(", ")
         };
-        let lines = view.published.iter().map(|one| format!("{}: {}", one.port.as_ref().unwrap().published, backends(one)));
+        let lines =
+            view.published.iter().flat_map(|one| one.ports.iter().map(move |port| format!("{}: {}", port.published, backends(one))));
         lines.collect::<Vec<_>>().join("; ")
     };
     world.service("web", web(2, &json!(["8080:80"])));
@@ -127,6 +128,23 @@ fn changed_ports_replace_no_task_and_every_node_is_told_with_the_state_of_its_ba
     assert_eq!(shown(&world, "n1"), "8081: n1 Serving, n2 Leaving; 90: n1 Serving");
     assert_eq!(shown(&world, "n2"), "8081: n1 Serving, n2 Leaving; 90: n2 Leaving");
     assert_eq!(shown(&world, "n3"), "8081: n1 Serving, n2 Leaving");
+}
+
+#[test]
+fn however_many_ports_a_service_publishes_its_tasks_are_told_once_for_each_mode() {
+    let mut world = two_nodes();
+    let mut ports: Vec<Value> = (0..40).map(|index| json!(format!("{}:{}", 8000 + index, 80 + index))).collect();
+    ports.extend((0..40).map(|index| json!({"target": 80, "published": 9000 + index, "mode": "host"})));
+    world.service("web", web(2, &json!(ports)));
+    world.settle();
+    let told = |node: &str| -> Vec<(usize, usize)> {
+        let view = Networks::new(&world.state).view(&node.into(), 1);
+        view.published.iter().map(|one| (one.ports.len(), one.backends.len())).collect()
+    };
+    assert_eq!(told("n1"), [(40, 2), (40, 1)]);
+    world.node("n3", &[]);
+    let view = Networks::new(&world.state).view(&"n3".into(), 1);
+    assert_eq!(view.published.iter().map(|one| one.ports.len()).collect::<Vec<_>>(), [40], "it has no task of the service");
 }
 
 #[test]

@@ -1733,13 +1733,13 @@ pub struct VipView {
     #[prost(string, repeated, tag = "4")]
     pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-/// A published port with the tasks behind it.
+/// Published ports of a service with the tasks behind each of them.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PublishedView {
     #[prost(string, tag = "1")]
     pub service_id: ::prost::alloc::string::String,
-    #[prost(message, optional, tag = "2")]
-    pub port: ::core::option::Option<Port>,
+    #[prost(message, repeated, tag = "2")]
+    pub ports: ::prost::alloc::vec::Vec<Port>,
     #[prost(message, repeated, tag = "3")]
     pub backends: ::prost::alloc::vec::Vec<BackendView>,
 }

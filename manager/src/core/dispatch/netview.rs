@@ -13,7 +13,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use rcluster_api::id::{NetworkId, NodeId, ServiceId, TaskId};
-use rcluster_api::network::{Allow, Peer, Port, PublishMode, Published};
+use rcluster_api::network::{Allow, Peer, Port, PublishMode};
 use rcluster_api::object::{Network, NodeState, Service, ServiceVip, Task, TaskNetwork};
 use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1;
@@ -75,7 +75,7 @@ struct Common {
     nodes: Vec<v1::NodeView>,
     /// Each with the networks that it is on.
     services: Vec<(BTreeSet<NetworkId>, v1::ServiceView)>,
-    /// Each with whether a node opens it for its own tasks only.
+    /// Each with whether a node opens them for its own tasks only.
     published: Vec<(bool, v1::PublishedView)>,
     pools: Vec<String>,
 }
@@ -322,7 +322,7 @@ fn on_networks(service: &v1::ServiceView, networks: &BTreeSet<NetworkId>) -> v1:
     service
 }
 
-/// The port as a node opens it; `None` when it does not.
+/// The ports as a node opens them; `None` when it does not.
 fn opened(published: &v1::PublishedView, own_only: bool, node: &NodeId) -> Option<v1::PublishedView> {
     let mut published = published.clone();
     if own_only {
@@ -412,14 +412,18 @@ fn has_ingress(service: &Service) -> bool {
     service.spec.ports.iter().any(is_ingress)
 }
 
-/// A service's published ports, each with whether a node opens it for its own tasks only.
+/// A service's published ports, those of every node and those that a node opens for its own tasks only: however many they are, the backends
+/// are told once for each of the two.
 fn published(service: &Service, backends: &[v1::BackendView]) -> Vec<(bool, v1::PublishedView)> {
-    let view = |port: &Port| {
-        let Published { ports: _, mode, allow_from: _ } = port.published.as_ref()?;
-        let view = v1::PublishedView { service_id: service.id.to_string(), port: Some(port.clone().into()), backends: backends.to_vec() };
-        Some((*mode == PublishMode::Host, view))
+    let view = |own_only: bool| {
+        let is_of = |port: &&Port| port.published.as_ref().is_some_and(|published| (published.mode == PublishMode::Host) == own_only);
+        let ports: Vec<v1::Port> = service.spec.ports.iter().filter(is_of).cloned().map(Into::into).collect();
+        if ports.is_empty() {
+            return None;
+        }
+        Some((own_only, v1::PublishedView { service_id: service.id.to_string(), ports, backends: backends.to_vec() }))
     };
-    service.spec.ports.iter().filter_map(view).collect()
+    [false, true].into_iter().filter_map(view).collect()
 }
 
 /// What may be sent to a task.
