@@ -45,6 +45,8 @@ pub struct Networks {
     up: BTreeSet<NodeId>,
     /// Tasks that are to stop and may still run.
     leaving: BTreeMap<TaskId, Leaving>,
+    /// Services with a port that every node opens, in these networks or in any that they were made from: some node may go by those still.
+    by_all: BTreeSet<ServiceId>,
 }
 
 /// A network's view, and what it was made of.
@@ -128,6 +130,10 @@ impl Networks {
         let up = state.nodes().values().filter(|node| node.state != NodeState::Down).map(|node| node.id.clone()).collect::<BTreeSet<_>>();
         let mut by_node: BTreeMap<NodeId, BTreeSet<NetworkId>> = BTreeMap::new();
         let mut leaving = BTreeMap::new();
+        let is_there = |id: &&ServiceId| state.services().contains_key(*id) || state.tasks_of_service(id).next().is_some();
+        let before = known.into_iter().flat_map(|known| &known.by_all).filter(is_there).cloned();
+        let ingress = state.services().values().filter(|service| has_ingress(service)).map(|service| service.id.clone());
+        let by_all: BTreeSet<ServiceId> = before.chain(ingress).collect();
         let mut backends: BTreeMap<ServiceId, Vec<v1::BackendView>> = BTreeMap::new();
         let mut members: BTreeMap<&NetworkId, Vec<Member>> = BTreeMap::new();
         let newest_ms = state.tasks().values().map(|task| task.stamp.updated_at_ms).max().unwrap_or_default();
@@ -147,7 +153,7 @@ impl Networks {
             let service = state.services().get(&task.service_id);
             if !task.is_wanted() {
                 let networks = task.networks.iter().map(|attached| attached.network_id.clone()).collect();
-                let by_all = service.is_some_and(|service| has_ingress(service));
+                let by_all = by_all.contains(&task.service_id);
                 leaving.insert(task.id.clone(), Leaving { node: node.clone(), networks, by_all });
             }
             // From outside a task is reached by its first network.
@@ -182,7 +188,7 @@ impl Networks {
         let pools = pools.map_or_else(|| vec![POOL.to_string()], |pools| pools.iter().map(|pool| pool.cidr.to_string()).collect());
         let common = Common { nodes, services, published, pools };
         let common = known.filter(|known| *known.common == common).map_or_else(|| Arc::new(common), |known| known.common.clone());
-        Self { revision: state.revision(), made, common, by_node, up, leaving }
+        Self { revision: state.revision(), made, common, by_node, up, leaving, by_all }
     }
 
     /// The revision that they are of.
@@ -195,8 +201,8 @@ impl Networks {
         &self.leaving
     }
 
-    /// The nodes that could send to a task that is to stop: those with a task on one of its networks, its own among them, or all when it is
-    /// reached by a port that every node opens; without those that are down.
+    /// The nodes that could send to a task that is to stop: those with a task on one of its networks, its own among them, or all when it is, or
+    /// was, reached by a port that every node opens; without those that are down.
     pub fn senders(&self, leaving: &Leaving) -> impl Iterator<Item = &NodeId> {
         self.up.iter().filter(move |node| {
             let own = self.by_node.get(*node);
