@@ -73,6 +73,24 @@ fn a_lost_node_loses_its_tasks_and_its_addresses_stay_taken_until_it_is_back() {
 }
 
 #[test]
+fn a_task_lost_with_its_node_has_its_address_for_a_day_and_no_longer() {
+    const HOUR_MS: u64 = 3_600_000;
+    let mut world = three_nodes();
+    world.service("web", web(2));
+    world.settle();
+    let lost = world.task("web.2").id;
+    world.node_state("n2", NodeState::Down);
+    world.settle();
+    world.now_ms += 23 * HOUR_MS;
+    world.rest();
+    assert_eq!(world.state.tasks()[&lost].status.state, TaskState::Orphaned, "its node may come back");
+    world.now_ms += 2 * HOUR_MS;
+    world.rest();
+    assert!(!world.state.tasks().contains_key(&lost), "{}", world.picture());
+    assert_eq!(world.running("web"), 2);
+}
+
+#[test]
 fn a_crash_is_answered_at_once_then_later_and_later() {
     let mut world = three_nodes();
     world.service("web", web(1));

@@ -323,12 +323,17 @@ fn remove(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>,
     }
 }
 
-/// Deletes ended tasks beyond the history, and those that were to be removed, once their addresses have rested.
+/// Deletes ended tasks beyond the history, those lost with their node long ago, and those that were to be removed, once their addresses have rested.
 fn forget(slot: &Slot<'_>, wanted: bool, now_ms: u64, changes: &mut ChangeSet) {
     let mut kept = 0;
     for task in &slot.ended {
         if !is_over(task, now_ms) {
             changes.wake_at(task.status.since_ms.saturating_add(super::ORPHAN_KEPT_MS));
+            continue;
+        }
+        if task.status.state == TaskState::Orphaned {
+            // As history it would have its addresses for ever.
+            super::forget(task, now_ms, changes);
             continue;
         }
         kept += 1;
