@@ -103,6 +103,18 @@ fn what_is_made_from_an_earlier_revision_is_what_is_made_from_nothing() {
 }
 
 #[test]
+fn networks_are_not_made_anew_for_who_has_read_the_state_before_another() {
+    let mut world = world();
+    let before = world.state.clone();
+    let first = Networks::at_least(None, &before);
+    assert!(Arc::ptr_eq(&Networks::at_least(Some(&first), &before), &first));
+    world.request(Request::Scale { service: "web".to_owned(), replicas: 1 }).unwrap();
+    let second = Networks::at_least(Some(&first), &world.state);
+    assert_eq!(second.revision(), world.state.revision());
+    assert!(Arc::ptr_eq(&Networks::at_least(Some(&second), &before), &second));
+}
+
+#[test]
 fn a_network_whose_tasks_are_the_same_is_the_same_value_for_all() {
     let mut world = world();
     let before = Networks::new(&world.state);

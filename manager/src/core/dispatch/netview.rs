@@ -96,6 +96,15 @@ impl Networks {
         Self::after(None, state)
     }
 
+    /// The networks as of `state`: `known` ones if they are of that revision or a later one, for who has read the state just now may be behind
+    /// another.
+    pub fn at_least(known: Option<&Arc<Self>>, state: &State) -> Arc<Self> {
+        match known {
+            Some(known) if known.revision >= state.revision() => known.clone(),
+            _ => Arc::new(Self::after(known.map(AsRef::as_ref), state)),
+        }
+    }
+
     /// The same, made from those of another revision as far as they are alike.
     pub fn after(known: Option<&Self>, state: &State) -> Self {
         let nodes = state
