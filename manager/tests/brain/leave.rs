@@ -287,6 +287,10 @@ fn whoever_is_released_is_sent_to_by_nobody() {
             }
             before = released;
         }
+        // When all have heard of all, nobody is waited for.
+        NODES.into_iter().for_each(|node| sessions.tell(&world, node));
+        NODES.into_iter().for_each(|node| sessions.confirm(node));
+        assert_eq!(sessions.released(), sessions.networks.leaving().keys().cloned().collect(), "seed {seed}");
     }
     assert!(releases > 40, "{releases} releases say nothing");
 }

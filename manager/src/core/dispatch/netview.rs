@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use rcluster_api::id::{NetworkId, NodeId, ServiceId, TaskId};
@@ -211,12 +212,21 @@ impl Networks {
     }
 
     /// The nodes that could send to a task that is to stop: those with a task on one of its networks, its own among them, or all when it is, or
-    /// was, reached by a port that every node opens; without those that are down.
-    pub fn senders(&self, leaving: &Leaving) -> impl Iterator<Item = &NodeId> {
-        self.up.iter().filter(move |node| {
-            let own = self.by_node.get(*node);
-            leaving.by_all || own.is_some_and(|own| leaving.networks.iter().any(|network| own.contains(network)))
-        })
+    /// was, reached by a port that every node opens; without those that are down. In a round that ends with `last`.
+    pub fn senders(&self, leaving: &Leaving, last: Option<&NodeId>) -> impl Iterator<Item = &NodeId> {
+        let after = self.up.range::<NodeId, _>((last.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded));
+        let until = last.map(|last| self.up.range::<NodeId, _>((Bound::Unbounded, Bound::Included(last))));
+        after.chain(until.into_iter().flatten()).filter(move |node| self.could_send(node, leaving))
+    }
+
+    /// Whether the node is one of them.
+    pub fn is_sender(&self, node: &NodeId, leaving: &Leaving) -> bool {
+        self.up.contains(node) && self.could_send(node, leaving)
+    }
+
+    fn could_send(&self, node: &NodeId, leaving: &Leaving) -> bool {
+        let own = || self.by_node.get(node);
+        leaving.by_all || own().is_some_and(|own| leaving.networks.iter().any(|network| own.contains(network)))
     }
 
     /// The part that concerns one node.
