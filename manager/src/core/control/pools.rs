@@ -4,6 +4,7 @@ use ipnet::Ipv4Net;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::network::AddressPool;
 use rcluster_api::object::{Kind, Object};
+use rcluster_api::validate;
 
 use crate::core::allocate;
 use crate::core::members::cluster;
@@ -15,14 +16,6 @@ const POOLS_MAX: usize = 64;
 
 /// Prefixes of subnets that can be chosen from a pool.
 const PREFIXES: std::ops::RangeInclusive<u8> = 16..=29;
-
-/// What no pod can have, and what it is.
-const NOT_FOR_PODS: [(Ipv4Net, &str); 4] = [
-    (Ipv4Net::new_assert(std::net::Ipv4Addr::new(0, 0, 0, 0), 8), "\"this network\""),
-    (Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8), "loopback"),
-    (Ipv4Net::new_assert(std::net::Ipv4Addr::new(169, 254, 0, 0), 16), "link-local"),
-    (Ipv4Net::new_assert(std::net::Ipv4Addr::new(224, 0, 0, 0), 3), "multicast and reserved"),
-];
 
 /// All of them are pools from now on, behind those that there are, or none is.
 pub(super) fn add(state: &State, more: &[(Ipv4Net, u8)]) -> Result<ChangeSet, ApiError> {
@@ -63,7 +56,7 @@ fn check(state: &State, pools: &[AddressPool], cidr: Ipv4Net, prefix: u8) -> Res
         let message = format!("subnets of /{prefix} cannot be chosen from {cidr}");
         return Err(("prefix", message, "choose a prefix from 16 to 29 that is not shorter than the pool's own"));
     }
-    let reserved = NOT_FOR_PODS.iter().find(|(range, _)| allocate::overlap(range, &cidr));
+    let reserved = validate::not_for_pods(cidr);
     let pool = pools.iter().find(|pool| allocate::overlap(&pool.cidr, &cidr));
     let why = match (reserved, pool) {
         (Some((range, what)), _) => Some(format!("overlaps {range}, which is {what}")),
