@@ -6,7 +6,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rcluster_api::network::{HeldPort, NodeNetwork, NodePort, Port, Protocol};
-use rcluster_api::object::{Kind, NodeDescription, NodeState, Task};
+use rcluster_api::object::{Availability, Kind, NodeDescription, NodeState, Task};
 use rcluster_api::spec::{ServiceSpec, Spec};
 use rcluster_api::task::TaskState;
 use rcluster_manager::core::control::Request;
@@ -209,6 +209,26 @@ fn a_global_service_with_a_port_of_its_nodes_is_replaced_one_after_the_other_wha
     world.settle();
     let updated = world.state.tasks().values().filter(|task| task.is_live() && task.serves() && task.spec_version == 2).count();
     assert_eq!(updated, 2, "{}", world.picture());
+}
+
+#[test]
+fn a_service_with_a_port_of_its_nodes_is_replaced_also_where_all_of_them_have_its_tasks() {
+    let mut world = two_nodes();
+    let gate = |image: &str| {
+        json!({"replicas": 2, "containers": [{"image": image}], "networks": ["lab"], "ports": own(80), "update": {"order": "start-first"}})
+    };
+    world.service("gate", gate("gate:1"));
+    world.settle();
+    world.service("gate", gate("gate:2"));
+    world.settle();
+    let updated = world.state.tasks().values().filter(|task| task.is_live() && task.serves() && task.spec_version == 2).count();
+    assert_eq!(updated, 2, "{}", world.picture());
+    // Who has to leave a node goes first where there is a place.
+    world.node("n3", &[]);
+    world.availability("n1", Availability::Drain);
+    assert_eq!(world.running("gate"), 2);
+    world.settle();
+    assert_eq!((world.running("gate"), world.state.tasks_of_node(&"n1".into()).filter(|task| task.is_live()).count()), (2, 0));
 }
 
 #[test]

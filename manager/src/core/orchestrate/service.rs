@@ -186,15 +186,20 @@ impl Step<'_> {
         self.slot.leaving.iter().any(|task| task.may_run()) && !self.starts_before_the_old_has_gone()
     }
 
+    /// Not with a port of its node, whatever is asked for: where the service has a task on each node that fits, there would be no place beside
+    /// them.
     fn starts_before_the_old_has_gone(&self) -> bool {
-        self.service.spec.update.order == UpdateOrder::StartFirst
+        self.service.spec.update.order == UpdateOrder::StartFirst && !self.has_port_of_its_node()
+    }
+
+    fn has_port_of_its_node(&self) -> bool {
+        self.service.spec.ports.iter().flat_map(Port::node_ports).any(|(_, of_tasks)| of_tasks)
     }
 
     /// Whether the slot has what one task holds at a time: a static address, or a port of the one node that the slot is.
     fn is_for_one(&self) -> bool {
-        let ServiceSpec { mode, networks, ports, .. } = &self.service.spec;
-        let has_port = || ports.iter().flat_map(Port::node_ports).any(|(_, of_tasks)| of_tasks);
-        networks.iter().any(|attachment| attachment.ip.is_some()) || *mode == Mode::Global && has_port()
+        let ServiceSpec { mode, networks, .. } = &self.service.spec;
+        networks.iter().any(|attachment| attachment.ip.is_some()) || *mode == Mode::Global && self.has_port_of_its_node()
     }
 
     /// When the newest task of a slot runs, older live ones have been replaced and stop.
