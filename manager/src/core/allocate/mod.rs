@@ -149,8 +149,8 @@ pub fn pools(state: &State) -> Vec<AddressPool> {
     }
 }
 
-/// The subnets that networks have or have asked for.
-fn subnets(state: &State) -> impl Iterator<Item = (&str, Ipv4Net)> {
+/// The subnets that networks have or have asked for, by the networks' names.
+pub fn subnets(state: &State) -> impl Iterator<Item = (&str, Ipv4Net)> {
     state.networks().values().filter_map(|network| Some((network.spec.name.as_str(), network.subnet.or(network.spec.subnet)?)))
 }
 
@@ -206,11 +206,11 @@ pub fn pools_free(state: &State) -> Vec<(AddressPool, u32)> {
     pools(state).into_iter().map(|pool| (pool, free(&pool))).collect()
 }
 
-/// The networks whose subnets a host's own routes cross: (route, network, subnet).
-pub fn crossed<'a>(state: &'a State, node: &Node) -> Vec<(Ipv4Net, &'a str, Ipv4Net)> {
+/// Those of some networks' subnets that a host's own routes cross: (route, network, subnet).
+pub fn crossed<'a>(subnets: &[(&'a str, Ipv4Net)], node: &Node) -> impl Iterator<Item = (Ipv4Net, &'a str, Ipv4Net)> {
     let crosses =
-        |(name, subnet): (&'a str, Ipv4Net)| routes(node).find(|route| overlap(route, &subnet)).map(|route| (route, name, subnet));
-    subnets(state).filter_map(crosses).collect()
+        move |(name, subnet): &(&'a str, Ipv4Net)| routes(node).find(|route| overlap(route, subnet)).map(|route| (route, *name, *subnet));
+    subnets.iter().filter_map(crosses)
 }
 
 /// Why no subnet can be chosen; `None` when one can. `asked`: subnets that networks of the same request ask for.

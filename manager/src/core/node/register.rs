@@ -98,7 +98,8 @@ pub fn network(state: &State, id: &NodeId, network: &NodeNetwork) -> ChangeSet {
 
 /// What people are told of a host that has another network than `before`.
 fn news(state: &State, before: Option<&NodeNetwork>, node: &Node) -> Vec<Note> {
-    let crossing = allocate::crossed(state, node).first().map(|crossed| crossing(node, *crossed));
+    let subnets: Vec<(&str, Ipv4Net)> = allocate::subnets(state).collect();
+    let crossing = allocate::crossed(&subnets, node).next().map(|crossed| crossing(node, crossed));
     crossing.into_iter().chain(withheld(state, before, node)).collect()
 }
 
