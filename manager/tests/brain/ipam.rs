@@ -119,8 +119,13 @@ fn a_node_within_a_network_is_refused_and_one_with_a_route_into_it_gets_no_task_
         "addr: the address 10.77.0.9 is within 10.77.0.0/24 of network lab: no pod could reach it \
          (start the agent with another --addr, or remove the network first)"
     );
-    joins(&mut world, &registration("n1", "10.0.0.1", &["10.64.0.0/10"]));
-    assert!(world.state.events().values().any(|event| event.reason == "RouteOverlap"), "people are told");
+    // People are told once, whatever else is new of the node's network.
+    for routes in [&["10.64.0.0/10"][..], &["10.64.0.0/10", "192.168.7.0/24"]] {
+        joins(&mut world, &registration("n1", "10.0.0.1", routes));
+        let told: Vec<&str> =
+            world.state.events().values().filter(|event| event.reason == "RouteOverlap").map(|event| event.message.as_str()).collect();
+        assert_eq!(told, ["its route 10.64.0.0/10 overlaps 10.77.0.0/24 of network lab: it is given no new tasks on that network"]);
+    }
     world.service("web", json!({"containers": [{"image": "a"}], "networks": ["lab"]}));
     world.service("host", json!({"containers": [{"image": "a"}]}));
     assert_eq!(

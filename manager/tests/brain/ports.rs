@@ -270,6 +270,35 @@ fn a_program_that_has_a_published_port_is_told_of_once() {
 }
 
 #[test]
+fn held_ports_are_told_of_for_each_service_and_when_a_service_comes_later() {
+    let mut world = two_nodes();
+    world.service("web", web(1, &json!(["80-82:80-82"])));
+    world.service("api", web(1, &json!(["90:90"])));
+    world.settle();
+    let told = |world: &World| -> Vec<String> {
+        let events = world.state.events().values().filter(|event| event.reason == "PortHeld");
+        events.map(|event| format!("{}: {}", event.object, event.message)).collect()
+    };
+    let held = |port: u16| HeldPort { protocol: Protocol::Tcp, port, by: "nginx (pid 812)".to_owned() };
+    tell(&mut world, "n1", &NodeNetwork { held_ports: [80, 82, 90, 99].map(held).to_vec(), ..NodeNetwork::default() });
+    let mut first = told(&world);
+    first.sort();
+    assert_eq!(
+        first,
+        [
+            "n1: tcp port 80 is held there by nginx (pid 812), and 1 more: they are not opened for service web",
+            "n1: tcp port 90 is held there by nginx (pid 812): it is not opened for service api",
+        ]
+    );
+    // Not opened, and not told of before: nobody asked for it.
+    for replicas in [1, 2] {
+        world.service("late", web(replicas, &json!(["99:80"])));
+        assert_eq!(told(&world).len(), 3, "{:?}", told(&world));
+    }
+    assert_eq!(told(&world)[2], "late: tcp port 99 is held on node n1 by nginx (pid 812): it is not opened there");
+}
+
+#[test]
 fn what_a_node_says_of_its_host_does_not_fill_the_state() {
     let mut world = two_nodes();
     let held = |port| HeldPort { protocol: Protocol::Udp, port, by: "x".repeat(1000) };
