@@ -21,6 +21,12 @@ const PREFIXES: std::ops::RangeInclusive<u8> = 16..=29;
 pub(super) fn add(state: &State, more: &[(Ipv4Net, u8)]) -> Result<ChangeSet, ApiError> {
     let mut cluster = cluster(state)?.clone();
     let mut pools = allocate::pools(state);
+    // First: each of them is compared with all that there is.
+    let count = pools.len() + more.len();
+    if count > POOLS_MAX {
+        let message = format!("{count} pools are more than the limit of {POOLS_MAX}");
+        return Err(ApiError::new(ErrorCode::Invalid, message).field("add").hint("add fewer and wider ones"));
+    }
     let mut notes = Vec::new();
     for (index, (cidr, prefix)) in more.iter().enumerate() {
         check(state, &pools, *cidr, *prefix).map_err(|(field, message, hint)| {
@@ -37,10 +43,6 @@ pub(super) fn add(state: &State, more: &[(Ipv4Net, u8)]) -> Result<ChangeSet, Ap
             reason: "PoolAdded",
             message: format!("subnets of /{prefix} are chosen from {cidr} too"),
         });
-    }
-    if pools.len() > POOLS_MAX {
-        let message = format!("{} pools are more than the limit of {POOLS_MAX}", pools.len());
-        return Err(ApiError::new(ErrorCode::Invalid, message).field("add").hint("add fewer and wider ones"));
     }
     cluster.pools = pools;
     Ok(ChangeSet { puts: vec![Object::Cluster(Box::new(cluster))], notes, ..ChangeSet::default() })
@@ -149,5 +151,7 @@ mod tests {
         let many: Vec<String> = (0..64).map(|third| format!("192.168.{third}.0/24")).collect();
         let many: Vec<(&str, u8)> = many.iter().map(|cidr| (cidr.as_str(), 24)).collect();
         assert!(added(&state, &many).unwrap_err().starts_with("add: 65 pools are more than the limit of 64"));
+        let wrong: Vec<(&str, u8)> = vec![("192.168.0.9/20", 24); 64];
+        assert!(added(&state, &wrong).unwrap_err().starts_with("add: 65 pools are more than the limit of 64"), "they are not looked at");
     }
 }
