@@ -72,15 +72,22 @@ struct Member {
     has_ended: bool,
 }
 
-/// What nodes see beside networks.
-#[derive(Debug, PartialEq)]
+/// What nodes see beside networks; each part is the same value as long as it is alike, so that one that changes has none of the others compared.
+#[derive(Debug)]
 struct Common {
-    nodes: Vec<v1::NodeView>,
+    nodes: Arc<Vec<v1::NodeView>>,
     /// Each with the networks that it is on.
-    services: Vec<(BTreeSet<NetworkId>, v1::ServiceView)>,
-    /// Each with whether a node opens them for its own tasks only.
-    published: Vec<(bool, v1::PublishedView)>,
-    pools: Vec<String>,
+    services: Arc<Vec<(BTreeSet<NetworkId>, v1::ServiceView)>>,
+    published: Arc<Vec<Opening>>,
+    pools: Arc<Vec<String>>,
+}
+
+/// Published ports of a service.
+#[derive(Debug)]
+struct Opening {
+    /// A node opens them for its own tasks only.
+    own_only: bool,
+    view: Arc<v1::PublishedView>,
 }
 
 /// What one node sees, shared with the others as far as they see the same.
@@ -193,11 +200,16 @@ impl Networks {
             let backends = backends.remove(&service.id).unwrap_or_default();
             published(service, &backends)
         });
-        let published = published.collect();
+        let published = Opening::after(known.map(|known| &known.common.published), published);
         let pools = state.cluster().map(|cluster| &cluster.pools).filter(|pools| !pools.is_empty());
         let pools = pools.map_or_else(|| vec![POOL.to_string()], |pools| pools.iter().map(|pool| pool.cidr.to_string()).collect());
-        let common = Common { nodes, services, published, pools };
-        let common = known.filter(|known| *known.common == common).map_or_else(|| Arc::new(common), |known| known.common.clone());
+        let common = known.map(|known| &known.common);
+        let common = Arc::new(Common {
+            nodes: kept(common.map(|common| &common.nodes), nodes),
+            services: kept(common.map(|common| &common.services), services),
+            published,
+            pools: kept(common.map(|common| &common.pools), pools),
+        });
         Self { revision: state.revision(), made, common, by_node, up, leaving, by_all }
     }
 
@@ -258,27 +270,62 @@ impl Sight {
     pub fn shows_the_same(&self, other: &Self) -> bool {
         self.networks.len() == other.networks.len()
             && self.networks().zip(other.networks()).all(|(one, other)| Arc::ptr_eq(one, other) || one == other)
-            && (Arc::ptr_eq(&self.common, &other.common) || self.beside() == other.beside())
+            && self.shows_the_same_beside(other)
+    }
+
+    /// The same of what they see beside the networks, which they see alike.
+    fn shows_the_same_beside(&self, other: &Self) -> bool {
+        let (one, another) = (&self.common, &other.common);
+        self.node == other.node
+            && (Arc::ptr_eq(&one.nodes, &another.nodes) || self.nodes() == other.nodes())
+            && (Arc::ptr_eq(&one.services, &another.services) || self.services() == other.services())
+            && (Arc::ptr_eq(&one.published, &another.published) || self.opens_the_same(other))
+            && (Arc::ptr_eq(&one.pools, &another.pools) || one.pools == another.pools)
+    }
+
+    fn opens_the_same(&self, other: &Self) -> bool {
+        let alike =
+            |(one, another): (&Opening, &Opening)| Arc::ptr_eq(&one.view, &another.view) || self.opened(one) == other.opened(another);
+        self.openings().count() == other.openings().count() && self.openings().zip(other.openings()).all(alike)
     }
 
     /// What it sees beside the networks.
     fn beside(&self) -> v1::NetView {
-        let own: BTreeSet<NetworkId> = self.networks.iter().map(|(id, _)| id.clone()).collect();
-        let Common { nodes, services, published, pools } = &*self.common;
-        let services = services.iter().filter(|(joined, _)| !joined.is_disjoint(&own));
         v1::NetView {
             node_id: self.node.to_string(),
-            nodes: self.nodes(nodes),
-            services: services.map(|(_, service)| on_networks(service, &own)).collect(),
-            published: published.iter().filter_map(|(own_only, published)| opened(published, *own_only, &self.node)).collect(),
-            pools: pools.clone(),
+            nodes: self.nodes(),
+            services: self.services(),
+            published: self.openings().map(|opening| self.opened(opening)).collect(),
+            pools: self.common.pools.to_vec(),
             ..Default::default()
         }
     }
 
+    /// The services on its networks, with the addresses that they have there.
+    fn services(&self) -> Vec<v1::ServiceView> {
+        let own: BTreeSet<NetworkId> = self.networks.iter().map(|(id, _)| id.clone()).collect();
+        let services = self.common.services.iter().filter(|(joined, _)| !joined.is_disjoint(&own));
+        services.map(|(_, service)| on_networks(service, &own)).collect()
+    }
+
+    /// The ports that it opens.
+    fn openings(&self) -> impl Iterator<Item = &Opening> {
+        let is_own = move |backend: &v1::BackendView| backend.node_id == self.node.as_str();
+        self.common.published.iter().filter(move |opening| !opening.own_only || opening.view.backends.iter().any(is_own))
+    }
+
+    /// The ports as it opens them.
+    fn opened(&self, opening: &Opening) -> v1::PublishedView {
+        let mut view = (*opening.view).clone();
+        if opening.own_only {
+            view.backends.retain(|backend| backend.node_id == self.node.as_str());
+        }
+        view
+    }
+
     /// The node itself and those whose tasks it sees; of all others only what their packets are known by, for no pod is to reach a node, and every
     /// node may send on what came to a port: that one of them was started anew is no news here.
-    fn nodes(&self, nodes: &[v1::NodeView]) -> Vec<v1::NodeView> {
+    fn nodes(&self) -> Vec<v1::NodeView> {
         let endpoints = self.networks().flat_map(|network| &network.endpoints);
         let met: BTreeSet<&str> = endpoints.map(|endpoint| endpoint.node_id.as_str()).chain([self.node.as_str()]).collect();
         let told = |node: &v1::NodeView| {
@@ -288,7 +335,28 @@ impl Sight {
             }
             node
         };
-        nodes.iter().map(told).collect()
+        self.common.nodes.iter().map(told).collect()
+    }
+}
+
+/// The known value where it is the same.
+fn kept<T: PartialEq>(known: Option<&Arc<T>>, now: T) -> Arc<T> {
+    known.filter(|known| ***known == now).cloned().unwrap_or_else(|| Arc::new(now))
+}
+
+impl Opening {
+    /// All that are published, in the places of those known as far as they are alike.
+    fn after(known: Option<&Arc<Vec<Self>>>, published: impl Iterator<Item = (bool, v1::PublishedView)>) -> Arc<Vec<Self>> {
+        let openings = || known.into_iter().flat_map(|known| known.iter());
+        let by_service: BTreeMap<(&str, bool), &Arc<v1::PublishedView>> =
+            openings().map(|opening| ((opening.view.service_id.as_str(), opening.own_only), &opening.view)).collect();
+        let now = published.map(|(own_only, view)| {
+            let known = by_service.get(&(view.service_id.as_str(), own_only)).copied();
+            Self { own_only, view: kept(known, view) }
+        });
+        let now: Vec<Self> = now.collect();
+        let same = now.len() == openings().count() && now.iter().zip(openings()).all(|(one, other)| Arc::ptr_eq(&one.view, &other.view));
+        known.filter(|_| same).cloned().unwrap_or_else(|| Arc::new(now))
     }
 }
 
@@ -345,15 +413,6 @@ fn on_networks(service: &v1::ServiceView, networks: &BTreeSet<NetworkId>) -> v1:
     let mut service = service.clone();
     service.vips.retain(|vip| networks.contains(&NetworkId::from(vip.network_id.as_str())));
     service
-}
-
-/// The ports as a node opens them; `None` when it does not.
-fn opened(published: &v1::PublishedView, own_only: bool, node: &NodeId) -> Option<v1::PublishedView> {
-    let mut published = published.clone();
-    if own_only {
-        published.backends.retain(|backend| backend.node_id == node.as_str());
-    }
-    (!own_only || !published.backends.is_empty()).then_some(published)
 }
 
 /// A network without endpoints; `None` before it has its numbers.
