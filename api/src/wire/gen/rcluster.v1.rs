@@ -3139,6 +3139,9 @@ pub struct ListResponse {
     pub revision: u64,
     #[prost(message, repeated, tag = "2")]
     pub objects: ::prost::alloc::vec::Vec<Object>,
+    /// by the clock of who answers, Unix time; 0: not told
+    #[prost(uint64, tag = "3")]
+    pub now_ms: u64,
 }
 /// The objects as they are, then every change, without a gap; or, for who has seen a revision already, every change after it. Any manager
 /// answers, with nothing older than what was committed before the call.
