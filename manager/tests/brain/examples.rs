@@ -402,6 +402,28 @@ fn an_exhausted_network_says_so_and_gives_again_when_an_address_is_free() {
     assert_eq!(world.running("web"), 5);
 }
 
+#[test]
+fn tasks_that_wait_for_an_address_are_not_written_again_while_they_do() {
+    let mut world = World::new(1);
+    world.node("n1", &[]);
+    let spec = NetworkSpec { name: "small".to_owned(), subnet: Some("10.9.0.0/29".parse().unwrap()), ..NetworkSpec::default() };
+    world.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
+    world.service("web", json!({"replicas": 9, "containers": [{"image": "a"}], "networks": ["small"]}));
+    world.settle();
+    let waiting = |world: &World| -> Vec<(String, u64)> {
+        let tasks = world.state.tasks().values().filter(|task| task.status.state == TaskState::Pending && task.service == "web");
+        tasks.map(|task| (task.id.to_string(), task.stamp.version)).collect()
+    };
+    let before = waiting(&world);
+    assert_eq!(before.len(), 4, "{}", world.picture());
+    // What ends leaves an address that rests: other numbers, the same reason.
+    world.request(Request::Scale { service: "web".to_owned(), replicas: 8 }).unwrap();
+    world.report(&world.task("web.2").id, TaskState::Failed, "crashed");
+    let after = waiting(&world);
+    let as_before = after.iter().filter(|task| before.contains(task)).count();
+    assert_eq!((as_before, after.len()), (3, 4), "{}", world.picture());
+}
+
 /// A service's virtual addresses, with their networks.
 fn vips(world: &World, service: &str) -> String {
     let vips = world.state.find_service(service).unwrap().vips.clone();

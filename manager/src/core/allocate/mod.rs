@@ -63,7 +63,7 @@ pub fn pass(draft: &Draft, _dirty: &Dirty, ctx: &mut Ctx) -> ChangeSet {
         let holders = gathered.get_or_insert_with(|| Holders::new(state, ctx.now_ms));
         let allocated = match holders.addresses(task, &mut networks) {
             Ok(addresses) => Task { networks: addresses, ..with_status(task, TaskState::Pending, String::new()) },
-            Err(why) => with_status(task, TaskState::Pending, why),
+            Err(lack) => with_status(task, TaskState::Pending, lack.said(&task.status.message)),
         };
         if allocated != *task {
             changes.puts.push(Object::Task(Box::new(allocated)));
