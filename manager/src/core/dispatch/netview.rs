@@ -13,9 +13,10 @@ use std::net::Ipv4Addr;
 use std::ops::Bound;
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use rcluster_api::id::{NetworkId, NodeId, ServiceId, TaskId};
 use rcluster_api::network::{Allow, Peer, Port, PublishMode};
-use rcluster_api::object::{Network, NodeState, Service, ServiceVip, Task, TaskNetwork};
+use rcluster_api::object::{Network, Node, NodeState, Service, ServiceVip, Task, TaskNetwork};
 use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1;
 
@@ -39,24 +40,42 @@ const ROUTED_AFTER_MS: u64 = 10_000;
 #[derive(Debug)]
 pub struct Networks {
     revision: u64,
+    ground: Arc<Ground>,
     made: BTreeMap<NetworkId, Made>,
     common: Arc<Common>,
     by_node: BTreeMap<NodeId, BTreeSet<NetworkId>>,
-    /// That are not down.
-    up: BTreeSet<NodeId>,
     /// Tasks that are to stop and may still run.
     leaving: BTreeMap<TaskId, Leaving>,
     /// Services with a port that every node opens, in these networks or in any that they were made from: some node may go by those still.
     by_all: BTreeSet<ServiceId>,
 }
 
+/// What follows from networks, services and nodes alone: it stays for as long as these tables do, whatever becomes of tasks.
+#[derive(Debug)]
+struct Ground {
+    networks: OrdMap<NetworkId, Arc<Network>>,
+    services: OrdMap<ServiceId, Arc<Service>>,
+    nodes: OrdMap<NodeId, Arc<Node>>,
+    bare: BTreeMap<NetworkId, Arc<Bare>>,
+    service_views: Arc<Vec<(BTreeSet<NetworkId>, v1::ServiceView)>>,
+    node_views: Arc<Vec<v1::NodeView>>,
+    /// Nodes that are not down.
+    up: BTreeSet<NodeId>,
+}
+
+/// A network without its tasks.
+#[derive(Debug, PartialEq)]
+struct Bare {
+    /// All but the endpoints.
+    view: v1::NetworkView,
+    /// Services' addresses.
+    vips: BTreeSet<Ipv4Addr>,
+}
+
 /// A network's view, and what it was made of.
 #[derive(Debug)]
 struct Made {
-    /// All but the endpoints.
-    bare: v1::NetworkView,
-    /// Services' addresses.
-    vips: BTreeSet<Ipv4Addr>,
+    bare: Arc<Bare>,
     members: Vec<Member>,
     view: Arc<v1::NetworkView>,
     /// Those with a task on it that may run.
@@ -115,36 +134,8 @@ impl Networks {
 
     /// The same, made from those of another revision as far as they are alike.
     pub fn after(known: Option<&Self>, state: &State) -> Self {
-        let nodes = state
-            .nodes()
-            .values()
-            .map(|node| v1::NodeView {
-                id: node.id.to_string(),
-                name: node.name().to_owned(),
-                addr: node.description.addr.clone(),
-                incarnation: node.incarnation,
-                number: node.number,
-            })
-            .collect();
-        let mut views: BTreeMap<NetworkId, v1::NetworkView> =
-            state.networks().values().filter_map(|network| Some((network.id.clone(), empty_view(state, network)?))).collect();
-        let mut services = Vec::new();
-        for service in state.services().values() {
-            let mut joined = BTreeSet::new();
-            for attachment in &service.spec.networks {
-                let Some(network) = state.find_network(&attachment.network) else { continue };
-                let Some(view) = views.get_mut(&network.id) else { continue };
-                joined.insert(network.id.clone());
-                view.names.extend(service_names(&service.spec.name, &service.spec.stack));
-                view.names.extend(attachment.aliases.iter().map(|alias| alias.to_lowercase()));
-            }
-            services.push((joined, service_view(service)));
-        }
-        for view in views.values_mut() {
-            view.names.sort();
-            view.names.dedup();
-        }
-        let up = state.nodes().values().filter(|node| node.state != NodeState::Down).map(|node| node.id.clone()).collect::<BTreeSet<_>>();
+        let ground = Ground::after(known.map(|known| &known.ground), state);
+        let up = &ground.up;
         let mut by_node: BTreeMap<NodeId, BTreeSet<NetworkId>> = BTreeMap::new();
         let mut leaving = BTreeMap::new();
         let is_there = |id: &&ServiceId| state.services().contains_key(*id) || state.tasks_of_service(id).next().is_some();
@@ -184,17 +175,13 @@ impl Networks {
             }
         }
         let mut made = BTreeMap::new();
-        let mut vips: BTreeMap<&NetworkId, BTreeSet<Ipv4Addr>> = BTreeMap::new();
-        for vip in state.services().values().flat_map(|service| &service.vips) {
-            vips.entry(&vip.network_id).or_default().insert(vip.ip);
-        }
-        for (id, bare) in views {
-            let (vips, members) = (vips.remove(&id).unwrap_or_default(), members.remove(&id).unwrap_or_default());
-            let network = Made::after(known.and_then(|known| known.made.get(&id)), &id, bare, vips, members);
+        for (id, bare) in &ground.bare {
+            let members = members.remove(id).unwrap_or_default();
+            let network = Made::after(known.and_then(|known| known.made.get(id)), id, bare.clone(), members);
             for node in &network.nodes {
                 by_node.entry(node.clone()).or_default().insert(id.clone());
             }
-            made.insert(id, network);
+            made.insert(id.clone(), network);
         }
         let published = state.services().values().flat_map(|service| {
             let backends = backends.remove(&service.id).unwrap_or_default();
@@ -203,14 +190,13 @@ impl Networks {
         let published = Opening::after(known.map(|known| &known.common.published), published);
         let pools = state.cluster().map(|cluster| &cluster.pools).filter(|pools| !pools.is_empty());
         let pools = pools.map_or_else(|| vec![POOL.to_string()], |pools| pools.iter().map(|pool| pool.cidr.to_string()).collect());
-        let common = known.map(|known| &known.common);
         let common = Arc::new(Common {
-            nodes: kept(common.map(|common| &common.nodes), nodes),
-            services: kept(common.map(|common| &common.services), services),
+            nodes: ground.node_views.clone(),
+            services: ground.service_views.clone(),
             published,
-            pools: kept(common.map(|common| &common.pools), pools),
+            pools: kept(known.map(|known| &known.common.pools), pools),
         });
-        Self { revision: state.revision(), made, common, by_node, up, leaving, by_all }
+        Self { revision: state.revision(), ground, made, common, by_node, leaving, by_all }
     }
 
     /// The revision that they are of.
@@ -226,14 +212,14 @@ impl Networks {
     /// The nodes that could send to a task that is to stop: those with a task on one of its networks, its own among them, or all when it is, or
     /// was, reached by a port that every node opens; without those that are down. In a round that ends with `last`.
     pub fn senders(&self, leaving: &Leaving, last: Option<&NodeId>) -> impl Iterator<Item = &NodeId> {
-        let after = self.up.range::<NodeId, _>((last.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded));
-        let until = last.map(|last| self.up.range::<NodeId, _>((Bound::Unbounded, Bound::Included(last))));
+        let after = self.ground.up.range::<NodeId, _>((last.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded));
+        let until = last.map(|last| self.ground.up.range::<NodeId, _>((Bound::Unbounded, Bound::Included(last))));
         after.chain(until.into_iter().flatten()).filter(move |node| self.could_send(node, leaving))
     }
 
     /// Whether the node is one of them.
     pub fn is_sender(&self, node: &NodeId, leaving: &Leaving) -> bool {
-        self.up.contains(node) && self.could_send(node, leaving)
+        self.ground.up.contains(node) && self.could_send(node, leaving)
     }
 
     fn could_send(&self, node: &NodeId, leaving: &Leaving) -> bool {
@@ -360,16 +346,73 @@ impl Opening {
     }
 }
 
+impl Ground {
+    /// What follows from the tables of `state`; the known one where they are the same, and its parts where they are alike.
+    fn after(known: Option<&Arc<Self>>, state: &State) -> Arc<Self> {
+        let (networks, services, nodes) = (state.networks(), state.services(), state.nodes());
+        let is_of_them =
+            |known: &&Arc<Self>| known.networks.ptr_eq(networks) && known.services.ptr_eq(services) && known.nodes.ptr_eq(nodes);
+        if let Some(known) = known.filter(is_of_them) {
+            return known.clone();
+        }
+        let node_view = |node: &Node| v1::NodeView {
+            id: node.id.to_string(),
+            name: node.name().to_owned(),
+            addr: node.description.addr.clone(),
+            incarnation: node.incarnation,
+            number: node.number,
+        };
+        let node_views: Vec<v1::NodeView> = nodes.values().map(|node| node_view(node)).collect();
+        let up = nodes.values().filter(|node| node.state != NodeState::Down).map(|node| node.id.clone()).collect();
+        let bare = |network: &Network| Some(Bare { view: empty_view(state, network)?, vips: BTreeSet::new() });
+        let mut all: BTreeMap<NetworkId, Bare> = networks.iter().filter_map(|(id, network)| Some((id.clone(), bare(network)?))).collect();
+        let mut service_views = Vec::new();
+        for service in services.values() {
+            let mut joined = BTreeSet::new();
+            for attachment in &service.spec.networks {
+                let Some(network) = state.find_network(&attachment.network) else { continue };
+                let Some(Bare { view, vips: _ }) = all.get_mut(&network.id) else { continue };
+                joined.insert(network.id.clone());
+                view.names.extend(service_names(&service.spec.name, &service.spec.stack));
+                view.names.extend(attachment.aliases.iter().map(|alias| alias.to_lowercase()));
+            }
+            for vip in &service.vips {
+                if let Some(bare) = all.get_mut(&vip.network_id) {
+                    bare.vips.insert(vip.ip);
+                }
+            }
+            service_views.push((joined, service_view(service)));
+        }
+        for Bare { view, vips: _ } in all.values_mut() {
+            view.names.sort();
+            view.names.dedup();
+        }
+        let bare = all.into_iter().map(|(id, bare)| {
+            let bare = kept(known.and_then(|known| known.bare.get(&id)), bare);
+            (id, bare)
+        });
+        Arc::new(Self {
+            networks: networks.clone(),
+            services: services.clone(),
+            nodes: nodes.clone(),
+            bare: bare.collect(),
+            service_views: kept(known.map(|known| &known.service_views), service_views),
+            node_views: kept(known.map(|known| &known.node_views), node_views),
+            up,
+        })
+    }
+}
+
 impl Made {
     /// The network's view, from an earlier one as far as that was made of the same.
-    fn after(known: Option<&Self>, id: &NetworkId, bare: v1::NetworkView, vips: BTreeSet<Ipv4Addr>, members: Vec<Member>) -> Self {
-        let alike = |known: &&Self| known.bare == bare && known.vips == vips && are_the_same(&known.members, &members);
+    fn after(known: Option<&Self>, id: &NetworkId, bare: Arc<Bare>, members: Vec<Member>) -> Self {
+        let alike = |known: &&Self| Arc::ptr_eq(&known.bare, &bare) && are_the_same(&known.members, &members);
         if let Some(known) = known.filter(alike) {
-            return Self { bare, vips, members, view: known.view.clone(), nodes: known.nodes.clone() };
+            return Self { bare, members, view: known.view.clone(), nodes: known.nodes.clone() };
         }
         let may_run = || members.iter().filter(|member| !member.has_ended);
         let nodes = may_run().filter_map(|member| member.task.node_id.clone()).collect();
-        let held: BTreeSet<Ipv4Addr> = may_run().filter_map(|member| Some(member.on(id)?.ip)).chain(vips.iter().copied()).collect();
+        let held: BTreeSet<Ipv4Addr> = may_run().filter_map(|member| Some(member.on(id)?.ip)).chain(bare.vips.iter().copied()).collect();
         // Of several that have had an address, who had it last.
         let mut rest: BTreeMap<Ipv4Addr, &Member> = BTreeMap::new();
         for member in members.iter().filter(|member| member.has_ended) {
@@ -380,10 +423,10 @@ impl Made {
             }
         }
         let endpoints = may_run().chain(rest.into_values()).filter_map(|member| member.endpoint(id)).collect();
-        let view = v1::NetworkView { endpoints, ..bare.clone() };
+        let view = v1::NetworkView { endpoints, ..bare.view.clone() };
         // A task may have changed in what no node sees.
         let view = known.filter(|known| *known.view == view).map_or_else(|| Arc::new(view), |known| known.view.clone());
-        Self { bare, vips, members, view, nodes }
+        Self { bare, members, view, nodes }
     }
 }
 
