@@ -214,7 +214,12 @@ fn a_global_service_with_a_port_of_its_nodes_is_replaced_one_after_the_other_wha
 #[test]
 fn a_service_with_a_port_of_its_nodes_is_replaced_also_where_all_of_them_have_its_tasks() {
     let mut world = two_nodes();
-    let gate = |image: &str| json!({"replicas": 2, "containers": [{"image": image}], "networks": ["lab"], "ports": own(80), "update": {"order": "start-first"}});
+    let gate = |image: &str| {
+        let mut spec = web(2, &own(80));
+        spec["containers"][0]["image"] = json!(image);
+        spec["update"] = json!({"order": "start-first"});
+        spec
+    };
     world.service("gate", gate("gate:1"));
     world.settle();
     world.service("gate", gate("gate:2"));
