@@ -461,7 +461,8 @@ fn a_virtual_address_that_was_given_up_rests_like_a_tasks() {
     let spec = NetworkSpec { name: "small".to_owned(), subnet: Some("10.9.0.0/29".parse().unwrap()), ..NetworkSpec::default() };
     world.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
     let containers = json!([{"image": "a"}]);
-    let spec = |replicas: u32, mode: &str| json!({"replicas": replicas, "containers": containers, "networks": ["small"], "endpoint_mode": mode});
+    let spec =
+        |replicas: u32, mode: &str| json!({"replicas": replicas, "containers": containers, "networks": ["small"], "endpoint_mode": mode});
     for (name, vip) in [("web", "10.9.0.3 on small"), ("api", "10.9.0.5 on small")] {
         world.service(name, spec(1, "vip"));
         assert_eq!(vips(&world, name), vip);

@@ -218,7 +218,8 @@ fn an_address_that_is_a_services_now_is_routed_to_no_task_that_has_ended() {
     let spec = NetworkSpec { name: "small".to_owned(), subnet: Some("10.9.0.0/29".parse().unwrap()), ..NetworkSpec::default() };
     world.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
     let containers = json!([{"image": "a"}]);
-    let spec = |replicas: u32, mode: &str| json!({"replicas": replicas, "containers": containers, "networks": ["small"], "endpoint_mode": mode});
+    let spec =
+        |replicas: u32, mode: &str| json!({"replicas": replicas, "containers": containers, "networks": ["small"], "endpoint_mode": mode});
     world.service("old", spec(4, "dnsrr"));
     world.service("web", spec(1, "vip"));
     world.settle();
