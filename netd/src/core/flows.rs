@@ -240,7 +240,7 @@ mod tests {
     fn flows_by_a_published_port_are_kept_while_their_backend_is_there_and_over_udp_while_it_serves() {
         let port = |protocol: v1::Protocol, published: u32| {
             let mut view = ports::published(v1::IngressPolicy::Mesh);
-            let port = view.port.as_mut().unwrap();
+            let port = &mut view.ports[0];
             (port.protocol, port.published) = (protocol.into(), published);
             view.backends[2].state = v1::EndpointState::Leaving.into();
             view
@@ -266,7 +266,7 @@ mod tests {
         }
         // A port that is published no more: what goes on over it does.
         let mut closed = view.clone();
-        closed.published.retain(|published| published.port.as_ref().is_some_and(|port| port.published == 81));
+        closed.published.retain(|published| published.ports[0].published == 81);
         assert_eq!(forgotten(&closed, ROUTER_IP), "Udp 2, Udp 3, Udp 4, Udp 5");
     }
 

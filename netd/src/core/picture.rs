@@ -272,9 +272,10 @@ impl Picture {
 
     fn add_published(&mut self, view: &v1::NetView, nodes: &BTreeMap<&str, Option<Ipv4Addr>>, problems: &mut Vec<String>) {
         let names: BTreeMap<&str, &str> = view.services.iter().map(|service| (service.id.as_str(), service.name.as_str())).collect();
-        for wire in &view.published {
+        let ports = view.published.iter().flat_map(|wire| wire.ports.iter().map(move |port| (wire, port)));
+        for (wire, port) in ports {
             let service = names.get(wire.service_id.as_str()).copied().unwrap_or(&wire.service_id);
-            match Published::parse(wire, &view.node_id, nodes, &names, problems) {
+            match Published::parse(wire, port, &view.node_id, nodes, &names, problems) {
                 Ok(Some(published)) => match self.published.iter().find(|other| other.meets(&published)) {
                     Some(other) => problems.push(format!(
                         "a port of service {service} is left out: {} meet{} {} of service {}",

@@ -326,7 +326,7 @@ fn rules_that_are_gone_come_back_with_all_their_elements_and_on_the_host_with_po
 fn an_interval_goes_before_one_that_meets_it_comes() {
     let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh)]);
     let mut allowing = |net: &str| {
-        view.published[0].port.as_mut().unwrap().allow_from = vec![net.to_owned()];
+        view.published[0].ports[0].allow_from = vec![net.to_owned()];
         wanted(&view, &Attachments::new())
     };
     let (wide, narrow) = (allowing("10.0.0.0/8"), allowing("10.1.0.0/16"));
@@ -526,7 +526,7 @@ fn any_picture(steady: bool) -> impl Strategy<Value = (Picture, Attachments, Und
                 ..Default::default()
             });
             let mut published = ports::published(v1::IngressPolicy::Spread);
-            let port = published.port.as_mut().expect("it has one");
+            let port = &mut published.ports[0];
             (port.published, port.count) = (8000 + u32::from(*net), 1);
             port.allow_from = if endpoints.len() < 3 { Vec::new() } else { vec![format!("10.{net}.0.0/16")] };
             published.service_id = format!("s{net}");

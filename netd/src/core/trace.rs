@@ -499,7 +499,7 @@ mod tests {
         assert!(last(&view, "10.90.0.103:8080").starts_with(refused));
         view.networks[0].internal = true;
         assert_eq!(last(&view, "10.90.0.103:8080"), "=> refused: network front is internal, and 10.90.0.103 is outside");
-        view.published[0].port.as_mut().unwrap().allow_from = vec!["192.0.2.0/24".into()];
+        view.published[0].ports[0].allow_from = vec!["192.0.2.0/24".into()];
         let refused = "=> refused: 10.128.0.2 is not among the clients that tcp port 8080 is published for";
         assert_eq!(last(&view, "10.90.0.103:8080"), refused);
     }

@@ -60,7 +60,7 @@ fn before(port: v1::Port, places: &[Place]) -> v1::PublishedView {
         ip: address(*place).to_string(),
         state: v1::EndpointState::Serving.into(),
     };
-    v1::PublishedView { service_id: "web".into(), port: Some(port), backends: places.iter().map(backend).collect() }
+    v1::PublishedView { service_id: "web".into(), ports: vec![port], backends: places.iter().map(backend).collect() }
 }
 
 /// What a host is told: its own network with these tasks, all nodes' numbers, and the ports.

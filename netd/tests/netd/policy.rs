@@ -299,7 +299,7 @@ fn publish(lab: &Lab, revision: u64, front: &v1::NetworkView, places: &[Place]) 
         policy: v1::IngressPolicy::Mesh.into(),
         ..Default::default()
     };
-    let published = v1::PublishedView { service_id: "web".into(), port: Some(port), backends: places.iter().map(backend).collect() };
+    let published = v1::PublishedView { service_id: "web".into(), ports: vec![port], backends: places.iter().map(backend).collect() };
     for (index, host) in lab.hosts.iter().enumerate() {
         let view = lab.view(index, revision, std::slice::from_ref(front));
         let mut view = v1::NetView { published: vec![published.clone()], ..view };

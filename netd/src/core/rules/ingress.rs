@@ -400,7 +400,7 @@ mod tests {
     #[test]
     fn clients_are_told_in_intervals_that_do_not_meet() {
         let mut wire = numbered(1, vec![published(v1::IngressPolicy::Mesh)]);
-        let port = wire.published[0].port.as_mut().unwrap();
+        let port = &mut wire.published[0].ports[0];
         port.allow_from = ["10.1.0.0/16", "10.0.0.0/8", "203.0.113.7/32", "fd00::/8"].map(str::to_owned).to_vec();
         (port.published, port.target, port.count) = (53, 5300, 2);
         port.protocol = v1::Protocol::Udp.into();
