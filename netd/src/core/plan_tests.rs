@@ -296,7 +296,7 @@ remove device ing
 #[test]
 fn of_published_ports_a_part_has_those_with_a_task_here_on_its_networks() {
     let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh), ports::published(v1::IngressPolicy::Mesh)]);
-    view.published[1].port.as_mut().unwrap().published = 8081;
+    view.published[1].ports[0].published = 8081;
     view.published[1].backends.retain(|backend| backend.node_id != "n1");
     let (picture, problems) = Picture::parse(&view);
     assert_eq!(problems, Vec::<String>::new());

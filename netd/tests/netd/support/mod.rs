@@ -196,7 +196,7 @@ pub fn published(published: u32, target: u32, tasks: &[(&str, usize, u8)]) -> v1
         ip: Ipv4Addr::new(10, 128, 0, *last).to_string(),
         state: v1::EndpointState::Serving.into(),
     };
-    v1::PublishedView { service_id: "web".into(), port: Some(port), backends: tasks.iter().map(backend).collect() }
+    v1::PublishedView { service_id: "web".into(), ports: vec![port], backends: tasks.iter().map(backend).collect() }
 }
 
 pub fn node_id(index: usize) -> String {
