@@ -450,6 +450,7 @@ mod tests {
                         subnet6: None,
                         ip_cursor: 0,
                         removing: false,
+                        resting_vips: Vec::new(),
                     });
                 }
                 Spec::Data(spec) => {

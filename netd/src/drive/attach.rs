@@ -46,6 +46,7 @@ impl<K: Kernel> Owner<K> {
         }
         self.check_addresses(task_id, &attachment)?;
         self.check_encryption(&attachment)?;
+        self.clear_for(&attachment);
         let links = self.links_of(task_id, &attachment);
         self.leaving.retain(|link, _| !links.contains(link));
         let networks = attachment.network_ids();
@@ -184,6 +185,7 @@ impl<K: Kernel> Owner<K> {
     /// hold, not what all of them do; where more is to be done, because something could not be before, all of it is planned.
     fn change(&mut self, networks: &BTreeSet<&str>, before: &Dataplane) -> Vec<(Op, String)> {
         let after = self.part(networks);
+        self.misleads |= self.picture.published_on(networks).next().is_some();
         let is_settled = self.kernel_problems.is_empty();
         let steps =
             if is_settled && before.host == after.host { plan_part(before, &after, &self.held) } else { plan(&self.wanted(), &self.held) };
@@ -215,8 +217,8 @@ impl<K: Kernel> Owner<K> {
             self.rename(&pod);
             // What cannot be done of it the next check does.
             self.change(&networks, &before);
-            if flows::any(&self.picture) {
-                self.forget_stale();
+            if flows::serves(&self.picture, &pod) {
+                self.strand(BTreeSet::new());
             }
             info!(task_id, "pod has left");
         }
@@ -263,11 +265,18 @@ impl<K: Kernel> Owner<K> {
         }
     }
 
+    /// Of both families, as far as its network is known.
+    fn addresses(&self, membership: &Membership) -> BTreeSet<IpAddr> {
+        let network = self.picture.networks.get(&membership.network_id);
+        network.map_or_else(|| BTreeSet::from([membership.ip.into()]), |network| network.addresses(membership.ip).collect())
+    }
+
     /// Nothing of the pod stays.
     fn remove(&mut self, task_id: &str) -> Result<(), Refusal> {
         let Some(attachment) = self.attachments.get(task_id).cloned() else { return Ok(()) };
         let networks = attachment.network_ids();
         let before = self.part(&networks);
+        let gone = attachment.networks.iter().flat_map(|membership| self.addresses(membership)).collect();
         self.attachments.remove(task_id);
         let forgotten = self.store.save_attachments(&self.attachments);
         let known = self.picture.networks.len();
@@ -280,8 +289,8 @@ impl<K: Kernel> Owner<K> {
         }
         self.rename(&attachment);
         let failed = self.change(&networks, &before);
-        if flows::any(&self.picture) {
-            self.forget_stale();
+        if !attachment.networks.is_empty() {
+            self.strand(gone);
         }
         for membership in &attachment.networks {
             self.leaving.insert(veth_name(task_id, &membership.network_id), 0);

@@ -237,6 +237,19 @@ fn route_address(ip: IpAddr) -> RouteAddress {
     }
 }
 
+/// A rule as the kernel makes it in a new namespace.
+pub fn own_rule(preference: u32, table: u32) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.action = RuleAction::ToTable;
+    message.attributes.extend([
+        RuleAttribute::Priority(preference),
+        RuleAttribute::Table(table),
+        RuleAttribute::Protocol(RouteProtocol::Kernel),
+    ]);
+    message
+}
+
 /// A route of ours in the main table. A gateway of IPv6 is to be a link-local address, which every device can have for a neighbour.
 pub fn route(to: IpNet, next: Next) -> RouteMessage {
     let mut message = RouteMessage::default();

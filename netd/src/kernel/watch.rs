@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! router   devices · neighbours, forwarding entries · addresses · routes · routing rules · forwarding · nf_tables
-//! host     rcl-up, the tunnels, and their addresses · forwarding · our table, and the chains through which the uplink's packets pass
+//! host     rcl-up, the tunnels, and their addresses · forwarding · our table, and the chains through which the uplink's packets pass · routes
 //! ```
 //!
 //! What netd changes itself is told apart by the ports of its sockets, where the kernel says by whose request it happened. Where it does not (a
 //! device that changes its MTU, a forwarding entry), netd looks once too often. What cannot be heard, because too much was said at once, is news.
-//! In pods nothing is listened to, nor to the host's routes, which may change all the time: the regular check sees what becomes of ours. Never:
-//! says what changed; who hears of it reads the kernel back.
+//! In pods nothing is listened to. The host's routes may change all the time: that they do is told apart, and what becomes of ours among them the
+//! regular check sees. Never: says what changed; who hears of it reads the kernel back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
@@ -38,6 +38,8 @@ const IPV4_NETCONF: u32 = 24;
 const NFTABLES: u32 = 7;
 
 /// Types of messages (`RTM_*`; `NFT_MSG_NEWGEN` with its subsystem).
+const NEW_ROUTE: u16 = 24;
+const DEL_ROUTE: u16 = 25;
 const NEW_LINK: u16 = 16;
 const DEL_LINK: u16 = 17;
 const NEW_NEIGHBOUR: u16 = 28;
@@ -75,11 +77,13 @@ pub struct News {
     pub gone: BTreeSet<String>,
     /// Something else.
     pub changed: bool,
+    /// The host's routes are others, none of which is netd's.
+    pub routes: bool,
 }
 
 impl News {
     fn is_empty(&self) -> bool {
-        self.gone.is_empty() && !self.changed
+        *self == Self::default()
     }
 }
 
@@ -121,7 +125,7 @@ impl RouterEars {
 impl Watch {
     /// Listens in the calling thread's namespace, too; what is done by way of these ports is not news.
     pub(super) fn open(RouterEars(mut ears): RouterEars, own: BTreeSet<u32>) -> Result<Self, KernelError> {
-        ears.push((Place::Host, listen(NETLINK_ROUTE, &[LINK, IPV4_IFADDR, IPV4_NETCONF])?));
+        ears.push((Place::Host, listen(NETLINK_ROUTE, &[LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_NETCONF])?));
         ears.push((Place::HostRules, listen(NETLINK_NETFILTER, &[NFTABLES])?));
         Ok(Self { ears, buffer: Vec::with_capacity(RECEIVE_BYTES), hearing: Hearing { own, ..Hearing::default() } })
     }
@@ -142,7 +146,10 @@ impl Watch {
                         Ok(_) => self.hearing.hear(*place, &self.buffer, &mut news),
                         Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                         Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                        Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => news.changed = true,
+                        Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                            news.changed = true;
+                            news.routes |= *place == Place::Host;
+                        }
                         Err(source) => return Err(KernelError::Transfer { source }),
                     }
                 }
@@ -203,6 +210,10 @@ impl Hearing {
             (Place::Router, DEL_NEIGHBOUR) => payload.first() == Some(&FAMILY_BRIDGE),
             (Place::Router, _) => true,
             (Place::RouterRules, kind) => kind != NEW_GENERATION,
+            (Place::Host, NEW_ROUTE | DEL_ROUTE) => {
+                news.routes = true;
+                false
+            }
             (Place::Host, NEW_NETCONF) => holds(payload, &OF_ALL_DEVICES),
             (Place::Host, _) => [HOST_END, DEVICE_START].iter().any(|name| holds(payload, name.as_bytes())),
             (Place::HostRules, kind) => kind != NEW_GENERATION && HOST_NAMES.iter().any(|name| holds(payload, name)),
@@ -308,6 +319,16 @@ mod tests {
     }
 
     #[test]
+    fn the_hosts_routes_are_news_of_their_own() {
+        for kind in [NEW_ROUTE, DEL_ROUTE] {
+            let mut news = News::default();
+            hearing().hear(Place::Host, &message(kind, OTHER, &[2; 12]), &mut news);
+            assert_eq!(news, News { routes: true, ..News::default() });
+            assert!(!news.is_empty());
+        }
+    }
+
+    #[test]
     fn a_device_is_news_when_it_is_otherwise_and_not_when_its_carrier_comes() {
         let mut hearing = hearing();
         let mut told = |port, flags, mtu| changed(&mut hearing, Place::Router, NEW_LINK, port, &device(flags, mtu));
@@ -326,7 +347,7 @@ mod tests {
         hearing.hear(Place::Router, &message(DEL_LINK, OWN, &device(UP, 1450)), &mut news);
         assert!(news.is_empty());
         hearing.hear(Place::Router, &message(DEL_LINK, 0, &device(UP, 1450)), &mut news);
-        assert_eq!(news, News { gone: BTreeSet::from(["p0".to_owned()]), changed: false });
+        assert_eq!(news, News { gone: BTreeSet::from(["p0".to_owned()]), ..News::default() });
     }
 
     #[test]

@@ -136,15 +136,23 @@ fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
 
 /// A third one on the wire sends the second node a datagram for a pod of the network `third`, as if the first one had sent it.
 fn inject(lab: &Lab, third: u8, word: &[u8]) {
-    let (from, to) = (lab.hosts[0].addr, lab.hosts[1].addr);
+    inject_at(lab, third, lab.hosts[1].addr, word);
+}
+
+/// The same to an address at which the second node hears it.
+fn inject_at(lab: &Lab, third: u8, at: Ipv4Addr, word: &[u8]) {
+    let (from, to, own) = (lab.hosts[0].addr, lab.hosts[1].addr, lab.hosts[2].addr);
     let inside = ipv4(Ipv4Addr::new(10, 128, third, 2), Ipv4Addr::new(10, 128, third, 3), &udp(9, 9, word));
     let frame = [&vtep_mac(to).0[..], &vtep_mac(from).0, &[8, 0], &inside].concat();
     let vxlan = [&[8_u8, 0, 0, 0, 0, 16, third, 0][..], &frame].concat();
-    let packet = ipv4(from, to, &udp(40000, 4789, &vxlan));
+    let packet = ipv4(from, at, &udp(40000, 4789, &vxlan));
     lab.hosts[2].here(move || {
         let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP)).unwrap();
         socket.set_header_included_v4(true).unwrap();
-        socket.send_to(&packet, &SocketAddr::from((to, 0)).into()).unwrap();
+        socket.set_broadcast(true).unwrap();
+        // By which device what is for everybody goes.
+        socket.bind(&SocketAddr::from((own, 0)).into()).unwrap();
+        socket.send_to(&packet, &SocketAddr::from((at, 0)).into()).unwrap();
     });
 }
 
@@ -200,12 +208,15 @@ fn without_a_tunnel_nothing_of_an_encrypted_network_leaves_and_nothing_in_clear_
     assert_eq!(said(&hidden6), b"by IPv6");
     inject(&lab, 0, b"slipped in");
     assert_eq!(said(&hidden), b"slipped in");
+    inject_at(&lab, 0, Ipv4Addr::BROADCAST, b"slipped in for everybody");
+    assert_eq!(said(&hidden), b"slipped in for everybody");
 
     apply(&lab, 2, 0, &[secret(true), plain()]);
     let tap = Tap::start(&lab);
     to_hidden.send_to(MARKER, "10.128.0.3:9").unwrap();
     to_hidden6.send_to(MARKER, "[fd00::a80:3]:9").unwrap();
     inject(&lab, 0, b"slipped in");
+    inject_at(&lab, 0, Ipv4Addr::BROADCAST, b"slipped in for everybody");
     inject(&lab, 1, b"taken, for this network is not encrypted");
     assert_eq!(said(&open), b"taken, for this network is not encrypted");
     to_open.send_to(b"the last word", "10.128.1.3:9").unwrap();

@@ -3,7 +3,6 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{RData, RecordType};
@@ -19,10 +18,8 @@ use rcluster_netd::kernel::netns;
 use crate::balance::{self, CLIENT, VIP};
 use crate::lifecycle::held;
 use crate::support::dns::{ask, resolve};
+use crate::support::traffic::at_once;
 use crate::support::{Host, Lab, eventually, network};
-
-/// A refusal that comes as fast as a packet travels; a timeout would take seconds, and so does what a program hears of ICMPv6.
-const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// The network with IPv6.
 fn six(third: u8, network: v1::NetworkView) -> v1::NetworkView {
@@ -90,12 +87,9 @@ fn connect(host: &Host, task: &str, to: &str) -> (TcpStream, u8, Ipv6Addr) {
     (stream, byte, peer.into())
 }
 
-/// How soon a connection fails, and how.
+/// How a connection fails, which it does at once: what a program hears of ICMPv6 it hears when it has sent twice.
 fn refused(host: &Host, task: &str, to: &str) -> ErrorKind {
-    let started = Instant::now();
-    let error = host.connect(task, to).unwrap_err();
-    assert!(started.elapsed() < AT_ONCE, "{task} to {to}: {error} after {:?}", started.elapsed());
-    error.kind()
+    at_once(host, Some(task), &format!("{task} to {to}"), || host.connect(task, to)).unwrap_err().kind()
 }
 
 /// The pod's way to all of IPv6, which a program with the right to it can give itself.

@@ -20,7 +20,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
 use super::expressions::{
-    End, Expression, FIRST, Family, Header, Meta, Register, Rejection, Verdict, equals, family, input_begins, protocol,
+    End, Expression, FIRST, Family, Header, Meta, Register, Rejection, Verdict, equals, family, input_begins, invalid, protocol,
 };
 use super::isolation::MEMBERS;
 use super::{Chain, Data, Filling, Rule, Set};
@@ -295,7 +295,7 @@ fn to_backend() -> Vec<Expression> {
     ]
 }
 
-/// Of what goes to a node that is down, also on connections that were let through once.
+/// Of what goes to a node that is down, also on connections that were let through once, and on those that netd passes on for the host.
 pub(super) fn dead() -> Vec<Rule> {
     let is_dead = || [family(Family::Ipv4), listed(&DEAD)].concat();
     vec![
@@ -315,20 +315,27 @@ pub(super) fn dead() -> Vec<Rule> {
     ]
 }
 
+/// Of what can begin no connection to an endpoint, like the end of one that was forgotten.
+pub(super) fn strayed() -> Vec<Rule> {
+    vec![Rule::new("ct state invalid ip daddr @viplist goto refuse", [invalid(), family(Family::Ipv4), listed(&VIP_LIST), refuse()])]
+}
+
 /// Of what no endpoint took.
 pub(super) fn unserved() -> Vec<Rule> {
-    let refuse = vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))];
-    vec![Rule::new("ip daddr @viplist goto refuse", [family(Family::Ipv4), listed(&VIP_LIST), refuse])]
+    vec![Rule::new("ip daddr @viplist goto refuse", [family(Family::Ipv4), listed(&VIP_LIST), refuse()])]
+}
+
+fn refuse() -> Vec<Expression> {
+    vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))]
 }
 
 /// Of what would be sent to an IPv6 address that nobody has, or to a service's that no endpoint took: there is no route. The kernel would say so by
 /// ICMPv6, which reaches a program that connects only with its second packet, a second later; a reset it hears at once.
 pub(super) fn nobodys() -> Vec<Rule> {
     let unreachable = vec![Expression::DestinationType { into: FIRST }, equals(&UNREACHABLE.to_ne_bytes())];
-    let refuse = vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))];
     vec![Rule::new(
         "iifname p* meta nfproto ipv6 fib daddr type unreachable goto refuse",
-        [input_begins(b"p"), family(Family::Ipv6), unreachable, refuse],
+        [input_begins(b"p"), family(Family::Ipv6), unreachable, refuse()],
     )]
 }
 

@@ -1,7 +1,7 @@
 //! Elements of sets and maps: typed values in, the bytes that the kernel holds out, and back.
 //!
 //! A key is its fields one after the other, each in whole registers of 4 bytes, as expressions load them; numbers that the kernel
-//! computes (marks, slots) are in its own byte order, what stands in packets (addresses, ports) is in theirs. An element of a set of
+//! computes (marks, zones, slots) are in its own byte order, what stands in packets (addresses, ports) is in theirs. An element of a set of
 //! intervals has two keys, the first and the last that it spans, as one.
 
 use std::collections::BTreeMap;
@@ -30,6 +30,7 @@ pub enum SetName {
     Members,
     Exits,
     Entries,
+    Inside,
     Backends,
     Hairpin,
     Vips,
@@ -47,6 +48,7 @@ pub enum SetName {
     Flood,
     Outward,
     Peers,
+    Zones,
     Homes,
     Served,
     Guarded,
@@ -57,13 +59,14 @@ pub enum SetName {
 
 impl SetName {
     /// All of them, in order.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 31] = [
         Self::Sources,
         Self::Sources6,
         Self::Prefixes6,
         Self::Members,
         Self::Exits,
         Self::Entries,
+        Self::Inside,
         Self::Backends,
         Self::Hairpin,
         Self::Vips,
@@ -81,6 +84,7 @@ impl SetName {
         Self::Flood,
         Self::Outward,
         Self::Peers,
+        Self::Zones,
         Self::Homes,
         Self::Served,
         Self::Guarded,
@@ -98,6 +102,7 @@ impl SetName {
             Self::Members => &isolation::MEMBERS,
             Self::Exits => &isolation::EXITS,
             Self::Entries => &egress::ENTRIES,
+            Self::Inside => &egress::INSIDE,
             Self::Backends => &balance::BACKENDS,
             Self::Hairpin => &balance::HAIRPIN,
             Self::Vips => &balance::VIPS,
@@ -115,6 +120,7 @@ impl SetName {
             Self::Flood => &isolation::FLOOD,
             Self::Outward => &ingress::OUTWARD,
             Self::Peers => &ingress::PEERS,
+            Self::Zones => &ingress::ZONES,
             Self::Homes => &ingress::HOMES,
             Self::Served => &ingress::SERVED,
             Self::Guarded => &ingress::GUARDED,
@@ -140,6 +146,8 @@ pub enum Field {
     Protocol,
     Port,
     Mark,
+    /// Of connection tracking.
+    Zone,
     /// What was drawn or hashed.
     Number,
 }
@@ -149,7 +157,7 @@ impl Field {
     pub fn bytes(self) -> usize {
         match self {
             Self::Protocol => 1,
-            Self::Port => 2,
+            Self::Port | Self::Zone => 2,
             Self::Address | Self::Mark | Self::Number => 4,
             Self::HardwareAddress => 6,
             Self::Prefix6 => 8,
@@ -165,7 +173,7 @@ impl Field {
     /// As nft's user space numbers data types; the kernel only keeps it.
     pub fn kind(self) -> u32 {
         match self {
-            Self::Number => 4,
+            Self::Number | Self::Zone => 4,
             Self::Address => 7,
             Self::Address6 | Self::Prefix6 => 8,
             Self::HardwareAddress => 9,
@@ -189,6 +197,7 @@ pub enum Value {
     Protocol(u8),
     Port(u16),
     Mark(u32),
+    Zone(u16),
     Number(u32),
 }
 
@@ -204,6 +213,7 @@ impl Value {
             Self::Protocol(_) => Field::Protocol,
             Self::Port(_) => Field::Port,
             Self::Mark(_) => Field::Mark,
+            Self::Zone(_) => Field::Zone,
             Self::Number(_) => Field::Number,
         }
     }
@@ -218,6 +228,7 @@ impl Value {
             Self::HardwareAddress(mac) => mac.0.to_vec(),
             Self::Protocol(number) => vec![*number],
             Self::Port(port) => port.to_be_bytes().to_vec(),
+            Self::Zone(zone) => zone.to_ne_bytes().to_vec(),
             Self::Mark(number) | Self::Number(number) => number.to_ne_bytes().to_vec(),
         };
         bytes.resize(self.field().padded(), 0);
@@ -241,6 +252,7 @@ impl Value {
             Field::HardwareAddress => Self::HardwareAddress(Mac(*bytes.first_chunk::<6>()?)),
             Field::Protocol => Self::Protocol(*bytes.first()?),
             Field::Port => Self::Port(u16::from_be_bytes(*bytes.first_chunk::<2>()?)),
+            Field::Zone => Self::Zone(u16::from_ne_bytes(*bytes.first_chunk::<2>()?)),
             Field::Mark => Self::Mark(u32::from_ne_bytes(*bytes.first_chunk::<4>()?)),
             Field::Number => Self::Number(u32::from_ne_bytes(*bytes.first_chunk::<4>()?)),
         })
@@ -257,6 +269,7 @@ impl fmt::Display for Value {
             Self::HardwareAddress(mac) => write!(f, "{mac}"),
             Self::Protocol(number) => write!(f, "{number}"),
             Self::Port(port) => write!(f, "{port}"),
+            Self::Zone(zone) => write!(f, "{zone}"),
             Self::Mark(number) | Self::Number(number) => write!(f, "{number}"),
         }
     }

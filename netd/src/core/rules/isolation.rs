@@ -18,7 +18,8 @@ use ipnet::Ipv6Net;
 use super::balance::REFUSE;
 use super::elements::{Element, Elements, Field, SetName, Value};
 use super::expressions::{
-    Expression, FIRST, Family, Header, Limit, Meta, Rejection, Verdict, accept, drop, equals, established, family, input_begins, protocol,
+    Expression, FIRST, Family, Header, Limit, Meta, Rejection, Verdict, accept, drop, equals, established, family, input_begins, invalid,
+    protocol,
 };
 use super::{Data, Filling, Rule, Set};
 use crate::core::links::{RESOLVER, veth_name, vxlan_name};
@@ -119,6 +120,11 @@ pub(super) fn answers() -> Vec<Rule> {
 /// Of connections that were let through once.
 pub(super) fn known() -> Vec<Rule> {
     vec![Rule::new("ct state established,related accept", [established(), accept()])]
+}
+
+/// Of what belongs to no connection: it would pass untranslated, under an address that nobody expects it from.
+pub(super) fn strayed() -> Vec<Rule> {
+    vec![Rule::new("ct state invalid drop", [invalid(), drop()])]
 }
 
 /// Tells the network of what is forwarded.

@@ -73,6 +73,10 @@ fn facts_about_connections_are_encoded_as_the_kernel_reads_them() {
         check_expression(Expression::Conntrack { key, into: FIRST }, &format!("07000100 63740000 {expected}"));
     }
     check_expression(Expression::SetConnectionMark { from: FIRST }, "07000100 63740000 14000280 08000200 00000003 08000400 00000008");
+    check_expression(
+        Expression::SetZone { from: FIRST },
+        "07000100 63740000 1c000280 08000200 00000011 05000300 00000000 08000400 00000008",
+    );
 }
 
 #[test]
