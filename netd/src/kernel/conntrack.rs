@@ -34,7 +34,7 @@ const ZONE: u16 = 3;
 /// Those of the flows over TCP and UDP of IPv4; there may be very many, of which no others are kept.
 pub fn flows(netlink: &mut Netlink, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError> {
     let mut found = Vec::new();
-    let take = |payload: &[u8]| found.extend(payload.get(4..).and_then(flow).filter(|flow| which(flow)));
+    let take = |payload: &[u8]| found.extend(payload.get(4..).and_then(flow).filter(which));
     ask(netlink, "list tracked connections", (GET, DUMP), &Attributes::new(), take)?;
     Ok(found)
 }
