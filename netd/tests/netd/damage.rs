@@ -284,9 +284,7 @@ fn networks(rng: &mut StdRng) -> Vec<v1::NetworkView> {
 /// Published ports by chance, one of them not for everybody.
 fn ports(rng: &mut StdRng) -> Vec<v1::PublishedView> {
     let mut guarded = published(8081, 80, &WEB[..1]);
-    if let Some(port) = &mut guarded.port {
-        port.allow_from = vec![format!("203.0.113.{}/32", rng.random_range(1..9)), "198.51.100.0/24".into()];
-    }
+    guarded.ports[0].allow_from = vec![format!("203.0.113.{}/32", rng.random_range(1..9)), "198.51.100.0/24".into()];
     [published(8080, 80, &WEB), guarded].into_iter().filter(|_| rng.random_ratio(2, 3)).collect()
 }
 
