@@ -327,6 +327,18 @@ pub struct Network {
     /// Offset in the subnet after which the next address is sought, so that a freed address rests.
     pub ip_cursor: u32,
     pub removing: bool,
+    /// Addresses that services have given up just now; those that have rested go with the next one.
+    pub resting_vips: Vec<RestingVip>,
+}
+
+/// An address that was a service's and rests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestingVip {
+    pub ip: Ipv4Addr,
+    /// Whose it was.
+    pub service_id: ServiceId,
+    /// When it was given up, by the managers' time.
+    pub since_ms: u64,
 }
 
 /// Something that happened, for people.

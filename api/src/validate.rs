@@ -6,6 +6,9 @@ mod container;
 mod network;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
 
 use self::container::check_container;
 pub use self::network::{LEAVE_MAX, PUBLISHED_PORTS_MAX, network_text_size, words_bytes};
@@ -216,6 +219,17 @@ pub fn label_bytes(labels: &BTreeMap<String, String>) -> usize {
     labels.iter().map(|(key, value)| key.len() + value.len()).sum()
 }
 
+/// A range with which these addresses share one and which no pod can have, and what it is (RFC 6890).
+pub fn not_for_pods(addresses: Ipv4Net) -> Option<(Ipv4Net, &'static str)> {
+    const RANGES: [(Ipv4Net, &str); 4] = [
+        (Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8), "\"this network\""),
+        (Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8), "loopback"),
+        (Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16), "link-local"),
+        (Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 3), "multicast and reserved"),
+    ];
+    RANGES.into_iter().find(|(range, _)| range.contains(&addresses.network()) || addresses.contains(&range.network()))
+}
+
 /// Checks a network's spec.
 pub fn check_network(spec: &NetworkSpec) -> Result<(), ApiError> {
     check_name("network", &spec.name)?;
@@ -227,8 +241,9 @@ pub fn check_network(spec: &NetworkSpec) -> Result<(), ApiError> {
         if !(8..=29).contains(&subnet.prefix_len()) {
             return Err(invalid("subnet", format!("{subnet} is too small or too large")).hint("use a prefix from /8 to /29"));
         }
-        if subnet.addr().is_loopback() || subnet.addr().is_multicast() || subnet.addr().is_link_local() || subnet.addr().is_unspecified() {
-            return Err(invalid("subnet", format!("{subnet} cannot be routed")).hint("use a private range such as 10.200.0.0/24"));
+        if let Some((range, what)) = not_for_pods(subnet) {
+            let message = format!("{subnet} overlaps {range}, which is {what}");
+            return Err(invalid("subnet", message).hint("use a private range such as 10.200.0.0/24"));
         }
     }
     match &spec.policy {
@@ -305,6 +320,23 @@ mod tests {
             assert_eq!(check_service(&service(spec)).unwrap_err().to_string(), expected);
         }
         check_service(&service(serde_json::json!({"containers": [{"image": "a:1"}], "replicas": 0}))).unwrap();
+    }
+
+    #[test]
+    fn a_subnet_shares_no_address_with_what_no_pod_can_have() {
+        for (subnet, expected) in [
+            ("0.0.0.0/8", Some("0.0.0.0/8, which is \"this network\"")),
+            ("127.0.0.0/24", Some("127.0.0.0/8, which is loopback")),
+            ("169.0.0.0/8", Some("169.254.0.0/16, which is link-local")),
+            ("169.254.53.0/24", Some("169.254.0.0/16, which is link-local")),
+            ("240.1.0.0/16", Some("224.0.0.0/3, which is multicast and reserved")),
+            ("10.0.0.0/8", None),
+            ("169.253.0.0/16", None),
+        ] {
+            let spec = NetworkSpec { name: "lab".to_owned(), subnet: Some(subnet.parse().unwrap()), ..NetworkSpec::default() };
+            let expected = expected.map(|why| format!("subnet: {subnet} overlaps {why} (use a private range such as 10.200.0.0/24)"));
+            assert_eq!(check_network(&spec).err().map(|refused| refused.to_string()), expected);
+        }
     }
 
     #[test]

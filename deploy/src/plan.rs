@@ -449,6 +449,7 @@ mod tests {
                         subnet: None,
                         ip_cursor: 0,
                         removing: false,
+                        resting_vips: Vec::new(),
                     });
                 }
                 Spec::Data(spec) => {

@@ -234,6 +234,25 @@ fn what_others_change_is_looked_at_and_whoever_noticed_it_is_told() {
 }
 
 #[test]
+fn the_hosts_own_ways_are_read_when_they_change_and_kept_between() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    let told = |owner: &Owner<Fake>| owner.status().network.unwrap().routes;
+    let shut = |owner: &Owner<Fake>| owner.kernel.held.elements.keys().filter(|key| key.set == SetName::Inside).count();
+    assert_eq!((told(&owner), shut(&owner)), (vec![], 2));
+    owner.kernel.routes = ["0.0.0.0/0", "10.200.0.0/16"].map(|net| net.parse().unwrap()).to_vec();
+    assert_eq!(told(&owner), Vec::<String>::new(), "a status asks the kernel for none");
+    owner.look();
+    let (done, _answer) = oneshot::channel();
+    owner.handle(Command::Look { news: News { routes: true, ..News::default() }, done });
+    owner.look();
+    assert_eq!((told(&owner), shut(&owner)), (vec!["10.200.0.0/16".to_owned()], 3));
+    // Also under another picture.
+    owner.apply_view(&view(2)).unwrap();
+    assert_eq!((told(&owner), shut(&owner)), (vec!["10.200.0.0/16".to_owned()], 3));
+}
+
+#[test]
 fn a_device_that_goes_with_its_pod_is_no_reason_to_look_and_any_other_is() {
     let Bench { mut owner, _dir } = bench();
     owner.apply_view(&view(1)).unwrap();
@@ -242,7 +261,7 @@ fn a_device_that_goes_with_its_pod_is_no_reason_to_look_and_any_other_is() {
     let veth = crate::core::links::veth_name("t1", "net-a");
     let mut gone = |link: &str| {
         let (done, mut told) = oneshot::channel();
-        owner.handle(Command::Look { news: News { gone: [link.to_owned()].into(), changed: false }, done });
+        owner.handle(Command::Look { news: News { gone: [link.to_owned()].into(), ..News::default() }, done });
         told.try_recv().is_ok()
     };
     assert!(!gone(&veth), "its pod is here");
@@ -250,7 +269,7 @@ fn a_device_that_goes_with_its_pod_is_no_reason_to_look_and_any_other_is() {
     owner.look();
     owner.detach("t1", 0).unwrap();
     let (done, mut told) = oneshot::channel();
-    owner.handle(Command::Look { news: News { gone: [veth].into(), changed: false }, done });
+    owner.handle(Command::Look { news: News { gone: [veth].into(), ..News::default() }, done });
     assert!(told.try_recv().is_ok() && owner.looks.due().is_none());
     assert!(owner.leaving.is_empty());
 }
@@ -472,6 +491,7 @@ fn a_device_that_outlives_its_namespace_is_given_time_and_then_removed() {
     owner.tick();
     assert!(!owner.kernel.held.links.contains_key(&name));
     assert!(owner.leaving.is_empty());
+    assert_eq!(owner.repairs, 0, "nobody has broken anything");
 }
 
 #[test]
@@ -514,6 +534,7 @@ fn connections_of_a_service_are_forgotten_when_their_endpoint_goes_and_at_the_re
         destination: (Ipv4Addr::new(10, 128, 0, 8), 53),
         server: Ipv4Addr::new(10, 128, 0, last),
         id: last.into(),
+        zone: 0,
     };
     let servers = |owner: &Owner<Fake>| owner.kernel.flows.iter().map(|flow| flow.server.octets()[3]).collect::<Vec<u8>>();
     owner.apply_view(&balanced).unwrap();
@@ -531,6 +552,30 @@ fn connections_of_a_service_are_forgotten_when_their_endpoint_goes_and_at_the_re
     owner.kernel.flows.push(flow(3));
     owner.check();
     assert_eq!(servers(&owner), [4]);
+}
+
+#[test]
+fn nothing_of_who_had_an_address_is_left_to_who_has_it_next() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    owner.attach(&request("t1", "10.128.0.2")).unwrap();
+    let flow = |source: u8, server: u8| Flow {
+        transport: Transport::Tcp,
+        source: (Ipv4Addr::new(10, 128, 0, source), 4000),
+        destination: (Ipv4Addr::new(10, 128, 0, server), 80),
+        server: Ipv4Addr::new(10, 128, 0, server),
+        id: u32::from(source) << 8 | u32::from(server),
+        zone: 0,
+    };
+    let all = [flow(2, 3), flow(3, 2), flow(4, 3), flow(4, 9)];
+    let left = |owner: &Owner<Fake>| owner.kernel.flows.iter().map(|flow| flow.id).collect::<Vec<u32>>();
+    owner.kernel.flows = all.to_vec();
+    owner.detach("t1", 0).unwrap();
+    assert_eq!(left(&owner), [all[2].id, all[3].id], "no service has an address of its own");
+    let mut next = view(2);
+    next.networks[0].endpoints[1].task_id = "t7".into();
+    owner.apply_view(&next).unwrap();
+    assert_eq!(left(&owner), [all[3].id]);
 }
 
 #[test]
@@ -647,6 +692,7 @@ fn a_dump_tells_of_names_of_connections_and_of_a_view_that_is_not_obeyed() {
         destination: (Ipv4Addr::new(10, 128, 0, 8), 53),
         server: Ipv4Addr::new(10, 128, 0, 77),
         id: 1,
+        zone: 0,
     });
     assert_eq!(differences(&mut owner, &plain), Vec::<String>::new());
     let with_flows = v1::DumpRequest { conntrack: true, view: None };
@@ -731,6 +777,7 @@ fn what_is_wrong_with_paths_and_with_connection_tracking_is_told() {
         destination: (Ipv4Addr::new(192, 0, 2, 1), 80),
         server: Ipv4Addr::new(192, 0, 2, 1),
         id,
+        zone: 0,
     };
     owner.kernel.flows = (0..81).map(flow).collect();
     assert_eq!(conditions(&mut owner).len(), 1, "not before the regular check");
@@ -773,6 +820,11 @@ fn a_published_port_leads_to_a_pod_here_from_attach_until_it_leaves() {
     let Bench { mut owner, _dir } = bench();
     owner.apply_view(&ports::numbered(1, vec![ports::published(v1::IngressPolicy::Local)])).unwrap();
     assert_eq!(led(&owner), (0, 1, 0), "the port is kept, and refused");
+    let times = owner.kernel.led;
+    let mut elsewhere = request("t9", "10.128.1.9");
+    elsewhere.networks[0].network_id = "net-b".into();
+    owner.attach(&elsewhere).unwrap();
+    assert_eq!(owner.kernel.led, times, "nothing is behind the port there");
     owner.attach(&request("t1", "10.128.0.2")).unwrap();
     assert_eq!(led(&owner), (1, 1, 1));
     let mut restarted = start(_dir.path(), std::mem::take(&mut owner.kernel), true);

@@ -20,7 +20,7 @@ use rcluster_base::telemetry;
 use rcluster_netd::config::Config;
 use rcluster_netd::core::links::Underlay;
 use rcluster_netd::dns::forward::Forwarder;
-use rcluster_netd::dns::hold::{self, Kept};
+use rcluster_netd::dns::hold::{self, Keeping};
 use rcluster_netd::dns::{Shared, server};
 use rcluster_netd::drive::{Command, Owner, Parts, in_full};
 use rcluster_netd::kernel::linux::{Linux, ResolverSockets};
@@ -42,6 +42,16 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// How often the owner is asked whose paths are to be looked at.
 const PATHS: Duration = Duration::from_secs(5);
+
+/// How often is seen to it that the resolver's sockets are kept.
+const KEEPER: Duration = Duration::from_secs(5);
+
+/// So often who keeps them is asked for them, a second each.
+const KEEPER_TRIES: u32 = 3;
+
+/// One who did not answer ends soon when it is not found any more; so long is waited for what it has.
+const BIND_TRIES: u32 = 40;
+const BIND_TRY_EVERY: Duration = Duration::from_millis(50);
 
 /// Open files: three for each foreign question, one for each connection, two for each published port and for each of the host's own
 /// connections to it, and what the kernel is spoken to with.
@@ -84,7 +94,7 @@ fn run(config: &Config) -> Result<()> {
     let shared = Arc::new(Shared::default());
     let store = Store::start(&config.state_dir, &run_dir).context("start the thread that writes to the disk")?;
     let owner = Owner::start(Parts { kernel, store, shared: shared.clone(), pins: run_dir.join("netns"), underlay, adopted })?;
-    let (sockets, _kept) = resolver_sockets(owner.kernel(), &run_dir.join("dns.hold"), adopted)?;
+    let (sockets, keeping) = resolver_sockets(owner.kernel(), &run_dir.join("dns.hold"), adopted)?;
     let knock = owner.kernel().resolver_client().context("open a socket to the resolver")?;
     let forwarder = Forwarder::start(config.resolv_conf.clone()).context("start the thread that asks other resolvers")?;
     let answering = server::serve_udp(sockets.udp, shared.clone(), forwarder.clone()).context("start the resolver's thread")?;
@@ -100,6 +110,7 @@ fn run(config: &Config) -> Result<()> {
     thread::Builder::new().name("watch".to_owned()).spawn(listener).context("start the thread that listens for what others change")?;
     let owner = thread::Builder::new().name("dataplane".to_owned()).spawn(move || owner.run(queue)).context("start the owner's thread")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    runtime.spawn(have_kept(keeping));
     let dns = server::serve_tcp(sockets.tcp, shared, forwarder);
     let served = runtime.block_on(serve(&run_dir.join("netd.sock"), commands, dns));
     // Nobody waits for a look at paths.
@@ -129,22 +140,54 @@ fn listen_for_others(mut watch: Watch, owner: &mpsc::WeakSender<Command>) -> Res
 
 /// The resolver's sockets: those that were kept while there was no netd, with what was asked meanwhile, or new ones. Without a keeper netd
 /// serves as well, until it ends.
-fn resolver_sockets(kernel: &Linux, keeper: &Path, adopted: bool) -> Result<(ResolverSockets, Option<Kept>)> {
+fn resolver_sockets(kernel: &Linux, keeper: &Path, adopted: bool) -> Result<(ResolverSockets, Keeping)> {
     // Those of a router namespace that is gone are of no use.
     if adopted {
-        match hold::take(keeper) {
-            Ok(Some((sockets, kept))) => return Ok((sockets, Some(kept))),
-            Ok(None) => {}
-            Err(error) => warn!(keeper = %keeper.display(), %error, "take the resolver's sockets from who keeps them"),
+        for _ in 0..KEEPER_TRIES {
+            match hold::take(keeper) {
+                Ok(Some((sockets, kept))) => {
+                    let keeping = Keeping::new(keeper, &sockets, Some(kept)).context("copy the resolver's sockets")?;
+                    return Ok((sockets, keeping));
+                }
+                Ok(None) => break,
+                Err(error) => warn!(keeper = %keeper.display(), %error, "take the resolver's sockets from who keeps them"),
+            }
         }
     }
-    let sockets = kernel.resolver_sockets().context("open the resolver's sockets")?;
-    match hold::start(keeper, &sockets) {
-        Ok(kept) => Ok((sockets, Some(kept))),
-        Err(error) => {
-            warn!(keeper = %keeper.display(), %error, "have the resolver's sockets kept; what is asked while netd is started anew will be lost");
-            Ok((sockets, None))
+    hold::dismiss(keeper).with_context(|| format!("remove {}", keeper.display()))?;
+    let sockets = bind(kernel)?;
+    let mut keeping = Keeping::new(keeper, &sockets, None).context("copy the resolver's sockets")?;
+    renew(&mut keeping);
+    Ok((sockets, keeping))
+}
+
+/// New sockets; a keeper that did not answer may have the old ones for a moment more.
+fn bind(kernel: &Linux) -> Result<ResolverSockets> {
+    let mut tries = 1;
+    loop {
+        match kernel.resolver_sockets() {
+            Err(error) if error.errno() == Some(Errno::EADDRINUSE) && tries < BIND_TRIES => {
+                tries += 1;
+                thread::sleep(BIND_TRY_EVERY);
+            }
+            bound => return bound.context("open the resolver's sockets; if they are in use, by a process `rcluster-netd hold`, end it"),
         }
+    }
+}
+
+/// Has the resolver's sockets kept as long as the runtime lives.
+async fn have_kept(mut keeping: Keeping) {
+    let mut looks = tokio::time::interval(KEEPER);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        renew(&mut keeping);
+    }
+}
+
+fn renew(keeping: &mut Keeping) {
+    if let Err(error) = keeping.renew() {
+        warn!(%error, "have the resolver's sockets kept; what is asked while netd is started anew will be lost");
     }
 }
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Whoever gives a picture does not wait for the disk. At a start the newer of the two files counts: on the same boot that is the one in the
-//! run directory, unless it could not be written. Never: leaves an older file where a newer one could not be written.
+//! run directory, unless it could not be written. One that cannot be read is left aside for the other. Never: leaves an older file where a newer one could not be written.
 
 use std::fs;
 use std::io;
@@ -47,7 +47,14 @@ impl Store {
             warn!(error = in_full(&error), "the picture in the run directory is left aside");
             None
         });
-        let kept: Option<Picture> = ledger::read(&self.keeper.path)?;
+        let kept: Option<Picture> = match (ledger::read(&self.keeper.path), &now) {
+            (Ok(kept), _) => kept,
+            (Err(error), Some(_)) => {
+                warn!(error = in_full(&error), "the picture on the disk is left aside for that of the run directory, and written anew");
+                None
+            }
+            (Err(error), None) => return Err(error),
+        };
         Ok(match (now, kept) {
             (Some(now), Some(kept)) if now.node_id == kept.node_id && now.version() < kept.version() => kept,
             (Some(now), _) => now,
@@ -203,6 +210,12 @@ mod tests {
         // Cut short by a power cut, where the run directory is no tmpfs.
         fs::write(run_dir.join("picture.now.json"), &next[..next.len() / 2]).unwrap();
         assert_eq!(loaded().revision, 5);
+        // Broken on the disk: on the same boot that of the run directory is as good, and after a reboot there is none to go by.
+        fs::write(state_dir.join("picture.json"), b"{").unwrap();
+        fs::write(run_dir.join("picture.now.json"), &next).unwrap();
+        assert_eq!(loaded().revision, 4);
+        fs::remove_file(run_dir.join("picture.now.json")).unwrap();
+        Store::start(&state_dir, &run_dir).unwrap().load_picture().unwrap_err();
     }
 
     #[test]

@@ -14,7 +14,7 @@ use rcluster_api::wire::convert;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::control_client::ControlClient;
 use rcluster_base::backoff::Backoff;
-use rcluster_base::clock::unix_s;
+use rcluster_base::clock::{unix_ms, unix_s};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
@@ -178,6 +178,11 @@ impl Session {
 
     /// The objects of a kind; `name`: a name or an id.
     pub async fn list(&mut self, kind: Kind, name: &str, service: &str) -> Result<Vec<Object>, CliError> {
+        Ok(self.list_at(kind, name, service).await?.0)
+    }
+
+    /// The same, with the time by the clock of the manager that answers, Unix time; by this host's if it does not tell.
+    pub async fn list_at(&mut self, kind: Kind, name: &str, service: &str) -> Result<(Vec<Object>, u64), CliError> {
         let request =
             v1::ListRequest { kind: v1::Kind::from(kind).into(), name: name.to_owned(), service: service.to_owned(), stack: String::new() };
         let response = self
@@ -186,7 +191,9 @@ impl Session {
                 async move { client.list(request).await }
             })
             .await?;
-        response.objects.into_iter().map(|object| Object::try_from(object).map_err(CliError::from)).collect()
+        let now_ms = if response.now_ms == 0 { unix_ms() } else { response.now_ms };
+        let objects = response.objects.into_iter().map(|object| Object::try_from(object).map_err(CliError::from));
+        Ok((objects.collect::<Result<_, _>>()?, now_ms))
     }
 
     /// The managers' own standing.

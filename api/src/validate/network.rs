@@ -10,6 +10,14 @@ use crate::spec::{Mode, NetworkSpec, ServiceSpec, UpdateOrder};
 
 /// Most published ports of one service.
 pub const PUBLISHED_PORTS_MAX: usize = 256;
+/// Most entries of `ports`, those that are in DNS alone too.
+const PORTS_MAX: usize = 256;
+/// Most ranges of clients of one entry.
+const ALLOW_FROM_MAX: usize = 64;
+/// Most ranges of clients of a service, each counted once for each port that they may connect to.
+const ALLOWED_MAX: usize = 4096;
+/// Most published ports times the replicas: each node has a place for each task behind each port.
+const PUBLISHED_PLACES_MAX: usize = 1 << 16;
 /// As many resolvers as programs take of a resolv.conf.
 const RESOLVERS_MAX: usize = 3;
 /// As many domains as old ones do.
@@ -82,7 +90,7 @@ pub(super) fn check_endpoints(spec: &ServiceSpec) -> Result<(), ApiError> {
         check_port(port, &format!("ports[{index}]"))?;
     }
     check_static(spec)?;
-    check_published(spec)
+    check_ports(spec)
 }
 
 /// Checks static addresses: each is one task's at a time.
@@ -146,6 +154,10 @@ fn check_port(port: &Port, path: &str) -> Result<(), ApiError> {
             Ok(())
         };
     };
+    if allow_from.len() > ALLOW_FROM_MAX {
+        let message = format!("{} ranges are more than the limit of {ALLOW_FROM_MAX}", allow_from.len());
+        return Err(invalid(format!("{path}.allow_from"), message).hint("write fewer, wider ones"));
+    }
     match allow_from.iter().find(|cidr| cidr.addr() != cidr.network()) {
         Some(cidr) => {
             Err(invalid(format!("{path}.allow_from"), format!("{cidr} has host bits set")).hint(format!("write {}", cidr.trunc())))
@@ -154,12 +166,38 @@ fn check_port(port: &Port, path: &str) -> Result<(), ApiError> {
     }
 }
 
+/// Checks all ports together.
+fn check_ports(spec: &ServiceSpec) -> Result<(), ApiError> {
+    if spec.ports.len() > PORTS_MAX {
+        return Err(invalid("ports", format!("{} entries are more than the limit of {PORTS_MAX}", spec.ports.len())));
+    }
+    let mut named = BTreeSet::new();
+    for (index, Port { name, protocol, target: _, published: _ }) in spec.ports.iter().enumerate() {
+        if !name.is_empty() && !named.insert((name, *protocol)) {
+            let message = format!("{} port {name} is there twice", protocol.as_str());
+            return Err(invalid(format!("ports[{index}].name"), message).hint("give each a name of its own"));
+        }
+    }
+    check_published(spec)
+}
+
 /// Checks the published ports together.
 fn check_published(spec: &ServiceSpec) -> Result<(), ApiError> {
     let published = |port: &Port| port.published.as_ref().map(|published| published.ports);
     let count: usize = spec.ports.iter().filter_map(published).map(|ports| usize::from(ports.count())).sum();
     if count > PUBLISHED_PORTS_MAX {
         return Err(invalid("ports", format!("{count} published ports are more than the limit of {PUBLISHED_PORTS_MAX}")));
+    }
+    let clients = |published: &Published| usize::from(published.ports.count()) * published.allow_from.len();
+    let allowed: usize = spec.ports.iter().filter_map(|port| port.published.as_ref()).map(clients).sum();
+    if allowed > ALLOWED_MAX {
+        let message = format!("{allowed} ranges of clients, each counted for each of its ports, are more than the limit of {ALLOWED_MAX}");
+        return Err(invalid("ports", message).hint("write fewer, wider ones in allow_from, or publish fewer ports"));
+    }
+    let replicas = if spec.mode == Mode::Replicated { spec.replicas() as usize } else { 1 };
+    if count * replicas > PUBLISHED_PLACES_MAX {
+        let message = format!("{count} published ports of {replicas} replicas are more than the limit of {PUBLISHED_PLACES_MAX} in all");
+        return Err(invalid("ports", message).hint("publish fewer ports, or have several services"));
     }
     if count > 0 && spec.networks.is_empty() {
         return Err(invalid("ports", "a service without networks has nothing to publish").hint("add networks: [NAME]"));
@@ -181,6 +219,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_endpoints_is_named_with_its_field() {
+        let named = |name: &str, protocol: &str| serde_json::json!({"name": name, "target": 80, "protocol": protocol});
         for (given, expected) in [
             (serde_json::json!({"affinity": "client", "endpoint_mode": "dnsrr"}), "affinity: needs endpoint_mode: vip"),
             (serde_json::json!({"leave": "61s"}), "leave: 1m1s is longer than the limit of 1m"),
@@ -191,12 +230,34 @@ mod tests {
             (serde_json::json!({"ports": ["80:80", "8080:80", "79-80:90-91"]}), "ports[2]: tcp port 80 is published twice"),
             (serde_json::json!({"ports": ["1000-1299:1000-1299"]}), "ports: 300 published ports are more than the limit of 256"),
             (
+                serde_json::json!({"ports": ["1000-1099:1000-1099"], "replicas": 656}),
+                "ports: 100 published ports of 656 replicas are more than the limit of 65536 in all (publish fewer ports, or have several \
+                 services)",
+            ),
+            (
                 serde_json::json!({"ports": ["80:80"], "networks": []}),
                 "ports: a service without networks has nothing to publish (add networks: [NAME])",
             ),
             (
                 serde_json::json!({"ports": [{"target": 80, "published": 80, "allow_from": ["10.0.0.1/8"]}]}),
                 "ports[0].allow_from: 10.0.0.1/8 has host bits set (write 10.0.0.0/8)",
+            ),
+            (
+                serde_json::json!({"ports": [{"target": 80, "published": 80, "allow_from": vec!["10.0.0.0/8"; 65]}]}),
+                "ports[0].allow_from: 65 ranges are more than the limit of 64 (write fewer, wider ones)",
+            ),
+            (
+                serde_json::json!({"ports": [{"target": "80-179", "published": "80-179", "allow_from": vec!["10.0.0.0/8"; 41]}]}),
+                "ports: 4100 ranges of clients, each counted for each of its ports, are more than the limit of 4096 (write fewer, wider ones \
+                 in allow_from, or publish fewer ports)",
+            ),
+            (
+                serde_json::json!({"ports": (0..257).map(|index| named(&format!("p{index}"), "tcp")).collect::<Vec<_>>()}),
+                "ports: 257 entries are more than the limit of 256",
+            ),
+            (
+                serde_json::json!({"ports": [named("dns", "tcp"), named("dns", "tcp")]}),
+                "ports[1].name: tcp port dns is there twice (give each a name of its own)",
             ),
             (
                 serde_json::json!({"ports": [{"name": "HTTP", "target": 80}]}),
@@ -220,7 +281,7 @@ mod tests {
         ] {
             assert_eq!(check(given).unwrap_err().to_string(), expected);
         }
-        let ports = serde_json::json!(["53:53", "53:53/udp", {"name": "http", "target": 80}]);
+        let ports = serde_json::json!(["53:53", "53:53/udp", named("http", "tcp"), named("dns", "tcp"), named("dns", "udp")]);
         check(serde_json::json!({"ports": ports, "affinity": "client", "leave": "1m"})).unwrap();
     }
 

@@ -21,8 +21,8 @@ use crate::cluster::{Cluster, ManagerRole, UserRole};
 use crate::container::PullPolicy;
 use crate::network::{IngressPolicy, NetworkPolicy, NodeNetwork, Port, Protocol};
 use crate::object::{
-    Availability, Capacity, Event, Kind, Network, Node, NodeDescription, NodeState, Object, Service, ServiceVip, Stamp, Task, TaskNetwork,
-    TaskStatus,
+    Availability, Capacity, Event, Kind, Network, Node, NodeDescription, NodeState, Object, RestingVip, Service, ServiceVip, Stamp, Task,
+    TaskNetwork, TaskStatus,
 };
 use crate::policy::NodePolicy;
 use crate::resource::{Bytes, Cpus, Millis};
@@ -575,7 +575,12 @@ impl TryFrom<v1::Node> for Node {
 
 impl From<Network> for v1::Network {
     fn from(network: Network) -> Self {
-        let Network { id, stamp, spec, vni, subnet, ip_cursor, removing } = network;
+        let Network { id, stamp, spec, vni, subnet, ip_cursor, removing, resting_vips } = network;
+        let resting_vips = resting_vips.into_iter().map(|RestingVip { ip, service_id, since_ms }| v1::RestingVip {
+            ip: ip.to_string(),
+            service_id: service_id.into(),
+            since_ms,
+        });
         Self {
             meta: wire_meta(id, stamp),
             spec: Some(spec.into()),
@@ -583,6 +588,7 @@ impl From<Network> for v1::Network {
             subnet: subnet.map(|subnet| subnet.to_string()).unwrap_or_default(),
             ip_cursor,
             removing,
+            resting_vips: resting_vips.collect(),
         }
     }
 }
@@ -591,8 +597,15 @@ impl TryFrom<v1::Network> for Network {
     type Error = WireError;
 
     fn try_from(wire: v1::Network) -> Result<Self, WireError> {
-        let v1::Network { meta: wire_meta, spec, vni, subnet, ip_cursor, removing } = wire;
+        let v1::Network { meta: wire_meta, spec, vni, subnet, ip_cursor, removing, resting_vips } = wire;
         let (id, stamp) = meta(wire_meta)?;
+        let resting_vips = resting_vips
+            .into_iter()
+            .map(|v1::RestingVip { ip, service_id, since_ms }| {
+                let ip: Ipv4Addr = ip.parse().map_err(|_| missing("resting_vips.ip"))?;
+                Ok(RestingVip { ip, service_id: service_id.into(), since_ms })
+            })
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             id,
             stamp,
@@ -601,6 +614,7 @@ impl TryFrom<v1::Network> for Network {
             subnet: optional_subnet(&subnet)?,
             ip_cursor,
             removing,
+            resting_vips,
         })
     }
 }

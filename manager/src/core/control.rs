@@ -346,6 +346,10 @@ fn check_static(
         let held = || network.and_then(|network| allocate::holder(state, &network.id, ip, &spec.name));
         let kept = || state.services().values().find(|service| has_it(service)).map(|service| service.spec.name.clone());
         if let Some(holder) = staged.or_else(held).or_else(kept) {
+            if holder == spec.name {
+                let hint = "choose another address; with endpoint_mode: dnsrr the service has no virtual address, once it was deployed so";
+                return refused(format!("{ip} on network {name} is the service's own virtual address"), hint);
+            }
             return refused(format!("{ip} on network {name} is held by {holder}"), "choose another address, or free it there first");
         }
     }
@@ -391,7 +395,16 @@ fn apply_network(
         None => {
             check_subnet(state, &spec, subnets)?;
             let id = NetworkId::random(&mut ctx.rng);
-            let network = Network { id, stamp: Stamp::default(), spec, vni: None, subnet: None, ip_cursor: 0, removing: false };
+            let network = Network {
+                id,
+                stamp: Stamp::default(),
+                spec,
+                vni: None,
+                subnet: None,
+                ip_cursor: 0,
+                removing: false,
+                resting_vips: Vec::new(),
+            };
             (network, Outcome::Created)
         }
     };

@@ -17,7 +17,7 @@ use super::{allocate, orchestrate, schedule};
 
 /// Most objects that one part of a plan writes; the rest follows in the next plan.
 pub const OBJECTS_PER_PART_MAX: usize = 1000;
-/// Most bytes of them, roughly: a plan has five parts (reports, requests and three passes), and all of them stay well below the
+/// Most bytes of them, roughly: a plan has six parts (networks, reports, requests and three passes), and all of them stay well below the
 /// store's limit for one transaction, each having written one thing too many.
 pub const BYTES_PER_PART_MAX: usize = 1 << 20;
 /// Most events that are kept.

@@ -10,14 +10,16 @@ use rcluster_api::error::ApiError;
 use rcluster_api::id::ManagerId;
 use rcluster_api::object::{Kind, Object, Stamp};
 
-use super::members;
 use super::plan::{Ctx, Note};
 use super::state::{Change, State, Transaction};
+use super::{allocate, members};
 
 /// Revisions, terms and Raft ids that are left out at least: also a clock that is wrong by hours is covered.
 const REVISIONS_MIN: u64 = 1 << 32;
 const TERMS_MIN: u64 = 1 << 20;
 const IDS_MIN: u64 = 1000;
+/// Network identifiers, subnets and nodes' numbers that are left out: of fewer than twice as many the half.
+const NUMBERS: u32 = 1000;
 /// More of them than a cluster uses in a second; for each second since the state was current.
 const REVISIONS_PER_SECOND: u64 = 1 << 16;
 const TERMS_PER_SECOND: u64 = 16;
@@ -66,6 +68,8 @@ pub fn refound(state: &State, reached: Reached, heir: Heir, ctx: &mut Ctx) -> Re
     let revision = above(index.max(state.revision()), REVISIONS_MIN, REVISIONS_PER_SECOND);
     let mut cluster = members::cluster(state)?.clone();
     cluster.managers_made = above(cluster.managers_made, IDS_MIN, IDS_PER_SECOND);
+    // Nodes may have pods, routes and marks still by what was given after the state.
+    let networks = allocate::left_out(state, &mut cluster, NUMBERS);
     cluster.nodes_awaited_until_ms = ctx.now_ms.saturating_add(await_nodes_ms);
     let stamp = state.managers().get(&id).map(|manager| manager.stamp).unwrap_or_default();
     let manager = Manager { id, stamp, raft_id: cluster.managers_made, name, addr, role: ManagerRole::Voter };
@@ -83,6 +87,7 @@ pub fn refound(state: &State, reached: Reached, heir: Heir, ctx: &mut Ctx) -> Re
     let put = |stamp: Stamp, object| Change::Put { expected: stamp.version, object };
     changes.push(put(manager.stamp, Object::Manager(manager.clone())));
     changes.push(put(cluster.stamp, Object::Cluster(Box::new(cluster))));
+    changes.extend(networks.into_iter().map(|network| put(network.stamp, Object::Network(network))));
     changes.push(put(Stamp::default(), Object::Event(ctx.event(note))));
     // Agents hold secrets and configs by their versions, and perhaps one that the state does not know.
     changes.extend(state.data().values().map(|data| put(data.stamp, Object::Data((**data).clone()))));
@@ -99,6 +104,9 @@ pub fn latest_ms(state: &State) -> u64 {
 #[cfg(test)]
 mod tests {
     use rcluster_api::cluster::Cluster;
+    use rcluster_api::network::AddressPool;
+    use rcluster_api::object::Network;
+    use rcluster_api::spec::NetworkSpec;
 
     use super::*;
 
@@ -114,8 +122,26 @@ mod tests {
                 role: ManagerRole::Voter,
             })
         };
-        let cluster = Cluster { managers_made: 3, certificate_ttl_ms: 10_000, ..Cluster::default() };
-        let objects = [manager(1), manager(2), manager(3), Object::Cluster(Box::new(cluster))];
+        let pool = |cidr: &str, cursor: u32| AddressPool { cidr: cidr.parse().unwrap(), prefix: 24, cursor };
+        let cluster = Cluster {
+            managers_made: 3,
+            certificate_ttl_ms: 10_000,
+            vni_cursor: 5000,
+            node_numbers_made: 8000,
+            pools: vec![pool("10.128.0.0/9", 7), pool("10.64.0.0/22", 3)],
+            ..Cluster::default()
+        };
+        let network = Network {
+            id: "lab".into(),
+            stamp: Stamp::default(),
+            spec: NetworkSpec { name: "lab".to_owned(), ..NetworkSpec::default() },
+            vni: Some(4100),
+            subnet: Some("10.128.7.0/24".parse().unwrap()),
+            ip_cursor: 200,
+            removing: false,
+            resting_vips: Vec::new(),
+        };
+        let objects = [manager(1), manager(2), manager(3), Object::Cluster(Box::new(cluster)), Object::Network(network)];
         let changes = objects.into_iter().map(|object| Change::Put { expected: 0, object }).collect();
         let mut state = State::new("c".into());
         state.apply(5, &Transaction { at_ms: 1000, changes }).unwrap();
@@ -153,6 +179,11 @@ mod tests {
         let second = refounded("m1", 62_000);
         assert_eq!(second.state.revision() - first.state.revision(), 60 * REVISIONS_PER_SECOND);
         assert_eq!((second.term - first.term, second.manager.raft_id - first.manager.raft_id), (60 * TERMS_PER_SECOND, 60));
+        // What was given after the backup is not given again at once, to another.
+        let cluster = first.state.cluster().unwrap();
+        let cursors: Vec<u32> = cluster.pools.iter().map(|pool| pool.cursor).collect();
+        assert_eq!((cluster.vni_cursor, cluster.node_numbers_made, cursors), (6000, 809, vec![1007, 1]));
+        assert_eq!(first.state.find_network("lab").unwrap().ip_cursor, 73);
         // A clock behind that of the backup.
         assert_eq!(refounded("m1", 1000).state.revision(), first.state.revision());
     }

@@ -237,8 +237,8 @@ impl<U, A> Brain<U, A> {
 
     /// Puts on the draft all that came in; refusals are answered at once.
     fn stage_pending(&mut self, now: Moment, draft: &mut Draft, ctx: &mut Ctx, effects: &mut Vec<Effect<U, A>>) -> Replies<U, A> {
-        let networks = std::mem::take(&mut self.pending.networks);
-        let mut replies = Replies { controls: Vec::new(), registrations: Vec::new(), reports: Reports::new(), networks };
+        let mut replies =
+            Replies { controls: Vec::new(), registrations: Vec::new(), reports: Reports::new(), networks: HostNetworks::new() };
         if let Some(note) = self.announcement.take() {
             let mut event = ctx.event(note);
             "manager".clone_into(&mut event.kind);
@@ -258,11 +258,8 @@ impl<U, A> Brain<U, A> {
                 }
             }
         }
-        for (node, network) in &replies.networks {
-            let changes = register::network(draft.state(), node, network);
-            stage(draft, changes, ctx);
-        }
         self.stage_judgements(now, draft, ctx);
+        replies.networks = self.stage_networks(now, draft, ctx);
         replies.reports = self.stage_reports(now, draft, ctx);
         self.stage_requests(now, draft, ctx, &mut replies, effects);
         replies
@@ -330,6 +327,26 @@ impl<U, A> Brain<U, A> {
             };
             stage(draft, ChangeSet { puts: vec![Object::Node(judged)], notes: vec![note], ..ChangeSet::default() }, ctx);
         }
+    }
+
+    /// As many words of nodes' networks as one transaction takes; returns those that have gone into it. A conflict must not lose them.
+    fn stage_networks(&mut self, now: Moment, draft: &mut Draft, ctx: &mut Ctx) -> HostNetworks {
+        let (mut staged, mut bytes) = (HostNetworks::new(), 0);
+        for (node, network) in std::mem::take(&mut self.pending.networks) {
+            if staged.len() >= OBJECTS_PER_PART_MAX || bytes >= BYTES_PER_PART_MAX {
+                self.pending.networks.insert(node, network);
+                self.wake_at = now.monotonic;
+                continue;
+            }
+            let changes = register::network(draft.state(), &node, &network);
+            if changes.puts.is_empty() {
+                continue;
+            }
+            bytes += changes.puts.iter().map(weight).sum::<usize>();
+            stage(draft, changes, ctx);
+            staged.insert(node, network);
+        }
+        staged
     }
 
     /// As many reports as one transaction takes; returns those that have gone into it. A conflict must not lose them.

@@ -179,7 +179,7 @@ impl Control for ControlService {
         auth::admit(&request)?;
         let state = self.router.shown(&request, UserRole::ReadOnly, "listing").await?;
         let objects = list(&state, request.get_ref())?.into_iter().map(Into::into).collect();
-        Ok(Response::new(v1::ListResponse { revision: state.revision(), objects }))
+        Ok(Response::new(v1::ListResponse { revision: state.revision(), objects, now_ms: unix_ms() }))
     }
 
     type WatchStream = Answers<v1::WatchResponse>;

@@ -63,17 +63,12 @@ impl DispatcherService {
         })
     }
 
-    /// The networks as of `state`, made once for all sessions.
+    /// The networks as of `state` or later, made once for all sessions.
     fn networks(&self, state: &State) -> Arc<Networks> {
         let mut cached = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*cached {
-            Some(networks) if networks.revision() == state.revision() => networks.clone(),
-            known => {
-                let networks = Arc::new(Networks::after(known.as_deref(), state));
-                *cached = Some(networks.clone());
-                networks
-            }
-        }
+        let networks = Networks::at_least(cached.as_ref(), state);
+        *cached = Some(networks.clone());
+        networks
     }
 }
 

@@ -5,14 +5,14 @@ use std::time::Duration;
 use rcluster_api::cluster::Cluster;
 use rcluster_api::error::ErrorCode;
 use rcluster_api::id::TaskId;
-use rcluster_api::network::NodeNetwork;
+use rcluster_api::network::{HeldPort, NodeNetwork, Protocol};
 use rcluster_api::object::{NodeDescription, NodeState, Object, TaskStatus};
 use rcluster_api::spec::{ServiceSpec, Spec};
 use rcluster_api::task::TaskState;
 use rcluster_manager::core::control::Request;
 use rcluster_manager::core::node::liveness::Timing;
 use rcluster_manager::core::node::register::Registration;
-use rcluster_manager::core::state::{State, Transaction};
+use rcluster_manager::core::state::{State, Transaction, encode_transaction};
 use rcluster_manager::drive::{Brain, BrainEvent, Effect, Moment};
 use rcluster_manager::found::first_state;
 use rcluster_manager::store::ProposeError;
@@ -232,4 +232,40 @@ fn what_a_node_tells_of_its_network_is_kept_also_by_one_that_does_not_know_and_w
     term.register();
     term.settle();
     assert_eq!(mtu(&term), Some(1450), "its netd has not told the agent yet");
+}
+
+#[test]
+fn what_all_nodes_tell_of_their_networks_at_once_goes_into_transactions_that_the_log_takes() {
+    let mut term = Term::new();
+    let names: Vec<String> = (1..=120).map(|number| format!("n{number}")).collect();
+    for (name, last) in names.iter().zip(1..) {
+        let description = NodeDescription { name: name.clone(), addr: format!("10.0.0.{last}"), ..NodeDescription::default() };
+        let registration = Registration { id: name.as_str().into(), incarnation: 1, description, tasks: [].into() };
+        let register = BrainEvent::Register { registration: Box::new(registration), reports: Vec::new(), from: "node" };
+        term.brain.take(term.now(), register);
+    }
+    term.settle();
+    let held = |port| HeldPort { protocol: Protocol::Tcp, port, by: "x".repeat(NodeNetwork::HOLDER_BYTES_MAX) };
+    let network = NodeNetwork { mtu: 1400, held_ports: (1..=1024).map(held).collect(), ..NodeNetwork::default() };
+    for name in &names {
+        term.brain.take(term.now(), BrainEvent::Network { node: name.as_str().into(), network: network.clone() });
+    }
+    let mut parts = 0;
+    while let Some(transaction) = term.turn() {
+        let bytes = prost::Message::encoded_len(&encode_transaction(&transaction));
+        assert!(bytes < 2 << 20, "{bytes} bytes in one transaction");
+        parts += 1;
+        if parts == 2 {
+            term.refuse(ProposeError::NotLeader { leader: None });
+            term.now_ms += 100;
+        } else {
+            assert!(term.brain.wake_at().is_none(), "it is in flight");
+            term.commit(&transaction);
+            term.now_ms += 1;
+        }
+    }
+    assert!(parts > 2, "{parts} parts");
+    for name in &names {
+        assert_eq!(term.state.find_node(name).unwrap().description.network.as_ref(), Some(&network), "{name}");
+    }
 }

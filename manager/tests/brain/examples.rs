@@ -73,6 +73,24 @@ fn a_lost_node_loses_its_tasks_and_its_addresses_stay_taken_until_it_is_back() {
 }
 
 #[test]
+fn a_task_lost_with_its_node_has_its_address_for_a_day_and_no_longer() {
+    const HOUR_MS: u64 = 3_600_000;
+    let mut world = three_nodes();
+    world.service("web", web(2));
+    world.settle();
+    let lost = world.task("web.2").id;
+    world.node_state("n2", NodeState::Down);
+    world.settle();
+    world.now_ms += 23 * HOUR_MS;
+    world.rest();
+    assert_eq!(world.state.tasks()[&lost].status.state, TaskState::Orphaned, "its node may come back");
+    world.now_ms += 2 * HOUR_MS;
+    world.rest();
+    assert!(!world.state.tasks().contains_key(&lost), "{}", world.picture());
+    assert_eq!(world.running("web"), 2);
+}
+
+#[test]
 fn a_crash_is_answered_at_once_then_later_and_later() {
     let mut world = three_nodes();
     world.service("web", web(1));
@@ -312,7 +330,7 @@ fn a_view_shows_the_services_of_its_networks_and_the_ports_that_the_node_opens()
         lines.extend(
             view.published
                 .iter()
-                .map(|published| format!("{} for {}", published.port.as_ref().unwrap().published, published.backends.len())),
+                .flat_map(|told| told.ports.iter().map(move |port| format!("{} for {}", port.published, told.backends.len()))),
         );
         lines.join(", ")
     };
@@ -384,6 +402,28 @@ fn an_exhausted_network_says_so_and_gives_again_when_an_address_is_free() {
     assert_eq!(world.running("web"), 5);
 }
 
+#[test]
+fn tasks_that_wait_for_an_address_are_not_written_again_while_they_do() {
+    let mut world = World::new(1);
+    world.node("n1", &[]);
+    let spec = NetworkSpec { name: "small".to_owned(), subnet: Some("10.9.0.0/29".parse().unwrap()), ..NetworkSpec::default() };
+    world.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
+    world.service("web", json!({"replicas": 9, "containers": [{"image": "a"}], "networks": ["small"]}));
+    world.settle();
+    let waiting = |world: &World| -> Vec<(String, u64)> {
+        let tasks = world.state.tasks().values().filter(|task| task.status.state == TaskState::Pending && task.service == "web");
+        tasks.map(|task| (task.id.to_string(), task.stamp.version)).collect()
+    };
+    let before = waiting(&world);
+    assert_eq!(before.len(), 4, "{}", world.picture());
+    // What ends leaves an address that rests: other numbers, the same reason.
+    world.request(Request::Scale { service: "web".to_owned(), replicas: 8 }).unwrap();
+    world.report(&world.task("web.2").id, TaskState::Failed, "crashed");
+    let after = waiting(&world);
+    let as_before = after.iter().filter(|task| before.contains(task)).count();
+    assert_eq!((as_before, after.len()), (3, 4), "{}", world.picture());
+}
+
 /// A service's virtual addresses, with their networks.
 fn vips(world: &World, service: &str) -> String {
     let vips = world.state.find_service(service).unwrap().vips.clone();
@@ -412,8 +452,40 @@ fn a_service_keeps_a_virtual_address_on_each_network_until_it_is_not_asked_for()
     assert_eq!(world.state.find_service("web").unwrap().vips, [on_back]);
     world.service("web", spec(&["back"], "dnsrr"));
     assert_eq!(vips(&world, "web"), "");
-    world.service("other", spec(&["lab"], "vip"));
-    assert_ne!(vips(&world, "other"), kept, "an address that was given up rests");
+}
+
+#[test]
+fn a_virtual_address_that_was_given_up_rests_like_a_tasks() {
+    let mut world = World::new(1);
+    world.node("n1", &[]);
+    let spec = NetworkSpec { name: "small".to_owned(), subnet: Some("10.9.0.0/29".parse().unwrap()), ..NetworkSpec::default() };
+    world.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
+    let containers = json!([{"image": "a"}]);
+    let spec =
+        |replicas: u32, mode: &str| json!({"replicas": replicas, "containers": containers, "networks": ["small"], "endpoint_mode": mode});
+    for (name, vip) in [("web", "10.9.0.3 on small"), ("api", "10.9.0.5 on small")] {
+        world.service(name, spec(1, "vip"));
+        assert_eq!(vips(&world, name), vip);
+    }
+    world.settle();
+    world.service("web", spec(1, "dnsrr"));
+    world.service("next", spec(2, "dnsrr"));
+    let lacks = |world: &World, said: &str| world.picture().contains(&format!("network small has no free address: {said}"));
+    assert!(lacks(&world, "4 of 5 in use, 1 just freed;"), "{}", world.picture());
+    world.now_ms += REST_LEAST_MS;
+    world.wake();
+    world.settle();
+    assert_eq!((world.running("next"), world.task("next.2").networks[0].ip.octets()[3]), (2, 3), "{}", world.picture());
+    // A service that goes gives up its address as well, and what its tasks had.
+    world.request(Request::Remove(vec![(Kind::Service, "api".to_owned())])).unwrap();
+    world.settle();
+    assert!(world.state.find_service("api").is_none());
+    world.service("last", spec(2, "dnsrr"));
+    assert!(lacks(&world, "3 of 5 in use, 2 just freed;"), "{}", world.picture());
+    world.now_ms += REST_LEAST_MS;
+    world.wake();
+    world.settle();
+    assert_eq!(world.running("last"), 2, "{}", world.picture());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Numbers and addresses: by example, and by chance against a model that knows who has had what, and when.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::thread;
 
@@ -9,13 +9,15 @@ use ipnet::Ipv4Net;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rcluster_api::cluster::Cluster;
-use rcluster_api::id::{NetworkId, ServiceId, TaskId};
-use rcluster_api::network::{AddressPool, NodeNetwork};
-use rcluster_api::object::{Availability, Kind, Network, Node, NodeDescription, NodeState, Object, Service, Stamp, Task, TaskStatus};
+use rcluster_api::id::{NetworkId, NodeId, ServiceId, TaskId};
+use rcluster_api::network::{AddressPool, EndpointMode, NodeNetwork};
+use rcluster_api::object::{
+    Availability, Kind, Network, Node, NodeDescription, NodeState, Object, Service, ServiceVip, Stamp, Task, TaskStatus,
+};
 use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::task::TaskState;
 use rcluster_manager::core::allocate::{self, REST_LEAST_MS, REST_MS, holds_addresses, is_given_out, overlap, rests_until_ms};
-use rcluster_manager::core::control::Request;
+use rcluster_manager::core::control::{self, Request};
 use rcluster_manager::core::node::register::{Registration, register};
 use rcluster_manager::core::plan::{Ctx, Dirty, stage};
 use rcluster_manager::core::state::{Draft, State};
@@ -119,8 +121,13 @@ fn a_node_within_a_network_is_refused_and_one_with_a_route_into_it_gets_no_task_
         "addr: the address 10.77.0.9 is within 10.77.0.0/24 of network lab: no pod could reach it \
          (start the agent with another --addr, or remove the network first)"
     );
-    joins(&mut world, &registration("n1", "10.0.0.1", &["10.64.0.0/10"]));
-    assert!(world.state.events().values().any(|event| event.reason == "RouteOverlap"), "people are told");
+    // People are told once, whatever else is new of the node's network.
+    for routes in [&["10.64.0.0/10"][..], &["10.64.0.0/10", "192.168.7.0/24"]] {
+        joins(&mut world, &registration("n1", "10.0.0.1", routes));
+        let told: Vec<&str> =
+            world.state.events().values().filter(|event| event.reason == "RouteOverlap").map(|event| event.message.as_str()).collect();
+        assert_eq!(told, ["its route 10.64.0.0/10 overlaps 10.77.0.0/24 of network lab: it is given no new tasks on that network"]);
+    }
     world.service("web", json!({"containers": [{"image": "a"}], "networks": ["lab"]}));
     world.service("host", json!({"containers": [{"image": "a"}]}));
     assert_eq!(
@@ -183,6 +190,34 @@ fn a_static_address_goes_with_its_service_wherever_it_runs() {
     assert_eq!((ip(&world, "db.1").as_str(), world.running("db")), ("10.77.0.3", 1));
 }
 
+#[test]
+fn a_service_is_refused_its_own_virtual_address_as_that_of_its_task() {
+    let mut world = World::new(1);
+    world.node("n1", &[]);
+    world.request(network("lab", Some("10.77.0.0/29"))).unwrap();
+    let spec = |networks: serde_json::Value, mode: &str| {
+        let spec = json!({"containers": [{"image": "a"}], "networks": networks, "endpoint_mode": mode});
+        ServiceSpec { name: "db".to_owned(), ..serde_json::from_value(spec).unwrap() }
+    };
+    let ask = |world: &mut World, ip: &str, mode: &str| {
+        let networks = json!([{"network": "lab", "ip": ip}]);
+        world.request(Request::Apply(vec![(Spec::Service(spec(networks, mode)), 0)]))
+    };
+    world.request(Request::Apply(vec![(Spec::Service(spec(json!(["lab"]), "vip")), 0)])).unwrap();
+    world.settle();
+    let own = world.state.find_service("db").unwrap().vips[0].ip.to_string();
+    for mode in ["vip", "dnsrr"] {
+        let refused = ask(&mut world, &own, mode).unwrap_err();
+        assert!(
+            refused.starts_with(&format!("networks[0].ip: {own} on network lab is the service's own virtual address (choose another")),
+            "{refused}"
+        );
+    }
+    ask(&mut world, "10.77.0.6", "vip").unwrap();
+    world.settle();
+    assert_eq!((world.task("db.1").networks[0].ip.to_string().as_str(), world.running("db")), ("10.77.0.6", 1), "{}", world.picture());
+}
+
 /// Steps in all, in lanes that go at the same time. A debug build takes some 50 µs for each.
 const STEPS: u32 = 1_000_000;
 const STEPS_PER_TURN: u32 = 32;
@@ -192,6 +227,12 @@ const SEED: u64 = 5;
 const TASKS_MAX: usize = 100;
 /// Kept for the first service.
 const STATIC: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 5);
+/// Services of `Chance` from this one on come, go, and have virtual addresses or none.
+const VIPS_FROM: usize = 6;
+/// Of the first pool, beside the route and the node.
+const POOL_SUBNETS: usize = 13;
+const SPARE_NETWORKS: u32 = 20;
+const SPARE_NODES: u32 = 4;
 const ROUTE: &str = "10.200.0.32/27";
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 100);
 
@@ -207,6 +248,9 @@ struct Chance {
     ended: BTreeMap<(NetworkId, Ipv4Addr), (u64, ServiceId)>,
     vni: u32,
     subnet: Option<Ipv4Net>,
+    /// How many nodes were numbered, and how many were when a number was freed last.
+    numbered: u32,
+    freed: BTreeMap<u32, u32>,
 }
 
 impl Chance {
@@ -214,18 +258,7 @@ impl Chance {
         let pool = AddressPool { cidr: "10.200.0.0/24".parse().unwrap(), prefix: 28, cursor: 15 };
         let mut draft = Draft::new(State::new("ipam".to_owned()), 1_000);
         draft.put(Object::Cluster(Box::new(Cluster { pools: vec![pool], ..Cluster::default() })));
-        draft.put(Object::Node(Node {
-            id: "n1".into(),
-            stamp: Stamp::default(),
-            description: registration("n1", &NODE.to_string(), &[ROUTE]).description,
-            availability: Availability::Active,
-            labels: BTreeMap::new(),
-            state: NodeState::Ready,
-            message: String::new(),
-            since_ms: 0,
-            incarnation: 1,
-            number: 0,
-        }));
+        draft.put(Object::Node(node(registration("n1", &NODE.to_string(), &[ROUTE]).description)));
         for (name, subnet) in [("a", Some("10.77.0.0/28")), ("b", Some("10.77.1.0/28")), ("c", None)] {
             draft.put(Object::Network(made(name, name, subnet)));
         }
@@ -236,9 +269,12 @@ impl Chance {
             json!(["b"]),
             json!(["b", "c"]),
             json!(["c", "a"]),
+            json!(["a"]),
+            json!(["b", "c"]),
         ];
         let service = |(place, networks): (usize, serde_json::Value)| {
-            let spec = json!({"containers": [{"image": "i"}], "networks": networks, "endpoint_mode": "dnsrr"});
+            let mode = if place < VIPS_FROM { "dnsrr" } else { "vip" };
+            let spec = json!({"containers": [{"image": "i"}], "networks": networks, "endpoint_mode": mode});
             let spec = serde_json::from_value::<ServiceSpec>(spec).unwrap();
             let spec = ServiceSpec { name: format!("s{place}"), ..spec };
             let id = ServiceId::from(spec.name.as_str());
@@ -260,6 +296,8 @@ impl Chance {
             ended: BTreeMap::new(),
             vni: 0,
             subnet: None,
+            numbered: 0,
+            freed: BTreeMap::new(),
         }
     }
 
@@ -272,7 +310,11 @@ impl Chance {
                     let place = self.rng.random_range(0..self.services.len());
                     self.create(place, &mut draft);
                 }
-                4 => self.make_or_remove(&mut draft),
+                4 => match self.rng.random_range(0..3) {
+                    0 => self.make_or_remove(&mut draft),
+                    1 => self.change_vips(&mut draft),
+                    _ => self.join_or_go(&mut draft),
+                },
                 _ => self.move_on(&mut draft),
             }
         }
@@ -284,6 +326,8 @@ impl Chance {
         let changes = allocate::pass(&draft, &Dirty::default(), &mut ctx);
         stage(&mut draft, changes, &mut ctx);
         let before = std::mem::replace(&mut self.state, draft.state().clone());
+        self.check_vips(&before);
+        self.check_nodes(&before);
         self.check_tasks();
         self.check_networks(&before);
     }
@@ -321,10 +365,49 @@ impl Chance {
     }
 
     fn make_or_remove(&mut self, draft: &mut Draft) {
-        let name = format!("spare{}", self.rng.random_range(0..3));
-        match draft.state().find_network(&name).map(|network| network.id.to_string()) {
-            Some(id) => draft.delete(Kind::Network, &id),
-            None => draft.put(Object::Network(made(NetworkId::random(&mut self.rng).as_str(), &name, None))),
+        let name = format!("spare{}", self.rng.random_range(0..SPARE_NETWORKS));
+        if let Some(id) = draft.state().find_network(&name).map(|network| network.id.to_string()) {
+            draft.delete(Kind::Network, &id);
+            return;
+        }
+        // A network that is asked for when all subnets are taken is refused until there is another pool.
+        let chosen = draft.state().networks().values().filter(|network| network.spec.subnet.is_none()).count();
+        if chosen == POOL_SUBNETS && allocate::pools(draft.state()).len() == 1 {
+            let mut ctx = Ctx::new(self.now_ms, self.rng.random());
+            let more = Request::AddPools(vec![("10.201.0.0/24".parse().unwrap(), 28)]);
+            let (changes, _) = control::decide(draft.state(), more, &mut ctx).unwrap();
+            stage(draft, changes, &mut ctx);
+        }
+        draft.put(Object::Network(made(NetworkId::random(&mut self.rng).as_str(), &name, None)));
+    }
+
+    /// A service with virtual addresses comes, goes, or is answered for by its tasks' addresses from now on, or no longer.
+    fn change_vips(&mut self, draft: &mut Draft) {
+        let place = self.rng.random_range(VIPS_FROM..self.services.len());
+        let Some(current) = draft.state().services().get(&self.services[place].id).cloned() else {
+            draft.put(Object::Service(self.services[place].clone()));
+            return;
+        };
+        if self.rng.random_range(0..3) == 0 {
+            let mut staged = Vec::new();
+            allocate::give_up_vips(draft.state(), &current, &mut staged, self.now_ms);
+            staged.into_iter().for_each(|object| draft.put(object));
+            draft.delete(Kind::Service, current.id.as_str());
+        } else {
+            let mut changed = (*current).clone();
+            let other = if changed.spec.endpoint_mode == EndpointMode::Vip { EndpointMode::Dnsrr } else { EndpointMode::Vip };
+            changed.spec.endpoint_mode = other;
+            draft.put(Object::Service(changed));
+        }
+    }
+
+    /// A node joins or is removed.
+    fn join_or_go(&mut self, draft: &mut Draft) {
+        let name = format!("spare{}", self.rng.random_range(0..SPARE_NODES));
+        if draft.state().nodes().contains_key(&NodeId::from(name.as_str())) {
+            draft.delete(Kind::Node, &name);
+        } else {
+            draft.put(Object::Node(node(NodeDescription { name, ..NodeDescription::default() })));
         }
     }
 
@@ -371,15 +454,74 @@ impl Chance {
         draft.put(Object::Task(Box::new(next)));
     }
 
-    /// No address has two holders, none changes, and none is given again too soon.
-    fn check_tasks(&mut self) {
+    /// Who has which address.
+    fn held(&self) -> BTreeMap<(NetworkId, Ipv4Addr), String> {
         let mut held = BTreeMap::new();
         for task in self.state.tasks().values().filter(|task| holds_addresses(task)) {
             for attached in &task.networks {
-                let other = held.insert((attached.network_id.clone(), attached.ip), task.id.clone());
+                let other = held.insert((attached.network_id.clone(), attached.ip), task.id.to_string());
                 assert_eq!(other, None, "{} is held twice, by {}", attached.ip, task.id);
             }
         }
+        for (service, vip) in vips(&self.state) {
+            let other = held.insert((vip.network_id.clone(), vip.ip), service.to_string());
+            assert_eq!(other, None, "{} is held twice, by {service}", vip.ip);
+        }
+        held
+    }
+
+    /// A virtual address that is given up rests, and one that is new has rested, if there was a choice as long as a task's.
+    fn check_vips(&mut self, before: &State) {
+        let is_there = |state: &State, one: &(ServiceId, ServiceVip)| vips(state).contains(one);
+        for (service, vip) in vips(before) {
+            if !is_there(&self.state, &(service.clone(), vip.clone())) {
+                self.ended.insert((vip.network_id, vip.ip), (self.now_ms, service));
+            }
+        }
+        let held = self.held();
+        for (service, vip) in vips(&self.state) {
+            if !is_there(before, &(service, vip.clone())) {
+                assert!(vip.network != "a" || vip.ip != STATIC, "{STATIC} is kept for another");
+                self.check_rested(&vip.network_id, &vip.network, vip.ip, &held);
+            }
+        }
+    }
+
+    /// An address that was given just now has rested, unless none was idle.
+    fn check_rested(&self, id: &NetworkId, network: &str, ip: Ipv4Addr, held: &BTreeMap<(NetworkId, Ipv4Addr), String>) {
+        let waited_ms = self.ended.get(&(id.clone(), ip)).map_or(u64::MAX, |(at_ms, _)| self.now_ms - at_ms);
+        assert!(waited_ms >= REST_LEAST_MS, "{ip} is given again after {waited_ms} ms");
+        if waited_ms < REST_MS {
+            let subnet = self.state.networks().get(id).unwrap().subnet.unwrap();
+            let is_idle = |ip: &Ipv4Addr| {
+                let key = (id.clone(), *ip);
+                let rested = self.ended.get(&key).is_none_or(|(at_ms, _)| self.now_ms - at_ms > REST_MS + 1000);
+                is_given_out(subnet, *ip) && rested && !held.contains_key(&key) && (network != "a" || *ip != STATIC)
+            };
+            let idle = subnet.hosts().find(is_idle);
+            assert_eq!(idle, None, "{ip} is given again after {waited_ms} ms, and another is idle");
+        }
+    }
+
+    /// Every node has a number of its own, and one that was freed is not given before most others.
+    fn check_nodes(&mut self, before: &State) {
+        for gone in before.nodes().values().filter(|node| !self.state.nodes().contains_key(&node.id)) {
+            self.freed.insert(gone.number, self.numbered);
+        }
+        let mut numbers = BTreeSet::new();
+        for node in self.state.nodes().values() {
+            assert!(node.number > 0 && numbers.insert(node.number), "{} has the number {}", node.name(), node.number);
+            if before.nodes().get(&node.id).is_none_or(|old| old.number != node.number) {
+                self.numbered += 1;
+                let since = self.freed.get(&node.number).map_or(u32::MAX, |freed| self.numbered - freed);
+                assert!(since > 1000, "{} is given again after {since} others", node.number);
+            }
+        }
+    }
+
+    /// No address has two holders, none changes, and none is given again too soon.
+    fn check_tasks(&mut self) {
+        let held = self.held();
         for task in self.state.tasks().values().filter(|task| !task.networks.is_empty()) {
             let ips: Vec<Ipv4Addr> = task.networks.iter().map(|attached| attached.ip).collect();
             if let Some(given) = self.given.get(&task.id) {
@@ -396,17 +538,7 @@ impl Chance {
                     continue;
                 }
                 assert!(attached.network != "a" || attached.ip != STATIC, "{STATIC} is kept for another");
-                assert!(waited_ms >= REST_LEAST_MS, "{} is given again after {waited_ms} ms", attached.ip);
-                if waited_ms < REST_MS {
-                    let subnet = self.state.networks().get(&attached.network_id).unwrap().subnet.unwrap();
-                    let is_idle = |ip: &Ipv4Addr| {
-                        let key = (attached.network_id.clone(), *ip);
-                        let rested = self.ended.get(&key).is_none_or(|(at_ms, _)| self.now_ms - at_ms > REST_MS + 1000);
-                        is_given_out(subnet, *ip) && rested && !held.contains_key(&key) && (attached.network != "a" || *ip != STATIC)
-                    };
-                    let idle = subnet.hosts().find(is_idle);
-                    assert_eq!(idle, None, "{} is given again after {waited_ms} ms, and another is idle", attached.ip);
-                }
+                self.check_rested(&attached.network_id, &attached.network, attached.ip, &held);
             }
             self.given.insert(task.id.clone(), ips);
         }
@@ -427,7 +559,8 @@ impl Chance {
         new.sort_unstable();
         for (vni, subnet) in new {
             assert!(vni > self.vni, "{vni} after {}", self.vni);
-            assert_ne!(Some(subnet), self.subnet, "it is given again at once");
+            let of_first_pool = subnets.iter().filter(|subnet| subnet.network().octets()[1] == 200).count();
+            assert!(Some(subnet) != self.subnet || of_first_pool == POOL_SUBNETS, "{subnet} is given again at once");
             self.vni = vni;
             if subnet.prefix_len() == 28 && subnet.network().octets()[1] == 200 {
                 self.subnet = Some(subnet);
@@ -439,6 +572,14 @@ impl Chance {
     fn rest(&mut self) {
         for _ in 0..2 {
             let mut draft = Draft::new(self.state.clone(), self.now_ms);
+            for service in &self.services[VIPS_FROM..] {
+                if let Some(current) = draft.state().services().get(&service.id).cloned() {
+                    let mut staged = Vec::new();
+                    allocate::give_up_vips(draft.state(), &current, &mut staged, self.now_ms);
+                    staged.into_iter().for_each(|object| draft.put(object));
+                    draft.delete(Kind::Service, current.id.as_str());
+                }
+            }
             for id in std::mem::take(&mut self.ids) {
                 let task = draft.state().tasks().get(&id).expect("it is there until it is forgotten").clone();
                 if task.node_id.is_some() && holds_addresses(&task) {
@@ -455,10 +596,32 @@ impl Chance {
     }
 }
 
+/// All virtual addresses, with whose they are.
+fn vips(state: &State) -> Vec<(ServiceId, ServiceVip)> {
+    state.services().values().flat_map(|service| service.vips.iter().map(move |vip| (service.id.clone(), vip.clone()))).collect()
+}
+
+/// A node that is there, its id its name, and has no number yet.
+fn node(description: NodeDescription) -> Node {
+    Node {
+        id: description.name.as_str().into(),
+        stamp: Stamp::default(),
+        description,
+        availability: Availability::Active,
+        labels: BTreeMap::new(),
+        state: NodeState::Ready,
+        message: String::new(),
+        since_ms: 0,
+        incarnation: 1,
+        number: 0,
+    }
+}
+
 fn made(id: &str, name: &str, subnet: Option<&str>) -> Network {
     let subnet = subnet.map(|subnet| subnet.parse().unwrap());
     let spec = NetworkSpec { name: name.to_owned(), subnet, ..NetworkSpec::default() };
-    Network { id: id.into(), stamp: Stamp::default(), spec, vni: None, subnet: None, ip_cursor: 0, removing: false }
+    let stamp = Stamp::default();
+    Network { id: id.into(), stamp, spec, vni: None, subnet: None, ip_cursor: 0, removing: false, resting_vips: Vec::new() }
 }
 
 #[test]

@@ -15,6 +15,7 @@ use rcluster_manager::core::control::Request;
 use rcluster_manager::core::dispatch::leave::Leave;
 use rcluster_manager::core::dispatch::netview::Networks;
 use rcluster_manager::core::dispatch::told::Told;
+use rcluster_manager::core::state::State;
 use serde_json::json;
 
 use crate::world::World;
@@ -25,8 +26,9 @@ const NODES: [&str; 4] = ["n1", "n2", "n3", "n4"];
 struct Sessions {
     leave: Leave,
     begun: u64,
-    /// As the leader has seen them last.
+    /// As the leader has seen them last, and the tables that they are of.
     networks: Arc<Networks>,
+    seen: State,
     nodes: BTreeMap<NodeId, Session>,
 }
 
@@ -43,7 +45,7 @@ struct Session {
 impl Sessions {
     fn open(world: &World) -> Self {
         let networks = Arc::new(Networks::new(&world.state));
-        let mut sessions = Self { leave: Leave::default(), begun: 0, networks, nodes: BTreeMap::new() };
+        let mut sessions = Self { leave: Leave::default(), begun: 0, networks, seen: world.state.clone(), nodes: BTreeMap::new() };
         for node in NODES {
             sessions.begin(node);
         }
@@ -62,7 +64,8 @@ impl Sessions {
     /// The node is told what is new.
     fn tell(&mut self, world: &World, node: &str) {
         let node = NodeId::from(node);
-        self.networks = Arc::new(Networks::new(&world.state));
+        self.networks = Arc::new(Networks::after(Some(&self.networks), &world.state));
+        self.seen = world.state.clone();
         let session = self.nodes.get_mut(&node).unwrap();
         for kind in session.told.news(&world.state, &self.networks, &node, 1) {
             if let Kind::View(view) = kind {
@@ -86,14 +89,26 @@ impl Sessions {
         self.nodes.keys().flat_map(|node| self.leave.released(node)).collect()
     }
 
-    /// Whether the node, by what is in force there, sends to the task.
+    /// Whether the node, by what is in force there, sends to the task: what comes to its ports, or what its pods have to say.
     fn sends(&self, node: &str, task: &TaskId) -> bool {
         self.nodes[&NodeId::from(node)].holds.iter().any(|view| {
             let mut endpoints = view.networks.iter().flat_map(|network| &network.endpoints);
             let mut backends = view.published.iter().flat_map(|published| &published.backends);
-            endpoints.any(|to| to.task_id == task.as_str() && to.serving)
+            self.has_pods_beside(node, task) && endpoints.any(|to| to.task_id == task.as_str() && to.serving)
                 || backends.any(|to| to.task_id == task.as_str() && to.state() == v1::EndpointState::Serving)
         })
+    }
+
+    /// Whether the node has a pod on one of the task's networks.
+    fn has_pods_beside(&self, node: &str, task: &TaskId) -> bool {
+        let networks: BTreeSet<_> = self.seen.tasks()[task].networks.iter().map(|attached| attached.network_id.clone()).collect();
+        let mut own = self.seen.tasks_of_node(&node.into()).filter(|own| own.may_run() && own.status.state >= TaskState::Assigned);
+        own.any(|own| own.networks.iter().any(|attached| networks.contains(&attached.network_id)))
+    }
+
+    /// The nodes that are not down, as far as the leader has seen.
+    fn up(&self) -> impl Iterator<Item = &'static str> {
+        NODES.into_iter().filter(move |node| self.seen.nodes()[&NodeId::from(*node)].state != NodeState::Down)
     }
 }
 
@@ -117,11 +132,15 @@ fn world_with(ports: &serde_json::Value) -> World {
     };
     world.service("near", service(1, "near", "lab"));
     world.service("far", service(1, "far", "other"));
-    let mut web = service(2, "web", "lab");
-    web["ports"] = ports.clone();
-    world.service("web", web);
+    world.service("web", web("a", ports));
     world.settle();
     world
+}
+
+/// `web` with this image and these ports.
+fn web(image: &str, ports: &serde_json::Value) -> serde_json::Value {
+    json!({"replicas": 2, "containers": [{"image": image}], "networks": ["lab"], "ports": ports,
+        "placement": {"constraints": ["node.labels.zone==web"]}})
 }
 
 #[test]
@@ -178,6 +197,27 @@ fn a_task_behind_a_port_of_every_node_is_released_when_every_node_has_confirmed(
 }
 
 #[test]
+fn a_task_whose_port_goes_with_it_is_released_when_every_node_that_had_the_port_has_confirmed() {
+    let mut world = world_with(&json!(["8080:80"]));
+    let mut sessions = Sessions::open(&world);
+    for node in NODES {
+        sessions.tell(&world, node);
+        sessions.confirm(node);
+    }
+    world.service("web", web("b", &json!([])));
+    let leaving: Vec<TaskId> = world.state.tasks().values().filter(|task| !task.is_wanted()).map(|task| task.id.clone()).collect();
+    assert_eq!(leaving.len(), 1, "{}", world.picture());
+    for node in NODES {
+        sessions.tell(&world, node);
+    }
+    for node in NODES {
+        assert!(sessions.released().is_empty(), "before {node} has confirmed");
+        sessions.confirm(node);
+    }
+    assert_eq!(sessions.released(), leaving.into_iter().collect());
+}
+
+#[test]
 fn a_node_that_is_down_is_not_waited_for_and_one_that_has_connected_anew_is() {
     let mut world = world();
     let mut sessions = Sessions::open(&world);
@@ -215,7 +255,7 @@ fn whoever_is_released_is_sent_to_by_nobody() {
         let mut before = BTreeSet::new();
         for _ in 0..150 {
             let node = *NODES.choose(&mut rng).unwrap();
-            match rng.random_range(0..12) {
+            match rng.random_range(0..13) {
                 0 => {
                     let replicas = rng.random_range(0..5);
                     world.request(Request::Scale { service: "web".to_owned(), replicas }).unwrap();
@@ -231,18 +271,26 @@ fn whoever_is_released_is_sent_to_by_nobody() {
                         world.report(&task.id, if task.is_wanted() { TaskState::Running } else { TaskState::Shutdown }, "");
                     }
                 }
-                5..=8 => sessions.tell(&world, node),
+                5 => {
+                    let ports = [json!([]), json!(["8080:80"]), json!([{"target": 81, "published": 81, "mode": "host"}])];
+                    world.service("web", web(["a", "b"].choose(&mut rng).unwrap(), ports.choose(&mut rng).unwrap()));
+                }
+                6..=9 => sessions.tell(&world, node),
                 _ => sessions.confirm(node),
             }
             let released = sessions.released();
             for task in released.difference(&before) {
                 releases += 1;
-                for sender in sessions.networks.senders(&sessions.networks.leaving()[task]) {
-                    assert!(!sessions.sends(sender.as_str(), task), "seed {seed}: {sender} sends to {task}, which was released");
+                for sender in sessions.up() {
+                    assert!(!sessions.sends(sender, task), "seed {seed}: {sender} sends to {task}, which was released");
                 }
             }
             before = released;
         }
+        // When all have heard of all, nobody is waited for.
+        NODES.into_iter().for_each(|node| sessions.tell(&world, node));
+        NODES.into_iter().for_each(|node| sessions.confirm(node));
+        assert_eq!(sessions.released(), sessions.networks.leaving().keys().cloned().collect(), "seed {seed}");
     }
     assert!(releases > 40, "{releases} releases say nothing");
 }

@@ -6,7 +6,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rcluster_api::network::{HeldPort, NodeNetwork, NodePort, Port, Protocol};
-use rcluster_api::object::{Kind, NodeDescription, NodeState, Task};
+use rcluster_api::object::{Availability, Kind, NodeDescription, NodeState, Task};
 use rcluster_api::spec::{ServiceSpec, Spec};
 use rcluster_api::task::TaskState;
 use rcluster_manager::core::control::Request;
@@ -107,7 +107,8 @@ fn changed_ports_replace_no_task_and_every_node_is_told_with_the_state_of_its_ba
             backends.sort();
             backends.join(", ")
         };
-        let lines = view.published.iter().map(|one| format!("{}: {}", one.port.as_ref().unwrap().published, backends(one)));
+        let lines =
+            view.published.iter().flat_map(|one| one.ports.iter().map(move |port| format!("{}: {}", port.published, backends(one))));
         lines.collect::<Vec<_>>().join("; ")
     };
     world.service("web", web(2, &json!(["8080:80"])));
@@ -127,6 +128,23 @@ fn changed_ports_replace_no_task_and_every_node_is_told_with_the_state_of_its_ba
     assert_eq!(shown(&world, "n1"), "8081: n1 Serving, n2 Leaving; 90: n1 Serving");
     assert_eq!(shown(&world, "n2"), "8081: n1 Serving, n2 Leaving; 90: n2 Leaving");
     assert_eq!(shown(&world, "n3"), "8081: n1 Serving, n2 Leaving");
+}
+
+#[test]
+fn however_many_ports_a_service_publishes_its_tasks_are_told_once_for_each_mode() {
+    let mut world = two_nodes();
+    let mut ports: Vec<Value> = (0..40).map(|index| json!(format!("{}:{}", 8000 + index, 80 + index))).collect();
+    ports.extend((0..40).map(|index| json!({"target": 80, "published": 9000 + index, "mode": "host"})));
+    world.service("web", web(2, &json!(ports)));
+    world.settle();
+    let told = |node: &str| -> Vec<(usize, usize)> {
+        let view = Networks::new(&world.state).view(&node.into(), 1);
+        view.published.iter().map(|one| (one.ports.len(), one.backends.len())).collect()
+    };
+    assert_eq!(told("n1"), [(40, 2), (40, 1)]);
+    world.node("n3", &[]);
+    let view = Networks::new(&world.state).view(&"n3".into(), 1);
+    assert_eq!(view.published.iter().map(|one| one.ports.len()).collect::<Vec<_>>(), [40], "it has no task of the service");
 }
 
 #[test]
@@ -194,6 +212,29 @@ fn a_global_service_with_a_port_of_its_nodes_is_replaced_one_after_the_other_wha
 }
 
 #[test]
+fn a_service_with_a_port_of_its_nodes_is_replaced_also_where_all_of_them_have_its_tasks() {
+    let mut world = two_nodes();
+    let gate = |image: &str| {
+        let mut spec = web(2, &own(80));
+        spec["containers"][0]["image"] = json!(image);
+        spec["update"] = json!({"order": "start-first"});
+        spec
+    };
+    world.service("gate", gate("gate:1"));
+    world.settle();
+    world.service("gate", gate("gate:2"));
+    world.settle();
+    let updated = world.state.tasks().values().filter(|task| task.is_live() && task.serves() && task.spec_version == 2).count();
+    assert_eq!(updated, 2, "{}", world.picture());
+    // Who has to leave a node goes first where there is a place.
+    world.node("n3", &[]);
+    world.availability("n1", Availability::Drain);
+    assert_eq!(world.running("gate"), 2);
+    world.settle();
+    assert_eq!((world.running("gate"), world.state.tasks_of_node(&"n1".into()).filter(|task| task.is_live()).count()), (2, 0));
+}
+
+#[test]
 fn who_publishes_the_port_of_ssh_is_told_once() {
     let mut world = two_nodes();
     let told = |world: &World| -> Vec<String> {
@@ -231,6 +272,35 @@ fn a_program_that_has_a_published_port_is_told_of_once() {
     }
     tell(&mut world, "n2", &held(&[82]));
     assert_eq!(told(&world)[1], "n2: tcp port 82 is held there by nginx (pid 812): it is not opened for service own");
+}
+
+#[test]
+fn held_ports_are_told_of_for_each_service_and_when_a_service_comes_later() {
+    let mut world = two_nodes();
+    world.service("web", web(1, &json!(["80-82:80-82"])));
+    world.service("api", web(1, &json!(["90:90"])));
+    world.settle();
+    let told = |world: &World| -> Vec<String> {
+        let events = world.state.events().values().filter(|event| event.reason == "PortHeld");
+        events.map(|event| format!("{}: {}", event.object, event.message)).collect()
+    };
+    let held = |port: u16| HeldPort { protocol: Protocol::Tcp, port, by: "nginx (pid 812)".to_owned() };
+    tell(&mut world, "n1", &NodeNetwork { held_ports: [80, 82, 90, 99].map(held).to_vec(), ..NodeNetwork::default() });
+    let mut first = told(&world);
+    first.sort();
+    assert_eq!(
+        first,
+        [
+            "n1: tcp port 80 is held there by nginx (pid 812), and 1 more: they are not opened for service web",
+            "n1: tcp port 90 is held there by nginx (pid 812): it is not opened for service api",
+        ]
+    );
+    // Not opened, and not told of before: nobody asked for it.
+    for replicas in [1, 2] {
+        world.service("late", web(replicas, &json!(["99:80"])));
+        assert_eq!(told(&world).len(), 3, "{:?}", told(&world));
+    }
+    assert_eq!(told(&world)[2], "late: tcp port 99 is held on node n1 by nginx (pid 812): it is not opened there");
 }
 
 #[test]

@@ -203,7 +203,10 @@ fn a_backup_of_an_earlier_version_is_read_and_restored() {
     let inventory = "It restores: 2 services, 4 tasks, 1 node, 1 network, 1 secret, 1 config, 1 manager, 3 users";
     assert!(said.contains("at revision 18, made by manager m1 at 2026-11-22T05:39:32.280Z") && said.contains(inventory), "{said}");
     let restored = salvaged(&new).state;
-    check_shown(&restored, &["service", "task", "node", "network", "user"]);
+    check_shown(&restored, &["service", "task", "node", "user"]);
+    let [then, now] = [&state, &restored].map(|state| state.find_network("inner").unwrap().clone());
+    assert_eq!((&now.spec, now.vni, now.subnet), (&then.spec, then.vni, then.subnet));
+    assert_eq!((then.ip_cursor, now.ip_cursor), (4, 130), "what was given after the backup is not given again at once");
     let bytes = |state: &State| state.find_data(DataKind::Secret, "password").unwrap().spec.data.clone();
     assert_eq!(bytes(&restored), bytes(&state));
     assert_eq!(restored.managers().values().map(|manager| manager.name.as_str()).collect::<Vec<_>>(), ["m2"]);

@@ -27,6 +27,8 @@ pub struct Dataplane {
     pub resolver: bool,
     /// Packets are forwarded in the router namespace, and only by routes that lead back to their source.
     pub forwarding: bool,
+    /// The kernel's own rules of routing are there, and besides ours no others.
+    pub plain_lookup: bool,
     pub rules: Outline,
     pub elements: Elements,
     /// In the router namespace.
@@ -65,7 +67,7 @@ impl End<'_> {
 /// The dataplane that the picture and the pods here call for.
 pub fn compile(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> Dataplane {
     let rules = skeleton::outline().clone();
-    Dataplane { resolver: true, forwarding: true, rules, ..varying(picture, attachments, underlay) }
+    Dataplane { resolver: true, forwarding: true, plain_lookup: true, rules, ..varying(picture, attachments, underlay) }
 }
 
 /// The same where only these networks and the pods on them are known. By itself it is wrong: of a pod with other networks, too, it does not know
@@ -134,6 +136,7 @@ impl Dataplane {
             }
             Op::PrepareResolver => self.resolver = true,
             Op::EnableForwarding => self.forwarding = true,
+            Op::PlainLookup => self.plain_lookup = true,
             Op::LoadHostRules { guarded } => {
                 self.host.rules = if *guarded { HostRules::Guarded } else { HostRules::Open };
                 self.host.peers.clear();

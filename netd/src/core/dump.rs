@@ -82,8 +82,22 @@ impl Entry {
 
 /// What a dataplane is made of.
 pub fn dataplane(dataplane: &Dataplane) -> Vec<Entry> {
-    let Dataplane { resolver, forwarding, rules, elements, links, neighbours, forwards, routes, detours, selectors, ingress, pods, host } =
-        dataplane;
+    let Dataplane {
+        resolver,
+        forwarding,
+        plain_lookup,
+        rules,
+        elements,
+        links,
+        neighbours,
+        forwards,
+        routes,
+        detours,
+        selectors,
+        ingress,
+        pods,
+        host,
+    } = dataplane;
     let mut entries = Vec::new();
     if *resolver {
         entries.push(Entry::new(Kind::Device, LOOPBACK, format!("up with {RESOLVER}")));
@@ -102,6 +116,9 @@ pub fn dataplane(dataplane: &Dataplane) -> Vec<Entry> {
     entries.extend(routes.iter().map(|(to, route)| Entry::new(Kind::Route, to.to_string(), route.to_string())));
     entries.extend(detours.iter().map(|(table, route)| Entry::new(Kind::Route, format!("of table {table}"), route.to_string())));
     entries.extend(selectors.iter().map(|selector| Entry::new(Kind::Selector, selector.to_string(), "")));
+    if *plain_lookup {
+        entries.push(Entry::new(Kind::Selector, "the kernel's own", "alone besides ours"));
+    }
     entries.extend(elements.iter().map(|(key, data)| {
         let set = key.set.set();
         let words = in_words(set, &key.bytes, data);
@@ -277,10 +294,10 @@ neighbour 10.128.0.2 on {link} | 02:70:0a:80:00:02
 neighbour 10.90.0.102 on v4097 | 02:76:0a:5a:00:66
 forward 02:76:0a:5a:00:66 to 10.90.0.102 on v4097
 route 0.0.0.0/0 | via 169.254.54.1 on up
-route 10.128.0.0/9 | on lo
+route 10.128.0.0/24 | on lo
 route 10.128.0.2/32 | on {link}
 route 10.128.0.3/32 | via 10.90.0.102 on v4097
-route 169.254.0.0/16 | on lo
+selector the kernel's own | alone besides ours
 rule set vips key 8 data 0 flags 8
 rule chain leave nat hook 4 priority 100 policy 1
 rule source: iifname p* iifname . ip saddr != @sources drop

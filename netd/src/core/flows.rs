@@ -6,17 +6,19 @@
 //! In: a picture, the pods here, the tracked flows. Out: those to forget: over UDP to an endpoint that does not serve, over TCP to one that is
 //! not there at all (an endpoint that leaves ends its connections itself; on a node that is down they are reset by the rules, which takes
 //! the flow). Forgotten, the next packet begins a connection to another endpoint: of UDP it goes on there, of TCP it is reset.
+//! Of an address that has lost its task every flow is forgotten, or its next task would have what was let through for the one before.
 //! So it is with flows to published ports of nodes; over TCP those of a port that is not published any more live on.
-//! Never: a flow that was sent neither to an address of a network in the picture nor to a published port.
+//! On the host: over UDP those to a port of its own that do not go where that port leads by now.
+//! Never: a flow of other addresses that was sent neither to an address of a network in the picture nor to a published port.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::picture::{Attachments, Endpoint, Network, Picture};
-use super::published::Opening;
+use super::picture::{Attachment, Attachments, Endpoint, Membership, Network, Picture};
+use super::published::{Backend, Opening, Published};
 use super::rules::balance::backends;
 use super::uplink::ROUTER_IP;
 
@@ -57,6 +59,8 @@ pub struct Flow {
     pub server: Ipv4Addr,
     /// The kernel's, so that no later flow between the same ends is meant.
     pub id: u32,
+    /// In which connections of this direction are apart from others (`rules::ingress`); 0: in none.
+    pub zone: u16,
 }
 
 impl fmt::Display for Flow {
@@ -71,11 +75,62 @@ pub fn any(picture: &Picture) -> bool {
     !picture.published.is_empty() || picture.networks.values().any(|network| !network.vips.is_empty())
 }
 
-/// The flows to forget.
-pub fn stale(picture: &Picture, attachments: &Attachments, flows: Vec<Flow>) -> Vec<Flow> {
+/// Whether the pod may have flows of others that are to go on elsewhere when it leaves.
+pub fn serves(picture: &Picture, pod: &Attachment) -> bool {
+    pod.networks.iter().any(|Membership { network_id, ip }| {
+        picture.networks.get(network_id).is_some_and(|network| !network.vips.is_empty() && network.endpoints.contains_key(ip))
+            || picture.published.iter().any(|published| published.backends.iter().any(|backend| backend.ip == *ip))
+    })
+}
+
+/// Addresses that had a task by the old picture, and have none or another one by the new one; but those of pods here.
+pub fn gone(old: &Picture, new: &Picture, attachments: &Attachments) -> BTreeSet<Ipv4Addr> {
+    let mut gone = BTreeSet::new();
+    for (id, network) in &old.networks {
+        let endpoints = new.networks.get(id).map(|network| &network.endpoints);
+        for (ip, endpoint) in &network.endpoints {
+            let is_its = endpoints.and_then(|endpoints| endpoints.get(ip)).is_some_and(|now| now.task_id == endpoint.task_id);
+            let is_here =
+                || attachments.get(&endpoint.task_id).is_some_and(|pod| pod.networks.iter().any(|membership| membership.ip == *ip));
+            if !is_its && !is_here() {
+                gone.insert(*ip);
+            }
+        }
+    }
+    gone
+}
+
+/// Whether a service's address or a published port leads to something no more, by the new picture, to which it led by the old one.
+pub fn strands(old: &Picture, new: &Picture) -> bool {
+    let network = |(id, network): (&String, &Network)| {
+        let Some(now) = new.networks.get(id) else { return true };
+        let is_lost = |(ip, endpoint): (&Ipv4Addr, &Endpoint)| {
+            let goes_on = |now: &Endpoint| now.service_id == endpoint.service_id && (now.serving || !endpoint.serving);
+            !now.endpoints.get(ip).is_some_and(goes_on)
+        };
+        network.vips.iter().any(|(ip, vip)| now.vips.get(ip).is_none_or(|now| now.service_id != vip.service_id))
+            || network.endpoints.iter().any(is_lost)
+    };
+    let published = |published: &Published| {
+        let Some(now) = new.published.iter().find(|now| now.opening(0) == published.opening(0) && now.count == published.count) else {
+            return true;
+        };
+        let goes_on = |was: &Backend| now.backends.iter().any(|now| now.ip == was.ip && (now.serving || !was.serving));
+        now.backends != published.backends && !published.backends.iter().all(goes_on)
+    };
+    old.networks.iter().filter(|(_, network)| !network.vips.is_empty()).any(network)
+        || old.published.iter().any(published)
+        || old.numbers.keys().any(|node| !new.numbers.contains_key(node))
+}
+
+/// Whether a flow is to be forgotten; all those of addresses that are `gone` are.
+pub fn stale<'a>(picture: &'a Picture, attachments: &'a Attachments, gone: &'a BTreeSet<Ipv4Addr>) -> impl Fn(&Flow) -> bool + use<'a> {
     let networks: Vec<(&Network, BTreeMap<&str, Vec<Ipv4Addr>>)> =
         picture.networks.values().map(|network| (network, backends(network, attachments))).collect();
-    let is_stale = |flow: &Flow| {
+    move |flow: &Flow| {
+        if [flow.source.0, flow.destination.0, flow.server].iter().any(|ip| gone.contains(ip)) {
+            return true;
+        }
         if is_at_node(picture, flow) {
             return lost_its_port(picture, attachments, flow);
         }
@@ -95,8 +150,16 @@ pub fn stale(picture: &Picture, attachments: &Attachments, flows: Vec<Flow>) -> 
             Transport::Udp => !serves,
             Transport::Tcp => !is_there,
         }
-    };
-    flows.into_iter().filter(is_stale).collect()
+    }
+}
+
+/// Whether a flow of the host from elsewhere to itself does not go where the host's rules would send it now: tracked before a port was opened, or
+/// closed. As long as its client sends, such a flow stays as it began. `open` are the ports that lead into the router.
+pub fn misled(open: &BTreeSet<Opening>, flow: &Flow) -> bool {
+    let is_open = open.contains(&Opening { transport: flow.transport, port: flow.destination.1 });
+    // One that goes elsewhere the administrator sends there.
+    let is_elsewhere = if is_open { flow.server == flow.destination.0 } else { flow.server == ROUTER_IP };
+    flow.transport == Transport::Udp && is_elsewhere
 }
 
 /// Whether it was sent to a node's address and on from there.
@@ -138,6 +201,11 @@ mod tests {
         view
     }
 
+    fn forgotten_of(picture: &Picture, attachments: &Attachments, gone: &BTreeSet<Ipv4Addr>, mut flows: Vec<Flow>) -> Vec<Flow> {
+        flows.retain(stale(picture, attachments, gone));
+        flows
+    }
+
     /// The flows of one client to `to` that are forgotten, as `transport last octet of the server`.
     fn forgotten(view: &v1::NetView, to: [u8; 4]) -> String {
         let flow = |transport, last: u8| Flow {
@@ -146,9 +214,10 @@ mod tests {
             destination: (to.into(), 80),
             server: Ipv4Addr::new(to[0], to[1], to[2], last),
             id: 7,
+            zone: 0,
         };
         let flows = [2, 3, 4, 5, 8].into_iter().flat_map(|last| [flow(Transport::Tcp, last), flow(Transport::Udp, last)]).collect();
-        let stale = stale(&Picture::parse(view).0, &Attachments::new(), flows);
+        let stale = forgotten_of(&Picture::parse(view).0, &Attachments::new(), &BTreeSet::new(), flows);
         let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, flow.server.octets()[3])).collect();
         words.join(", ")
     }
@@ -171,7 +240,7 @@ mod tests {
     fn flows_by_a_published_port_are_kept_while_their_backend_is_there_and_over_udp_while_it_serves() {
         let port = |protocol: v1::Protocol, published: u32| {
             let mut view = ports::published(v1::IngressPolicy::Mesh);
-            let port = view.port.as_mut().unwrap();
+            let port = &mut view.ports[0];
             (port.protocol, port.published) = (protocol.into(), published);
             view.backends[2].state = v1::EndpointState::Leaving.into();
             view
@@ -185,9 +254,10 @@ mod tests {
                 destination: (to, 80),
                 server: Ipv4Addr::new(10, 128, 0, last),
                 id: 7,
+                zone: 0,
             };
             let flows = [2, 3, 4, 5].into_iter().flat_map(|last| [flow(Transport::Tcp, last), flow(Transport::Udp, last)]).collect();
-            let stale = stale(&Picture::parse(view).0, &ports::attached(), flows);
+            let stale = forgotten_of(&Picture::parse(view).0, &ports::attached(), &BTreeSet::new(), flows);
             let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, flow.server.octets()[3])).collect();
             words.join(", ")
         };
@@ -196,8 +266,34 @@ mod tests {
         }
         // A port that is published no more: what goes on over it does.
         let mut closed = view.clone();
-        closed.published.retain(|published| published.port.as_ref().is_some_and(|port| port.published == 81));
+        closed.published.retain(|published| published.ports[0].published == 81);
         assert_eq!(forgotten(&closed, ROUTER_IP), "Udp 2, Udp 3, Udp 4, Udp 5");
+    }
+
+    #[test]
+    fn flows_on_the_host_are_forgotten_when_their_port_leads_elsewhere_by_now() {
+        let host = Ipv4Addr::new(10, 90, 0, 101);
+        let flow = |transport, port, server| Flow {
+            transport,
+            source: (Ipv4Addr::new(203, 0, 113, 1), 4000),
+            destination: (host, port),
+            server,
+            id: 7,
+            zone: 0,
+        };
+        let (router, other) = (ROUTER_IP, Ipv4Addr::new(172, 17, 0, 2));
+        let mut flows = Vec::new();
+        for transport in [Transport::Udp, Transport::Tcp] {
+            for port in [53, 54] {
+                flows.extend([host, router, other].map(|server| flow(transport, port, server)));
+            }
+        }
+        let open = BTreeSet::from([Opening { transport: Transport::Udp, port: 53 }, Opening { transport: Transport::Tcp, port: 53 }]);
+        let texts: Vec<String> = flows.iter().filter(|flow| misled(&open, flow)).map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            ["udp 203.0.113.1:4000 to 10.90.0.101:53 at 10.90.0.101", "udp 203.0.113.1:4000 to 10.90.0.101:54 at 169.254.54.2"]
+        );
     }
 
     #[test]
@@ -210,8 +306,39 @@ mod tests {
             destination: (Ipv4Addr::new(10, 128, 0, 77), 80),
             server: Ipv4Addr::new(10, 128, 0, 77),
             id: 7,
+            zone: 0,
         };
         assert_eq!(straight.to_string(), "udp 10.128.0.9:4000 to 10.128.0.77:80 at 10.128.0.77");
-        assert!(stale(&Picture::parse(&view).0, &Attachments::new(), vec![straight]).is_empty());
+        let forgotten = |gone: &[Ipv4Addr]| {
+            forgotten_of(&Picture::parse(&view).0, &Attachments::new(), &gone.iter().copied().collect(), vec![straight.clone()]).len()
+        };
+        assert_eq!(forgotten(&[Ipv4Addr::new(10, 128, 0, 78)]), 0);
+        // But not to become its next holder's, or that of whoever is given its client's address.
+        assert_eq!([77, 9].map(|last| forgotten(&[Ipv4Addr::new(10, 128, 0, last)])), [1, 1]);
+    }
+
+    #[test]
+    fn an_address_is_gone_when_its_task_is_and_flows_are_stranded_when_somebody_serves_no_more() {
+        let old = balanced();
+        let parsed = |view: &v1::NetView| Picture::parse(view).0;
+        let after = |alter: &dyn Fn(&mut v1::NetView)| {
+            let mut new = old.clone();
+            alter(&mut new);
+            let (old, new) = (parsed(&old), parsed(&new));
+            let gone: Vec<u8> = gone(&old, &new, &Attachments::new()).iter().map(|ip| ip.octets()[3]).collect();
+            (gone, strands(&old, &new))
+        };
+        assert_eq!(after(&|_| ()), (vec![], false));
+        assert_eq!(after(&|new| new.networks[0].endpoints[1].task_id = "t9".into()), (vec![3], false));
+        assert_eq!(after(&|new| drop(new.networks[0].endpoints.remove(2))), (vec![4], true));
+        assert_eq!(after(&|new| new.networks[0].endpoints[1].serving = false), (vec![], true));
+        assert_eq!(after(&|new| new.services.clear()), (vec![], true));
+        let more = |new: &mut v1::NetView| new.networks[0].endpoints.push(crate::core::plan::tests::endpoint("t5", "n2", "10.128.0.5"));
+        assert_eq!(after(&more), (vec![], false), "what comes strands nothing");
+
+        let two = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh)]);
+        let mut fewer = two.clone();
+        fewer.published[0].backends.pop();
+        assert!(strands(&parsed(&two), &parsed(&fewer)) && !strands(&parsed(&fewer), &parsed(&two)));
     }
 }

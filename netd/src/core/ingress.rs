@@ -19,6 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use ipnet::Ipv4Net;
+
 use super::links::{Link, LinkKind, Underlay, VXLAN_PORT, vtep_mac};
 use super::neighbours::Route;
 use super::picture::{Attachments, Picture, Place};
@@ -35,6 +37,9 @@ pub const NUMBER_MAX: u32 = 8191;
 
 /// Where the nodes' own addresses on the device begin.
 const ADDRESSES: Ipv4Addr = Ipv4Addr::new(169, 254, 192, 0);
+
+/// All of them: hosts' own connections come from these, and nobody else's.
+pub const OWN: Ipv4Net = Ipv4Net::new_assert(ADDRESSES, 19);
 
 /// What a mark that names a node has in these bits of its.
 pub const MARK: u32 = 0x0100_0000;
@@ -191,6 +196,7 @@ mod tests {
         );
         assert_eq!(detours(&picture, &underlay())[&100_002], Route::Via { link: "ing".into(), gateway: Ipv4Addr::new(10, 90, 0, 102) });
         assert_eq!(own_address(&picture), Some(Ipv4Addr::new(169, 254, 192, 1)));
+        assert!(OWN.contains(&address(1)) && OWN.broadcast() == address(NUMBER_MAX));
         assert_eq!((address(300), address(NUMBER_MAX)), (Ipv4Addr::new(169, 254, 193, 44), Ipv4Addr::new(169, 254, 223, 255)));
         let mut unnumbered = numbered(1, vec![published(v1::IngressPolicy::Mesh)]);
         unnumbered.nodes[0].number = 0;

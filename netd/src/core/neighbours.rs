@@ -7,7 +7,8 @@
 //!
 //! Addresses of networks that nobody holds are routed to the loopback, where they never get: on the way the rules reject the packet, and
 //! the sender hears so at once. A `prohibit` route would say the same, but to each sender only once a second: its answers are rationed by
-//! a limit that cannot be set for one namespace (`net.ipv4.route.error_cost`). Everything else goes by the uplink, if the rules let it.
+//! a limit that cannot be set for one namespace (`net.ipv4.route.error_cost`). Everything else goes by the uplink, if the rules let it: also
+//! what subnets may be chosen from, for a client outside may have an address of it, and routes are asked where packets may come from.
 //!
 //! Packets of connections to published ports that have a backend on another node go there by a table of their own (`ingress`).
 
@@ -19,7 +20,7 @@ use ipnet::Ipv4Net;
 use super::ingress::{self, INGRESS, Selector};
 use super::links::{LOOPBACK, Mac, Underlay, pod_mac, veth_name, vtep_mac, vxlan_name};
 use super::picture::{Attachments, Picture, Place};
-use super::uplink::{self, HOST_IP, UPLINK};
+use super::uplink::{HOST_IP, UPLINK};
 
 /// Where a destination goes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,8 +72,8 @@ pub fn paths(picture: &Picture, attachments: &Attachments, underlay: &Underlay) 
         paths.forwards.insert(Forward { link: INGRESS.to_owned(), mac: vtep_mac(node), node });
     }
     paths.routes.insert(Ipv4Net::default(), Route::Via { link: UPLINK.to_owned(), gateway: HOST_IP });
-    paths.routes.extend(uplink::inside(picture).into_iter().map(|net| (net, Route::Link { link: LOOPBACK.to_owned() })));
     for network in picture.networks.values() {
+        paths.routes.insert(network.subnet, Route::Link { link: LOOPBACK.to_owned() });
         let link = vxlan_name(network.vni);
         for (ip, endpoint) in &network.endpoints {
             let Place::Node(node) = endpoint.place else { continue };

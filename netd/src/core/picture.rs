@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ingress::{INGRESS_VNI, NUMBER_MAX};
 use super::policy::Policy;
-use super::published::{Opening, Published};
+use super::published::{Backend, Opening, Published};
 
 /// The highest VNI that a VXLAN header can carry.
 const VNI_MAX: u32 = (1 << 24) - 1;
@@ -47,6 +47,9 @@ pub struct Picture {
     /// Ports that others have on this host, and who has them: of those that are published, or have been.
     #[serde(skip)]
     pub taken: BTreeMap<Opening, String>,
+    /// Where the host itself has ways to, other than its default route.
+    #[serde(skip)]
+    pub beyond: Vec<Ipv4Net>,
     /// Nodes' names by underlay address, lower case.
     #[serde(default)]
     pub node_names: BTreeMap<Ipv4Addr, String>,
@@ -269,9 +272,10 @@ impl Picture {
 
     fn add_published(&mut self, view: &v1::NetView, nodes: &BTreeMap<&str, Option<Ipv4Addr>>, problems: &mut Vec<String>) {
         let names: BTreeMap<&str, &str> = view.services.iter().map(|service| (service.id.as_str(), service.name.as_str())).collect();
-        for wire in &view.published {
+        let ports = view.published.iter().flat_map(|wire| wire.ports.iter().map(move |port| (wire, port)));
+        for (wire, port) in ports {
             let service = names.get(wire.service_id.as_str()).copied().unwrap_or(&wire.service_id);
-            match Published::parse(wire, &view.node_id, nodes, &names, problems) {
+            match Published::parse(wire, port, &view.node_id, nodes, &names, problems) {
                 Ok(Some(published)) => match self.published.iter().find(|other| other.meets(&published)) {
                     Some(other) => problems.push(format!(
                         "a port of service {service} is left out: {} meet{} {} of service {}",
@@ -301,7 +305,14 @@ impl Picture {
         }
     }
 
-    /// The picture with these networks alone.
+    /// Of the published ports those behind which a pod here on these networks may be.
+    pub fn published_on(&self, networks: &BTreeSet<&str>) -> impl Iterator<Item = &Published> {
+        let subnets: Vec<Ipv4Net> = networks.iter().filter_map(|id| self.networks.get(*id)).map(|network| network.subnet).collect();
+        let is_on = move |backend: &Backend| backend.place == Place::Here && subnets.iter().any(|subnet| subnet.contains(&backend.ip));
+        self.published.iter().filter(move |published| published.backends.iter().any(&is_on))
+    }
+
+    /// The picture with these networks alone, and with the published ports behind which there may be pods on them.
     pub fn part(&self, networks: &BTreeSet<&str>) -> Self {
         let Self {
             term,
@@ -316,8 +327,9 @@ impl Picture {
             services,
             number,
             numbers,
-            published,
+            published: _,
             taken,
+            beyond,
         } = self;
         let kept = all.iter().filter(|(id, _)| networks.contains(id.as_str())).map(|(id, network)| (id.clone(), network.clone()));
         Self {
@@ -333,8 +345,9 @@ impl Picture {
             services: services.clone(),
             number: *number,
             numbers: numbers.clone(),
-            published: published.clone(),
+            published: self.published_on(networks).cloned().collect(),
             taken: taken.clone(),
+            beyond: beyond.clone(),
         }
     }
 

@@ -9,8 +9,9 @@
 //! remove  ports ─► elements ─► routes ─► neighbours, forwarding entries ─► devices, pods ─► host
 //! ```
 //!
-//! Rules stand before the first packet can be forwarded and before the first device exists. What is already right is never touched: a
-//! plan over a dataplane that is as wanted is empty. Never: looks at the kernel.
+//! Rules stand before the first packet can be forwarded and before the first device exists; loaded anew, they come with their elements at
+//! once, for what is under way. What is already right is never touched: a plan over a dataplane that is as wanted is empty. Never: looks at the
+//! kernel.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -31,11 +32,13 @@ use super::uplink::{HOST_END, HostEnd, HostRules, Passage, UPLINK};
 /// One deed. Each can be repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    /// Replaces our table whole; its sets are empty afterwards.
+    /// Replaces our table whole; its sets have the elements whose additions follow.
     LoadRules,
     PrepareResolver,
     EnableForwarding,
-    /// Replaces our table on the host whole; its sets are empty afterwards.
+    /// Brings the kernel's own rules of routing back, and removes those that are neither its nor ours.
+    PlainLookup,
+    /// Replaces our table on the host whole; its sets have what is added next.
     LoadHostRules {
         guarded: bool,
     },
@@ -146,7 +149,7 @@ impl Op {
     pub fn concerns(&self, task_id: &str, links: &[String]) -> bool {
         let of_links = |link: &String| links.contains(link);
         match self {
-            Self::LoadRules | Self::PrepareResolver | Self::EnableForwarding => true,
+            Self::LoadRules | Self::PrepareResolver | Self::EnableForwarding | Self::PlainLookup => true,
             // A pod without a way out, not heard by a peer or not published yet, still has its networks.
             Self::LoadHostRules { .. }
             | Self::AddPeer { .. }
@@ -246,12 +249,17 @@ fn foundations(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     let mut ops = Vec::new();
     if wanted.rules != now.rules {
         ops.push(Op::LoadRules);
+        // With them: what is under way is not to meet rules without elements.
+        ops.extend(wanted.elements.iter().map(|(key, data)| Op::AddElement(element(key, data))));
     }
     if wanted.resolver && !now.resolver {
         ops.push(Op::PrepareResolver);
     }
     if wanted.forwarding && !now.forwarding {
         ops.push(Op::EnableForwarding);
+    }
+    if wanted.plain_lookup && !now.plain_lookup {
+        ops.push(Op::PlainLookup);
     }
     ops
 }
@@ -266,6 +274,10 @@ fn on_host(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     }
     let new_peers = wanted.peers.iter().filter(|node| anew || !now.peers.contains(*node));
     ops.extend(new_peers.map(|node| Op::AddPeer { node: *node }));
+    if anew && now.end.is_some_and(|end| end.up && end.addressed) {
+        // They led somewhere before.
+        ops.extend(wanted.ports.iter().copied().map(Op::OpenPort));
+    }
     if wanted.forwarding && !now.forwarding {
         ops.push(Op::EnableHostForwarding);
     }
@@ -486,6 +498,7 @@ impl fmt::Display for Op {
             Self::LoadRules => write!(f, "load rules"),
             Self::PrepareResolver => write!(f, "prepare resolver"),
             Self::EnableForwarding => write!(f, "enable forwarding"),
+            Self::PlainLookup => write!(f, "mend the rules of routing"),
             Self::LoadHostRules { .. } => write!(f, "load the host's rules"),
             Self::AddPeer { node } => write!(f, "add peer {node}"),
             Self::EnableHostForwarding => write!(f, "enable the host's forwarding"),

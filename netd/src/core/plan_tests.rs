@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -11,7 +11,7 @@ use crate::core::flows::Transport;
 use crate::core::links::{ROUTER_MAC, Underlay};
 use crate::core::picture::{Attachment, Attachments, Membership, Picture};
 use crate::core::published::tests as ports;
-use crate::core::rules::{egress, isolation};
+use crate::core::rules::{Outline, egress, isolation};
 use crate::core::uplink::Forwarding;
 
 pub fn endpoint(task_id: &str, node_id: &str, ip: &str) -> v1::EndpointView {
@@ -97,13 +97,28 @@ fn obey(mut kernel: Dataplane, plan: &Plan) -> Dataplane {
 }
 
 #[test]
-fn from_nothing_rules_come_first_and_elements_last() {
+fn from_nothing_rules_come_first_with_their_elements() {
     let plan = plan(&wanted(&view(1), &attached("t1", &[("net-a", [10, 128, 0, 2])])), &Dataplane::default());
     assert_eq!(
         plan.to_string(),
         "load rules
+add element sources { p6d9291118c81 . 10.128.0.2 }
+add element members { p6d9291118c81 : 4097 }
+add element members { v4097 : 4097 }
+add element members { v4098 : 4098 }
+add element exits { 4097 . p6d9291118c81 }
+add element exits { 4097 . up }
+add element exits { 4097 . v4097 }
+add element exits { 4098 . up }
+add element exits { 4098 . v4098 }
+add element entries { 10.90.0.101 }
+add element entries { 10.90.0.102 }
+add element entries { 10.90.0.103 }
+add element inside { 0-255 . 10.128.0.0-10.255.255.255 }
+add element inside { 0-255 . 169.254.0.0-169.254.255.255 }
 prepare resolver
 enable forwarding
+mend the rules of routing
 load the host's rules
 add peer 10.90.0.102
 add peer 10.90.0.103
@@ -121,24 +136,12 @@ set neighbour 10.90.0.103 is 02:76:0a:5a:00:67 on v4098
 set forward 02:76:0a:5a:00:66 to 10.90.0.102 on v4097
 set forward 02:76:0a:5a:00:67 to 10.90.0.103 on v4098
 set route 0.0.0.0/0 via 169.254.54.1 on up
-set route 10.128.0.0/9 on lo
+set route 10.128.0.0/24 on lo
 set route 10.128.0.2/32 on p6d9291118c81
 set route 10.128.0.3/32 via 10.90.0.102 on v4097
 set route 10.128.0.4/32 via 10.90.0.102 on v4097
+set route 10.128.1.0/24 on lo
 set route 10.128.1.2/32 via 10.90.0.103 on v4098
-set route 169.254.0.0/16 on lo
-add element sources { p6d9291118c81 . 10.128.0.2 }
-add element members { p6d9291118c81 : 4097 }
-add element members { v4097 : 4097 }
-add element members { v4098 : 4098 }
-add element exits { 4097 . p6d9291118c81 }
-add element exits { 4097 . up }
-add element exits { 4097 . v4097 }
-add element exits { 4098 . up }
-add element exits { 4098 . v4098 }
-add element entries { 10.90.0.101 }
-add element entries { 10.90.0.102 }
-add element entries { 10.90.0.103 }
 -- dns
 "
     );
@@ -179,6 +182,7 @@ fn a_network_that_is_not_in_the_picture_goes_whole() {
 remove element members { v4098 : 4098 }
 remove element exits { 4098 . up }
 remove element exits { 4098 . v4098 }
+remove route 10.128.1.0/24 on lo
 remove route 10.128.1.2/32 via 10.90.0.103 on v4098
 remove neighbour 10.90.0.103 on v4098
 remove forward 02:76:0a:5a:00:67 to 10.90.0.103 on v4098
@@ -255,6 +259,7 @@ add element entries { 169.254.54.2 }
 add element hairpin { 10.128.0.2 . 10.128.0.2 }
 add element outward { 4097 }
 add element peers { 02:76:0a:5a:00:66 : 16777218 }
+add element zones { 02:76:0a:5a:00:66 : 2 }
 add element homes { 10.128.0.3 : 16777218 }
 add element homes { 10.128.0.4 : 16777218 }
 add element served { 10.128.0.2 . 6 . 80 }
@@ -272,6 +277,7 @@ remove element entries { 169.254.54.2 }
 remove element hairpin { 10.128.0.2 . 10.128.0.2 }
 remove element outward { 4097 }
 remove element peers { 02:76:0a:5a:00:66 : 16777218 }
+remove element zones { 02:76:0a:5a:00:66 : 2 }
 remove element homes { 10.128.0.3 : 16777218 }
 remove element homes { 10.128.0.4 : 16777218 }
 remove element served { 10.128.0.2 . 6 . 80 }
@@ -288,10 +294,39 @@ remove device ing
 }
 
 #[test]
+fn of_published_ports_a_part_has_those_with_a_task_here_on_its_networks() {
+    let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh), ports::published(v1::IngressPolicy::Mesh)]);
+    view.published[1].ports[0].published = 8081;
+    view.published[1].backends.retain(|backend| backend.node_id != "n1");
+    let (picture, problems) = Picture::parse(&view);
+    assert_eq!(problems, Vec::<String>::new());
+    let of =
+        |networks: &[&str]| picture.part(&networks.iter().copied().collect()).published.iter().map(|port| port.first).collect::<Vec<_>>();
+    assert_eq!((of(&["net-a"]), of(&["net-b"]), of(&["net-a", "net-b"])), (vec![8080], vec![], vec![8080]));
+}
+
+#[test]
+fn rules_that_are_gone_come_back_with_all_their_elements_and_on_the_host_with_ports_that_led_somewhere() {
+    let view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh)]);
+    let wanted = wanted(&view, &attached("t1", &[("net-a", [10, 128, 0, 2])]));
+    let mut gone = wanted.clone();
+    gone.rules = Outline::default();
+    gone.elements.clear();
+    (gone.host.rules, gone.host.peers, gone.host.ports) = (HostRules::Other, BTreeSet::new(), BTreeSet::new());
+    let steps = plan(&wanted, &gone);
+    let (elements, peers) = (wanted.elements.len(), wanted.host.peers.len());
+    assert!(steps.add[0] == Op::LoadRules && steps.add[1..=elements].iter().all(|op| matches!(op, Op::AddElement(_))));
+    assert_eq!(steps.add[elements + 1], Op::LoadHostRules { guarded: true });
+    assert!(matches!(steps.add[elements + 2 + peers..], [Op::OpenPort(_)]) && steps.remove.is_empty(), "{steps}");
+    gone.host.end = None;
+    assert!(matches!(plan(&wanted, &gone).add.last(), Some(Op::OpenPort(_))), "and at the end where nothing stands yet");
+}
+
+#[test]
 fn an_interval_goes_before_one_that_meets_it_comes() {
     let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh)]);
     let mut allowing = |net: &str| {
-        view.published[0].port.as_mut().unwrap().allow_from = vec![net.to_owned()];
+        view.published[0].ports[0].allow_from = vec![net.to_owned()];
         wanted(&view, &Attachments::new())
     };
     let (wide, narrow) = (allowing("10.0.0.0/8"), allowing("10.1.0.0/16"));
@@ -491,7 +526,7 @@ fn any_picture(steady: bool) -> impl Strategy<Value = (Picture, Attachments, Und
                 ..Default::default()
             });
             let mut published = ports::published(v1::IngressPolicy::Spread);
-            let port = published.port.as_mut().expect("it has one");
+            let port = &mut published.ports[0];
             (port.published, port.count) = (8000 + u32::from(*net), 1);
             port.allow_from = if endpoints.len() < 3 { Vec::new() } else { vec![format!("10.{net}.0.0/16")] };
             published.service_id = format!("s{net}");
@@ -548,6 +583,7 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
     };
     kernel.forwarding = !coin();
     kernel.resolver = !coin();
+    kernel.plain_lookup = !coin();
     kernel.host.forwarding = !coin();
     if coin() {
         kernel.host.rules = HostRules::Other;

@@ -82,16 +82,16 @@ impl Backend {
 }
 
 impl Published {
-    /// A published port of the wire; `None` for a name that is in DNS alone. `nodes` are the nodes' addresses by their ids, `names` the
+    /// One of the ports of the wire; `None` for a name that is in DNS alone. `nodes` are the nodes' addresses by their ids, `names` the
     /// services' names by theirs; backends that are left out are named in `problems`.
     pub fn parse(
         wire: &v1::PublishedView,
+        port: &v1::Port,
         here: &str,
         nodes: &BTreeMap<&str, Option<Ipv4Addr>>,
         names: &BTreeMap<&str, &str>,
         problems: &mut Vec<String>,
     ) -> Result<Option<Self>, String> {
-        let port = wire.port.as_ref().ok_or("it has no port")?;
         let policy = match (port.mode(), port.policy()) {
             (v1::PublishMode::Unspecified, _) => return Ok(None),
             (v1::PublishMode::Host, _) | (v1::PublishMode::Ingress, v1::IngressPolicy::Local) => Policy::Local,
@@ -214,14 +214,14 @@ pub mod tests {
         };
         v1::PublishedView {
             service_id: "web".into(),
-            port: Some(v1::Port {
+            ports: vec![v1::Port {
                 protocol: v1::Protocol::Tcp.into(),
                 target: 80,
                 published: 8080,
                 mode: v1::PublishMode::Ingress.into(),
                 policy: policy.into(),
                 ..Default::default()
-            }),
+            }],
             backends: vec![backend("t3", "n2", "10.128.0.4"), backend("t1", "n1", "10.128.0.2"), backend("t2", "n2", "10.128.0.3")],
         }
     }
@@ -256,6 +256,18 @@ pub mod tests {
     }
 
     #[test]
+    fn all_ports_of_a_service_have_the_backends_that_it_is_told_with() {
+        let mut wire = numbered(1, vec![published(v1::IngressPolicy::Spread)]);
+        let port = v1::Port { published: 8081, policy: v1::IngressPolicy::Local.into(), ..wire.published[0].ports[0].clone() };
+        wire.published[0].ports.push(port);
+        let (picture, problems) = Picture::parse(&wire);
+        assert_eq!(problems, Vec::<String>::new());
+        let told: Vec<_> =
+            picture.published.iter().map(|one| (one.first, one.chosen(&picture, &attached()).len(), one.backends.len())).collect();
+        assert_eq!(told, [(8080, 3, 3), (8081, 1, 3)]);
+    }
+
+    #[test]
     fn a_backend_whose_node_has_no_number_or_that_does_not_serve_gets_nothing() {
         let mut wire = numbered(1, vec![published(v1::IngressPolicy::Spread)]);
         wire.nodes[1].number = 0;
@@ -273,7 +285,7 @@ pub mod tests {
         let mut wire = numbered(1, vec![published(v1::IngressPolicy::Mesh); 4]);
         let port = |wire: &mut v1::NetView, index: usize, change: fn(&mut v1::Port)| {
             wire.published[index].service_id = format!("s{index}");
-            change(wire.published[index].port.as_mut().unwrap());
+            change(&mut wire.published[index].ports[0]);
         };
         port(&mut wire, 1, |port| (port.published, port.count) = (8079, 2));
         port(&mut wire, 2, |port| (port.published, port.count) = (65_535, 2));

@@ -237,6 +237,9 @@ impl Walk<'_> {
         if self.holds(SetName::Policed, &[Value::Mark(vni)]) && route.link() != UPLINK && !self.spans(SetName::Allow, &key) {
             return format!("refused: by the policy of network {} {source} does not speak with {holder} by {aim}", self.network(vni));
         }
+        if route.link() == UPLINK && self.spans(SetName::Inside, &[Value::Protocol(aim.protocol), Value::Address(ip)]) {
+            return format!("refused: {ip} is {holder}, and of what networks' addresses are chosen from, or of a link");
+        }
         if !self.holds(SetName::Exits, &[Value::Mark(vni), Value::Name(route.link().to_owned())]) {
             return match route.link() {
                 UPLINK => format!("refused: network {} is internal, and {ip} is outside", self.network(vni)),
@@ -454,6 +457,10 @@ mod tests {
         let mut view = two_networks();
         assert_eq!(last(&view, "10.128.0.77"), "=> refused: 10.128.0.77 is nobody's on network front");
         assert_eq!(last(&view, "192.0.2.1"), "=> sent out of the cluster, to 192.0.2.1, under the host's address");
+        let kept = "of no network of this node, and of what networks' addresses are chosen from, or of a link";
+        for ip in ["10.200.0.1", "169.254.169.254"] {
+            assert_eq!(last(&view, ip), format!("=> refused: {ip} is {kept}"));
+        }
         assert_eq!(last(&view, "10.90.0.103"), "=> refused: 10.90.0.103 is a node, and pods reach nothing of nodes but published ports");
         assert_eq!(
             last(&view, "example.com"),
@@ -492,7 +499,7 @@ mod tests {
         assert!(last(&view, "10.90.0.103:8080").starts_with(refused));
         view.networks[0].internal = true;
         assert_eq!(last(&view, "10.90.0.103:8080"), "=> refused: network front is internal, and 10.90.0.103 is outside");
-        view.published[0].port.as_mut().unwrap().allow_from = vec!["192.0.2.0/24".into()];
+        view.published[0].ports[0].allow_from = vec!["192.0.2.0/24".into()];
         let refused = "=> refused: 10.128.0.2 is not among the clients that tcp port 8080 is published for";
         assert_eq!(last(&view, "10.90.0.103:8080"), refused);
     }

@@ -5,10 +5,11 @@
 //!           source becomes 169.254.54.2      source becomes the host's
 //! ```
 //!
-//! The host knows one address of ours, whatever networks there are: its routes never meet those of the overlay. What the addresses of
-//! networks are chosen from is routed to the router's loopback, so that one that nobody holds is refused there and never sent out.
+//! The host knows one address of ours, whatever networks there are: its routes never meet those of the overlay. Subnets are routed to the
+//! router's loopback, so that an address that nobody holds is refused there. What subnets are chosen from is not sent out either, but where
+//! the host has a way of its own to it: it may be in use outside, and who comes from there to a published port is answered.
 //!
-//! Decides: the pair's ends, the routes that keep addresses inside, which nodes the host takes VXLAN from, and what is wrong with a
+//! Decides: the pair's ends, the addresses that are kept inside, which nodes the host takes VXLAN from, and what is wrong with a
 //! host that keeps packets from passing. Never: routes on the host, changes of tables that others made but for two rules in
 //! `DOCKER-USER`, which is there for that.
 
@@ -169,13 +170,35 @@ pub fn nodes(picture: &Picture, underlay: &Underlay) -> BTreeSet<Ipv4Addr> {
     picture.nodes.iter().copied().chain(peers(picture, underlay)).chain([underlay.addr]).collect()
 }
 
-/// What never leaves by the uplink: addresses of networks, whoever holds them, and those of links.
-pub fn inside(picture: &Picture) -> BTreeSet<Ipv4Net> {
-    let mut inside: BTreeSet<Ipv4Net> = picture.pools.iter().copied().collect();
-    if inside.is_empty() {
-        inside.insert(POOL);
+/// What subnets are chosen from, and addresses of links.
+fn reserved(picture: &Picture) -> BTreeSet<Ipv4Net> {
+    let mut reserved = picture.pools.clone();
+    if reserved.is_empty() {
+        reserved.insert(POOL);
     }
-    inside.insert(LINK_LOCAL);
+    reserved.insert(LINK_LOCAL);
+    reserved
+}
+
+/// What pods are not to reach by the uplink, from a first address to a last one; no two meet.
+pub fn shut(picture: &Picture) -> Vec<(Ipv4Addr, Ipv4Addr)> {
+    let ends = |net: &Ipv4Net| (u32::from(net.network()), u32::from(net.broadcast()));
+    let reserved: Vec<Ipv4Net> = reserved(picture).into_iter().collect();
+    let mut shut: Vec<(u32, u32)> = Ipv4Net::aggregate(&reserved).iter().map(ends).collect();
+    for (first, last) in picture.beyond.iter().map(ends) {
+        let without = |(begin, end): (u32, u32)| {
+            let below = first.checked_sub(1).map(|below| (begin, end.min(below)));
+            let above = last.checked_add(1).map(|above| (begin.max(above), end));
+            below.into_iter().chain(above).filter(|(begin, end)| begin <= end)
+        };
+        shut = shut.into_iter().flat_map(without).collect();
+    }
+    shut.into_iter().map(|(first, last)| (first.into(), last.into())).collect()
+}
+
+/// Of what others are not to be asked: addresses of networks, whoever holds them, and those of links.
+pub fn inside(picture: &Picture) -> BTreeSet<Ipv4Net> {
+    let mut inside = reserved(picture);
     let elsewhere: Vec<Ipv4Net> =
         picture.networks.values().map(|network| network.subnet).filter(|subnet| !covered(*subnet, &inside)).collect();
     inside.extend(elsewhere);
@@ -223,6 +246,18 @@ mod tests {
         assert_eq!(texts(&Picture::parse(&wire).0), ["10.128.0.0/9", "169.254.0.0/16", "192.168.7.0/24"]);
         wire.pools = vec!["192.168.0.0/16".into(), "10.128.0.0/20".into()];
         assert_eq!(texts(&Picture::parse(&wire).0), ["10.128.0.0/20", "169.254.0.0/16", "192.168.0.0/16"]);
+    }
+
+    #[test]
+    fn what_subnets_are_chosen_from_is_shut_but_where_the_host_has_a_way_of_its_own() {
+        let mut picture = Picture::parse(&view(1)).0;
+        let texts = |picture: &Picture| shut(picture).iter().map(|(first, last)| format!("{first}-{last}")).collect::<Vec<_>>();
+        assert_eq!(texts(&picture), ["10.128.0.0-10.255.255.255", "169.254.0.0-169.254.255.255"]);
+        picture.beyond = ["10.128.0.0/20", "10.200.0.0/16", "172.16.0.0/12"].map(|net| net.parse().unwrap()).to_vec();
+        assert_eq!(texts(&picture), ["10.128.16.0-10.199.255.255", "10.201.0.0-10.255.255.255", "169.254.0.0-169.254.255.255"]);
+        picture.pools = ["10.200.0.0/24", "10.128.0.0/9", "255.255.255.0/24", "0.0.0.0/24"].map(|net| net.parse().unwrap()).into();
+        picture.beyond = ["10.0.0.0/8", "255.255.255.255/32", "0.0.0.0/32"].map(|net| net.parse().unwrap()).to_vec();
+        assert_eq!(texts(&picture), ["0.0.0.1-0.0.0.255", "169.254.0.0-169.254.255.255", "255.255.255.0-255.255.255.254"]);
     }
 
     #[test]

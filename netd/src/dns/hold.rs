@@ -9,6 +9,7 @@
 //! - Descriptors go over the connection (SCM_RIGHTS). The first netd's connection is the keeper's standard input; on it come the sockets, and
 //!   the listener, which is made first and handed on last: whoever is killed at whatever moment, either R/dns.hold leads to one who has
 //!   the sockets, or nobody has them and they can be bound anew.
+//! - netd looks now and then whether it is there, and has another one if not.
 //! - The keeper ends when no netd has been connected for `ALONE_MAX`, and when R/dns.hold is gone or another's.
 //!
 //! Never: reads a question, or outlives the run directory for more than `LOOK_EVERY_MS`.
@@ -20,7 +21,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -50,9 +51,46 @@ const FILES_MAX: usize = 3;
 /// netd's side: while it is there, the keeper is not alone.
 #[derive(Debug)]
 pub struct Kept {
-    _connection: UnixStream,
+    /// Does not block.
+    connection: UnixStream,
     /// Of who has spawned it.
-    _keeper: Option<Child>,
+    keeper: Option<Child>,
+}
+
+/// The sockets that netd uses, and who keeps them.
+pub struct Keeping {
+    path: PathBuf,
+    sockets: ResolverSockets,
+    kept: Option<Kept>,
+}
+
+impl Keeping {
+    /// Of sockets that are kept already, or are to be from `renew` on.
+    pub fn new(path: &Path, sockets: &ResolverSockets, kept: Option<Kept>) -> io::Result<Self> {
+        let sockets = ResolverSockets { udp: sockets.udp.try_clone()?, tcp: sockets.tcp.try_clone()? };
+        Ok(Self { path: path.to_path_buf(), sockets, kept })
+    }
+
+    /// Has them kept anew if nobody does.
+    pub fn renew(&mut self) -> io::Result<()> {
+        let lives = self.kept.as_ref().is_some_and(|kept| is_there(&kept.connection));
+        if !lives {
+            if let Some(mut keeper) = self.kept.take().and_then(|kept| kept.keeper) {
+                // It has ended or is about to, for it has closed its end.
+                keeper.try_wait()?;
+            }
+            self.kept = Some(start(&self.path, &self.sockets)?);
+        }
+        Ok(())
+    }
+}
+
+/// Has whoever keeps sockets at `path` end, soon.
+pub fn dismiss(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(_) | Ok(()) => Ok(()),
+    }
 }
 
 /// The sockets from the keeper at `path`, if there is one.
@@ -64,18 +102,15 @@ pub fn take(path: &Path) -> io::Result<Option<(ResolverSockets, Kept)>> {
     connection.set_read_timeout(Some(ANSWER_MAX))?;
     let mut files = receive(&connection)?.into_iter();
     let (Some(udp), Some(tcp)) = (files.next(), files.next()) else { return Ok(None) };
-    Ok(Some((ResolverSockets { udp: udp.into(), tcp: tcp.into() }, Kept { _connection: connection, _keeper: None })))
+    connection.set_nonblocking(true)?;
+    Ok(Some((ResolverSockets { udp: udp.into(), tcp: tcp.into() }, Kept { connection, keeper: None })))
 }
 
 /// Has the sockets kept by a new process, which is found at `path` from then on; what is there is one that nobody answers at.
 pub fn start(path: &Path, sockets: &ResolverSockets) -> io::Result<Kept> {
     let aside = path.with_extension("hold.new");
-    for stale in [&aside, path] {
-        match fs::remove_file(stale) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Err(_) | Ok(()) => {}
-        }
-    }
+    dismiss(&aside)?;
+    dismiss(path)?;
     let listener = UnixListener::bind(&aside)?;
     fs::set_permissions(&aside, Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;
@@ -85,7 +120,8 @@ pub fn start(path: &Path, sockets: &ResolverSockets) -> io::Result<Kept> {
     command.arg(VERB).arg(path).current_dir("/").process_group(0);
     let keeper = command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     send(&ours, &[sockets.udp.as_fd(), sockets.tcp.as_fd(), listener.as_fd()])?;
-    Ok(Kept { _connection: ours, _keeper: Some(keeper) })
+    ours.set_nonblocking(true)?;
+    Ok(Kept { connection: ours, keeper: Some(keeper) })
 }
 
 /// The keeper's life.

@@ -1,7 +1,8 @@
 //! The resolver's two loops. The sockets are not theirs alone (`hold`): what they have not fetched when netd ends waits for the next one.
 //!
-//! One pod cannot keep the others from being answered: over UDP the kernel drops what is beyond each device's share (`rules::isolation`); over
-//! TCP each address has a few connections, what is beyond them is closed at once, and none lasts longer than `CONNECTION_MAX`.
+//! One pod cannot keep the others from being answered: over UDP the kernel drops what is beyond each device's share and what all have beside
+//! (`rules::isolation`), and of what is too much still for this processor each device is answered a few; over TCP each address has a few
+//! connections, what is beyond them is closed at once, and none lasts longer than `CONNECTION_MAX`.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -29,6 +30,12 @@ const REQUEST_BYTES_MAX: usize = 4096;
 
 /// Questions that are fetched from the kernel at once, if so many are there.
 const BATCH_MAX: usize = 32;
+
+/// So many full batches in a row say that questions come faster than they are answered: more wait than asking in good faith brings about.
+const CROWDED_BATCHES: u32 = 32;
+
+/// Of one device so many in a batch are answered then.
+const ANSWERS_WHEN_CROWDED: usize = 4;
 
 /// What may wait to be read: what many pods ask at once.
 const RECEIVE_BYTES_MAX: usize = 4 << 20;
@@ -89,7 +96,7 @@ pub fn serve_udp(socket: UdpSocket, shared: SharedBoard, forwarder: Forwarder) -
         let _lives = lives;
         let mut buffers = vec![[0_u8; REQUEST_BYTES_MAX]; BATCH_MAX];
         let mut headers = MultiHeaders::preallocate(BATCH_MAX, Some(nix::cmsg_space!(nix::libc::in_pktinfo)));
-        let mut datagrams = Datagrams { socket, shared, forwarder, rng: rand::rng() };
+        let mut datagrams = Datagrams { socket, shared, forwarder, rng: rand::rng(), full_batches: 0 };
         while !ending.load(Ordering::Relaxed) {
             match datagrams.serve(&mut headers, &mut buffers) {
                 // What an earlier answer met on its way is not about this socket.
@@ -110,6 +117,8 @@ struct Datagrams {
     shared: SharedBoard,
     forwarder: Forwarder,
     rng: ThreadRng,
+    /// In a row.
+    full_batches: u32,
 }
 
 impl Datagrams {
@@ -117,6 +126,8 @@ impl Datagrams {
     fn serve(&mut self, headers: &mut MultiHeaders<SockaddrIn>, buffers: &mut [[u8; REQUEST_BYTES_MAX]]) -> nix::Result<()> {
         let mut parts: Vec<[IoSliceMut<'_>; 1]> = buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
         let received = recvmmsg(self.socket.as_raw_fd(), headers, parts.iter_mut(), MsgFlags::MSG_WAITFORONE, None)?;
+        let crowded = self.full_batches >= CROWDED_BATCHES;
+        let mut devices = Vec::new();
         for datagram in received {
             let device = datagram.cmsgs().ok().and_then(|mut controls| {
                 controls.find_map(|control| match control {
@@ -125,9 +136,14 @@ impl Datagrams {
                 })
             });
             let sender = datagram.address.map(|sender| SocketAddr::from((sender.ip(), sender.port())));
+            devices.push(device);
             let (Some(device), Some(sender)) = (device, sender) else { continue };
+            if crowded && devices.iter().filter(|other| **other == Some(device)).count() > ANSWERS_WHEN_CROWDED {
+                continue;
+            }
             self.answer(datagram.iovs().next().unwrap_or_default(), device, sender);
         }
+        self.full_batches = if devices.len() == BATCH_MAX { self.full_batches.saturating_add(1) } else { 0 };
         Ok(())
     }
 

@@ -44,6 +44,7 @@ impl<K: Kernel> Owner<K> {
             None => {}
         }
         self.check_addresses(task_id, &attachment)?;
+        self.clear_for(&attachment);
         let links = self.links_of(task_id, &attachment);
         self.leaving.retain(|link, _| !links.contains(link));
         let networks = attachment.network_ids();
@@ -170,6 +171,7 @@ impl<K: Kernel> Owner<K> {
     /// hold, not what all of them do; where more is to be done, because something could not be before, all of it is planned.
     fn change(&mut self, networks: &BTreeSet<&str>, before: &Dataplane) -> Vec<(Op, String)> {
         let after = self.part(networks);
+        self.misleads |= self.picture.published_on(networks).next().is_some();
         let is_settled = self.kernel_problems.is_empty();
         let steps =
             if is_settled && before.host == after.host { plan_part(before, &after, &self.held) } else { plan(&self.wanted(), &self.held) };
@@ -201,8 +203,8 @@ impl<K: Kernel> Owner<K> {
             self.rename(&pod);
             // What cannot be done of it the next check does.
             self.change(&networks, &before);
-            if flows::any(&self.picture) {
-                self.forget_stale();
+            if flows::serves(&self.picture, &pod) {
+                self.strand(BTreeSet::new());
             }
             info!(task_id, "pod has left");
         }
@@ -266,8 +268,8 @@ impl<K: Kernel> Owner<K> {
         }
         self.rename(&attachment);
         let failed = self.change(&networks, &before);
-        if flows::any(&self.picture) {
-            self.forget_stale();
+        if !attachment.networks.is_empty() {
+            self.strand(attachment.networks.iter().map(|membership| membership.ip).collect());
         }
         for membership in &attachment.networks {
             self.leaving.insert(veth_name(task_id, &membership.network_id), 0);

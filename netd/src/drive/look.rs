@@ -1,6 +1,6 @@
 //! Looks that change nothing: what is to be held and what is, and what becomes of a pod's packets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rcluster_api::wire::v1;
 
@@ -29,7 +29,11 @@ impl<K: Kernel> Owner<K> {
         held.links.retain(|link, _| !self.leaving.contains_key(link));
         // A host that forwards for reasons of its own is let be.
         held.host.forwarding &= wanted.host.forwarding;
-        let stale = if *conntrack { flows::stale(&picture, &self.attachments, self.kernel.flows().map_err(unread)?) } else { Vec::new() };
+        let stale = if *conntrack {
+            self.kernel.flows(&flows::stale(&picture, &self.attachments, &BTreeSet::new())).map_err(unread)?
+        } else {
+            Vec::new()
+        };
         let (term, revision) = self.picture.version();
         Ok(v1::DumpResponse {
             term,
@@ -55,6 +59,7 @@ impl<K: Kernel> Owner<K> {
         picture.retain_attached(&self.picture, &self.attachments);
         picture.retain_silent(&self.picture);
         picture.taken.clone_from(&self.picture.taken);
+        picture.beyond.clone_from(&self.picture.beyond);
         Ok(picture)
     }
 

@@ -8,13 +8,14 @@
 //!
 //! After each command only the difference to what is believed of the kernel is carried out. Soon after a picture, or after someone else has
 //! changed something, and before the answer to a picture that is given again, the kernel is read back, at the start and at each check with
-//! the pods; what differs is mended and counted as a repair; connections that lead nowhere any more are forgotten. Published ports that
+//! the pods; what differs is mended and counted as a repair; connections that lead nowhere any more are forgotten, and those of the host that a port of it would not lead so. Published ports that
 //! somebody else has on this host are tried again at each check. Pictures are full and only rise; nothing is removed because one did not
 //! come. Never: waits for anyone but the kernel, and once, for 300 ms, for a node that is said
 //! to be down.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::mem;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
 use crate::core::dataplane::{Dataplane, compile};
-use crate::core::flows::{self, Transport};
+use crate::core::flows::Transport;
 use crate::core::ingress;
 use crate::core::links::{Underlay, VXLAN_OVERHEAD};
 use crate::core::names::{self, NetworkNames};
@@ -45,6 +46,7 @@ use crate::kernel::watch::News;
 use crate::kernel::{Kernel, KernelError, Pods};
 use crate::store::Store;
 
+use self::forget::Forgetting;
 use self::readback::Looks;
 
 mod view;
@@ -52,6 +54,8 @@ mod view;
 mod attach;
 
 mod look;
+
+mod forget;
 
 mod readback;
 
@@ -167,7 +171,12 @@ pub struct Owner<K> {
     paths: Paths,
     /// Connection tracking has little room left: so many connections it may have.
     crowded: Option<u64>,
+    /// The host's own connections may have to go elsewhere than they are led.
+    misleads: bool,
     looks: Looks,
+    forgetting: Forgetting,
+    /// Why the host's routes could not be read.
+    routes_unread: Option<String>,
     repairs: u64,
     picture_problems: Vec<String>,
     kernel_problems: Vec<String>,
@@ -246,12 +255,16 @@ impl<K: Kernel> Owner<K> {
             patience: Patience::FULL,
             paths: Paths::default(),
             crowded: None,
+            misleads: true,
             looks: Looks::default(),
+            forgetting: Forgetting::default(),
+            routes_unread: None,
             repairs: 0,
             picture_problems: Vec::new(),
             kernel_problems: Vec::new(),
         };
         owner.keep_ports();
+        owner.read_beyond();
         let mended = owner.mend(observed);
         if adopted {
             owner.repairs = mended;
@@ -274,7 +287,8 @@ impl<K: Kernel> Owner<K> {
     pub fn run(mut self, mut commands: mpsc::Receiver<Command>) -> io::Result<()> {
         let clock = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         loop {
-            let next = match self.looks.due() {
+            let due = [self.looks.due(), self.forgetting.due()].into_iter().flatten().min();
+            let next = match due {
                 None => Ok(commands.blocking_recv()),
                 Some(due) => clock.block_on(until(due, &mut commands)),
             };
@@ -284,8 +298,12 @@ impl<K: Kernel> Owner<K> {
                 // It is time for a look.
                 Err(_) => {}
             }
-            if self.looks.due().is_some_and(|due| due <= Instant::now()) {
+            let is_now = |due: Option<Instant>| due.is_some_and(|due| due <= Instant::now());
+            if is_now(self.looks.due()) {
                 self.look();
+            }
+            if is_now(self.forgetting.due()) {
+                self.forget_stale();
             }
         }
     }
@@ -317,7 +335,7 @@ impl<K: Kernel> Owner<K> {
         }
     }
 
-    fn status(&mut self) -> v1::NetdStatusResponse {
+    fn status(&self) -> v1::NetdStatusResponse {
         let network = self.network();
         let attachment = |(task_id, attachment): (&String, &Attachment)| v1::Attachment {
             task_id: task_id.clone(),
@@ -342,11 +360,9 @@ impl<K: Kernel> Owner<K> {
     }
 
     /// What the managers are to know of this host.
-    fn network(&mut self) -> v1::NodeNetwork {
-        let (routes, mut conditions) = match self.kernel.host_routes() {
-            Ok(found) => (routes::told(found).iter().map(ToString::to_string).collect(), Vec::new()),
-            Err(error) => (Vec::new(), vec![format!("the host's routes could not be read: {}", in_full(&error))]),
-        };
+    fn network(&self) -> v1::NodeNetwork {
+        let routes = self.picture.beyond.iter().map(ToString::to_string).collect();
+        let mut conditions: Vec<String> = self.routes_unread.iter().cloned().collect();
         conditions.extend(uplink::conditions(&self.held.host, &self.underlay));
         conditions.extend(self.paths.conditions(self.underlay_mtu().into()));
         conditions.extend(self.crowded.map(|max| {
@@ -409,6 +425,7 @@ impl<K: Kernel> Owner<K> {
         let taken = self.kernel.keep_ports(&ingress::openings(&self.picture));
         let changed = taken != self.picture.taken;
         if changed {
+            self.misleads = true;
             if !taken.is_empty() {
                 self.patience = Patience::NONE;
             }
@@ -420,9 +437,34 @@ impl<K: Kernel> Owner<K> {
         changed
     }
 
+    /// Learns where the host itself has ways to. Whether these are others than before; unread, they stay what they were.
+    fn read_beyond(&mut self) -> bool {
+        match self.kernel.host_routes() {
+            Ok(found) => {
+                self.routes_unread = None;
+                let beyond = routes::told(found);
+                let changed = beyond != self.picture.beyond;
+                self.picture.beyond = beyond;
+                changed
+            }
+            Err(error) => {
+                self.routes_unread = Some(format!("the host's routes could not be read: {}", in_full(&error)));
+                false
+            }
+        }
+    }
+
+    /// The same, and does what follows from it.
+    fn read_routes(&mut self) {
+        if self.read_beyond() {
+            self.carry_out(&plan(&self.wanted(), &self.held));
+        }
+    }
+
     /// Reads the kernel back, pods included, and mends it; the underlay's MTU is followed.
     fn check(&mut self) {
-        if self.keep_ports() {
+        let (ports, ways) = (self.keep_ports(), self.read_beyond());
+        if ports || ways {
             self.carry_out(&plan(&self.wanted(), &self.held));
         }
         match self.kernel.overlay_mtu() {
@@ -437,31 +479,24 @@ impl<K: Kernel> Owner<K> {
         }
         match self.kernel.observe(Pods::Look) {
             Ok(observed) => {
-                self.leaving.retain(|link, ticks| observed.links.contains_key(link) && *ticks < LEAVING_TICKS);
-                self.repairs += self.mend(observed);
+                self.leaving.retain(|link, _| observed.links.contains_key(link));
+                let overstayed: BTreeSet<String> =
+                    self.leaving.iter().filter(|(_, ticks)| **ticks >= LEAVING_TICKS).map(|(link, _)| link.clone()).collect();
+                self.leaving.retain(|link, _| !overstayed.contains(link));
+                let strays = observed.links.keys().filter(|link| overstayed.contains(*link)).count();
+                let mended = self.mend(observed);
+                // Nobody has broken anything; the kernel is slow.
+                self.repairs += mended.saturating_sub(u64::try_from(strays).unwrap_or(u64::MAX));
             }
             Err(error) => self.kernel_problems = vec![format!("the kernel's state could not be read: {}", in_full(&error))],
         }
-        if flows::any(&self.picture) {
-            self.forget_stale();
+        self.forget_regularly();
+        if self.held.host.ports.iter().any(|opening| opening.transport == Transport::Udp) {
+            self.forget_misled();
         }
         // A kernel that does not say, for it tracks nothing yet, has room.
         let (tracked, max) = self.kernel.tracked().unwrap_or((0, 0));
         self.crowded = (tracked.saturating_mul(100) > max.saturating_mul(CROWDED_PERCENT)).then_some(max);
-    }
-
-    /// Has connections forgotten that lead to where nothing of theirs is any more; what cannot be is tried again at the next check.
-    fn forget_stale(&mut self) {
-        let stale = match self.kernel.flows() {
-            Ok(tracked) => flows::stale(&self.picture, &self.attachments, tracked),
-            Err(error) => return warn!(error = in_full(&error), "the tracked connections could not be read"),
-        };
-        for flow in stale {
-            match self.kernel.forget(&flow) {
-                Ok(()) => debug!(%flow, "connection forgotten"),
-                Err(error) => warn!(%flow, error = in_full(&error), "a connection could not be forgotten"),
-            }
-        }
     }
 
     /// Reads the kernel back without looking into pods, and mends it.
@@ -513,6 +548,10 @@ impl<K: Kernel> Owner<K> {
         for (op, why) in &failed {
             warn!(%op, why, "the kernel was not changed as planned");
         }
+        let leads = |op: &Op| matches!(op, Op::OpenPort(opening) | Op::ClosePort(opening) if opening.transport == Transport::Udp);
+        if steps.add.iter().chain(&steps.remove).any(leads) {
+            self.forget_misled();
+        }
         failed
     }
 
@@ -525,7 +564,9 @@ impl<K: Kernel> Owner<K> {
 
     /// DNS answers by the picture and the pods from here on, and the host's own connections go by them.
     fn publish(&mut self) {
-        self.kernel.lead(ingress::targets(&self.picture, &self.attachments));
+        if mem::take(&mut self.misleads) {
+            self.kernel.lead(ingress::targets(&self.picture, &self.attachments));
+        }
         let indexes = self.kernel.indexes().into_iter().map(|(index, name)| (name, index)).collect();
         let sights = names::sights(&self.names, &self.attachments, uplink::inside(&self.picture));
         self.shared.board.store(Arc::new(Board::new(&sights, &self.attachments, &indexes)));

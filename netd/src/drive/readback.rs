@@ -1,7 +1,9 @@
-//! When the kernel is read back between two regular checks: some time after a picture, and after someone else has changed something.
+//! When the kernel is read back between two regular checks: some time after a picture, and after someone else has changed something. The host's
+//! own routes, which may be very many, are read when they are others, and then alone.
 //!
 //! A look takes the owner's time, so looks wait for others that are asked for meanwhile, and leave most of the time to commands.
 
+use std::mem;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -20,6 +22,10 @@ const REST: u32 = 4;
 #[derive(Debug, Default)]
 pub(super) struct Looks {
     due: Option<Instant>,
+    /// It is for what the kernel holds of ours.
+    kernel: bool,
+    /// It is for the host's own routes.
+    routes: bool,
     /// How long the last one took.
     took: Duration,
     /// Who is told when it is done.
@@ -27,15 +33,25 @@ pub(super) struct Looks {
 }
 
 impl Looks {
-    /// A look is to be taken soon; the one that is due already is as good.
+    /// A look at what is ours is to be taken soon; the one that is due already is as good.
     pub(super) fn ask(&mut self, now: Instant) {
+        self.kernel = true;
+        self.set_due(now);
+    }
+
+    fn set_due(&mut self, now: Instant) {
         let due = now + LOOK_AFTER.max(self.took * REST);
         self.due.get_or_insert(due);
     }
 
-    /// The same, for one who wants to hear of it.
-    pub(super) fn ask_for(&mut self, done: oneshot::Sender<()>, now: Instant) {
-        self.ask(now);
+    /// The same at the host's routes.
+    pub(super) fn ask_for_routes(&mut self, now: Instant) {
+        self.routes = true;
+        self.set_due(now);
+    }
+
+    /// Tells one when the look that is due is done.
+    pub(super) fn tell(&mut self, done: oneshot::Sender<()>) {
         self.waiting.push(done);
     }
 
@@ -53,7 +69,13 @@ impl<K: Kernel> Owner<K> {
             is_news |= self.leaving.remove(link).is_none();
         }
         if is_news {
-            self.looks.ask_for(done, Instant::now());
+            self.looks.ask(Instant::now());
+        }
+        if news.routes {
+            self.looks.ask_for_routes(Instant::now());
+        }
+        if is_news || news.routes {
+            self.looks.tell(done);
         } else {
             let _ = done.send(());
         }
@@ -64,8 +86,13 @@ impl<K: Kernel> Owner<K> {
         let begun = Instant::now();
         self.looks.due = None;
         // What happens from here on may be missed by this one.
-        let waiting = std::mem::take(&mut self.looks.waiting);
-        self.verify();
+        let waiting = mem::take(&mut self.looks.waiting);
+        if mem::take(&mut self.looks.routes) {
+            self.read_routes();
+        }
+        if mem::take(&mut self.looks.kernel) {
+            self.verify();
+        }
         self.looks.took = begun.elapsed();
         for done in waiting {
             // Who does not wait any more need not hear of it.

@@ -57,10 +57,12 @@ impl<K: Kernel> Owner<K> {
         problems.extend(balance::left_out(&picture, &self.attachments));
         problems.extend(policy::too_large(&picture));
         problems.extend(ingress::left_out(&picture, &self.attachments));
-        let changed = self.picture.networks != picture.networks || self.picture.published != picture.published;
-        let may_strand = changed && (flows::any(&self.picture) || flows::any(&picture));
+        let gone = flows::gone(&self.picture, &picture, &self.attachments);
+        let may_strand = !gone.is_empty() || flows::strands(&self.picture, &picture);
         picture.taken.clone_from(&self.picture.taken);
+        picture.beyond.clone_from(&self.picture.beyond);
         self.picture = picture;
+        self.misleads = true;
         self.keep_ports();
         self.names = names::networks(&self.picture, &self.attachments);
         let steps = plan(&self.wanted(), &self.held);
@@ -72,7 +74,7 @@ impl<K: Kernel> Owner<K> {
             self.looks.ask(Instant::now());
         }
         if may_strand {
-            self.forget_stale();
+            self.strand(gone);
         }
         if let Err(error) = self.store.save_picture(&self.picture) {
             problems.push(format!("the picture is in force but not remembered over a restart: {}", in_full(&error)));

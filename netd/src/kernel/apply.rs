@@ -15,7 +15,7 @@ use super::linux::{Linux, ROUTER};
 use super::messages::{self, CREATE, Next, REPLACE};
 use super::netlink::Netlink;
 use super::nft::Change;
-use super::observe::Device;
+use super::observe::{Device, Lookup};
 use super::{Failure, KernelError, host, netns, nft, observe};
 use crate::core::ingress::INGRESS;
 use crate::core::links::{Interface, Link, LinkKind, RESOLVER};
@@ -33,7 +33,7 @@ const CARRIER_TRY_EVERY: Duration = Duration::from_millis(1);
 enum Manner {
     /// As messages of one batch.
     Batch,
-    /// As elements of one transaction.
+    /// As one transaction: rules, where they are loaded anew, and elements.
     Transaction,
     /// The same on the host.
     HostTransaction,
@@ -52,12 +52,13 @@ fn manner(op: &Op) -> Manner {
         | Op::RemoveDetour { .. }
         | Op::AddSelector(_)
         | Op::RemoveSelector(_) => Manner::Batch,
-        Op::AddElement(_) | Op::RemoveElement(_) => Manner::Transaction,
-        Op::AddPeer { .. } | Op::RemovePeer { .. } | Op::OpenPort(_) | Op::ClosePort(_) => Manner::HostTransaction,
-        Op::LoadRules
-        | Op::PrepareResolver
+        Op::LoadRules | Op::AddElement(_) | Op::RemoveElement(_) => Manner::Transaction,
+        Op::LoadHostRules { .. } | Op::AddPeer { .. } | Op::RemovePeer { .. } | Op::OpenPort(_) | Op::ClosePort(_) => {
+            Manner::HostTransaction
+        }
+        Op::PrepareResolver
         | Op::EnableForwarding
-        | Op::LoadHostRules { .. }
+        | Op::PlainLookup
         | Op::EnableHostForwarding
         | Op::OpenPassage
         | Op::AddUplink { .. }
@@ -191,7 +192,18 @@ fn transaction(linux: &mut Linux, ops: &[Op]) -> Vec<(usize, KernelError)> {
         _ => None,
     });
     let changes: Vec<Change<'_>> = changes.collect();
-    nft::change(&mut linux.rules, &changes).err().map(|error| all(ops, &error)).unwrap_or_default()
+    let Some((Op::LoadRules, elements)) = ops.split_first() else {
+        return nft::change(&mut linux.rules, &changes).err().map(|error| all(ops, &error)).unwrap_or_default();
+    };
+    if nft::load_with(&mut linux.rules, &skeleton(), &changes).is_ok() {
+        return Vec::new();
+    }
+    // Rules without elements let nothing pass that they should not.
+    if let Err(error) = nft::load(&mut linux.rules, &skeleton()) {
+        return all(ops, &error);
+    }
+    let failures = nft::change(&mut linux.rules, &changes).err().map(|error| all(elements, &error)).unwrap_or_default();
+    failures.into_iter().map(|(index, error)| (index + 1, error)).collect()
 }
 
 fn on_host(linux: &mut Linux, ops: &[Op]) -> Vec<(usize, KernelError)> {
@@ -205,13 +217,12 @@ fn all(ops: &[Op], error: &KernelError) -> Vec<(usize, KernelError)> {
 
 fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {
     match op {
-        Op::LoadRules => nft::load(&mut linux.rules, &skeleton()),
         Op::PrepareResolver => {
             linux.router.request("bring up the router's loopback", messages::loopback_up(), 0)?;
             linux.router.request("give the router the resolver's address", messages::loopback_address(RESOLVER), REPLACE)
         }
         Op::EnableForwarding => linux.enable_forwarding(),
-        Op::LoadHostRules { guarded } => host::load_rules(linux, *guarded),
+        Op::PlainLookup => mend_lookup(linux),
         Op::EnableHostForwarding => host::enable_forwarding(),
         Op::OpenPassage => host::open_passage(linux),
         Op::AddUplink { link } => host::add_uplink(linux, link),
@@ -229,6 +240,22 @@ fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {
         Op::RemovePod { task } => netns::remove(&linux.pin(task)),
         _ => Ok(()),
     }
+}
+
+/// First what is missing, for without the others nothing is found.
+fn mend_lookup(linux: &mut Linux) -> Result<(), KernelError> {
+    let Lookup { missing, foreign, .. } = observe::lookup(&mut linux.router)?;
+    for (preference, table) in missing {
+        let message = RouteNetlinkMessage::NewRule(messages::own_rule(preference, table));
+        linux.router.request(&format!("add the kernel's rule of routing at {preference}"), message, CREATE)?;
+    }
+    for rule in foreign {
+        match linux.router.request("remove a rule of routing that is nobody's", RouteNetlinkMessage::DelRule(rule), 0) {
+            Err(KernelError::Refused { errno, .. }) if is_absent(errno) => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// No address but this one, and no packet dropped for the way that leads back: that of a client from outside is by the uplink.

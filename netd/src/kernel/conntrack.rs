@@ -29,11 +29,14 @@ const ID: u16 = 12;
 /// Of a tuple.
 const ADDRESSES: u16 = 1;
 const PROTOCOL: u16 = 2;
+const ZONE: u16 = 3;
 
-/// All flows over TCP and UDP of IPv4.
-pub fn flows(netlink: &mut Netlink) -> Result<Vec<Flow>, KernelError> {
-    let answers = ask(netlink, "list tracked connections", (GET, DUMP), &Attributes::new())?;
-    Ok(answers.iter().filter_map(|payload| flow(payload.get(4..)?)).collect())
+/// Those of the flows over TCP and UDP of IPv4; there may be very many, of which no others are kept.
+pub fn flows(netlink: &mut Netlink, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError> {
+    let mut found = Vec::new();
+    let take = |payload: &[u8]| found.extend(payload.get(4..).and_then(flow).filter(which));
+    ask(netlink, "list tracked connections", (GET, DUMP), &Attributes::new(), take)?;
+    Ok(found)
 }
 
 /// Forgets a flow; one that is not there is none.
@@ -43,28 +46,37 @@ pub fn forget(netlink: &mut Netlink, flow: &Flow) -> Result<(), KernelError> {
     let protocol =
         Attributes::new().bytes(1, &[flow.transport.number()]).bytes(2, &source.1.to_be_bytes()).bytes(3, &destination.1.to_be_bytes());
     let tuple = Attributes::new().nested(ADDRESSES, addresses).nested(PROTOCOL, protocol);
+    let tuple = if flow.zone == 0 { tuple } else { tuple.bytes(ZONE, &flow.zone.to_be_bytes()) };
     let attributes = Attributes::new().nested(ORIGINAL, tuple).number(ID, flow.id);
-    match ask(netlink, &format!("forget the connection {flow}"), (DELETE, ACK), &attributes) {
+    match ask(netlink, &format!("forget the connection {flow}"), (DELETE, ACK), &attributes, |_| ()) {
         Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(()),
-        other => other.map(drop),
+        other => other,
     }
 }
 
-fn ask(netlink: &mut Netlink, what: &str, (kind, flags): (u16, u16), attributes: &Attributes) -> Result<Vec<Vec<u8>>, KernelError> {
+fn ask(
+    netlink: &mut Netlink,
+    what: &str,
+    (kind, flags): (u16, u16),
+    attributes: &Attributes,
+    mut take: impl FnMut(&[u8]),
+) -> Result<(), KernelError> {
     let sequence = netlink.next_sequence();
     let mut bytes = Vec::new();
     write(&mut bytes, (SUBSYSTEM | kind, REQUEST | flags, sequence), (FAMILY_IPV4, 0), &attributes.0);
     netlink.send(&bytes)?;
-    Ok(netlink.collect(what)?.into_iter().map(|answer| answer.payload).collect())
+    netlink.each(what, |answer| take(&answer.payload))
 }
 
 /// A flow by what the kernel says of it; `None` for other protocols.
 fn flow(message: &[u8]) -> Option<Flow> {
     let attributes = parse(message);
-    let (protocol, source, destination) = tuple(attributes.get(&ORIGINAL)?)?;
+    let original = attributes.get(&ORIGINAL)?;
+    let (protocol, source, destination) = tuple(original)?;
+    let zone = parse(original).get(&ZONE).and_then(|zone| zone.first_chunk::<2>()).map_or(0, |zone| u16::from_be_bytes(*zone));
     let (_, server, _) = tuple(attributes.get(&REPLY)?)?;
     let transport = [Transport::Tcp, Transport::Udp].into_iter().find(|transport| transport.number() == protocol)?;
-    Some(Flow { transport, source, destination, server: server.0, id: number(&attributes, ID)? })
+    Some(Flow { transport, source, destination, server: server.0, id: number(&attributes, ID)?, zone })
 }
 
 /// An address and a port.
@@ -106,6 +118,10 @@ mod tests {
     fn a_flow_is_read_as_the_kernel_writes_it_and_others_are_passed_over() {
         let read = flow(&message(17)).unwrap();
         assert_eq!((read.to_string().as_str(), read.id), ("udp 10.128.0.2:4000 to 10.128.0.8:53 at 10.128.0.3", 77));
+        assert_eq!(read.zone, 0);
+        let (original, reply) = (ends([10, 128, 0, 2], [10, 128, 0, 8], 6), ends([10, 128, 0, 3], [10, 128, 0, 2], 6));
+        let apart = Attributes::new().nested(ORIGINAL, original.bytes(ZONE, &[0, 3])).nested(REPLY, reply).number(ID, 77).0;
+        assert_eq!(flow(&apart).unwrap().zone, 3);
         assert_eq!(flow(&message(1)), None);
         for len in 0..message(6).len() {
             assert_eq!(flow(&message(6)[..len]), None, "cut after {len}");

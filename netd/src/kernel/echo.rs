@@ -6,13 +6,21 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
+use tracing::debug;
 
 /// So often each is asked.
 const TRIES: u16 = 3;
 
 /// How long is waited for answers before all that are silent are asked again.
 const TRY: Duration = Duration::from_millis(100);
+
+/// So many are asked before what has come is read: it waits in the socket's buffer, and what does not fit there is lost.
+const SLICE: usize = 16;
+
+/// Room for the answers of a slice, each as large as a packet may be; of what it keeps the kernel counts its own, too.
+const RECEIVE_BYTES: usize = SLICE * 2 * 65_536;
 
 const TTL: u8 = 64;
 const ICMP: u8 = 1;
@@ -53,34 +61,53 @@ fn ask(
     nodes: &BTreeSet<Ipv4Addr>,
     question: impl Fn(Ipv4Addr, u16) -> Vec<u8>,
 ) -> io::Result<BTreeSet<Ipv4Addr>> {
+    if let Err(errno) = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BYTES) {
+        debug!(%errno, "large answers of many nodes may be lost");
+    }
     let mut silent = nodes.clone();
     for number in 1..=TRIES {
-        for node in &silent {
-            // One that cannot even be sent to is as silent as the others.
-            drop(socket.send_to(&question(*node, number), &SocketAddrV4::new(*node, 0).into()));
-        }
-        let until = Instant::now() + TRY;
-        while !silent.is_empty() {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
+        let asked: Vec<Ipv4Addr> = silent.iter().copied().collect();
+        for slice in asked.chunks(SLICE) {
+            for node in slice {
+                // One that cannot even be sent to is as silent as the others.
+                drop(socket.send_to(&question(*node, number), &SocketAddrV4::new(*node, 0).into()));
             }
-            // Less than a microsecond would be for ever.
-            socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-            let mut packet = [0; 128];
-            match socket.read(&mut packet) {
-                Ok(len) => {
-                    if let Some(node) = answer(&packet[..len], id) {
-                        silent.remove(&node);
-                    }
-                }
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
-                // What is told of a packet that was sent.
-                Err(_) => {}
-            }
+            hear(&mut socket, id, &mut silent, Duration::ZERO)?;
         }
+        hear(&mut socket, id, &mut silent, TRY)?;
     }
     Ok(silent)
+}
+
+/// Takes what comes within `wait`, and what is there already.
+fn hear(socket: &mut Socket, id: [u8; 2], silent: &mut BTreeSet<Ipv4Addr>, wait: Duration) -> io::Result<()> {
+    let until = Instant::now() + wait;
+    // Others are sent pings, too, and on this host so are we.
+    let mut at_least = 4 * SLICE;
+    while !silent.is_empty() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() && at_least == 0 {
+            return Ok(());
+        }
+        at_least = at_least.saturating_sub(1);
+        socket.set_nonblocking(left.is_zero())?;
+        if !left.is_zero() {
+            // Less than a microsecond would be for ever.
+            socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        }
+        let mut packet = [0; 128];
+        match socket.read(&mut packet) {
+            Ok(len) => {
+                if let Some(node) = answer(&packet[..len], id) {
+                    silent.remove(&node);
+                }
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(()),
+            // What is told of a packet that was sent.
+            Err(_) => {}
+        }
+    }
+    Ok(())
 }
 
 fn echo(id: [u8; 2], number: u16) -> [u8; 8] {
@@ -144,6 +171,12 @@ mod tests {
     fn this_host_answers() {
         let own = BTreeSet::from([Ipv4Addr::LOCALHOST]);
         assert_eq!(silent(&own).unwrap(), BTreeSet::new());
+        assert_eq!(narrow(&own, 1500).unwrap(), BTreeSet::new());
+    }
+
+    #[test]
+    fn of_very_many_that_answer_none_is_missed() {
+        let own: BTreeSet<Ipv4Addr> = (1..=2000_u32).map(|number| Ipv4Addr::from(0x7f00_0000 + number)).collect();
         assert_eq!(narrow(&own, 1500).unwrap(), BTreeSet::new());
     }
 }

@@ -20,6 +20,8 @@ pub struct Fake {
     pub held: Dataplane,
     /// The connections that it tracks.
     pub flows: Vec<Flow>,
+    /// Those of the host from elsewhere to itself.
+    pub host_flows: Vec<Flow>,
     /// Nodes that answer when they are asked.
     pub answering: BTreeSet<Ipv4Addr>,
     /// Devices without carrier until they are asked for.
@@ -31,6 +33,10 @@ pub struct Fake {
     pub taken: BTreeMap<Opening, String>,
     /// Where the host's own connections go.
     pub targets: BTreeMap<Opening, Vec<Target>>,
+    /// How often that was said.
+    pub led: usize,
+    /// Where the host itself has ways to.
+    pub routes: Vec<Ipv4Net>,
     /// Everything that was asked of it.
     pub obeyed: Vec<String>,
 }
@@ -59,12 +65,21 @@ impl Kernel for Fake {
         failures
     }
 
-    fn flows(&mut self) -> Result<Vec<Flow>, KernelError> {
-        Ok(self.flows.clone())
+    fn flows(&mut self, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError> {
+        Ok(self.flows.iter().filter(|flow| which(flow)).cloned().collect())
     }
 
     fn forget(&mut self, flow: &Flow) -> Result<(), KernelError> {
         self.flows.retain(|known| known != flow);
+        Ok(())
+    }
+
+    fn host_flows(&mut self, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError> {
+        Ok(self.host_flows.iter().filter(|flow| which(flow)).cloned().collect())
+    }
+
+    fn forget_on_host(&mut self, flow: &Flow) -> Result<(), KernelError> {
+        self.host_flows.retain(|known| known != flow);
         Ok(())
     }
 
@@ -94,9 +109,10 @@ impl Kernel for Fake {
 
     fn lead(&mut self, targets: BTreeMap<Opening, Vec<Target>>) {
         self.targets = targets;
+        self.led += 1;
     }
 
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {
-        Ok(Vec::new())
+        Ok(self.routes.clone())
     }
 }

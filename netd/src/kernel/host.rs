@@ -108,10 +108,6 @@ fn are_pair(one: &Device, other: &Device) -> bool {
     one.is_veth && one.peer_is_outside && (one.peer, other.peer) == (other.index, one.index)
 }
 
-pub(super) fn load_rules(linux: &mut Linux, guarded: bool) -> Result<(), KernelError> {
-    nft::load(&mut linux.host_rules, &skeleton(guarded))
-}
-
 /// `None` for one of which there are no published ones.
 fn opening(key: &[u8]) -> Option<Opening> {
     let [Some(Value::Protocol(protocol)), Some(Value::Port(port))] = decode(PORTS.key, key)[..] else { return None };
@@ -119,7 +115,7 @@ fn opening(key: &[u8]) -> Option<Opening> {
     Some(Opening { transport, port })
 }
 
-/// Peers and ports that come and go, in one transaction.
+/// Peers and ports that come and go, in one transaction; with the rules, where they are loaded anew.
 pub(super) fn change_elements(linux: &mut Linux, ops: &[Op]) -> Result<(), KernelError> {
     let peer = |node: &Ipv4Addr| (&NODES, node.octets().to_vec());
     let port = |opening: &Opening| (&PORTS, encode(&[Value::Protocol(opening.transport.number()), Value::Port(opening.port)]));
@@ -132,7 +128,10 @@ pub(super) fn change_elements(linux: &mut Linux, ops: &[Op]) -> Result<(), Kerne
     });
     let keys: Vec<(bool, (&'static Set, Vec<u8>))> = keys.collect();
     let changes: Vec<Change<'_>> = keys.iter().map(|(add, (set, key))| Change { add: *add, set, key, data: &[] }).collect();
-    nft::change_in(&mut linux.host_rules, TABLE, &changes)
+    match ops.first() {
+        Some(Op::LoadHostRules { guarded }) => nft::load_with(&mut linux.host_rules, &skeleton(*guarded), &changes),
+        _ => nft::change_in(&mut linux.host_rules, TABLE, &changes),
+    }
 }
 
 pub(super) fn enable_forwarding() -> Result<(), KernelError> {

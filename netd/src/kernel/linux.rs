@@ -25,7 +25,7 @@ use super::observe::Routes;
 use super::watch::{RouterEars, Watch};
 use super::{Failure, Kernel, KernelError, Pods, apply, conntrack, echo, host, messages, netns, nft, observe};
 use crate::core::dataplane::Dataplane;
-use crate::core::flows::Flow;
+use crate::core::flows::{Flow, Transport};
 use crate::core::ingress::Target;
 use crate::core::links::{Pod, RESOLVER, VXLAN_OVERHEAD};
 use crate::core::plan::Op;
@@ -43,13 +43,16 @@ const UNDERLAY_MTU_MIN: u32 = 576 + VXLAN_OVERHEAD;
 
 /// The sysctls of the router namespace once it forwards: strict reverse paths everywhere, whatever a packet's mark (the host's may be set
 /// otherwise, and a new namespace has its from the host), and no rationing of ICMP "unreachable" (bit 3 of the mask; the rest is the
-/// kernel's default), for a pod that is refused often must not take refusals for losses.
-const FORWARDING: [(&str, &str); 6] = [
+/// kernel's default), for a pod that is refused often must not take refusals for losses. A segment outside of the window that connection
+/// tracking expects is its connection's all the same: it would be dropped here, and is the receiver's to judge. That setting is there once
+/// rules that ask for connections are.
+const FORWARDING: [(&str, &str); 7] = [
     ("ipv4/conf/all/rp_filter", "1"),
     ("ipv4/conf/default/rp_filter", "1"),
     ("ipv4/conf/all/src_valid_mark", "0"),
     ("ipv4/conf/default/src_valid_mark", "0"),
     ("ipv4/icmp_ratemask", "6160"),
+    ("netfilter/nf_conntrack_tcp_be_liberal", "1"),
     ("ipv4/ip_forward", "1"),
 ];
 
@@ -163,8 +166,11 @@ impl Linux {
     pub(super) fn forwarding(&self) -> Result<bool, KernelError> {
         netns::inside(&self.pins.join(ROUTER), || {
             for (name, value) in FORWARDING {
-                if netns::sysctl(name)? != value {
-                    return Ok(false);
+                match netns::sysctl(name) {
+                    Ok(set) if set == value => {}
+                    Ok(_) => return Ok(false),
+                    Err(KernelError::Sysctl { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(false),
+                    Err(error) => return Err(error),
                 }
             }
             Ok(true)
@@ -210,7 +216,9 @@ impl Kernel for Linux {
             names.iter().filter(|(_, name)| crate::core::links::is_ours(name)).map(|(i, n)| (*i, n.clone())).collect();
         let (rules, elements) = nft::observe(&mut self.rules)?;
         let Routes { main: routes, detours } = observe::all_routes(&mut self.router, &names)?;
+        let lookup = observe::lookup(&mut self.router)?;
         Ok(Dataplane {
+            plain_lookup: lookup.is_plain(),
             resolver: observe::resolver(&mut self.router, &devices)?,
             forwarding: self.forwarding()?,
             rules,
@@ -220,7 +228,7 @@ impl Kernel for Linux {
             forwards: observe::forwards(&mut self.router, &ours)?,
             routes,
             detours,
-            selectors: observe::selectors(&mut self.router)?,
+            selectors: lookup.selectors,
             ingress: self.observe_ingress(&devices)?,
             pods: self.observe_pods(pods, &names)?,
             host: host::observe(self, &devices)?,
@@ -231,12 +239,22 @@ impl Kernel for Linux {
         apply::apply(self, ops)
     }
 
-    fn flows(&mut self) -> Result<Vec<Flow>, KernelError> {
-        conntrack::flows(&mut self.rules)
+    fn flows(&mut self, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError> {
+        conntrack::flows(&mut self.rules, which)
     }
 
     fn forget(&mut self, flow: &Flow) -> Result<(), KernelError> {
         conntrack::forget(&mut self.rules, flow)
+    }
+
+    fn host_flows(&mut self, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError> {
+        let own: BTreeSet<Ipv4Addr> = observe::addresses(&mut self.host)?.into_iter().map(|(_, ip)| ip).collect();
+        let comes = |flow: &Flow| flow.transport == Transport::Udp && own.contains(&flow.destination.0) && !own.contains(&flow.source.0);
+        conntrack::flows(&mut self.host_rules, &|flow: &Flow| comes(flow) && which(flow))
+    }
+
+    fn forget_on_host(&mut self, flow: &Flow) -> Result<(), KernelError> {
+        conntrack::forget(&mut self.host_rules, flow)
     }
 
     fn silent(&mut self, nodes: &BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4Addr> {

@@ -188,6 +188,19 @@ pub fn selector(selector: &Selector) -> RuleMessage {
     message
 }
 
+/// A rule as the kernel makes it in a new namespace.
+pub fn own_rule(preference: u32, table: u32) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.action = RuleAction::ToTable;
+    message.attributes.extend([
+        RuleAttribute::Priority(preference),
+        RuleAttribute::Table(table),
+        RuleAttribute::Protocol(RouteProtocol::Kernel),
+    ]);
+    message
+}
+
 /// A route of ours in the main table.
 pub fn route(to: Ipv4Net, next: Next) -> RouteMessage {
     let mut message = RouteMessage::default();

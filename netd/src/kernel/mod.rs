@@ -104,11 +104,17 @@ pub trait Kernel {
     /// Carries out the operations in order; what fails is told and the rest is done.
     fn apply(&mut self, ops: &[Op]) -> Vec<Failure>;
 
-    /// The connections over TCP and UDP that the router namespace tracks.
-    fn flows(&mut self) -> Result<Vec<Flow>, KernelError>;
+    /// Those of the connections over TCP and UDP that the router namespace tracks.
+    fn flows(&mut self, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError>;
 
     /// Has a connection forgotten, if it is still tracked.
     fn forget(&mut self, flow: &Flow) -> Result<(), KernelError>;
+
+    /// Those of the flows over UDP from elsewhere to addresses of the host itself, as the host tracks them.
+    fn host_flows(&mut self, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError>;
+
+    /// The same as `forget`, on the host.
+    fn forget_on_host(&mut self, flow: &Flow) -> Result<(), KernelError>;
 
     /// Those of the nodes that do not answer within 300 ms; none when they cannot be asked.
     fn silent(&mut self, nodes: &BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4Addr>;

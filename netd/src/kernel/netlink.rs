@@ -25,6 +25,9 @@ const ANSWER_SECONDS_MAX: i64 = 60;
 
 const RECEIVE_BYTES: usize = 256 * 1024;
 
+/// Room for what is sent at once; more is made where one transaction needs it, for the kernel takes no part of one.
+const SEND_BYTES: usize = 4 * 1024 * 1024;
+
 const NLMSG_NOOP: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -36,6 +39,8 @@ pub struct Netlink {
     port: u32,
     sequence: u32,
     buffer: Vec<u8>,
+    /// Bytes that can be sent at once.
+    room: usize,
 }
 
 /// A raw answer: type, flags, sequence number, payload.
@@ -55,12 +60,12 @@ impl Netlink {
             socket.connect(&SocketAddr::new(0, 0))?;
             socket.set_cap_ack(true)?;
             setsockopt(&socket.as_fd(), sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_SECONDS_MAX, 0))?;
-            setsockopt(&socket.as_fd(), sockopt::SndBufForce, &(4 * 1024 * 1024))?;
+            setsockopt(&socket.as_fd(), sockopt::SndBufForce, &SEND_BYTES)?;
             setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &(1024 * 1024))?;
             Ok((socket, port))
         };
         let (socket, port) = open().map_err(|source| KernelError::Open { source })?;
-        Ok(Self { socket, port, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+        Ok(Self { socket, port, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BYTES), room: SEND_BYTES })
     }
 
     /// By which the kernel tells others whose request a change was.
@@ -133,6 +138,12 @@ impl Netlink {
 
     /// Sends raw messages that carry their own headers; for nf_tables.
     pub fn send(&mut self, bytes: &[u8]) -> Result<(), KernelError> {
+        if bytes.len() > self.room {
+            let room = bytes.len().next_power_of_two();
+            let made = setsockopt(&self.socket.as_fd(), sockopt::SndBufForce, &room);
+            made.map_err(|errno| KernelError::Transfer { source: errno.into() })?;
+            self.room = room;
+        }
         let sent = self.socket.send(bytes, 0).map_err(|source| KernelError::Transfer { source })?;
         if sent == bytes.len() { Ok(()) } else { Err(KernelError::Decode { why: format!("{sent} of {} bytes were taken", bytes.len()) }) }
     }
@@ -145,8 +156,14 @@ impl Netlink {
 
     /// The answers to the last message, until the kernel says that they are all.
     pub fn collect(&mut self, what: &str) -> Result<Vec<Answer>, KernelError> {
-        let sequence = self.sequence;
         let mut answers = Vec::new();
+        self.each(what, |answer| answers.push(answer))?;
+        Ok(answers)
+    }
+
+    /// The same, one after the other as they come.
+    pub fn each(&mut self, what: &str, mut take: impl FnMut(Answer)) -> Result<(), KernelError> {
+        let sequence = self.sequence;
         loop {
             for answer in self.receive()? {
                 match answer.kind {
@@ -154,10 +171,10 @@ impl Netlink {
                     NLMSG_NOOP => {}
                     NLMSG_ERROR => match error_of(&answer.payload) {
                         Some(errno) => return Err(KernelError::Refused { what: what.to_owned(), errno }),
-                        None => return Ok(answers),
+                        None => return Ok(()),
                     },
-                    NLMSG_DONE => return Ok(answers),
-                    _ => answers.push(answer),
+                    NLMSG_DONE => return Ok(()),
+                    _ => take(answer),
                 }
             }
         }

@@ -12,7 +12,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType};
-use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::KernelError;
@@ -222,15 +222,63 @@ fn table_of(message: &RouteMessage) -> u32 {
     message.attributes.iter().find_map(table).unwrap_or(u32::from(message.header.table))
 }
 
-/// Our rules by which marks choose tables.
-pub fn selectors(netlink: &mut Netlink) -> Result<BTreeSet<Selector>, KernelError> {
+/// The kernel's own rules of routing: at which preferences, and which tables.
+const OWN_RULES: [(u32, u32); 3] = [(0, 255), (32_766, 254), (32_767, 253)];
+
+/// The rules of routing.
+#[derive(Debug)]
+pub struct Lookup {
+    /// Ours, by which marks choose tables.
+    pub selectors: BTreeSet<Selector>,
+    /// Of the kernel's own those that are not there.
+    pub missing: Vec<(u32, u32)>,
+    /// Neither the kernel's nor ours.
+    pub foreign: Vec<RuleMessage>,
+}
+
+impl Lookup {
+    /// Whether the kernel's own are there, and besides ours no others.
+    pub fn is_plain(&self) -> bool {
+        self.missing.is_empty() && self.foreign.is_empty()
+    }
+}
+
+/// Those of the socket's namespace.
+pub fn lookup(netlink: &mut Netlink) -> Result<Lookup, KernelError> {
     let mut message = RuleMessage::default();
     message.header.family = AddressFamily::Inet;
-    let messages = netlink.dump("list rules of routing", &RouteNetlinkMessage::GetRule(message))?;
-    Ok(messages
-        .into_iter()
-        .filter_map(|message| if let RouteNetlinkMessage::NewRule(rule) = message { selector_of(&rule) } else { None })
-        .collect())
+    let mut lookup = Lookup { selectors: BTreeSet::new(), missing: OWN_RULES.to_vec(), foreign: Vec::new() };
+    for message in netlink.dump("list rules of routing", &RouteNetlinkMessage::GetRule(message))? {
+        let RouteNetlinkMessage::NewRule(rule) = message else { continue };
+        match (selector_of(&rule), own_rule(&rule)) {
+            (Some(selector), _) => {
+                lookup.selectors.insert(selector);
+            }
+            (None, Some(own)) => lookup.missing.retain(|missing| *missing != own),
+            (None, None) => lookup.foreign.push(rule),
+        }
+    }
+    Ok(lookup)
+}
+
+/// The preference and the table of a rule of the kernel's own.
+fn own_rule(message: &RuleMessage) -> Option<(u32, u32)> {
+    let header = &message.header;
+    let mut rule = (0, u32::from(header.table));
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(preference) => rule.0 = *preference,
+            RuleAttribute::Table(table) => rule.1 = *table,
+            // What newer kernels tell of every rule is no condition.
+            RuleAttribute::Protocol(_)
+            | RuleAttribute::SuppressPrefixLen(u32::MAX)
+            | RuleAttribute::SuppressIfGroup(u32::MAX)
+            | RuleAttribute::Other(_) => {}
+            _ => return None,
+        }
+    }
+    let is_for_all = header.action == RuleAction::ToTable && (header.src_len, header.dst_len, header.tos) == (0, 0, 0);
+    (is_for_all && OWN_RULES.contains(&rule)).then_some(rule)
 }
 
 fn selector_of(message: &RuleMessage) -> Option<Selector> {
@@ -464,5 +512,15 @@ mod tests {
         assert_eq!(selector_of(&read), Some(selector));
         read.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));
         assert_eq!(selector_of(&read), None, "another's");
+        assert_eq!(own_rule(&read), None, "it asks for a mark");
+        for (preference, table) in OWN_RULES {
+            let own = messages::own_rule(preference, table);
+            let mut bytes = vec![0; own.buffer_len()];
+            own.emit(&mut bytes);
+            let mut read = RuleMessage::parse(&bytes[..]).unwrap();
+            assert_eq!(own_rule(&read), Some((preference, table)));
+            read.header.action = RuleAction::Blackhole;
+            assert_eq!(own_rule(&read), None);
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! router   devices · neighbours, forwarding entries · addresses · routes · routing rules · forwarding · nf_tables
-//! host     rcl-up and its address · forwarding · our table, and the chains through which the uplink's packets pass
+//! host     rcl-up and its address · forwarding · our table, and the chains through which the uplink's packets pass · routes
 //! ```
 //!
 //! What netd changes itself is told apart by the ports of its sockets, where the kernel says by whose request it happened. Where it does not
@@ -34,6 +34,8 @@ const IPV4_NETCONF: u32 = 24;
 const NFTABLES: u32 = 7;
 
 /// Types of messages (`RTM_*`; `NFT_MSG_NEWGEN` with its subsystem).
+const NEW_ROUTE: u16 = 24;
+const DEL_ROUTE: u16 = 25;
 const NEW_LINK: u16 = 16;
 const DEL_LINK: u16 = 17;
 const NEW_NEIGHBOUR: u16 = 28;
@@ -71,11 +73,13 @@ pub struct News {
     pub gone: BTreeSet<String>,
     /// Something else.
     pub changed: bool,
+    /// The host's routes are others, none of which is netd's.
+    pub routes: bool,
 }
 
 impl News {
     fn is_empty(&self) -> bool {
-        self.gone.is_empty() && !self.changed
+        *self == Self::default()
     }
 }
 
@@ -117,7 +121,7 @@ impl RouterEars {
 impl Watch {
     /// Listens in the calling thread's namespace, too; what is done by way of these ports is not news.
     pub(super) fn open(RouterEars(mut ears): RouterEars, own: BTreeSet<u32>) -> Result<Self, KernelError> {
-        ears.push((Place::Host, listen(NETLINK_ROUTE, &[LINK, IPV4_IFADDR, IPV4_NETCONF])?));
+        ears.push((Place::Host, listen(NETLINK_ROUTE, &[LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_NETCONF])?));
         ears.push((Place::HostRules, listen(NETLINK_NETFILTER, &[NFTABLES])?));
         Ok(Self { ears, buffer: Vec::with_capacity(RECEIVE_BYTES), hearing: Hearing { own, ..Hearing::default() } })
     }
@@ -138,7 +142,10 @@ impl Watch {
                         Ok(_) => self.hearing.hear(*place, &self.buffer, &mut news),
                         Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                         Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                        Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => news.changed = true,
+                        Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                            news.changed = true;
+                            news.routes |= *place == Place::Host;
+                        }
                         Err(source) => return Err(KernelError::Transfer { source }),
                     }
                 }
@@ -199,6 +206,10 @@ impl Hearing {
             (Place::Router, DEL_NEIGHBOUR) => payload.first() == Some(&FAMILY_BRIDGE),
             (Place::Router, _) => true,
             (Place::RouterRules, kind) => kind != NEW_GENERATION,
+            (Place::Host, NEW_ROUTE | DEL_ROUTE) => {
+                news.routes = true;
+                false
+            }
             (Place::Host, NEW_NETCONF) => holds(payload, &OF_ALL_DEVICES),
             (Place::Host, _) => holds(payload, HOST_END.as_bytes()),
             (Place::HostRules, kind) => kind != NEW_GENERATION && HOST_NAMES.iter().any(|name| holds(payload, name)),
@@ -303,6 +314,16 @@ mod tests {
     }
 
     #[test]
+    fn the_hosts_routes_are_news_of_their_own() {
+        for kind in [NEW_ROUTE, DEL_ROUTE] {
+            let mut news = News::default();
+            hearing().hear(Place::Host, &message(kind, OTHER, &[2; 12]), &mut news);
+            assert_eq!(news, News { routes: true, ..News::default() });
+            assert!(!news.is_empty());
+        }
+    }
+
+    #[test]
     fn a_device_is_news_when_it_is_otherwise_and_not_when_its_carrier_comes() {
         let mut hearing = hearing();
         let mut told = |port, flags, mtu| changed(&mut hearing, Place::Router, NEW_LINK, port, &device(flags, mtu));
@@ -321,7 +342,7 @@ mod tests {
         hearing.hear(Place::Router, &message(DEL_LINK, OWN, &device(UP, 1450)), &mut news);
         assert!(news.is_empty());
         hearing.hear(Place::Router, &message(DEL_LINK, 0, &device(UP, 1450)), &mut news);
-        assert_eq!(news, News { gone: BTreeSet::from(["p0".to_owned()]), changed: false });
+        assert_eq!(news, News { gone: BTreeSet::from(["p0".to_owned()]), ..News::default() });
     }
 
     #[test]

@@ -13,16 +13,16 @@
 //! - Taken are connections and datagrams whose sender's address is one of the host's own. Others, which come only when the host's rules are
 //!   broken, are reset and passed over: the backend would not see who they are, nor would `allow_from`.
 //! - Connections outlive their port. They end with either side, with netd, or when a backend's host is silent for long; datagrams of one sender
-//!   keep their backend until none comes for `SILENCE_MAX`.
+//!   keep their backend until none comes for `SILENCE_MAX`, or less once they are answered, and until others need the sender's place.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem;
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::sys::socket::SockaddrStorage;
@@ -44,6 +44,8 @@ use self::holder::Holder;
 
 mod holder;
 
+mod datagram;
+
 /// Connections, or senders of datagrams, of one port at one time; more wait, or are passed over.
 const OF_ONE_PORT_MAX: usize = 256;
 
@@ -53,11 +55,15 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// How long a connection may be silent before its other end is asked whether it is there.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 
-/// How long a sender of datagrams is remembered.
+/// Senders of datagrams of all ports together, each of which takes a socket.
+const SENDERS_MAX: usize = 2048;
+
+/// How long a sender of datagrams is remembered that is not answered, and one that has been.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+const SILENCE_WHEN_ANSWERED_MAX: Duration = Duration::from_secs(15);
 
 /// Datagrams of one sender that may wait for the backend's socket.
-const DATAGRAMS_MAX: usize = 64;
+const DATAGRAMS_MAX: usize = 16;
 
 /// More than any datagram has.
 const DATAGRAM_BYTES_MAX: usize = 65_536;
@@ -81,6 +87,7 @@ impl Door {
             }
             Transport::Udp => {
                 let socket = UdpSocket::bind(at)?;
+                datagram::prepare(&socket)?;
                 socket.set_nonblocking(true)?;
                 Ok(Self::Datagrams(Arc::new(socket)))
             }
@@ -129,7 +136,7 @@ impl Proxy {
         let (doors, opened) = watch::channel(Doors::new());
         let (targets, leads) = watch::channel(Targets::new());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let desk = Arc::new(Desk { router, targets: leads });
+        let desk = Arc::new(Desk { router, targets: leads, senders: Arc::new(Semaphore::new(SENDERS_MAX)) });
         thread::Builder::new().name("proxy".to_owned()).spawn(move || runtime.block_on(serve(desk, opened)))?;
         Ok(Self { doors, targets, taken: BTreeMap::new() })
     }
@@ -185,6 +192,19 @@ struct Desk {
     /// The pin of the router's namespace.
     router: PathBuf,
     targets: watch::Receiver<Targets>,
+    /// Places for senders of datagrams.
+    senders: Arc<Semaphore>,
+}
+
+/// Who sends datagrams, and to which address of this host.
+type Ends = (SocketAddrV4, Ipv4Addr);
+
+/// A sender of datagrams.
+#[derive(Debug)]
+struct Sender {
+    datagrams: mpsc::Sender<Vec<u8>>,
+    /// When it was heard last.
+    heard: Instant,
 }
 
 /// Has a task at every port, until the owner is gone.
@@ -275,11 +295,11 @@ impl Desk {
 
     async fn receive(self: Arc<Self>, opening: Opening, socket: &UdpSocket) -> io::Result<()> {
         let socket = Arc::new(tokio::net::UdpSocket::from_std(socket.try_clone()?)?);
-        let mut senders: BTreeMap<SocketAddr, mpsc::Sender<Vec<u8>>> = BTreeMap::new();
+        let mut senders: BTreeMap<Ends, Sender> = BTreeMap::new();
         let mut tasks = JoinSet::new();
         let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
         loop {
-            let (len, from) = match socket.recv_from(&mut buffer).await {
+            let (len, from, at) = match datagram::receive(&socket, &mut buffer).await {
                 Ok(received) => received,
                 // What an earlier answer met on its way.
                 Err(error) => {
@@ -288,26 +308,47 @@ impl Desk {
                 }
             };
             while tasks.try_join_next().is_some() {}
-            senders.retain(|_, sender| !sender.is_closed());
-            let sender = match senders.get(&from).cloned() {
-                Some(sender) => sender,
-                None if senders.len() >= OF_ONE_PORT_MAX || !is_own(from.ip()) => continue,
-                None => match self.backend(opening).await {
-                    Ok(backend) => {
-                        let (sender, datagrams) = mpsc::channel(DATAGRAMS_MAX);
-                        tasks.spawn(relay(backend, datagrams, socket.clone(), from));
-                        senders.insert(from, sender.clone());
-                        sender
-                    }
+            senders.retain(|_, sender| !sender.datagrams.is_closed());
+            let ends = (from, at);
+            if !senders.contains_key(&ends) {
+                if !is_own(IpAddr::V4(*from.ip())) {
+                    continue;
+                }
+                if senders.len() >= OF_ONE_PORT_MAX {
+                    forget_idlest(&mut senders);
+                }
+                match self.relayed(opening, &socket, ends, &mut tasks).await {
+                    Ok(datagrams) => drop(senders.insert(ends, Sender { datagrams, heard: Instant::now() })),
                     Err(error) => {
                         debug!(%opening, %from, %error, "datagram passed over");
                         continue;
                     }
-                },
-            };
+                }
+            }
+            let Some(sender) = senders.get_mut(&ends) else { continue };
+            sender.heard = Instant::now();
             // A datagram too many is lost, as on any way.
-            drop(sender.try_send(buffer[..len].to_vec()));
+            drop(sender.datagrams.try_send(buffer[..len].to_vec()));
         }
+    }
+
+    /// Where a new sender's datagrams go.
+    async fn relayed(
+        &self,
+        opening: Opening,
+        socket: &Arc<tokio::net::UdpSocket>,
+        ends: Ends,
+        tasks: &mut JoinSet<()>,
+    ) -> io::Result<mpsc::Sender<Vec<u8>>> {
+        let place = self.senders.clone().try_acquire_owned().map_err(io::Error::other)?;
+        let backend = self.backend(opening).await?;
+        let (datagrams, queue) = mpsc::channel(DATAGRAMS_MAX);
+        let relayed = relay(backend, queue, socket.clone(), ends);
+        tasks.spawn(async move {
+            relayed.await;
+            drop(place);
+        });
+        Ok(datagrams)
     }
 
     /// A socket that speaks with a backend alone.
@@ -342,29 +383,61 @@ impl Desk {
     }
 }
 
+/// The sender that was heard least lately has no place any more; one that goes on begins anew.
+fn forget_idlest(senders: &mut BTreeMap<Ends, Sender>) {
+    let idlest = senders.iter().min_by_key(|(_, sender)| sender.heard).map(|(ends, _)| *ends);
+    if let Some(ends) = idlest {
+        senders.remove(&ends);
+    }
+}
+
 /// Datagrams of one sender to a backend and back, until there are none for a while or the backend refuses them.
 async fn relay(
     backend: tokio::net::UdpSocket,
     mut datagrams: mpsc::Receiver<Vec<u8>>,
     socket: Arc<tokio::net::UdpSocket>,
-    sender: SocketAddr,
+    (sender, at): Ends,
 ) {
-    let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+    let mut silence = SILENCE_MAX;
     loop {
         let turn = async {
             tokio::select! {
                 datagram = datagrams.recv() => match datagram {
-                    Some(datagram) => backend.send(&datagram).await.map(Some),
-                    None => Ok(None),
+                    Some(datagram) => backend.send(&datagram).await.map(|_| Turn::Sent),
+                    None => Ok(Turn::Over),
                 },
-                answer = backend.recv(&mut buffer) => socket.send_to(&buffer[..answer?], sender).await.map(Some),
+                ready = backend.readable() => ready.map(|()| Turn::Answered),
             }
         };
-        match timeout(SILENCE_MAX, turn).await {
-            Ok(Ok(Some(_))) => {}
-            Ok(Ok(None)) | Err(_) => return,
-            Ok(Err(error)) => return debug!(%sender, %error, "datagrams end"),
+        let turn = match timeout(silence, turn).await {
+            Ok(Ok(Turn::Answered)) => pass_on(&backend, &socket, (sender, at)).await.map(|()| Turn::Answered),
+            Ok(turn) => turn,
+            Err(_) => return,
+        };
+        match turn {
+            Ok(Turn::Sent) => {}
+            Ok(Turn::Answered) => silence = SILENCE_WHEN_ANSWERED_MAX,
+            Ok(Turn::Over) => return,
+            Err(error) => return debug!(%sender, %error, "datagrams end"),
         }
+    }
+}
+
+/// What happened to a sender's datagrams.
+enum Turn {
+    Sent,
+    Answered,
+    Over,
+}
+
+/// An answer. Room for it is taken when it is there: most senders wait.
+async fn pass_on(backend: &tokio::net::UdpSocket, socket: &tokio::net::UdpSocket, (sender, at): Ends) -> io::Result<()> {
+    let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+    match backend.try_recv(&mut buffer) {
+        Ok(len) => datagram::answer(socket, &buffer[..len], sender, at).await,
+        // It was another's to hear, like an error that has been told.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -388,4 +461,19 @@ fn reset(stream: TcpStream) {
         debug!(%error, "a connection ends in order instead of by a reset");
     }
     drop(stream);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sender_that_was_heard_least_lately_makes_room() {
+        let begin = Instant::now();
+        let sender = |ms| Sender { datagrams: mpsc::channel(1).0, heard: begin + Duration::from_millis(ms) };
+        let at = |port| (SocketAddrV4::new(Ipv4Addr::LOCALHOST, port), Ipv4Addr::LOCALHOST);
+        let mut senders = BTreeMap::from([(at(1), sender(20)), (at(2), sender(10)), (at(3), sender(30))]);
+        forget_idlest(&mut senders);
+        assert_eq!(senders.keys().copied().collect::<Vec<_>>(), [at(1), at(3)]);
+    }
 }

@@ -11,14 +11,13 @@ use rcluster_api::wire::v1;
 use rcluster_netd::core::rules::elements::Element;
 use rcluster_netd::kernel::netlink::Netlink;
 use rcluster_netd::kernel::nft;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::support::dns::resolve;
+use crate::support::traffic::at_once;
 use crate::support::{DEADLINE, Lab, eventually, network};
 
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 200);
-
-/// A refusal that comes as fast as a packet travels; a timeout would take seconds.
-const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// A task with its host's index and the last octet of its address.
 pub type Place = (&'static str, usize, u8);
@@ -190,9 +189,8 @@ fn a_service_without_endpoints_and_one_of_another_network_refuse_at_once() {
     lab.hosts[0].attach("stranger", &[("back", "10.128.1.2")]).unwrap();
     drop(connect(&lab, CLIENT));
     let refused = |task: &str| {
-        let started = Instant::now();
-        let error = lab.hosts[0].connect(task, &format!("{VIP}:80")).unwrap_err();
-        assert!(error.kind() == ErrorKind::ConnectionRefused && started.elapsed() < AT_ONCE, "{task}: {error}, {:?}", started.elapsed());
+        let error = at_once(&lab.hosts[0], Some(task), task, || lab.hosts[0].connect(task, &format!("{VIP}:80"))).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{task}: {error}");
     };
     refused("stranger");
     let mut idle = front(&web);
@@ -237,10 +235,10 @@ fn babble(socket: UdpSocket) -> mpsc::Receiver<(Instant, Option<u8>)> {
     told
 }
 
-/// The first answer of this endpoint after `begun` comes within a second.
+/// The first answer of this endpoint after `begun` comes soon: a flow that is not forgotten would be led elsewhere as long as its client sends.
 fn answers_soon(told: &mpsc::Receiver<(Instant, Option<u8>)>, endpoint: u8, begun: Instant) {
     let (at, _) = told.iter().find(|(at, answer)| *at > begun && (*answer == Some(endpoint) || begun.elapsed() > DEADLINE)).unwrap();
-    assert!(at - begun < Duration::from_secs(1), "10.128.0.{endpoint} answers after {:?}", at - begun);
+    assert!(at - begun < Duration::from_secs(3), "10.128.0.{endpoint} answers after {:?}", at - begun);
 }
 
 #[test]
@@ -350,6 +348,58 @@ fn a_restarted_netd_changes_nothing_and_mends_what_someone_broke() {
     });
     stream.write_all(b"x").unwrap();
     stream.read_exact(&mut [0]).unwrap();
+}
+
+/// A segment of TCP, its checksum right, with a sequence number from far outside of any window.
+fn stray_segment(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), sequence: u32) -> Vec<u8> {
+    let mut segment = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
+    segment.extend(sequence.to_be_bytes());
+    segment.extend([0; 4]);
+    // A header of five words; ACK and PSH; a window, no checksum yet, nothing urgent; and its text.
+    segment.extend([0x50, 0x18, 0x10, 0, 0, 0, 0, 0]);
+    segment.extend(b"stray!");
+    let mut summed = [from.0.octets(), to.0.octets()].concat();
+    summed.extend([0, 6, 0, u8::try_from(segment.len()).unwrap()]);
+    summed.extend(&segment);
+    let words: u32 = summed.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
+    let folded = (words & 0xffff) + (words >> 16);
+    let [_, _, high, low] = (!((folded & 0xffff) + (folded >> 16))).to_be_bytes();
+    (segment[16], segment[17]) = (high, low);
+    segment
+}
+
+#[test]
+fn a_segment_outside_of_the_window_comes_from_the_services_address_as_all_do() {
+    let web: [Place; 1] = [("t2", 1, 12)];
+    let lab = balanced(2, &web, v1::Affinity::Unspecified);
+    serve(&lab, web[0]);
+    let mut stream = connect(&lab, CLIENT).0;
+    let client = stream.local_addr().unwrap();
+    let IpAddr::V4(ip) = client.ip() else { panic!("not IPv4") };
+    let mut ear = lab.hosts[0].inside("client", || Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP))).unwrap();
+    ear.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut from_whom = BTreeSet::new();
+    // One of the two is outside, whatever the window is.
+    for sequence in [1, 1 << 31] {
+        let segment = stray_segment((Ipv4Addr::new(10, 128, 0, 12), 80), (ip, client.port()), sequence);
+        lab.hosts[1].inside("t2", move || {
+            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP)).unwrap();
+            socket.send_to(&segment, &client.into()).unwrap();
+        });
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+    }
+    // The echoes came after the strays.
+    let mut echoes = 0;
+    while echoes < 2 {
+        let mut packet = [0; 2048];
+        let len = ear.read(&mut packet).unwrap();
+        if packet[22..24] == client.port().to_be_bytes() {
+            from_whom.insert(Ipv4Addr::new(packet[12], packet[13], packet[14], packet[15]));
+            echoes += usize::from(packet[..len].ends_with(b"x"));
+        }
+    }
+    assert_eq!(from_whom, BTreeSet::from([VIP]));
 }
 
 #[test]

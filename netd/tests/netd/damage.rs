@@ -15,7 +15,7 @@ use rcluster_netd::kernel::nft::{self, Change};
 use crate::balance::{Place, VIP, address, balanced, front, service};
 use crate::support::dns::resolve;
 use crate::support::seen::{OUR_NEIGHBOURS, OUR_ROUTES, batch, differences, seen, show};
-use crate::support::{Host, Lab, chance, network, rounds};
+use crate::support::{Host, Lab, chance, network, numbered, published, rounds};
 
 /// Rounds in which the kernel is broken.
 const ROUNDS: u64 = 200;
@@ -111,7 +111,7 @@ impl Breaker {
 
     fn sysctl(&mut self, name: &str) {
         if self.one_in(8) {
-            std::fs::write(format!("/proc/sys/net/ipv4/{name}"), "0").unwrap();
+            std::fs::write(format!("/proc/sys/net/{name}"), "0").unwrap();
             self.done.push(format!("sysctl {name} 0"));
         }
     }
@@ -151,6 +151,26 @@ impl Breaker {
         }
     }
 
+    /// Rules by which marks choose routes.
+    fn selectors(&mut self) {
+        for preference in [100, 1000] {
+            if self.one_in(8) {
+                self.ip.push(format!("rule del pref {preference}"));
+            }
+        }
+    }
+
+    /// Ports that lead into the router.
+    fn ports(&mut self) {
+        let mut netlink = Netlink::open(nft::NETLINK_NETFILTER).unwrap();
+        for (key, _) in nft::read_in(&mut netlink, host::TABLE, &host::PORTS).unwrap() {
+            if self.one_in(4) {
+                nft::change_in(&mut netlink, host::TABLE, &[Change { add: false, set: &host::PORTS, key: &key, data: &[] }]).unwrap();
+                self.done.push(format!("removed port {key:?}"));
+            }
+        }
+    }
+
     /// Nodes that VXLAN is taken from.
     fn peers(&mut self) {
         let mut netlink = Netlink::open(nft::NETLINK_NETFILTER).unwrap();
@@ -185,11 +205,13 @@ fn break_router(rng: StdRng, devices: &[String]) -> Vec<String> {
     if !breaker.empties(TABLE) {
         breaker.elements();
     }
-    breaker.sysctl("ip_forward");
-    breaker.sysctl("conf/all/rp_filter");
+    breaker.sysctl("ipv4/ip_forward");
+    breaker.sysctl("ipv4/conf/all/rp_filter");
+    breaker.sysctl("netfilter/nf_conntrack_tcp_be_liberal");
     breaker.paths();
+    breaker.selectors();
     breaker.forwards();
-    for (device, addresses) in [("lo", "del 169.254.53.53/32"), ("up", "flush")] {
+    for (device, addresses) in [("lo", "del 169.254.53.53/32"), ("up", "flush"), ("ing", "flush")] {
         if breaker.one_in(12) {
             breaker.ip.push(format!("addr {addresses} dev {device}"));
         }
@@ -202,8 +224,9 @@ fn break_host(rng: StdRng) -> Vec<String> {
     let mut breaker = Breaker::new(rng);
     if !breaker.empties(host::TABLE) {
         breaker.peers();
+        breaker.ports();
     }
-    breaker.sysctl("ip_forward");
+    breaker.sysctl("ipv4/ip_forward");
     if breaker.one_in(12) {
         breaker.ip.push("addr flush dev rcl-up".to_owned());
     }
@@ -240,6 +263,7 @@ fn break_some(host: &Host, rng: &mut StdRng, in_pods: bool) -> Vec<String> {
 /// One of the pictures, and what the kernel holds when it is obeyed.
 struct Wanted {
     networks: Vec<v1::NetworkView>,
+    ports: Vec<v1::PublishedView>,
     whole: BTreeSet<String>,
 }
 
@@ -247,13 +271,30 @@ struct Wanted {
 fn networks(rng: &mut StdRng) -> Vec<v1::NetworkView> {
     let web: Vec<Place> = WEB.into_iter().chain(MORE).filter(|_| rng.random_ratio(2, 3)).collect();
     let back: &[(&str, usize, u8)] = if rng.random() { &[("t4", 0, 2), ("t5", 1, 3)] } else { &[("t4", 0, 2)] };
-    vec![front(&web), network("back", 1, back)]
+    let mut front = front(&web);
+    if rng.random() {
+        let ports = vec![v1::PolicyPort { protocol: v1::Protocol::Tcp.into(), first: 80, last: rng.random_range(80..90) }];
+        let all = v1::AllowView { from_all: true, to_all: true, ports, ..Default::default() };
+        let outside = v1::AllowView { from_cidrs: vec!["203.0.113.0/24".into()], to_all: true, ..Default::default() };
+        front.policy = Some(v1::NetworkPolicyView { allow: vec![all, outside] });
+    }
+    vec![front, network("back", 1, back)]
+}
+
+/// Published ports by chance, one of them not for everybody.
+fn ports(rng: &mut StdRng) -> Vec<v1::PublishedView> {
+    let mut guarded = published(8081, 80, &WEB[..1]);
+    guarded.ports[0].allow_from = vec![format!("203.0.113.{}/32", rng.random_range(1..9)), "198.51.100.0/24".into()];
+    [published(8080, 80, &WEB), guarded].into_iter().filter(|_| rng.random_ratio(2, 3)).collect()
 }
 
 /// Gives the first host a picture twice: when it comes again, it is answered after a look at the kernel. What was broken may be in the way of
 /// what is new in it the first time.
-fn apply(lab: &Lab, revision: u64, networks: &[v1::NetworkView]) {
-    let view = || v1::NetView { services: vec![service(v1::Affinity::Unspecified)], ..lab.view(0, revision, networks) };
+fn apply(lab: &Lab, revision: u64, networks: &[v1::NetworkView], ports: &[v1::PublishedView]) {
+    let view = || {
+        let view = v1::NetView { services: vec![service(v1::Affinity::Unspecified)], ..lab.view(0, revision, networks) };
+        numbered(v1::NetView { published: ports.to_vec(), ..view })
+    };
     lab.hosts[0].apply(view()).unwrap();
     let answer = lab.hosts[0].apply(view()).unwrap();
     assert_eq!((answer.revision, answer.problems), (revision, vec![]));
@@ -264,14 +305,14 @@ fn one_look_mends_whatever_was_broken_and_the_next_finds_nothing() {
     let (seed, mut rng) = chance();
     let mut lab = balanced(2, &WEB, v1::Affinity::Unspecified);
     let mut revision = 2;
-    apply(&lab, revision, &[front(&WEB), network("back", 1, &[("t4", 0, 2)])]);
+    apply(&lab, revision, &[front(&WEB), network("back", 1, &[("t4", 0, 2)])], &[]);
     lab.hosts[0].attach("t4", &[("back", "10.128.1.2")]).unwrap();
     let wanted: Vec<Wanted> = (0..PICTURES)
         .map(|_| {
-            let networks = networks(&mut rng);
+            let (networks, ports) = (networks(&mut rng), ports(&mut rng));
             revision += 1;
-            apply(&lab, revision, &networks);
-            Wanted { networks, whole: seen(&lab.hosts[0], &PODS) }
+            apply(&lab, revision, &networks, &ports);
+            Wanted { networks, ports, whole: seen(&lab.hosts[0], &PODS) }
         })
         .collect();
     let mut now = wanted.last().expect("there are some");
@@ -293,15 +334,15 @@ fn one_look_mends_whatever_was_broken_and_the_next_finds_nothing() {
             now = &wanted[rng.random_range(0..wanted.len())];
             revision += 1;
         }
-        apply(&lab, revision, &now.networks);
+        apply(&lab, revision, &now.networks, &now.ports);
         assert_eq!(differences(&now.whole, &seen(&lab.hosts[0], &PODS)), Vec::<String>::new(), "{what}");
         let after = lab.hosts[0].status().unwrap().repairs;
-        apply(&lab, revision, &now.networks);
+        apply(&lab, revision, &now.networks, &now.ports);
         assert_eq!(lab.hosts[0].status().unwrap().repairs, after, "a second time, {what}");
         repairs += after - before;
     }
     assert!(repairs > rounds(ROUNDS), "{repairs} repairs: nothing was broken");
-    apply(&lab, revision + 1, &[front(&WEB), network("back", 1, &[("t4", 0, 2)])]);
+    apply(&lab, revision + 1, &[front(&WEB), network("back", 1, &[("t4", 0, 2)])], &[]);
     for (task, host, last) in WEB {
         let _listener = lab.hosts[host].listen(task, &format!("{}:80", address(last)));
         lab.hosts[0].connect("client", &format!("{}:80", address(last))).unwrap();

@@ -223,6 +223,39 @@ fn the_kernel_takes_whatever_rules_are_made_of_and_shows_it_as_it_was_given() {
     });
 }
 
+#[test]
+fn rules_are_replaced_with_their_elements_or_not_at_all() {
+    let lab = Lab::wire(1);
+    lab.hosts[0].here(|| {
+        let mut netlink = Netlink::open(nft::NETLINK_NETFILTER).unwrap();
+        let (old, new) = (entries("r2", 2), entries("h64", 3));
+        nft::load_with(&mut netlink, &everything(), &changes(true, &old)).unwrap();
+        nft::load_with(&mut netlink, &everything(), &changes(true, &new)).unwrap();
+        for (set, key, data) in &new {
+            assert_eq!(nft::read(&mut netlink, set).unwrap(), [(key.clone(), data.clone())], "{set}");
+        }
+        // To a chain that is not there.
+        nft::load_with(&mut netlink, &everything(), &changes(true, &entries("nowhere", 4))).unwrap_err();
+        for (set, key, data) in &new {
+            assert_eq!(nft::read(&mut netlink, set).unwrap(), [(key.clone(), data.clone())], "{set}");
+        }
+    });
+}
+
+#[test]
+fn the_kernel_takes_a_transaction_however_large() {
+    let lab = Lab::wire(1);
+    lab.hosts[0].here(|| {
+        let mut netlink = Netlink::open(nft::NETLINK_NETFILTER).unwrap();
+        nft::load(&mut netlink, &everything()).unwrap();
+        // More than the socket's first buffer holds, which the kernel makes twice as large as is asked for.
+        let keys: Vec<Vec<u8>> = (0..400_000_u128).map(|number| encode(&[Value::Address6(Ipv6Addr::from(number))])).collect();
+        let changes: Vec<nft::Change<'_>> = keys.iter().map(|key| nft::Change { add: true, set: &HELD6, key, data: &[] }).collect();
+        nft::change(&mut netlink, &changes).unwrap();
+        assert_eq!(nft::read(&mut netlink, &HELD6).unwrap().len(), keys.len());
+    });
+}
+
 type Entry = (&'static Set, Vec<u8>, Vec<u8>);
 
 /// An element of each shape; the data of maps depend on `chain` and `last`.

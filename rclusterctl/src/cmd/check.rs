@@ -1,6 +1,7 @@
 //! `check`: what is wrong with managers, nodes and their networks, as they tell it themselves.
 
-use rcluster_api::object::{Kind, Node, NodeState, Object};
+use rcluster_api::network::{NodeNetwork, Port};
+use rcluster_api::object::{Kind, Node, NodeState, Object, Service, Task};
 use rcluster_api::rest::ClusterJson;
 use rcluster_api::wire::v1;
 use serde::Serialize;
@@ -21,29 +22,51 @@ struct Fault {
 /// `check`.
 pub async fn check(mut session: Session, out: Out) -> Result<(), CliError> {
     let cluster = views::cluster(session.cluster().await?);
-    let nodes: Vec<Node> = session.list(Kind::Node, "", "").await?.into_iter().filter_map(node).collect();
-    let pools = session.call(|mut client| async move { client.update_pools(v1::UpdatePoolsRequest::default()).await }).await?.pools;
-    let faults = faults(&cluster, &nodes, &pools);
+    let mut told = Told::default();
+    let whole = ask(&mut session, &mut told).await;
+    let mut faults = faults(&cluster, &told);
+    // Without a leader, say, what they tell on their own is worth the more.
+    faults
+        .extend(whole.err().map(|error| Fault { at: "managers".to_owned(), what: format!("they do not tell all that is asked: {error}") }));
     if out.is_table() {
         output::data(&faults.iter().map(|Fault { at, what }| format!("{at}: {what}\n")).collect::<String>())?;
     } else {
         out.value(&faults)?;
     }
     if faults.is_empty() {
-        return output::talk(&format!("nothing is wrong with {} managers and {} nodes", cluster.managers.len(), nodes.len()));
+        return output::talk(&format!("nothing is wrong with {} managers and {} nodes", cluster.managers.len(), told.nodes.len()));
     }
     let count = if faults.len() == 1 { "1 thing is".to_owned() } else { format!("{} things are", faults.len()) };
     Err(CliError::refused(format!("{count} wrong"), "rclusterctl audit compares what nodes hold with what is wanted"))
 }
 
-fn node(object: Object) -> Option<Node> {
-    match object {
-        Object::Node(node) => Some(node),
-        _ => None,
-    }
+/// What the managers tell of the cluster.
+#[derive(Debug, Default)]
+struct Told {
+    nodes: Vec<Node>,
+    services: Vec<Service>,
+    tasks: Vec<Task>,
+    pools: Vec<v1::PoolStatus>,
 }
 
-fn faults(cluster: &ClusterJson, nodes: &[Node], pools: &[v1::PoolStatus]) -> Vec<Fault> {
+/// Gathers it, as far as it is told.
+async fn ask(session: &mut Session, told: &mut Told) -> Result<(), CliError> {
+    for kind in [Kind::Node, Kind::Service, Kind::Task] {
+        for object in session.list(kind, "", "").await? {
+            match object {
+                Object::Node(node) => told.nodes.push(node),
+                Object::Service(service) => told.services.push(service),
+                Object::Task(task) => told.tasks.push(*task),
+                _ => {}
+            }
+        }
+    }
+    told.pools = session.call(|mut client| async move { client.update_pools(v1::UpdatePoolsRequest::default()).await }).await?.pools;
+    Ok(())
+}
+
+fn faults(cluster: &ClusterJson, told: &Told) -> Vec<Fault> {
+    let Told { nodes, services, tasks, pools } = told;
     let mut faults = Vec::new();
     let mut say = |at: &str, what: String| faults.push(Fault { at: at.to_owned(), what });
     for manager in cluster.managers.iter().filter(|manager| !manager.reachable) {
@@ -62,7 +85,10 @@ fn faults(cluster: &ClusterJson, nodes: &[Node], pools: &[v1::PoolStatus]) -> Ve
         }
         match &node.description.network {
             None => say(node.name(), "its netd has not told of its network: look whether rcluster-netd runs there".to_owned()),
-            Some(network) => network.conditions.iter().for_each(|condition| say(node.name(), condition.clone())),
+            Some(network) => {
+                network.conditions.iter().for_each(|condition| say(node.name(), condition.clone()));
+                withheld(node, network, services, tasks).into_iter().for_each(|what| say(node.name(), what));
+            }
         }
     }
     for pool in pools.iter().filter(|pool| pool.free == 0) {
@@ -71,15 +97,31 @@ fn faults(cluster: &ClusterJson, nodes: &[Node], pools: &[v1::PoolStatus]) -> Ve
     faults
 }
 
+/// The ports that services publish at a node and that programs of its host have.
+fn withheld(node: &Node, network: &NodeNetwork, services: &[Service], tasks: &[Task]) -> Vec<String> {
+    let mut said = Vec::new();
+    for service in services {
+        let runs_here =
+            || tasks.iter().any(|task| task.service_id == service.id && task.node_id.as_ref() == Some(&node.id) && task.may_run());
+        let ports = service.spec.ports.iter().flat_map(Port::node_ports);
+        for (port, _) in ports.filter(|(_, of_tasks)| !of_tasks || runs_here()) {
+            let held = network.held_ports.iter().find(|held| (held.protocol, held.port) == (port.protocol, port.number));
+            said.extend(held.map(|held| format!("{port} is held by {}: it is not opened for service {}", held.by, service.spec.name)));
+        }
+    }
+    said
+}
+
 fn because(message: &str) -> String {
     if message.is_empty() { String::new() } else { format!(": {message}") }
 }
 
 #[cfg(test)]
 mod tests {
-    use rcluster_api::network::NodeNetwork;
+    use rcluster_api::network::{HeldPort, Protocol};
     use rcluster_api::object::{Availability, NodeDescription, Stamp};
     use rcluster_api::rest::ManagerJson;
+    use rcluster_api::spec::ServiceSpec;
 
     use super::*;
 
@@ -119,19 +161,28 @@ mod tests {
             number: 1,
         };
         let narrow = NodeNetwork { conditions: vec!["the path is narrow".to_owned()], ..NodeNetwork::default() };
+        let held = |port| HeldPort { protocol: Protocol::Tcp, port, by: "nginx (pid 812)".to_owned() };
+        let holds = NodeNetwork { held_ports: vec![held(79), held(80), held(81)], ..NodeNetwork::default() };
+        let spec = serde_json::json!({"containers": [{"image": "a"}], "networks": ["lab"],
+            "ports": ["80:80", {"target": 80, "published": 81, "mode": "host"}]});
+        let spec = ServiceSpec { name: "web".to_owned(), ..serde_json::from_value(spec).unwrap() };
+        let service = Service { id: "web".into(), stamp: Stamp::default(), spec, spec_version: 1, removing: false, vips: Vec::new() };
         let nodes = [
-            node("n1", NodeState::Ready, Some(NodeNetwork::default())),
+            node("n1", NodeState::Ready, Some(holds)),
             node("n2", NodeState::Down, Some(narrow.clone())),
             node("n3", NodeState::Ready, Some(narrow)),
             node("n4", NodeState::Ready, None),
         ];
         let pool = |cidr: &str, free| v1::PoolStatus { cidr: cidr.to_owned(), prefix: 24, subnets: 4, free };
-        let found = faults(&cluster, &nodes, &[pool("10.128.0.0/9", 0), pool("10.64.0.0/22", 1)]);
+        let pools = vec![pool("10.128.0.0/9", 0), pool("10.64.0.0/22", 1)];
+        let told = Told { nodes: nodes.to_vec(), services: vec![service], tasks: Vec::new(), pools };
+        let found = faults(&cluster, &told);
         let lines: Vec<String> = found.iter().map(|Fault { at, what }| format!("{at}: {what}")).collect();
         assert_eq!(
             lines,
             [
                 "m3: the manager at m3:7443 is not reached",
+                "n1: tcp port 80 is held by nginx (pid 812): it is not opened for service web",
                 "n2: the node is down: no beat for 3 s",
                 "n3: the path is narrow",
                 "n4: its netd has not told of its network: look whether rcluster-netd runs there",

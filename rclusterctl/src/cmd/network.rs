@@ -1,5 +1,6 @@
 //! `network create`, `network inspect` and `network pool`.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use rcluster_api::client::{idempotency_key, keyed};
@@ -9,7 +10,6 @@ use rcluster_api::spec::{NetworkSpec, Spec};
 use rcluster_api::task::TaskState;
 use rcluster_api::validate;
 use rcluster_api::wire::v1;
-use rcluster_base::clock::unix_ms;
 use serde::Serialize;
 
 use crate::args::{Format, NetworkCreate, PoolCommand};
@@ -65,7 +65,7 @@ struct Inspected {
     #[serde(flatten)]
     network: NetworkJson,
     usage: Usage,
-    /// From which its subnet was chosen; absent: it was asked for.
+    /// From which its subnet was chosen; absent: it was asked for, or the managers do not tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pool: Option<String>,
     /// In their order.
@@ -81,17 +81,18 @@ struct Usage {
 }
 
 /// One address with who has it.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize)]
 struct Address {
     ip: Ipv4Addr,
     /// task or service.
     kind: &'static str,
+    /// Empty: of a service that has gone.
     name: String,
     id: String,
     /// Of a task.
     #[serde(skip_serializing_if = "String::is_empty")]
     node: String,
-    /// Of a task: its state, or that the address rests.
+    /// Of a task: its state; of either, that the address rests.
     #[serde(skip_serializing_if = "String::is_empty")]
     state: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -109,17 +110,15 @@ pub async fn inspect(mut session: Session, out: Out, name: &str) -> Result<(), C
     let Some(network) = found else {
         return Err(CliError::refused(format!("there is no network {name}"), "see rclusterctl get networks"));
     };
-    let mut tasks: Vec<Task> = Vec::new();
-    let mut services: Vec<Service> = Vec::new();
-    for object in [session.list(Kind::Task, "", "").await?, session.list(Kind::Service, "", "").await?].into_iter().flatten() {
-        match object {
-            Object::Task(task) => tasks.push(*task),
-            Object::Service(service) => services.push(service),
-            _ => {}
-        }
-    }
-    let pools = pools(&mut session, Vec::new()).await?;
-    let inspected = inspected(&network, &tasks, &services, &pools, unix_ms());
+    let (tasks, now_ms) = session.list_at(Kind::Task, "", "").await?;
+    let tasks: Vec<Task> =
+        tasks.into_iter().filter_map(|object| if let Object::Task(task) = object { Some(*task) } else { None }).collect();
+    let services = session.list(Kind::Service, "", "").await?.into_iter();
+    let services: Vec<Service> =
+        services.filter_map(|object| if let Object::Service(service) = object { Some(service) } else { None }).collect();
+    // A manager of before has none to tell of.
+    let pools = pools(&mut session, Vec::new()).await.unwrap_or_default();
+    let inspected = inspected(&network, &tasks, &services, &pools, now_ms);
     match out.format {
         Format::Name => output::data(&format!("network/{}\n", network.spec.name)),
         Format::Yaml => out.value(&inspected),
@@ -128,35 +127,55 @@ pub async fn inspect(mut session: Session, out: Out, name: &str) -> Result<(), C
 }
 
 fn inspected(network: &Network, tasks: &[Task], services: &[Service], pools: &[v1::PoolStatus], now_ms: u64) -> Inspected {
-    let mut addresses: Vec<Address> = Vec::new();
+    // Of several that have had an address: who has it, else who had it last.
+    let mut by_ip: BTreeMap<Ipv4Addr, ((bool, u64), Address)> = BTreeMap::new();
+    let mut add = |since_ms: u64, address: Address| {
+        let rank = (address.state != RESTING, since_ms);
+        if by_ip.get(&address.ip).is_none_or(|(known, _)| *known < rank) {
+            by_ip.insert(address.ip, (rank, address));
+        }
+    };
+    let has_rested = |since_ms: u64| since_ms.saturating_add(REST_MS) <= now_ms;
     for task in tasks {
         let ended = task.status.state.is_terminal() && task.status.state != TaskState::Orphaned;
-        if ended && (task.node_id.is_none() || task.stamp.updated_at_ms.saturating_add(REST_MS) <= now_ms) {
+        if ended && (task.node_id.is_none() || has_rested(task.stamp.updated_at_ms)) {
             continue;
         }
-        let state = if ended { RESTING.to_owned() } else { task.status.state.to_string() };
-        addresses.extend(task.networks.iter().filter(|attached| attached.network_id == network.id).map(|attached| Address {
-            ip: attached.ip,
-            kind: "task",
-            name: task.name.clone(),
-            id: task.id.to_string(),
-            node: task.node.clone(),
-            state: state.clone(),
-            aliases: attached.aliases.clone(),
-        }));
+        for attached in task.networks.iter().filter(|attached| attached.network_id == network.id) {
+            let address = Address {
+                ip: attached.ip,
+                kind: "task",
+                name: task.name.clone(),
+                id: task.id.to_string(),
+                node: task.node.clone(),
+                state: if ended { RESTING.to_owned() } else { task.status.state.to_string() },
+                aliases: attached.aliases.clone(),
+            };
+            add(task.stamp.updated_at_ms, address);
+        }
     }
+    let of_service = |ip: Ipv4Addr, name: String, id: String| Address {
+        ip,
+        kind: "service",
+        name,
+        id,
+        node: String::new(),
+        state: String::new(),
+        aliases: Vec::new(),
+    };
     for service in services {
-        addresses.extend(service.vips.iter().filter(|vip| vip.network_id == network.id).map(|vip| Address {
-            ip: vip.ip,
-            kind: "service",
-            name: service.spec.name.clone(),
-            id: service.id.to_string(),
-            node: String::new(),
-            state: String::new(),
-            aliases: service.spec.networks.iter().filter(|on| on.network == vip.network).flat_map(|on| on.aliases.clone()).collect(),
-        }));
+        for vip in service.vips.iter().filter(|vip| vip.network_id == network.id) {
+            let on = service.spec.networks.iter().filter(|on| on.network == vip.network);
+            let aliases = on.flat_map(|on| on.aliases.clone()).collect();
+            add(0, Address { aliases, ..of_service(vip.ip, service.spec.name.clone(), service.id.to_string()) });
+        }
     }
-    addresses.sort();
+    for vip in network.resting_vips.iter().filter(|vip| !has_rested(vip.since_ms)) {
+        let service = services.iter().find(|service| service.id == vip.service_id);
+        let name = service.map(|service| service.spec.name.clone()).unwrap_or_default();
+        add(vip.since_ms, Address { state: RESTING.to_owned(), ..of_service(vip.ip, name, vip.service_id.to_string()) });
+    }
+    let addresses: Vec<Address> = by_ip.into_values().map(|(_, address)| address).collect();
     let resting = addresses.iter().filter(|address| address.state == RESTING).count();
     // The first two and the last are not given out.
     let size = network.subnet.map_or(0, |subnet| (u32::from(subnet.broadcast()) - u32::from(subnet.network())).saturating_sub(2));
@@ -230,7 +249,7 @@ pub async fn pool(mut session: Session, out: Out, command: PoolCommand) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use rcluster_api::object::{ServiceVip, Stamp, TaskNetwork, TaskStatus};
+    use rcluster_api::object::{RestingVip, ServiceVip, Stamp, TaskNetwork, TaskStatus};
     use rcluster_api::spec::{ServiceSpec, TaskTemplate};
 
     use super::*;
@@ -266,7 +285,8 @@ mod tests {
         let spec = NetworkSpec { name: "lab".to_owned(), ..NetworkSpec::default() };
         let subnet = Some("10.128.3.0/29".parse().unwrap());
         let stamp = Stamp::default();
-        let network = Network { id: "lab".into(), stamp, spec, vni: Some(4096), subnet, ip_cursor: 0, removing: false };
+        let vni = Some(4096);
+        let network = Network { id: "lab".into(), stamp, spec, vni, subnet, ip_cursor: 0, removing: false, resting_vips: Vec::new() };
         let spec = serde_json::json!({"containers": [{"image": "a"}], "networks": [{"network": "lab", "aliases": ["www"]}]});
         let spec = ServiceSpec { name: "web".to_owned(), ..serde_json::from_value(spec).unwrap() };
         let vip = ServiceVip { network_id: "lab".into(), network: "lab".to_owned(), ip: [10, 128, 3, 6].into() };
@@ -297,6 +317,34 @@ mod tests {
             ]
         );
         assert_eq!(at(160_000).usage, Usage { used: 3, resting: 0, size: 5 });
+    }
+
+    #[test]
+    fn an_address_is_told_once_with_who_has_it_else_who_had_it_last() {
+        let spec = NetworkSpec { name: "lab".to_owned(), ..NetworkSpec::default() };
+        let subnet = Some("10.128.3.0/29".parse().unwrap());
+        let resting = |last: u8, since_ms| RestingVip { ip: [10, 128, 3, last].into(), service_id: "gone".into(), since_ms };
+        let network = Network {
+            id: "lab".into(),
+            stamp: Stamp::default(),
+            spec,
+            vni: Some(4096),
+            subnet,
+            ip_cursor: 0,
+            removing: false,
+            resting_vips: vec![resting(2, 110_000), resting(3, 99_000), resting(4, 110_000), resting(5, 40_000)],
+        };
+        let tasks = [
+            task("web.1", [10, 128, 3, 2], TaskState::Failed),
+            task("web.1", [10, 128, 3, 3], TaskState::Failed),
+            task("web.2", [10, 128, 3, 4], TaskState::Failed),
+            task("web.3", [10, 128, 3, 4], TaskState::Running),
+        ];
+        let inspected = inspected(&network, &tasks, &[], &[], 120_000);
+        let told: Vec<String> =
+            inspected.addresses.iter().map(|address| format!("{} {} {}", address.ip, address.id, address.state)).collect();
+        assert_eq!(told, ["10.128.3.2 gone resting", "10.128.3.3 web.1 resting", "10.128.3.4 web.3 running"]);
+        assert_eq!(inspected.usage, Usage { used: 1, resting: 2, size: 5 });
     }
 
     #[test]

@@ -108,6 +108,7 @@ impl State {
                     subnet,
                     ip_cursor: 0,
                     removing: false,
+                    resting_vips: Vec::new(),
                 }));
             }
             Spec::Data(spec) => return Err(ApiError::new(ErrorCode::Internal, format!("no test makes {}", spec.name))),
@@ -285,7 +286,8 @@ impl Control for Manager {
         let kind = convert::kind(kind).map_err(ApiError::from)?;
         let nodes = if kind == Kind::Node { nodes(&name) } else { Vec::new() };
         let objects = state.named(kind, &name).into_iter().chain(nodes).map(Into::into).collect();
-        Ok(Response::new(v1::ListResponse { revision: state.revision, objects }))
+        // A minute after all that has happened.
+        Ok(Response::new(v1::ListResponse { revision: state.revision, objects, now_ms: 1_795_255_260_000 }))
     }
 
     type WatchStream = Answer<v1::WatchResponse>;

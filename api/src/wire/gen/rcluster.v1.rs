@@ -1733,13 +1733,13 @@ pub struct VipView {
     #[prost(string, repeated, tag = "4")]
     pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-/// A published port with the tasks behind it.
+/// Published ports of a service with the tasks behind each of them.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PublishedView {
     #[prost(string, tag = "1")]
     pub service_id: ::prost::alloc::string::String,
-    #[prost(message, optional, tag = "2")]
-    pub port: ::core::option::Option<Port>,
+    #[prost(message, repeated, tag = "2")]
+    pub ports: ::prost::alloc::vec::Vec<Port>,
     #[prost(message, repeated, tag = "3")]
     pub backends: ::prost::alloc::vec::Vec<BackendView>,
 }
@@ -2066,6 +2066,21 @@ pub struct Network {
     /// control
     #[prost(bool, tag = "6")]
     pub removing: bool,
+    /// allocator
+    #[prost(message, repeated, tag = "7")]
+    pub resting_vips: ::prost::alloc::vec::Vec<RestingVip>,
+}
+/// An address that was a service's and rests.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestingVip {
+    #[prost(string, tag = "1")]
+    pub ip: ::prost::alloc::string::String,
+    /// whose it was
+    #[prost(string, tag = "2")]
+    pub service_id: ::prost::alloc::string::String,
+    /// Unix time, by the proposer
+    #[prost(uint64, tag = "3")]
+    pub since_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Event {
@@ -3124,6 +3139,9 @@ pub struct ListResponse {
     pub revision: u64,
     #[prost(message, repeated, tag = "2")]
     pub objects: ::prost::alloc::vec::Vec<Object>,
+    /// by the clock of who answers, Unix time; 0: not told
+    #[prost(uint64, tag = "3")]
+    pub now_ms: u64,
 }
 /// The objects as they are, then every change, without a gap; or, for who has seen a revision already, every change after it. Any manager
 /// answers, with nothing older than what was committed before the call.

@@ -7,7 +7,7 @@ use rcluster_api::id::{NetworkId, ServiceId};
 use rcluster_api::object::{Network, Service, ServiceVip, Task, TaskNetwork};
 use rcluster_api::spec::NetworkAttachment;
 
-use super::{REST_LEAST_MS, holds_addresses, ipam, pools, rests_until_ms, taken, usage};
+use super::{REST_LEAST_MS, holds_addresses, ipam, pools, rests_until_ms, taken, usage, vip_rests_until_ms};
 use crate::core::state::State;
 
 /// One network's addresses that are not free.
@@ -18,13 +18,46 @@ struct Addresses<'a> {
     resting: BTreeMap<u32, Resting<'a>>,
     /// Static addresses, of these services.
     reserved: BTreeMap<u32, &'a ServiceId>,
+    /// That there is none to be given, once that was found: it stays so in one plan.
+    exhausted: Option<Lack>,
 }
 
-/// An address whose task has ended.
+/// Why a task has no address.
+#[derive(Debug, Clone)]
+pub(super) struct Lack {
+    /// What does not change from one plan to the next while it lasts.
+    reason: String,
+    /// How it is now; empty: the reason says all.
+    now: String,
+}
+
+impl Lack {
+    fn of(reason: String) -> Self {
+        Self { reason, now: String::new() }
+    }
+
+    /// What the task says, which said `before`. How it was when it began to wait is enough: each number that changes would have all who wait
+    /// written again.
+    pub(super) fn said(self, before: &str) -> String {
+        if !self.now.is_empty() && before.starts_with(&self.reason) { before.to_owned() } else { self.reason + &self.now }
+    }
+}
+
+/// An address whose task has ended, or that its service has given up.
 #[derive(Debug, Clone, Copy)]
 struct Resting<'a> {
     since_ms: u64,
     service: &'a ServiceId,
+}
+
+impl<'a> Addresses<'a> {
+    /// An address rests since the last time that it was given up.
+    fn rest(&mut self, ip: u32, last: Resting<'a>) {
+        let kept = self.resting.entry(ip).or_insert(last);
+        if kept.since_ms < last.since_ms {
+            *kept = last;
+        }
+    }
 }
 
 /// The addresses of all networks.
@@ -51,12 +84,14 @@ impl<'a> Holders<'a> {
                 if holds_addresses(task) {
                     addresses.held.insert(ip, &task.name);
                 } else if resting.is_some() {
-                    let last = Resting { since_ms: task.stamp.updated_at_ms, service: &task.service_id };
-                    let kept = addresses.resting.entry(ip).or_insert(last);
-                    if kept.since_ms < last.since_ms {
-                        *kept = last;
-                    }
+                    addresses.rest(ip, Resting { since_ms: task.stamp.updated_at_ms, service: &task.service_id });
                 }
+            }
+        }
+        for network in state.networks().values() {
+            for resting in network.resting_vips.iter().filter(|resting| now_ms < vip_rests_until_ms(resting)) {
+                let last = Resting { since_ms: resting.since_ms, service: &resting.service_id };
+                by_network.entry(network.id.clone()).or_default().rest(u32::from(resting.ip), last);
             }
         }
         for service in state.services().values() {
@@ -78,15 +113,15 @@ impl<'a> Holders<'a> {
     }
 
     /// An address on each network that the template names, or why there is none.
-    pub(super) fn addresses(&mut self, task: &'a Task, networks: &mut BTreeMap<NetworkId, Network>) -> Result<Vec<TaskNetwork>, String> {
+    pub(super) fn addresses(&mut self, task: &'a Task, networks: &mut BTreeMap<NetworkId, Network>) -> Result<Vec<TaskNetwork>, Lack> {
         let mut chosen = Vec::new();
         for attachment in &task.template.networks {
             let network = networks
                 .values()
                 .find(|network| network.spec.name == attachment.network)
-                .ok_or_else(|| format!("network {} does not exist", attachment.network))?;
+                .ok_or_else(|| Lack::of(format!("network {} does not exist", attachment.network)))?;
             let (ip, cursor) = match attachment.ip {
-                Some(ip) => (self.fixed(network, ip, task)?, network.ip_cursor),
+                Some(ip) => (self.fixed(network, ip, task).map_err(Lack::of)?, network.ip_cursor),
                 None => self.next(network)?,
             };
             chosen.push((network.id.clone(), ip, cursor, attachment));
@@ -114,10 +149,13 @@ impl<'a> Holders<'a> {
 
     /// The next address of a network that nobody has or is to have: one that does not rest, else the one that has rested the longest, if that
     /// is long enough. With the network's new cursor.
-    fn next(&mut self, network: &Network) -> Result<(Ipv4Addr, u32), String> {
+    fn next(&mut self, network: &Network) -> Result<(Ipv4Addr, u32), Lack> {
         let name = &network.spec.name;
-        let subnet = network.subnet.ok_or_else(|| format!("network {name} has no subnet: none is free"))?;
+        let subnet = network.subnet.ok_or_else(|| Lack::of(format!("network {name} has no subnet: none is free")))?;
         let addresses = self.by_network.entry(network.id.clone()).or_default();
+        if let Some(lack) = &addresses.exhausted {
+            return Err(lack.clone());
+        }
         let is_nobodys = |ip: &u32| !addresses.held.contains_key(ip) && !addresses.reserved.contains_key(ip);
         let found = ipam::address(subnet, network.ip_cursor, |ip| is_nobodys(&ip) && !addresses.resting.contains_key(&ip));
         if let Some(found) = found {
@@ -135,17 +173,19 @@ impl<'a> Holders<'a> {
         }
         let size = ipam::size(subnet);
         let reserved = addresses.reserved.keys().filter(|ip| !addresses.held.contains_key(*ip) && in_subnet(**ip)).count();
-        let mut said = format!("network {name} has no free address: {} of {size} in use", size as usize - resting - reserved);
+        let mut now = format!(": {} of {size} in use", size as usize - resting - reserved);
         for (count, what) in [(resting, "just freed"), (reserved, "kept for services by their ip")] {
             if count > 0 {
-                said.push_str(&format!(", {count} {what}"));
+                now.push_str(&format!(", {count} {what}"));
             }
         }
-        said.push_str(&format!("; its subnet is {subnet}"));
+        now.push_str(&format!("; its subnet is {subnet}"));
         if network.spec.subnet.is_none() {
-            said.push_str(&format!(" ({})", self.pools()));
+            now.push_str(&format!(" ({})", self.pools()));
         }
-        Err(said)
+        let lack = Lack { reason: format!("network {name} has no free address"), now };
+        self.by_network.entry(network.id.clone()).or_default().exhausted = Some(lack.clone());
+        Err(lack)
     }
 
     /// The static address, if nobody else has it or had it just now.

@@ -108,6 +108,18 @@ pub fn address(subnet: Ipv4Net, cursor: u32, is_free: impl Fn(u32) -> bool) -> O
     Some((Ipv4Addr::from(base + offset), offset))
 }
 
+/// The pool with its cursor so many subnets further, or half of those that it has.
+pub fn pool_ahead(pool: AddressPool, numbers: u32) -> AddressPool {
+    let count = subnets(&pool).max(1);
+    AddressPool { cursor: (pool.cursor % count + numbers.min(count / 2)) % count, ..pool }
+}
+
+/// A cursor of addresses half a subnet further.
+pub fn ahead(subnet: Ipv4Net, cursor: u32) -> u32 {
+    let size = size(subnet).max(1);
+    (cursor.max(2) - 2 + size / 2) % size + 2
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;

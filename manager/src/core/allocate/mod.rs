@@ -21,7 +21,7 @@ use ipnet::{IpNet, Ipv4Net};
 use rcluster_api::cluster::Cluster;
 use rcluster_api::id::NetworkId;
 use rcluster_api::network::AddressPool;
-use rcluster_api::object::{Network, Node, Object, Task};
+use rcluster_api::object::{Network, Node, Object, RestingVip, Service, Task};
 use rcluster_api::task::TaskState;
 
 use super::plan::{ChangeSet, Ctx, Dirty};
@@ -63,7 +63,7 @@ pub fn pass(draft: &Draft, _dirty: &Dirty, ctx: &mut Ctx) -> ChangeSet {
         let holders = gathered.get_or_insert_with(|| Holders::new(state, ctx.now_ms));
         let allocated = match holders.addresses(task, &mut networks) {
             Ok(addresses) => Task { networks: addresses, ..with_status(task, TaskState::Pending, String::new()) },
-            Err(why) => with_status(task, TaskState::Pending, why),
+            Err(lack) => with_status(task, TaskState::Pending, lack.said(&task.status.message)),
         };
         if allocated != *task {
             changes.puts.push(Object::Task(Box::new(allocated)));
@@ -127,6 +127,20 @@ fn numbered(state: &State) -> (BTreeMap<NetworkId, Network>, Option<Cluster>) {
     (networks, moved.map(|cluster| Cluster { vni_cursor, pools, ..(**cluster).clone() }))
 }
 
+/// Has all searches go on where a cluster that went on after `state` has hardly come: `numbers` further, or half of all that there are. The
+/// networks that are to be written for it.
+pub fn left_out(state: &State, cluster: &mut Cluster, numbers: u32) -> Vec<Network> {
+    let vnis = state.networks().values().filter_map(|network| network.vni).collect();
+    cluster.vni_cursor = vni::ahead(cluster.vni_cursor, &vnis, numbers);
+    cluster.node_numbers_made = nodes::ahead(cluster.node_numbers_made, numbers);
+    cluster.pools = pools(state).into_iter().map(|pool| ipam::pool_ahead(pool, numbers)).collect();
+    let ahead = |network: &Network| {
+        let ip_cursor = ipam::ahead(network.subnet?, network.ip_cursor);
+        Some(Network { ip_cursor, ..network.clone() })
+    };
+    state.networks().values().filter_map(|network| ahead(network)).collect()
+}
+
 /// What subnets are chosen from.
 pub fn pools(state: &State) -> Vec<AddressPool> {
     match state.cluster().map(|cluster| &cluster.pools) {
@@ -135,8 +149,8 @@ pub fn pools(state: &State) -> Vec<AddressPool> {
     }
 }
 
-/// The subnets that networks have or have asked for.
-fn subnets(state: &State) -> impl Iterator<Item = (&str, Ipv4Net)> {
+/// The subnets that networks have or have asked for, by the networks' names.
+pub fn subnets(state: &State) -> impl Iterator<Item = (&str, Ipv4Net)> {
     state.networks().values().filter_map(|network| Some((network.spec.name.as_str(), network.subnet.or(network.spec.subnet)?)))
 }
 
@@ -192,11 +206,11 @@ pub fn pools_free(state: &State) -> Vec<(AddressPool, u32)> {
     pools(state).into_iter().map(|pool| (pool, free(&pool))).collect()
 }
 
-/// The networks whose subnets a host's own routes cross: (route, network, subnet).
-pub fn crossed<'a>(state: &'a State, node: &Node) -> Vec<(Ipv4Net, &'a str, Ipv4Net)> {
+/// Those of some networks' subnets that a host's own routes cross: (route, network, subnet).
+pub fn crossed<'a>(subnets: &[(&'a str, Ipv4Net)], node: &Node) -> impl Iterator<Item = (Ipv4Net, &'a str, Ipv4Net)> {
     let crosses =
-        |(name, subnet): (&'a str, Ipv4Net)| routes(node).find(|route| overlap(route, &subnet)).map(|route| (route, name, subnet));
-    subnets(state).filter_map(crosses).collect()
+        move |(name, subnet): &(&'a str, Ipv4Net)| routes(node).find(|route| overlap(route, subnet)).map(|route| (route, *name, *subnet));
+    subnets.iter().filter_map(crosses)
 }
 
 /// Why no subnet can be chosen; `None` when one can. `asked`: subnets that networks of the same request ask for.
@@ -220,12 +234,12 @@ fn usage(pool: &AddressPool, taken: &[Ipv4Net]) -> String {
     format!("pool {} has {} of {count} subnets free", pool.cidr, count - ipam::subnets_taken(pool, taken))
 }
 
-/// Who has an address of a network: a task or a service's virtual address, but none of the service `except`.
+/// Who has an address of a network: a service's virtual address, its own too, or a task, but none of the service `except`.
 pub fn holder(state: &State, network: &NetworkId, ip: Ipv4Addr, except: &str) -> Option<String> {
     let mut tasks = state.tasks().values().filter(|task| task.service != except && holds_addresses(task));
     let task = tasks.find(|task| task.networks.iter().any(|attached| attached.network_id == *network && attached.ip == ip));
-    let mut services = state.services().values().filter(|service| service.spec.name != except);
-    let service = services.find(|service| service.vips.iter().any(|vip| vip.network_id == *network && vip.ip == ip));
+    let has_it = |service: &Service| service.vips.iter().any(|vip| vip.network_id == *network && vip.ip == ip);
+    let service = state.services().values().find(|service| has_it(service));
     task.map(|task| task.name.clone()).or_else(|| service.map(|service| service.spec.name.clone()))
 }
 
@@ -237,6 +251,20 @@ pub fn holds_addresses(task: &Task) -> bool {
 /// Until when the addresses of an ended task rest, by the managers' time of its last write; `None`: it had none on a node, or has them still.
 pub fn rests_until_ms(task: &Task) -> Option<u64> {
     let had_them = !task.networks.is_empty() && task.node_id.is_some();
-    let until_ms = || task.stamp.updated_at_ms.saturating_add(REST_MS).div_ceil(REST_STEP_MS).saturating_mul(REST_STEP_MS);
-    (had_them && !holds_addresses(task)).then(until_ms)
+    (had_them && !holds_addresses(task)).then(|| rested_ms(task.stamp.updated_at_ms))
+}
+
+/// Until when an address that a service has given up rests.
+fn vip_rests_until_ms(resting: &RestingVip) -> u64 {
+    rested_ms(resting.since_ms)
+}
+
+/// When what was given up at a time has rested.
+fn rested_ms(since_ms: u64) -> u64 {
+    since_ms.saturating_add(REST_MS).div_ceil(REST_STEP_MS).saturating_mul(REST_STEP_MS)
+}
+
+/// A service goes: its virtual addresses rest, on networks that are put to what is `staged`, or are there already.
+pub fn give_up_vips(state: &State, service: &Service, staged: &mut Vec<Object>, now_ms: u64) {
+    vip::given_up(state, service, staged, now_ms);
 }

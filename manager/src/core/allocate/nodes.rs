@@ -32,6 +32,11 @@ fn next(last: u32, used: &BTreeSet<u32>) -> Option<u32> {
     (last.saturating_add(1)..=LAST).chain(1..=LAST).find(|number| !used.contains(number))
 }
 
+/// The last number that was given, so many further.
+pub fn ahead(last: u32, numbers: u32) -> u32 {
+    (last % LAST + numbers) % LAST
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

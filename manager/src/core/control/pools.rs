@@ -4,6 +4,7 @@ use ipnet::Ipv4Net;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::network::AddressPool;
 use rcluster_api::object::{Kind, Object};
+use rcluster_api::validate;
 
 use crate::core::allocate;
 use crate::core::members::cluster;
@@ -16,18 +17,16 @@ const POOLS_MAX: usize = 64;
 /// Prefixes of subnets that can be chosen from a pool.
 const PREFIXES: std::ops::RangeInclusive<u8> = 16..=29;
 
-/// What no pod can have, and what it is.
-const NOT_FOR_PODS: [(Ipv4Net, &str); 4] = [
-    (Ipv4Net::new_assert(std::net::Ipv4Addr::new(0, 0, 0, 0), 8), "\"this network\""),
-    (Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8), "loopback"),
-    (Ipv4Net::new_assert(std::net::Ipv4Addr::new(169, 254, 0, 0), 16), "link-local"),
-    (Ipv4Net::new_assert(std::net::Ipv4Addr::new(224, 0, 0, 0), 3), "multicast and reserved"),
-];
-
 /// All of them are pools from now on, behind those that there are, or none is.
 pub(super) fn add(state: &State, more: &[(Ipv4Net, u8)]) -> Result<ChangeSet, ApiError> {
     let mut cluster = cluster(state)?.clone();
     let mut pools = allocate::pools(state);
+    // First: each of them is compared with all that there is.
+    let count = pools.len() + more.len();
+    if count > POOLS_MAX {
+        let message = format!("{count} pools are more than the limit of {POOLS_MAX}");
+        return Err(ApiError::new(ErrorCode::Invalid, message).field("add").hint("add fewer and wider ones"));
+    }
     let mut notes = Vec::new();
     for (index, (cidr, prefix)) in more.iter().enumerate() {
         check(state, &pools, *cidr, *prefix).map_err(|(field, message, hint)| {
@@ -45,10 +44,6 @@ pub(super) fn add(state: &State, more: &[(Ipv4Net, u8)]) -> Result<ChangeSet, Ap
             message: format!("subnets of /{prefix} are chosen from {cidr} too"),
         });
     }
-    if pools.len() > POOLS_MAX {
-        let message = format!("{} pools are more than the limit of {POOLS_MAX}", pools.len());
-        return Err(ApiError::new(ErrorCode::Invalid, message).field("add").hint("add fewer and wider ones"));
-    }
     cluster.pools = pools;
     Ok(ChangeSet { puts: vec![Object::Cluster(Box::new(cluster))], notes, ..ChangeSet::default() })
 }
@@ -63,7 +58,7 @@ fn check(state: &State, pools: &[AddressPool], cidr: Ipv4Net, prefix: u8) -> Res
         let message = format!("subnets of /{prefix} cannot be chosen from {cidr}");
         return Err(("prefix", message, "choose a prefix from 16 to 29 that is not shorter than the pool's own"));
     }
-    let reserved = NOT_FOR_PODS.iter().find(|(range, _)| allocate::overlap(range, &cidr));
+    let reserved = validate::not_for_pods(cidr);
     let pool = pools.iter().find(|pool| allocate::overlap(&pool.cidr, &cidr));
     let why = match (reserved, pool) {
         (Some((range, what)), _) => Some(format!("overlaps {range}, which is {what}")),
@@ -92,7 +87,9 @@ mod tests {
         let subnet = Some("10.77.0.0/24".parse().unwrap());
         let spec = NetworkSpec { name: "lab".to_owned(), subnet, ..NetworkSpec::default() };
         let stamp = Stamp::default();
-        draft.put(Object::Network(Network { id: "net".into(), stamp, spec, vni: Some(4096), subnet, ip_cursor: 0, removing: false }));
+        let vni = Some(4096);
+        let network = Network { id: "net".into(), stamp, spec, vni, subnet, ip_cursor: 0, removing: false, resting_vips: Vec::new() };
+        draft.put(Object::Network(network));
         let network = NodeNetwork { routes: vec!["172.16.0.0/12".parse().unwrap()], ..NodeNetwork::default() };
         let description =
             NodeDescription { name: "n1".to_owned(), addr: "10.90.0.101".to_owned(), network: Some(network), ..NodeDescription::default() };
@@ -154,5 +151,7 @@ mod tests {
         let many: Vec<String> = (0..64).map(|third| format!("192.168.{third}.0/24")).collect();
         let many: Vec<(&str, u8)> = many.iter().map(|cidr| (cidr.as_str(), 24)).collect();
         assert!(added(&state, &many).unwrap_err().starts_with("add: 65 pools are more than the limit of 64"));
+        let wrong: Vec<(&str, u8)> = vec![("192.168.0.9/20", 24); 64];
+        assert!(added(&state, &wrong).unwrap_err().starts_with("add: 65 pools are more than the limit of 64"), "they are not looked at");
     }
 }

@@ -49,6 +49,7 @@ pub(super) fn check(state: &State, changes: &ChangeSet) -> Result<Vec<Note>, Api
         check_nodes(state, &written, service)?;
         publishers.add(name, ports);
         notes.extend(ssh(state, service));
+        notes.extend(held(state, service));
     }
     Ok(notes)
 }
@@ -123,5 +124,36 @@ fn ssh(state: &State, service: &Service) -> Option<Note> {
         object: service.spec.name.clone(),
         reason: "SshPort",
         message: format!("publishes {SSH}: a node whose sshd listens there does not open it for the service"),
+    })
+}
+
+/// What people should know of a service that is to be reached at every node by a port that it did not have before, and that a program of a
+/// host has.
+fn held(state: &State, service: &Service) -> Option<Note> {
+    let of_all = |service: &Service| -> BTreeSet<NodePort> {
+        let asked = service.spec.ports.iter().flat_map(Port::node_ports);
+        asked.filter(|(_, of_tasks)| !of_tasks).map(|(port, _)| port).collect()
+    };
+    let mut news = of_all(service);
+    if let Some(before) = state.services().get(&service.id) {
+        news = news.difference(&of_all(before)).copied().collect();
+    }
+    let news = &news;
+    let mut held = state.nodes().values().flat_map(|node| {
+        let held = node.description.network.iter().flat_map(|network| &network.held_ports);
+        let ports = held.map(|held| (NodePort { protocol: held.protocol, number: held.port }, held.by.as_str()));
+        ports.filter(move |(port, _)| news.contains(port)).map(move |(port, by)| (node.name(), port, by))
+    });
+    let (node, port, by) = held.next()?;
+    let more = match held.count() {
+        0 => String::new(),
+        count => format!(", and others have {count} more there or on other nodes"),
+    };
+    Some(Note {
+        kind: Kind::Service,
+        object_id: service.id.to_string(),
+        object: service.spec.name.clone(),
+        reason: "PortHeld",
+        message: format!("{port} is held on node {node} by {by}{more}: it is not opened there"),
     })
 }

@@ -9,6 +9,8 @@
 //!                                                                          └► or `leave` is over ─────────────────────┘
 //! ```
 //!
+//! A task is looked at when it is new, and when the one node holds more that it is known to wait for: not with each beat of every node.
+//!
 //! Views that do not differ are not sent. So what a node holds is not the view that it confirmed last but the last one with which what it
 //! has was compared.
 
@@ -71,14 +73,25 @@ struct Sender {
     held: Held,
 }
 
+/// A task that is to stop and is sent to still.
+#[derive(Debug)]
+struct Wait {
+    /// The revision in which it was first seen so.
+    since: u64,
+    /// One of the nodes that may send to it: as long as it holds no view from then on, the others need not be asked. `None`: not looked for yet.
+    node: Option<NodeId>,
+}
+
 /// A leader's memory of who still sends to tasks that are to stop. It begins with nothing known of any node.
 #[derive(Debug, Default)]
 pub struct Leave {
     networks: Option<Arc<Networks>>,
-    /// The revision in which each task that is to stop was first seen so.
-    since: BTreeMap<TaskId, u64>,
+    waits: BTreeMap<TaskId, Wait>,
+    /// The same tasks by the node that they wait for.
+    waits_for: BTreeMap<NodeId, BTreeSet<TaskId>>,
     senders: BTreeMap<NodeId, Sender>,
-    released: BTreeSet<TaskId>,
+    /// By the node that they are on.
+    released: BTreeMap<NodeId, BTreeSet<TaskId>>,
 }
 
 impl Leave {
@@ -96,61 +109,88 @@ impl Leave {
 
     /// What the node is to see of these networks is in the view `sent` of the session. Answers whether more tasks are released than before.
     pub fn compared(&mut self, node: &NodeId, session: u64, networks: &Arc<Networks>, sent: Option<Mark>) -> bool {
-        if self.networks.as_ref().is_none_or(|known| known.revision() < networks.revision()) {
-            self.see(networks);
-        }
-        if let Some(held) = self.held(node, session) {
-            held.compared(networks.revision(), sent);
-        }
-        self.judge()
+        let is_news = self.networks.as_ref().is_none_or(|known| known.revision() < networks.revision());
+        let seen = is_news && self.see(networks);
+        let heard = self.hear(node, session, |held| held.compared(networks.revision(), sent));
+        seen || heard
     }
 
     /// The node's netd holds this view. Answers whether more tasks are released than before.
     pub fn acknowledged(&mut self, node: &NodeId, session: u64, mark: Mark) -> bool {
-        let Some(held) = self.held(node, session) else { return false };
-        held.acknowledged(mark);
-        self.judge()
+        self.hear(node, session, |held| held.acknowledged(mark))
     }
 
     /// The tasks of the node that need not wait any longer.
     pub fn released(&self, node: &NodeId) -> BTreeSet<TaskId> {
-        let Some(networks) = &self.networks else { return BTreeSet::new() };
-        let is_of_node = |task: &&TaskId| networks.leaving().get(*task).is_some_and(|leaving| leaving.node == *node);
-        self.released.iter().filter(is_of_node).cloned().collect()
+        self.released.get(node).cloned().unwrap_or_default()
     }
 
-    fn held(&mut self, node: &NodeId, session: u64) -> Option<&mut Held> {
-        self.senders.get_mut(node).filter(|sender| sender.session == session).map(|sender| &mut sender.held)
+    /// Something is known of what a node holds; looks at those who wait for it if it holds more than before.
+    fn hear(&mut self, node: &NodeId, session: u64, what: impl FnOnce(&mut Held)) -> bool {
+        let Some(sender) = self.senders.get_mut(node).filter(|sender| sender.session == session) else { return false };
+        let before = sender.held.holds();
+        what(&mut sender.held);
+        sender.held.holds() > before && self.judge(self.waits_for.get(node).cloned().unwrap_or_default())
     }
 
-    fn see(&mut self, networks: &Arc<Networks>) {
-        self.since.retain(|task, _| networks.leaving().contains_key(task));
-        self.released.retain(|task| networks.leaving().contains_key(task));
-        for task in networks.leaving().keys().filter(|task| !self.released.contains(*task)) {
-            self.since.entry(task.clone()).or_insert_with(|| networks.revision());
+    /// Looks at the tasks that are to stop and were not before, and at those that wait for a node that does not send to them any more.
+    fn see(&mut self, networks: &Arc<Networks>) -> bool {
+        let leaving = networks.leaving();
+        let gone: Vec<TaskId> = self.waits.keys().filter(|task| !leaving.contains_key(*task)).cloned().collect();
+        for task in gone {
+            self.end_wait(&task);
+        }
+        self.released.values_mut().for_each(|released| released.retain(|task| leaving.contains_key(task)));
+        self.released.retain(|_, released| !released.is_empty());
+        let mut open = BTreeSet::new();
+        for (task, leaving) in leaving {
+            // Who was released once stays so: whoever comes later sees the task leaving from the start.
+            if self.released.get(&leaving.node).is_some_and(|released| released.contains(task)) {
+                continue;
+            }
+            let wait = self.waits.entry(task.clone()).or_insert_with(|| Wait { since: networks.revision(), node: None });
+            if wait.node.as_ref().is_none_or(|node| !networks.is_sender(node, leaving)) {
+                open.insert(task.clone());
+            }
         }
         self.networks = Some(networks.clone());
+        self.judge(open)
     }
 
-    /// Releases what can be released; who was released once stays so, whoever comes later sees the task leaving from the start.
-    fn judge(&mut self) -> bool {
-        let Some(networks) = &self.networks else { return false };
-        let holds = |node: &NodeId| self.senders.get(node).map_or(0, |sender| sender.held.holds());
-        let more = released(networks, &self.since, holds);
-        self.since.retain(|task, _| !more.contains(task));
-        let any = !more.is_empty();
-        self.released.extend(more);
+    /// Releases those of these tasks that nobody sends to any more; the others wait for the next who does.
+    fn judge(&mut self, tasks: BTreeSet<TaskId>) -> bool {
+        let Some(networks) = self.networks.clone() else { return false };
+        let mut any = false;
+        for task in tasks {
+            let (Some(leaving), Some(Wait { since, node })) = (networks.leaving().get(&task), self.end_wait(&task)) else { continue };
+            let holds = |node: &NodeId| self.senders.get(node).map_or(0, |sender| sender.held.holds());
+            let next = networks.senders(leaving, node.as_ref()).find(|node| holds(node) < since);
+            match next {
+                Some(node) => {
+                    self.waits_for.entry(node.clone()).or_default().insert(task.clone());
+                    self.waits.insert(task, Wait { since, node: Some(node.clone()) });
+                }
+                None => {
+                    self.released.entry(leaving.node.clone()).or_default().insert(task);
+                    any = true;
+                }
+            }
+        }
         any
     }
-}
 
-/// The tasks, of those first seen unwanted in these revisions, to which nobody sends any more.
-fn released(networks: &Networks, since: &BTreeMap<TaskId, u64>, holds: impl Fn(&NodeId) -> u64) -> BTreeSet<TaskId> {
-    let is_released = |task: &TaskId, since: u64| {
-        let Some(leaving) = networks.leaving().get(task) else { return false };
-        networks.senders(leaving).all(|node| holds(node) >= since)
-    };
-    since.iter().filter(|(task, since)| is_released(task, **since)).map(|(task, _)| task.clone()).collect()
+    fn end_wait(&mut self, task: &TaskId) -> Option<Wait> {
+        let wait = self.waits.remove(task)?;
+        if let Some(node) = &wait.node
+            && let Some(tasks) = self.waits_for.get_mut(node)
+        {
+            tasks.remove(task);
+            if tasks.is_empty() {
+                self.waits_for.remove(node);
+            }
+        }
+        Some(wait)
+    }
 }
 
 #[cfg(test)]

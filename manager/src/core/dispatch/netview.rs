@@ -10,11 +10,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::ops::Bound;
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use rcluster_api::id::{NetworkId, NodeId, ServiceId, TaskId};
-use rcluster_api::network::{Allow, Peer, Port, PublishMode, Published};
-use rcluster_api::object::{Network, NodeState, Service, ServiceVip, Task, TaskNetwork};
+use rcluster_api::network::{Allow, Peer, Port, PublishMode};
+use rcluster_api::object::{Network, Node, NodeState, Service, ServiceVip, Task, TaskNetwork};
 use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1;
 
@@ -38,20 +40,42 @@ const ROUTED_AFTER_MS: u64 = 10_000;
 #[derive(Debug)]
 pub struct Networks {
     revision: u64,
+    ground: Arc<Ground>,
     made: BTreeMap<NetworkId, Made>,
     common: Arc<Common>,
     by_node: BTreeMap<NodeId, BTreeSet<NetworkId>>,
-    /// That are not down.
-    up: BTreeSet<NodeId>,
     /// Tasks that are to stop and may still run.
     leaving: BTreeMap<TaskId, Leaving>,
+    /// Services with a port that every node opens, in these networks or in any that they were made from: some node may go by those still.
+    by_all: BTreeSet<ServiceId>,
+}
+
+/// What follows from networks, services and nodes alone: it stays for as long as these tables do, whatever becomes of tasks.
+#[derive(Debug)]
+struct Ground {
+    networks: OrdMap<NetworkId, Arc<Network>>,
+    services: OrdMap<ServiceId, Arc<Service>>,
+    nodes: OrdMap<NodeId, Arc<Node>>,
+    bare: BTreeMap<NetworkId, Arc<Bare>>,
+    service_views: Arc<Vec<(BTreeSet<NetworkId>, v1::ServiceView)>>,
+    node_views: Arc<Vec<v1::NodeView>>,
+    /// Nodes that are not down.
+    up: BTreeSet<NodeId>,
+}
+
+/// A network without its tasks.
+#[derive(Debug, PartialEq)]
+struct Bare {
+    /// All but the endpoints.
+    view: v1::NetworkView,
+    /// Services' addresses.
+    vips: BTreeSet<Ipv4Addr>,
 }
 
 /// A network's view, and what it was made of.
 #[derive(Debug)]
 struct Made {
-    /// All but the endpoints.
-    bare: v1::NetworkView,
+    bare: Arc<Bare>,
     members: Vec<Member>,
     view: Arc<v1::NetworkView>,
     /// Those with a task on it that may run.
@@ -67,15 +91,22 @@ struct Member {
     has_ended: bool,
 }
 
-/// What nodes see beside networks.
-#[derive(Debug, PartialEq)]
+/// What nodes see beside networks; each part is the same value as long as it is alike, so that one that changes has none of the others compared.
+#[derive(Debug)]
 struct Common {
-    nodes: Vec<v1::NodeView>,
+    nodes: Arc<Vec<v1::NodeView>>,
     /// Each with the networks that it is on.
-    services: Vec<(BTreeSet<NetworkId>, v1::ServiceView)>,
-    /// Each with whether a node opens it for its own tasks only.
-    published: Vec<(bool, v1::PublishedView)>,
-    pools: Vec<String>,
+    services: Arc<Vec<(BTreeSet<NetworkId>, v1::ServiceView)>>,
+    published: Arc<Vec<Opening>>,
+    pools: Arc<Vec<String>>,
+}
+
+/// Published ports of a service.
+#[derive(Debug)]
+struct Opening {
+    /// A node opens them for its own tasks only.
+    own_only: bool,
+    view: Arc<v1::PublishedView>,
 }
 
 /// What one node sees, shared with the others as far as they see the same.
@@ -92,40 +123,25 @@ impl Networks {
         Self::after(None, state)
     }
 
+    /// The networks as of `state`: `known` ones if they are of that revision or a later one, for who has read the state just now may be behind
+    /// another.
+    pub fn at_least(known: Option<&Arc<Self>>, state: &State) -> Arc<Self> {
+        match known {
+            Some(known) if known.revision >= state.revision() => known.clone(),
+            _ => Arc::new(Self::after(known.map(AsRef::as_ref), state)),
+        }
+    }
+
     /// The same, made from those of another revision as far as they are alike.
     pub fn after(known: Option<&Self>, state: &State) -> Self {
-        let nodes = state
-            .nodes()
-            .values()
-            .map(|node| v1::NodeView {
-                id: node.id.to_string(),
-                name: node.name().to_owned(),
-                addr: node.description.addr.clone(),
-                incarnation: node.incarnation,
-                number: node.number,
-            })
-            .collect();
-        let mut views: BTreeMap<NetworkId, v1::NetworkView> =
-            state.networks().values().filter_map(|network| Some((network.id.clone(), empty_view(state, network)?))).collect();
-        let mut services = Vec::new();
-        for service in state.services().values() {
-            let mut joined = BTreeSet::new();
-            for attachment in &service.spec.networks {
-                let Some(network) = state.find_network(&attachment.network) else { continue };
-                let Some(view) = views.get_mut(&network.id) else { continue };
-                joined.insert(network.id.clone());
-                view.names.extend(service_names(&service.spec.name, &service.spec.stack));
-                view.names.extend(attachment.aliases.iter().map(|alias| alias.to_lowercase()));
-            }
-            services.push((joined, service_view(service)));
-        }
-        for view in views.values_mut() {
-            view.names.sort();
-            view.names.dedup();
-        }
-        let up = state.nodes().values().filter(|node| node.state != NodeState::Down).map(|node| node.id.clone()).collect::<BTreeSet<_>>();
+        let ground = Ground::after(known.map(|known| &known.ground), state);
+        let up = &ground.up;
         let mut by_node: BTreeMap<NodeId, BTreeSet<NetworkId>> = BTreeMap::new();
         let mut leaving = BTreeMap::new();
+        let is_there = |id: &&ServiceId| state.services().contains_key(*id) || state.tasks_of_service(id).next().is_some();
+        let before = known.into_iter().flat_map(|known| &known.by_all).filter(is_there).cloned();
+        let ingress = state.services().values().filter(|service| has_ingress(service)).map(|service| service.id.clone());
+        let by_all: BTreeSet<ServiceId> = before.chain(ingress).collect();
         let mut backends: BTreeMap<ServiceId, Vec<v1::BackendView>> = BTreeMap::new();
         let mut members: BTreeMap<&NetworkId, Vec<Member>> = BTreeMap::new();
         let newest_ms = state.tasks().values().map(|task| task.stamp.updated_at_ms).max().unwrap_or_default();
@@ -145,7 +161,7 @@ impl Networks {
             let service = state.services().get(&task.service_id);
             if !task.is_wanted() {
                 let networks = task.networks.iter().map(|attached| attached.network_id.clone()).collect();
-                let by_all = service.is_some_and(|service| has_ingress(service));
+                let by_all = by_all.contains(&task.service_id);
                 leaving.insert(task.id.clone(), Leaving { node: node.clone(), networks, by_all });
             }
             // From outside a task is reached by its first network.
@@ -159,23 +175,28 @@ impl Networks {
             }
         }
         let mut made = BTreeMap::new();
-        for (id, bare) in views {
-            let network = Made::after(known.and_then(|known| known.made.get(&id)), &id, bare, members.remove(&id).unwrap_or_default());
+        for (id, bare) in &ground.bare {
+            let members = members.remove(id).unwrap_or_default();
+            let network = Made::after(known.and_then(|known| known.made.get(id)), id, bare.clone(), members);
             for node in &network.nodes {
                 by_node.entry(node.clone()).or_default().insert(id.clone());
             }
-            made.insert(id, network);
+            made.insert(id.clone(), network);
         }
         let published = state.services().values().flat_map(|service| {
             let backends = backends.remove(&service.id).unwrap_or_default();
             published(service, &backends)
         });
-        let published = published.collect();
+        let published = Opening::after(known.map(|known| &known.common.published), published);
         let pools = state.cluster().map(|cluster| &cluster.pools).filter(|pools| !pools.is_empty());
         let pools = pools.map_or_else(|| vec![POOL.to_string()], |pools| pools.iter().map(|pool| pool.cidr.to_string()).collect());
-        let common = Common { nodes, services, published, pools };
-        let common = known.filter(|known| *known.common == common).map_or_else(|| Arc::new(common), |known| known.common.clone());
-        Self { revision: state.revision(), made, common, by_node, up, leaving }
+        let common = Arc::new(Common {
+            nodes: ground.node_views.clone(),
+            services: ground.service_views.clone(),
+            published,
+            pools: kept(known.map(|known| &known.common.pools), pools),
+        });
+        Self { revision: state.revision(), ground, made, common, by_node, leaving, by_all }
     }
 
     /// The revision that they are of.
@@ -188,13 +209,22 @@ impl Networks {
         &self.leaving
     }
 
-    /// The nodes that could send to a task that is to stop: those with a task on one of its networks, its own among them, or all when it is
-    /// reached by a port that every node opens; without those that are down.
-    pub fn senders(&self, leaving: &Leaving) -> impl Iterator<Item = &NodeId> {
-        self.up.iter().filter(move |node| {
-            let own = self.by_node.get(*node);
-            leaving.by_all || own.is_some_and(|own| leaving.networks.iter().any(|network| own.contains(network)))
-        })
+    /// The nodes that could send to a task that is to stop: those with a task on one of its networks, its own among them, or all when it is, or
+    /// was, reached by a port that every node opens; without those that are down. In a round that ends with `last`.
+    pub fn senders(&self, leaving: &Leaving, last: Option<&NodeId>) -> impl Iterator<Item = &NodeId> {
+        let after = self.ground.up.range::<NodeId, _>((last.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded));
+        let until = last.map(|last| self.ground.up.range::<NodeId, _>((Bound::Unbounded, Bound::Included(last))));
+        after.chain(until.into_iter().flatten()).filter(move |node| self.could_send(node, leaving))
+    }
+
+    /// Whether the node is one of them.
+    pub fn is_sender(&self, node: &NodeId, leaving: &Leaving) -> bool {
+        self.ground.up.contains(node) && self.could_send(node, leaving)
+    }
+
+    fn could_send(&self, node: &NodeId, leaving: &Leaving) -> bool {
+        let own = || self.by_node.get(node);
+        leaving.by_all || own().is_some_and(|own| leaving.networks.iter().any(|network| own.contains(network)))
     }
 
     /// The part that concerns one node.
@@ -226,27 +256,62 @@ impl Sight {
     pub fn shows_the_same(&self, other: &Self) -> bool {
         self.networks.len() == other.networks.len()
             && self.networks().zip(other.networks()).all(|(one, other)| Arc::ptr_eq(one, other) || one == other)
-            && (Arc::ptr_eq(&self.common, &other.common) || self.beside() == other.beside())
+            && self.shows_the_same_beside(other)
+    }
+
+    /// The same of what they see beside the networks, which they see alike.
+    fn shows_the_same_beside(&self, other: &Self) -> bool {
+        let (one, another) = (&self.common, &other.common);
+        self.node == other.node
+            && (Arc::ptr_eq(&one.nodes, &another.nodes) || self.nodes() == other.nodes())
+            && (Arc::ptr_eq(&one.services, &another.services) || self.services() == other.services())
+            && (Arc::ptr_eq(&one.published, &another.published) || self.opens_the_same(other))
+            && (Arc::ptr_eq(&one.pools, &another.pools) || one.pools == another.pools)
+    }
+
+    fn opens_the_same(&self, other: &Self) -> bool {
+        let alike =
+            |(one, another): (&Opening, &Opening)| Arc::ptr_eq(&one.view, &another.view) || self.opened(one) == other.opened(another);
+        self.openings().count() == other.openings().count() && self.openings().zip(other.openings()).all(alike)
     }
 
     /// What it sees beside the networks.
     fn beside(&self) -> v1::NetView {
-        let own: BTreeSet<NetworkId> = self.networks.iter().map(|(id, _)| id.clone()).collect();
-        let Common { nodes, services, published, pools } = &*self.common;
-        let services = services.iter().filter(|(joined, _)| !joined.is_disjoint(&own));
         v1::NetView {
             node_id: self.node.to_string(),
-            nodes: self.nodes(nodes),
-            services: services.map(|(_, service)| on_networks(service, &own)).collect(),
-            published: published.iter().filter_map(|(own_only, published)| opened(published, *own_only, &self.node)).collect(),
-            pools: pools.clone(),
+            nodes: self.nodes(),
+            services: self.services(),
+            published: self.openings().map(|opening| self.opened(opening)).collect(),
+            pools: self.common.pools.to_vec(),
             ..Default::default()
         }
     }
 
+    /// The services on its networks, with the addresses that they have there.
+    fn services(&self) -> Vec<v1::ServiceView> {
+        let own: BTreeSet<NetworkId> = self.networks.iter().map(|(id, _)| id.clone()).collect();
+        let services = self.common.services.iter().filter(|(joined, _)| !joined.is_disjoint(&own));
+        services.map(|(_, service)| on_networks(service, &own)).collect()
+    }
+
+    /// The ports that it opens.
+    fn openings(&self) -> impl Iterator<Item = &Opening> {
+        let is_own = move |backend: &v1::BackendView| backend.node_id == self.node.as_str();
+        self.common.published.iter().filter(move |opening| !opening.own_only || opening.view.backends.iter().any(is_own))
+    }
+
+    /// The ports as it opens them.
+    fn opened(&self, opening: &Opening) -> v1::PublishedView {
+        let mut view = (*opening.view).clone();
+        if opening.own_only {
+            view.backends.retain(|backend| backend.node_id == self.node.as_str());
+        }
+        view
+    }
+
     /// The node itself and those whose tasks it sees; of all others only what their packets are known by, for no pod is to reach a node, and every
     /// node may send on what came to a port: that one of them was started anew is no news here.
-    fn nodes(&self, nodes: &[v1::NodeView]) -> Vec<v1::NodeView> {
+    fn nodes(&self) -> Vec<v1::NodeView> {
         let endpoints = self.networks().flat_map(|network| &network.endpoints);
         let met: BTreeSet<&str> = endpoints.map(|endpoint| endpoint.node_id.as_str()).chain([self.node.as_str()]).collect();
         let told = |node: &v1::NodeView| {
@@ -256,19 +321,98 @@ impl Sight {
             }
             node
         };
-        nodes.iter().map(told).collect()
+        self.common.nodes.iter().map(told).collect()
+    }
+}
+
+/// The known value where it is the same.
+fn kept<T: PartialEq>(known: Option<&Arc<T>>, now: T) -> Arc<T> {
+    known.filter(|known| ***known == now).cloned().unwrap_or_else(|| Arc::new(now))
+}
+
+impl Opening {
+    /// All that are published, in the places of those known as far as they are alike.
+    fn after(known: Option<&Arc<Vec<Self>>>, published: impl Iterator<Item = (bool, v1::PublishedView)>) -> Arc<Vec<Self>> {
+        let openings = || known.into_iter().flat_map(|known| known.iter());
+        let by_service: BTreeMap<(&str, bool), &Arc<v1::PublishedView>> =
+            openings().map(|opening| ((opening.view.service_id.as_str(), opening.own_only), &opening.view)).collect();
+        let now = published.map(|(own_only, view)| {
+            let known = by_service.get(&(view.service_id.as_str(), own_only)).copied();
+            Self { own_only, view: kept(known, view) }
+        });
+        let now: Vec<Self> = now.collect();
+        let same = now.len() == openings().count() && now.iter().zip(openings()).all(|(one, other)| Arc::ptr_eq(&one.view, &other.view));
+        known.filter(|_| same).cloned().unwrap_or_else(|| Arc::new(now))
+    }
+}
+
+impl Ground {
+    /// What follows from the tables of `state`; the known one where they are the same, and its parts where they are alike.
+    fn after(known: Option<&Arc<Self>>, state: &State) -> Arc<Self> {
+        let (networks, services, nodes) = (state.networks(), state.services(), state.nodes());
+        let is_of_them =
+            |known: &&Arc<Self>| known.networks.ptr_eq(networks) && known.services.ptr_eq(services) && known.nodes.ptr_eq(nodes);
+        if let Some(known) = known.filter(is_of_them) {
+            return known.clone();
+        }
+        let node_view = |node: &Node| v1::NodeView {
+            id: node.id.to_string(),
+            name: node.name().to_owned(),
+            addr: node.description.addr.clone(),
+            incarnation: node.incarnation,
+            number: node.number,
+        };
+        let node_views: Vec<v1::NodeView> = nodes.values().map(|node| node_view(node)).collect();
+        let up = nodes.values().filter(|node| node.state != NodeState::Down).map(|node| node.id.clone()).collect();
+        let bare = |network: &Network| Some(Bare { view: empty_view(state, network)?, vips: BTreeSet::new() });
+        let mut all: BTreeMap<NetworkId, Bare> = networks.iter().filter_map(|(id, network)| Some((id.clone(), bare(network)?))).collect();
+        let mut service_views = Vec::new();
+        for service in services.values() {
+            let mut joined = BTreeSet::new();
+            for attachment in &service.spec.networks {
+                let Some(network) = state.find_network(&attachment.network) else { continue };
+                let Some(Bare { view, vips: _ }) = all.get_mut(&network.id) else { continue };
+                joined.insert(network.id.clone());
+                view.names.extend(service_names(&service.spec.name, &service.spec.stack));
+                view.names.extend(attachment.aliases.iter().map(|alias| alias.to_lowercase()));
+            }
+            for vip in &service.vips {
+                if let Some(bare) = all.get_mut(&vip.network_id) {
+                    bare.vips.insert(vip.ip);
+                }
+            }
+            service_views.push((joined, service_view(service)));
+        }
+        for Bare { view, vips: _ } in all.values_mut() {
+            view.names.sort();
+            view.names.dedup();
+        }
+        let bare = all.into_iter().map(|(id, bare)| {
+            let bare = kept(known.and_then(|known| known.bare.get(&id)), bare);
+            (id, bare)
+        });
+        Arc::new(Self {
+            networks: networks.clone(),
+            services: services.clone(),
+            nodes: nodes.clone(),
+            bare: bare.collect(),
+            service_views: kept(known.map(|known| &known.service_views), service_views),
+            node_views: kept(known.map(|known| &known.node_views), node_views),
+            up,
+        })
     }
 }
 
 impl Made {
     /// The network's view, from an earlier one as far as that was made of the same.
-    fn after(known: Option<&Self>, id: &NetworkId, bare: v1::NetworkView, members: Vec<Member>) -> Self {
-        if let Some(known) = known.filter(|known| known.bare == bare && are_the_same(&known.members, &members)) {
+    fn after(known: Option<&Self>, id: &NetworkId, bare: Arc<Bare>, members: Vec<Member>) -> Self {
+        let alike = |known: &&Self| Arc::ptr_eq(&known.bare, &bare) && are_the_same(&known.members, &members);
+        if let Some(known) = known.filter(alike) {
             return Self { bare, members, view: known.view.clone(), nodes: known.nodes.clone() };
         }
         let may_run = || members.iter().filter(|member| !member.has_ended);
         let nodes = may_run().filter_map(|member| member.task.node_id.clone()).collect();
-        let held: BTreeSet<Ipv4Addr> = may_run().filter_map(|member| Some(member.on(id)?.ip)).collect();
+        let held: BTreeSet<Ipv4Addr> = may_run().filter_map(|member| Some(member.on(id)?.ip)).chain(bare.vips.iter().copied()).collect();
         // Of several that have had an address, who had it last.
         let mut rest: BTreeMap<Ipv4Addr, &Member> = BTreeMap::new();
         for member in members.iter().filter(|member| member.has_ended) {
@@ -279,7 +423,7 @@ impl Made {
             }
         }
         let endpoints = may_run().chain(rest.into_values()).filter_map(|member| member.endpoint(id)).collect();
-        let view = v1::NetworkView { endpoints, ..bare.clone() };
+        let view = v1::NetworkView { endpoints, ..bare.view.clone() };
         // A task may have changed in what no node sees.
         let view = known.filter(|known| *known.view == view).map_or_else(|| Arc::new(view), |known| known.view.clone());
         Self { bare, members, view, nodes }
@@ -312,15 +456,6 @@ fn on_networks(service: &v1::ServiceView, networks: &BTreeSet<NetworkId>) -> v1:
     let mut service = service.clone();
     service.vips.retain(|vip| networks.contains(&NetworkId::from(vip.network_id.as_str())));
     service
-}
-
-/// The port as a node opens it; `None` when it does not.
-fn opened(published: &v1::PublishedView, own_only: bool, node: &NodeId) -> Option<v1::PublishedView> {
-    let mut published = published.clone();
-    if own_only {
-        published.backends.retain(|backend| backend.node_id == node.as_str());
-    }
-    (!own_only || !published.backends.is_empty()).then_some(published)
 }
 
 /// A network without endpoints; `None` before it has its numbers.
@@ -404,14 +539,18 @@ fn has_ingress(service: &Service) -> bool {
     service.spec.ports.iter().any(is_ingress)
 }
 
-/// A service's published ports, each with whether a node opens it for its own tasks only.
+/// A service's published ports, those of every node and those that a node opens for its own tasks only: however many they are, the backends
+/// are told once for each of the two.
 fn published(service: &Service, backends: &[v1::BackendView]) -> Vec<(bool, v1::PublishedView)> {
-    let view = |port: &Port| {
-        let Published { ports: _, mode, allow_from: _ } = port.published.as_ref()?;
-        let view = v1::PublishedView { service_id: service.id.to_string(), port: Some(port.clone().into()), backends: backends.to_vec() };
-        Some((*mode == PublishMode::Host, view))
+    let view = |own_only: bool| {
+        let is_of = |port: &&Port| port.published.as_ref().is_some_and(|published| (published.mode == PublishMode::Host) == own_only);
+        let ports: Vec<v1::Port> = service.spec.ports.iter().filter(is_of).cloned().map(Into::into).collect();
+        if ports.is_empty() {
+            return None;
+        }
+        Some((own_only, v1::PublishedView { service_id: service.id.to_string(), ports, backends: backends.to_vec() }))
     };
-    service.spec.ports.iter().filter_map(view).collect()
+    [false, true].into_iter().filter_map(view).collect()
 }
 
 /// What may be sent to a task.

@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{NodeId, TaskId};
 use rcluster_api::network::{NodeNetwork, NodePort, Port};
-use rcluster_api::object::{Availability, Kind, Node, NodeDescription, NodeState, Object, Stamp};
+use rcluster_api::object::{Availability, Kind, Node, NodeDescription, NodeState, Object, Service, Stamp};
 use rcluster_api::task::TaskState;
 
 use super::report;
@@ -96,42 +96,56 @@ pub fn network(state: &State, id: &NodeId, network: &NodeNetwork) -> ChangeSet {
     changes
 }
 
-/// What people are told of a host that has another network than `before`.
+/// What people are told of a host that has another network than `before`: of what was so before they have heard.
 fn news(state: &State, before: Option<&NodeNetwork>, node: &Node) -> Vec<Note> {
-    let crossing = allocate::crossed(state, node).first().map(|crossed| crossing(node, *crossed));
-    crossing.into_iter().chain(withheld(state, before, node)).collect()
+    crossing(state, before, node).into_iter().chain(withheld(state, before, node)).collect()
 }
 
-/// Its host reaches by a route of its own what pods are to reach on a network.
-fn crossing(node: &Node, (route, network, subnet): (Ipv4Net, &str, Ipv4Net)) -> Note {
-    Note {
-        kind: Kind::Node,
-        object_id: node.id.to_string(),
-        object: node.name().to_owned(),
-        reason: "RouteOverlap",
-        message: format!("its route {route} overlaps {subnet} of network {network}: it is given no new tasks on that network"),
-    }
-}
-
-/// A program of its host has, and had not before, what it is to open for a service.
-fn withheld(state: &State, before: Option<&NodeNetwork>, node: &Node) -> Option<Note> {
-    let (had, has) = (held(before), held(node.description.network.as_ref()));
-    if has.is_empty() {
-        return None;
-    }
-    let (service, port) = state.services().values().find_map(|service| {
-        let runs_here = || state.tasks_of_node(&node.id).any(|task| task.service_id == service.id && task.may_run());
-        let mut asked = service.spec.ports.iter().flat_map(Port::node_ports);
-        let news = asked.find(|(port, of_tasks)| has.contains_key(port) && !had.contains_key(port) && (!of_tasks || runs_here()));
-        news.map(|(port, _)| (&service.spec.name, port))
-    })?;
+/// Its host reaches by a route of its own, and did not before, what pods are to reach on networks.
+fn crossing(state: &State, before: Option<&NodeNetwork>, node: &Node) -> Option<Note> {
+    let subnets: Vec<(&str, Ipv4Net)> = allocate::subnets(state).collect();
+    let description = NodeDescription { network: before.cloned(), ..node.description.clone() };
+    let earlier = Node { description, ..node.clone() };
+    let known: BTreeSet<&str> = allocate::crossed(&subnets, &earlier).map(|(_, network, _)| network).collect();
+    let mut news = allocate::crossed(&subnets, node).filter(|(_, network, _)| !known.contains(network));
+    let (route, network, subnet) = news.next()?;
+    let (more, them) = match news.count() {
+        0 => (String::new(), "that network"),
+        count => (format!(", and those of {count} more"), "those networks"),
+    };
     Some(Note {
         kind: Kind::Node,
         object_id: node.id.to_string(),
         object: node.name().to_owned(),
-        reason: "PortHeld",
-        message: format!("{port} is held there by {}: it is not opened for service {service}", has.get(&port)?),
+        reason: "RouteOverlap",
+        message: format!("its route {route} overlaps {subnet} of network {network}{more}: it is given no new tasks on {them}"),
     })
+}
+
+/// Programs of its host have, and had not before, what it is to open for services: a word for each of these.
+fn withheld(state: &State, before: Option<&NodeNetwork>, node: &Node) -> Vec<Note> {
+    let (had, has) = (held(before), held(node.description.network.as_ref()));
+    if has.is_empty() {
+        return Vec::new();
+    }
+    let of_service = |service: &Service| {
+        let runs_here = || state.tasks_of_node(&node.id).any(|task| task.service_id == service.id && task.may_run());
+        let asked = service.spec.ports.iter().flat_map(Port::node_ports);
+        let mut news = asked.filter(|(port, of_tasks)| has.contains_key(port) && !had.contains_key(port) && (!of_tasks || runs_here()));
+        let (port, _) = news.next()?;
+        let (more, it) = match news.count() {
+            0 => (String::new(), "it is"),
+            count => (format!(", and {count} more"), "they are"),
+        };
+        Some(Note {
+            kind: Kind::Node,
+            object_id: node.id.to_string(),
+            object: node.name().to_owned(),
+            reason: "PortHeld",
+            message: format!("{port} is held there by {}{more}: {it} not opened for service {}", has.get(&port)?, service.spec.name),
+        })
+    };
+    state.services().values().filter_map(|service| of_service(service)).collect()
 }
 
 /// The ports that programs of a host have, with who.

@@ -10,6 +10,7 @@ use rcluster_api::task::TaskState;
 
 use super::restart::{Verdict, verdict};
 use super::slot::{Slot, SlotKey, is_over, kept_until_ms, leaving};
+use crate::core::allocate;
 use crate::core::plan::{ChangeSet, Ctx, Note};
 use crate::core::schedule::filter;
 use crate::core::state::State;
@@ -28,7 +29,7 @@ pub fn reconcile(state: &State, service: &Service, ctx: &mut Ctx, changes: &mut 
         slots.entry(SlotKey::of(task)).or_default().add(task);
     }
     if service.removing {
-        remove(service, &slots, ctx.now_ms, changes);
+        remove(state, service, &slots, ctx.now_ms, changes);
         return;
     }
     let wanted = wanted_slots(state, service);
@@ -185,15 +186,20 @@ impl Step<'_> {
         self.slot.leaving.iter().any(|task| task.may_run()) && !self.starts_before_the_old_has_gone()
     }
 
+    /// Not with a port of its node, whatever is asked for: where the service has a task on each node that fits, there would be no place beside
+    /// them.
     fn starts_before_the_old_has_gone(&self) -> bool {
-        self.service.spec.update.order == UpdateOrder::StartFirst
+        self.service.spec.update.order == UpdateOrder::StartFirst && !self.has_port_of_its_node()
+    }
+
+    fn has_port_of_its_node(&self) -> bool {
+        self.service.spec.ports.iter().flat_map(Port::node_ports).any(|(_, of_tasks)| of_tasks)
     }
 
     /// Whether the slot has what one task holds at a time: a static address, or a port of the one node that the slot is.
     fn is_for_one(&self) -> bool {
-        let ServiceSpec { mode, networks, ports, .. } = &self.service.spec;
-        let has_port = || ports.iter().flat_map(Port::node_ports).any(|(_, of_tasks)| of_tasks);
-        networks.iter().any(|attachment| attachment.ip.is_some()) || *mode == Mode::Global && has_port()
+        let ServiceSpec { mode, networks, .. } = &self.service.spec;
+        networks.iter().any(|attachment| attachment.ip.is_some()) || *mode == Mode::Global && self.has_port_of_its_node()
     }
 
     /// When the newest task of a slot runs, older live ones have been replaced and stop.
@@ -289,7 +295,7 @@ impl Step<'_> {
 }
 
 /// A service that is to go: everything stops; when nothing may run any more, it goes.
-fn remove(service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, now_ms: u64, changes: &mut ChangeSet) {
+fn remove(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, now_ms: u64, changes: &mut ChangeSet) {
     let mut waits = false;
     for slot in slots.values() {
         if changes.is_full() {
@@ -310,6 +316,7 @@ fn remove(service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, now_ms: u64, c
         }
     }
     if !waits {
+        allocate::give_up_vips(state, service, &mut changes.puts, now_ms);
         changes.deletes.push((Kind::Service, service.id.to_string()));
         changes.notes.push(Note {
             kind: Kind::Service,
@@ -321,12 +328,17 @@ fn remove(service: &Service, slots: &BTreeMap<SlotKey, Slot<'_>>, now_ms: u64, c
     }
 }
 
-/// Deletes ended tasks beyond the history, and those that were to be removed, once their addresses have rested.
+/// Deletes ended tasks beyond the history, those lost with their node long ago, and those that were to be removed, once their addresses have rested.
 fn forget(slot: &Slot<'_>, wanted: bool, now_ms: u64, changes: &mut ChangeSet) {
     let mut kept = 0;
     for task in &slot.ended {
         if !is_over(task, now_ms) {
             changes.wake_at(task.status.since_ms.saturating_add(super::ORPHAN_KEPT_MS));
+            continue;
+        }
+        if task.status.state == TaskState::Orphaned {
+            // As history it would have its addresses for ever.
+            super::forget(task, now_ms, changes);
             continue;
         }
         kept += 1;

@@ -22,7 +22,7 @@ pub fn pass(draft: &Draft, _dirty: &Dirty, ctx: &mut Ctx) -> ChangeSet {
         return changes;
     }
     waiting.sort_by(|a, b| (a.stamp.created_at_ms, &a.service, a.slot, &a.id).cmp(&(b.stamp.created_at_ms, &b.service, b.slot, &b.id)));
-    let mut rooms = Rooms::new(draft.state());
+    let mut rooms = Rooms::new(draft.state(), &waiting);
     for task in waiting {
         if changes.is_full() {
             break;

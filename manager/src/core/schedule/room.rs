@@ -1,11 +1,11 @@
 //! What is free on each node while tasks are being placed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::Ipv4Net;
 use rcluster_api::id::{NodeId, ServiceId};
 use rcluster_api::network::{NodePort, Port};
-use rcluster_api::object::{Capacity, Node, Task};
+use rcluster_api::object::{Capacity, Node, Service, Task};
 
 use super::{filter, rank};
 use crate::core::allocate;
@@ -19,7 +19,7 @@ pub struct Room<'a> {
     pub free: Capacity,
     /// Tasks that have not ended.
     pub tasks: usize,
-    /// Networks whose addresses its host reaches by routes of its own, with words for it.
+    /// Networks that are asked for and whose addresses its host reaches by routes of its own, with words for it.
     pub crossed: BTreeMap<String, String>,
     /// Its ports that someone has, with who: programs of its host, and tasks whose services publish them there (`mode: host`).
     pub ports: BTreeMap<NodePort, String>,
@@ -62,13 +62,17 @@ impl Room<'_> {
 /// All nodes.
 #[derive(Debug)]
 pub struct Rooms<'a> {
-    state: &'a State,
     rooms: BTreeMap<NodeId, Room<'a>>,
+    /// Those of its node that a task of a service has, or is to have; of services that have some.
+    ports: BTreeMap<&'a ServiceId, Vec<NodePort>>,
 }
 
 impl<'a> Rooms<'a> {
-    /// The nodes as they are in `state`.
-    pub fn new(state: &'a State) -> Self {
+    /// The nodes as they are in `state`, for tasks that wait for one.
+    pub fn new(state: &'a State, waiting: &[&Task]) -> Self {
+        let ports: BTreeMap<&ServiceId, Vec<NodePort>> = state.services().values().filter_map(|service| own_ports(service)).collect();
+        let asked: BTreeSet<&str> = waiting.iter().flat_map(|task| &task.template.networks).map(|on| on.network.as_str()).collect();
+        let subnets: Vec<(&str, Ipv4Net)> = allocate::subnets(state).filter(|(name, _)| asked.contains(name)).collect();
         let rooms = state.nodes().values().map(|node| {
             let said = |(route, name, subnet): (Ipv4Net, &str, Ipv4Net)| {
                 (String::from(name), format!("{route}, which overlaps {subnet} of network {name}"))
@@ -79,26 +83,27 @@ impl<'a> Rooms<'a> {
                 node,
                 free: node.description.capacity,
                 tasks: 0,
-                crossed: allocate::crossed(state, node).into_iter().map(said).collect(),
+                crossed: allocate::crossed(&subnets, node).map(said).collect(),
                 ports: held.collect(),
                 by_service: BTreeMap::new(),
                 failures: BTreeMap::new(),
             };
             for task in state.tasks_of_node(&node.id).filter(|task| !is_unplaced(task)) {
-                room.add(task, &ports_of(state, task));
+                room.add(task, of_task(&ports, task));
             }
             (node.id.clone(), room)
         });
-        Self { state, rooms: rooms.collect() }
+        let rooms = rooms.collect();
+        Self { rooms, ports }
     }
 
     /// The best node for a task, or why there is none.
     pub fn best(&self, task: &Task) -> Result<&Room<'a>, String> {
-        let ports = ports_of(self.state, task);
+        let ports = of_task(&self.ports, task);
         let mut refused = Vec::new();
         let mut fitting = Vec::new();
         for room in self.rooms.values() {
-            match filter::check(task, &ports, room) {
+            match filter::check(task, ports, room) {
                 Ok(()) => fitting.push(room),
                 Err(refusal) => refused.push((refusal, room)),
             }
@@ -109,15 +114,21 @@ impl<'a> Rooms<'a> {
     /// Counts a task that was just assigned.
     pub fn place(&mut self, node: &NodeId, task: &Task) {
         if let Some(room) = self.rooms.get_mut(node) {
-            room.add(task, &ports_of(self.state, task));
+            room.add(task, of_task(&self.ports, task));
         }
     }
 }
 
+/// The service with the ports of its tasks' nodes, if it has some.
+fn own_ports(service: &Service) -> Option<(&ServiceId, Vec<NodePort>)> {
+    let asked = service.spec.ports.iter().flat_map(Port::node_ports);
+    let ports: Vec<NodePort> = asked.filter(|(_, of_tasks)| *of_tasks).map(|(port, _)| port).collect();
+    (!ports.is_empty()).then_some((&service.id, ports))
+}
+
 /// The ports of its node that a task has, or is to have: as its service is now.
-fn ports_of(state: &State, task: &Task) -> Vec<NodePort> {
-    let ports = state.services().get(&task.service_id).map(|service| service.spec.ports.as_slice()).unwrap_or_default();
-    ports.iter().flat_map(Port::node_ports).filter(|(_, of_tasks)| *of_tasks).map(|(port, _)| port).collect()
+fn of_task<'a>(ports: &'a BTreeMap<&ServiceId, Vec<NodePort>>, task: &Task) -> &'a [NodePort] {
+    ports.get(&task.service_id).map(Vec::as_slice).unwrap_or_default()
 }
 
 /// A global service's task that has its node but is not assigned takes no room yet.

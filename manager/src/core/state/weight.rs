@@ -57,7 +57,7 @@ fn node_weight(node: &Node) -> usize {
 }
 
 fn network_weight(network: &Network) -> usize {
-    REST + validate::network_text_size(&network.spec)
+    REST + validate::network_text_size(&network.spec) + 64 * network.resting_vips.len()
 }
 
 fn cluster_weight(cluster: &Cluster) -> usize {

@@ -18,7 +18,9 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
-use super::expressions::{End, Expression, FIRST, Family, Header, Meta, Register, Rejection, Verdict, family, input_begins, protocol};
+use super::expressions::{
+    End, Expression, FIRST, Family, Header, Meta, Register, Rejection, Verdict, family, input_begins, invalid, protocol,
+};
 use super::isolation::MEMBERS;
 use super::{Chain, Data, Filling, Rule, Set};
 use crate::core::links::RESOLVER;
@@ -217,7 +219,7 @@ fn to_backend() -> Vec<Expression> {
     ]
 }
 
-/// Of what goes to a node that is down, also on connections that were let through once.
+/// Of what goes to a node that is down, also on connections that were let through once, and on those that netd passes on for the host.
 pub(super) fn dead() -> Vec<Rule> {
     let is_dead = || [family(Family::Ipv4), listed(&DEAD)].concat();
     vec![
@@ -229,10 +231,18 @@ pub(super) fn dead() -> Vec<Rule> {
     ]
 }
 
+/// Of what can begin no connection to an endpoint, like the end of one that was forgotten.
+pub(super) fn strayed() -> Vec<Rule> {
+    vec![Rule::new("ct state invalid ip daddr @viplist goto refuse", [invalid(), family(Family::Ipv4), listed(&VIP_LIST), refuse()])]
+}
+
 /// Of what no endpoint took.
 pub(super) fn unserved() -> Vec<Rule> {
-    let refuse = vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))];
-    vec![Rule::new("ip daddr @viplist goto refuse", [family(Family::Ipv4), listed(&VIP_LIST), refuse])]
+    vec![Rule::new("ip daddr @viplist goto refuse", [family(Family::Ipv4), listed(&VIP_LIST), refuse()])]
+}
+
+fn refuse() -> Vec<Expression> {
+    vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))]
 }
 
 /// The chain that says that nobody listens.

@@ -1,7 +1,7 @@
 //! Elements of sets and maps: typed values in, the bytes that the kernel holds out, and back.
 //!
 //! A key is its fields one after the other, each in whole registers of 4 bytes, as expressions load them; numbers that the kernel
-//! computes (marks, slots) are in its own byte order, what stands in packets (addresses, ports) is in theirs. An element of a set of
+//! computes (marks, zones, slots) are in its own byte order, what stands in packets (addresses, ports) is in theirs. An element of a set of
 //! intervals has two keys, the first and the last that it spans, as one.
 
 use std::collections::BTreeMap;
@@ -25,6 +25,7 @@ pub enum SetName {
     Members,
     Exits,
     Entries,
+    Inside,
     Backends,
     Hairpin,
     Vips,
@@ -37,6 +38,7 @@ pub enum SetName {
     Flood,
     Outward,
     Peers,
+    Zones,
     Homes,
     Served,
     Guarded,
@@ -47,11 +49,12 @@ pub enum SetName {
 
 impl SetName {
     /// All of them, in order.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::Sources,
         Self::Members,
         Self::Exits,
         Self::Entries,
+        Self::Inside,
         Self::Backends,
         Self::Hairpin,
         Self::Vips,
@@ -64,6 +67,7 @@ impl SetName {
         Self::Flood,
         Self::Outward,
         Self::Peers,
+        Self::Zones,
         Self::Homes,
         Self::Served,
         Self::Guarded,
@@ -79,6 +83,7 @@ impl SetName {
             Self::Members => &isolation::MEMBERS,
             Self::Exits => &isolation::EXITS,
             Self::Entries => &egress::ENTRIES,
+            Self::Inside => &egress::INSIDE,
             Self::Backends => &balance::BACKENDS,
             Self::Hairpin => &balance::HAIRPIN,
             Self::Vips => &balance::VIPS,
@@ -91,6 +96,7 @@ impl SetName {
             Self::Flood => &isolation::FLOOD,
             Self::Outward => &ingress::OUTWARD,
             Self::Peers => &ingress::PEERS,
+            Self::Zones => &ingress::ZONES,
             Self::Homes => &ingress::HOMES,
             Self::Served => &ingress::SERVED,
             Self::Guarded => &ingress::GUARDED,
@@ -114,6 +120,8 @@ pub enum Field {
     Protocol,
     Port,
     Mark,
+    /// Of connection tracking.
+    Zone,
     /// What was drawn or hashed.
     Number,
 }
@@ -123,7 +131,7 @@ impl Field {
     pub fn bytes(self) -> usize {
         match self {
             Self::Protocol => 1,
-            Self::Port => 2,
+            Self::Port | Self::Zone => 2,
             Self::Address | Self::Mark | Self::Number => 4,
             Self::HardwareAddress => 6,
             Self::Name | Self::Address6 => 16,
@@ -138,7 +146,7 @@ impl Field {
     /// As nft's user space numbers data types; the kernel only keeps it.
     pub fn kind(self) -> u32 {
         match self {
-            Self::Number => 4,
+            Self::Number | Self::Zone => 4,
             Self::Address => 7,
             Self::Address6 => 8,
             Self::HardwareAddress => 9,
@@ -160,6 +168,7 @@ pub enum Value {
     Protocol(u8),
     Port(u16),
     Mark(u32),
+    Zone(u16),
     Number(u32),
 }
 
@@ -174,6 +183,7 @@ impl Value {
             Self::Protocol(_) => Field::Protocol,
             Self::Port(_) => Field::Port,
             Self::Mark(_) => Field::Mark,
+            Self::Zone(_) => Field::Zone,
             Self::Number(_) => Field::Number,
         }
     }
@@ -187,6 +197,7 @@ impl Value {
             Self::HardwareAddress(mac) => mac.0.to_vec(),
             Self::Protocol(number) => vec![*number],
             Self::Port(port) => port.to_be_bytes().to_vec(),
+            Self::Zone(zone) => zone.to_ne_bytes().to_vec(),
             Self::Mark(number) | Self::Number(number) => number.to_ne_bytes().to_vec(),
         };
         bytes.resize(self.field().padded(), 0);
@@ -206,6 +217,7 @@ impl Value {
             Field::HardwareAddress => Self::HardwareAddress(Mac(*bytes.first_chunk::<6>()?)),
             Field::Protocol => Self::Protocol(*bytes.first()?),
             Field::Port => Self::Port(u16::from_be_bytes(*bytes.first_chunk::<2>()?)),
+            Field::Zone => Self::Zone(u16::from_ne_bytes(*bytes.first_chunk::<2>()?)),
             Field::Mark => Self::Mark(u32::from_ne_bytes(*bytes.first_chunk::<4>()?)),
             Field::Number => Self::Number(u32::from_ne_bytes(*bytes.first_chunk::<4>()?)),
         })
@@ -221,6 +233,7 @@ impl fmt::Display for Value {
             Self::HardwareAddress(mac) => write!(f, "{mac}"),
             Self::Protocol(number) => write!(f, "{number}"),
             Self::Port(port) => write!(f, "{port}"),
+            Self::Zone(zone) => write!(f, "{zone}"),
             Self::Mark(number) | Self::Number(number) => write!(f, "{number}"),
         }
     }

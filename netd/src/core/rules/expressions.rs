@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use ipnet::Ipv4Net;
+
 use super::Set;
 
 /// A register of 4 bytes; longer values take the following ones too.
@@ -46,6 +48,10 @@ pub enum Expression {
     SetConnectionMark {
         from: Register,
     },
+    /// In which zone the packet's connection is looked up, by the side that begins it, and kept if it is new; before connections are tracked.
+    SetZone {
+        from: Register,
+    },
     /// What kind of address the destination is, by the namespace's routes: `LOCAL_ADDRESS` and others.
     DestinationType {
         into: Register,
@@ -72,6 +78,8 @@ pub enum Expression {
         key: Register,
         over: Limit,
     },
+    /// Goes on while packets come over this limit, whosever they are.
+    Over(Limit),
     Load {
         into: Register,
         value: Vec<u8>,
@@ -122,6 +130,7 @@ pub enum Conntrack {
     Direction = 1,
     Status = 2,
     Mark = 3,
+    Zone = 17,
     /// Where its first packet was sent to, before any translation.
     OriginalDestination = 20,
     /// The same for IPv6.
@@ -231,6 +240,7 @@ impl fmt::Display for Verdict {
     }
 }
 
+const STATE_INVALID: u32 = 1;
 const STATE_ESTABLISHED_OR_RELATED: u32 = 2 | 4;
 
 pub(super) fn accept() -> Vec<Expression> {
@@ -264,6 +274,27 @@ pub(super) fn to_port(into: Register) -> Vec<Expression> {
         Expression::Meta { key: Meta::Protocol, into },
         Expression::Payload { header: Header::Transport, offset: 2, len: 2, into: into.after(1) },
     ]
+}
+
+/// Of no connection that there is, and of none that can begin: connection tracking does not translate it.
+pub(super) fn invalid() -> Vec<Expression> {
+    vec![
+        Expression::Conntrack { key: Conntrack::State, into: FIRST },
+        Expression::Mask { register: FIRST, mask: STATE_INVALID },
+        Expression::Compare { register: FIRST, equal: false, value: vec![0; 4] },
+    ]
+}
+
+/// Whether the sender's address is, or is not, in the net.
+pub(super) fn source_in(net: Ipv4Net, is: bool) -> Vec<Expression> {
+    let mut expressions = family(Family::Ipv4);
+    expressions.extend([
+        Expression::Payload { header: Header::Network, offset: 12, len: 4, into: FIRST },
+        // As it stands in the packet.
+        Expression::Mask { register: FIRST, mask: u32::from_ne_bytes(net.netmask().octets()) },
+        Expression::Compare { register: FIRST, equal: is, value: net.network().octets().to_vec() },
+    ]);
+    expressions
 }
 
 /// Of a connection that is known, or of one that belongs to it.

@@ -54,6 +54,7 @@ pub fn skeleton(guarded: bool) -> Skeleton {
             Chain::filter("pre", Hook::Prerouting, BEFORE_TRACKING, Policy::Accept, overlay()),
             Chain::filter("out", Hook::Output, BEFORE_TRACKING, Policy::Accept, vec![untracked("udp dport 4789 notrack", vec![])]),
             Chain::nat("ports", Hook::Prerouting, DESTINATION_NAT, published()),
+            Chain::filter("frames", Hook::Input, BEFORE_TRACKING, Policy::Accept, frames()),
             Chain::filter("in", Hook::Input, EARLY_FILTER, Policy::Accept, arriving()),
             Chain::filter("fwd", Hook::Forward, EARLY_FILTER, Policy::Accept, forward),
             Chain::nat("masq", Hook::Postrouting, SOURCE_NAT, leaving()),
@@ -70,19 +71,19 @@ pub fn passage() -> Chain {
     Chain { name: DOCKER_USER.to_owned(), base: None, rules }
 }
 
-/// Frames for this host are taken from nodes alone: what is inside of them is believed to come from a pod.
+/// Nobody tracks frames for this host.
 fn overlay() -> Vec<Rule> {
+    vec![untracked("fib daddr type local udp dport 4789 notrack", for_this_host())]
+}
+
+/// Frames are taken from nodes alone: what is inside of them is believed to come from a pod. To whichever address they were sent: the kernel
+/// takes them at all of the host's, and those for everybody on a link.
+fn frames() -> Vec<Rule> {
     let stranger = vec![
         Expression::Payload { header: Header::Network, offset: 12, len: 4, into: FIRST },
         Expression::Lookup { set: &NODES, key: FIRST, into: None, present: false },
     ];
-    vec![
-        Rule::new(
-            "fib daddr type local udp dport 4789 ip saddr != @nodes drop",
-            [family(Family::Ipv4), for_this_host(), vxlan(), stranger, drop()],
-        ),
-        untracked("fib daddr type local udp dport 4789 notrack", for_this_host()),
-    ]
+    vec![Rule::new("udp dport 4789 ip saddr != @nodes drop", [family(Family::Ipv4), vxlan(), stranger, drop()])]
 }
 
 fn untracked(text: &str, condition: Vec<Expression>) -> Rule {
@@ -101,13 +102,22 @@ fn arriving() -> Vec<Rule> {
     ]
 }
 
-/// Nor what is told on a link to whoever asks from this host, as clouds do.
+/// Nor what is told on a link to whoever asks from this host, as clouds do; nor nodes' VXLAN, which would take a pod's frames for this node's.
+/// Who came to a published port from such a place is answered. What has another source than the router's escaped its translation.
 fn forwarded() -> Vec<Rule> {
     let to_link_local = vec![Expression::Payload { header: Header::Network, offset: 16, len: 2, into: FIRST }, equals(&[169, 254])];
-    vec![Rule::new(
-        "iifname rcl-up ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited",
-        [from_uplink(), family(Family::Ipv4), to_link_local, reject(Rejection::AdminProhibited)],
-    )]
+    vec![
+        Rule::new("iifname rcl-up ip saddr != 169.254.54.2 drop", [from_uplink(), family(Family::Ipv4), from_router(false), drop()]),
+        Rule::new("iifname rcl-up ct state established,related accept", [from_uplink(), established(), accept()]),
+        Rule::new(
+            "iifname rcl-up udp dport 4789 reject with icmpx admin-prohibited",
+            [from_uplink(), vxlan(), reject(Rejection::AdminProhibited)],
+        ),
+        Rule::new(
+            "iifname rcl-up ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited",
+            [from_uplink(), family(Family::Ipv4), to_link_local, reject(Rejection::AdminProhibited)],
+        ),
+    ]
 }
 
 /// A host that forwards for the uplink's sake alone is no router between its other networks.
@@ -132,10 +142,9 @@ fn published() -> Vec<Rule> {
 }
 
 fn leaving() -> Vec<Rule> {
-    let from_router = vec![Expression::Payload { header: Header::Network, offset: 12, len: 4, into: FIRST }, equals(&ROUTER_IP.octets())];
     vec![Rule::new(
         "ip saddr 169.254.54.2 oifname != rcl-up masquerade random-fully",
-        [family(Family::Ipv4), from_router, to_uplink(false), vec![Expression::Masquerade]],
+        [family(Family::Ipv4), from_router(true), to_uplink(false), vec![Expression::Masquerade]],
     )]
 }
 
@@ -151,6 +160,11 @@ fn to_uplink(is: bool) -> Vec<Expression> {
 fn device(key: Meta, is: bool) -> Vec<Expression> {
     let name = [HOST_END.as_bytes(), &[0]].concat();
     vec![Expression::Meta { key, into: FIRST }, Expression::Compare { register: FIRST, equal: is, value: name }]
+}
+
+fn from_router(is: bool) -> Vec<Expression> {
+    let source = Expression::Payload { header: Header::Network, offset: 12, len: 4, into: FIRST };
+    vec![source, Expression::Compare { register: FIRST, equal: is, value: ROUTER_IP.octets().to_vec() }]
 }
 
 fn for_this_host() -> Vec<Expression> {
@@ -180,17 +194,21 @@ mod tests {
   set nodes [Address] -> None
   set ports [Protocol, Port] -> None
   chain pre hook Prerouting priority -300 policy Accept
-    fib daddr type local udp dport 4789 ip saddr != @nodes drop
     fib daddr type local udp dport 4789 notrack
   chain out hook Output priority -300 policy Accept
     udp dport 4789 notrack
   chain ports nat hook Prerouting priority -100 policy Accept
     iifname != rcl-up fib daddr type local meta l4proto . th dport @ports dnat ip to 169.254.54.2
+  chain frames hook Input priority -300 policy Accept
+    udp dport 4789 ip saddr != @nodes drop
   chain in hook Input priority -10 policy Accept
     iifname rcl-up ct state established,related accept
     iifname rcl-up meta l4proto tcp reject with tcp reset
     iifname rcl-up reject with icmpx admin-prohibited
   chain fwd hook Forward priority -10 policy Accept
+    iifname rcl-up ip saddr != 169.254.54.2 drop
+    iifname rcl-up ct state established,related accept
+    iifname rcl-up udp dport 4789 reject with icmpx admin-prohibited
     iifname rcl-up ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
     meta nfproto ipv4 iifname != rcl-up oifname != rcl-up drop
   chain masq nat hook Postrouting priority 100 policy Accept

@@ -7,6 +7,7 @@
 //! allowed  protocol . port . clients           but these
 //! homes    backend → mark                      of its node, if that is another one
 //! peers    hardware address → mark             of the node whose device has it
+//! zones    hardware address → zone             of connection tracking, of the same node
 //! served   backend . protocol . port           what other nodes may send on to here
 //! outward  VNI                                 of networks whose pods may use nodes' ports
 //! ```
@@ -14,13 +15,17 @@
 //! In: a picture's published ports, the nodes' numbers, the pods here. Out: elements. The node that a connection comes to, or that a pod is on
 //! which connects to a node's address, chooses. The connection keeps the mark of its backend's node there, so that it goes on when the port is
 //! published no more; on the backend's node it has that of the node it came by, so that replies go back that way. Never: changes a client's
-//! address; but that of a pod which comes back to itself (`balance`).
+//! address; but that of a pod which comes back to itself (`balance`). One client may come by two nodes from one port: what comes by each node is
+//! tracked in a zone of its own, on the way there, and where both come to one pod the kernel gives the later one another port.
+
+use std::net::Ipv4Addr;
 
 use super::balance::{BACKENDS_MAX, destination, listed, numbers_of_slots, slots};
 use super::egress::{ENTRIES, entry};
 use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
 use super::expressions::{
-    Conntrack, End, Expression, FIRST, Family, Header, Meta, Register, Verdict, accept, drop, equals, family, input_begins, to_port,
+    Conntrack, End, Expression, FIRST, Family, Header, Meta, Register, Verdict, accept, drop, equals, family, input_begins, source_in,
+    to_port,
 };
 use super::{Chain, Data, Filling, Rule, Set, balance};
 use crate::core::ingress::{self, INGRESS, MARK, MARK_BITS};
@@ -46,6 +51,8 @@ pub static ALLOWED: Set =
 pub static HOMES: Set = Set { name: "homes", key: &[Field::Address], data: Data::Fields(&[Field::Mark]), filling: Filling::Keys };
 
 pub static PEERS: Set = Set { name: "peers", key: &[Field::HardwareAddress], data: Data::Fields(&[Field::Mark]), filling: Filling::Keys };
+
+pub static ZONES: Set = Set { name: "zones", key: &[Field::HardwareAddress], data: Data::Fields(&[Field::Zone]), filling: Filling::Keys };
 
 pub static SERVED: Set =
     Set { name: "served", key: &[Field::Address, Field::Protocol, Field::Port], data: Data::None, filling: Filling::Keys };
@@ -89,6 +96,11 @@ pub fn elements(picture: &Picture, attachments: &Attachments, underlay: &Underla
     let peer =
         |(node, number)| Element::new(SetName::Peers, &[Value::HardwareAddress(vtep_mac(node))], &[Value::Mark(ingress::mark(number))]);
     elements.extend(ingress::others(picture, underlay).map(peer));
+    let zone = |(node, number): (Ipv4Addr, u32)| {
+        let zone = u16::try_from(number).ok().map(Value::Zone)?;
+        Some(Element::new(SetName::Zones, &[Value::HardwareAddress(vtep_mac(node))], &[zone]))
+    };
+    elements.extend(ingress::others(picture, underlay).filter_map(zone));
     for published in &picture.published {
         elements.extend(backends(published, picture));
         elements.extend(ports(published, picture, attachments));
@@ -151,6 +163,16 @@ fn ports(published: &Published, picture: &Picture, attachments: &Attachments) ->
 
 fn draws(slots: u32) -> String {
     format!("p{slots}")
+}
+
+/// Of what comes from another node, before connections are looked up.
+pub(super) fn apart() -> Vec<Rule> {
+    let by_sender = vec![
+        Expression::Payload { header: Header::Link, offset: 6, len: 6, into: FIRST },
+        Expression::Lookup { set: &ZONES, key: FIRST, into: Some(FIRST), present: true },
+        Expression::SetZone { from: FIRST },
+    ];
+    vec![Rule::new("iifname ing ct original zone set ether saddr map @zones", [from_nodes(), by_sender])]
 }
 
 /// Of what comes from another node, and of what goes back there.
@@ -238,6 +260,8 @@ pub(super) fn forwarded() -> Vec<Rule> {
             [from_nodes(), family(Family::Ipv4), has_node(), is_served, accept()],
         ),
         Rule::new("iifname ing drop", [from_nodes(), drop()]),
+        // They would pass for a host's own, which no policy judges.
+        Rule::new("iifname up ip saddr 169.254.192.0/19 drop", [from_outside(), source_in(ingress::OWN, true), drop()]),
         Rule::new("iifname up ct status & 0x20 != 0 accept", [from_outside(), translated(), accept()]),
         Rule::new("iifname up drop", [from_outside(), drop()]),
     ]
@@ -325,8 +349,6 @@ fn for_node() -> Vec<Expression> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use rcluster_api::wire::v1;
 
     use super::*;
@@ -351,6 +373,8 @@ mod tests {
                 "outward { 4098 }",
                 "peers { 02:76:0a:5a:00:66 : 16777218 }",
                 "peers { 02:76:0a:5a:00:67 : 16777219 }",
+                "zones { 02:76:0a:5a:00:66 : 2 }",
+                "zones { 02:76:0a:5a:00:67 : 3 }",
                 "homes { 10.128.0.3 : 16777218 }",
                 "homes { 10.128.0.4 : 16777218 }",
                 "served { 10.128.0.2 . 6 . 80 }",
@@ -376,7 +400,7 @@ mod tests {
     #[test]
     fn clients_are_told_in_intervals_that_do_not_meet() {
         let mut wire = numbered(1, vec![published(v1::IngressPolicy::Mesh)]);
-        let port = wire.published[0].port.as_mut().unwrap();
+        let port = &mut wire.published[0].ports[0];
         port.allow_from = ["10.1.0.0/16", "10.0.0.0/8", "203.0.113.7/32", "fd00::/8"].map(str::to_owned).to_vec();
         (port.published, port.target, port.count) = (53, 5300, 2);
         port.protocol = v1::Protocol::Udp.into();

@@ -13,7 +13,7 @@ use std::net::Ipv4Addr;
 
 use super::elements::{Element, Elements, Field, SetName, Value};
 use super::expressions::{
-    Expression, FIRST, Family, Header, Limit, Meta, Rejection, accept, drop, equals, established, family, input_begins, protocol,
+    Expression, FIRST, Family, Header, Limit, Meta, Rejection, accept, drop, equals, established, family, input_begins, invalid, protocol,
 };
 use super::{Data, Filling, Rule, Set};
 use crate::core::links::{RESOLVER, veth_name, vxlan_name};
@@ -27,8 +27,10 @@ pub static EXITS: Set = Set { name: "exits", key: &[Field::Mark, Field::Name], d
 
 pub static FLOOD: Set = Set { name: "flood", key: &[Field::Name], data: Data::None, filling: Filling::Learned { timeout_ms: 10_000 } };
 
-/// Questions over UDP from one device: what is beyond them is dropped before the resolver sees it.
+/// Questions over UDP from one device. What is beyond them may have of what all may have together; the rest is dropped before the resolver
+/// sees it.
 const QUESTIONS: Limit = Limit { per_second: 20_000, burst: 5_000 };
+const SPARE_QUESTIONS: Limit = Limit { per_second: 80_000, burst: 20_000 };
 
 const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_TCP: u8 = 6;
@@ -90,6 +92,11 @@ pub(super) fn known() -> Vec<Rule> {
     vec![Rule::new("ct state established,related accept", [established(), accept()])]
 }
 
+/// Of what belongs to no connection: it would pass untranslated, under an address that nobody expects it from.
+pub(super) fn strayed() -> Vec<Rule> {
+    vec![Rule::new("ct state invalid drop", [invalid(), drop()])]
+}
+
 /// Tells the network of what is forwarded.
 pub(super) fn marked() -> Vec<Rule> {
     vec![Rule::new("meta mark set iifname map @members", [mark_by_input()])]
@@ -109,7 +116,8 @@ pub(super) fn arriving() -> Vec<Rule> {
         Rule::new("iifname lo accept", [input_begins(b"lo\0"), accept()]),
         Rule::new("ct state established,related accept", [established(), accept()]),
         Rule::new(
-            "ip daddr resolver udp dport 53 iifname p* update @flood { iifname limit rate over 20000/second burst 5000 packets } drop",
+            "ip daddr resolver udp dport 53 iifname p* update @flood { iifname limit rate over 20000/second burst 5000 packets } \
+             limit rate over 80000/second burst 20000 packets drop",
             [resolver_address(16), port(PROTOCOL_UDP, 2), from_pod(), too_many_questions(), drop()],
         ),
         Rule::new("iifname p* ip daddr resolver udp dport 53 accept", [from_pod(), resolver_address(16), port(PROTOCOL_UDP, 2), accept()]),
@@ -148,7 +156,11 @@ fn port(number: u8, offset: u32) -> Vec<Expression> {
 }
 
 fn too_many_questions() -> Vec<Expression> {
-    vec![Expression::Meta { key: Meta::InputName, into: FIRST }, Expression::Update { set: &FLOOD, key: FIRST, over: QUESTIONS }]
+    vec![
+        Expression::Meta { key: Meta::InputName, into: FIRST },
+        Expression::Update { set: &FLOOD, key: FIRST, over: QUESTIONS },
+        Expression::Over(SPARE_QUESTIONS),
+    ]
 }
 
 fn echo_request() -> Vec<Expression> {

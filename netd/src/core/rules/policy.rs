@@ -9,7 +9,7 @@
 //!
 //! In: networks' policies, endpoints, the pods here. Out: elements. Both nodes of a connection judge it, each by its own picture, after a
 //! service's address has become an endpoint's; who comes by a published port is judged where the endpoint is, under its own address. What
-//! leaves the cluster is not judged here: that is `internal`'s. Never: a rule per service; a judgement of what has been let through once.
+//! leaves the cluster is not judged here: that is `internal`'s; nor what a host itself connects to. Never: a rule per service; a judgement of what has been let through once.
 //!
 //! What a policy allows is added before its network is `policed`, and the other way round when it goes; the kernel does either in one
 //! transaction, so that no half of a policy is ever in force. Rules that are loaded anew know no network at all until all elements are there.
@@ -17,8 +17,9 @@
 use super::balance::REFUSE;
 use super::egress::ENTRIES;
 use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
-use super::expressions::{Conntrack, Expression, FIRST, Family, Header, Meta, Rejection, Verdict, equals, family, input_begins};
+use super::expressions::{Conntrack, Expression, FIRST, Family, Header, Meta, Rejection, Verdict, equals, family, input_begins, source_in};
 use super::{Data, Filling, Rule, Set};
+use crate::core::ingress::OWN;
 use crate::core::picture::{Attachments, Picture};
 use crate::core::policy::{Passage, admissions, passages};
 use crate::core::uplink::UPLINK;
@@ -110,7 +111,11 @@ pub(super) fn shielding() -> Vec<Rule> {
     ];
     vec![
         Rule::new("iifname up ip daddr @shielded jump admit", [input_begins(b"up\0"), to_shielded(), jump(ADMIT)]),
-        Rule::new("iifname ing ip daddr @shielded jump admit", [input_begins(b"ing\0"), to_shielded(), jump(ADMIT)]),
+        // Hosts' own connections are not judged: those to a pod on the host itself are not forwarded at all.
+        Rule::new(
+            "iifname ing ip saddr != 169.254.192.0/19 ip daddr @shielded jump admit",
+            [input_begins(b"ing\0"), source_in(OWN, false), to_shielded(), jump(ADMIT)],
+        ),
         // A pod that used the address of its own node.
         Rule::new(
             "iifname p* ip daddr @shielded ct original ip daddr @entries jump admit",

@@ -33,6 +33,8 @@ const LAST: i32 = 150;
 pub fn skeleton() -> Skeleton {
     let forward = [
         balance::dead(),
+        balance::strayed(),
+        isolation::strayed(),
         isolation::known(),
         policy::shielding(),
         ingress::forwarded(),
@@ -40,13 +42,14 @@ pub fn skeleton() -> Skeleton {
         ingress::by_node(),
         balance::unserved(),
         policy::judged(),
+        egress::staying(),
         isolation::passing(),
     ];
     let balance = [balance::balancing(), ingress::balancing()].concat();
     let input = [isolation::arriving(), ingress::refused()].concat();
     let leave = [balance::leaving(), egress::leaving()].concat();
     let mut chains = vec![
-        Chain::filter("source", Hook::Prerouting, BEFORE_TRACKING, Policy::Accept, isolation::incoming()),
+        Chain::filter("source", Hook::Prerouting, BEFORE_TRACKING, Policy::Accept, [isolation::incoming(), ingress::apart()].concat()),
         Chain::filter("answer", Hook::Output, BEFORE_TRACKING, Policy::Accept, isolation::answers()),
         Chain::filter("mesh", Hook::Prerouting, TRACKED, Policy::Accept, ingress::between_nodes()),
         Chain::filter("guard", Hook::Prerouting, UNCHANGED, Policy::Accept, ingress::guarding()),
@@ -61,6 +64,7 @@ pub fn skeleton() -> Skeleton {
         Chain::aside(policy::ADMIT, policy::admitting()),
         Chain::aside(policy::POLICY, policy::judging()),
         Chain::filter("input", Hook::Input, FILTER, Policy::Drop, input),
+        Chain::filter("own", Hook::Output, FILTER, Policy::Accept, balance::dead()),
         Chain::nat("leave", Hook::Postrouting, SOURCE, leave),
         Chain::filter("bare", Hook::Postrouting, LAST, Policy::Accept, ingress::sent()),
     ]);
@@ -102,6 +106,7 @@ mod tests {
   set members [Name] -> Fields([Mark])
   set exits [Mark, Name] -> None
   set entries [Address] -> None
+  set inside [Protocol, Address] -> None, intervals
   set backends [Address, Number] -> Fields([Address])
   set hairpin [Address, Address] -> None
   set vips [Mark, Address] -> Verdict
@@ -114,6 +119,7 @@ mod tests {
   set flood [Name] -> None, learned for 10000 ms
   set outward [Mark] -> None
   set peers [HardwareAddress] -> Fields([Mark])
+  set zones [HardwareAddress] -> Fields([Zone])
   set homes [Address] -> Fields([Mark])
   set served [Address, Protocol, Port] -> None
   set guarded [Protocol, Port] -> None
@@ -124,6 +130,7 @@ mod tests {
     iifname p* meta nfproto ipv6 drop
     iifname p* iifname . ip saddr != @sources drop
     ip daddr 169.254.53.53 udp dport 53 notrack
+    iifname ing ct original zone set ether saddr map @zones
   chain answer hook Output priority -300 policy Accept
     ip saddr 169.254.53.53 udp sport 53 notrack
   chain mesh hook Prerouting priority -150 policy Accept
@@ -149,12 +156,15 @@ mod tests {
   chain forward hook Forward priority 0 policy Drop
     ip daddr @dead meta l4proto tcp reject with tcp reset
     ip daddr @dead reject with icmpx host-unreachable
+    ct state invalid ip daddr @viplist goto refuse
+    ct state invalid drop
     ct state established,related accept
     iifname up ip daddr @shielded jump admit
-    iifname ing ip daddr @shielded jump admit
+    iifname ing ip saddr != 169.254.192.0/19 ip daddr @shielded jump admit
     iifname p* ip daddr @shielded ct original ip daddr @entries jump admit
     iifname ing ct mark & 0xff000000 == 0x1000000 ip daddr . meta l4proto . th dport @served accept
     iifname ing drop
+    iifname up ip saddr 169.254.192.0/19 drop
     iifname up ct status & 0x20 != 0 accept
     iifname up drop
     meta mark set iifname map @members
@@ -162,6 +172,7 @@ mod tests {
     ct original ip daddr @entries goto refuse
     ip daddr @viplist goto refuse
     meta mark @policed jump policy
+    oifname up meta l4proto . ip daddr @inside reject with icmpx admin-prohibited
     meta mark . oifname @exits meta mark set 0 accept
     reject with icmpx admin-prohibited
   chain refuse
@@ -178,12 +189,15 @@ mod tests {
   chain input hook Input priority 0 policy Drop
     iifname lo accept
     ct state established,related accept
-    ip daddr 169.254.53.53 udp dport 53 iifname p* update @flood { iifname limit rate over 20000/second burst 5000 packets } drop
+    ip daddr 169.254.53.53 udp dport 53 iifname p* update @flood { iifname limit rate over 20000/second burst 5000 packets } limit rate over 80000/second burst 20000 packets drop
     iifname p* ip daddr 169.254.53.53 udp dport 53 accept
     iifname p* ip daddr 169.254.53.53 tcp dport 53 accept
     iifname p* icmp type echo-request accept
     iifname p* reject with icmpx admin-prohibited
     iifname up goto refuse
+  chain own hook Output priority 0 policy Accept
+    ip daddr @dead meta l4proto tcp reject with tcp reset
+    ip daddr @dead reject with icmpx host-unreachable
   chain leave nat hook Postrouting priority 100 policy Accept
     ip saddr . ip daddr @hairpin snat to 169.254.53.53
     oifname up masquerade random-fully
@@ -212,6 +226,7 @@ mod tests {
                 "guarded key 8 data 0 flags 0",
                 "hairpin key 8 data 0 flags 0",
                 "homes key 4 data 4 flags 8",
+                "inside key 8 data 0 flags 132",
                 "members key 16 data 4 flags 8",
                 "outward key 4 data 0 flags 0",
                 "peers key 8 data 4 flags 8",
@@ -222,6 +237,7 @@ mod tests {
                 "sources key 20 data 0 flags 0",
                 "viplist key 4 data 0 flags 0",
                 "vips key 8 data 0 flags 8",
+                "zones key 8 data 4 flags 8",
             ]
         );
         let base_chains = outline.chains.iter().map(String::as_str).filter(|chain| chain.contains(' '));
@@ -237,6 +253,7 @@ mod tests {
                 "input filter hook 1 priority 0 policy 0",
                 "leave nat hook 4 priority 100 policy 1",
                 "mesh filter hook 0 priority -150 policy 1",
+                "own filter hook 3 priority 0 policy 1",
                 "source filter hook 0 priority -300 policy 1",
                 "toward filter hook 0 priority -90 policy 1",
             ]

@@ -103,6 +103,7 @@ pub fn expression(expression: &Expression) -> Attributes {
         }
         Expression::Conntrack { key, into } => ("ct", conntrack(*key, *into)),
         Expression::SetConnectionMark { from } => ("ct", Attributes::new().number(2, Conntrack::Mark as u32).number(4, from.0)),
+        Expression::SetZone { from } => ("ct", Attributes::new().number(2, Conntrack::Zone as u32).bytes(3, &[ORIGINAL]).number(4, from.0)),
         Expression::DestinationType { into } => {
             let (address_type, by_destination) = (3, 2);
             ("fib", Attributes::new().number(1, into.0).number(2, address_type).number(3, by_destination))
@@ -138,6 +139,7 @@ pub fn expression(expression: &Expression) -> Attributes {
             let data = Attributes::new().number(1, *end as u32).number(2, *family as u32).number(3, address.0);
             ("nat", port.iter().fold(data, |data, port| data.number(5, port.0)))
         }
+        Expression::Over(limit) => ("limit", limit_exceeded(*limit)),
         Expression::Masquerade => {
             let random_fully = 16;
             ("masq", Attributes::new().number(1, random_fully))
@@ -152,7 +154,7 @@ pub fn expression(expression: &Expression) -> Attributes {
 fn conntrack(key: Conntrack, into: Register) -> Attributes {
     let data = Attributes::new().number(1, into.0).number(2, key as u32);
     match key {
-        Conntrack::State | Conntrack::Direction | Conntrack::Status | Conntrack::Mark => data,
+        Conntrack::State | Conntrack::Direction | Conntrack::Status | Conntrack::Mark | Conntrack::Zone => data,
         Conntrack::OriginalDestination | Conntrack::OriginalDestination6 => data.bytes(3, &[ORIGINAL]),
     }
 }

@@ -73,6 +73,10 @@ fn facts_about_connections_are_encoded_as_the_kernel_reads_them() {
         check_expression(Expression::Conntrack { key, into: FIRST }, &format!("07000100 63740000 {expected}"));
     }
     check_expression(Expression::SetConnectionMark { from: FIRST }, "07000100 63740000 14000280 08000200 00000003 08000400 00000008");
+    check_expression(
+        Expression::SetZone { from: FIRST },
+        "07000100 63740000 1c000280 08000200 00000011 05000300 00000000 08000400 00000008",
+    );
 }
 
 #[test]
@@ -99,6 +103,11 @@ fn comparisons_are_encoded_as_the_kernel_reads_them() {
         "0b000100 64796e73 65740000 64000280 0a000100 666c6f6f 64000000 08000300 00000001 08000400 00000008 \
          44000780 0a000100 6c696d69 74000000 34000280 0c000100 00000000 00004e20 0c000200 00000000 00000001 \
          08000300 00001388 08000400 00000000 08000500 00000001",
+    );
+    check_expression(
+        Expression::Over(Limit { per_second: 80_000, burst: 20_000 }),
+        "0a000100 6c696d69 74000000 34000280 0c000100 00000000 00013880 0c000200 00000000 00000001 08000300 00004e20 \
+         08000400 00000000 08000500 00000001",
     );
 }
 

@@ -2,7 +2,7 @@
 //! takes all of it or nothing. No `nft` binary, no C library.
 //!
 //! ```text
-//! BATCH_BEGIN · NEWTABLE DELTABLE NEWTABLE NEWSET… NEWCHAIN… NEWRULE… · BATCH_END
+//! BATCH_BEGIN · NEWTABLE DELTABLE NEWTABLE NEWSET… NEWCHAIN… NEWRULE… NEWSETELEM… · BATCH_END
 //! BATCH_BEGIN · (DELSETELEM | NEWSETELEM)… · BATCH_END
 //! ```
 //!
@@ -65,6 +65,11 @@ struct Transaction<'a> {
 
 /// Replaces the table of `skeleton` by it, with no elements.
 pub fn load(netlink: &mut Netlink, skeleton: &Skeleton) -> Result<(), KernelError> {
+    load_with(netlink, skeleton, &[])
+}
+
+/// Replaces the table of `skeleton` by it, with these elements: no packet meets its rules without them.
+pub fn load_with(netlink: &mut Netlink, skeleton: &Skeleton, changes: &[Change<'_>]) -> Result<(), KernelError> {
     let mut transaction = Transaction::begin(netlink, skeleton.table);
     let name = skeleton.table.name;
     let table = Attributes::new().text(1, name);
@@ -84,6 +89,7 @@ pub fn load(netlink: &mut Netlink, skeleton: &Skeleton) -> Result<(), KernelErro
             transaction.add(&what, NEW_RULE, CREATE | APPEND, &encode::rule(name, chain, rule));
         }
     }
+    transaction.change(changes);
     transaction.commit()
 }
 
@@ -114,11 +120,7 @@ pub fn change(netlink: &mut Netlink, changes: &[Change<'_>]) -> Result<(), Kerne
 /// The same in any table of ours.
 pub fn change_in(netlink: &mut Netlink, table: Table, changes: &[Change<'_>]) -> Result<(), KernelError> {
     let mut transaction = Transaction::begin(netlink, table);
-    for alike in changes.chunk_by(|one, next| (one.add, one.set.name) == (next.add, next.set.name)) {
-        for group in alike.chunks(ELEMENTS_MAX) {
-            transaction.elements(group);
-        }
-    }
+    transaction.change(changes);
     transaction.commit()
 }
 
@@ -196,6 +198,15 @@ impl<'a> Transaction<'a> {
         self.what.push(what.to_owned());
         self.last_flags = self.bytes.len() + 6;
         write(&mut self.bytes, (SUBSYSTEM | kind, REQUEST | flags, sequence), (self.table.family as u8, 0), &attributes.0);
+    }
+
+    /// Elements in order.
+    fn change(&mut self, changes: &[Change<'_>]) {
+        for alike in changes.chunk_by(|one, next| (one.add, one.set.name) == (next.add, next.set.name)) {
+            for group in alike.chunks(ELEMENTS_MAX) {
+                self.elements(group);
+            }
+        }
     }
 
     /// Elements of one set, all to be added or all to be removed.

@@ -172,6 +172,33 @@ impl Lab {
     }
 }
 
+/// A picture with a number for each node, without which no ports are published.
+pub fn numbered(mut view: v1::NetView) -> v1::NetView {
+    for (number, node) in (1..).zip(&mut view.nodes) {
+        node.number = number;
+    }
+    view
+}
+
+/// TCP port `published` of every node, with tasks at port `target` behind it: (task, host's index, last octet of its address in 10.128.0.0/24).
+pub fn published(published: u32, target: u32, tasks: &[(&str, usize, u8)]) -> v1::PublishedView {
+    let port = v1::Port {
+        protocol: v1::Protocol::Tcp.into(),
+        target,
+        published,
+        mode: v1::PublishMode::Ingress.into(),
+        policy: v1::IngressPolicy::Spread.into(),
+        ..Default::default()
+    };
+    let backend = |(task, host, last): &(&str, usize, u8)| v1::BackendView {
+        task_id: (*task).to_owned(),
+        node_id: node_id(*host),
+        ip: Ipv4Addr::new(10, 128, 0, *last).to_string(),
+        state: v1::EndpointState::Serving.into(),
+    };
+    v1::PublishedView { service_id: "web".into(), ports: vec![port], backends: tasks.iter().map(backend).collect() }
+}
+
 pub fn node_id(index: usize) -> String {
     format!("node-{index}")
 }

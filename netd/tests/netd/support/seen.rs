@@ -17,7 +17,7 @@ pub const OUR_ROUTES: &str = "ip -4 -o route show table all proto 114";
 pub const OUR_NEIGHBOURS: &str = "ip -4 neigh show nud permanent";
 
 /// The calling thread's own.
-const SYSCTLS: [&str; 3] = ["ip_forward", "conf/all/rp_filter", "icmp_ratemask"];
+const SYSCTLS: [&str; 4] = ["ipv4/ip_forward", "ipv4/conf/all/rp_filter", "ipv4/icmp_ratemask", "netfilter/nf_conntrack_tcp_be_liberal"];
 
 /// All of netd's in the router namespace, in these pods and on the host. Not in it: the numbers of devices, which are others when one is made
 /// anew, and what the kernel finds out by itself.
@@ -74,7 +74,7 @@ fn forwards() -> Vec<String> {
 }
 
 fn sysctls() -> Vec<String> {
-    let value = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap();
+    let value = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap();
     SYSCTLS.iter().map(|name| format!("sysctl {name} {}", value(name).trim())).collect()
 }
 
@@ -83,6 +83,8 @@ fn on_host() -> Vec<String> {
     let outline = nft::outline(&mut netlink, host::TABLE).unwrap();
     let peers = nft::read_in(&mut netlink, host::TABLE, &host::NODES).unwrap();
     let peers = peers.into_iter().map(|(key, _)| format!("peer {key:?}"));
+    let ports = nft::read_in(&mut netlink, host::TABLE, &host::PORTS).unwrap();
+    let peers = peers.chain(ports.into_iter().map(|(key, _)| format!("port {key:?}")));
     // Its other sysctls are its own.
     let forwarding = sysctls().into_iter().take(1);
     peers.chain([format!("rules {outline:?}")]).chain(forwarding).chain(in_namespace()).collect()

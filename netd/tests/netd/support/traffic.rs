@@ -8,7 +8,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Lab, eventually};
+use super::{Host, Lab, eventually};
+
+/// The kernel sends a segment again after a second, where nothing says otherwise.
+const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// The least time between two trips: the processors are also for what the test is about.
 const PACE: Duration = Duration::from_millis(1);
@@ -42,16 +45,12 @@ impl Traffic {
 
     /// A TCP stream from the client to `to`, which leads to `at` in the server's pod; a byte goes there and back.
     pub fn stream(lab: &Lab, client: Pod<'_>, server: Pod<'_>, at: &str, to: &str) -> Self {
-        let listener = lab.hosts[server.0].listen(server.1, at);
-        thread::spawn(move || {
-            let (mut stream, _) = listener.accept()?;
-            let mut byte = [0];
-            while stream.read(&mut byte)? == 1 {
-                stream.write_all(&byte)?;
-            }
-            io::Result::Ok(())
-        });
-        let mut stream: TcpStream = lab.hosts[client.0].connect(client.1, to).unwrap();
+        echo(lab, server, at);
+        Self::over(lab.hosts[client.0].connect(client.1, to).unwrap())
+    }
+
+    /// The same over a stream that leads to where `echo` listens.
+    pub fn over(mut stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         Self::start(move || {
             stream.write_all(b"x")?;
@@ -90,9 +89,33 @@ impl Traffic {
     }
 }
 
+/// Says again what it hears on the one stream that comes to `at` in a pod.
+pub fn echo(lab: &Lab, server: Pod<'_>, at: &str) {
+    let listener = lab.hosts[server.0].listen(server.1, at);
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept()?;
+        let mut byte = [0];
+        while stream.read(&mut byte)? == 1 {
+            stream.write_all(&byte)?;
+        }
+        io::Result::Ok(())
+    });
+}
+
 /// How many TCP segments these pods have sent twice. A trip that was long because this machine was busy had nothing sent again.
 pub fn sent_again(lab: &Lab, pods: &[Pod<'_>]) -> u64 {
     pods.iter().map(|(host, task)| lab.hosts[*host].inside(task, sent_again_here)).sum()
+}
+
+/// Fails where what a host, or a pod of its, does over TCP was not answered at once: it took long, and something was sent again. What takes
+/// long because this machine is busy is sent once.
+pub fn at_once<T>(host: &Host, task: Option<&str>, what: &str, work: impl FnOnce() -> T) -> T {
+    let again = || task.map_or_else(|| host.here(sent_again_here), |task| host.inside(task, sent_again_here));
+    let (begun, before) = (Instant::now(), again());
+    let done = work();
+    let (took, again) = (begun.elapsed(), again() - before);
+    assert!(took < AT_ONCE || again == 0, "{what}: {took:?}, {again} sent again");
+    done
 }
 
 /// The same of the calling thread's namespace.
