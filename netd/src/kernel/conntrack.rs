@@ -40,7 +40,7 @@ const ENDS6: [u16; 2] = [3, 4];
 /// Those of the flows over TCP and UDP; there may be very many, of which no others are kept.
 pub fn flows(netlink: &mut Netlink, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError> {
     let mut found = Vec::new();
-    let take = |payload: &[u8]| found.extend(payload.get(4..).and_then(flow).filter(|flow| which(flow)));
+    let take = |payload: &[u8]| found.extend(payload.get(4..).and_then(flow).filter(which));
     ask(netlink, "list tracked connections", (GET, DUMP, FAMILY_ANY), &Attributes::new(), take)?;
     Ok(found)
 }

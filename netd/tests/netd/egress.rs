@@ -27,9 +27,15 @@ fn two_pods() -> Lab {
     lab
 }
 
+/// The world. It is one for all of a test: while a test beside it starts a program, the copy of a socket lives on that is closed here, and the
+/// next could not be bound.
+fn world(outside: &Host) -> TcpListener {
+    outside.here(|| TcpListener::bind("203.0.113.1:80")).unwrap()
+}
+
 /// Whom the world sees when a pod connects to it and is answered.
-fn seen_by(outside: &Host, host: &Host, task: &str) -> IpAddr {
-    let listener = outside.here(|| TcpListener::bind("203.0.113.1:80")).unwrap();
+fn seen_by(world: &TcpListener, host: &Host, task: &str) -> IpAddr {
+    let listener = world.try_clone().unwrap();
     let server = thread::spawn(move || {
         let (mut stream, peer) = listener.accept().unwrap();
         let mut byte = [0];
@@ -47,18 +53,19 @@ fn seen_by(outside: &Host, host: &Host, task: &str) -> IpAddr {
 fn the_world_is_reached_and_sees_the_host() {
     let lab = two_pods();
     let outside = lab.outside();
+    let listener = world(&outside);
     for (host, task) in lab.hosts.iter().zip(["t1", "t2"]) {
-        assert_eq!(seen_by(&outside, host, task), IpAddr::V4(host.addr));
+        assert_eq!(seen_by(&listener, host, task), IpAddr::V4(host.addr));
     }
 
-    let world = outside.here(|| UdpSocket::bind("203.0.113.1:9")).unwrap();
-    world.set_read_timeout(Some(DEADLINE)).unwrap();
+    let hearer = outside.here(|| UdpSocket::bind("203.0.113.1:9")).unwrap();
+    hearer.set_read_timeout(Some(DEADLINE)).unwrap();
     let pod = lab.hosts[0].udp("t1", "10.128.0.2:9");
     pod.send_to(b"question", "203.0.113.1:9").unwrap();
     let mut buffer = [0; 64];
-    let (len, from) = world.recv_from(&mut buffer).unwrap();
+    let (len, from) = hearer.recv_from(&mut buffer).unwrap();
     assert_eq!((&buffer[..len], from.ip()), (&b"question"[..], IpAddr::V4(lab.hosts[0].addr)));
-    world.send_to(b"answer", from).unwrap();
+    hearer.send_to(b"answer", from).unwrap();
     let (len, from) = pod.recv_from(&mut buffer).unwrap();
     assert_eq!((&buffer[..len], from.to_string()), (&b"answer"[..], "203.0.113.1:9".to_owned()));
 }
@@ -99,7 +106,7 @@ fn an_internal_network_has_no_way_out_and_a_second_one_may_have() {
     host.attach("both", &[("front", "10.128.0.3"), ("back", "10.128.1.2")]).unwrap();
     let error = at_once(host, Some("inner"), "no way out", || host.connect("inner", "203.0.113.1:80")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::HostUnreachable, "{error}");
-    assert_eq!(seen_by(&outside, host, "both"), IpAddr::V4(host.addr));
+    assert_eq!(seen_by(&world(&outside), host, "both"), IpAddr::V4(host.addr));
     let _listener = host.listen("inner", "10.128.0.2:80");
     host.connect("both", "10.128.0.2:80").unwrap();
 }
@@ -137,7 +144,7 @@ fn docker_lets_the_pods_packets_pass() {
     let lab = behind_iptables(true);
     let outside = lab.outside();
     assert_eq!(lab.hosts[0].status().unwrap().problems, Vec::<String>::new());
-    assert_eq!(seen_by(&outside, &lab.hosts[0], "t1"), IpAddr::V4(lab.hosts[0].addr));
+    assert_eq!(seen_by(&world(&outside), &lab.hosts[0], "t1"), IpAddr::V4(lab.hosts[0].addr));
 }
 
 #[test]
@@ -147,7 +154,7 @@ fn docker_that_comes_later_lets_them_pass_from_the_next_check() {
     load(&lab.hosts[0], dropping(true));
     lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
     assert_eq!(lab.hosts[0].status().unwrap().repairs, 1);
-    assert_eq!(seen_by(&outside, &lab.hosts[0], "t1"), IpAddr::V4(lab.hosts[0].addr));
+    assert_eq!(seen_by(&world(&outside), &lab.hosts[0], "t1"), IpAddr::V4(lab.hosts[0].addr));
 }
 
 #[test]
@@ -189,7 +196,7 @@ fn what_someone_breaks_on_the_host_is_mended() {
     lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
     // The table with its one peer, forwarding, the pair and its addresses, and the route that went with it.
     assert_eq!(host.status().unwrap().repairs, 6);
-    assert_eq!(seen_by(&outside, host, "t1"), IpAddr::V4(host.addr));
+    assert_eq!(seen_by(&world(&outside), host, "t1"), IpAddr::V4(host.addr));
     let _listener = lab.hosts[1].listen("t2", "10.128.0.3:80");
     host.connect("t1", "10.128.0.3:80").unwrap();
     lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
