@@ -114,7 +114,7 @@ pub fn own_address(picture: &Picture) -> Option<Ipv4Addr> {
 
 /// The default routes of the nodes' tables, by table.
 pub fn detours(picture: &Picture, underlay: &Underlay) -> BTreeMap<u32, Route> {
-    let detour = |(node, number)| (table(number), Route::Via { link: INGRESS.to_owned(), gateway: node.into() });
+    let detour = |(node, number): (Ipv4Addr, u32)| (table(number), Route::Via { link: INGRESS.to_owned(), gateway: node.into() });
     others(picture, underlay).map(detour).collect()
 }
 
