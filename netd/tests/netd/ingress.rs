@@ -211,8 +211,11 @@ fn a_client_with_an_address_of_what_subnets_are_chosen_from_is_served_and_reache
         assert_eq!(said, (place.2, 80, OUTSIDE), "at {number}");
         goes_on(&mut stream);
     }
-    // The host has a way there; where it has none but its default route, nothing of a pool is sent out.
-    lab.hosts[0].here(|| run("ip route add default via 203.0.113.1 dev up0"));
+    // The host has a way there of its own, not one like netd's; where it has none but its default route, nothing of a pool is sent out.
+    lab.hosts[0].here(|| {
+        run("ip route replace 203.0.113.0/24 dev up0 proto static");
+        run("ip route add default via 203.0.113.1 dev up0");
+    });
     let _world = outside.here(|| TcpListener::bind((OUTSIDE, 80))).unwrap();
     eventually("netd knows of the host's way", || lab.hosts[0].connect("t1", "203.0.113.1:80").is_ok());
     let error = lab.hosts[0].connect("t1", "203.0.200.1:80").unwrap_err();
