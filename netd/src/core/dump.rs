@@ -311,7 +311,9 @@ route 10.128.0.2/32 | on {link}
 route 10.128.0.3/32 | via 10.90.0.102 on v4097
 selector the kernel's own | alone besides ours
 rule set vips key 8 data 0 flags 8
+rule set vips6 key 20 data 0 flags 8
 rule chain leave nat hook 4 priority 100 policy 1
+rule source: iifname p* iifname . ip6 saddr != @sources6 drop
 rule source: iifname p* iifname . ip saddr != @sources drop
 host rules | for the uplink
 host way through iptables | open
