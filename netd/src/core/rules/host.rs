@@ -54,7 +54,7 @@ const LOCAL_ADDRESS: u32 = 2;
 
 /// The table's sets and chains; `guarded` where netd has the host forward packets, which then are none but those of the uplink.
 pub fn skeleton(guarded: bool) -> Skeleton {
-    let forward = [forwarded(), if guarded { guard() } else { Vec::new() }].concat();
+    let forward = [forwarded(), past_tunnels(), if guarded { guard() } else { Vec::new() }].concat();
     Skeleton {
         table: TABLE,
         sets: vec![&NODES, &ENCRYPTED, &PORTS],
@@ -64,7 +64,7 @@ pub fn skeleton(guarded: bool) -> Skeleton {
             Chain::filter("sealed", Hook::Output, EARLY_FILTER, Policy::Accept, vec![sent_in_clear()]),
             Chain::nat("ports", Hook::Prerouting, DESTINATION_NAT, published()),
             Chain::filter("frames", Hook::Input, BEFORE_TRACKING, Policy::Accept, frames()),
-            Chain::filter("wg", Hook::Input, AFTER_FRAMES, Policy::Accept, vec![taken_in_clear()]),
+            Chain::filter("wg", Hook::Input, AFTER_FRAMES, Policy::Accept, by_tunnels()),
             Chain::filter("in", Hook::Input, EARLY_FILTER, Policy::Accept, arriving()),
             Chain::filter("fwd", Hook::Forward, EARLY_FILTER, Policy::Accept, forward),
             Chain::nat("masq", Hook::Postrouting, SOURCE_NAT, leaving()),
@@ -100,14 +100,31 @@ fn untracked(text: &str, condition: Vec<Expression>) -> Rule {
     Rule::new(text, [condition, vxlan(), vec![Expression::Untrack]])
 }
 
-/// Who is on the wire does not speak for a pod of an encrypted network, to whichever address.
-fn taken_in_clear() -> Rule {
-    Rule::new("udp dport 4789 @th,96,24 @encrypted iifname != rcl-wg* drop", [vxlan(), of_encrypted(), no_tunnel(Meta::InputName), drop()])
+/// Who is on the wire does not speak for a pod of an encrypted network, to whichever address. By a tunnel nothing comes but VXLAN: the host's
+/// firewall may trust that it knows by which devices its services are reached.
+fn by_tunnels() -> Vec<Rule> {
+    let in_clear = [vxlan(), of_encrypted(), tunnel(Meta::InputName, false), drop()];
+    vec![
+        Rule::new("udp dport 4789 @th,96,24 @encrypted iifname != rcl-wg* drop", in_clear),
+        Rule::new("iifname rcl-wg* udp dport 4789 accept", [tunnel(Meta::InputName, true), vxlan(), accept()]),
+        Rule::new("iifname rcl-wg* drop", [tunnel(Meta::InputName, true), drop()]),
+    ]
 }
 
-/// Nor is anything of one sent in clear, whatever forwarding entries and routes there are.
+/// Nor is anything forwarded from or to another node by one.
+fn past_tunnels() -> Vec<Rule> {
+    vec![
+        Rule::new("iifname rcl-wg* drop", [tunnel(Meta::InputName, true), drop()]),
+        Rule::new("oifname rcl-wg* drop", [tunnel(Meta::OutputName, true), drop()]),
+    ]
+}
+
+/// Nothing of an encrypted network is sent in clear, whatever forwarding entries and routes there are.
 fn sent_in_clear() -> Rule {
-    Rule::new("udp dport 4789 @th,96,24 @encrypted oifname != rcl-wg* drop", [vxlan(), of_encrypted(), no_tunnel(Meta::OutputName), drop()])
+    Rule::new(
+        "udp dport 4789 @th,96,24 @encrypted oifname != rcl-wg* drop",
+        [vxlan(), of_encrypted(), tunnel(Meta::OutputName, false), drop()],
+    )
 }
 
 fn of_encrypted() -> Vec<Expression> {
@@ -118,9 +135,10 @@ fn of_encrypted() -> Vec<Expression> {
     ]
 }
 
-fn no_tunnel(key: Meta) -> Vec<Expression> {
+/// Whether the device is, or is not, a tunnel's.
+fn tunnel(key: Meta, is: bool) -> Vec<Expression> {
     let start = DEVICE_START.as_bytes().to_vec();
-    vec![Expression::Meta { key, into: FIRST }, Expression::Compare { register: FIRST, equal: false, value: start }]
+    vec![Expression::Meta { key, into: FIRST }, Expression::Compare { register: FIRST, equal: is, value: start }]
 }
 
 /// The key of a network in `ENCRYPTED`.
@@ -250,6 +268,8 @@ mod tests {
     udp dport 4789 ip saddr != @nodes drop
   chain wg hook Input priority -290 policy Accept
     udp dport 4789 @th,96,24 @encrypted iifname != rcl-wg* drop
+    iifname rcl-wg* udp dport 4789 accept
+    iifname rcl-wg* drop
   chain in hook Input priority -10 policy Accept
     iifname rcl-up ct state established,related accept
     iifname rcl-up meta l4proto tcp reject with tcp reset
@@ -259,6 +279,8 @@ mod tests {
     iifname rcl-up ct state established,related accept
     iifname rcl-up udp dport 4789 reject with icmpx admin-prohibited
     iifname rcl-up ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
+    iifname rcl-wg* drop
+    oifname rcl-wg* drop
     meta nfproto ipv4 iifname != rcl-up oifname != rcl-up drop
   chain masq nat hook Postrouting priority 100 policy Accept
     ip saddr 169.254.54.2 oifname != rcl-up masquerade random-fully
