@@ -59,6 +59,10 @@ const FAMILY_BRIDGE: u8 = 7;
 /// with traffic.
 const BY_HAND: u16 = 0x20 | 0x40 | 0x80;
 
+/// Who made a route (`RTPROT_KERNEL`, the sixth byte of what is said of one): it follows from an address or a device, of which is told as well.
+/// Of IPv6 every device has one.
+const BY_KERNEL: u8 = 2;
+
 /// Attribute `NETCONFA_IFINDEX` with the value for all devices.
 const OF_ALL_DEVICES: [u8; 8] = [8, 0, 1, 0, 0xff, 0xff, 0xff, 0xff];
 
@@ -208,6 +212,7 @@ impl Hearing {
             }
             // One that is removed by hand is said to have failed first.
             (Place::Router, DEL_NEIGHBOUR) => payload.first() == Some(&FAMILY_BRIDGE),
+            (Place::Router, NEW_ROUTE | DEL_ROUTE) => payload.get(5) != Some(&BY_KERNEL),
             (Place::Router, _) => true,
             (Place::RouterRules, kind) => kind != NEW_GENERATION,
             (Place::Host, NEW_ROUTE | DEL_ROUTE) => {
@@ -276,6 +281,10 @@ mod tests {
         [[family, 0, 0, 0, 5, 0, 0, 0].as_slice(), &state.to_ne_bytes(), &[0; 2]].concat()
     }
 
+    fn route(protocol: u8) -> Vec<u8> {
+        vec![10, 8, 0, 0, 255, protocol, 0, 5, 0, 0, 0, 0]
+    }
+
     fn hearing() -> Hearing {
         Hearing { own: BTreeSet::from([OWN]), ..Hearing::default() }
     }
@@ -289,7 +298,8 @@ mod tests {
     #[test]
     fn what_netd_does_itself_is_no_news_and_what_others_do_is() {
         for (place, kind, payload) in [
-            (Place::Router, 24, vec![2; 12]),
+            (Place::Router, NEW_ROUTE, route(114)),
+            (Place::Router, NEW_ROUTE, route(4)),
             (Place::Router, NEW_NEIGHBOUR, neighbour(2, 0x80)),
             (Place::Router, NEW_NEIGHBOUR, neighbour(2, 0x20)),
             (Place::Router, DEL_NEIGHBOUR, neighbour(FAMILY_BRIDGE, 0x80)),
@@ -309,6 +319,8 @@ mod tests {
             (Place::Router, NEW_NEIGHBOUR, neighbour(2, 0x02)),
             (Place::Router, NEW_NEIGHBOUR, neighbour(2, 0x04)),
             (Place::Router, DEL_NEIGHBOUR, neighbour(2, 0x80)),
+            (Place::Router, NEW_ROUTE, route(BY_KERNEL)),
+            (Place::Router, DEL_ROUTE, route(BY_KERNEL)),
             (Place::RouterRules, NEW_GENERATION, vec![0; 8]),
             (Place::Host, NEW_LINK, b"\x08\0\x03\0eth0\0".to_vec()),
             (Place::Host, NEW_NETCONF, vec![2, 0, 0, 0, 8, 0, 1, 0, 7, 0, 0, 0]),
