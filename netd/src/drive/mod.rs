@@ -31,7 +31,7 @@ use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
 use crate::core::dataplane::{Dataplane, compile};
-use crate::core::encryption;
+use crate::core::encryption::{self, PublicKey};
 use crate::core::flows::Transport;
 use crate::core::ingress;
 use crate::core::links::{SIX_MTU_MIN, Underlay, VXLAN_OVERHEAD};
@@ -162,6 +162,8 @@ pub struct Owner<K> {
     underlay: Underlay,
     /// Why nothing can be encrypted here.
     no_encryption: Option<String>,
+    /// The tunnels' public keys by epoch, as they were read last.
+    keys: BTreeMap<u64, PublicKey>,
     picture: Picture,
     attachments: Attachments,
     /// Names by network, as `picture` and `attachments` have them.
@@ -253,6 +255,7 @@ impl<K: Kernel> Owner<K> {
             pins,
             underlay,
             no_encryption,
+            keys: BTreeMap::new(),
             picture,
             attachments,
             names,
@@ -369,10 +372,11 @@ impl<K: Kernel> Owner<K> {
 
     /// What the managers are to know of this host.
     fn network(&mut self) -> v1::NodeNetwork {
-        let keys = self.kernel.public_keys().unwrap_or_else(|error| {
-            warn!(error = in_full(&error), "the tunnels' keys could not be read");
-            BTreeMap::new()
-        });
+        match self.kernel.public_keys() {
+            Ok(keys) => self.keys = keys,
+            // Whose key is not told any more nobody sends to.
+            Err(error) => warn!(error = in_full(&error), "the tunnels' keys could not be read: those that were read last are told"),
+        }
         let routes = self.picture.beyond.iter().map(ToString::to_string).collect();
         let mut conditions: Vec<String> = self.routes_unread.iter().cloned().collect();
         conditions.extend(uplink::conditions(&self.held.host, &self.underlay));
@@ -398,7 +402,7 @@ impl<K: Kernel> Owner<K> {
             ipv6: self.kernel.has_six() && least >= SIX_MTU_MIN,
             routes,
             no_encryption: self.no_encryption.clone().unwrap_or_default(),
-            wireguard_keys: encryption::told(&self.picture, &self.underlay, keys),
+            wireguard_keys: encryption::told(&self.picture, &self.underlay, self.keys.clone()),
             held_ports,
             conditions,
         }
