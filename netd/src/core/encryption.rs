@@ -42,7 +42,7 @@ const SUBNETS: [Ipv4Net; 2] =
     [Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 64, 0), 19), Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 96, 0), 19)];
 
 /// The UDP ports of the same.
-const PORTS: [u16; 2] = [51820, 51821];
+pub const PORTS: [u16; 2] = [51820, 51821];
 
 /// What WireGuard over IPv4 takes from the underlay's MTU: outer IP and UDP headers, its own, and its authentication.
 pub const OVERHEAD: u32 = 60;

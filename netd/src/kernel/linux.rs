@@ -332,7 +332,7 @@ impl Kernel for Linux {
     }
 
     fn no_encryption(&mut self) -> Option<String> {
-        self.wireguard.missing()
+        wireguard::missing(self)
     }
 
     fn public_keys(&mut self) -> Result<BTreeMap<u64, PublicKey>, KernelError> {

@@ -6,7 +6,8 @@
 //! Attribute and command numbers are those of `linux/wireguard.h` and `linux/genetlink.h`; WireGuard's integers are in the host's order.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
@@ -17,7 +18,7 @@ use super::netlink::Netlink;
 use super::nft::attributes::{Attributes, parse, split};
 use super::observe::{self, Device};
 use super::{KernelError, apply};
-use crate::core::encryption::{self, DEVICES, Peer, PublicKey, TUNNELLED, Tunnel, TunnelEnd};
+use crate::core::encryption::{self, DEVICES, PORTS, Peer, PublicKey, TUNNELLED, Tunnel, TunnelEnd};
 use crate::core::plan::Op;
 
 const NETLINK_GENERIC: isize = 16;
@@ -98,7 +99,7 @@ impl Wireguard {
     }
 
     /// Why this kernel cannot encrypt.
-    pub fn missing(&mut self) -> Option<String> {
+    fn missing(&mut self) -> Option<String> {
         match self.family() {
             Ok(Some(_)) => None,
             Ok(None) => Some(NO_WIREGUARD.to_owned()),
@@ -239,6 +240,24 @@ fn epoch_of(device: &Device) -> Option<u64> {
     device.alias.strip_prefix(ALIAS).filter(|_| device.is_wireguard)?.parse().ok()
 }
 
+/// Why nothing can be encrypted here. Before there is a tunnel the ports of all are asked for: who has that of the next epoch would be
+/// heard of a day later.
+pub(super) fn missing(linux: &mut Linux) -> Option<String> {
+    if let Some(why) = linux.wireguard.missing() {
+        return Some(why);
+    }
+    for name in DEVICES {
+        if matches!(apply::get_device(&mut linux.host, name), Ok(Some(device)) if epoch_of(&device).is_some()) {
+            return None;
+        }
+    }
+    let is_held = |port: &u16| {
+        let bound = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, *port));
+        bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+    };
+    PORTS.into_iter().find(is_held).map(held)
+}
+
 /// Our tunnels, and whether the fence stands.
 pub(super) fn observe(linux: &mut Linux) -> Result<(BTreeMap<String, Tunnel>, bool), KernelError> {
     let routes = observe::own_routes(&mut linux.host)?;
@@ -347,11 +366,13 @@ fn configure(linux: &mut Linux, name: &str, epoch: u64, end: &TunnelEnd) -> Resu
 
 fn explain(error: KernelError, port: u16) -> KernelError {
     match error {
-        KernelError::Refused { errno: Errno::EADDRINUSE, .. } => {
-            KernelError::Missing { why: format!("UDP port {port} is held by another program of this host; encrypted networks need it") }
-        }
+        KernelError::Refused { errno: Errno::EADDRINUSE, .. } => KernelError::Missing { why: held(port) },
         other => other,
     }
+}
+
+fn held(port: u16) -> String {
+    format!("UDP port {port} is held by another program of this host; encrypted networks need it")
 }
 
 fn find(linux: &mut Linux, name: &str) -> Result<Device, KernelError> {
