@@ -247,6 +247,11 @@ fn the_wire_shows_nothing_of_a_stream_and_without_its_tunnel_nothing_leaves() {
     assert_eq!(said(&open), b"in clear");
     let seen = tap.end();
     assert!(shows(&seen, b"in clear") && !shows(&seen, MARKER));
+    // By a tunnel comes nothing for the host itself.
+    let _listener = lab.hosts[1].here(|| TcpListener::bind("0.0.0.0:22")).unwrap();
+    let at_the_host = SocketAddr::from((Ipv4Addr::new(169, 254, 96, 2), 22));
+    let reached = lab.hosts[0].here(move || TcpStream::connect_timeout(&at_the_host, Duration::from_secs(2)));
+    assert_eq!(reached.unwrap_err().kind(), ErrorKind::TimedOut);
 
     // It would mend what is broken next.
     lab.hosts[0].kill();
