@@ -13,13 +13,12 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rcluster_api::rest::TaskJson;
 use rcluster_api::task::TaskState;
-use serde::Deserialize;
 
 use super::eyes::{Eye, PATIENCE, first_process, now_ms};
 use super::swarm::Swarm;
 use super::table::{Better, Figure, Sample, Table};
 use super::{DOCKER, OURS, Options};
-use crate::lab::{Lab, wait_for};
+use crate::lab::{Lab, Watched, wait_for};
 use crate::managers::DEADLINE;
 use crate::progress;
 
@@ -226,13 +225,6 @@ fn theirs(swarm: &Swarm, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// What `probe watch` says at its end.
-#[derive(Debug, Deserialize)]
-struct Watched {
-    requests: u64,
-    failures: u64,
-}
-
 /// A service with an address of its own is replaced again and again while a client on each node asks all the time.
 pub fn update(options: &Options, swarm: Result<&Swarm, &str>, table: &mut Table) -> Result<()> {
     let lab = Lab::up(&format!("netu-{}", std::process::id()), 3, 3)?;
@@ -268,7 +260,7 @@ pub fn update(options: &Options, swarm: Result<&Swarm, &str>, table: &mut Table)
         Ok(swarm) => {
             swarm.service("web", 4, None, &["serve", "--port", "8080"])?;
             let time = Duration::from_secs(options.update_seconds.min(60));
-            let (requests, failures) = swarm.update_under_load("web", time)?;
+            let Watched { requests, failures, .. } = swarm.update_under_load("web", time)?;
             let of = format!("{requests} requests in {} s, from one host", time.as_secs());
             table.count("failed requests during updates, Docker 20.10", failures, &of, "");
         }
