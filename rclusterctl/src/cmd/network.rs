@@ -13,6 +13,7 @@ use rcluster_api::validate;
 use rcluster_api::wire::v1;
 use serde::Serialize;
 
+use super::change;
 use crate::args::{Format, NetworkCreate, PoolCommand};
 use crate::error::CliError;
 use crate::output::table::Table;
@@ -44,20 +45,7 @@ pub async fn create(mut session: Session, out: Out, args: NetworkCreate) -> Resu
             format!("rclusterctl network inspect {name} shows it; network rm {name} removes it"),
         ));
     }
-    let spec = v1::Spec { kind: Some(spec.into()), expected_version: 0 };
-    let key = idempotency_key();
-    let response = session
-        .call(|mut client| {
-            let request = keyed(&key, v1::ApplyRequest { specs: vec![spec.clone()] });
-            async move { client.apply(request).await }
-        })
-        .await?;
-    let id = response.applied.first().map(|applied| applied.id.clone()).unwrap_or_default();
-    if out.is_table() {
-        output::data(&format!("{id}\n"))
-    } else {
-        out.value(&serde_json::json!({ "kind": "network", "name": name, "id": id }))
-    }
+    change::put(&mut session, out, Kind::Network, &name, spec.into()).await
 }
 
 /// A network as `inspect` prints it.
