@@ -35,7 +35,7 @@ pub async fn run(session: Session, out: Out, command: ImageCommand) -> Result<()
 }
 
 /// What one node has answered.
-pub(super) type Answer<T> = (String, Result<T, CliError>);
+type Answer<T> = (String, Result<T, CliError>);
 
 /// The nodes that are meant: those named, else all that are not down; which are down is said.
 pub(super) async fn nodes(session: &mut Session, on: &OnNodes) -> Result<Vec<String>, CliError> {
