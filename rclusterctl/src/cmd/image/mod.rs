@@ -8,7 +8,7 @@ mod transfer;
 
 use futures::future::join_all;
 use rcluster_api::object::{Kind, NodeState, Object};
-use rcluster_api::wire::v1::{self, image_answer, image_request, relay_output};
+use rcluster_api::wire::v1::{self, image_answer, image_request, relay_open, relay_output};
 
 use super::relay::Relay;
 use crate::args::{ImageCommand, OnNodes};
@@ -17,7 +17,7 @@ use crate::output::{self, Out};
 use crate::session::Session;
 
 /// So many nodes are asked at once.
-pub(super) const NODES_AT_ONCE: usize = 32;
+const NODES_AT_ONCE: usize = 32;
 
 /// Carries out an `image` verb.
 pub async fn run(session: Session, out: Out, command: ImageCommand) -> Result<(), CliError> {
@@ -67,18 +67,28 @@ pub(super) async fn nodes(session: &mut Session, on: &OnNodes) -> Result<Vec<Str
     Ok(up.iter().map(|node| node.name().to_owned()).collect())
 }
 
-/// Asks each node the same, and gathers what `take` makes of the answers.
+/// Asks each node the same of its images, and gathers what `take` makes of the answers.
 async fn on_each<T>(
     session: &mut Session,
     nodes: &[String],
     ask: &image_request::Kind,
     take: impl AsyncFn(&str, Relay) -> Result<T, CliError>,
 ) -> Result<Vec<Answer<T>>, CliError> {
+    ask_each(session, nodes, &about_images(ask.clone()), take).await
+}
+
+/// The same of whatever a node is asked by itself.
+pub(super) async fn ask_each<T>(
+    session: &mut Session,
+    nodes: &[String],
+    ask: &relay_open::Kind,
+    take: impl AsyncFn(&str, Relay) -> Result<T, CliError>,
+) -> Result<Vec<Answer<T>>, CliError> {
     let mut answers = Vec::new();
     for nodes in nodes.chunks(NODES_AT_ONCE) {
         let mut opened = Vec::new();
         for node in nodes {
-            opened.push((node, open(session, node, ask.clone()).await?));
+            opened.push((node, ask_one(session, node, ask.clone()).await?));
         }
         let taken = opened.into_iter().map(async |(node, relay)| {
             let answer = match relay {
@@ -92,12 +102,21 @@ async fn on_each<T>(
     Ok(answers)
 }
 
-/// Asks one node. The outer error is of the managers: no other node can be asked then either.
+/// Asks one node of its images.
 async fn open(session: &mut Session, node: &str, ask: image_request::Kind) -> Result<Result<Relay, CliError>, CliError> {
+    ask_one(session, node, about_images(ask)).await
+}
+
+/// Asks one node. The outer error is of the managers: no other node can be asked then either.
+async fn ask_one(session: &mut Session, node: &str, ask: relay_open::Kind) -> Result<Result<Relay, CliError>, CliError> {
     match Relay::ask(session, node, ask).await {
         Err(error @ CliError::Unreachable { .. }) => Err(error),
         opened => Ok(opened),
     }
+}
+
+fn about_images(kind: image_request::Kind) -> relay_open::Kind {
+    relay_open::Kind::Image(v1::ImageRequest { kind: Some(kind) })
 }
 
 /// The next answer about images; `None` when all is done.
