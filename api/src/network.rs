@@ -529,6 +529,11 @@ impl NodeNetwork {
     /// Longest word for who holds a port, in bytes.
     pub const HOLDER_BYTES_MAX: usize = 64;
 
+    /// The ports that others than rcluster hold, with who, in words for people.
+    pub fn held(&self) -> impl Iterator<Item = (NodePort, &str)> {
+        self.held_ports.iter().map(|HeldPort { protocol, port, by }| (NodePort { protocol: *protocol, number: *port }, by.as_str()))
+    }
+
     /// As much of what a node says as is kept of it.
     #[must_use]
     pub fn bounded(mut self) -> Self {

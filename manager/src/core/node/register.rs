@@ -150,8 +150,7 @@ fn withheld(state: &State, before: Option<&NodeNetwork>, node: &Node) -> Vec<Not
 
 /// The ports that programs of a host have, with who.
 fn held(network: Option<&NodeNetwork>) -> BTreeMap<NodePort, &str> {
-    let held = network.into_iter().flat_map(|network| &network.held_ports);
-    held.map(|held| (NodePort { protocol: held.protocol, number: held.port }, held.by.as_str())).collect()
+    network.into_iter().flat_map(NodeNetwork::held).collect()
 }
 
 fn check(state: &State, registration: &Registration) -> Result<(), ApiError> {
