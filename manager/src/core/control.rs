@@ -230,8 +230,7 @@ fn apply(state: &State, specs: Vec<(Spec, u64)>, ctx: &mut Ctx) -> Result<(Chang
         })
         .collect();
     let mut changed_data = BTreeSet::new();
-    let mut subnets: Vec<(String, Ipv4Net)> =
-        state.networks().values().filter_map(|network| Some((network.spec.name.clone(), network.subnet?))).collect();
+    let mut subnets: Vec<(String, Ipv4Net)> = allocate::subnets(state).map(|(name, subnet)| (name.to_owned(), subnet)).collect();
     for (spec, expected) in specs {
         validate::check(&spec)?;
         let kind = match &spec {
@@ -329,7 +328,7 @@ fn check_static(
             |message: String, hint: &str| Err(ApiError::new(ErrorCode::Invalid, message).field(format!("networks[{index}].ip")).hint(hint));
         let network = state.find_network(name);
         let asked = new_networks.get(name).copied().flatten();
-        let Some(subnet) = network.and_then(|network| network.subnet).or(asked) else {
+        let Some(subnet) = network.and_then(|network| network.subnet.or(network.spec.subnet)).or(asked) else {
             return refused(format!("network {name} has no subnet yet"), "give the network a subnet, or leave ip out");
         };
         if !allocate::is_given_out(subnet, ip) {

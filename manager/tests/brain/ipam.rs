@@ -89,6 +89,28 @@ fn subnets_pass_by_nodes_and_what_their_hosts_reach_by_routes_of_their_own() {
 }
 
 #[test]
+fn of_two_requests_in_one_plan_the_second_does_not_get_the_subnet_that_the_first_has_asked_for() {
+    let mut world = World::new(1);
+    world.node("n1", &[]);
+    let db = json!({"containers": [{"image": "db"}], "networks": [{"network": "a", "ip": "10.77.0.3"}]});
+    let db = ServiceSpec { name: "db".to_owned(), ..serde_json::from_value(db).unwrap() };
+    let requests = [network("a", Some("10.77.0.0/24")), network("b", Some("10.77.0.128/25")), Request::Apply(vec![(Spec::Service(db), 0)])];
+    let mut refused = Vec::new();
+    world.turn(|draft, ctx| {
+        for request in requests {
+            match control::decide(draft.state(), request, ctx) {
+                Ok((changes, _)) => stage(draft, changes, ctx),
+                Err(refusal) => refused.push(refusal.to_string()),
+            }
+        }
+    });
+    let expected =
+        "subnet: subnet 10.77.0.128/25 overlaps 10.77.0.0/24 of network a (choose another subnet, or leave it out and one is chosen)";
+    assert_eq!(refused, [expected]);
+    assert_eq!(world.task("db.1").networks[0].ip.to_string(), "10.77.0.3");
+}
+
+#[test]
 fn a_pool_that_is_added_is_chosen_from_when_those_before_it_are_used_up() {
     let mut world = World::new(1);
     joins(&mut world, &registration("n1", "192.0.2.7", &["10.128.0.0/9"]));
