@@ -52,7 +52,7 @@ pub(super) fn add(state: &State, more: &[(Ipv4Net, u8)]) -> Result<ChangeSet, Ap
 fn check(state: &State, pools: &[AddressPool], cidr: Ipv4Net, prefix: u8) -> Result<(), (&'static str, String, &'static str)> {
     const ANOTHER: &str = "choose another range; rclusterctl network pool ls shows the pools, get node NAME -o json a node's routes";
     if cidr.trunc() != cidr {
-        return Err(("cidr", format!("{cidr} has bits behind its prefix"), "write the first address of the range"));
+        return Err(("cidr", format!("{cidr} has host bits set"), "write the first address of the range"));
     }
     if !PREFIXES.contains(&prefix) || prefix < cidr.prefix_len() {
         let message = format!("subnets of /{prefix} cannot be chosen from {cidr}");
@@ -134,7 +134,7 @@ mod tests {
     fn what_others_have_is_refused_by_name() {
         let state = state(Vec::new());
         for (cidr, prefix, expected) in [
-            ("192.168.0.9/20", 24, "add[0].cidr: 192.168.0.9/20 has bits behind its prefix"),
+            ("192.168.0.9/20", 24, "add[0].cidr: 192.168.0.9/20 has host bits set"),
             ("192.168.0.0/26", 24, "add[0].prefix: subnets of /24 cannot be chosen from 192.168.0.0/26"),
             ("192.168.0.0/20", 30, "add[0].prefix: subnets of /30 cannot be chosen from 192.168.0.0/20"),
             ("169.254.54.0/24", 24, "add[0].cidr: pool 169.254.54.0/24 overlaps 169.254.0.0/16, which is link-local"),
