@@ -18,7 +18,7 @@ use rcluster_api::cluster::{Authority, Manager, ManagerRole, UserRole};
 use rcluster_api::data::{DataKind, Payload};
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{NetworkId, ServiceId, UserId};
-use rcluster_api::object::{Availability, Kind, Network, Node, Object, Service, Stamp};
+use rcluster_api::object::{Availability, Kind, Network, Node, Object, Service};
 use rcluster_api::spec::{Mode, NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::validate;
 use serde::{Deserialize, Serialize};
@@ -300,10 +300,7 @@ fn apply_service(
         }
         None => {
             let id = ServiceId::random(&mut ctx.rng);
-            (
-                Service { id, stamp: Stamp::default(), spec: normal(spec), spec_version: 1, removing: false, vips: Vec::new() },
-                Outcome::Created,
-            )
+            (Service::new(id, normal(spec)), Outcome::Created)
         }
     };
     note_outcome(Kind::Service, service.id.as_str(), &name, outcome, changes);
@@ -394,17 +391,7 @@ fn apply_network(
         None => {
             check_subnet(state, &spec, subnets)?;
             let id = NetworkId::random(&mut ctx.rng);
-            let network = Network {
-                id,
-                stamp: Stamp::default(),
-                spec,
-                vni: None,
-                subnet: None,
-                ip_cursor: 0,
-                removing: false,
-                resting_vips: Vec::new(),
-            };
-            (network, Outcome::Created)
+            (Network::new(id, spec), Outcome::Created)
         }
     };
     subnets.extend(network.spec.subnet.map(|subnet| (name.clone(), subnet)));

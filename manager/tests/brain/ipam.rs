@@ -300,7 +300,7 @@ impl Chance {
             let spec = serde_json::from_value::<ServiceSpec>(spec).unwrap();
             let spec = ServiceSpec { name: format!("s{place}"), ..spec };
             let id = ServiceId::from(spec.name.as_str());
-            Service { id, stamp: Stamp::default(), spec, spec_version: 1, removing: false, vips: Vec::new() }
+            Service::new(id, spec)
         };
         let services: Vec<Service> = attached.into_iter().enumerate().map(service).collect();
         for service in &services {
@@ -625,25 +625,13 @@ fn vips(state: &State) -> Vec<(ServiceId, ServiceVip)> {
 
 /// A node that is there, its id its name, and has no number yet.
 fn node(description: NodeDescription) -> Node {
-    Node {
-        id: description.name.as_str().into(),
-        stamp: Stamp::default(),
-        description,
-        availability: Availability::Active,
-        labels: BTreeMap::new(),
-        state: NodeState::Ready,
-        message: String::new(),
-        since_ms: 0,
-        incarnation: 1,
-        number: 0,
-    }
+    Node::new(description.name.as_str().into(), description, 1, 0)
 }
 
 fn made(id: &str, name: &str, subnet: Option<&str>) -> Network {
     let subnet = subnet.map(|subnet| subnet.parse().unwrap());
     let spec = NetworkSpec { name: name.to_owned(), subnet, ..NetworkSpec::default() };
-    let stamp = Stamp::default();
-    Network { id: id.into(), stamp, spec, vni: None, subnet: None, ip_cursor: 0, removing: false, resting_vips: Vec::new() }
+    Network::new(id.into(), spec)
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn check(state: &State, pools: &[AddressPool], cidr: Ipv4Net, prefix: u8) -> Res
 mod tests {
     use rcluster_api::cluster::Cluster;
     use rcluster_api::network::NodeNetwork;
-    use rcluster_api::object::{Network, Node, NodeDescription, NodeState, Stamp};
+    use rcluster_api::object::{Network, Node, NodeDescription};
     use rcluster_api::spec::NetworkSpec;
 
     use super::*;
@@ -86,25 +86,12 @@ mod tests {
         draft.put(Object::Cluster(Box::new(Cluster { pools, ..Cluster::default() })));
         let subnet = Some("10.77.0.0/24".parse().unwrap());
         let spec = NetworkSpec { name: "lab".to_owned(), subnet, ..NetworkSpec::default() };
-        let stamp = Stamp::default();
-        let vni = Some(4096);
-        let network = Network { id: "net".into(), stamp, spec, vni, subnet, ip_cursor: 0, removing: false, resting_vips: Vec::new() };
+        let network = Network { vni: Some(4096), subnet, ..Network::new("net".into(), spec) };
         draft.put(Object::Network(network));
         let network = NodeNetwork { routes: vec!["172.16.0.0/12".parse().unwrap()], ..NodeNetwork::default() };
         let description =
             NodeDescription { name: "n1".to_owned(), addr: "10.90.0.101".to_owned(), network: Some(network), ..NodeDescription::default() };
-        draft.put(Object::Node(Node {
-            id: "n1".into(),
-            stamp,
-            description,
-            availability: rcluster_api::object::Availability::Active,
-            labels: std::collections::BTreeMap::new(),
-            state: NodeState::Ready,
-            message: String::new(),
-            since_ms: 0,
-            incarnation: 1,
-            number: 1,
-        }));
+        draft.put(Object::Node(Node { number: 1, ..Node::new("n1".into(), description, 1, 0) }));
         draft.state().clone()
     }
 
