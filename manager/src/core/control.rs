@@ -379,7 +379,8 @@ fn apply_network(
         Some(current) if current.removing => return Err(being_removed(Kind::Network, &name)),
         Some(current) if current.spec == spec => ((**current).clone(), Outcome::Unchanged),
         Some(current) => {
-            let kept_subnet = spec.subnet.is_none() && current.spec.subnet.is_none() || spec.subnet == current.subnet;
+            let subnet = current.subnet.or(current.spec.subnet);
+            let kept_subnet = spec.subnet.is_none() && current.spec.subnet.is_none() || spec.subnet == subnet;
             if !kept_subnet || spec.internal != current.spec.internal {
                 let field = if kept_subnet { "internal" } else { "subnet" };
                 return Err(ApiError::new(ErrorCode::Invalid, format!("network {name} exists and its {field} cannot change"))
