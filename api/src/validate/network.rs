@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{check_name, invalid, label_bytes};
+use super::{check_name, check_range, invalid, label_bytes};
 use crate::error::ApiError;
 use crate::network::{Affinity, Allow, EndpointMode, HostAddress, NetworkPolicy, Peer, Port, Ports, Published};
 use crate::resource::Millis;
@@ -63,10 +63,7 @@ fn check_peer(peer: &Peer, comes: bool, path: &str) -> Result<(), ApiError> {
         Peer::Service(name) => check_name("service", name).map_err(|error| error.field(path)),
         Peer::Range(cidr) if !comes => Err(invalid(path, format!("{cidr} is a range of addresses, and only services are spoken to"))
             .hint("write a service's name, or \"*\" for all")),
-        Peer::Range(cidr) if cidr.addr() != cidr.network() => {
-            Err(invalid(path, format!("{cidr} has host bits set")).hint(format!("write {}", cidr.trunc())))
-        }
-        Peer::Range(_) => Ok(()),
+        Peer::Range(cidr) => check_range(*cidr, path),
     }
 }
 
@@ -158,12 +155,7 @@ fn check_port(port: &Port, path: &str) -> Result<(), ApiError> {
         let message = format!("{} ranges are more than the limit of {ALLOW_FROM_MAX}", allow_from.len());
         return Err(invalid(format!("{path}.allow_from"), message).hint("write fewer, wider ones"));
     }
-    match allow_from.iter().find(|cidr| cidr.addr() != cidr.network()) {
-        Some(cidr) => {
-            Err(invalid(format!("{path}.allow_from"), format!("{cidr} has host bits set")).hint(format!("write {}", cidr.trunc())))
-        }
-        None => Ok(()),
-    }
+    allow_from.iter().try_for_each(|cidr| check_range(*cidr, &format!("{path}.allow_from")))
 }
 
 /// Checks all ports together.

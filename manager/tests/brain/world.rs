@@ -97,6 +97,12 @@ impl World {
         self.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
     }
 
+    /// A network with a subnet of its own.
+    pub fn network_of(&mut self, name: &str, subnet: &str) {
+        let spec = NetworkSpec { name: name.to_owned(), subnet: Some(subnet.parse().unwrap()), ..NetworkSpec::default() };
+        self.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
+    }
+
     pub fn service(&mut self, name: &str, spec: serde_json::Value) {
         let spec = ServiceSpec { name: name.to_owned(), ..serde_json::from_value(spec).unwrap() };
         self.request(Request::Apply(vec![(Spec::Service(spec), 0)])).unwrap();
@@ -111,10 +117,14 @@ impl World {
             ..NodeDescription::default()
         };
         let known = self.tasks_on(name);
-        let registration = Registration { id: name.into(), incarnation: 1, description, tasks: known };
+        self.register(&Registration { id: name.into(), incarnation: 1, description, tasks: known });
+    }
+
+    /// A node asks to take part, and may.
+    pub fn register(&mut self, registration: &Registration) {
         let now_ms = self.now_ms;
         self.turn(|draft, ctx| {
-            let changes = register(draft.state(), &registration, now_ms).unwrap();
+            let changes = register(draft.state(), registration, now_ms).unwrap();
             stage(draft, changes, ctx);
         });
     }

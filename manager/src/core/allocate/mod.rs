@@ -12,7 +12,7 @@ mod nodes;
 mod vip;
 mod vni;
 
-pub use ipam::{POOL, is_given_out, overlap, subnets as subnet_count};
+pub use ipam::{is_given_out, overlap, subnets as subnet_count};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

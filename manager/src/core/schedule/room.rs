@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::Ipv4Net;
 use rcluster_api::id::{NodeId, ServiceId};
-use rcluster_api::network::{NodePort, Port};
+use rcluster_api::network::{NodeNetwork, NodePort, Port};
 use rcluster_api::object::{Capacity, Node, Service, Task};
 
 use super::{filter, rank};
@@ -77,14 +77,13 @@ impl<'a> Rooms<'a> {
             let said = |(route, name, subnet): (Ipv4Net, &str, Ipv4Net)| {
                 (String::from(name), format!("{route}, which overlaps {subnet} of network {name}"))
             };
-            let held = node.description.network.iter().flat_map(|network| &network.held_ports);
-            let held = held.map(|held| (NodePort { protocol: held.protocol, number: held.port }, held.by.clone()));
+            let held = node.description.network.iter().flat_map(NodeNetwork::held);
             let mut room = Room {
                 node,
                 free: node.description.capacity,
                 tasks: 0,
                 crossed: allocate::crossed(&subnets, node).map(said).collect(),
-                ports: held.collect(),
+                ports: held.map(|(port, by)| (port, by.to_owned())).collect(),
                 by_service: BTreeMap::new(),
                 failures: BTreeMap::new(),
             };
