@@ -27,6 +27,8 @@ use crate::drive::in_full;
 /// The kernel does its deferred work within a second.
 const CARRIER_TRIES_MAX: u32 = 1000;
 
+/// Asked again and again and not listened for: on kernels since 6.8 the first question is the last (see `without_carrier`), and on older
+/// ones this is waited for at a start, or when the uplink was made anew, and not longer for being asked.
 const CARRIER_TRY_EVERY: Duration = Duration::from_millis(1);
 
 /// How operations go to the kernel.
