@@ -12,20 +12,11 @@ use rcluster_netd::kernel::netlink::Netlink;
 use rcluster_netd::kernel::{messages, nft};
 
 use crate::support::traffic::at_once;
-use crate::support::{DEADLINE, Host, Lab, network};
+use crate::support::{DEADLINE, Host, Lab, network, two_pods};
 
 const NETLINK_ROUTE: isize = 0;
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
-
-/// A pod on each of two hosts.
-fn two_pods() -> Lab {
-    let lab = Lab::start(2);
-    lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
-    lab.hosts[0].attach("t1", &[("front", "10.128.0.2")]).unwrap();
-    lab.hosts[1].attach("t2", &[("front", "10.128.0.3")]).unwrap();
-    lab
-}
 
 /// The world. It is one for all of a test: while a test beside it starts a program, the copy of a socket lives on that is closed here, and the
 /// next could not be bound.

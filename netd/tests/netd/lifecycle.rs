@@ -20,15 +20,7 @@ use tonic::Code;
 
 use crate::support::dns::{RESOLVER, question, resolve};
 use crate::support::traffic::{Traffic, sent_again};
-use crate::support::{Host, Lab, eventually, network};
-
-fn two_pods() -> Lab {
-    let lab = Lab::start(2);
-    lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
-    lab.hosts[0].attach("t1", &[("front", "10.128.0.2")]).unwrap();
-    lab.hosts[1].attach("t2", &[("front", "10.128.0.3")]).unwrap();
-    lab
-}
+use crate::support::{Host, Lab, eventually, network, two_pods};
 
 #[test]
 fn a_killed_netd_comes_back_unnoticed() {

@@ -172,6 +172,15 @@ impl Lab {
     }
 }
 
+/// A pod on each of two hosts, t1 and t2 of network `front`.
+pub fn two_pods() -> Lab {
+    let lab = Lab::start(2);
+    lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
+    lab.hosts[0].attach("t1", &[("front", "10.128.0.2")]).unwrap();
+    lab.hosts[1].attach("t2", &[("front", "10.128.0.3")]).unwrap();
+    lab
+}
+
 /// A picture with a number for each node, without which no ports are published.
 pub fn numbered(mut view: v1::NetView) -> v1::NetView {
     for (number, node) in (1..).zip(&mut view.nodes) {
