@@ -1,7 +1,6 @@
 //! What others change is mended at once.
 
 use std::net::Ipv4Addr;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use netlink_packet_route::RouteNetlinkMessage;
@@ -12,6 +11,7 @@ use rcluster_netd::kernel::netlink::Netlink;
 use rcluster_netd::kernel::nft;
 
 use crate::lifecycle::held;
+use crate::support::seen::run;
 use crate::support::{Host, Lab, eventually, network};
 
 /// From the change to its end.
@@ -20,11 +20,9 @@ const BOUND: Duration = Duration::from_secs(1);
 /// So often each is tried until it is within the bound: this machine may be busy.
 const TRIES: usize = 3;
 
+/// A command, to be run somewhere.
 fn ip(arguments: &'static str) -> impl FnOnce() + Send {
-    move || {
-        let status = Command::new("ip").args(arguments.split_whitespace()).status().expect("the tests have iproute2");
-        assert!(status.success(), "ip {arguments}");
-    }
+    move || run(&format!("ip {arguments}"))
 }
 
 fn forget_forward() {

@@ -5,7 +5,6 @@
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use rcluster_netd::kernel::netlink::Netlink;
 use rcluster_netd::kernel::nft;
 use socket2::{Domain, Socket, Type};
 
+use crate::support::seen::run;
 use crate::support::traffic::at_once;
 use crate::support::{DEADLINE, Host, Lab, eventually, network, node_id, numbered};
 
@@ -567,10 +567,4 @@ fn what_someone_breaks_on_the_way_is_mended() {
         apply(&lab, 1, &THREE[1..2], &ports);
         assert_eq!(lab.hosts[0].status().unwrap().repairs, repairs, "break {number}, a second time");
     }
-}
-
-fn run(command: &str) {
-    let mut words = command.split_whitespace();
-    let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
-    assert!(status.success(), "{command}: {status}");
 }

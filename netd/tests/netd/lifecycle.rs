@@ -19,6 +19,7 @@ use rcluster_netd::kernel::nft;
 use tonic::Code;
 
 use crate::support::dns::{RESOLVER, question, resolve};
+use crate::support::seen::run;
 use crate::support::traffic::{Traffic, sent_again};
 use crate::support::{Host, Lab, eventually, network, two_pods};
 
@@ -348,8 +349,7 @@ fn a_pods_own_devices_are_its_own_business() {
     let devices = host.devices();
     host.inside("t1", || {
         for pair in [["v0", "v1"], ["eth7", "eth8"]] {
-            let made = std::process::Command::new("ip").args(["link", "add", pair[0], "type", "veth", "peer", "name", pair[1]]).status();
-            assert!(made.unwrap().success());
+            run(&format!("ip link add {} type veth peer name {}", pair[0], pair[1]));
         }
     });
     host.kill();
@@ -371,9 +371,8 @@ fn the_hosts_own_routes_are_told() {
     assert_eq!(told(), (1450, vec!["10.90.0.0/24".to_owned()], vec![]));
     host.here(|| {
         for route in ["192.168.7.0/24", "192.168.7.9/32", "default", "172.30.0.0/16 table 100", "blackhole 10.1.0.0/16"] {
-            let device: &[&str] = if route.starts_with("blackhole") { &[] } else { &["dev", "up0"] };
-            let added = std::process::Command::new("ip").args(["route", "add"]).args(route.split(' ')).args(device).status();
-            assert!(added.unwrap().success(), "{route}");
+            let device = if route.starts_with("blackhole") { "" } else { " dev up0" };
+            run(&format!("ip route add {route}{device}"));
         }
     });
     // A netd with pods makes no route on the host itself.

@@ -157,9 +157,7 @@ impl Lab {
     /// Has the wire drop what is larger than `mtu` on its way to the host at `index`, and say nothing.
     pub fn narrow(&self, index: usize, mtu: u32) {
         self.switch.run(move || {
-            let port = format!("host{}", index + 1);
-            let set = Command::new("ip").args(["link", "set", &port, "mtu", &mtu.to_string()]).status();
-            assert!(set.expect("the tests have iproute2").success(), "{port}");
+            seen::run(&format!("ip link set host{} mtu {mtu}", index + 1));
         });
     }
 
