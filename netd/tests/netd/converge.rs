@@ -7,7 +7,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use rcluster_netd::core::links::vtep_mac;
 use rcluster_netd::core::rules::{self, Skeleton, isolation};
 use rcluster_netd::kernel::messages;
-use rcluster_netd::kernel::netlink::Netlink;
+use rcluster_netd::kernel::netlink::{NETLINK_ROUTE, Netlink};
 use rcluster_netd::kernel::nft;
 
 use crate::lifecycle::held;
@@ -29,7 +29,7 @@ fn forget_forward() {
     let peer = Ipv4Addr::new(10, 90, 0, 102);
     let device = nix::net::if_::if_nametoindex("v4096").unwrap();
     let forward = RouteNetlinkMessage::DelNeighbour(messages::forward(device, vtep_mac(peer), peer));
-    Netlink::open(0).unwrap().request("forward", forward, 0).unwrap();
+    Netlink::open(NETLINK_ROUTE).unwrap().request("forward", forward, 0).unwrap();
 }
 
 fn forget_element() {

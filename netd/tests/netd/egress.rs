@@ -8,14 +8,12 @@ use rcluster_netd::core::links::vtep_mac;
 use rcluster_netd::core::rules::expressions::{Expression, Verdict};
 use rcluster_netd::core::rules::host::{DOCKER_USER, FILTER, TABLE};
 use rcluster_netd::core::rules::{Chain, Hook, Policy, Rule, Skeleton};
-use rcluster_netd::kernel::netlink::Netlink;
+use rcluster_netd::kernel::netlink::{NETLINK_ROUTE, Netlink};
 use rcluster_netd::kernel::{messages, nft};
 
 use crate::support::seen::run;
 use crate::support::traffic::at_once;
 use crate::support::{DEADLINE, Host, Lab, network, two_pods};
-
-const NETLINK_ROUTE: isize = 0;
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 

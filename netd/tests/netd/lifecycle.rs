@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use rcluster_netd::core::links::{Mac, vtep_mac};
 use rcluster_netd::core::rules::{TABLE, isolation};
 use rcluster_netd::kernel::messages::{self, Next};
-use rcluster_netd::kernel::netlink::Netlink;
+use rcluster_netd::kernel::netlink::{NETLINK_ROUTE, Netlink};
 use rcluster_netd::kernel::nft;
 use tonic::Code;
 
@@ -211,7 +211,7 @@ pub fn held(host: &crate::support::Host) -> String {
         let (_, elements) = nft::observe(&mut Netlink::open(nft::NETLINK_NETFILTER).unwrap()).unwrap();
         let mut route = netlink_packet_route::route::RouteMessage::default();
         route.header.address_family = netlink_packet_route::AddressFamily::Inet;
-        let routes = Netlink::open(0).unwrap().dump("routes", &RouteNetlinkMessage::GetRoute(route)).unwrap();
+        let routes = Netlink::open(NETLINK_ROUTE).unwrap().dump("routes", &RouteNetlinkMessage::GetRoute(route)).unwrap();
         format!("{elements:?}\n{routes:?}")
     })
 }
@@ -260,7 +260,7 @@ fn what_someone_breaks_is_mended_and_counted() {
     };
     let stranger = route(250);
     host.inside("router", move || {
-        let mut netlink = Netlink::open(0).unwrap();
+        let mut netlink = Netlink::open(NETLINK_ROUTE).unwrap();
         let delete = RouteNetlinkMessage::DelNeighbour;
         netlink.request("route", RouteNetlinkMessage::DelRoute(route(3)), 0).unwrap();
         netlink.request("neighbour", delete(messages::neighbour(vxlan, peer, None)), 0).unwrap();
@@ -288,7 +288,7 @@ fn what_someone_breaks_is_mended_and_counted() {
             &rcluster_netd::core::rules::Skeleton { table: TABLE, sets: vec![], chains: vec![] },
         )
         .unwrap();
-        Netlink::open(0).unwrap().request("device", messages::del_link(vxlan), 0).unwrap();
+        Netlink::open(NETLINK_ROUTE).unwrap().request("device", messages::del_link(vxlan), 0).unwrap();
     });
     lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
     host.connect("t1", "10.128.0.3:80").unwrap();
@@ -303,7 +303,7 @@ fn routes_of_others_in_the_router_are_left_alone() {
         let to = ipnet::Ipv4Net::from(std::net::Ipv4Addr::new(198, 51, 100, 1));
         let mut foreign = messages::route(to, Next::Device(1));
         foreign.header.protocol = netlink_packet_route::route::RouteProtocol::Static;
-        Netlink::open(0).unwrap().request("route", RouteNetlinkMessage::NewRoute(foreign), messages::CREATE).unwrap();
+        Netlink::open(NETLINK_ROUTE).unwrap().request("route", RouteNetlinkMessage::NewRoute(foreign), messages::CREATE).unwrap();
     });
     lab.apply(2, &[network("front", 0, &[("t1", 0, 2)])]);
     assert!(held(host).contains("198.51.100.1"));

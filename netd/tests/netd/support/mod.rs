@@ -24,7 +24,7 @@ use rand::rngs::StdRng;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::netd_client::NetdClient;
 use rcluster_netd::kernel::messages::Next;
-use rcluster_netd::kernel::netlink::Netlink;
+use rcluster_netd::kernel::netlink::{NETLINK_ROUTE, Netlink};
 use rcluster_netd::kernel::{messages, netns};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
@@ -39,8 +39,6 @@ pub mod resolver;
 pub mod seen;
 
 pub mod traffic;
-
-const NETLINK_ROUTE: isize = 0;
 
 /// More than any step needs on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(20);
