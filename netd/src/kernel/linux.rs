@@ -94,7 +94,9 @@ impl Linux {
             Ok((Netlink::open(NETLINK_ROUTE)?, Netlink::open(nft::NETLINK_NETFILTER).map_err(no_nf_tables)?))
         })?;
         let host_rules = Netlink::open(nft::NETLINK_NETFILTER).map_err(no_nf_tables)?;
-        let proxy = Proxy::start(router_pin.clone()).map_err(|source| KernelError::Namespace { path: router_pin, source })?;
+        let proxy = Proxy::start(router_pin).map_err(|error| KernelError::Missing {
+            why: format!("the thread that takes the host's own connections to published ports cannot be started: {error}"),
+        })?;
         let mut linux = Self { pins, addr, host, router, rules, host_rules, indexes: BTreeMap::new(), proxy };
         linux.overlay_mtu()?;
         nft::observe(&mut linux.rules).map_err(no_nf_tables)?;
