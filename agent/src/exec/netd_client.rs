@@ -62,6 +62,7 @@ const APPLY: Duration = Duration::from_secs(10);
 const CALL: Duration = Duration::from_secs(5);
 /// How long attaching waits for a netd that is restarting.
 const ATTACH: Duration = Duration::from_secs(10);
+/// How often netd is asked what it holds, and what it says of the host's network: it tells nothing by itself.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a session's begin waits for what netd says of the host's network; it is told later otherwise.
 const NETWORK: Duration = Duration::from_millis(300);
