@@ -203,6 +203,21 @@ fn drift_is_mended_at_the_regular_check_and_counted() {
 }
 
 #[test]
+fn what_a_regular_check_finds_and_cannot_mend_is_tried_again_soon() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    owner.kernel.held.routes.clear();
+    owner.kernel.refuses = Some("set route 10.128.1.2");
+    for _ in 0..CHECK_TICKS {
+        owner.tick();
+    }
+    assert_eq!(owner.problems().len(), 1);
+    owner.kernel.refuses = None;
+    owner.tick();
+    assert_eq!(owner.kernel.held, owner.wanted());
+}
+
+#[test]
 fn a_picture_is_answered_before_the_kernel_is_read_back_and_one_that_is_given_again_after_it() {
     let Bench { mut owner, _dir } = bench();
     owner.apply_view(&view(1)).unwrap();

@@ -67,7 +67,7 @@ impl<K: Kernel> Owner<K> {
         self.names = names::networks(&self.picture, &self.attachments);
         let steps = plan(&self.wanted(), &self.held);
         let failed = self.carry_out(&steps);
-        self.settle(failed);
+        self.settle(failed.into_iter().map(|(_, why)| why).collect());
         if again {
             self.verify();
         } else {
