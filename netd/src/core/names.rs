@@ -27,9 +27,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use super::links::RESOLVER;
-use super::picture::{Attachments, Endpoint, Network, Picture, Place, Service};
 use ipnet::Ipv4Net;
+
+use super::links::RESOLVER;
+use super::picture::{Attachments, Endpoint, Membership, Network, Picture, Place, Service};
 
 /// The zone under which every network has its own.
 pub const ZONE: &str = "internal";
@@ -133,7 +134,7 @@ pub fn sights(
     inside: BTreeSet<Ipv4Net>,
 ) -> BTreeMap<String, Sight> {
     let inside = Arc::new(inside);
-    let sight = |memberships: &[super::picture::Membership]| Sight {
+    let sight = |memberships: &[Membership]| Sight {
         networks: memberships.iter().filter_map(|membership| networks.get(&membership.network_id).cloned()).collect(),
         inside: inside.clone(),
     };
@@ -266,9 +267,7 @@ fn named_ports<'a>(
 pub(super) fn is_there(ip: Ipv4Addr, endpoint: &Endpoint, attachments: &Attachments) -> bool {
     match endpoint.place {
         Place::Node(_) => true,
-        Place::Here => {
-            attachments.get(&endpoint.task_id).is_some_and(|pod| !pod.left && pod.networks.iter().any(|membership| membership.ip == ip))
-        }
+        Place::Here => attachments.get(&endpoint.task_id).is_some_and(|pod| pod.takes(ip)),
     }
 }
 
@@ -384,7 +383,7 @@ fn reversed(name: &str) -> (Ipv4Net, bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::picture::{Attachment, Choice, Membership, NamedPort, Vip};
+    use crate::core::picture::{Attachment, Choice, NamedPort, Vip};
     use crate::core::uplink::inside;
 
     fn network(name: &str, third: u8) -> Network {

@@ -173,17 +173,36 @@ pub struct Membership {
     pub ip: Ipv4Addr,
 }
 
+/// By task id.
+pub type Attachments = BTreeMap<String, Attachment>;
+
+impl Place {
+    /// Where the node with this id is, seen from the node `here`; `None` for one whose address was already complained about.
+    pub fn parse(node_id: &str, here: &str, nodes: &BTreeMap<&str, Option<Ipv4Addr>>) -> Result<Option<Self>, String> {
+        if node_id == here {
+            return Ok(Some(Self::Here));
+        }
+        match nodes.get(node_id) {
+            Some(addr) => Ok(addr.map(Self::Node)),
+            None => Err(format!("its node {node_id} is not in the picture")),
+        }
+    }
+
+    /// The underlay address of another node.
+    pub fn node(self) -> Option<Ipv4Addr> {
+        match self {
+            Self::Here => None,
+            Self::Node(node) => Some(node),
+        }
+    }
+}
+
 impl Attachment {
     /// The ids of its networks.
     pub fn network_ids(&self) -> BTreeSet<&str> {
         self.networks.iter().map(|membership| membership.network_id.as_str()).collect()
     }
-}
 
-/// By task id.
-pub type Attachments = BTreeMap<String, Attachment>;
-
-impl Attachment {
     /// Whether connections may begin to this address of it.
     pub fn takes(&self, ip: Ipv4Addr) -> bool {
         !self.left && self.networks.iter().any(|membership| membership.ip == ip)
@@ -275,7 +294,7 @@ impl Picture {
         let ports = view.published.iter().flat_map(|wire| wire.ports.iter().map(move |port| (wire, port)));
         for (wire, port) in ports {
             let service = names.get(wire.service_id.as_str()).copied().unwrap_or(&wire.service_id);
-            match Published::parse(wire, port, &view.node_id, nodes, &names, problems) {
+            match Published::parse(wire, port, &view.node_id, nodes, service, problems) {
                 Ok(Some(published)) => match self.published.iter().find(|other| other.meets(&published)) {
                     Some(other) => problems.push(format!(
                         "a port of service {service} is left out: {} meet{} {} of service {}",
@@ -367,14 +386,19 @@ impl Picture {
 
     /// Underlay addresses of nodes that are down by the managers' word.
     pub fn dead_nodes(&self) -> BTreeSet<Ipv4Addr> {
-        let dead = self.networks.values().flat_map(|network| network.endpoints.values()).filter(|endpoint| endpoint.dead);
-        let node = |endpoint: &Endpoint| match endpoint.place {
-            Place::Here => None,
-            Place::Node(node) => Some(node),
-        };
-        let behind = self.published.iter().flat_map(|published| &published.backends).filter(|backend| backend.dead);
-        let nodes = behind.filter_map(|backend| if let Place::Node(node) = backend.place { Some(node) } else { None });
-        dead.filter_map(node).chain(nodes).collect()
+        let endpoints = self.networks.values().flat_map(|network| network.endpoints.values());
+        let endpoints = endpoints.filter(|endpoint| endpoint.dead).map(|endpoint| endpoint.place);
+        let backends = self.published.iter().flat_map(|published| &published.backends);
+        let backends = backends.filter(|backend| backend.dead).map(|backend| backend.place);
+        endpoints.chain(backends).filter_map(Place::node).collect()
+    }
+
+    /// Keeps from `old`, which it takes the place of, what no picture brings: of networks that still have a pod here, of nodes, of this host.
+    pub fn inherit(&mut self, old: &Picture, attachments: &Attachments) {
+        self.retain_attached(old, attachments);
+        self.retain_silent(old);
+        self.taken.clone_from(&old.taken);
+        self.beyond.clone_from(&old.beyond);
     }
 
     /// Keeps from `old` which of the nodes that are down have been asked in vain.
@@ -383,7 +407,7 @@ impl Picture {
     }
 
     /// Keeps from `old` the networks that are not in this picture but still have a pod here.
-    pub fn retain_attached(&mut self, old: &Picture, attachments: &Attachments) {
+    fn retain_attached(&mut self, old: &Picture, attachments: &Attachments) {
         for membership in attachments.values().flat_map(|attachment| &attachment.networks) {
             if self.networks.contains_key(&membership.network_id) {
                 continue;
@@ -500,15 +524,7 @@ impl Network {
         if let Some(holder) = self.endpoints.get(&ip) {
             return Err(format!("its address {ip} is held by {}", holder.task_id));
         }
-        let place = if wire.node_id == here {
-            Place::Here
-        } else {
-            match nodes.get(wire.node_id.as_str()) {
-                Some(Some(addr)) => Place::Node(*addr),
-                Some(None) => return Ok(None),
-                None => return Err(format!("its node {} is not in the picture", wire.node_id)),
-            }
-        };
+        let Some(place) = Place::parse(&wire.node_id, here, nodes)? else { return Ok(None) };
         let endpoint = Endpoint {
             task_id: wire.task_id.clone(),
             task: wire.task.to_ascii_lowercase(),

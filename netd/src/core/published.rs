@@ -82,14 +82,14 @@ impl Backend {
 }
 
 impl Published {
-    /// One of the ports of the wire; `None` for a name that is in DNS alone. `nodes` are the nodes' addresses by their ids, `names` the
-    /// services' names by theirs; backends that are left out are named in `problems`.
+    /// One of the ports of the wire, which the service of this name has; `None` for one that is in DNS alone. `nodes` are the nodes' addresses
+    /// by their ids; backends that are left out are named in `problems`.
     pub fn parse(
         wire: &v1::PublishedView,
         port: &v1::Port,
         here: &str,
         nodes: &BTreeMap<&str, Option<Ipv4Addr>>,
-        names: &BTreeMap<&str, &str>,
+        service: &str,
         problems: &mut Vec<String>,
     ) -> Result<Option<Self>, String> {
         let policy = match (port.mode(), port.policy()) {
@@ -105,7 +105,7 @@ impl Published {
         let count = port.count.max(1);
         let mut published = Self {
             service_id: wire.service_id.clone(),
-            service: names.get(wire.service_id.as_str()).copied().unwrap_or(&wire.service_id).to_owned(),
+            service: service.to_owned(),
             transport,
             first: first_of(port.published, count)?,
             target: first_of(port.target, count)?,
@@ -184,15 +184,7 @@ fn first_of(first: u32, count: u32) -> Result<u16, String> {
 /// `Ok(None)` for one on a node whose address was already complained about.
 fn parse_backend(wire: &v1::BackendView, here: &str, nodes: &BTreeMap<&str, Option<Ipv4Addr>>) -> Result<Option<Backend>, String> {
     let ip: Ipv4Addr = wire.ip.parse().map_err(|_| format!("its address {:?} is not IPv4", wire.ip))?;
-    let place = if wire.node_id == here {
-        Place::Here
-    } else {
-        match nodes.get(wire.node_id.as_str()) {
-            Some(Some(addr)) => Place::Node(*addr),
-            Some(None) => return Ok(None),
-            None => return Err(format!("its node {} is not in the picture", wire.node_id)),
-        }
-    };
+    let Some(place) = Place::parse(&wire.node_id, here, nodes)? else { return Ok(None) };
     let state = wire.state();
     let (serving, dead) = (state == v1::EndpointState::Serving, state == v1::EndpointState::Dead);
     Ok(Some(Backend { task_id: wire.task_id.clone(), ip, place, serving, dead }))

@@ -56,10 +56,7 @@ impl<K: Kernel> Owner<K> {
             return Err(Refusal::Invalid(format!("the view is for node {}, and this is {own}", view.node_id)));
         }
         let (mut picture, _) = Picture::parse(view);
-        picture.retain_attached(&self.picture, &self.attachments);
-        picture.retain_silent(&self.picture);
-        picture.taken.clone_from(&self.picture.taken);
-        picture.beyond.clone_from(&self.picture.beyond);
+        picture.inherit(&self.picture, &self.attachments);
         Ok(picture)
     }
 
