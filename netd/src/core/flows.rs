@@ -22,6 +22,11 @@ use super::published::{Backend, Opening, Published};
 use super::rules::balance::backends;
 use super::uplink::ROUTER_IP;
 
+/// What IP carries, as it numbers it.
+pub const PROTOCOL_ICMP: u8 = 1;
+pub const PROTOCOL_TCP: u8 = 6;
+pub const PROTOCOL_UDP: u8 = 17;
+
 /// What goes through a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Transport {
@@ -33,8 +38,8 @@ impl Transport {
     /// As IP numbers it.
     pub fn number(self) -> u8 {
         match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
+            Self::Tcp => PROTOCOL_TCP,
+            Self::Udp => PROTOCOL_UDP,
         }
     }
 }

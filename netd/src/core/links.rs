@@ -101,12 +101,13 @@ pub fn vxlan_name(vni: u32) -> String {
 
 /// The router's end of the veth between a pod and a network: `p` and 48 bits of FNV-1a over both ids.
 pub fn veth_name(task_id: &str, network_id: &str) -> String {
-    let hash = task_id
-        .bytes()
-        .chain([0])
-        .chain(network_id.bytes())
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let hash = fnv1a(task_id.bytes().chain([0]).chain(network_id.bytes()));
     format!("p{:012x}", hash >> 16)
+}
+
+/// FNV-1a, which is the same in every version of netd.
+pub fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 /// Whether a device of this name in the router namespace is one of ours.

@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::dataplane::Dataplane;
+use super::flows::{PROTOCOL_ICMP, PROTOCOL_TCP};
 use super::links::{Interface, LOOPBACK, RESOLVER};
 use super::names::{self, Answer, Sight};
 use super::neighbours::Route;
@@ -21,9 +22,6 @@ use super::uplink::UPLINK;
 
 /// Endpoints of a service's address whose ways are followed; the rest are counted.
 const FOLLOWED_MAX: usize = 8;
-
-const PROTOCOL_ICMP: u8 = 1;
-const PROTOCOL_TCP: u8 = 6;
 
 /// What a way is found by.
 #[derive(Debug, Clone, Copy)]
