@@ -46,3 +46,6 @@ pub mod dump;
 pub mod trace;
 
 pub mod paths;
+
+#[cfg(test)]
+pub mod fixtures;

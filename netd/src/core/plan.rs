@@ -572,4 +572,8 @@ impl fmt::Display for Plan {
 
 #[cfg(test)]
 #[path = "plan_tests.rs"]
-pub mod tests;
+mod tests;
+
+#[cfg(test)]
+#[path = "plan_property_tests.rs"]
+mod property_tests;

@@ -191,47 +191,9 @@ fn parse_backend(wire: &v1::BackendView, here: &str, nodes: &BTreeMap<&str, Opti
 }
 
 #[cfg(test)]
-pub mod tests {
+mod tests {
     use super::*;
-    use crate::core::picture::{Attachment, Membership};
-    use crate::core::plan::tests::view;
-
-    /// A service's tcp port 8080 before port 80 of t1, here, and of t2 and t3 behind n2.
-    pub fn published(policy: v1::IngressPolicy) -> v1::PublishedView {
-        let backend = |task: &str, node: &str, ip: &str| v1::BackendView {
-            task_id: task.into(),
-            node_id: node.into(),
-            ip: ip.into(),
-            state: v1::EndpointState::Serving.into(),
-        };
-        v1::PublishedView {
-            service_id: "web".into(),
-            ports: vec![v1::Port {
-                protocol: v1::Protocol::Tcp.into(),
-                target: 80,
-                published: 8080,
-                mode: v1::PublishMode::Ingress.into(),
-                policy: policy.into(),
-                ..Default::default()
-            }],
-            backends: vec![backend("t3", "n2", "10.128.0.4"), backend("t1", "n1", "10.128.0.2"), backend("t2", "n2", "10.128.0.3")],
-        }
-    }
-
-    /// The view of the plan's tests with numbers for its nodes, and these ports.
-    pub fn numbered(revision: u64, published: Vec<v1::PublishedView>) -> v1::NetView {
-        let mut view = view(revision);
-        for (number, node) in (1..).zip(&mut view.nodes) {
-            node.number = number;
-        }
-        v1::NetView { published, ..view }
-    }
-
-    /// t1, attached here.
-    pub fn attached() -> Attachments {
-        let networks = vec![Membership { network_id: "net-a".into(), ip: Ipv4Addr::new(10, 128, 0, 2) }];
-        Attachments::from([("t1".to_owned(), Attachment { networks, ..Attachment::default() })])
-    }
+    use crate::core::fixtures::{numbered, published, t1_attached};
 
     #[test]
     fn each_policy_has_its_backends() {
@@ -243,7 +205,7 @@ pub mod tests {
             chosen.iter().map(|backend| backend.task_id.as_str()).collect::<Vec<_>>().join(" ")
         };
         let nobody = Attachments::new();
-        assert_eq!([Mesh, Spread, Local].map(|policy| chosen(policy, &attached())), ["t1", "t1 t2 t3", "t1"]);
+        assert_eq!([Mesh, Spread, Local].map(|policy| chosen(policy, &t1_attached())), ["t1", "t1 t2 t3", "t1"]);
         assert_eq!([Mesh, Spread, Local].map(|policy| chosen(policy, &nobody)), ["t2 t3", "t2 t3", ""]);
     }
 
@@ -255,7 +217,7 @@ pub mod tests {
         let (picture, problems) = Picture::parse(&wire);
         assert_eq!(problems, Vec::<String>::new());
         let told: Vec<_> =
-            picture.published.iter().map(|one| (one.first, one.chosen(&picture, &attached()).len(), one.backends.len())).collect();
+            picture.published.iter().map(|one| (one.first, one.chosen(&picture, &t1_attached()).len(), one.backends.len())).collect();
         assert_eq!(told, [(8080, 3, 3), (8081, 1, 3)]);
     }
 
@@ -265,7 +227,7 @@ pub mod tests {
         wire.nodes[1].number = 0;
         let count = |wire: &v1::NetView| {
             let (picture, _) = Picture::parse(wire);
-            picture.published[0].chosen(&picture, &attached()).len()
+            picture.published[0].chosen(&picture, &t1_attached()).len()
         };
         assert_eq!(count(&wire), 1);
         wire.published[0].backends[1].state = v1::EndpointState::Leaving.into();

@@ -370,35 +370,22 @@ mod tests {
 
     use super::*;
     use crate::core::dataplane::compile;
-    use crate::core::links::Underlay;
-    use crate::core::picture::{Attachment, Attachments, Membership};
-    use crate::core::plan::tests::view;
-    use crate::core::published::tests as ports;
+    use crate::core::fixtures::{attached, balanced, numbered, published, underlay, view};
     use crate::core::uplink::{Forwarding, inside};
 
-    /// `front` and `back` with a service `web` on `front`, whose tasks are t1 here, t2 and t3; the pod t1 is on both.
+    /// The service `web` is on `front` alone.
     fn two_networks() -> v1::NetView {
-        let mut view = view(1);
-        view.networks[0].endpoints.iter_mut().for_each(|endpoint| endpoint.service_id = "web".into());
-        view.services.push(v1::ServiceView {
-            id: "web".into(),
-            name: "web".into(),
-            mode: v1::EndpointMode::Vip.into(),
-            vips: vec![v1::VipView { network_id: "net-a".into(), ip: "10.128.0.8".into(), names: vec!["web".into()] }],
-            ..Default::default()
-        });
+        let mut view = balanced(1);
         view.networks[1].names.clear();
         view.networks[1].endpoints[0].names.clear();
         view
     }
 
     fn way(view: &v1::NetView, networks: &[(&str, [u8; 4])], target: &str) -> String {
-        let networks = networks.iter().map(|(id, ip)| Membership { network_id: (*id).to_owned(), ip: Ipv4Addr::from(*ip) }).collect();
-        let attachments = Attachments::from([("t1".to_owned(), Attachment { networks, ..Attachment::default() })]);
+        let attachments = attached("t1", networks);
         let (picture, problems) = Picture::parse(view);
         assert_eq!(problems, Vec::<String>::new());
-        let underlay = Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Host };
-        let dataplane = compile(&picture, &attachments, &underlay);
+        let dataplane = compile(&picture, &attachments, &underlay(Forwarding::Host));
         let sights = names::sights(&names::networks(&picture, &attachments), &attachments, inside(&picture));
         let ground = Ground { picture: &picture, dataplane: &dataplane, sight: &sights["t1"] };
         assert_eq!(trace(ground, "t9", target), None, "a pod that is not here");
@@ -476,7 +463,7 @@ mod tests {
 
     #[test]
     fn a_nodes_published_port_leads_to_its_backends_wherever_they_are() {
-        let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Spread)]);
+        let mut view = numbered(1, vec![published(v1::IngressPolicy::Spread)]);
         let expected = "10.90.0.103 is sent from 10.128.0.2 by eth0, on network front
 10.90.0.103 is a node with a published tcp port 8080: goto p3 chooses one of 10.128.0.2 10.128.0.3 10.128.0.4
 10.128.0.2 is task web.t1 here: route 10.128.0.2/32 on LINK

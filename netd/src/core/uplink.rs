@@ -228,11 +228,7 @@ pub fn conditions(host: &HostPlane, underlay: &Underlay) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::plan::tests::view;
-
-    fn underlay(forwarding: Forwarding) -> Underlay {
-        Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding }
-    }
+    use crate::core::fixtures::{underlay, view};
 
     #[test]
     fn what_is_inside_is_the_pools_or_the_one_of_old_and_subnets_that_are_in_neither() {

@@ -95,3 +95,7 @@ fn entries<const N: usize>(parts: [Vec<Entry>; N]) -> Vec<v1::NetEntry> {
     let entry = |Entry { kind, text, value }: Entry| v1::NetEntry { kind: kind.word().to_owned(), text, value };
     parts.into_iter().flatten().map(entry).collect()
 }
+
+#[cfg(test)]
+#[path = "look_tests.rs"]
+mod tests;

@@ -615,3 +615,6 @@ pub fn in_full(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 #[path = "../drive_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod kill_tests;

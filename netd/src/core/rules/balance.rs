@@ -269,8 +269,8 @@ mod tests {
     use rcluster_api::wire::v1;
 
     use super::*;
-    use crate::core::picture::{Attachment, Membership};
-    use crate::core::plan::tests::{endpoint, view};
+    use crate::core::fixtures::{endpoint, service, t1_attached, view};
+    use crate::core::picture::Attachment;
 
     fn addresses(count: u16) -> Vec<Ipv4Addr> {
         (0..count).map(|number| Ipv4Addr::from(0x0a80_0000 + u32::from(number))).collect()
@@ -325,23 +325,14 @@ mod tests {
 
     /// Two services on `front` with an endpoint each that is elsewhere and one here; t1 is attached.
     fn balanced() -> (v1::NetView, Attachments) {
-        let service = |id: &str, ip: &str, affinity: v1::Affinity| v1::ServiceView {
-            id: id.into(),
-            name: id.into(),
-            mode: v1::EndpointMode::Vip.into(),
-            affinity: affinity.into(),
-            vips: vec![v1::VipView { network_id: "net-a".into(), ip: ip.into(), names: vec![id.into()] }],
-            ..Default::default()
-        };
         let mut view = view(1);
-        view.services = vec![service("web", "10.128.0.8", v1::Affinity::Unspecified), service("db", "10.128.0.9", v1::Affinity::Client)];
+        let by_client = v1::ServiceView { affinity: v1::Affinity::Client.into(), ..service("db", "net-a", "10.128.0.9") };
+        view.services = vec![service("web", "net-a", "10.128.0.8"), by_client];
         let mut stranger = endpoint("t0", "n2", "10.128.0.5");
         stranger.service_id = "db".into();
         stranger.serving = false;
         view.networks[0].endpoints.push(stranger);
-        let networks = vec![Membership { network_id: "net-a".into(), ip: Ipv4Addr::new(10, 128, 0, 2) }];
-        let attachment = Attachment { networks, ..Attachment::default() };
-        (view, Attachments::from([("t1".to_owned(), attachment)]))
+        (view, t1_attached())
     }
 
     #[test]

@@ -332,13 +332,13 @@ mod tests {
     use rcluster_api::wire::v1;
 
     use super::*;
-    use crate::core::published::tests::{attached, numbered, published};
+    use crate::core::fixtures::{numbered, published, t1_attached, underlay};
     use crate::core::uplink::Forwarding;
 
     /// The elements of this feature, as text.
     fn shown(picture: &Picture) -> Vec<String> {
-        let underlay = Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Netd };
-        elements(picture, &attached(), &underlay).into_iter().map(|(key, data)| Element { key, data }.to_string()).collect()
+        let elements = elements(picture, &t1_attached(), &underlay(Forwarding::Netd));
+        elements.into_iter().map(|(key, data)| Element { key, data }.to_string()).collect()
     }
 
     #[test]

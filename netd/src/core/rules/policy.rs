@@ -169,13 +169,10 @@ fn refused() -> Rule {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use rcluster_api::wire::v1;
 
     use super::*;
-    use crate::core::picture::{Attachment, Membership};
-    use crate::core::plan::tests::view;
+    use crate::core::fixtures::{t1_attached, view};
 
     /// The elements of this feature, as text; `web` is the pod t1 here and t2 elsewhere, `db` is t3 elsewhere.
     fn shown(allow: Vec<v1::AllowView>) -> Vec<String> {
@@ -184,9 +181,7 @@ mod tests {
             endpoint.service_id = service.into();
         }
         wire.networks[0].policy = Some(v1::NetworkPolicyView { allow });
-        let networks = vec![Membership { network_id: "net-a".into(), ip: Ipv4Addr::new(10, 128, 0, 2) }];
-        let attachments = Attachments::from([("t1".to_owned(), Attachment { networks, ..Attachment::default() })]);
-        let elements = elements(&Picture::parse(&wire).0, &attachments);
+        let elements = elements(&Picture::parse(&wire).0, &t1_attached());
         elements.into_iter().map(|(key, data)| Element { key, data }.to_string()).collect()
     }
 
