@@ -407,7 +407,11 @@ fn nothing_of_who_had_an_address_is_left_to_who_has_it_next() {
     let all = [flow(2, 3), flow(3, 2), flow(4, 3), flow(4, 9)];
     let left = |owner: &Owner<Fake>| owner.kernel.flows.iter().map(|flow| flow.id).collect::<Vec<u32>>();
     owner.kernel.flows = all.to_vec();
+    owner.kernel.clings = true;
     owner.detach("t1", 0).unwrap();
+    assert_eq!(left(&owner).len(), 4);
+    owner.kernel.clings = false;
+    owner.check();
     assert_eq!(left(&owner), [all[2].id, all[3].id], "no service has an address of its own");
     let mut next = view(2);
     next.networks[0].endpoints[1].task_id = "t7".into();

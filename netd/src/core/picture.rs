@@ -393,7 +393,7 @@ impl Picture {
         endpoints.chain(backends).filter_map(Place::node).collect()
     }
 
-    /// Keeps from `old`, which it takes the place of, what no picture brings: of networks that still have a pod here, of nodes, of this host.
+    /// Keeps from `old`, whose place it takes, what no picture brings: of networks that still have a pod here, of nodes, of this host.
     pub fn inherit(&mut self, old: &Picture, attachments: &Attachments) {
         self.retain_attached(old, attachments);
         self.retain_silent(old);

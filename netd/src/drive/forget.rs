@@ -87,7 +87,11 @@ impl<K: Kernel> Owner<K> {
         for flow in stale {
             match self.kernel.forget(&flow) {
                 Ok(()) => debug!(%flow, "connection forgotten"),
-                Err(error) => warn!(%flow, error = in_full(&error), "a connection could not be forgotten"),
+                Err(error) => {
+                    warn!(%flow, error = in_full(&error), "a connection could not be forgotten");
+                    let ends = [flow.source.0, flow.destination.0, flow.server];
+                    self.forgetting.gone.extend(ends.into_iter().filter(|ip| gone.contains(ip)));
+                }
             }
         }
         self.forgetting.took = begun.elapsed();

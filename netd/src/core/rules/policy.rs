@@ -9,7 +9,8 @@
 //!
 //! In: networks' policies, endpoints, the pods here. Out: elements. Both nodes of a connection judge it, each by its own picture, after a
 //! service's address has become an endpoint's; who comes by a published port is judged where the endpoint is, under its own address. What
-//! leaves the cluster is not judged here: that is `internal`'s; nor what a host itself connects to. Never: a rule per service; a judgement of what has been let through once.
+//! leaves the cluster is not judged here: that is `internal`'s; nor what a host itself connects to. Never: a rule per service; a judgement
+//! of what has been let through once.
 //!
 //! What a policy allows is added before its network is `policed`, and the other way round when it goes; the kernel does either in one
 //! transaction, so that no half of a policy is ever in force. Rules that are loaded anew know no network at all until all elements are there.
