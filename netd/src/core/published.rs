@@ -177,6 +177,7 @@ fn first_of(first: u32, count: u32) -> Result<u16, String> {
     let last = first.checked_add(count - 1).and_then(|last| u16::try_from(last).ok());
     match (u16::try_from(first), last) {
         (Ok(first), Some(_)) if first > 0 => Ok(first),
+        _ if count == 1 => Err(format!("{first} is no port")),
         _ => Err(format!("{count} ports from {first} on are not ports")),
     }
 }
@@ -236,7 +237,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_left_out_and_named() {
-        let mut wire = numbered(1, vec![published(v1::IngressPolicy::Mesh); 4]);
+        let mut wire = numbered(1, vec![published(v1::IngressPolicy::Mesh); 5]);
         let port = |wire: &mut v1::NetView, index: usize, change: fn(&mut v1::Port)| {
             wire.published[index].service_id = format!("s{index}");
             change(&mut wire.published[index].ports[0]);
@@ -244,6 +245,7 @@ mod tests {
         port(&mut wire, 1, |port| (port.published, port.count) = (8079, 2));
         port(&mut wire, 2, |port| (port.published, port.count) = (65_535, 2));
         port(&mut wire, 3, |port| (port.published, port.allow_from) = (9, vec!["here".into()]));
+        port(&mut wire, 4, |port| port.target = 0);
         wire.published[0].backends[0].node_id = "n9".into();
         wire.services.push(v1::ServiceView { id: "web".into(), name: "shop".into(), ..Default::default() });
         wire.nodes[2].number = 1;
@@ -258,6 +260,7 @@ mod tests {
                 "a port of service s1 is left out: tcp ports 8079-8080 meet tcp port 8080 of service shop",
                 "a port of service s2 is left out: 2 ports from 65535 on are not ports",
                 "a port of service s3 is left out: its allow_from \"here\" is not a CIDR",
+                "a port of service s4 is left out: 0 is no port",
             ]
         );
         assert_eq!((picture.published.len(), picture.number, picture.numbers.len()), (1, 1, 1));

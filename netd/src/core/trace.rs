@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 
@@ -50,7 +50,9 @@ pub fn trace(ground: Ground<'_>, task_id: &str, target: &str) -> Option<Trace> {
 
 /// The target without its port, and what is sent there.
 fn parted(target: &str) -> (&str, Aim) {
-    let with_port = target.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    // What has more colons is no name.
+    let halves = target.rsplit_once(':').filter(|(host, _)| !host.contains(':'));
+    let with_port = halves.and_then(|(host, port)| Some((host, port.parse().ok()?)));
     with_port.map_or((target, Aim::PING), |(host, port)| (host, Aim { protocol: PROTOCOL_TCP, port }))
 }
 
@@ -101,7 +103,8 @@ impl Walk<'_> {
             return "sent nowhere: the pod has no network".to_owned();
         }
         match host.parse() {
-            Ok(ip) => self.by_address(pod, ip),
+            Ok(IpAddr::V4(ip)) => self.by_address(pod, ip),
+            Ok(IpAddr::V6(ip)) => format!("sent nowhere: {ip} is an address of IPv6, and pods have none"),
             Err(_) => self.by_name(pod, host),
         }
     }
@@ -451,6 +454,7 @@ mod tests {
             last(&view, "example.com"),
             "=> example.com is no name of ours: the pod's own resolvers are asked for it, or the host's"
         );
+        assert_eq!(last(&view, "fd00::1"), "=> sent nowhere: fd00::1 is an address of IPv6, and pods have none");
         assert_eq!(last(&view, "wep"), "=> sent nowhere: there is no name wep in front.internal");
         view.networks[0].internal = true;
         assert_eq!(last(&view, "192.0.2.1"), "=> refused: network front is internal, and 192.0.2.1 is outside");

@@ -66,6 +66,9 @@ const PROBLEMS_MAX: usize = 20;
 /// So much of what connection tracking may have is little room left.
 const CROWDED_PERCENT: u64 = 80;
 
+/// So many times as long as it took last to read the kernel back, or its connections, nobody is kept waiting by the next time.
+const REST: u32 = 4;
+
 /// Ticks between two regular checks.
 const CHECK_TICKS: u32 = 30;
 
