@@ -20,7 +20,7 @@ use ipnet::Ipv4Net;
 
 use super::ingress;
 use super::links::{Link, LinkKind, Mac, Underlay};
-use super::picture::{Picture, Place};
+use super::picture::Picture;
 use super::published::Opening;
 use super::rules::{Outline, host};
 
@@ -156,11 +156,8 @@ pub fn link(underlay: &Underlay) -> Link {
 /// The other nodes that have an endpoint on a network of this one, or may send on what comes to a published port: nobody else has anything
 /// to send here.
 fn peers(picture: &Picture, underlay: &Underlay) -> BTreeSet<Ipv4Addr> {
-    let places = picture.networks.values().flat_map(|network| network.endpoints.values().map(|endpoint| endpoint.place));
-    let nodes = places.filter_map(|place| match place {
-        Place::Here => None,
-        Place::Node(node) => Some(node),
-    });
+    let endpoints = picture.networks.values().flat_map(|network| network.endpoints.values());
+    let nodes = endpoints.filter_map(|endpoint| endpoint.place.node());
     let entries = ingress::others(picture, underlay).map(|(node, _)| node);
     nodes.filter(|node| *node != underlay.addr).chain(entries).collect()
 }
@@ -231,11 +228,7 @@ pub fn conditions(host: &HostPlane, underlay: &Underlay) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::plan::tests::view;
-
-    fn underlay(forwarding: Forwarding) -> Underlay {
-        Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding }
-    }
+    use crate::core::fixtures::{underlay, view};
 
     #[test]
     fn what_is_inside_is_the_pools_or_the_one_of_old_and_subnets_that_are_in_neither() {
