@@ -74,6 +74,17 @@ impl<T: FromStr<Err = String>> serde::de::Visitor<'_> for Number<T> {
     }
 }
 
+/// How long an address is not given to another task when its task has ended: nodes that are slow to hear of it, and clients that remember
+/// it, are past it by then.
+pub const REST_MS: u64 = 60_000;
+/// Ends of rest are met at whole seconds, so that a plan takes many together.
+const REST_STEP_MS: u64 = 1000;
+
+/// When an address that was given up at a time has rested; both in milliseconds since 1970.
+pub fn rested_ms(since_ms: u64) -> u64 {
+    since_ms.saturating_add(REST_MS).div_ceil(REST_STEP_MS).saturating_mul(REST_STEP_MS)
+}
+
 /// The pods' resolver and gateway, the same on every node: it cannot be asked for what it asks others.
 const OWN_RESOLVER: Ipv4Addr = Ipv4Addr::new(169, 254, 53, 53);
 

@@ -10,13 +10,13 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rcluster_api::cluster::Cluster;
 use rcluster_api::id::{NetworkId, NodeId, ServiceId, TaskId};
-use rcluster_api::network::{AddressPool, EndpointMode, NodeNetwork};
+use rcluster_api::network::{AddressPool, EndpointMode, NodeNetwork, REST_MS};
 use rcluster_api::object::{
     Availability, Kind, Network, Node, NodeDescription, NodeState, Object, Service, ServiceVip, Stamp, Task, TaskStatus,
 };
 use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::task::TaskState;
-use rcluster_manager::core::allocate::{self, REST_LEAST_MS, REST_MS, holds_addresses, is_given_out, overlap, rests_until_ms};
+use rcluster_manager::core::allocate::{self, REST_LEAST_MS, holds_addresses, is_given_out, overlap, rests_until_ms};
 use rcluster_manager::core::control::{self, Request};
 use rcluster_manager::core::node::register::{Registration, register};
 use rcluster_manager::core::plan::{Ctx, Dirty, stage};

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rcluster_api::cluster::Cluster;
 use rcluster_api::id::{NodeId, TaskId};
+use rcluster_api::network::REST_MS;
 use rcluster_api::object::{
     Availability, Capacity, ContainerStatus, Kind, Node, NodeDescription, NodeState, Object, Service, Task, TaskStatus,
 };
 use rcluster_api::resource::{Bytes, Cpus};
 use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::task::TaskState;
-use rcluster_manager::core::allocate::REST_MS;
 use rcluster_manager::core::control::{self, Answer, Request};
 use rcluster_manager::core::node::register::{Registration, register};
 use rcluster_manager::core::node::report;

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use rcluster_api::client::{idempotency_key, keyed};
+use rcluster_api::network::rested_ms;
 use rcluster_api::object::{Kind, Network, Object, Service, Task};
 use rcluster_api::rest::NetworkJson;
 use rcluster_api::spec::{NetworkSpec, Spec};
@@ -19,9 +20,6 @@ use crate::error::CliError;
 use crate::output::table::Table;
 use crate::output::{self, Out};
 use crate::session::Session;
-
-/// For so long the address of a task that has ended rests (docs/network.md).
-const REST_MS: u64 = 60_000;
 
 /// Length of the prefix of subnets where no other is asked for.
 const PREFIX: u32 = 24;
@@ -124,7 +122,7 @@ fn inspected(network: &Network, tasks: &[Task], services: &[Service], pools: &[v
             by_ip.insert(address.ip, (rank, address));
         }
     };
-    let has_rested = |since_ms: u64| since_ms.saturating_add(REST_MS) <= now_ms;
+    let has_rested = |since_ms: u64| rested_ms(since_ms) <= now_ms;
     for task in tasks {
         let ended = task.status.state.is_terminal() && task.status.state != TaskState::Orphaned;
         if ended && (task.node_id.is_none() || has_rested(task.stamp.updated_at_ms)) {
