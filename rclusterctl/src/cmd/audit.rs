@@ -9,7 +9,7 @@ use rcluster_base::backoff::Backoff;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
-use super::image::{Failures, ask_each, nodes};
+use super::nodes::{Failures, ask_each, nodes};
 use super::relay::Relay;
 use crate::args::{Audit, TraceArgs};
 use crate::audit::{Difference, differences, gathered, holders};
