@@ -63,6 +63,9 @@ mod readback;
 /// Problems told of one kind; the rest are counted.
 const PROBLEMS_MAX: usize = 20;
 
+/// A transaction of the kernel fails as a whole: so many of its changes say what there is to say.
+const FAILURES_TOLD: usize = 3;
+
 /// So much of what connection tracking may have is little room left.
 const CROWDED_PERCENT: u64 = 80;
 
@@ -558,8 +561,11 @@ impl<K: Kernel> Owner<K> {
         if self.may_remove() {
             failed.extend(self.apply(&steps.remove));
         }
-        for (op, why) in &failed {
+        for (op, why) in failed.iter().take(FAILURES_TOLD) {
             warn!(%op, why, "the kernel was not changed as planned");
+        }
+        if failed.len() > FAILURES_TOLD {
+            warn!(others = failed.len() - FAILURES_TOLD, "nor were others of the same plan");
         }
         let leads = |op: &Op| matches!(op, Op::OpenPort(opening) | Op::ClosePort(opening) if opening.transport == Transport::Udp);
         if steps.add.iter().chain(&steps.remove).any(leads) {
