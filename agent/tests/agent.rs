@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use rcluster_agent::image::pull::Progress;
 use rcluster_agent::image::take::LayerProgress;
-use rcluster_api::wire::v1::{ContainerSpec, Logging, LogsCommand, Mount, MountKind, NetworkAttachment, TaskNetwork, TaskState};
+use rcluster_api::wire::v1::{ContainerSpec, Logging, LogsCommand, Mount, MountKind, TaskState};
 use serde_json::json;
-use support::agent::{Agent, eventually, is_alive, memory_limit, shell_task, task};
+use support::agent::{Agent, eventually, is_alive, memory_limit, on_network, shell, shell_task, task};
 use support::image::{Entry, Layout, dir, file, layer, symlink};
 use support::manager::Manager;
 use support::registry::{Fake, How, Shelf, reply};
@@ -269,14 +269,8 @@ async fn a_task_is_held_back_until_its_time() {
 async fn the_containers_of_a_pod_share_network_ipc_and_host_name_and_end_together() {
     let manager = Manager::leader().await;
     let _agent = Agent::start(&[manager.address]);
-    let container = |name: &str, script: &str| ContainerSpec {
-        name: name.into(),
-        image: "shell:1".into(),
-        command: vec!["/bin/sh".into(), "-c".into(), script.into()],
-        user: "web".into(),
-        ..ContainerSpec::default()
-    };
-    manager.assign(vec![task(A, vec![container("web", OBEDIENT), container("side", OBEDIENT)])]);
+    let container = |name: &str| ContainerSpec { user: "web".into(), ..shell(name, OBEDIENT) };
+    manager.assign(vec![task(A, vec![container("web"), container("side")])]);
     let status = manager.reported(A, TaskState::Running).await;
     let pids: Vec<u32> = status.containers.iter().map(|container| container.pid).collect();
     let namespace = |pid: u32, name: &str| fs::read_link(format!("/proc/{pid}/ns/{name}")).expect("a namespace");
@@ -300,13 +294,7 @@ async fn the_containers_of_a_pod_share_network_ipc_and_host_name_and_end_togethe
 async fn a_container_that_has_ended_is_told_of_before_the_others_of_its_pod_have_stopped() {
     let manager = Manager::leader().await;
     let _agent = Agent::start(&[manager.address]);
-    let container = |name: &str, script: &str| ContainerSpec {
-        name: name.into(),
-        image: "shell:1".into(),
-        command: vec!["/bin/sh".into(), "-c".into(), script.into()],
-        ..ContainerSpec::default()
-    };
-    let mut pod = task(A, vec![container("web", OBEDIENT), container("side", "trap '' TERM; while :; do sleep 0.05; done")]);
+    let mut pod = task(A, vec![shell("web", OBEDIENT), shell("side", "trap '' TERM; while :; do sleep 0.05; done")]);
     if let Some(template) = &mut pod.template {
         template.stop_grace_ms = 3000;
     }
@@ -358,18 +346,7 @@ async fn assignments_that_go_back_are_refused() {
 async fn a_pod_on_a_network_without_netd_fails_and_says_what_is_missing() {
     let manager = Manager::leader().await;
     let _agent = Agent::start(&[manager.address]);
-    let mut task = shell_task(A, OBEDIENT);
-    if let Some(template) = &mut task.template {
-        template.networks = vec![NetworkAttachment { network: "front".into(), aliases: Vec::new(), ip: String::new() }];
-    }
-    task.networks = vec![TaskNetwork {
-        network_id: "0123456789abcdef".into(),
-        network: "front".into(),
-        ip: "10.128.0.2".into(),
-        ip6: String::new(),
-        aliases: Vec::new(),
-    }];
-    manager.assign(vec![task]);
+    manager.assign(vec![on_network(shell_task(A, OBEDIENT))]);
     let status = manager.reported(A, TaskState::Failed).await;
     assert!(
         status.message.starts_with("netd does not answer at ") && status.message.ends_with("is rcluster-netd running?"),

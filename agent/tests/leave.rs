@@ -4,8 +4,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use rcluster_api::wire::v1::{NetView, NetworkAttachment, Task, TaskNetwork, TaskState};
-use support::agent::{Agent, is_alive, shell_task};
+use rcluster_api::wire::v1::{NetView, Task, TaskState};
+use support::agent::{Agent, is_alive, on_network, shell_task};
 use support::manager::Manager;
 use support::netd::FakeNetd;
 
@@ -15,16 +15,8 @@ const A: &str = "aaaaaaaaaaaaaaaa";
 const OBEDIENT: &str = "trap 'exit 0' TERM; while :; do sleep 0.05; done";
 
 /// A task on a network, whose service gives other nodes so long.
-fn on_network(leave_ms: u64) -> Task {
-    let mut task = shell_task(A, OBEDIENT);
-    if let Some(template) = &mut task.template {
-        template.networks = vec![NetworkAttachment { network: "front".into(), aliases: Vec::new(), ip: String::new() }];
-    }
-    let network_id = "0123456789abcdef".into();
-    task.networks =
-        vec![TaskNetwork { network_id, network: "front".into(), ip: "10.128.0.2".into(), ip6: String::new(), aliases: Vec::new() }];
-    task.leave_ms = leave_ms;
-    task
+fn leaving(leave_ms: u64) -> Task {
+    Task { leave_ms, ..on_network(shell_task(A, OBEDIENT)) }
 }
 
 fn to_stop(mut task: Task) -> Task {
@@ -52,8 +44,8 @@ async fn a_task_is_stopped_when_nobody_sends_to_it_any_more_and_not_before() {
     let manager = Manager::leader().await;
     let mut agent = Agent::start(&[manager.address]);
     let netd = FakeNetd::listen(agent.run());
-    let pid = run(&manager, on_network(600_000)).await;
-    manager.assign(vec![to_stop(on_network(600_000))]);
+    let pid = run(&manager, leaving(600_000)).await;
+    manager.assign(vec![to_stop(leaving(600_000))]);
     until_ending(&manager).await;
     assert!(is_alive(pid));
     assert_eq!(netd.asked(), "attach, leave");
@@ -74,9 +66,9 @@ async fn a_task_that_nobody_releases_waits_as_long_as_its_service_says() {
     let manager = Manager::leader().await;
     let agent = Agent::start(&[manager.address]);
     let _netd = FakeNetd::listen(agent.run());
-    let pid = run(&manager, on_network(1500)).await;
+    let pid = run(&manager, leaving(1500)).await;
     let begun = Instant::now();
-    manager.assign(vec![to_stop(on_network(1500))]);
+    manager.assign(vec![to_stop(leaving(1500))]);
     manager.reported(A, TaskState::Shutdown).await;
     assert!(begun.elapsed() >= Duration::from_millis(1500), "{:?}", begun.elapsed());
     assert!(!is_alive(pid));
@@ -87,8 +79,8 @@ async fn without_a_time_to_leave_a_task_is_withdrawn_and_stopped() {
     let manager = Manager::leader().await;
     let agent = Agent::start(&[manager.address]);
     let netd = FakeNetd::listen(agent.run());
-    run(&manager, on_network(0)).await;
-    manager.assign(vec![to_stop(on_network(0))]);
+    run(&manager, leaving(0)).await;
+    manager.assign(vec![to_stop(leaving(0))]);
     manager.reported(A, TaskState::Shutdown).await;
     assert_eq!(netd.asked(), "attach, leave, detach after 1000 ms");
 }
@@ -98,8 +90,8 @@ async fn a_container_that_ends_meanwhile_ends_the_wait() {
     let manager = Manager::leader().await;
     let agent = Agent::start(&[manager.address]);
     let _netd = FakeNetd::listen(agent.run());
-    let pid = run(&manager, on_network(600_000)).await;
-    manager.assign(vec![to_stop(on_network(600_000))]);
+    let pid = run(&manager, leaving(600_000)).await;
+    manager.assign(vec![to_stop(leaving(600_000))]);
     until_ending(&manager).await;
     let process = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid");
     rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("kill");

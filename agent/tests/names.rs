@@ -2,8 +2,8 @@
 
 mod support;
 
-use rcluster_api::wire::v1::{HostEntry, NetworkAttachment, TaskNetwork, TaskState};
-use support::agent::{Agent, shell_task};
+use rcluster_api::wire::v1::{HostEntry, TaskState};
+use support::agent::{Agent, on_network, shell_task};
 use support::manager::Manager;
 use support::netd::FakeNetd;
 
@@ -14,16 +14,12 @@ async fn a_pod_resolves_names_as_its_service_says() {
     let manager = Manager::leader().await;
     let agent = Agent::start(&[manager.address]);
     let netd = FakeNetd::listen(agent.run());
-    let mut task = shell_task(A, "trap 'exit 0' TERM; while :; do sleep 0.05; done");
+    let mut task = on_network(shell_task(A, "trap 'exit 0' TERM; while :; do sleep 0.05; done"));
     if let Some(template) = &mut task.template {
-        template.networks = vec![NetworkAttachment { network: "front".into(), aliases: Vec::new(), ip: String::new() }];
         template.dns = vec!["9.9.9.9".into()];
         template.dns_search = vec!["corp.example".into()];
         template.extra_hosts = vec![HostEntry { name: "router".into(), ip: "host-gateway".into() }];
     }
-    let network_id = "0123456789abcdef".into();
-    task.networks =
-        vec![TaskNetwork { network_id, network: "front".into(), ip: "10.128.0.2".into(), ip6: String::new(), aliases: Vec::new() }];
     manager.assign(vec![task]);
     let pid = manager.reported(A, TaskState::Running).await.containers[0].pid;
     let file = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/root/etc/{name}")).expect("a container's file");

@@ -2,6 +2,8 @@
 //!
 //! Parsed once: a range of ports lies within 1 to 65535, and what belongs to published ports cannot be said of others.
 
+mod policy;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,6 +12,11 @@ use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use self::policy::{Allow, NetworkPolicy, Peer, PolicyPort};
+
+/// Longest that a CIDR is as text, in bytes.
+const CIDR_BYTES: usize = 40;
 
 /// The bits of the prefix of a network's IPv6 addresses: of those behind, the last 32 are the IPv4 address, and the others zero.
 pub const PREFIX6: u8 = 64;
@@ -60,6 +67,36 @@ impl<T: FromStr<Err = String>> serde::de::Visitor<'_> for Text<T> {
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
         text.parse().map_err(E::custom)
     }
+}
+
+/// The same of what may also be written as a number.
+struct Number<T>(&'static str, PhantomData<T>);
+
+impl<T: FromStr<Err = String>> serde::de::Visitor<'_> for Number<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.0)
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+}
+
+/// How long an address is not given to another task when its task has ended: nodes that are slow to hear of it, and clients that remember
+/// it, are past it by then.
+pub const REST_MS: u64 = 60_000;
+/// Ends of rest are met at whole seconds, so that a plan takes many together.
+const REST_STEP_MS: u64 = 1000;
+
+/// When an address that was given up at a time has rested; both in milliseconds since 1970.
+pub fn rested_ms(since_ms: u64) -> u64 {
+    since_ms.saturating_add(REST_MS).div_ceil(REST_STEP_MS).saturating_mul(REST_STEP_MS)
 }
 
 /// The pods' resolver and gateway, the same on every node: it cannot be asked for what it asks others.
@@ -262,23 +299,7 @@ impl Serialize for Ports {
 
 impl<'de> Deserialize<'de> for Ports {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = Ports;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a port such as 80, or a range such as 8000-8009")
-            }
-
-            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Ports, E> {
-                self.visit_str(&number.to_string())
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Ports, E> {
-                text.parse().map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_any(Visitor)
+        deserializer.deserialize_any(Number("a port such as 80, or a range such as 8000-8009", PhantomData))
     }
 }
 
@@ -328,7 +349,6 @@ pub struct Port {
 impl Port {
     /// Bytes of its texts.
     pub fn text_bytes(&self) -> usize {
-        const CIDR_BYTES: usize = 40;
         self.name.len() + self.published.as_ref().map_or(0, |published| published.allow_from.len() * CIDR_BYTES)
     }
 
@@ -379,6 +399,14 @@ impl<'a> Publishers<'a> {
     }
 }
 
+/// What is before the protocol, and the protocol that is meant.
+fn split_protocol(text: &str) -> Result<(&str, Protocol), String> {
+    match text.split_once('/') {
+        Some((ports, word)) => Ok((ports, word.parse()?)),
+        None => Ok((text, Protocol::default())),
+    }
+}
+
 /// Refuses published ports that are more or fewer than those in the containers.
 fn same_count(published: Ports, target: Ports) -> Result<(), String> {
     if published.count() == target.count() { Ok(()) } else { Err(format!("{} and {}", published.counted(), target.counted())) }
@@ -388,10 +416,7 @@ impl FromStr for Port {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (ports, protocol) = match text.split_once('/') {
-            Some((ports, word)) => (ports, word.parse::<Protocol>()?),
-            None => (text, Protocol::default()),
-        };
+        let (ports, protocol) = split_protocol(text)?;
         let Some((published, target)) = ports.split_once(':') else {
             return Ok(Self { name: String::new(), protocol, target: ports.parse()?, published: None });
         };
@@ -504,146 +529,6 @@ impl<'de> Deserialize<'de> for Port {
     }
 }
 
-/// Who may speak with whom on a network, and who may come to it by published ports: whom no rule allows may not.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NetworkPolicy {
-    #[serde(default)]
-    pub allow: Vec<Allow>,
-}
-
-/// One allowance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Allow {
-    pub from: Vec<Peer>,
-    pub to: Vec<Peer>,
-    /// Of the containers; none: all ports of all protocols.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ports: Vec<PolicyPort>,
-}
-
-/// A side of an allowance; written `web`, `*` or `192.0.2.0/24`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Peer {
-    /// Everyone on the network.
-    All,
-    /// The tasks of a service, by its name.
-    Service(String),
-    /// Who comes by a published port under one of these addresses.
-    Range(IpNet),
-}
-
-impl Peer {
-    /// Bytes of its text, at most.
-    pub fn text_bytes(&self) -> usize {
-        const CIDR_BYTES: usize = 40;
-        match self {
-            Self::All => 1,
-            Self::Service(name) => name.len(),
-            Self::Range(_) => CIDR_BYTES,
-        }
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::All => write!(formatter, "*"),
-            Self::Service(name) => write!(formatter, "{name}"),
-            Self::Range(cidr) => write!(formatter, "{cidr}"),
-        }
-    }
-}
-
-impl FromStr for Peer {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "*" => Ok(Self::All),
-            cidr if cidr.contains('/') => {
-                cidr.parse().map(Self::Range).map_err(|_| format!("{cidr:?} is no CIDR: write one such as 192.0.2.0/24"))
-            }
-            name => Ok(Self::Service(name.to_owned())),
-        }
-    }
-}
-
-impl Serialize for Peer {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Peer {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = Peer;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a service's name, * for all, or a CIDR")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Peer, E> {
-                text.parse().map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_str(Visitor)
-    }
-}
-
-/// Ports of containers; written `80`, `8000-8009` or `53/udp`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PolicyPort {
-    pub protocol: Protocol,
-    pub ports: Ports,
-}
-
-impl FromStr for PolicyPort {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (ports, protocol) = match text.split_once('/') {
-            Some((ports, word)) => (ports, word.parse::<Protocol>()?),
-            None => (text, Protocol::default()),
-        };
-        Ok(Self { protocol, ports: ports.parse()? })
-    }
-}
-
-impl Serialize for PolicyPort {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.protocol {
-            Protocol::Tcp => self.ports.serialize(serializer),
-            Protocol::Udp => serializer.collect_str(&format_args!("{}/udp", self.ports)),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for PolicyPort {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = PolicyPort;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a port such as 80, a range such as 8000-8009, or either with /udp")
-            }
-
-            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<PolicyPort, E> {
-                self.visit_str(&number.to_string())
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<PolicyPort, E> {
-                text.parse().map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
 /// A node's network, as its netd has found it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct NodeNetwork {
@@ -679,6 +564,11 @@ impl NodeNetwork {
     pub const HOLDER_BYTES_MAX: usize = 64;
     /// Most keys: by two epochs it sends, and for a third it may have one already.
     pub const WIREGUARD_KEYS_MAX: usize = 4;
+
+    /// The ports that others than rcluster hold, with who, in words for people.
+    pub fn held(&self) -> impl Iterator<Item = (NodePort, &str)> {
+        self.held_ports.iter().map(|HeldPort { protocol, port, by }| (NodePort { protocol: *protocol, number: *port }, by.as_str()))
+    }
 
     /// As much of what a node says as is kept of it.
     #[must_use]
@@ -772,29 +662,6 @@ mod tests {
         ] {
             let clash = publishers.clash(&ports(asked)).map(|(place, port, service)| format!("{place}: {port} of {service}"));
             assert_eq!(clash.as_deref(), expected, "{asked}");
-        }
-    }
-
-    #[test]
-    fn a_policy_comes_back_as_it_is_written() {
-        for (written, printed) in [
-            (json!({}), json!({"allow": []})),
-            (
-                json!({"allow": [{"from": ["web", "*", "192.0.2.0/24", "fd00::/8"], "to": ["db"], "ports": [80, "81", "90-99/tcp", "53/udp"]}]}),
-                json!({"allow": [{"from": ["web", "*", "192.0.2.0/24", "fd00::/8"], "to": ["db"], "ports": [80, 81, "90-99", "53/udp"]}]}),
-            ),
-            (json!({"allow": [{"from": ["web"], "to": ["*"], "ports": []}]}), json!({"allow": [{"from": ["web"], "to": ["*"]}]})),
-        ] {
-            let policy: NetworkPolicy = serde_json::from_value(written.clone()).unwrap();
-            assert_eq!(serde_json::to_value(&policy).unwrap(), printed, "{written}");
-            assert_eq!(serde_json::from_value::<NetworkPolicy>(printed).unwrap(), policy, "{written}");
-        }
-        for (written, why) in [
-            (json!({"from": ["10.0.0/8"], "to": ["db"]}), "\"10.0.0/8\" is no CIDR: write one such as 192.0.2.0/24"),
-            (json!({"from": ["web"], "to": ["db"], "ports": [0]}), "\"0\" is not a port: write a number from 1 to 65535"),
-            (json!({"from": ["web"], "to": ["db"], "ports": ["80/icmp"]}), "\"icmp\" is neither tcp nor udp"),
-        ] {
-            assert_eq!(serde_json::from_value::<Allow>(written.clone()).unwrap_err().to_string(), why, "{written}");
         }
     }
 

@@ -72,6 +72,13 @@ pub struct Service {
     pub vips: Vec<ServiceVip>,
 }
 
+impl Service {
+    /// One that was asked for just now.
+    pub fn new(id: ServiceId, spec: ServiceSpec) -> Self {
+        Self { id, stamp: Stamp::default(), spec, spec_version: 1, removing: false, vips: Vec::new() }
+    }
+}
+
 /// A service's virtual address on a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceVip {
@@ -301,6 +308,22 @@ pub struct Node {
 }
 
 impl Node {
+    /// One that takes part from now on.
+    pub fn new(id: NodeId, description: NodeDescription, incarnation: u64, now_ms: u64) -> Self {
+        Self {
+            id,
+            stamp: Stamp::default(),
+            description,
+            availability: Availability::Active,
+            labels: BTreeMap::new(),
+            state: NodeState::Ready,
+            message: String::new(),
+            since_ms: now_ms,
+            incarnation,
+            number: 0,
+        }
+    }
+
     /// The node's name.
     pub fn name(&self) -> &str {
         &self.description.name
@@ -335,6 +358,23 @@ pub struct Network {
     pub removing: bool,
     /// Addresses that services have given up just now; those that have rested go with the next one.
     pub resting_vips: Vec<RestingVip>,
+}
+
+impl Network {
+    /// One that was asked for just now.
+    pub fn new(id: NetworkId, spec: NetworkSpec) -> Self {
+        Self {
+            id,
+            stamp: Stamp::default(),
+            spec,
+            vni: None,
+            subnet: None,
+            subnet6: None,
+            ip_cursor: 0,
+            removing: false,
+            resting_vips: Vec::new(),
+        }
+    }
 }
 
 /// An address that was a service's and rests.

@@ -8,7 +8,7 @@ mod network;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use self::container::check_container;
 pub use self::network::{LEAVE_MAX, PUBLISHED_PORTS_MAX, network_text_size, words_bytes};
@@ -82,6 +82,14 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
 
 fn invalid(field: impl Into<String>, message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorCode::Invalid, message).field(field)
+}
+
+/// Refuses a range that is not written by its first address.
+fn check_range(range: IpNet, path: &str) -> Result<(), ApiError> {
+    if range.addr() == range.network() {
+        return Ok(());
+    }
+    Err(invalid(path, format!("{range} has host bits set")).hint(format!("write {}", range.trunc())))
 }
 
 /// Checks a service's spec.
@@ -235,9 +243,7 @@ pub fn check_network(spec: &NetworkSpec) -> Result<(), ApiError> {
     check_name("network", &spec.name)?;
     check_labels("network", &spec.name, &spec.labels)?;
     if let Some(subnet) = spec.subnet {
-        if subnet.addr() != subnet.network() {
-            return Err(invalid("subnet", format!("{subnet} has host bits set")).hint(format!("write {}", subnet.trunc())));
-        }
+        check_range(subnet.into(), "subnet")?;
         if !(8..=29).contains(&subnet.prefix_len()) {
             return Err(invalid("subnet", format!("{subnet} is too small or too large")).hint("use a prefix from /8 to /29"));
         }

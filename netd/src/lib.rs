@@ -31,8 +31,8 @@
 //! - `Dump` and `Trace` change nothing. What a dump calls wanted and what it calls held are equal, line by line, when all is well.
 //! - netd may be killed and started at any moment: packets, devices and namespaces stay. What pods ask the resolver meanwhile waits in its
 //!   sockets, which a second process keeps (R/dns.hold), and is answered; at a SIGKILL, not what was being answered just then.
-//! - The run directory ends with a reboot and the pods with it; the picture in the state directory is in force again at once. A picture that was
-//!   answered outlives netd's end; a power cut it outlives once the disk has it, which is not waited for: the managers give it again.
+//! - The run directory ends with a reboot and the pods with it; the picture in the state directory is in force again at once. A picture that
+//!   was answered outlives netd's end; a power cut it outlives once the disk has it, which is not waited for: the managers give it again.
 //! - A connection to an endpoint whose node is down, by the managers' word and because it answers no ping of this node, is reset.
 //! - Networks with an IPv6 prefix have every address once more there, with the same reach, names, policy and encryption.
 //! - A frame of an encrypted network leaves the node through a WireGuard tunnel or not at all, and is taken from nowhere else. Private keys

@@ -43,7 +43,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often the owner is asked whose paths are to be looked at.
 const PATHS: Duration = Duration::from_secs(5);
 
-/// How often is seen to it that the resolver's sockets are kept.
+/// How often is seen to it that the resolver's sockets are kept. That nobody does is looked for and not waited for: a keeper that ends as soon
+/// as it is started is not started for ever, and only a netd that is started anew within this time misses it.
 const KEEPER: Duration = Duration::from_secs(5);
 
 /// So often who keeps them is asked for them, a second each.
@@ -51,6 +52,9 @@ const KEEPER_TRIES: u32 = 3;
 
 /// One who did not answer ends soon when it is not found any more; so long is waited for what it has.
 const BIND_TRIES: u32 = 40;
+
+/// Tried again and again, for there is nothing to wait for: the kernel tells nobody that a port is free, and who has it, whose end could be
+/// waited for, is not known. It has not answered, and its listener bears the process id of the netd that made it.
 const BIND_TRY_EVERY: Duration = Duration::from_millis(50);
 
 /// Open files: three for each foreign question, one for each connection, two for each published port and for each of the host's own

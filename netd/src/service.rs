@@ -19,6 +19,8 @@ use crate::drive::{Attached, Command, Refusal};
 /// The kernel does its deferred work within a second.
 const CARRIER_TRIES_MAX: u32 = 500;
 
+/// Asked again and again and not listened for: on kernels since 6.8 the question itself has the work done, and the first is the last. An ear
+/// in the router's namespace would serve older ones alone, and would have to be asked beside all the same, for it may miss what it is told.
 const CARRIER_TRY_EVERY: Duration = Duration::from_millis(2);
 
 /// Answers gRPC calls by asking the owner.

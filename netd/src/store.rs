@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Whoever gives a picture does not wait for the disk. At a start the newer of the two files counts: on the same boot that is the one in the
-//! run directory, unless it could not be written. One that cannot be read is left aside for the other. Never: leaves an older file where a newer one could not be written.
+//! run directory, unless it could not be written. One that cannot be read is left aside for the other. Never: leaves an older file where a
+//! newer one could not be written.
 
 use std::fs;
 use std::io;

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::sched::{CloneFlags, setns};
 use rcluster_api::rest::{ClusterJson, NodeJson, ServiceJson, TaskJson};
 use rcluster_api::task::TaskState;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// How often a predicate is asked again.
@@ -258,6 +259,23 @@ impl Drop for Lab {
 #[allow(clippy::print_stderr, reason = "a failing test tells what it saw")]
 fn eprintln_failure(text: &str) {
     eprintln!("{text}");
+}
+
+/// What `probe watch` says at its end.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Watched {
+    pub requests: u64,
+    pub failures: u64,
+    pub longest_outage_ms: u64,
+}
+
+/// What `probe stream` says at its end.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Streamed {
+    pub sent: u64,
+    pub echoed: u64,
+    pub longest_gap_ms: u64,
+    pub broken: bool,
 }
 
 /// A command that goes on beside the test and tells its findings at the end.

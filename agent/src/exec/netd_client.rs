@@ -62,6 +62,7 @@ const APPLY: Duration = Duration::from_secs(10);
 const CALL: Duration = Duration::from_secs(5);
 /// How long attaching waits for a netd that is restarting.
 const ATTACH: Duration = Duration::from_secs(10);
+/// How often netd is asked what it holds, and what it says of the host's network: it tells nothing by itself.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a session's begin waits for what netd says of the host's network; it is told later otherwise.
 const NETWORK: Duration = Duration::from_millis(300);
@@ -201,8 +202,7 @@ impl Netd {
     pub async fn leave(&self, task: &TaskId) -> Result<(), NetdError> {
         let request = LeaveRequest { task_id: task.to_string() };
         let mut client = self.client.clone();
-        let answer = timeout(CALL, client.leave(request)).await;
-        answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))).map(drop).map_err(|status| self.error(&status))
+        self.within(CALL, client.leave(request)).await.map(drop)
     }
 
     /// Gives the pod's network namespace and interfaces back, which netd removes after `linger`; nothing there is no error.
@@ -210,31 +210,24 @@ impl Netd {
         let linger_ms = u64::try_from(linger.as_millis()).unwrap_or(u64::MAX);
         let request = DetachRequest { task_id: task.to_string(), linger_ms };
         let mut client = self.client.clone();
-        let answer = timeout(CALL, client.detach(request)).await;
-        answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))).map(drop).map_err(|status| self.error(&status))
+        self.within(CALL, client.detach(request)).await.map(drop)
     }
 
     /// What netd holds and is to hold.
     pub async fn dump(&self, request: DumpRequest) -> Result<DumpResponse, NetdError> {
         let mut client = self.client.clone();
-        let answer = timeout(APPLY, client.dump(request)).await;
-        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
-        answer.map(Response::into_inner).map_err(|status| self.error(&status))
+        self.within(APPLY, client.dump(request)).await
     }
 
     /// What becomes of a pod's packets.
     pub async fn trace(&self, request: TraceRequest) -> Result<TraceResponse, NetdError> {
         let mut client = self.client.clone();
-        let answer = timeout(CALL, client.trace(request)).await;
-        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
-        answer.map(Response::into_inner).map_err(|status| self.error(&status))
+        self.within(CALL, client.trace(request)).await
     }
 
     async fn apply(&self, view: &NetView) -> Result<(), NetdError> {
         let mut client = self.client.clone();
-        let answer = timeout(APPLY, client.apply_view(view.clone())).await;
-        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
-        let answer = answer.map_err(|status| self.error(&status))?.into_inner();
+        let answer = self.within(APPLY, client.apply_view(view.clone())).await?;
         for problem in &answer.problems {
             warn!(term = view.term, revision = view.revision, problem, "netd could not do all of the network view");
         }
@@ -258,14 +251,18 @@ impl Netd {
 
     async fn status(&self) -> Result<NetdStatusResponse, NetdError> {
         let mut client = self.client.clone();
-        let answer = timeout(CALL, client.status(NetdStatusRequest {})).await;
-        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
-        let answer = answer.map_err(|status| self.error(&status))?.into_inner();
+        let answer = self.within(CALL, client.status(NetdStatusRequest {})).await?;
         // A netd of before does not say.
         if answer.network.is_some() {
             self.network.send_replace(answer.network.clone());
         }
         Ok(answer)
+    }
+
+    /// The answer to a call, which is waited for no longer than this.
+    async fn within<T>(&self, patience: Duration, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, NetdError> {
+        let answer = timeout(patience, call).await.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
+        answer.map(Response::into_inner).map_err(|status| self.error(&status))
     }
 
     fn error(&self, status: &Status) -> NetdError {

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rcluster_agent::image::mount::unmount_all;
-use rcluster_api::wire::v1::{ContainerSpec, Meta, Resources, Task, TaskState, TaskStatus, TaskTemplate};
+use rcluster_api::wire::v1::{ContainerSpec, Meta, NetworkAttachment, Resources, Task, TaskNetwork, TaskState, TaskStatus, TaskTemplate};
 use serde_json::json;
 
 use super::image::{Layout, shell_layer};
@@ -200,13 +200,28 @@ fn remove_cgroups(path: &Path) {
 
 /// A task of one container that runs this script.
 pub fn shell_task(id: &str, script: &str) -> Task {
-    let container = ContainerSpec {
-        name: "web".into(),
+    task(id, vec![shell("web", script)])
+}
+
+/// A container that runs this script.
+pub fn shell(name: &str, script: &str) -> ContainerSpec {
+    ContainerSpec {
+        name: name.into(),
         image: "shell:1".into(),
         command: vec!["/bin/sh".into(), "-c".into(), script.into()],
         ..ContainerSpec::default()
-    };
-    task(id, vec![container])
+    }
+}
+
+/// The task with an address on a network.
+pub fn on_network(mut task: Task) -> Task {
+    if let Some(template) = &mut task.template {
+        template.networks = vec![NetworkAttachment { network: "front".into(), aliases: Vec::new(), ip: String::new() }];
+    }
+    let network_id = "0123456789abcdef".into();
+    task.networks =
+        vec![TaskNetwork { network_id, network: "front".into(), ip: "10.128.0.2".into(), ip6: String::new(), aliases: Vec::new() }];
+    task
 }
 
 /// A task that was assigned to the node and not seen there yet.

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{check_name, invalid, label_bytes};
+use ipnet::IpNet;
+
+use super::{check_name, check_range, invalid, label_bytes};
 use crate::error::ApiError;
 use crate::network::{Affinity, Allow, EndpointMode, HostAddress, NetworkPolicy, PREFIX6, Peer, Port, Ports, Published};
 use crate::resource::Millis;
@@ -41,9 +43,7 @@ pub(super) fn check_six(spec: &NetworkSpec) -> Result<(), ApiError> {
     if subnet6.prefix_len() != PREFIX6 {
         return Err(invalid("subnet6", format!("{subnet6} is no /{PREFIX6}")).hint("write one such as fd12:3456:789a:1::/64"));
     }
-    if subnet6.addr() != subnet6.network() {
-        return Err(invalid("subnet6", format!("{subnet6} has host bits set")).hint(format!("write {}", subnet6.trunc())));
-    }
+    check_range(subnet6.into(), "subnet6")?;
     // Global unicast, or unique local.
     if subnet6.addr().segments()[0] & 0xe000 != 0x2000 && !subnet6.addr().is_unique_local() {
         return Err(invalid("subnet6", format!("{subnet6} cannot be routed")).hint("use a private range such as fd12:3456:789a:1::/64"));
@@ -84,10 +84,16 @@ fn check_peer(peer: &Peer, comes: bool, path: &str) -> Result<(), ApiError> {
         Peer::Service(name) => check_name("service", name).map_err(|error| error.field(path)),
         Peer::Range(cidr) if !comes => Err(invalid(path, format!("{cidr} is a range of addresses, and only services are spoken to"))
             .hint("write a service's name, or \"*\" for all")),
-        Peer::Range(cidr) if cidr.addr() != cidr.network() => {
-            Err(invalid(path, format!("{cidr} has host bits set")).hint(format!("write {}", cidr.trunc())))
-        }
-        Peer::Range(_) => Ok(()),
+        Peer::Range(cidr) => check_comers(*cidr, path),
+    }
+}
+
+/// Addresses from which somebody comes to a published port.
+fn check_comers(range: IpNet, path: &str) -> Result<(), ApiError> {
+    match range {
+        IpNet::V4(_) => check_range(range, path),
+        IpNet::V6(_) => Err(invalid(path, format!("{range} is of IPv6, by which published ports are not reached: it is not built yet"))
+            .hint("remove it: nobody comes from there")),
     }
 }
 
@@ -179,12 +185,7 @@ fn check_port(port: &Port, path: &str) -> Result<(), ApiError> {
         let message = format!("{} ranges are more than the limit of {ALLOW_FROM_MAX}", allow_from.len());
         return Err(invalid(format!("{path}.allow_from"), message).hint("write fewer, wider ones"));
     }
-    match allow_from.iter().find(|cidr| cidr.addr() != cidr.network()) {
-        Some(cidr) => {
-            Err(invalid(format!("{path}.allow_from"), format!("{cidr} has host bits set")).hint(format!("write {}", cidr.trunc())))
-        }
-        None => Ok(()),
-    }
+    allow_from.iter().try_for_each(|cidr| check_comers(*cidr, &format!("{path}.allow_from")))
 }
 
 /// Checks all ports together.
@@ -264,6 +265,11 @@ mod tests {
                 "ports[0].allow_from: 10.0.0.1/8 has host bits set (write 10.0.0.0/8)",
             ),
             (
+                serde_json::json!({"ports": [{"target": 80, "published": 80, "allow_from": ["10.0.0.0/8", "fd00::/8"]}]}),
+                "ports[0].allow_from: fd00::/8 is of IPv6, by which published ports are not reached: it is not built yet (remove it: \
+                 nobody comes from there)",
+            ),
+            (
                 serde_json::json!({"ports": [{"target": 80, "published": 80, "allow_from": vec!["10.0.0.0/8"; 65]}]}),
                 "ports[0].allow_from: 65 ranges are more than the limit of 64 (write fewer, wider ones)",
             ),
@@ -331,6 +337,11 @@ mod tests {
                  \"*\" for all)",
             ),
             (serde_json::json!([rule("10.0.0.1/8", "db")]), "policy.allow[0].from[0]: 10.0.0.1/8 has host bits set (write 10.0.0.0/8)"),
+            (
+                serde_json::json!([rule("::/0", "db")]),
+                "policy.allow[0].from[0]: ::/0 is of IPv6, by which published ports are not reached: it is not built yet (remove it: nobody \
+                 comes from there)",
+            ),
         ] {
             assert_eq!(check_network_with(allow).unwrap_err().to_string(), expected);
         }

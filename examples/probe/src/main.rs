@@ -2,7 +2,8 @@
 //!
 //! In: a subcommand and its flags; `RCLUSTER_TASK` and `RCLUSTER_NODE` from the environment; `/etc/resolv.conf` for names.
 //! Out: lines on stdout (text, or JSON where a program reads them); exit code 0, 1 when what was tried failed, 2 for wrong usage.
-//! Never: anything but the standard library and nix's safe calls for signals and processors, a search list, a cached name, a connection used twice.
+//! Never: anything but the standard library and nix's safe calls for signals and processors, a search list, a cached name, a connection
+//! used twice.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool whose output is its purpose")]
 
 mod args;

@@ -18,7 +18,7 @@ use rcluster_api::cluster::{Authority, Manager, ManagerRole, UserRole};
 use rcluster_api::data::{DataKind, Payload};
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{NetworkId, ServiceId, UserId};
-use rcluster_api::object::{Availability, Kind, Network, Node, Object, Service, Stamp};
+use rcluster_api::object::{Availability, Kind, Network, Node, Object, Service};
 use rcluster_api::spec::{Mode, NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::validate;
 use serde::{Deserialize, Serialize};
@@ -230,8 +230,7 @@ fn apply(state: &State, specs: Vec<(Spec, u64)>, ctx: &mut Ctx) -> Result<(Chang
         })
         .collect();
     let mut changed_data = BTreeSet::new();
-    let mut subnets: Vec<(String, Ipv4Net)> =
-        state.networks().values().filter_map(|network| Some((network.spec.name.clone(), network.subnet?))).collect();
+    let mut subnets: Vec<(String, Ipv4Net)> = allocate::subnets(state).map(|(name, subnet)| (name.to_owned(), subnet)).collect();
     for (spec, expected) in specs {
         validate::check(&spec)?;
         let kind = match &spec {
@@ -301,10 +300,7 @@ fn apply_service(
         }
         None => {
             let id = ServiceId::random(&mut ctx.rng);
-            (
-                Service { id, stamp: Stamp::default(), spec: normal(spec), spec_version: 1, removing: false, vips: Vec::new() },
-                Outcome::Created,
-            )
+            (Service::new(id, normal(spec)), Outcome::Created)
         }
     };
     note_outcome(Kind::Service, service.id.as_str(), &name, outcome, changes);
@@ -329,7 +325,7 @@ fn check_static(
             |message: String, hint: &str| Err(ApiError::new(ErrorCode::Invalid, message).field(format!("networks[{index}].ip")).hint(hint));
         let network = state.find_network(name);
         let asked = new_networks.get(name).copied().flatten();
-        let Some(subnet) = network.and_then(|network| network.subnet).or(asked) else {
+        let Some(subnet) = network.and_then(|network| network.subnet.or(network.spec.subnet)).or(asked) else {
             return refused(format!("network {name} has no subnet yet"), "give the network a subnet, or leave ip out");
         };
         if !allocate::is_given_out(subnet, ip) {
@@ -383,8 +379,10 @@ fn apply_network(
         Some(current) if current.removing => return Err(being_removed(Kind::Network, &name)),
         Some(current) if current.spec == spec => ((**current).clone(), Outcome::Unchanged),
         Some(current) => {
-            let kept_subnet = spec.subnet.is_none() && current.spec.subnet.is_none() || spec.subnet == current.subnet;
-            let kept_subnet6 = spec.subnet6.is_none() && current.spec.subnet6.is_none() || spec.subnet6 == current.subnet6;
+            let subnet = current.subnet.or(current.spec.subnet);
+            let kept_subnet = spec.subnet.is_none() && current.spec.subnet.is_none() || spec.subnet == subnet;
+            let subnet6 = current.subnet6.or(current.spec.subnet6);
+            let kept_subnet6 = spec.subnet6.is_none() && current.spec.subnet6.is_none() || spec.subnet6 == subnet6;
             let fixed = [
                 ("subnet", kept_subnet),
                 ("internal", spec.internal == current.spec.internal),
@@ -403,18 +401,7 @@ fn apply_network(
             check_subnet(state, &spec, subnets)?;
             check_subnet6(state, &spec, changes)?;
             let id = NetworkId::random(&mut ctx.rng);
-            let network = Network {
-                id,
-                stamp: Stamp::default(),
-                spec,
-                vni: None,
-                subnet: None,
-                subnet6: None,
-                ip_cursor: 0,
-                removing: false,
-                resting_vips: Vec::new(),
-            };
-            (network, Outcome::Created)
+            (Network::new(id, spec), Outcome::Created)
         }
     };
     subnets.extend(network.spec.subnet.map(|subnet| (name.clone(), subnet)));

@@ -131,17 +131,9 @@ mod tests {
             pools: vec![pool("10.128.0.0/9", 7), pool("10.64.0.0/22", 3)],
             ..Cluster::default()
         };
-        let network = Network {
-            id: "lab".into(),
-            stamp: Stamp::default(),
-            spec: NetworkSpec { name: "lab".to_owned(), ..NetworkSpec::default() },
-            vni: Some(4100),
-            subnet: Some("10.128.7.0/24".parse().unwrap()),
-            subnet6: None,
-            ip_cursor: 200,
-            removing: false,
-            resting_vips: Vec::new(),
-        };
+        let spec = NetworkSpec { name: "lab".to_owned(), ..NetworkSpec::default() };
+        let subnet = Some("10.128.7.0/24".parse().unwrap());
+        let network = Network { vni: Some(4100), subnet, ip_cursor: 200, ..Network::new("lab".into(), spec) };
         let objects = [manager(1), manager(2), manager(3), Object::Cluster(Box::new(cluster)), Object::Network(network)];
         let changes = objects.into_iter().map(|object| Change::Put { expected: 0, object }).collect();
         let mut state = State::new("c".into());

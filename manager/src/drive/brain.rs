@@ -1,10 +1,11 @@
 //! The leader's decisions over time: gathers what came in, plans once over all of it, asks for one transaction to be proposed, and again.
 //!
 //! ```text
-//!   users ─ Control ─┐
-//!   agents ─ Register, Heard, Reports, Network ─┤→ take → pending → turn: draft ← registrations, liveness, reports, requests
-//!   wake_at ─────────┘                              │
-//!                                                   └→ core::plan → Effect::Propose → proposed → Effect::Answer, Effect::Registered
+//!   users ─ Control ────────────────────────────┐
+//!   agents ─ Register, Heard, Network, Reports ─┤→ take → pending → turn: draft ← registrations, liveness, networks, reports, requests
+//!   wake_at ────────────────────────────────────┘                     │
+//!                                                                     └→ core::plan → Effect::Propose
+//!   the store ─ proposed → Effect::Answer, Effect::Registered
 //! ```
 //!
 //! No clock, no channel and no chance of its own: the time, the tables and a seed are given to it, by `drive::shell` in a manager and by

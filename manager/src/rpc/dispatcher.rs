@@ -238,9 +238,7 @@ async fn listen(
                 }
                 Err(error) => warn!(%node, %error, "unreadable word of a node's network"),
             },
-            Some(agent_message::Kind::Register(_)) | None => {
-                warn!(%node, "unexpected message in a session");
-            }
+            Some(agent_message::Kind::Register(_)) | None => warn!(%node, "unexpected message in a session"),
         }
     }
 }

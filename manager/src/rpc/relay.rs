@@ -1,5 +1,5 @@
-//! Conversations of users with containers, and with nodes about their images and networks: finds the task or the node, has its agent answer, passes
-//! the frames of both sides on.
+//! Conversations of users with containers, and with nodes about their images and networks: finds the task or the node, has its agent
+//! answer, passes the frames of both sides on.
 //!
 //! ```text
 //! user ──inputs──► leader ──► agent        a few frames are held each way: who does not read makes the other wait

@@ -6,7 +6,7 @@ use rcluster_api::spec::{NetworkSpec, Spec};
 use rcluster_manager::core::allocate::keys::EPOCH_MS;
 use rcluster_manager::core::control::Request;
 use rcluster_manager::core::dispatch::netview::Networks;
-use rcluster_manager::core::node::register::{Registration, network, register};
+use rcluster_manager::core::node::register::{Registration, network};
 use rcluster_manager::core::plan::stage;
 use serde_json::json;
 
@@ -15,12 +15,7 @@ use crate::world::World;
 fn joins(world: &mut World, number: u8) {
     let description =
         NodeDescription { name: format!("n{number}"), addr: format!("10.0.0.{number}"), network: None, ..NodeDescription::default() };
-    let registration = Registration { id: format!("n{number}").into(), incarnation: 1, description, tasks: [].into() };
-    let now_ms = world.now_ms;
-    world.turn(|draft, ctx| {
-        let changes = register(draft.state(), &registration, now_ms).unwrap();
-        stage(draft, changes, ctx);
-    });
+    world.register(&Registration { id: format!("n{number}").into(), incarnation: 1, description, tasks: [].into() });
 }
 
 /// What a node's netd says of its encryption.

@@ -389,8 +389,7 @@ fn bad_requests_change_nothing_and_say_what_mends_them() {
 fn an_exhausted_network_says_so_and_gives_again_when_an_address_is_free() {
     let mut world = World::new(1);
     world.node("n1", &[]);
-    let spec = NetworkSpec { name: "small".to_owned(), subnet: Some("10.9.0.0/29".parse().unwrap()), ..NetworkSpec::default() };
-    world.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
+    world.network_of("small", "10.9.0.0/29");
     world.service("web", json!({"replicas": 6, "containers": [{"image": "a"}], "networks": ["small"]}));
     world.settle();
     assert_eq!(world.running("web"), 5);
@@ -408,8 +407,7 @@ fn an_exhausted_network_says_so_and_gives_again_when_an_address_is_free() {
 fn tasks_that_wait_for_an_address_are_not_written_again_while_they_do() {
     let mut world = World::new(1);
     world.node("n1", &[]);
-    let spec = NetworkSpec { name: "small".to_owned(), subnet: Some("10.9.0.0/29".parse().unwrap()), ..NetworkSpec::default() };
-    world.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
+    world.network_of("small", "10.9.0.0/29");
     world.service("web", json!({"replicas": 9, "containers": [{"image": "a"}], "networks": ["small"]}));
     world.settle();
     let waiting = |world: &World| -> Vec<(String, u64)> {
@@ -460,8 +458,7 @@ fn a_service_keeps_a_virtual_address_on_each_network_until_it_is_not_asked_for()
 fn a_virtual_address_that_was_given_up_rests_like_a_tasks() {
     let mut world = World::new(1);
     world.node("n1", &[]);
-    let spec = NetworkSpec { name: "small".to_owned(), subnet: Some("10.9.0.0/29".parse().unwrap()), ..NetworkSpec::default() };
-    world.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
+    world.network_of("small", "10.9.0.0/29");
     let containers = json!([{"image": "a"}]);
     let spec =
         |replicas: u32, mode: &str| json!({"replicas": replicas, "containers": containers, "networks": ["small"], "endpoint_mode": mode});
@@ -494,8 +491,7 @@ fn a_virtual_address_that_was_given_up_rests_like_a_tasks() {
 fn a_service_goes_without_a_virtual_address_rather_than_without_a_task_and_has_one_when_there_is_one() {
     let mut world = World::new(1);
     world.node("n1", &[]);
-    let spec = NetworkSpec { name: "small".to_owned(), subnet: Some("10.9.0.0/29".parse().unwrap()), ..NetworkSpec::default() };
-    world.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
+    world.network_of("small", "10.9.0.0/29");
     world.service("web", json!({"replicas": 5, "containers": [{"image": "a"}], "networks": ["small"]}));
     world.settle();
     assert_eq!((world.running("web"), vips(&world, "web").as_str()), (5, ""));
@@ -602,8 +598,7 @@ fn a_pool_without_a_subnet_left_is_said_when_the_network_is_asked_for() {
     assert!(refused.contains("overlaps 10.128.0.0/24 of network lab"), "{refused}");
     world.request(Request::Remove(vec![(Kind::Network, "lab".to_owned())])).unwrap();
     for (name, subnet) in [("lower", "10.128.0.0/10"), ("upper", "10.192.0.0/10")] {
-        let half = NetworkSpec { name: name.to_owned(), subnet: Some(subnet.parse().unwrap()), ..NetworkSpec::default() };
-        world.request(Request::Apply(vec![(Spec::Network(half), 0)])).unwrap();
+        world.network_of(name, subnet);
     }
     let more = NetworkSpec { name: "more".to_owned(), ..NetworkSpec::default() };
     let refused = world.request(Request::Apply(vec![(Spec::Network(more), 0)])).unwrap_err();

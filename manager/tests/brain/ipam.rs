@@ -10,13 +10,13 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rcluster_api::cluster::Cluster;
 use rcluster_api::id::{NetworkId, NodeId, ServiceId, TaskId};
-use rcluster_api::network::{AddressPool, EndpointMode, NodeNetwork};
+use rcluster_api::network::{AddressPool, EndpointMode, NodeNetwork, REST_MS};
 use rcluster_api::object::{
     Availability, Kind, Network, Node, NodeDescription, NodeState, Object, Service, ServiceVip, Stamp, Task, TaskStatus,
 };
 use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::task::TaskState;
-use rcluster_manager::core::allocate::{self, REST_LEAST_MS, REST_MS, holds_addresses, is_given_out, overlap, rests_until_ms};
+use rcluster_manager::core::allocate::{self, REST_LEAST_MS, holds_addresses, is_given_out, overlap, rests_until_ms};
 use rcluster_manager::core::control::{self, Request};
 use rcluster_manager::core::node::register::{Registration, register};
 use rcluster_manager::core::plan::{Ctx, Dirty, stage};
@@ -28,14 +28,6 @@ fn registration(name: &str, addr: &str, routes: &[&str]) -> Registration {
     let network = Some(NodeNetwork { mtu: 1450, routes, ..NodeNetwork::default() });
     let description = NodeDescription { name: name.to_owned(), addr: addr.to_owned(), network, ..NodeDescription::default() };
     Registration { id: name.into(), incarnation: 1, description, tasks: [].into() }
-}
-
-fn joins(world: &mut World, registration: &Registration) {
-    let now_ms = world.now_ms;
-    world.turn(|draft, ctx| {
-        let changes = register(draft.state(), registration, now_ms).unwrap();
-        stage(draft, changes, ctx);
-    });
 }
 
 fn network(name: &str, subnet: Option<&str>) -> Request {
@@ -63,7 +55,7 @@ fn a_network_made_anew_has_neither_number_of_the_one_before() {
 #[test]
 fn subnets_pass_by_nodes_and_what_their_hosts_reach_by_routes_of_their_own() {
     let mut world = World::new(1);
-    joins(&mut world, &registration("n1", "10.128.1.7", &["10.128.0.0/25", "10.200.0.0/16", "fd00::/8"]));
+    world.register(&registration("n1", "10.128.1.7", &["10.128.0.0/25", "10.200.0.0/16", "fd00::/8"]));
     world.network("lab");
     assert_eq!(numbers(&world, "lab").1, "10.128.2.0/24");
     for (subnet, expected) in [
@@ -81,7 +73,7 @@ fn subnets_pass_by_nodes_and_what_their_hosts_reach_by_routes_of_their_own() {
             (expected, refused) => panic!("{subnet}: {refused:?} instead of {expected:?}"),
         }
     }
-    joins(&mut world, &registration("n2", "10.0.0.2", &["10.0.0.0/8"]));
+    world.register(&registration("n2", "10.0.0.2", &["10.0.0.0/8"]));
     let refused = world.request(network("more", None)).unwrap_err();
     let expected =
         "subnet: no subnet is free for network more: pool 10.128.0.0/9 has 0 of 32768 subnets free, beside route 10.128.0.0/25 of node n1";
@@ -89,9 +81,31 @@ fn subnets_pass_by_nodes_and_what_their_hosts_reach_by_routes_of_their_own() {
 }
 
 #[test]
+fn of_two_requests_in_one_plan_the_second_does_not_get_the_subnet_that_the_first_has_asked_for() {
+    let mut world = World::new(1);
+    world.node("n1", &[]);
+    let db = json!({"containers": [{"image": "db"}], "networks": [{"network": "a", "ip": "10.77.0.3"}]});
+    let db = ServiceSpec { name: "db".to_owned(), ..serde_json::from_value(db).unwrap() };
+    let requests = [network("a", Some("10.77.0.0/24")), network("b", Some("10.77.0.128/25")), Request::Apply(vec![(Spec::Service(db), 0)])];
+    let mut refused = Vec::new();
+    world.turn(|draft, ctx| {
+        for request in requests {
+            match control::decide(draft.state(), request, ctx) {
+                Ok((changes, _)) => stage(draft, changes, ctx),
+                Err(refusal) => refused.push(refusal.to_string()),
+            }
+        }
+    });
+    let expected =
+        "subnet: subnet 10.77.0.128/25 overlaps 10.77.0.0/24 of network a (choose another subnet, or leave it out and one is chosen)";
+    assert_eq!(refused, [expected]);
+    assert_eq!(world.task("db.1").networks[0].ip.to_string(), "10.77.0.3");
+}
+
+#[test]
 fn a_pool_that_is_added_is_chosen_from_when_those_before_it_are_used_up() {
     let mut world = World::new(1);
-    joins(&mut world, &registration("n1", "192.0.2.7", &["10.128.0.0/9"]));
+    world.register(&registration("n1", "192.0.2.7", &["10.128.0.0/9"]));
     let refused = world.request(network("a", None)).unwrap_err();
     let expected = "subnet: no subnet is free for network a: pool 10.128.0.0/9 has 0 of 32768 subnets free, beside route 10.128.0.0/9 of node n1 \
                     (add a pool: rclusterctl network pool add CIDR; or remove a network, or give this one a subnet of its own)";
@@ -104,7 +118,7 @@ fn a_pool_that_is_added_is_chosen_from_when_those_before_it_are_used_up() {
     }
     let refused = world.request(network("c", None)).unwrap_err();
     assert!(refused.contains("; pool 10.64.0.0/27 has 0 of 2 subnets free (add a pool"), "{refused}");
-    joins(&mut world, &registration("n1", "192.0.2.7", &[]));
+    world.register(&registration("n1", "192.0.2.7", &[]));
     world.network("c");
     assert_eq!(numbers(&world, "c").1, "10.128.0.0/24", "the first pool comes first");
     let refused = world.request(Request::AddPools(vec![("10.64.0.0/16".parse().unwrap(), 24)])).unwrap_err();
@@ -114,7 +128,7 @@ fn a_pool_that_is_added_is_chosen_from_when_those_before_it_are_used_up() {
 #[test]
 fn a_node_within_a_network_is_refused_and_one_with_a_route_into_it_gets_no_task_on_it() {
     let mut world = World::new(1);
-    world.request(network("lab", Some("10.77.0.0/24"))).unwrap();
+    world.network_of("lab", "10.77.0.0/24");
     let refused = register(&world.state, &registration("n1", "10.77.0.9", &[]), 1).unwrap_err();
     assert_eq!(
         refused.to_string(),
@@ -123,7 +137,7 @@ fn a_node_within_a_network_is_refused_and_one_with_a_route_into_it_gets_no_task_
     );
     // People are told once, whatever else is new of the node's network.
     for routes in [&["10.64.0.0/10"][..], &["10.64.0.0/10", "192.168.7.0/24"]] {
-        joins(&mut world, &registration("n1", "10.0.0.1", routes));
+        world.register(&registration("n1", "10.0.0.1", routes));
         let told: Vec<&str> =
             world.state.events().values().filter(|event| event.reason == "RouteOverlap").map(|event| event.message.as_str()).collect();
         assert_eq!(told, ["its route 10.64.0.0/10 overlaps 10.77.0.0/24 of network lab: it is given no new tasks on that network"]);
@@ -135,7 +149,7 @@ fn a_node_within_a_network_is_refused_and_one_with_a_route_into_it_gets_no_task_
         "host.1 n1 assigned running\n\
          web.1 - pending running 0/1 nodes fit web.1: 1 has route 10.64.0.0/10, which overlaps 10.77.0.0/24 of network lab"
     );
-    joins(&mut world, &registration("n1", "10.0.0.1", &[]));
+    world.register(&registration("n1", "10.0.0.1", &[]));
     assert_eq!(world.task("web.1").node, "n1");
 }
 
@@ -145,7 +159,7 @@ fn a_static_address_goes_with_its_service_wherever_it_runs() {
     for name in ["n1", "n2"] {
         world.node(name, &[]);
     }
-    world.request(network("lab", Some("10.77.0.0/29"))).unwrap();
+    world.network_of("lab", "10.77.0.0/29");
     let db = |ip: &str, image: &str| json!({"containers": [{"image": image}], "networks": [{"network": "lab", "ip": ip}], "endpoint_mode": "dnsrr"});
     world.service("db", db("10.77.0.3", "db:1"));
     world.service("web", json!({"replicas": 3, "containers": [{"image": "a"}], "networks": ["lab"], "endpoint_mode": "dnsrr"}));
@@ -194,7 +208,7 @@ fn a_static_address_goes_with_its_service_wherever_it_runs() {
 fn a_service_is_refused_its_own_virtual_address_as_that_of_its_task() {
     let mut world = World::new(1);
     world.node("n1", &[]);
-    world.request(network("lab", Some("10.77.0.0/29"))).unwrap();
+    world.network_of("lab", "10.77.0.0/29");
     let spec = |networks: serde_json::Value, mode: &str| {
         let spec = json!({"containers": [{"image": "a"}], "networks": networks, "endpoint_mode": mode});
         ServiceSpec { name: "db".to_owned(), ..serde_json::from_value(spec).unwrap() }
@@ -278,7 +292,7 @@ impl Chance {
             let spec = serde_json::from_value::<ServiceSpec>(spec).unwrap();
             let spec = ServiceSpec { name: format!("s{place}"), ..spec };
             let id = ServiceId::from(spec.name.as_str());
-            Service { id, stamp: Stamp::default(), spec, spec_version: 1, removing: false, vips: Vec::new() }
+            Service::new(id, spec)
         };
         let services: Vec<Service> = attached.into_iter().enumerate().map(service).collect();
         for service in &services {
@@ -603,34 +617,13 @@ fn vips(state: &State) -> Vec<(ServiceId, ServiceVip)> {
 
 /// A node that is there, its id its name, and has no number yet.
 fn node(description: NodeDescription) -> Node {
-    Node {
-        id: description.name.as_str().into(),
-        stamp: Stamp::default(),
-        description,
-        availability: Availability::Active,
-        labels: BTreeMap::new(),
-        state: NodeState::Ready,
-        message: String::new(),
-        since_ms: 0,
-        incarnation: 1,
-        number: 0,
-    }
+    Node::new(description.name.as_str().into(), description, 1, 0)
 }
 
 fn made(id: &str, name: &str, subnet: Option<&str>) -> Network {
     let subnet = subnet.map(|subnet| subnet.parse().unwrap());
     let spec = NetworkSpec { name: name.to_owned(), subnet, ..NetworkSpec::default() };
-    Network {
-        id: id.into(),
-        stamp: Stamp::default(),
-        spec,
-        vni: None,
-        subnet: None,
-        subnet6: None,
-        ip_cursor: 0,
-        removing: false,
-        resting_vips: Vec::new(),
-    }
+    Network::new(id.into(), spec)
 }
 
 #[test]

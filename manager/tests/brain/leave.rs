@@ -52,6 +52,16 @@ impl Sessions {
         sessions
     }
 
+    /// All nodes have confirmed what there is.
+    fn settled(world: &World) -> Self {
+        let mut sessions = Self::open(world);
+        for node in NODES {
+            sessions.tell(world, node);
+            sessions.confirm(node);
+        }
+        sessions
+    }
+
     /// The node connects anew.
     fn begin(&mut self, node: &str) {
         self.begun += 1;
@@ -146,11 +156,7 @@ fn web(image: &str, ports: &serde_json::Value) -> serde_json::Value {
 #[test]
 fn a_task_is_released_when_every_node_on_its_networks_has_confirmed_that_it_leaves() {
     let mut world = world();
-    let mut sessions = Sessions::open(&world);
-    for node in NODES {
-        sessions.tell(&world, node);
-        sessions.confirm(node);
-    }
+    let mut sessions = Sessions::settled(&world);
     let second = world.task("web.2").id.clone();
     let own = world.task("web.2").node_id.clone().unwrap();
     world.request(Request::Scale { service: "web".to_owned(), replicas: 1 }).unwrap();
@@ -178,11 +184,7 @@ fn a_task_is_released_when_every_node_on_its_networks_has_confirmed_that_it_leav
 #[test]
 fn a_task_behind_a_port_of_every_node_is_released_when_every_node_has_confirmed() {
     let mut world = world_with(&json!(["8080:80"]));
-    let mut sessions = Sessions::open(&world);
-    for node in NODES {
-        sessions.tell(&world, node);
-        sessions.confirm(node);
-    }
+    let mut sessions = Sessions::settled(&world);
     let second = world.task("web.2").id.clone();
     assert!(NODES.into_iter().all(|node| sessions.sends(node, &second)));
     world.request(Request::Scale { service: "web".to_owned(), replicas: 1 }).unwrap();
@@ -199,11 +201,7 @@ fn a_task_behind_a_port_of_every_node_is_released_when_every_node_has_confirmed(
 #[test]
 fn a_task_whose_port_goes_with_it_is_released_when_every_node_that_had_the_port_has_confirmed() {
     let mut world = world_with(&json!(["8080:80"]));
-    let mut sessions = Sessions::open(&world);
-    for node in NODES {
-        sessions.tell(&world, node);
-        sessions.confirm(node);
-    }
+    let mut sessions = Sessions::settled(&world);
     world.service("web", web("b", &json!([])));
     let leaving: Vec<TaskId> = world.state.tasks().values().filter(|task| !task.is_wanted()).map(|task| task.id.clone()).collect();
     assert_eq!(leaving.len(), 1, "{}", world.picture());
@@ -220,11 +218,7 @@ fn a_task_whose_port_goes_with_it_is_released_when_every_node_that_had_the_port_
 #[test]
 fn a_node_that_is_down_is_not_waited_for_and_one_that_has_connected_anew_is() {
     let mut world = world();
-    let mut sessions = Sessions::open(&world);
-    for node in NODES {
-        sessions.tell(&world, node);
-        sessions.confirm(node);
-    }
+    let mut sessions = Sessions::settled(&world);
     world.request(Request::Scale { service: "web".to_owned(), replicas: 1 }).unwrap();
     let own = world.task("web.2").node_id.clone().unwrap();
     let others: Vec<&str> = NODES.into_iter().filter(|node| *node != "n3").collect();

@@ -12,7 +12,7 @@ use rcluster_api::task::TaskState;
 use rcluster_manager::core::control::Request;
 use rcluster_manager::core::dispatch::netview::Networks;
 use rcluster_manager::core::members::Standing;
-use rcluster_manager::core::node::register::{self, Registration, register};
+use rcluster_manager::core::node::register::{self, Registration};
 use rcluster_manager::core::plan::stage;
 use serde_json::{Value, json};
 
@@ -47,6 +47,12 @@ fn tell(world: &mut World, node: &str, network: &NodeNetwork) -> usize {
         let changes = register::network(draft.state(), &node.into(), network);
         stage(draft, changes, ctx);
     })
+}
+
+/// What people were told for this reason, each with whom it is of.
+fn told(world: &World, reason: &str) -> Vec<String> {
+    let events = world.state.events().values().filter(|event| event.reason == reason);
+    events.map(|event| format!("{}: {}", event.object, event.message)).collect()
 }
 
 #[test]
@@ -237,10 +243,7 @@ fn a_service_with_a_port_of_its_nodes_is_replaced_also_where_all_of_them_have_it
 #[test]
 fn who_publishes_the_port_of_ssh_is_told_once() {
     let mut world = two_nodes();
-    let told = |world: &World| -> Vec<String> {
-        let events = world.state.events().values().filter(|event| event.reason == "SshPort");
-        events.map(|event| format!("{}: {}", event.object, event.message)).collect()
-    };
+    let told = |world: &World| told(world, "SshPort");
     world.service("git", web(1, &json!(["2222:22"])));
     assert!(told(&world).is_empty());
     for replicas in [1, 2] {
@@ -255,10 +258,7 @@ fn a_program_that_has_a_published_port_is_told_of_once() {
     world.service("web", web(1, &json!(["80-81:80-81"])));
     world.service("own", web(1, &own(82)));
     world.settle();
-    let told = |world: &World| -> Vec<String> {
-        let events = world.state.events().values().filter(|event| event.reason == "PortHeld");
-        events.map(|event| format!("{}: {}", event.object, event.message)).collect()
-    };
+    let told = |world: &World| told(world, "PortHeld");
     let held = |ports: &[u16]| NodeNetwork {
         held_ports: ports.iter().map(|port| HeldPort { protocol: Protocol::Tcp, port: *port, by: "nginx (pid 812)".to_owned() }).collect(),
         ..NodeNetwork::default()
@@ -280,10 +280,7 @@ fn held_ports_are_told_of_for_each_service_and_when_a_service_comes_later() {
     world.service("web", web(1, &json!(["80-82:80-82"])));
     world.service("api", web(1, &json!(["90:90"])));
     world.settle();
-    let told = |world: &World| -> Vec<String> {
-        let events = world.state.events().values().filter(|event| event.reason == "PortHeld");
-        events.map(|event| format!("{}: {}", event.object, event.message)).collect()
-    };
+    let told = |world: &World| told(world, "PortHeld");
     let held = |port: u16| HeldPort { protocol: Protocol::Tcp, port, by: "nginx (pid 812)".to_owned() };
     tell(&mut world, "n1", &NodeNetwork { held_ports: [80, 82, 90, 99].map(held).to_vec(), ..NodeNetwork::default() });
     let mut first = told(&world);
@@ -321,10 +318,7 @@ fn what_a_node_says_of_its_host_does_not_fill_the_state() {
     let description =
         NodeDescription { name: "n3".to_owned(), addr: "10.0.0.3".to_owned(), network: Some(said.clone()), ..NodeDescription::default() };
     let registration = Registration { id: "n3".into(), incarnation: 1, description, tasks: [].into() };
-    world.turn(|draft, ctx| {
-        let changes = register(draft.state(), &registration, 1).unwrap();
-        stage(draft, changes, ctx);
-    });
+    world.register(&registration);
     for node in ["n1", "n3"] {
         let kept = world.state.find_node(node).unwrap().description.network.clone();
         assert_eq!(kept, Some(said.clone().bounded()), "{node}");

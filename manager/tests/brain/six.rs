@@ -6,8 +6,7 @@ use rcluster_api::object::NodeDescription;
 use rcluster_api::spec::{NetworkSpec, Spec};
 use rcluster_manager::core::control::Request;
 use rcluster_manager::core::dispatch::netview::Networks;
-use rcluster_manager::core::node::register::{Registration, register};
-use rcluster_manager::core::plan::stage;
+use rcluster_manager::core::node::register::Registration;
 use serde_json::{Value, json};
 
 fn network(name: &str, spec: Value) -> Request {
@@ -19,12 +18,7 @@ fn network(name: &str, spec: Value) -> Request {
 fn joins(world: &mut World, name: &str, addr: &str, ipv6: bool) {
     let network = Some(NodeNetwork { mtu: 1450, ipv6, ..NodeNetwork::default() });
     let description = NodeDescription { name: name.to_owned(), addr: addr.to_owned(), network, ..NodeDescription::default() };
-    let registration = Registration { id: name.into(), incarnation: 1, description, tasks: [].into() };
-    let now_ms = world.now_ms;
-    world.turn(|draft, ctx| {
-        let changes = register(draft.state(), &registration, now_ms).unwrap();
-        stage(draft, changes, ctx);
-    });
+    world.register(&Registration { id: name.into(), incarnation: 1, description, tasks: [].into() });
 }
 
 #[test]

@@ -15,8 +15,7 @@ use rcluster_api::wire::v1;
 use rcluster_manager::core::allocate::REST_LEAST_MS;
 use rcluster_manager::core::control::Request;
 use rcluster_manager::core::dispatch::netview::Networks;
-use rcluster_manager::core::node::register::{Registration, register};
-use rcluster_manager::core::plan::stage;
+use rcluster_manager::core::node::register::Registration;
 use serde_json::{Value, json};
 
 use crate::world::World;
@@ -63,11 +62,7 @@ fn starts_anew(world: &mut World, name: &str) {
         description: node.description.clone(),
         tasks: world.state.tasks_of_node(&node.id).map(|task| task.id.clone()).collect(),
     };
-    let now_ms = world.now_ms;
-    world.turn(|draft, ctx| {
-        let changes = register(draft.state(), &registration, now_ms).unwrap();
-        stage(draft, changes, ctx);
-    });
+    world.register(&registration);
 }
 
 fn networks(networks: &Networks, node: &str) -> Vec<Arc<v1::NetworkView>> {
@@ -215,8 +210,7 @@ fn an_address_that_is_a_services_now_is_routed_to_no_task_that_has_ended() {
     for node in ["n1", "n2"] {
         world.node(node, &[]);
     }
-    let spec = NetworkSpec { name: "small".to_owned(), subnet: Some("10.9.0.0/29".parse().unwrap()), ..NetworkSpec::default() };
-    world.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
+    world.network_of("small", "10.9.0.0/29");
     let containers = json!([{"image": "a"}]);
     let spec =
         |replicas: u32, mode: &str| json!({"replicas": replicas, "containers": containers, "networks": ["small"], "endpoint_mode": mode});

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rcluster_api::cluster::Cluster;
 use rcluster_api::id::{NodeId, TaskId};
+use rcluster_api::network::REST_MS;
 use rcluster_api::object::{
     Availability, Capacity, ContainerStatus, Kind, Node, NodeDescription, NodeState, Object, Service, Task, TaskStatus,
 };
 use rcluster_api::resource::{Bytes, Cpus};
 use rcluster_api::spec::{NetworkSpec, ServiceSpec, Spec};
 use rcluster_api::task::TaskState;
-use rcluster_manager::core::allocate::REST_MS;
 use rcluster_manager::core::control::{self, Answer, Request};
 use rcluster_manager::core::node::register::{Registration, register};
 use rcluster_manager::core::node::report;
@@ -97,6 +97,12 @@ impl World {
         self.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
     }
 
+    /// A network with a subnet of its own.
+    pub fn network_of(&mut self, name: &str, subnet: &str) {
+        let spec = NetworkSpec { name: name.to_owned(), subnet: Some(subnet.parse().unwrap()), ..NetworkSpec::default() };
+        self.request(Request::Apply(vec![(Spec::Network(spec), 0)])).unwrap();
+    }
+
     pub fn service(&mut self, name: &str, spec: serde_json::Value) {
         let spec = ServiceSpec { name: name.to_owned(), ..serde_json::from_value(spec).unwrap() };
         self.request(Request::Apply(vec![(Spec::Service(spec), 0)])).unwrap();
@@ -111,10 +117,14 @@ impl World {
             ..NodeDescription::default()
         };
         let known = self.tasks_on(name);
-        let registration = Registration { id: name.into(), incarnation: 1, description, tasks: known };
+        self.register(&Registration { id: name.into(), incarnation: 1, description, tasks: known });
+    }
+
+    /// A node asks to take part, and may.
+    pub fn register(&mut self, registration: &Registration) {
         let now_ms = self.now_ms;
         self.turn(|draft, ctx| {
-            let changes = register(draft.state(), &registration, now_ms).unwrap();
+            let changes = register(draft.state(), registration, now_ms).unwrap();
             stage(draft, changes, ctx);
         });
     }

@@ -243,37 +243,22 @@ pub fn flows(stale: &[Flow]) -> Vec<Entry> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-    use std::net::Ipv4Addr;
-
     use rcluster_api::wire::v1;
 
     use super::*;
     use crate::core::dataplane::compile;
-    use crate::core::links::Underlay;
+    use crate::core::fixtures::{balanced, encrypted, numbered, published, t1_attached, underlay};
     use crate::core::names;
-    use crate::core::picture::{Attachment, Membership};
-    use crate::core::plan::tests::{key, view};
-    use crate::core::published::tests as ports;
     use crate::core::uplink::{Forwarding, inside};
 
     /// One network with a service's address, t1 here and t2 behind n2.
     fn small() -> (Picture, Attachments) {
-        let mut wire = view(1);
+        let mut wire = balanced(1);
         wire.networks.truncate(1);
         wire.networks[0].endpoints.truncate(2);
-        wire.networks[0].endpoints.iter_mut().for_each(|endpoint| endpoint.service_id = "web".into());
-        wire.services.push(v1::ServiceView {
-            id: "web".into(),
-            name: "web".into(),
-            mode: v1::EndpointMode::Vip.into(),
-            vips: vec![v1::VipView { network_id: "net-a".into(), ip: "10.128.0.8".into(), names: vec!["web".into()] }],
-            ports: vec![v1::Port { name: "http".into(), protocol: v1::Protocol::Tcp.into(), target: 80, ..Default::default() }],
-            ..Default::default()
-        });
-        let membership = Membership { network_id: "net-a".to_owned(), ip: Ipv4Addr::new(10, 128, 0, 2) };
-        let pod = Attachment { networks: vec![membership], ..Attachment::default() };
-        (Picture::parse(&wire).0, BTreeMap::from([("t1".to_owned(), pod)]))
+        let http = v1::Port { name: "http".into(), protocol: v1::Protocol::Tcp.into(), target: 80, ..Default::default() };
+        wire.services[0].ports.push(http);
+        (Picture::parse(&wire).0, t1_attached())
     }
 
     fn lines(entries: &[Entry]) -> Vec<String> {
@@ -287,8 +272,7 @@ mod tests {
     #[test]
     fn everything_of_a_dataplane_has_a_line() {
         let (picture, attachments) = small();
-        let underlay = Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Host };
-        let mut plane = compile(&picture, &attachments, &underlay);
+        let mut plane = compile(&picture, &attachments, &underlay(Forwarding::Host));
         // Rules have texts of their own.
         plane.rules.sets.retain(|set| set.starts_with("vips"));
         plane.rules.chains.retain(|chain| chain.starts_with("leave"));
@@ -337,9 +321,8 @@ host rcl-up | mac 02:72:00:00:00:03 mtu 1450 up, with addresses"
 
     #[test]
     fn everything_that_published_ports_take_has_a_line() {
-        let (picture, _) = Picture::parse(&ports::numbered(1, vec![ports::published(v1::IngressPolicy::Spread)]));
-        let underlay = Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Host };
-        let all = lines(&dataplane(&compile(&picture, &ports::attached(), &underlay)));
+        let (picture, _) = Picture::parse(&numbered(1, vec![published(v1::IngressPolicy::Spread)]));
+        let all = lines(&dataplane(&compile(&picture, &t1_attached(), &underlay(Forwarding::Host))));
         for line in [
             "device ing | vxlan vni 4095 from 10.90.0.101 port 4789 mac 02:76:0a:5a:00:65 mtu 1450 up",
             "device ing, its address | 169.254.192.1, for any source",
@@ -356,11 +339,7 @@ host rcl-up | mac 02:72:00:00:00:03 mtu 1450 up, with addresses"
 
     #[test]
     fn everything_of_an_encrypted_network_has_a_line() {
-        let mut wire = ports::numbered(1, Vec::new());
-        (wire.key_epoch, wire.networks[1].encrypted) = (1, true);
-        wire.nodes.iter_mut().for_each(|node| node.wireguard_keys = vec![key(node.number, 1)]);
-        let underlay = Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Host };
-        let mut plane = compile(&Picture::parse(&wire).0, &Attachments::new(), &underlay);
+        let mut plane = compile(&Picture::parse(&encrypted("net-b")).0, &Attachments::new(), &underlay(Forwarding::Host));
         let all = lines(&dataplane(&plane));
         for line in [
             "device v4098 | vxlan vni 4098 from 0.0.0.0 port 4789 mac 02:76:0a:5a:00:65 mtu 1390 up",

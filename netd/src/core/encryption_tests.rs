@@ -4,32 +4,32 @@ use ipnet::IpNet;
 
 use super::*;
 use crate::core::dataplane::{Dataplane, compile};
+use crate::core::fixtures::{key, numbered, underlay};
 use crate::core::links::{LinkKind, vtep_mac, vtep6, vxlan_name};
 use crate::core::neighbours::Route;
 use crate::core::picture::Attachments;
 use crate::core::plan::plan;
-use crate::core::plan::tests::{key, underlay, view};
+use crate::core::uplink::Forwarding;
 
 /// `back` is encrypted, and every node has told keys for these epochs.
 fn encrypted(key_epoch: u64, told: [&[u64]; 3]) -> v1::NetView {
-    let mut wire = view(1);
+    let mut wire = numbered(1, Vec::new());
     wire.key_epoch = key_epoch;
     wire.networks[1].encrypted = true;
-    for ((number, node), epochs) in (1..).zip(&mut wire.nodes).zip(told) {
-        node.number = number;
-        node.wireguard_keys = epochs.iter().map(|epoch| key(number, *epoch)).collect();
+    for (node, epochs) in wire.nodes.iter_mut().zip(told) {
+        node.wireguard_keys = epochs.iter().map(|epoch| key(node.number, *epoch)).collect();
     }
     wire
 }
 
 fn wanted(wire: &v1::NetView) -> Dataplane {
-    compile(&Picture::parse(wire).0, &Attachments::new(), &underlay())
+    compile(&Picture::parse(wire).0, &Attachments::new(), &underlay(Forwarding::Netd))
 }
 
 /// What is told by a node that has keys for these epochs.
 fn tells(wire: &v1::NetView, epochs: &[u64]) -> Vec<u64> {
     let keys = epochs.iter().map(|epoch| (*epoch, PublicKey([7; 32]))).collect();
-    told(&Picture::parse(wire).0, &underlay(), keys).into_iter().map(|key| key.epoch).collect()
+    told(&Picture::parse(wire).0, &underlay(Forwarding::Netd), keys).into_iter().map(|key| key.epoch).collect()
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn whatever_is_missing_nothing_goes_in_clear() {
     }
     let mut picture = Picture::parse(&encrypted(1, [&[1], &[1], &[1]])).0;
     picture.cannot_encrypt = true;
-    let dataplane = compile(&picture, &Attachments::new(), &underlay());
+    let dataplane = compile(&picture, &Attachments::new(), &underlay(Forwarding::Netd));
     let of = |vni: u32| dataplane.forwards.iter().filter(|forward| forward.link == vxlan_name(vni)).count();
     assert_eq!((dataplane.host.tunnels.len(), of(4097), of(4098)), (0, 1, 0), "the network in clear has its own");
 }
@@ -183,5 +183,5 @@ fn a_node_with_a_broken_key_is_told_of_and_left_out() {
             "nothing encrypted is sent to node n3: its key for epoch 1 has 31 bytes, and not 32",
         ]
     );
-    assert_eq!(picture.members.keys().copied().collect::<Vec<_>>(), [underlay().addr]);
+    assert_eq!(picture.members.keys().copied().collect::<Vec<_>>(), [underlay(Forwarding::Netd).addr]);
 }

@@ -22,6 +22,11 @@ use super::published::{Backend, Opening, Published};
 use super::rules::balance::backends;
 use super::uplink::ROUTER_IP;
 
+/// What IP carries, as it numbers it.
+pub const PROTOCOL_ICMP: u8 = 1;
+pub const PROTOCOL_TCP: u8 = 6;
+pub const PROTOCOL_UDP: u8 = 17;
+
 /// What goes through a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Transport {
@@ -33,8 +38,8 @@ impl Transport {
     /// As IP numbers it.
     pub fn number(self) -> u8 {
         match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
+            Self::Tcp => PROTOCOL_TCP,
+            Self::Udp => PROTOCOL_UDP,
         }
     }
 }
@@ -186,22 +191,9 @@ mod tests {
     use rcluster_api::wire::v1;
 
     use super::*;
-    use crate::core::plan::tests::view;
-    use crate::core::published::tests as ports;
+    use crate::core::fixtures::{balanced, endpoint, flow, numbered, published, t1_attached};
 
-    /// A service `web` with the address 10.128.0.8, before t2 (10.128.0.3) and t3 (10.128.0.4).
-    fn balanced() -> v1::NetView {
-        let mut view = view(1);
-        view.networks[0].endpoints.iter_mut().for_each(|endpoint| endpoint.service_id = "web".into());
-        view.services.push(v1::ServiceView {
-            id: "web".into(),
-            name: "web".into(),
-            mode: v1::EndpointMode::Vip.into(),
-            vips: vec![v1::VipView { network_id: "net-a".into(), ip: "10.128.0.8".into(), names: vec!["web".into()] }],
-            ..Default::default()
-        });
-        view
-    }
+    const CLIENT: [u8; 4] = [203, 0, 113, 1];
 
     fn forgotten_of(picture: &Picture, attachments: &Attachments, gone: &BTreeSet<IpAddr>, mut flows: Vec<Flow>) -> Vec<Flow> {
         flows.retain(stale(picture, attachments, gone));
@@ -215,14 +207,8 @@ mod tests {
 
     /// The same, everyone having the address that `at` makes of his.
     fn forgotten_at(view: &v1::NetView, to: [u8; 4], at: impl Fn(Ipv4Addr) -> IpAddr) -> String {
-        let flow = |transport, last: u8| Flow {
-            transport,
-            source: (at(Ipv4Addr::new(10, 128, 0, 9)), 4000),
-            destination: (at(to.into()), 80),
-            server: at(Ipv4Addr::new(to[0], to[1], to[2], last)),
-            id: 7,
-            zone: 0,
-        };
+        let to_server = |last: u8| at([to[0], to[1], to[2], last].into());
+        let flow = |transport, last: u8| flow(transport, at([10, 128, 0, 9].into()), (at(to.into()), 80), to_server(last));
         let flows = [2, 3, 4, 5, 8].into_iter().flat_map(|last| [flow(Transport::Tcp, last), flow(Transport::Udp, last)]).collect();
         let stale = forgotten_of(&Picture::parse(view).0, &Attachments::new(), &BTreeSet::new(), flows);
         let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, last(flow.server))).collect();
@@ -231,7 +217,7 @@ mod tests {
 
     #[test]
     fn flows_to_a_service_are_kept_while_their_endpoint_serves_and_those_of_tcp_while_it_is_there() {
-        let mut view = balanced();
+        let mut view = balanced(1);
         // t1 is of this node and not attached; nobody has .5, and .8 is the service's own.
         assert_eq!(forgotten(&view, [10, 128, 0, 8]), "Udp 2, Tcp 5, Udp 5, Tcp 8, Udp 8");
         view.networks[0].endpoints[1].serving = false;
@@ -252,7 +238,7 @@ mod tests {
 
     #[test]
     fn flows_of_ipv6_to_a_service_are_kept_as_long_as_those_of_ipv4() {
-        let mut view = balanced();
+        let mut view = balanced(1);
         let at = |ip: Ipv4Addr| address6("fd00:1::/64".parse().unwrap(), ip).into();
         assert_eq!(forgotten_at(&view, [10, 128, 0, 8], at), "", "nobody of ours has such addresses");
         view.networks[0].subnet6 = "fd00:1::/64".into();
@@ -263,26 +249,19 @@ mod tests {
 
     #[test]
     fn flows_by_a_published_port_are_kept_while_their_backend_is_there_and_over_udp_while_it_serves() {
-        let port = |protocol: v1::Protocol, published: u32| {
-            let mut view = ports::published(v1::IngressPolicy::Mesh);
+        let port = |protocol: v1::Protocol, number: u32| {
+            let mut view = published(v1::IngressPolicy::Mesh);
             let port = &mut view.ports[0];
-            (port.protocol, port.published) = (protocol.into(), published);
+            (port.protocol, port.published) = (protocol.into(), number);
             view.backends[2].state = v1::EndpointState::Leaving.into();
             view
         };
-        let view = ports::numbered(1, vec![port(v1::Protocol::Tcp, 80), port(v1::Protocol::Udp, 80), port(v1::Protocol::Tcp, 81)]);
+        let view = numbered(1, vec![port(v1::Protocol::Tcp, 80), port(v1::Protocol::Udp, 80), port(v1::Protocol::Tcp, 81)]);
         // t1, here, is attached; t2 at .3 leaves; nobody has .5. Also by the node's own address, as a pod comes.
         let forgotten = |view: &v1::NetView, to: Ipv4Addr| {
-            let flow = |transport, last: u8| Flow {
-                transport,
-                source: (Ipv4Addr::new(203, 0, 113, 1).into(), 4000),
-                destination: (to.into(), 80),
-                server: Ipv4Addr::new(10, 128, 0, last).into(),
-                id: 7,
-                zone: 0,
-            };
+            let flow = |transport, last: u8| flow(transport, CLIENT, (to.octets(), 80), [10, 128, 0, last]);
             let flows = [2, 3, 4, 5].into_iter().flat_map(|last| [flow(Transport::Tcp, last), flow(Transport::Udp, last)]).collect();
-            let stale = forgotten_of(&Picture::parse(view).0, &ports::attached(), &BTreeSet::new(), flows);
+            let stale = forgotten_of(&Picture::parse(view).0, &t1_attached(), &BTreeSet::new(), flows);
             let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, last(flow.server))).collect();
             words.join(", ")
         };
@@ -297,20 +276,12 @@ mod tests {
 
     #[test]
     fn flows_on_the_host_are_forgotten_when_their_port_leads_elsewhere_by_now() {
-        let host = Ipv4Addr::new(10, 90, 0, 101);
-        let flow = |transport, port, server: Ipv4Addr| Flow {
-            transport,
-            source: (Ipv4Addr::new(203, 0, 113, 1).into(), 4000),
-            destination: (host.into(), port),
-            server: server.into(),
-            id: 7,
-            zone: 0,
-        };
-        let (router, other) = (ROUTER_IP, Ipv4Addr::new(172, 17, 0, 2));
+        let host = [10, 90, 0, 101];
+        let other = [172, 17, 0, 2];
         let mut flows = Vec::new();
         for transport in [Transport::Udp, Transport::Tcp] {
             for port in [53, 54] {
-                flows.extend([host, router, other].map(|server| flow(transport, port, server)));
+                flows.extend([host, ROUTER_IP.octets(), other].map(|server| flow(transport, CLIENT, (host, port), server)));
             }
         }
         let open = BTreeSet::from([Opening { transport: Transport::Udp, port: 53 }, Opening { transport: Transport::Tcp, port: 53 }]);
@@ -323,16 +294,9 @@ mod tests {
 
     #[test]
     fn flows_that_are_nobodys_service_are_left_alone() {
-        let view = balanced();
+        let view = balanced(1);
         assert_eq!(forgotten(&view, [10, 90, 0, 8]), "");
-        let straight = Flow {
-            transport: Transport::Udp,
-            source: (Ipv4Addr::new(10, 128, 0, 9).into(), 4000),
-            destination: (Ipv4Addr::new(10, 128, 0, 77).into(), 80),
-            server: Ipv4Addr::new(10, 128, 0, 77).into(),
-            id: 7,
-            zone: 0,
-        };
+        let straight = flow(Transport::Udp, [10, 128, 0, 9], ([10, 128, 0, 77], 80), [10, 128, 0, 77]);
         assert_eq!(straight.to_string(), "udp 10.128.0.9:4000 to 10.128.0.77:80 at 10.128.0.77");
         let forgotten = |gone: &[Ipv4Addr]| {
             forgotten_of(
@@ -350,7 +314,7 @@ mod tests {
 
     #[test]
     fn an_address_is_gone_when_its_task_is_and_flows_are_stranded_when_somebody_serves_no_more() {
-        let old = balanced();
+        let old = balanced(1);
         let parsed = |view: &v1::NetView| Picture::parse(view).0;
         let after = |alter: &dyn Fn(&mut v1::NetView)| {
             let mut new = old.clone();
@@ -370,10 +334,10 @@ mod tests {
         assert_eq!(both, ["10.128.0.4", "fd00:1::a80:4"]);
         assert_eq!(after(&|new| new.networks[0].endpoints[1].serving = false), (vec![], true));
         assert_eq!(after(&|new| new.services.clear()), (vec![], true));
-        let more = |new: &mut v1::NetView| new.networks[0].endpoints.push(crate::core::plan::tests::endpoint("t5", "n2", "10.128.0.5"));
+        let more = |new: &mut v1::NetView| new.networks[0].endpoints.push(endpoint("t5", "n2", "10.128.0.5"));
         assert_eq!(after(&more), (vec![], false), "what comes strands nothing");
 
-        let two = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh)]);
+        let two = numbered(1, vec![published(v1::IngressPolicy::Mesh)]);
         let mut fewer = two.clone();
         fewer.published[0].backends.pop();
         assert!(strands(&parsed(&two), &parsed(&fewer)) && !strands(&parsed(&fewer), &parsed(&two)));

@@ -175,17 +175,14 @@ mod tests {
     use rcluster_api::wire::v1;
 
     use super::*;
-    use crate::core::published::tests::{attached, numbered, published};
+    use crate::core::fixtures::{numbered, published, t1_attached, underlay};
     use crate::core::uplink::Forwarding;
-
-    fn underlay() -> Underlay {
-        Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Netd }
-    }
 
     #[test]
     fn each_other_node_has_a_mark_a_table_and_a_route_and_what_has_no_mark_is_spared() {
+        let underlay = underlay(Forwarding::Netd);
         let (picture, _) = Picture::parse(&numbered(1, Vec::new()));
-        let texts: Vec<String> = selectors(&picture, &underlay()).iter().map(ToString::to_string).collect();
+        let texts: Vec<String> = selectors(&picture, &underlay).iter().map(ToString::to_string).collect();
         assert_eq!(
             texts,
             [
@@ -195,7 +192,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            detours(&picture, &underlay())[&100_002],
+            detours(&picture, &underlay)[&100_002],
             Route::Via { link: "ing".into(), gateway: Ipv4Addr::new(10, 90, 0, 102).into() }
         );
         assert_eq!(own_address(&picture), Some(Ipv4Addr::new(169, 254, 192, 1)));
@@ -205,7 +202,7 @@ mod tests {
         unnumbered.nodes[0].number = 0;
         let (picture, problems) = Picture::parse(&unnumbered);
         assert_eq!(problems, ["this node has no number yet, so it publishes no ports; the managers give it one"]);
-        assert!(selectors(&picture, &underlay()).is_empty() && openings(&picture).is_empty() && link(&picture, &underlay()).is_none());
+        assert!(selectors(&picture, &underlay).is_empty() && openings(&picture).is_empty() && link(&picture, &underlay).is_none());
     }
 
     #[test]
@@ -213,11 +210,11 @@ mod tests {
         let (mut picture, _) = Picture::parse(&numbered(1, vec![published(v1::IngressPolicy::Spread)]));
         let opening = picture.published[0].opening(0);
         let seen: Vec<(String, u32)> =
-            targets(&picture, &attached())[&opening].iter().map(|target| (target.address.to_string(), target.mark)).collect();
+            targets(&picture, &t1_attached())[&opening].iter().map(|target| (target.address.to_string(), target.mark)).collect();
         let far = 0x0100_0002;
         assert_eq!(seen, [("10.128.0.2:80".to_owned(), 0), ("10.128.0.3:80".to_owned(), far), ("10.128.0.4:80".to_owned(), far)]);
         picture.taken.insert(opening, "nginx (pid 812)".into());
-        assert!(targets(&picture, &attached()).is_empty() && open(&picture).is_empty());
+        assert!(targets(&picture, &t1_attached()).is_empty() && open(&picture).is_empty());
         assert_eq!(problems(&picture), ["tcp port 8080 is taken on this host by nginx (pid 812); service web is not published here"]);
     }
 }

@@ -116,12 +116,13 @@ pub fn vxlan_name(vni: u32) -> String {
 
 /// The router's end of the veth between a pod and a network: `p` and 48 bits of FNV-1a over both ids.
 pub fn veth_name(task_id: &str, network_id: &str) -> String {
-    let hash = task_id
-        .bytes()
-        .chain([0])
-        .chain(network_id.bytes())
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let hash = fnv1a(task_id.bytes().chain([0]).chain(network_id.bytes()));
     format!("p{:012x}", hash >> 16)
+}
+
+/// FNV-1a, which is the same in every version of netd.
+pub fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 /// Whether a device of this name in the router namespace is one of ours.
@@ -213,8 +214,7 @@ pub fn pods(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::picture::Attachment;
-    use crate::core::plan::tests::view;
+    use crate::core::fixtures::{attached, underlay, view};
 
     #[test]
     fn names_fit_the_kernel_and_are_told_from_others() {
@@ -231,10 +231,8 @@ mod tests {
     #[test]
     fn a_pods_default_route_is_by_its_first_network_that_is_not_internal() {
         let mut wire = view(1);
-        let membership = |id: &str, ip: [u8; 4]| Membership { network_id: id.into(), ip: Ipv4Addr::from(ip) };
-        let networks = vec![membership("net-a", [10, 128, 0, 2]), membership("net-b", [10, 128, 1, 9])];
-        let attachments = Attachments::from([("t1".to_owned(), Attachment { networks, ..Attachment::default() })]);
-        let underlay = Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Host };
+        let attachments = attached("t1", &[("net-a", [10, 128, 0, 2]), ("net-b", [10, 128, 1, 9])]);
+        let underlay = underlay(Forwarding::Host);
         let mut routes = |front: bool, back: bool| {
             (wire.networks[0].internal, wire.networks[1].internal) = (front, back);
             let pods = pods(&Picture::parse(&wire).0, &attachments, &underlay);

@@ -7,7 +7,7 @@
 //! what others are asked, believed (`foreign`) and remembered of (`cache`), how much of the resolver one pod may have (`shares`), what is told
 //! of the host's own routes (`routes`), of all that is held and wanted (`dump`), of a packet's way (`trace`), and of paths to other nodes
 //! (`paths`).
-//! In: a `Picture`, the `Attachment`s, the node's underlay address and MTU, the observed `Dataplane`. Out: `Dataplane`, `Plan`, `Zone`.
+//! In: a `Picture`, the `Attachment`s, the node's underlay address and MTU, the observed `Dataplane`. Out: `Dataplane`, `Plan`, `Answer`.
 //! Never: await, clocks, randomness, IO, locks or maps with random order.
 
 pub mod picture;
@@ -49,3 +49,6 @@ pub mod dump;
 pub mod trace;
 
 pub mod paths;
+
+#[cfg(test)]
+pub mod fixtures;

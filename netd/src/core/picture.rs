@@ -190,17 +190,36 @@ pub struct Membership {
     pub ip: Ipv4Addr,
 }
 
+/// By task id.
+pub type Attachments = BTreeMap<String, Attachment>;
+
+impl Place {
+    /// Where the node with this id is, seen from the node `here`; `None` for one whose address was already complained about.
+    pub fn parse(node_id: &str, here: &str, nodes: &BTreeMap<&str, Option<Ipv4Addr>>) -> Result<Option<Self>, String> {
+        if node_id == here {
+            return Ok(Some(Self::Here));
+        }
+        match nodes.get(node_id) {
+            Some(addr) => Ok(addr.map(Self::Node)),
+            None => Err(format!("its node {node_id} is not in the picture")),
+        }
+    }
+
+    /// The underlay address of another node.
+    pub fn node(self) -> Option<Ipv4Addr> {
+        match self {
+            Self::Here => None,
+            Self::Node(node) => Some(node),
+        }
+    }
+}
+
 impl Attachment {
     /// The ids of its networks.
     pub fn network_ids(&self) -> BTreeSet<&str> {
         self.networks.iter().map(|membership| membership.network_id.as_str()).collect()
     }
-}
 
-/// By task id.
-pub type Attachments = BTreeMap<String, Attachment>;
-
-impl Attachment {
     /// Whether connections may begin to this address of it.
     pub fn takes(&self, ip: Ipv4Addr) -> bool {
         !self.left && self.networks.iter().any(|membership| membership.ip == ip)
@@ -294,7 +313,7 @@ impl Picture {
         let ports = view.published.iter().flat_map(|wire| wire.ports.iter().map(move |port| (wire, port)));
         for (wire, port) in ports {
             let service = names.get(wire.service_id.as_str()).copied().unwrap_or(&wire.service_id);
-            match Published::parse(wire, port, &view.node_id, nodes, &names, problems) {
+            match Published::parse(wire, port, &view.node_id, nodes, service, problems) {
                 Ok(Some(published)) => match self.published.iter().find(|other| other.meets(&published)) {
                     Some(other) => problems.push(format!(
                         "a port of service {service} is left out: {} meet{} {} of service {}",
@@ -392,14 +411,20 @@ impl Picture {
 
     /// Underlay addresses of nodes that are down by the managers' word.
     pub fn dead_nodes(&self) -> BTreeSet<Ipv4Addr> {
-        let dead = self.networks.values().flat_map(|network| network.endpoints.values()).filter(|endpoint| endpoint.dead);
-        let node = |endpoint: &Endpoint| match endpoint.place {
-            Place::Here => None,
-            Place::Node(node) => Some(node),
-        };
-        let behind = self.published.iter().flat_map(|published| &published.backends).filter(|backend| backend.dead);
-        let nodes = behind.filter_map(|backend| if let Place::Node(node) = backend.place { Some(node) } else { None });
-        dead.filter_map(node).chain(nodes).collect()
+        let endpoints = self.networks.values().flat_map(|network| network.endpoints.values());
+        let endpoints = endpoints.filter(|endpoint| endpoint.dead).map(|endpoint| endpoint.place);
+        let backends = self.published.iter().flat_map(|published| &published.backends);
+        let backends = backends.filter(|backend| backend.dead).map(|backend| backend.place);
+        endpoints.chain(backends).filter_map(Place::node).collect()
+    }
+
+    /// Keeps from `old`, whose place it takes, what no picture brings: of networks that still have a pod here, of nodes, of this host.
+    pub fn inherit(&mut self, old: &Picture, attachments: &Attachments) {
+        self.retain_attached(old, attachments);
+        self.retain_silent(old);
+        self.taken.clone_from(&old.taken);
+        self.beyond.clone_from(&old.beyond);
+        self.cannot_encrypt = old.cannot_encrypt;
     }
 
     /// Keeps from `old` which of the nodes that are down have been asked in vain.
@@ -408,7 +433,7 @@ impl Picture {
     }
 
     /// Keeps from `old` the networks that are not in this picture but still have a pod here.
-    pub fn retain_attached(&mut self, old: &Picture, attachments: &Attachments) {
+    fn retain_attached(&mut self, old: &Picture, attachments: &Attachments) {
         for membership in attachments.values().flat_map(|attachment| &attachment.networks) {
             if self.networks.contains_key(&membership.network_id) {
                 continue;
@@ -566,15 +591,7 @@ impl Network {
         if let Some(holder) = self.endpoints.get(&ip) {
             return Err(format!("its address {ip} is held by {}", holder.task_id));
         }
-        let place = if wire.node_id == here {
-            Place::Here
-        } else {
-            match nodes.get(wire.node_id.as_str()) {
-                Some(Some(addr)) => Place::Node(*addr),
-                Some(None) => return Ok(None),
-                None => return Err(format!("its node {} is not in the picture", wire.node_id)),
-            }
-        };
+        let Some(place) = Place::parse(&wire.node_id, here, nodes)? else { return Ok(None) };
         let endpoint = Endpoint {
             task_id: wire.task_id.clone(),
             task: wire.task.to_ascii_lowercase(),
@@ -617,122 +634,5 @@ impl Network {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::plan::tests::{endpoint, key, view};
-
-    #[test]
-    fn what_does_not_fit_is_left_out_and_named() {
-        let mut wire = view(1);
-        wire.networks[0].endpoints.push(endpoint("t9", "n9", "10.128.0.9"));
-        wire.networks[0].endpoints.push(endpoint("t8", "n2", "10.200.0.1"));
-        wire.networks[0].endpoints.push(endpoint("t7", "n2", "10.128.0.3"));
-        wire.networks.push(v1::NetworkView {
-            id: "x".into(),
-            name: "x".into(),
-            vni: 4097,
-            subnet: "10.128.9.0/24".into(),
-            ..Default::default()
-        });
-        wire.networks.push(v1::NetworkView {
-            id: "y".into(),
-            name: "y".into(),
-            vni: 9,
-            subnet: "10.128.0.128/25".into(),
-            ..Default::default()
-        });
-        let (picture, problems) = Picture::parse(&wire);
-        assert_eq!(
-            problems,
-            [
-                "endpoint t9 on network front is left out: its node n9 is not in the picture",
-                "endpoint t8 on network front is left out: its address 10.200.0.1 is not in 10.128.0.0/24",
-                "endpoint t7 on network front is left out: its address 10.128.0.3 is held by t2",
-                "network x (x) is left out: its VNI 4097 is also that of front",
-                "network y (y) is left out: its subnet 10.128.0.128/25 overlaps 10.128.0.0/24 of front",
-            ]
-        );
-        assert_eq!(picture.networks.len(), 2);
-    }
-
-    #[test]
-    fn a_service_has_an_address_that_nobody_else_has() {
-        let service = |name: &str, network_id: &str, ip: &str| v1::ServiceView {
-            id: name.into(),
-            name: name.into(),
-            mode: v1::EndpointMode::Vip.into(),
-            vips: vec![v1::VipView { network_id: network_id.into(), ip: ip.into(), names: vec![name.into()] }],
-            ..Default::default()
-        };
-        let mut wire = view(1);
-        wire.services = vec![
-            service("web", "net-a", "10.128.0.9"),
-            service("db", "net-a", "10.128.0.3"),
-            service("log", "net-a", "10.128.0.9"),
-            service("far", "net-b", "10.128.0.10"),
-            service("bad", "net-b", "fd00::1"),
-            service("gone", "net-z", "10.128.9.9"),
-            v1::ServiceView { mode: v1::EndpointMode::Dnsrr.into(), ..service("many", "net-b", "10.128.1.9") },
-        ];
-        let (picture, problems) = Picture::parse(&wire);
-        assert_eq!(
-            problems,
-            [
-                "service db has no address on network front: 10.128.0.3 is held by task t2",
-                "service log has no address on network front: 10.128.0.9 is held by service web",
-                "service far has no address on network back: 10.128.0.10 is not in 10.128.1.0/24",
-                "service bad has no address on network back: \"fd00::1\" is not IPv4",
-            ]
-        );
-        let vips: Vec<(&Ipv4Addr, &str)> =
-            picture.networks.values().flat_map(|network| &network.vips).map(|(ip, vip)| (ip, vip.service.as_str())).collect();
-        assert_eq!(vips, [(&Ipv4Addr::new(10, 128, 0, 9), "web")]);
-    }
-
-    #[test]
-    fn a_picture_of_before_there_were_virtual_addresses_is_read() {
-        let remembered = r#"{"term": 1, "revision": 2, "node_id": "n1", "networks": {"net-a": {"name": "front", "vni": 4097,
-            "subnet": "10.128.0.0/24", "internal": false, "names": ["web"], "endpoints": {"10.128.0.3": {"task_id": "t2",
-            "task": "web.2", "place": {"Node": "10.90.0.102"}, "serving": true, "names": ["web"]}}}}}"#;
-        let picture: Picture = serde_json::from_str(remembered).unwrap();
-        let network = &picture.networks["net-a"];
-        assert_eq!((network.vips.len(), network.endpoints[&Ipv4Addr::new(10, 128, 0, 3)].dead), (0, false));
-    }
-
-    #[test]
-    fn a_network_with_a_pod_outlives_the_picture_until_the_pod_goes() {
-        let (old, _) = Picture::parse(&view(1));
-        let mut attachments = Attachments::from([(
-            "t1".to_owned(),
-            Attachment {
-                networks: vec![Membership { network_id: "net-a".into(), ip: Ipv4Addr::new(10, 128, 0, 2) }],
-                ..Attachment::default()
-            },
-        )]);
-        let (mut new, _) = Picture::parse(&v1::NetView { term: 1, revision: 2, node_id: "n1".into(), ..Default::default() });
-        new.retain_attached(&old, &attachments);
-        assert_eq!(new.networks.keys().collect::<Vec<_>>(), ["net-a"]);
-        new.release_detached(&attachments);
-        assert_eq!(new.networks.len(), 1);
-        attachments.clear();
-        new.release_detached(&attachments);
-        assert!(new.networks.is_empty());
-    }
-
-    #[test]
-    fn an_encrypted_network_that_leaves_keeps_the_keys_that_are_not_told_any_more() {
-        let mut wire = view(1);
-        (wire.key_epoch, wire.networks[0].encrypted) = (1, true);
-        for (number, node) in (1..).zip(&mut wire.nodes) {
-            (node.number, node.wireguard_keys) = (number, vec![key(number, 1)]);
-        }
-        let (old, _) = Picture::parse(&wire);
-        wire.networks.clear();
-        wire.nodes.iter_mut().skip(1).for_each(|node| node.wireguard_keys.clear());
-        let (mut new, _) = Picture::parse(&wire);
-        let networks = vec![Membership { network_id: "net-a".into(), ip: Ipv4Addr::new(10, 128, 0, 2) }];
-        new.retain_attached(&old, &Attachments::from([("t1".to_owned(), Attachment { networks, ..Attachment::default() })]));
-        let keys = [101, 102, 103].map(|last| new.members[&Ipv4Addr::new(10, 90, 0, last)].keys.len());
-        assert_eq!(keys, [1, 1, 0], "n3 is on no network that stays");
-    }
-}
+#[path = "picture_tests.rs"]
+mod tests;

@@ -24,7 +24,7 @@ use ipnet::IpNet;
 use super::dataplane::Dataplane;
 use super::encryption::{Peer, PublicKey, TUNNELLED, TunnelEnd};
 use super::ingress::{INGRESS, Selector};
-use super::links::{Interface, Link, LinkKind, Mac};
+use super::links::{Interface, Link, LinkKind, Mac, Pod};
 use super::neighbours::{Forward, Route};
 use super::published::Opening;
 use super::rules::elements::{Element, Key, Spanned};
@@ -392,7 +392,7 @@ fn old_tunnels(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
 
 /// A pod whose pin is lost but whose devices live on still has its namespace, held by its processes; a second one would split it.
 fn new_pods(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
-    let lost = |(task, pod): &(&String, &super::links::Pod)| {
+    let lost = |(task, pod): &(&String, &Pod)| {
         !now.pods.contains_key(*task) && !pod.values().any(|interface| now.links.contains_key(&interface.link))
     };
     wanted.pods.iter().filter(lost).map(|(task, _)| Op::AddPod { task: task.clone() }).collect()
@@ -671,4 +671,8 @@ impl fmt::Display for Plan {
 
 #[cfg(test)]
 #[path = "plan_tests.rs"]
-pub mod tests;
+mod tests;
+
+#[cfg(test)]
+#[path = "plan_property_tests.rs"]
+mod property_tests;

@@ -2,83 +2,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
-use ipnet::Ipv4Net;
-use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use rcluster_api::wire::v1;
 
 use super::*;
-use crate::core::dataplane::{compile, compile_part};
-use crate::core::flows::Transport;
-use crate::core::links::{ROUTER_MAC, Underlay};
-use crate::core::picture::{Attachment, Attachments, Membership, Picture};
-use crate::core::published::tests as ports;
-use crate::core::rules::{Outline, egress, isolation};
+use crate::core::dataplane::compile;
+use crate::core::fixtures::{attached, endpoint, numbered, published, t1_attached, underlay, view};
+use crate::core::links::ROUTER_MAC;
+use crate::core::picture::{Attachments, Picture};
+use crate::core::rules::{Outline, isolation};
 use crate::core::uplink::Forwarding;
 
-pub fn endpoint(task_id: &str, node_id: &str, ip: &str) -> v1::EndpointView {
-    v1::EndpointView {
-        task_id: task_id.into(),
-        node_id: node_id.into(),
-        ip: ip.into(),
-        serving: true,
-        names: vec!["web".into()],
-        task: format!("web.{task_id}"),
-        ..Default::default()
-    }
-}
-
-/// Two networks; on `front` a task here and two behind n2, on `back` one behind n3.
-pub fn view(revision: u64) -> v1::NetView {
-    let node =
-        |id: &str, addr: &str| v1::NodeView { id: id.into(), name: id.into(), addr: addr.into(), incarnation: 1, ..Default::default() };
-    let network = |id: &str, name: &str, vni: u32, subnet: &str, endpoints: Vec<v1::EndpointView>| v1::NetworkView {
-        id: id.into(),
-        name: name.into(),
-        vni,
-        subnet: subnet.into(),
-        internal: false,
-        names: vec!["web".into()],
-        endpoints,
-        subnet6: String::new(),
-        encrypted: false,
-        policy: None,
-    };
-    v1::NetView {
-        term: 1,
-        revision,
-        node_id: "n1".into(),
-        nodes: vec![node("n1", "10.90.0.101"), node("n2", "10.90.0.102"), node("n3", "10.90.0.103")],
-        networks: vec![
-            network(
-                "net-a",
-                "front",
-                4097,
-                "10.128.0.0/24",
-                vec![endpoint("t1", "n1", "10.128.0.2"), endpoint("t2", "n2", "10.128.0.3"), endpoint("t3", "n2", "10.128.0.4")],
-            ),
-            network("net-b", "back", 4098, "10.128.1.0/24", vec![endpoint("t4", "n3", "10.128.1.2")]),
-        ],
-        ..Default::default()
-    }
-}
-
-/// A node's key for an epoch; its bytes are both numbers' digits.
-pub fn key(number: u32, epoch: u64) -> v1::WireguardKey {
-    let byte = u8::try_from(u64::from(number) * 16 + epoch).expect("small numbers");
-    v1::WireguardKey { epoch, key: vec![byte; 32], port: if epoch % 2 == 0 { 51820 } else { 51821 } }
-}
-
-pub fn underlay() -> Underlay {
-    Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Netd }
-}
-
-fn attached(task: &str, networks: &[(&str, [u8; 4])]) -> Attachments {
-    let networks = networks.iter().map(|(id, ip)| Membership { network_id: (*id).to_owned(), ip: Ipv4Addr::from(*ip) }).collect();
-    BTreeMap::from([(task.to_owned(), Attachment { networks, ..Attachment::default() })])
-}
-
 fn wanted(view: &v1::NetView, attachments: &Attachments) -> Dataplane {
-    compile(&Picture::parse(view).0, attachments, &underlay())
+    compile(&Picture::parse(view).0, attachments, &underlay(Forwarding::Netd))
 }
 
 /// Whether the kernel refuses one element of a set of intervals because the set has the other.
@@ -96,7 +31,7 @@ fn collide(new: &Key, held: &Key) -> bool {
     new.set == held.set && new != held && (within(first) || within(last))
 }
 
-fn obey(mut kernel: Dataplane, plan: &Plan) -> Dataplane {
+pub(super) fn obey(mut kernel: Dataplane, plan: &Plan) -> Dataplane {
     for op in plan.add.iter().chain(&plan.remove) {
         if let Op::AddElement(element) = op {
             assert!(!kernel.elements.keys().any(|held| collide(&element.key, held)), "{op} beside {:?}", kernel.elements);
@@ -108,7 +43,7 @@ fn obey(mut kernel: Dataplane, plan: &Plan) -> Dataplane {
 
 #[test]
 fn from_nothing_rules_come_first_with_their_elements() {
-    let plan = plan(&wanted(&view(1), &attached("t1", &[("net-a", [10, 128, 0, 2])])), &Dataplane::default());
+    let plan = plan(&wanted(&view(1), &t1_attached()), &Dataplane::default());
     assert_eq!(
         plan.to_string(),
         "load rules
@@ -159,7 +94,7 @@ set route 10.128.1.2/32 via 10.90.0.103 on v4098
 
 #[test]
 fn ipv6_of_a_network_is_every_address_once_more() {
-    let pods = attached("t1", &[("net-a", [10, 128, 0, 2])]);
+    let pods = t1_attached();
     let mut next = view(2);
     next.networks[0].subnet6 = "fd00:1::/64".into();
     assert_eq!(
@@ -189,7 +124,7 @@ fn a_new_endpoint_on_a_known_node_is_one_route() {
 
 #[test]
 fn a_detached_pod_goes_backwards_and_its_namespace_takes_its_device() {
-    let plan = plan(&wanted(&view(1), &Attachments::new()), &wanted(&view(1), &attached("t1", &[("net-a", [10, 128, 0, 2])])));
+    let plan = plan(&wanted(&view(1), &Attachments::new()), &wanted(&view(1), &t1_attached()));
     assert_eq!(
         plan.to_string(),
         "-- dns
@@ -269,8 +204,8 @@ open the passage through iptables
 
 #[test]
 fn a_published_port_is_opened_last_and_closed_first() {
-    let attachments = attached("t1", &[("net-a", [10, 128, 0, 2])]);
-    let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh)]);
+    let attachments = t1_attached();
+    let mut view = numbered(1, vec![published(v1::IngressPolicy::Mesh)]);
     view.nodes.truncate(2);
     view.networks.truncate(1);
     let open = wanted(&view, &attachments);
@@ -327,7 +262,7 @@ remove device ing
 
 #[test]
 fn of_published_ports_a_part_has_those_with_a_task_here_on_its_networks() {
-    let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh), ports::published(v1::IngressPolicy::Mesh)]);
+    let mut view = numbered(1, vec![published(v1::IngressPolicy::Mesh), published(v1::IngressPolicy::Mesh)]);
     view.published[1].ports[0].published = 8081;
     view.published[1].backends.retain(|backend| backend.node_id != "n1");
     let (picture, problems) = Picture::parse(&view);
@@ -339,8 +274,8 @@ fn of_published_ports_a_part_has_those_with_a_task_here_on_its_networks() {
 
 #[test]
 fn rules_that_are_gone_come_back_with_all_their_elements_and_on_the_host_with_ports_that_led_somewhere() {
-    let view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh)]);
-    let wanted = wanted(&view, &attached("t1", &[("net-a", [10, 128, 0, 2])]));
+    let view = numbered(1, vec![published(v1::IngressPolicy::Mesh)]);
+    let wanted = wanted(&view, &t1_attached());
     let mut gone = wanted.clone();
     gone.rules = Outline::default();
     gone.elements.clear();
@@ -356,7 +291,7 @@ fn rules_that_are_gone_come_back_with_all_their_elements_and_on_the_host_with_po
 
 #[test]
 fn an_interval_goes_before_one_that_meets_it_comes() {
-    let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Mesh)]);
+    let mut view = numbered(1, vec![published(v1::IngressPolicy::Mesh)]);
     let mut allowing = |net: &str| {
         view.published[0].ports[0].allow_from = vec![net.to_owned()];
         wanted(&view, &Attachments::new())
@@ -391,7 +326,7 @@ set route 10.128.1.2/32 via 10.90.0.103 on v4098
 
 #[test]
 fn a_device_is_readdressed_only_where_its_address_is_another_and_its_neighbours_set_again() {
-    let wanted = wanted(&view(1), &attached("t1", &[("net-a", [10, 128, 0, 2])]));
+    let wanted = wanted(&view(1), &t1_attached());
     let mended = |alter: fn(&mut Link)| {
         let mut held = wanted.clone();
         held.links.get_mut("v4097").map(alter).unwrap();
@@ -405,7 +340,7 @@ fn a_device_is_readdressed_only_where_its_address_is_another_and_its_neighbours_
 
 #[test]
 fn a_lost_pin_of_a_living_pod_is_not_replaced_by_an_empty_namespace() {
-    let wanted = wanted(&view(1), &attached("t1", &[("net-a", [10, 128, 0, 2])]));
+    let wanted = wanted(&view(1), &t1_attached());
     let mut observed = wanted.clone();
     observed.pods.clear();
     assert!(plan(&wanted, &observed).is_empty());
@@ -509,7 +444,7 @@ fn ten_thousand_elements_are_compared_with_as_many_others_in_one_walk() {
 
 #[test]
 fn lost_devices_take_along_what_hangs_on_them_whether_they_go_at_once_or_one_by_one() {
-    let mut pods = attached("t1", &[("net-a", [10, 128, 0, 2])]);
+    let mut pods = t1_attached();
     pods.extend(attached("t9", &[("net-a", [10, 128, 0, 9]), ("net-b", [10, 128, 1, 9])]));
     let held = wanted(&view(1), &pods);
     let ops =
@@ -527,243 +462,4 @@ fn lost_devices_take_along_what_hangs_on_them_whether_they_go_at_once_or_one_by_
     assert!(at_once.routes.values().all(|route| kept(route.link())) && at_once.routes.len() == 5, "{:?}", at_once.routes);
     assert!(at_once.neighbours.keys().all(|(link, _)| kept(link)) && at_once.neighbours.len() == 2, "{:?}", at_once.neighbours);
     assert!(at_once.forwards.iter().all(|forward| kept(&forward.link)) && at_once.forwards.len() == 1, "{:?}", at_once.forwards);
-}
-
-/// A few networks, each with a service whose endpoints are on a few nodes, and pods here on some of them; `steady` pods have the same
-/// interface on the same network each time they appear, as it is in life.
-fn any_wanted(steady: bool) -> impl Strategy<Value = Dataplane> {
-    any_picture(steady).prop_map(|(picture, attachments, underlay)| compile(&picture, &attachments, &underlay))
-}
-
-/// What such a dataplane comes from.
-fn any_picture(steady: bool) -> impl Strategy<Value = (Picture, Attachments, Underlay)> {
-    let endpoints = proptest::collection::btree_map(2_u8..40, 1_usize..4, 0..12);
-    let networks = proptest::collection::btree_map(0_u8..4, endpoints, 0..4);
-    let pods = proptest::collection::btree_map(0_u8..5, proptest::collection::btree_set(0_u8..4, 0..3), 0..5);
-    let policies = proptest::collection::btree_map(0_u8..4, (any::<bool>(), 1_u32..4, 0_u32..4), 0..3);
-    let mtus = prop_oneof![Just(1450_u32), Just(8950)];
-    (networks, pods, policies, mtus, 0_u64..4).prop_map(move |(networks, pods, policies, overlay_mtu, key_epoch)| {
-        let numbered = ports::numbered(1, Vec::new());
-        let mut wire = v1::NetView { term: 1, revision: 1, node_id: "n1".into(), nodes: numbered.nodes, key_epoch, ..Default::default() };
-        for node in &mut wire.nodes {
-            node.wireguard_keys = [key_epoch, key_epoch.saturating_sub(1)].map(|epoch| key(node.number, epoch)).to_vec();
-        }
-        for (net, endpoints) in &networks {
-            let endpoints = endpoints.iter().map(|(host, node)| v1::EndpointView {
-                service_id: format!("s{net}"),
-                state: if host % 7 == 0 { v1::EndpointState::Dead.into() } else { v1::EndpointState::Serving.into() },
-                serving: host % 7 != 0,
-                ..endpoint(&format!("t{host}"), &format!("n{node}"), &format!("10.128.{net}.{host}"))
-            });
-            wire.services.push(v1::ServiceView {
-                id: format!("s{net}"),
-                mode: v1::EndpointMode::Vip.into(),
-                vips: vec![v1::VipView { network_id: format!("net{net}"), ip: format!("10.128.{net}.250"), names: vec!["web".into()] }],
-                ..Default::default()
-            });
-            let mut published = ports::published(v1::IngressPolicy::Spread);
-            let port = &mut published.ports[0];
-            (port.published, port.count) = (8000 + u32::from(*net), 1);
-            port.allow_from = if endpoints.len() < 3 { Vec::new() } else { vec![format!("10.{net}.0.0/16")] };
-            published.service_id = format!("s{net}");
-            published.backends = endpoints
-                .clone()
-                .map(|endpoint| v1::BackendView {
-                    task_id: endpoint.task_id,
-                    node_id: endpoint.node_id,
-                    ip: endpoint.ip,
-                    state: endpoint.state,
-                })
-                .collect();
-            wire.published.push(published);
-            wire.networks.push(v1::NetworkView {
-                id: format!("net{net}"),
-                name: format!("net{net}"),
-                vni: u32::from(*net) + 1,
-                subnet: format!("10.128.{net}.0/24"),
-                // Two of them have IPv6, and one of these is encrypted.
-                subnet6: if *net < 2 { format!("fd00:{net}::/64") } else { String::new() },
-                endpoints: endpoints.collect(),
-                encrypted: net % 2 == 1,
-                policy: policies.get(net).map(|(all, first, more)| any_policy(format!("s{net}"), *all, (*first, first + more))),
-                ..Default::default()
-            });
-        }
-        let attachments: Attachments = pods
-            .iter()
-            .map(|(pod, nets)| {
-                let member = |net: &u8| Membership { network_id: format!("net{net}"), ip: Ipv4Addr::new(10, 128, *net, 100 + pod) };
-                let fixed = [pod % 4, (pod + 1) % 4];
-                let networks = if steady { fixed.iter().take(nets.len()).map(member).collect() } else { nets.iter().map(member).collect() };
-                (format!("pod{pod}"), Attachment { networks, ..Attachment::default() })
-            })
-            .collect();
-        let mut picture = Picture::parse(&wire).0;
-        picture.silent = picture.dead_nodes();
-        (picture, attachments, Underlay { overlay_mtu, ..underlay() })
-    })
-}
-
-/// All, or the service alone, may speak with the service, and a range with all, at these ports.
-fn any_policy(service: String, all: bool, (first, last): (u32, u32)) -> v1::NetworkPolicyView {
-    let ports = vec![v1::PolicyPort { protocol: v1::Protocol::Tcp.into(), first, last }];
-    let from_service_ids = if all { Vec::new() } else { vec![service.clone()] };
-    let inside = v1::AllowView { from_all: all, from_service_ids, to_service_ids: vec![service], ports, ..v1::AllowView::default() };
-    let outside = v1::AllowView { from_cidrs: vec![format!("192.0.{first}.0/24")], to_all: true, ..inside.clone() };
-    v1::NetworkPolicyView { allow: vec![inside, outside] }
-}
-
-/// Corrupts a dataplane: what is chosen by `seed` is dropped, altered or joined by strangers.
-fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
-    let mut bits = seed;
-    let mut coin = move || {
-        bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        bits >> 60 == 0
-    };
-    kernel.forwarding = !coin();
-    kernel.resolver = !coin();
-    kernel.plain_lookup = !coin();
-    kernel.host.forwarding = !coin();
-    if coin() {
-        kernel.host.rules = HostRules::Other;
-    }
-    if coin() {
-        kernel.host.passage = Passage::Docker;
-    }
-    kernel.host.peers.retain(|_| !coin());
-    if coin() {
-        kernel.host.peers.insert(Ipv4Addr::new(10, 90, 0, 9));
-    }
-    kernel.host.ports.retain(|_| !coin());
-    if coin() {
-        kernel.host.ports.insert(Opening { transport: Transport::Udp, port: 9 });
-    }
-    if coin() {
-        kernel.host.end = None;
-    }
-    kernel.host.sealed.retain(|_| !coin());
-    kernel.host.fenced &= !coin();
-    kernel.host.tunnels.retain(|_, _| !coin());
-    kernel.host.tunnels.values_mut().filter(|_| coin()).for_each(|tunnel| tunnel.epoch += 2);
-    kernel.host.tunnels.values_mut().filter(|_| coin()).for_each(|tunnel| tunnel.end.up = false);
-    kernel.host.tunnels.values_mut().for_each(|tunnel| tunnel.peers.retain(|_, _| !coin()));
-    kernel.host.end.iter_mut().filter(|_| coin()).for_each(|end| end.addressed = false);
-    if coin() {
-        kernel.rules.rules.pop();
-    }
-    for name in kernel.links.keys().cloned().collect::<Vec<_>>() {
-        if coin() {
-            kernel.absorb(&Op::RemoveLink { name });
-        }
-    }
-    kernel.links.values_mut().for_each(|link| link.up = !coin());
-    kernel.links.values_mut().filter(|_| coin()).for_each(|link| link.mac = Mac([2, 0, 0, 0, 0, 9]));
-    kernel.links.values_mut().filter(|_| coin()).for_each(|link| link.mtu = 1000);
-    kernel.links.values_mut().filter(|_| coin()).for_each(|link| link.six = !link.six);
-    kernel.pods.values_mut().flat_map(|pod| pod.values_mut()).filter(|_| coin()).for_each(|end| end.ip6 = None);
-    kernel.routes.retain(|_, _| !coin());
-    kernel.detours.retain(|_, _| !coin());
-    kernel.selectors.retain(|_| !coin());
-    if coin() {
-        let stray = Selector { preference: 1000, mark: 0x0100_0009, mask: u32::MAX, table: 100_009 };
-        kernel.selectors.insert(stray);
-        kernel.detours.insert(stray.table, Route::Via { link: "v1".into(), gateway: Ipv4Addr::new(10, 90, 0, 9).into() });
-    }
-    if coin() {
-        kernel.ingress = None;
-    }
-    kernel.neighbours.retain(|_, _| !coin());
-    kernel.neighbours.values_mut().filter(|_| coin()).for_each(|mac| *mac = ROUTER_MAC);
-    kernel.forwards.retain(|_| !coin());
-    kernel.elements.retain(|_, _| !coin());
-    kernel.elements.values_mut().filter(|_| coin()).for_each(|data| data.reverse());
-    kernel.pods.values_mut().flat_map(|pod| pod.values_mut()).filter(|_| coin()).for_each(|end| end.routes.clear());
-    if coin() {
-        let stray = egress::entry(Ipv4Addr::new(10, 90, 0, 9));
-        kernel.elements.insert(stray.key, stray.data);
-    }
-    if coin() {
-        let stray = isolation::source("p000000000000", Ipv4Addr::new(1, 2, 3, 4));
-        kernel.elements.insert(stray.key, stray.data);
-    }
-    if coin() {
-        let stale = Route::Via { link: "v1".into(), gateway: Ipv4Addr::new(10, 90, 0, 7).into() };
-        kernel.routes.insert(Ipv4Net::from(Ipv4Addr::new(10, 128, 0, 250)).into(), stale);
-    }
-    kernel
-}
-
-proptest! {
-    #![proptest_config(proptest::test_runner::Config { failure_persistence: None, ..Default::default() })]
-
-    #[test]
-    fn one_plan_is_enough_whatever_the_kernel_held(wanted in any_wanted(false), held in any_wanted(false), seed in any::<u64>()) {
-        let kernel = corrupt(held, seed);
-        let after = obey(kernel.clone(), &plan(&wanted, &kernel));
-        prop_assert_eq!(&after, &wanted);
-        prop_assert!(plan(&wanted, &after).is_empty());
-    }
-
-    #[test]
-    fn a_pods_part_of_the_plan_is_what_the_whole_plan_does_when_it_comes_leaves_or_goes(
-        (mut picture, attachments, underlay) in any_picture(false)
-    ) {
-        let here = Picture::parse(&view(1)).0.networks["net-a"].endpoints[&Ipv4Addr::new(10, 128, 0, 2)].clone();
-        for (task_id, pod) in &attachments {
-            for membership in &pod.networks {
-                let Some(network) = picture.networks.get_mut(&membership.network_id) else { continue };
-                let mut endpoint = here.clone();
-                endpoint.task_id.clone_from(task_id);
-                endpoint.service_id = network.vips.values().next().map(|vip| vip.service_id.clone()).unwrap_or_default();
-                network.endpoints.insert(membership.ip, endpoint);
-            }
-        }
-        for (task_id, pod) in &attachments {
-            let (mut without, mut left) = (attachments.clone(), attachments.clone());
-            without.remove(task_id);
-            left.insert(task_id.clone(), Attachment { left: true, ..pod.clone() });
-            for (before, after) in [(&without, &attachments), (&attachments, &left), (&left, &without)] {
-                let part = |pods: &Attachments| compile_part(&picture, pods, &underlay, &pod.network_ids());
-                let (held, wanted) = (compile(&picture, before, &underlay), compile(&picture, after, &underlay));
-                prop_assert_eq!(plan_part(&part(before), &part(after), &held).to_string(), plan(&wanted, &held).to_string());
-            }
-        }
-    }
-
-    #[test]
-    fn nothing_that_stays_is_touched(wanted in any_wanted(true), held in any_wanted(true)) {
-        let plan = plan(&wanted, &held);
-        for op in plan.add.iter().chain(&plan.remove) {
-            let touched = match op {
-                Op::LoadRules | Op::PrepareResolver | Op::EnableForwarding => true,
-                Op::LoadHostRules { .. } | Op::EnableHostForwarding | Op::OpenPassage | Op::AddUplink { .. } => true,
-                Op::AddPeer { node } => held.host.peers.contains(node),
-                Op::RemovePeer { node } => wanted.host.peers.contains(node),
-                Op::SealNetwork { vni } => held.host.sealed.contains(vni),
-                Op::UnsealNetwork { vni } => wanted.host.sealed.contains(vni),
-                Op::AddTunnel { name, epoch } => held.host.tunnels.get(name).is_some_and(|tunnel| tunnel.epoch == *epoch),
-                Op::SetTunnelPeer { name, key, peer } => {
-                    let tunnel = held.host.tunnels.get(name).filter(|held| wanted.host.tunnels.get(name).is_some_and(|due| due.epoch == held.epoch));
-                    tunnel.is_some_and(|tunnel| tunnel.peers.get(key) == Some(peer))
-                }
-                Op::AddPod { task } | Op::RemovePod { task } => held.pods.contains_key(task) && wanted.pods.contains_key(task),
-                Op::SetRoute { to, route } => held.routes.get(to) == Some(route),
-                Op::RemoveRoute { to, .. } => wanted.routes.contains_key(to),
-                Op::SetDetour { table, route } => held.detours.get(table) == Some(route),
-                Op::RemoveDetour { table, .. } => wanted.detours.contains_key(table),
-                Op::AddSelector(selector) => held.selectors.contains(selector),
-                Op::RemoveSelector(selector) => wanted.selectors.contains(selector),
-                Op::OpenPort(opening) => held.host.ports.contains(opening),
-                Op::ClosePort(opening) => wanted.host.ports.contains(opening),
-                Op::ConfigureIngress { ip } => held.ingress == Some(*ip),
-                Op::SetForward(forward) => held.forwards.contains(forward),
-                Op::RemoveForward(forward) => wanted.forwards.contains(forward),
-                Op::AddElement(element) => held.elements.get(&element.key) == Some(&element.data),
-                Op::RemoveElement(element) => wanted.elements.get(&element.key) == Some(&element.data),
-                Op::RemoveLink { name } => wanted.links.get(name).is_some_and(|link| held.links.get(name) == Some(link)),
-                _ => false,
-            };
-            prop_assert!(!touched, "{}", op);
-        }
-    }
 }

@@ -14,16 +14,12 @@ use ipnet::{IpNet, Ipv4Net};
 use rcluster_api::wire::v1;
 use serde::{Deserialize, Serialize};
 
+use super::flows::{PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP};
 use super::picture::Network;
 
 /// Boxes of one network; of more nothing passes. Enough for what managers let a policy be while all of its services are updated at once,
 /// so that each has twice its tasks.
 const BOXES_MAX: usize = 1 << 15;
-
-const PROTOCOL_ICMP: u8 = 1;
-const PROTOCOL_ICMPV6: u8 = 58;
-const PROTOCOL_TCP: u8 = 6;
-const PROTOCOL_UDP: u8 = 17;
 
 /// All ports of all protocols.
 const EVERYTHING: Span = Span { first: 0, last: 0x00ff_ffff };

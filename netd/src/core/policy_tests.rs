@@ -1,8 +1,8 @@
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
 use super::*;
+use crate::core::fixtures::{endpoint, view};
 use crate::core::picture::Picture;
-use crate::core::plan::tests::{endpoint, view};
 
 const NET: &str = "net-a";
 

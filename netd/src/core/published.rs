@@ -82,14 +82,14 @@ impl Backend {
 }
 
 impl Published {
-    /// One of the ports of the wire; `None` for a name that is in DNS alone. `nodes` are the nodes' addresses by their ids, `names` the
-    /// services' names by theirs; backends that are left out are named in `problems`.
+    /// One of the ports of the wire, which the service of this name has; `None` for one that is in DNS alone. `nodes` are the nodes' addresses
+    /// by their ids; backends that are left out are named in `problems`.
     pub fn parse(
         wire: &v1::PublishedView,
         port: &v1::Port,
         here: &str,
         nodes: &BTreeMap<&str, Option<Ipv4Addr>>,
-        names: &BTreeMap<&str, &str>,
+        service: &str,
         problems: &mut Vec<String>,
     ) -> Result<Option<Self>, String> {
         let policy = match (port.mode(), port.policy()) {
@@ -105,7 +105,7 @@ impl Published {
         let count = port.count.max(1);
         let mut published = Self {
             service_id: wire.service_id.clone(),
-            service: names.get(wire.service_id.as_str()).copied().unwrap_or(&wire.service_id).to_owned(),
+            service: service.to_owned(),
             transport,
             first: first_of(port.published, count)?,
             target: first_of(port.target, count)?,
@@ -177,6 +177,7 @@ fn first_of(first: u32, count: u32) -> Result<u16, String> {
     let last = first.checked_add(count - 1).and_then(|last| u16::try_from(last).ok());
     match (u16::try_from(first), last) {
         (Ok(first), Some(_)) if first > 0 => Ok(first),
+        _ if count == 1 => Err(format!("{first} is no port")),
         _ => Err(format!("{count} ports from {first} on are not ports")),
     }
 }
@@ -184,62 +185,16 @@ fn first_of(first: u32, count: u32) -> Result<u16, String> {
 /// `Ok(None)` for one on a node whose address was already complained about.
 fn parse_backend(wire: &v1::BackendView, here: &str, nodes: &BTreeMap<&str, Option<Ipv4Addr>>) -> Result<Option<Backend>, String> {
     let ip: Ipv4Addr = wire.ip.parse().map_err(|_| format!("its address {:?} is not IPv4", wire.ip))?;
-    let place = if wire.node_id == here {
-        Place::Here
-    } else {
-        match nodes.get(wire.node_id.as_str()) {
-            Some(Some(addr)) => Place::Node(*addr),
-            Some(None) => return Ok(None),
-            None => return Err(format!("its node {} is not in the picture", wire.node_id)),
-        }
-    };
+    let Some(place) = Place::parse(&wire.node_id, here, nodes)? else { return Ok(None) };
     let state = wire.state();
     let (serving, dead) = (state == v1::EndpointState::Serving, state == v1::EndpointState::Dead);
     Ok(Some(Backend { task_id: wire.task_id.clone(), ip, place, serving, dead }))
 }
 
 #[cfg(test)]
-pub mod tests {
+mod tests {
     use super::*;
-    use crate::core::picture::{Attachment, Membership};
-    use crate::core::plan::tests::view;
-
-    /// A service's tcp port 8080 before port 80 of t1, here, and of t2 and t3 behind n2.
-    pub fn published(policy: v1::IngressPolicy) -> v1::PublishedView {
-        let backend = |task: &str, node: &str, ip: &str| v1::BackendView {
-            task_id: task.into(),
-            node_id: node.into(),
-            ip: ip.into(),
-            state: v1::EndpointState::Serving.into(),
-        };
-        v1::PublishedView {
-            service_id: "web".into(),
-            ports: vec![v1::Port {
-                protocol: v1::Protocol::Tcp.into(),
-                target: 80,
-                published: 8080,
-                mode: v1::PublishMode::Ingress.into(),
-                policy: policy.into(),
-                ..Default::default()
-            }],
-            backends: vec![backend("t3", "n2", "10.128.0.4"), backend("t1", "n1", "10.128.0.2"), backend("t2", "n2", "10.128.0.3")],
-        }
-    }
-
-    /// The view of the plan's tests with numbers for its nodes, and these ports.
-    pub fn numbered(revision: u64, published: Vec<v1::PublishedView>) -> v1::NetView {
-        let mut view = view(revision);
-        for (number, node) in (1..).zip(&mut view.nodes) {
-            node.number = number;
-        }
-        v1::NetView { published, ..view }
-    }
-
-    /// t1, attached here.
-    pub fn attached() -> Attachments {
-        let networks = vec![Membership { network_id: "net-a".into(), ip: Ipv4Addr::new(10, 128, 0, 2) }];
-        Attachments::from([("t1".to_owned(), Attachment { networks, ..Attachment::default() })])
-    }
+    use crate::core::fixtures::{numbered, published, t1_attached};
 
     #[test]
     fn each_policy_has_its_backends() {
@@ -251,7 +206,7 @@ pub mod tests {
             chosen.iter().map(|backend| backend.task_id.as_str()).collect::<Vec<_>>().join(" ")
         };
         let nobody = Attachments::new();
-        assert_eq!([Mesh, Spread, Local].map(|policy| chosen(policy, &attached())), ["t1", "t1 t2 t3", "t1"]);
+        assert_eq!([Mesh, Spread, Local].map(|policy| chosen(policy, &t1_attached())), ["t1", "t1 t2 t3", "t1"]);
         assert_eq!([Mesh, Spread, Local].map(|policy| chosen(policy, &nobody)), ["t2 t3", "t2 t3", ""]);
     }
 
@@ -263,7 +218,7 @@ pub mod tests {
         let (picture, problems) = Picture::parse(&wire);
         assert_eq!(problems, Vec::<String>::new());
         let told: Vec<_> =
-            picture.published.iter().map(|one| (one.first, one.chosen(&picture, &attached()).len(), one.backends.len())).collect();
+            picture.published.iter().map(|one| (one.first, one.chosen(&picture, &t1_attached()).len(), one.backends.len())).collect();
         assert_eq!(told, [(8080, 3, 3), (8081, 1, 3)]);
     }
 
@@ -273,7 +228,7 @@ pub mod tests {
         wire.nodes[1].number = 0;
         let count = |wire: &v1::NetView| {
             let (picture, _) = Picture::parse(wire);
-            picture.published[0].chosen(&picture, &attached()).len()
+            picture.published[0].chosen(&picture, &t1_attached()).len()
         };
         assert_eq!(count(&wire), 1);
         wire.published[0].backends[1].state = v1::EndpointState::Leaving.into();
@@ -282,7 +237,7 @@ pub mod tests {
 
     #[test]
     fn what_does_not_fit_is_left_out_and_named() {
-        let mut wire = numbered(1, vec![published(v1::IngressPolicy::Mesh); 4]);
+        let mut wire = numbered(1, vec![published(v1::IngressPolicy::Mesh); 5]);
         let port = |wire: &mut v1::NetView, index: usize, change: fn(&mut v1::Port)| {
             wire.published[index].service_id = format!("s{index}");
             change(&mut wire.published[index].ports[0]);
@@ -290,6 +245,7 @@ pub mod tests {
         port(&mut wire, 1, |port| (port.published, port.count) = (8079, 2));
         port(&mut wire, 2, |port| (port.published, port.count) = (65_535, 2));
         port(&mut wire, 3, |port| (port.published, port.allow_from) = (9, vec!["here".into()]));
+        port(&mut wire, 4, |port| port.target = 0);
         wire.published[0].backends[0].node_id = "n9".into();
         wire.services.push(v1::ServiceView { id: "web".into(), name: "shop".into(), ..Default::default() });
         wire.nodes[2].number = 1;
@@ -304,6 +260,7 @@ pub mod tests {
                 "a port of service s1 is left out: tcp ports 8079-8080 meet tcp port 8080 of service shop",
                 "a port of service s2 is left out: 2 ports from 65535 on are not ports",
                 "a port of service s3 is left out: its allow_from \"here\" is not a CIDR",
+                "a port of service s4 is left out: 0 is no port",
             ]
         );
         assert_eq!((picture.published.len(), picture.number, picture.numbers.len()), (1, 1, 1));

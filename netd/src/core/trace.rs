@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use super::dataplane::Dataplane;
+use super::flows::{PROTOCOL_ICMP, PROTOCOL_TCP};
 use super::links::{Interface, LOOPBACK, RESOLVER, vtep_mac};
 use super::names::{self, Answer, Sight};
 use super::neighbours::Route;
@@ -21,9 +22,6 @@ use super::uplink::UPLINK;
 
 /// Endpoints of a service's address whose ways are followed; the rest are counted.
 const FOLLOWED_MAX: usize = 8;
-
-const PROTOCOL_ICMP: u8 = 1;
-const PROTOCOL_TCP: u8 = 6;
 
 /// What a way is found by.
 #[derive(Debug, Clone, Copy)]
@@ -52,8 +50,9 @@ pub fn trace(ground: Ground<'_>, task_id: &str, target: &str) -> Option<Trace> {
 
 /// The target without its port, and what is sent there.
 fn parted(target: &str) -> (&str, Aim) {
-    let is_bare_six = target.parse::<Ipv6Addr>().is_ok();
-    let with_port = target.rsplit_once(':').filter(|_| !is_bare_six).and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    // What has more colons is no name; an address of IPv6 before a port is in brackets.
+    let halves = target.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']'));
+    let with_port = halves.and_then(|(host, port)| Some((host, port.parse().ok()?)));
     with_port.map_or((target, Aim::PING), |(host, port)| (host, Aim { protocol: PROTOCOL_TCP, port }))
 }
 
@@ -103,12 +102,10 @@ impl Walk<'_> {
         if pod.is_empty() {
             return "sent nowhere: the pod has no network".to_owned();
         }
-        match host.parse() {
-            Ok(ip) => self.by_address(pod, ip),
-            Err(_) => match host.trim_start_matches('[').trim_end_matches(']').parse() {
-                Ok(ip6) => self.by_address6(pod, ip6),
-                Err(_) => self.by_name(pod, host),
-            },
+        match host.trim_start_matches('[').trim_end_matches(']').parse() {
+            Ok(IpAddr::V4(ip)) => self.by_address(pod, ip),
+            Ok(IpAddr::V6(ip6)) => self.by_address6(pod, ip6),
+            Err(_) => self.by_name(pod, host),
         }
     }
 
@@ -394,35 +391,22 @@ mod tests {
 
     use super::*;
     use crate::core::dataplane::compile;
-    use crate::core::links::Underlay;
-    use crate::core::picture::{Attachment, Attachments, Membership};
-    use crate::core::plan::tests::{key, view};
-    use crate::core::published::tests as ports;
+    use crate::core::fixtures::{attached, balanced, key, numbered, published, underlay, view};
     use crate::core::uplink::{Forwarding, inside};
 
-    /// `front` and `back` with a service `web` on `front`, whose tasks are t1 here, t2 and t3; the pod t1 is on both.
+    /// The service `web` is on `front` alone.
     fn two_networks() -> v1::NetView {
-        let mut view = view(1);
-        view.networks[0].endpoints.iter_mut().for_each(|endpoint| endpoint.service_id = "web".into());
-        view.services.push(v1::ServiceView {
-            id: "web".into(),
-            name: "web".into(),
-            mode: v1::EndpointMode::Vip.into(),
-            vips: vec![v1::VipView { network_id: "net-a".into(), ip: "10.128.0.8".into(), names: vec!["web".into()] }],
-            ..Default::default()
-        });
+        let mut view = balanced(1);
         view.networks[1].names.clear();
         view.networks[1].endpoints[0].names.clear();
         view
     }
 
     fn way(view: &v1::NetView, networks: &[(&str, [u8; 4])], target: &str) -> String {
-        let networks = networks.iter().map(|(id, ip)| Membership { network_id: (*id).to_owned(), ip: Ipv4Addr::from(*ip) }).collect();
-        let attachments = Attachments::from([("t1".to_owned(), Attachment { networks, ..Attachment::default() })]);
+        let attachments = attached("t1", networks);
         let (picture, problems) = Picture::parse(view);
         assert_eq!(problems, Vec::<String>::new());
-        let underlay = Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Host };
-        let dataplane = compile(&picture, &attachments, &underlay);
+        let dataplane = compile(&picture, &attachments, &underlay(Forwarding::Host));
         let sights = names::sights(&names::networks(&picture, &attachments), &attachments, inside(&picture));
         let ground = Ground { picture: &picture, dataplane: &dataplane, sight: &sights["t1"] };
         assert_eq!(trace(ground, "t9", target), None, "a pod that is not here");
@@ -508,6 +492,7 @@ mod tests {
             last(&view, "example.com"),
             "=> example.com is no name of ours: the pod's own resolvers are asked for it, or the host's"
         );
+        assert_eq!(last(&view, "fd00::1"), "=> sent nowhere: the pod has no route to fd00::1");
         assert_eq!(last(&view, "wep"), "=> sent nowhere: there is no name wep in front.internal");
         view.networks[0].internal = true;
         assert_eq!(last(&view, "192.0.2.1"), "=> refused: network front is internal, and 192.0.2.1 is outside");
@@ -520,7 +505,7 @@ mod tests {
 
     #[test]
     fn a_nodes_published_port_leads_to_its_backends_wherever_they_are() {
-        let mut view = ports::numbered(1, vec![ports::published(v1::IngressPolicy::Spread)]);
+        let mut view = numbered(1, vec![published(v1::IngressPolicy::Spread)]);
         let expected = "10.90.0.103 is sent from 10.128.0.2 by eth0, on network front
 10.90.0.103 is a node with a published tcp port 8080: goto p3 chooses one of 10.128.0.2 10.128.0.3 10.128.0.4
 10.128.0.2 is task web.t1 here: route 10.128.0.2/32 on LINK

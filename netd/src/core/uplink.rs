@@ -21,7 +21,7 @@ use ipnet::Ipv4Net;
 use super::encryption::{self, Tunnel};
 use super::ingress;
 use super::links::{Link, LinkKind, Mac, Underlay};
-use super::picture::{Network, Picture, Place};
+use super::picture::{Network, Picture};
 use super::published::Opening;
 use super::rules::{Outline, host};
 
@@ -183,11 +183,8 @@ fn entries(picture: &Picture, underlay: &Underlay) -> impl Iterator<Item = Ipv4A
 
 /// The other nodes than this `own` one that have an endpoint on one of the networks.
 fn places<'a>(networks: impl Iterator<Item = &'a Network>, own: Ipv4Addr) -> impl Iterator<Item = Ipv4Addr> {
-    let nodes = networks.flat_map(|network| network.endpoints.values()).filter_map(|endpoint| match endpoint.place {
-        Place::Here => None,
-        Place::Node(node) => Some(node),
-    });
-    nodes.filter(move |node| *node != own)
+    let endpoints = networks.flat_map(|network| network.endpoints.values());
+    endpoints.filter_map(|endpoint| endpoint.place.node()).filter(move |node| *node != own)
 }
 
 /// Every node's address that is known here, this one's too.
@@ -256,11 +253,7 @@ pub fn conditions(host: &HostPlane, underlay: &Underlay) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::plan::tests::view;
-
-    fn underlay(forwarding: Forwarding) -> Underlay {
-        Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding }
-    }
+    use crate::core::fixtures::{underlay, view};
 
     #[test]
     fn what_is_inside_is_the_pools_or_the_one_of_old_and_subnets_that_are_in_neither() {

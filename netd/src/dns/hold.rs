@@ -39,7 +39,8 @@ pub const VERB: &str = "hold";
 /// Without netd. More than it takes to be started anew, also for one who does it by hand.
 const ALONE_MAX: Duration = Duration::from_secs(60);
 
-/// While it is there, so is the router namespace that the sockets are of, with its devices.
+/// While it is there, so is the router namespace that the sockets are of, with its devices. Whether R/dns.hold is there is looked at and not
+/// told by the kernel (inotify): a user has few such ears (`fs.inotify.max_user_instances`), and the keeper is to end where none is left, too.
 const LOOK_EVERY_MS: u16 = 250;
 
 /// For the keeper to answer.

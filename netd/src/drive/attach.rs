@@ -88,7 +88,8 @@ impl<K: Kernel> Owner<K> {
             || !task_id.bytes().all(plain)
         {
             return Err(Refusal::Invalid(format!(
-                "{task_id:?} cannot name a pod's namespace: 1 to {TASK_ID_BYTES_MAX} letters, digits, '-', '_', '.', not first a dot, and not {ROUTER:?}"
+                "{task_id:?} cannot name a pod's namespace: 1 to {TASK_ID_BYTES_MAX} letters, digits, '-', '_', '.', not first a dot, and not \
+                 {ROUTER:?}"
             )));
         }
         if request.networks.len() > POD_NETWORKS_MAX {

@@ -11,16 +11,13 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
-use super::{Owner, in_full};
+use super::{Owner, REST, in_full};
 use crate::core::flows;
 use crate::core::picture::Attachment;
 use crate::kernel::Kernel;
 
 /// A read that takes no longer keeps nobody waiting.
 const SHORT: Duration = Duration::from_millis(10);
-
-/// So many times as long as the last read took nobody is kept waiting by the next one.
-const REST: u32 = 4;
 
 /// The next read.
 #[derive(Debug, Default)]
@@ -87,7 +84,11 @@ impl<K: Kernel> Owner<K> {
         for flow in stale {
             match self.kernel.forget(&flow) {
                 Ok(()) => debug!(%flow, "connection forgotten"),
-                Err(error) => warn!(%flow, error = in_full(&error), "a connection could not be forgotten"),
+                Err(error) => {
+                    warn!(%flow, error = in_full(&error), "a connection could not be forgotten");
+                    let ends = [flow.source.0, flow.destination.0, flow.server];
+                    self.forgetting.gone.extend(ends.into_iter().filter(|ip| gone.contains(ip)));
+                }
             }
         }
         self.forgetting.took = begun.elapsed();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rcluster_api::wire::v1;
 
-use super::{Owner, Refusal, in_full};
+use super::{Owner, Refusal, unread};
 use crate::core::dataplane::compile;
 use crate::core::dump::{self, Entry};
 use crate::core::flows;
@@ -23,14 +23,14 @@ impl<K: Kernel> Owner<K> {
             Some(view) => self.would_be(view)?,
             None => self.picture.clone(),
         };
-        let unread = |error: KernelError| Refusal::Failed(format!("the kernel's state could not be read: {}", in_full(&error)));
+        let failed = |error: KernelError| Refusal::Failed(unread(&error));
         let wanted = compile(&picture, &self.attachments, &self.underlay);
-        let mut held = self.kernel.observe(Pods::Look).map_err(unread)?;
+        let mut held = self.kernel.observe(Pods::Look).map_err(failed)?;
         held.links.retain(|link, _| !self.leaving.contains_key(link));
         // A host that forwards for reasons of its own is let be.
         held.host.forwarding &= wanted.host.forwarding;
         let stale = if *conntrack {
-            self.kernel.flows(&flows::stale(&picture, &self.attachments, &BTreeSet::new())).map_err(unread)?
+            self.kernel.flows(&flows::stale(&picture, &self.attachments, &BTreeSet::new())).map_err(failed)?
         } else {
             Vec::new()
         };
@@ -56,11 +56,7 @@ impl<K: Kernel> Owner<K> {
             return Err(Refusal::Invalid(format!("the view is for node {}, and this is {own}", view.node_id)));
         }
         let (mut picture, _) = Picture::parse(view);
-        picture.retain_attached(&self.picture, &self.attachments);
-        picture.retain_silent(&self.picture);
-        picture.cannot_encrypt = self.no_encryption.is_some();
-        picture.taken.clone_from(&self.picture.taken);
-        picture.beyond.clone_from(&self.picture.beyond);
+        picture.inherit(&self.picture, &self.attachments);
         Ok(picture)
     }
 
@@ -99,3 +95,7 @@ fn entries<const N: usize>(parts: [Vec<Entry>; N]) -> Vec<v1::NetEntry> {
     let entry = |Entry { kind, text, value }: Entry| v1::NetEntry { kind: kind.word().to_owned(), text, value };
     parts.into_iter().flatten().map(entry).collect()
 }
+
+#[cfg(test)]
+#[path = "look_tests.rs"]
+mod tests;

@@ -6,12 +6,13 @@
 //!                                                                        └┄┄► disk (`store`)
 //! ```
 //!
-//! After each command only the difference to what is believed of the kernel is carried out. Soon after a picture, or after someone else has
-//! changed something, and before the answer to a picture that is given again, the kernel is read back, at the start and at each check with
-//! the pods; what differs is mended and counted as a repair; connections that lead nowhere any more are forgotten, and those of the host that a port of it would not lead so. Published ports that
-//! somebody else has on this host are tried again at each check. Pictures are full and only rise; nothing is removed because one did not
-//! come. Never: waits for anyone but the kernel, and once, for 300 ms, for a node that is said
-//! to be down.
+//! After each command only the difference to what is believed of the kernel is carried out. The kernel is read back soon after a picture or a
+//! change by someone else (`readback`), before the answer to a picture that is given again, and, with the pods, at the start and at each
+//! regular check; what differs is mended and counted as a repair. Connections that lead nowhere any more are forgotten (`forget`). Published
+//! ports that somebody else has on this host are tried again at each check.
+//!
+//! Pictures are full and only rise; nothing is removed because one did not come. Never: waits for anyone but the kernel, and once, for
+//! 300 ms, for a node that is said to be down.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -63,8 +64,14 @@ mod readback;
 /// Problems told of one kind; the rest are counted.
 const PROBLEMS_MAX: usize = 20;
 
+/// A transaction of the kernel fails as a whole: so many of its changes say what there is to say.
+const FAILURES_TOLD: usize = 3;
+
 /// So much of what connection tracking may have is little room left.
 const CROWDED_PERCENT: u64 = 80;
+
+/// So many times as long as it took last to read the kernel back, or its connections, nobody is kept waiting by the next time.
+const REST: u32 = 4;
 
 /// Ticks between two regular checks.
 const CHECK_TICKS: u32 = 30;
@@ -201,9 +208,9 @@ impl Patience {
 
     const NONE: Self = Self { ticks: 0, due: 1 };
 
-    /// After a check that left problems, or none.
-    fn after(self, settled: bool) -> Self {
-        if settled { Self::FULL } else { Self { ticks: 0, due: (self.due * 2).min(CHECK_TICKS) } }
+    /// From one check to the next while the same is wrong.
+    fn longer(self) -> Self {
+        Self { ticks: 0, due: (self.due * 2).min(CHECK_TICKS) }
     }
 }
 
@@ -438,9 +445,12 @@ impl<K: Kernel> Owner<K> {
         self.end_lingering();
         let overstayed = self.leaving.values().any(|ticks| *ticks >= LEAVING_TICKS);
         if overstayed || self.patience.ticks >= self.patience.due {
-            let patience = self.patience;
+            // What it finds wrong that was right before is tried again sooner.
+            self.patience = self.patience.longer();
             self.check();
-            self.patience = patience.after(self.kernel_problems.is_empty() && self.picture.taken.is_empty());
+            if self.kernel_problems.is_empty() && self.picture.taken.is_empty() {
+                self.patience = Patience::FULL;
+            }
         }
         self.ask_the_dead();
     }
@@ -487,26 +497,38 @@ impl<K: Kernel> Owner<K> {
         }
     }
 
-    /// Reads the kernel back, pods included, and mends it; the underlay's MTU is followed.
-    fn check(&mut self) {
-        let (ports, ways) = (self.keep_ports(), self.read_beyond());
-        if ports || ways {
-            self.carry_out(&plan(&self.wanted(), &self.held));
-        }
+    /// Learns how large pods' packets may be. Whether that is another size than before; unread, it stays what it was.
+    fn read_mtu(&mut self) -> bool {
         match self.kernel.overlay_mtu() {
-            Ok(overlay_mtu) if overlay_mtu != self.underlay.overlay_mtu => {
-                info!(from = self.underlay.overlay_mtu, to = overlay_mtu, "the underlay's MTU changed");
-                self.underlay.overlay_mtu = overlay_mtu;
-                let steps = plan(&self.wanted(), &self.held);
-                self.carry_out(&steps);
+            Ok(overlay_mtu) => {
+                let before = mem::replace(&mut self.underlay.overlay_mtu, overlay_mtu);
+                if before != overlay_mtu {
+                    info!(from = before, to = overlay_mtu, "the underlay's MTU changed");
+                }
+                before != overlay_mtu
             }
-            Ok(_) => {}
-            Err(error) => warn!(error = in_full(&error), "the underlay's MTU could not be read"),
+            Err(error) => {
+                warn!(error = in_full(&error), "the underlay's MTU could not be read");
+                false
+            }
         }
-        // Who has just loaded the module need not start netd anew.
-        if self.no_encryption.is_some() && self.picture.key_epoch > 0 {
-            self.no_encryption = self.kernel.no_encryption();
-            self.picture.cannot_encrypt = self.no_encryption.is_some();
+    }
+
+    /// Learns whether the host encrypts by now, if it is asked to and did not. Whether it does: who has just loaded the module need not start
+    /// netd anew.
+    fn read_encryption(&mut self) -> bool {
+        if self.no_encryption.is_none() || self.picture.key_epoch == 0 {
+            return false;
+        }
+        self.no_encryption = self.kernel.no_encryption();
+        self.picture.cannot_encrypt = self.no_encryption.is_some();
+        !self.picture.cannot_encrypt
+    }
+
+    /// Follows the host, then reads the kernel back, pods included, and mends it.
+    fn check(&mut self) {
+        if [self.keep_ports(), self.read_beyond(), self.read_mtu(), self.read_encryption()].contains(&true) {
+            self.carry_out(&plan(&self.wanted(), &self.held));
         }
         match self.kernel.observe(Pods::Look) {
             Ok(observed) => {
@@ -519,7 +541,7 @@ impl<K: Kernel> Owner<K> {
                 // Nobody has broken anything; the kernel is slow.
                 self.repairs += mended.saturating_sub(u64::try_from(strays).unwrap_or(u64::MAX));
             }
-            Err(error) => self.kernel_problems = vec![format!("the kernel's state could not be read: {}", in_full(&error))],
+            Err(error) => self.settle(vec![unread(&error)]),
         }
         self.forget_regularly();
         if self.held.host.ports.iter().any(|opening| opening.transport == Transport::Udp) {
@@ -534,7 +556,7 @@ impl<K: Kernel> Owner<K> {
     fn verify(&mut self) {
         match self.kernel.observe(Pods::Believe(&self.held.pods)) {
             Ok(observed) => self.repairs += self.mend(observed),
-            Err(error) => self.kernel_problems = vec![format!("the kernel's state could not be read: {}", in_full(&error))],
+            Err(error) => self.settle(vec![unread(&error)]),
         }
     }
 
@@ -551,14 +573,14 @@ impl<K: Kernel> Owner<K> {
         if done > 0 {
             info!(mended = done, "the kernel differed from what is wanted and was mended");
         }
-        self.settle(failed);
+        self.settle(failed.into_iter().map(|(_, why)| why).collect());
         u64::try_from(done).unwrap_or(u64::MAX)
     }
 
     /// What of a whole plan could not be done is told, and tried again soon when it is new.
-    fn settle(&mut self, failed: Vec<(Op, String)>) {
+    fn settle(&mut self, problems: Vec<String>) {
         let was_settled = self.kernel_problems.is_empty();
-        self.kernel_problems = failed.into_iter().map(|(_, why)| why).collect();
+        self.kernel_problems = problems;
         if was_settled && !self.kernel_problems.is_empty() {
             self.patience = Patience::NONE;
         }
@@ -576,8 +598,11 @@ impl<K: Kernel> Owner<K> {
         if self.may_remove() {
             failed.extend(self.apply(&steps.remove));
         }
-        for (op, why) in &failed {
+        for (op, why) in failed.iter().take(FAILURES_TOLD) {
             warn!(%op, why, "the kernel was not changed as planned");
+        }
+        if failed.len() > FAILURES_TOLD {
+            warn!(others = failed.len() - FAILURES_TOLD, "nor were others of the same plan");
         }
         let leads = |op: &Op| matches!(op, Op::OpenPort(opening) | Op::ClosePort(opening) if opening.transport == Transport::Udp);
         if steps.add.iter().chain(&steps.remove).any(leads) {
@@ -617,6 +642,10 @@ fn bounded(problems: &[String]) -> Vec<String> {
     told
 }
 
+fn unread(error: &KernelError) -> String {
+    format!("the kernel's state could not be read: {}", in_full(error))
+}
+
 /// An error with its causes, on one line.
 pub fn in_full(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -632,3 +661,6 @@ pub fn in_full(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 #[path = "../drive_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod kill_tests;

@@ -8,15 +8,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::Owner;
+use super::{Owner, REST};
 use crate::kernel::Kernel;
 use crate::kernel::watch::News;
 
 /// From when a look is asked for to the look.
 const LOOK_AFTER: Duration = Duration::from_millis(200);
-
-/// So many times as long as the last look took nobody is kept waiting by the next one.
-const REST: u32 = 4;
 
 /// The next look.
 #[derive(Debug, Default)]

@@ -51,24 +51,20 @@ impl<K: Kernel> Owner<K> {
                 endpoint.is_some_and(|endpoint| endpoint.task_id != *task_id)
             })
         });
-        picture.retain_attached(&self.picture, &self.attachments);
-        picture.retain_silent(&self.picture);
-        picture.cannot_encrypt = self.no_encryption.is_some();
+        picture.inherit(&self.picture, &self.attachments);
         problems.extend(held_twice(&picture, &self.attachments, &self.underlay));
         problems.extend(balance::left_out(&picture, &self.attachments));
         problems.extend(policy::too_large(&picture));
         problems.extend(ingress::left_out(&picture, &self.attachments));
         let gone = flows::gone(&self.picture, &picture, &self.attachments);
         let may_strand = !gone.is_empty() || flows::strands(&self.picture, &picture);
-        picture.taken.clone_from(&self.picture.taken);
-        picture.beyond.clone_from(&self.picture.beyond);
         self.picture = picture;
         self.misleads = true;
         self.keep_ports();
         self.names = names::networks(&self.picture, &self.attachments);
         let steps = plan(&self.wanted(), &self.held);
         let failed = self.carry_out(&steps);
-        self.settle(failed);
+        self.settle(failed.into_iter().map(|(_, why)| why).collect());
         if again {
             self.verify();
         } else {

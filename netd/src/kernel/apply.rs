@@ -23,10 +23,13 @@ use crate::core::links::{GATEWAY6, Interface, Link, LinkKind, RESOLVER, ROUTER6}
 use crate::core::neighbours::Route;
 use crate::core::plan::Op;
 use crate::core::rules::skeleton::skeleton;
+use crate::drive::in_full;
 
 /// The kernel does its deferred work within a second.
 const CARRIER_TRIES_MAX: u32 = 1000;
 
+/// Asked again and again and not listened for: on kernels since 6.8 the first question is the last (see `without_carrier`), and on older
+/// ones this is waited for at a start, or when the uplink was made anew, and not longer for being asked.
 const CARRIER_TRY_EVERY: Duration = Duration::from_millis(1);
 
 /// How operations go to the kernel.
@@ -131,8 +134,8 @@ fn batch(linux: &mut Linux, ops: &[Op]) -> Vec<(usize, KernelError)> {
             }
         }
         Err(error) => {
-            let why = error.to_string();
-            failures.extend(places.into_iter().map(|place| (place, KernelError::Decode { why: why.clone() })));
+            let why = in_full(&error);
+            failures.extend(places.into_iter().map(|place| (place, with_others(&ops[place], &why))));
         }
     }
     failures
@@ -224,7 +227,12 @@ fn on_host(linux: &mut Linux, ops: &[Op]) -> Vec<(usize, KernelError)> {
 
 /// All or nothing: every one of them failed, for one reason.
 fn all(ops: &[Op], error: &KernelError) -> Vec<(usize, KernelError)> {
-    ops.iter().enumerate().map(|(index, op)| (index, KernelError::Missing { why: format!("{op}, with others: {error}") })).collect()
+    let why = in_full(error);
+    ops.iter().enumerate().map(|(index, op)| (index, with_others(op, &why))).collect()
+}
+
+fn with_others(op: &Op, why: &str) -> KernelError {
+    KernelError::Missing { why: format!("{op}, with others: {why}") }
 }
 
 fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {

@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use nix::errno::Errno;
 
 use super::KernelError;
@@ -15,10 +16,6 @@ use crate::core::flows::{Flow, Transport};
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = 1;
 const DELETE: u16 = 2;
-
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const DUMP: u16 = 0x300;
 
 const FAMILY_ANY: u8 = 0;
 const FAMILY_IPV4: u8 = 2;
@@ -41,7 +38,7 @@ const ENDS6: [u16; 2] = [3, 4];
 pub fn flows(netlink: &mut Netlink, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError> {
     let mut found = Vec::new();
     let take = |payload: &[u8]| found.extend(payload.get(4..).and_then(flow).filter(which));
-    ask(netlink, "list tracked connections", (GET, DUMP, FAMILY_ANY), &Attributes::new(), take)?;
+    ask(netlink, "list tracked connections", (GET, NLM_F_DUMP, FAMILY_ANY), &Attributes::new(), take)?;
     Ok(found)
 }
 
@@ -59,7 +56,7 @@ pub fn forget(netlink: &mut Netlink, flow: &Flow) -> Result<(), KernelError> {
     let tuple = Attributes::new().nested(ADDRESSES, addresses).nested(PROTOCOL, protocol);
     let tuple = if flow.zone == 0 { tuple } else { tuple.bytes(ZONE, &flow.zone.to_be_bytes()) };
     let attributes = Attributes::new().nested(ORIGINAL, tuple).number(ID, flow.id);
-    match ask(netlink, &format!("forget the connection {flow}"), (DELETE, ACK, family), &attributes, |_| ()) {
+    match ask(netlink, &format!("forget the connection {flow}"), (DELETE, NLM_F_ACK, family), &attributes, |_| ()) {
         Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(()),
         other => other,
     }
@@ -74,7 +71,7 @@ fn ask(
 ) -> Result<(), KernelError> {
     let sequence = netlink.next_sequence();
     let mut bytes = Vec::new();
-    write(&mut bytes, (SUBSYSTEM | kind, REQUEST | flags, sequence), (family, 0), &attributes.0);
+    write(&mut bytes, (SUBSYSTEM | kind, NLM_F_REQUEST | flags, sequence), (family, 0), &attributes.0);
     netlink.send(&bytes)?;
     netlink.each(what, |answer| take(&answer.payload))
 }

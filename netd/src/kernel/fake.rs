@@ -23,6 +23,8 @@ pub struct Fake {
     pub flows: Vec<Flow>,
     /// Those of the host from elsewhere to itself.
     pub host_flows: Vec<Flow>,
+    /// It forgets none of them.
+    pub clings: bool,
     /// Nodes that answer when they are asked.
     pub answering: BTreeSet<Ipv4Addr>,
     /// Devices without carrier until they are asked for.
@@ -73,6 +75,9 @@ impl Kernel for Fake {
     }
 
     fn forget(&mut self, flow: &Flow) -> Result<(), KernelError> {
+        if self.clings {
+            return Err(KernelError::Refused { what: format!("forget {flow}"), errno: Errno::EPERM });
+        }
         self.flows.retain(|known| known != flow);
         Ok(())
     }

@@ -21,7 +21,7 @@ use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
-use super::netlink::Netlink;
+use super::netlink::{NETLINK_ROUTE, Netlink};
 use super::observe::Routes;
 use super::watch::{RouterEars, Watch};
 use super::wireguard::{self, Wireguard};
@@ -38,7 +38,6 @@ use crate::proxy::Proxy;
 /// The router namespace's pin in the pins' directory; no task may have this id.
 pub const ROUTER: &str = "router";
 
-const NETLINK_ROUTE: isize = 0;
 const DNS_PORT: u16 = 53;
 
 /// Smallest underlay MTU that leaves IPv4's 576 bytes to pods.
@@ -107,7 +106,9 @@ impl Linux {
             Ok((Netlink::open(NETLINK_ROUTE)?, Netlink::open(nft::NETLINK_NETFILTER).map_err(no_nf_tables)?))
         })?;
         let host_rules = Netlink::open(nft::NETLINK_NETFILTER).map_err(no_nf_tables)?;
-        let proxy = Proxy::start(router_pin.clone()).map_err(|source| KernelError::Namespace { path: router_pin, source })?;
+        let proxy = Proxy::start(router_pin).map_err(|error| KernelError::Missing {
+            why: format!("the thread that takes the host's own connections to published ports cannot be started: {error}"),
+        })?;
         let wireguard = Wireguard::open()?;
         let mut linux = Self { pins, addr, host, router, rules, host_rules, wireguard, indexes: BTreeMap::new(), proxy };
         linux.overlay_mtu()?;

@@ -17,6 +17,9 @@ use nix::sys::time::TimeVal;
 
 use super::KernelError;
 
+/// The protocol of devices, addresses, neighbours and routes.
+pub const NETLINK_ROUTE: isize = 0;
+
 /// Messages sent before their answers are read: so many error answers fit the socket's default buffer.
 const BATCH_MAX: usize = 128;
 

@@ -19,12 +19,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::KernelError;
+use super::netlink::NETLINK_ROUTE;
 use super::nft::NETLINK_NETFILTER;
 use super::nft::attributes::parse;
 use crate::core::encryption::DEVICE_START;
 use crate::core::uplink::HOST_END;
-
-const NETLINK_ROUTE: isize = 0;
 
 /// Multicast groups of rtnetlink (`RTNLGRP_*`) and of nfnetlink (`NFNLGRP_*`).
 const LINK: u32 = 1;

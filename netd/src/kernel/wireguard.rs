@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 
@@ -20,12 +21,9 @@ use super::observe::{self, Device};
 use super::{KernelError, apply};
 use crate::core::encryption::{self, DEVICES, PORTS, Peer, PublicKey, TUNNELLED, Tunnel, TunnelEnd};
 use crate::core::plan::Op;
+use crate::drive::in_full;
 
 const NETLINK_GENERIC: isize = 16;
-
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const DUMP: u16 = 0x300;
 
 /// The family that knows the others.
 const CONTROLLER: u16 = 0x10;
@@ -89,7 +87,7 @@ impl Wireguard {
     fn family(&mut self) -> Result<Option<u16>, KernelError> {
         if self.family.is_none() {
             let name = Attributes::new().text(FAMILY_NAME, "wireguard");
-            match self.send("ask for WireGuard", (CONTROLLER, GET_FAMILY), ACK, &name) {
+            match self.send("ask for WireGuard", (CONTROLLER, GET_FAMILY), NLM_F_ACK, &name) {
                 Ok(answers) => self.family = answers.iter().find_map(|answer| family_id(answer)),
                 Err(error) if error.errno().is_some_and(|errno| errno == Errno::EOPNOTSUPP || apply::is_absent(errno)) => {}
                 Err(error) => return Err(error),
@@ -103,7 +101,7 @@ impl Wireguard {
         match self.family() {
             Ok(Some(_)) => None,
             Ok(None) => Some(NO_WIREGUARD.to_owned()),
-            Err(error) => Some(format!("WireGuard could not be asked for: {error}")),
+            Err(error) => Some(format!("WireGuard could not be asked for: {}", in_full(&error))),
         }
     }
 
@@ -111,7 +109,7 @@ impl Wireguard {
     fn device(&mut self, name: &str) -> Result<Option<Seen>, KernelError> {
         let Some(family) = self.family()? else { return Ok(None) };
         let attributes = Attributes::new().text(DEVICE_NAME, name);
-        match self.send(&format!("read tunnel {name}"), (family, GET_DEVICE), DUMP, &attributes) {
+        match self.send(&format!("read tunnel {name}"), (family, GET_DEVICE), NLM_F_DUMP, &attributes) {
             Ok(answers) => Ok(Some(seen(answers.iter().map(Vec::as_slice)))),
             Err(error) if error.errno().is_some_and(apply::is_absent) => Ok(None),
             Err(error) => Err(error),
@@ -121,13 +119,13 @@ impl Wireguard {
     fn set(&mut self, what: &str, name: &str, attributes: impl FnOnce(Attributes) -> Attributes) -> Result<(), KernelError> {
         let Some(family) = self.family()? else { return Err(KernelError::Missing { why: NO_WIREGUARD.to_owned() }) };
         let attributes = attributes(Attributes::new().text(DEVICE_NAME, name));
-        self.send(what, (family, SET_DEVICE), ACK, &attributes).map(drop)
+        self.send(what, (family, SET_DEVICE), NLM_F_ACK, &attributes).map(drop)
     }
 
     /// What is answered, behind generic netlink's header.
     fn send(&mut self, what: &str, (family, command): (u16, u8), flags: u16, attributes: &Attributes) -> Result<Vec<Vec<u8>>, KernelError> {
         let sequence = self.netlink.next_sequence();
-        self.netlink.send(&message((family, REQUEST | flags, sequence), command, &attributes.0))?;
+        self.netlink.send(&message((family, NLM_F_REQUEST | flags, sequence), command, &attributes.0))?;
         let answers = self.netlink.collect(what)?.into_iter();
         Ok(answers.map(|answer| answer.payload.get(4..).unwrap_or_default().to_vec()).collect())
     }
@@ -420,7 +418,7 @@ mod tests {
     #[test]
     fn a_peer_is_set_with_these_bytes() {
         let attributes = peers(peer_set(PublicKey([0xab; 32]), &PEER))(Attributes::new().text(DEVICE_NAME, "rcl-wg1")).0;
-        let message = message((0x1c, REQUEST | ACK, 9), SET_DEVICE, &attributes);
+        let message = message((0x1c, NLM_F_REQUEST | NLM_F_ACK, 9), SET_DEVICE, &attributes);
         let words: Vec<u32> = message.chunks_exact(4).map(|word| u32::from_be_bytes([word[0], word[1], word[2], word[3]])).collect();
         let head = [0x9000_0000, 0x1c00_0500, 0x0900_0000, 0, 0x0101_0000, 0x0c00_0200, 0x7263_6c2d, 0x7767_3100];
         assert_eq!(words[..8], head);

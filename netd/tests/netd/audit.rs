@@ -1,13 +1,12 @@
 //! What a node holds beside what it is to hold: what is broken is named, and nothing else; and the ways of packets, in words.
 
-use std::process::Command;
-
 use rcluster_api::wire::v1;
 use rcluster_netd::core::links::vtep_mac;
 use rcluster_netd::core::rules::elements::SetName;
 use rcluster_netd::kernel::netlink::Netlink;
 use rcluster_netd::kernel::nft;
 
+use crate::support::seen::run;
 use crate::support::{Host, Lab, eventually, network};
 
 const VXLAN: &str = "v4096";
@@ -52,13 +51,6 @@ fn after(host: &Host, view: &v1::NetView, deed: impl Fn()) -> Vec<String> {
         !found.is_empty()
     });
     found
-}
-
-fn run(command: &str) {
-    let mut words = command.split_whitespace();
-    let program = words.next().expect("a program");
-    let output = Command::new(program).args(words).output().expect("the tests have iproute2");
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Takes the elements of a set away.

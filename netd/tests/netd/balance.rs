@@ -13,7 +13,9 @@ use rcluster_netd::kernel::netlink::Netlink;
 use rcluster_netd::kernel::nft;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::egress::checksum;
 use crate::support::dns::resolve;
+use crate::support::seen::run;
 use crate::support::traffic::at_once;
 use crate::support::{DEADLINE, Lab, eventually, network};
 
@@ -300,10 +302,7 @@ fn a_stream_to_an_endpoint_on_a_dead_node_is_reset() {
         stream.write_all(b"x").unwrap();
         stream.read_exact(&mut [0]).unwrap();
     }
-    lab.hosts[1].here(|| {
-        let down = std::process::Command::new("ip").args(["link", "set", "up0", "down"]).status();
-        assert!(down.unwrap().success());
-    });
+    lab.hosts[1].here(|| run("ip link set up0 down"));
     is_reset(&lab, &mut stream, dead);
 }
 
@@ -361,10 +360,7 @@ fn stray_segment(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), sequence: u32) -> V
     let mut summed = [from.0.octets(), to.0.octets()].concat();
     summed.extend([0, 6, 0, u8::try_from(segment.len()).unwrap()]);
     summed.extend(&segment);
-    let words: u32 = summed.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
-    let folded = (words & 0xffff) + (words >> 16);
-    let [_, _, high, low] = (!((folded & 0xffff) + (folded >> 16))).to_be_bytes();
-    (segment[16], segment[17]) = (high, low);
+    segment[16..18].copy_from_slice(&checksum(&summed));
     segment
 }
 

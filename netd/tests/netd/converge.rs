@@ -1,17 +1,17 @@
 //! What others change is mended at once.
 
 use std::net::Ipv4Addr;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use rcluster_netd::core::links::vtep_mac;
 use rcluster_netd::core::rules::{self, Skeleton, isolation};
 use rcluster_netd::kernel::messages;
-use rcluster_netd::kernel::netlink::Netlink;
+use rcluster_netd::kernel::netlink::{NETLINK_ROUTE, Netlink};
 use rcluster_netd::kernel::nft;
 
 use crate::lifecycle::held;
+use crate::support::seen::run;
 use crate::support::{Host, Lab, eventually, network};
 
 /// From the change to its end.
@@ -20,18 +20,16 @@ const BOUND: Duration = Duration::from_secs(1);
 /// So often each is tried until it is within the bound: this machine may be busy.
 const TRIES: usize = 3;
 
+/// A command, to be run somewhere.
 fn ip(arguments: &'static str) -> impl FnOnce() + Send {
-    move || {
-        let status = Command::new("ip").args(arguments.split_whitespace()).status().expect("the tests have iproute2");
-        assert!(status.success(), "ip {arguments}");
-    }
+    move || run(&format!("ip {arguments}"))
 }
 
 fn forget_forward() {
     let peer = Ipv4Addr::new(10, 90, 0, 102);
     let device = nix::net::if_::if_nametoindex("v4096").unwrap();
     let forward = RouteNetlinkMessage::DelNeighbour(messages::forward(device, vtep_mac(peer), peer));
-    Netlink::open(0).unwrap().request("forward", forward, 0).unwrap();
+    Netlink::open(NETLINK_ROUTE).unwrap().request("forward", forward, 0).unwrap();
 }
 
 fn forget_element() {

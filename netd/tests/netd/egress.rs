@@ -8,24 +8,14 @@ use rcluster_netd::core::links::vtep_mac;
 use rcluster_netd::core::rules::expressions::{Expression, Verdict};
 use rcluster_netd::core::rules::host::{DOCKER_USER, FILTER, TABLE};
 use rcluster_netd::core::rules::{Chain, Hook, Policy, Rule, Skeleton};
-use rcluster_netd::kernel::netlink::Netlink;
+use rcluster_netd::kernel::netlink::{NETLINK_ROUTE, Netlink};
 use rcluster_netd::kernel::{messages, nft};
 
+use crate::support::seen::run;
 use crate::support::traffic::at_once;
-use crate::support::{DEADLINE, Host, Lab, network};
-
-const NETLINK_ROUTE: isize = 0;
+use crate::support::{DEADLINE, Host, Lab, network, two_pods};
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
-
-/// A pod on each of two hosts.
-fn two_pods() -> Lab {
-    let lab = Lab::start(2);
-    lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
-    lab.hosts[0].attach("t1", &[("front", "10.128.0.2")]).unwrap();
-    lab.hosts[1].attach("t2", &[("front", "10.128.0.3")]).unwrap();
-    lab
-}
 
 /// The world. It is one for all of a test: while a test beside it starts a program, the copy of a socket lives on that is closed here, and the
 /// next could not be bound.
@@ -215,8 +205,7 @@ fn a_device_that_has_the_uplinks_name_or_address_is_left_alone_and_told_of() {
 
     let host = &mut lab.hosts[1];
     let strange = host.here(|| {
-        let made = std::process::Command::new("ip").args(["link", "add", "rcl-up", "type", "veth", "peer", "name", "other"]).status();
-        assert!(made.unwrap().success());
+        run("ip link add rcl-up type veth peer name other");
         nix::net::if_::if_nametoindex("rcl-up").unwrap()
     });
     host.start();
@@ -225,9 +214,9 @@ fn a_device_that_has_the_uplinks_name_or_address_is_left_alone_and_told_of() {
     assert_eq!(host.here(|| nix::net::if_::if_nametoindex("rcl-up").unwrap()), strange);
 }
 
-/// The sum over a header of IPv4 that makes it right.
-fn checksum(header: &[u8]) -> [u8; 2] {
-    let words = header.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
+/// The internet's checksum (RFC 1071) of these bytes: in their place it makes a header right.
+pub fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let words = bytes.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
     let sum: u32 = words.sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     let [_, _, high, low] = (!((folded & 0xffff) + (folded >> 16))).to_be_bytes();
@@ -285,10 +274,7 @@ fn a_pods_vxlan_does_not_pass_for_its_nodes() {
     let receiver = lab.hosts[0].udp("t1", "10.128.0.2:9");
     // An address of the node that no other node is told of.
     let other = Ipv4Addr::new(10, 90, 0, 201);
-    lab.hosts[0].here(|| {
-        let added = std::process::Command::new("ip").args(["addr", "add", "10.90.0.201/32", "dev", "up0"]).status();
-        assert!(added.unwrap().success());
-    });
+    lab.hosts[0].here(|| run("ip addr add 10.90.0.201/32 dev up0"));
     let (to, node) = (lab.hosts[0].addr, lab.hosts[1].addr);
     lab.hosts[1].here(move || {
         for at in [to, other] {

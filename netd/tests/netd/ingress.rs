@@ -5,7 +5,6 @@
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -15,8 +14,9 @@ use rcluster_netd::kernel::netlink::Netlink;
 use rcluster_netd::kernel::nft;
 use socket2::{Domain, Socket, Type};
 
+use crate::support::seen::run;
 use crate::support::traffic::at_once;
-use crate::support::{DEADLINE, Host, Lab, eventually, network, node_id};
+use crate::support::{DEADLINE, Host, Lab, eventually, network, node_id, numbered};
 
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 
@@ -68,11 +68,8 @@ fn view(lab: &Lab, index: usize, revision: u64, places: &[Place], ports: &[v1::P
     let own = places.iter().filter(|place| usize::from(place.1) == index);
     let endpoints: Vec<(&str, usize, u8)> = own.map(|(task, _, last)| (*task, index, *last)).collect();
     let third = u8::try_from(index).unwrap();
-    let mut view = lab.view(index, revision, &[network(NETWORKS[index], third, &endpoints)]);
-    for (number, node) in (1..).zip(&mut view.nodes) {
-        node.number = number;
-    }
-    v1::NetView { published: ports.to_vec(), ..view }
+    let view = lab.view(index, revision, &[network(NETWORKS[index], third, &endpoints)]);
+    numbered(v1::NetView { published: ports.to_vec(), ..view })
 }
 
 fn apply(lab: &Lab, revision: u64, places: &[Place], ports: &[v1::PublishedView]) {
@@ -570,10 +567,4 @@ fn what_someone_breaks_on_the_way_is_mended() {
         apply(&lab, 1, &THREE[1..2], &ports);
         assert_eq!(lab.hosts[0].status().unwrap().repairs, repairs, "break {number}, a second time");
     }
-}
-
-fn run(command: &str) {
-    let mut words = command.split_whitespace();
-    let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
-    assert!(status.success(), "{command}: {status}");
 }

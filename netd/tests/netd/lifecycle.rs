@@ -14,21 +14,14 @@ use nix::unistd::Pid;
 use rcluster_netd::core::links::{Mac, vtep_mac};
 use rcluster_netd::core::rules::{TABLE, isolation};
 use rcluster_netd::kernel::messages::{self, Next};
-use rcluster_netd::kernel::netlink::Netlink;
+use rcluster_netd::kernel::netlink::{NETLINK_ROUTE, Netlink};
 use rcluster_netd::kernel::nft;
 use tonic::Code;
 
 use crate::support::dns::{RESOLVER, question, resolve};
+use crate::support::seen::run;
 use crate::support::traffic::{Traffic, sent_again};
-use crate::support::{Host, Lab, eventually, network};
-
-fn two_pods() -> Lab {
-    let lab = Lab::start(2);
-    lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
-    lab.hosts[0].attach("t1", &[("front", "10.128.0.2")]).unwrap();
-    lab.hosts[1].attach("t2", &[("front", "10.128.0.3")]).unwrap();
-    lab
-}
+use crate::support::{Host, Lab, eventually, network, two_pods};
 
 #[test]
 fn a_killed_netd_comes_back_unnoticed() {
@@ -218,7 +211,7 @@ pub fn held(host: &crate::support::Host) -> String {
         let (_, elements) = nft::observe(&mut Netlink::open(nft::NETLINK_NETFILTER).unwrap()).unwrap();
         let mut route = netlink_packet_route::route::RouteMessage::default();
         route.header.address_family = netlink_packet_route::AddressFamily::Inet;
-        let routes = Netlink::open(0).unwrap().dump("routes", &RouteNetlinkMessage::GetRoute(route)).unwrap();
+        let routes = Netlink::open(NETLINK_ROUTE).unwrap().dump("routes", &RouteNetlinkMessage::GetRoute(route)).unwrap();
         format!("{elements:?}\n{routes:?}")
     })
 }
@@ -267,7 +260,7 @@ fn what_someone_breaks_is_mended_and_counted() {
     };
     let stranger = route(250);
     host.inside("router", move || {
-        let mut netlink = Netlink::open(0).unwrap();
+        let mut netlink = Netlink::open(NETLINK_ROUTE).unwrap();
         let delete = RouteNetlinkMessage::DelNeighbour;
         netlink.request("route", RouteNetlinkMessage::DelRoute(route(3)), 0).unwrap();
         netlink.request("neighbour", delete(messages::neighbour(vxlan, peer.into(), None)), 0).unwrap();
@@ -295,7 +288,7 @@ fn what_someone_breaks_is_mended_and_counted() {
             &rcluster_netd::core::rules::Skeleton { table: TABLE, sets: vec![], chains: vec![] },
         )
         .unwrap();
-        Netlink::open(0).unwrap().request("device", messages::del_link(vxlan), 0).unwrap();
+        Netlink::open(NETLINK_ROUTE).unwrap().request("device", messages::del_link(vxlan), 0).unwrap();
     });
     lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
     host.connect("t1", "10.128.0.3:80").unwrap();
@@ -310,7 +303,7 @@ fn routes_of_others_in_the_router_are_left_alone() {
         let to = ipnet::Ipv4Net::from(std::net::Ipv4Addr::new(198, 51, 100, 1));
         let mut foreign = messages::route(to.into(), Next::Device(1));
         foreign.header.protocol = netlink_packet_route::route::RouteProtocol::Static;
-        Netlink::open(0).unwrap().request("route", RouteNetlinkMessage::NewRoute(foreign), messages::CREATE).unwrap();
+        Netlink::open(NETLINK_ROUTE).unwrap().request("route", RouteNetlinkMessage::NewRoute(foreign), messages::CREATE).unwrap();
     });
     lab.apply(2, &[network("front", 0, &[("t1", 0, 2)])]);
     assert!(held(host).contains("198.51.100.1"));
@@ -356,8 +349,7 @@ fn a_pods_own_devices_are_its_own_business() {
     let devices = host.devices();
     host.inside("t1", || {
         for pair in [["v0", "v1"], ["eth7", "eth8"]] {
-            let made = std::process::Command::new("ip").args(["link", "add", pair[0], "type", "veth", "peer", "name", pair[1]]).status();
-            assert!(made.unwrap().success());
+            run(&format!("ip link add {} type veth peer name {}", pair[0], pair[1]));
         }
     });
     host.kill();
@@ -379,9 +371,8 @@ fn the_hosts_own_routes_are_told() {
     assert_eq!(told(), (1450, vec!["10.90.0.0/24".to_owned()], vec![]));
     host.here(|| {
         for route in ["192.168.7.0/24", "192.168.7.9/32", "default", "172.30.0.0/16 table 100", "blackhole 10.1.0.0/16"] {
-            let device: &[&str] = if route.starts_with("blackhole") { &[] } else { &["dev", "up0"] };
-            let added = std::process::Command::new("ip").args(["route", "add"]).args(route.split(' ')).args(device).status();
-            assert!(added.unwrap().success(), "{route}");
+            let device = if route.starts_with("blackhole") { "" } else { " dev up0" };
+            run(&format!("ip route add {route}{device}"));
         }
     });
     // A netd with pods makes no route on the host itself.

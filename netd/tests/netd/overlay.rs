@@ -9,18 +9,10 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::support::traffic::sent_again;
-use crate::support::{Lab, network};
+use crate::support::{Lab, network, two_pods};
 
 /// A refusal comes as fast as a packet travels; what was lost is sent again after a second.
 const AT_ONCE: Duration = Duration::from_millis(900);
-
-fn two_pods() -> Lab {
-    let lab = Lab::start(2);
-    lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
-    lab.hosts[0].attach("t1", &[("front", "10.128.0.2")]).unwrap();
-    lab.hosts[1].attach("t2", &[("front", "10.128.0.3")]).unwrap();
-    lab
-}
 
 fn echo(stream: &mut (impl Read + Write), text: &[u8]) -> Vec<u8> {
     stream.write_all(text).unwrap();

@@ -11,7 +11,7 @@ use rcluster_api::wire::v1;
 
 use crate::overlay::ping;
 use crate::support::traffic::at_once;
-use crate::support::{DEADLINE, Lab, eventually, network, node_id};
+use crate::support::{DEADLINE, Lab, eventually, network, numbered, published};
 
 /// A service's task: the service, the host's index, the last octet of the address.
 type Place = (&'static str, usize, u8);
@@ -284,29 +284,13 @@ fn killed_at_any_instant_of_a_change_of_a_policy_netd_never_lets_through_what_ne
 
 /// Gives every host the picture, with port 8080 of all nodes for these tasks' port 80.
 fn publish(lab: &Lab, revision: u64, front: &v1::NetworkView, places: &[Place]) {
-    let backend = |place: &Place| v1::BackendView {
-        task_id: task(*place),
-        node_id: node_id(place.1),
-        ip: address(place.2),
-        state: v1::EndpointState::Serving.into(),
-    };
-    let port = v1::Port {
-        protocol: v1::Protocol::Tcp.into(),
-        target: 80,
-        count: 1,
-        published: 8080,
-        mode: v1::PublishMode::Ingress.into(),
-        policy: v1::IngressPolicy::Mesh.into(),
-        ..Default::default()
-    };
-    let published = v1::PublishedView { service_id: "web".into(), ports: vec![port], backends: places.iter().map(backend).collect() };
+    let tasks: Vec<String> = places.iter().map(|place| task(*place)).collect();
+    let behind: Vec<(&str, usize, u8)> = tasks.iter().zip(places).map(|(task, (_, host, last))| (task.as_str(), *host, *last)).collect();
+    let mut published = published(8080, 80, &behind);
+    published.ports[0].policy = v1::IngressPolicy::Mesh.into();
     for (index, host) in lab.hosts.iter().enumerate() {
         let view = lab.view(index, revision, std::slice::from_ref(front));
-        let mut view = v1::NetView { published: vec![published.clone()], ..view };
-        for (number, node) in (1..).zip(&mut view.nodes) {
-            node.number = number;
-        }
-        let response = host.apply(view).unwrap();
+        let response = host.apply(numbered(v1::NetView { published: vec![published.clone()], ..view })).unwrap();
         assert_eq!((response.revision, response.problems), (revision, vec![]));
     }
 }

@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use futures::future::join_all;
 use rcluster_api::wire::v1::{self, relay_open, relay_output};
 use rcluster_base::backoff::Backoff;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
-use super::image::{Failures, NODES_AT_ONCE, nodes};
+use super::nodes::{Failures, ask_each, nodes};
 use super::relay::Relay;
 use crate::args::{Audit, TraceArgs};
 use crate::audit::{Difference, differences, gathered, holders};
@@ -42,29 +41,35 @@ struct AuditJson {
 
 /// `audit [--node N]…`.
 pub async fn audit(mut session: Session, out: Out, args: Audit) -> Result<(), CliError> {
-    let asked = nodes(&mut session, &args.on).await?;
+    let mut asked = nodes(&mut session, &args.on).await?;
     let mut failures = Failures::of(asked.len());
     let mut seen: BTreeMap<String, NodeJson> = BTreeMap::new();
+    // Of the nodes on which something has differed at every look so far.
     let mut open: BTreeMap<String, BTreeSet<Difference>> = BTreeMap::new();
-    let mut unsettled = asked;
     let until = Instant::now() + PATIENCE;
     let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(1));
+    let ask = relay_open::Kind::NetDump(v1::RelayNetDump { conntrack: true });
     loop {
         let last = Instant::now() >= until;
-        for (node, dump) in failures.sift(dumps(&mut session, &unsettled).await?)? {
+        let mut before = std::mem::take(&mut open);
+        let dumps = ask_each(&mut session, &asked, &ask, async |_, relay| dump(relay).await).await?;
+        for (node, dump) in failures.sift(dumps)? {
             let found = differences(&node, &dump, &known(&mut session, &node, &dump).await?);
-            // Only what was there at every look.
-            let kept = match open.remove(&node) {
+            let kept: BTreeSet<Difference> = match before.remove(&node) {
                 Some(before) => before.into_iter().filter(|difference| found.contains(difference)).collect(),
                 None => found,
             };
-            open.insert(node.clone(), kept);
+            if !kept.is_empty() {
+                open.insert(node.clone(), kept);
+            }
             seen.insert(node.clone(), NodeJson { node, term: dump.term, revision: dump.revision, problems: dump.problems });
         }
-        unsettled = open.iter().filter(|(_, found)| !found.is_empty()).map(|(node, _)| node.clone()).collect();
-        if unsettled.is_empty() || last {
+        // Who does not answer any more has failed, and is not asked again.
+        before.keys().for_each(|node| drop(seen.remove(node)));
+        if open.is_empty() || last {
             break;
         }
+        asked = open.keys().cloned().collect();
         sleep(backoff.delay()).await;
     }
     let found: Vec<Difference> = open.into_values().flatten().collect();
@@ -110,30 +115,7 @@ async fn known(session: &mut Session, node: &str, dump: &v1::DumpResponse) -> Re
     Ok(holders(&view))
 }
 
-/// What each of the nodes holds and is to hold.
-async fn dumps(session: &mut Session, nodes: &[String]) -> Result<Vec<(String, Result<v1::DumpResponse, CliError>)>, CliError> {
-    let mut answers = Vec::new();
-    for nodes in nodes.chunks(NODES_AT_ONCE) {
-        let mut opened = Vec::new();
-        for node in nodes {
-            let kind = relay_open::Kind::NetDump(v1::RelayNetDump { conntrack: true });
-            match Relay::of_node(session, node, kind).await {
-                Err(error @ CliError::Unreachable { .. }) => return Err(error),
-                relay => opened.push((node, relay)),
-            }
-        }
-        let taken = opened.into_iter().map(async |(node, relay)| {
-            let answer = match relay {
-                Ok(relay) => dump(relay).await,
-                Err(error) => Err(error),
-            };
-            (node.clone(), answer)
-        });
-        answers.extend(join_all(taken).await);
-    }
-    Ok(answers)
-}
-
+/// What a node holds and is to hold.
 async fn dump(mut relay: Relay) -> Result<v1::DumpResponse, CliError> {
     let mut parts = Vec::new();
     loop {

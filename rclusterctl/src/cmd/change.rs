@@ -1,4 +1,4 @@
-//! The verbs that change objects without a manifest: rm, scale, node drain and its like.
+//! The verbs that change objects without a manifest: rm, scale, node drain and its like; what those that create have in common.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,6 +36,24 @@ pub async fn remove(session: &mut Session, refs: &[(Kind, String)]) -> Result<u6
         })
         .await?;
     Ok(response.revision)
+}
+
+/// Makes an object, or changes the one of its name, and prints its id.
+pub async fn put(session: &mut Session, out: Out, kind: Kind, name: &str, spec: v1::spec::Kind) -> Result<(), CliError> {
+    let spec = v1::Spec { kind: Some(spec), expected_version: 0 };
+    let key = idempotency_key();
+    let response = session
+        .call(|mut client| {
+            let request = keyed(&key, v1::ApplyRequest { specs: vec![spec.clone()] });
+            async move { client.apply(request).await }
+        })
+        .await?;
+    let id = response.applied.first().map(|applied| applied.id.clone()).unwrap_or_default();
+    if out.is_table() {
+        output::data(&format!("{id}\n"))
+    } else {
+        out.value(&serde_json::json!({ "kind": kind.as_str(), "name": name, "id": id }))
+    }
 }
 
 /// What `rm KIND NAME…` means: each name is of the kind, unless it says its own (`network/lab`).

@@ -1,14 +1,14 @@
 //! `secret create` and `config create`.
 
-use rcluster_api::client::{idempotency_key, keyed};
 use rcluster_api::data::{DataKind, DataSpec, Payload};
 use rcluster_api::validate;
 use rcluster_api::wire::v1;
 
+use super::change;
 use crate::args::DataCreate;
 use crate::config;
 use crate::error::CliError;
-use crate::output::{self, Out};
+use crate::output::Out;
 use crate::session::Session;
 
 /// `secret|config create NAME FILE|-`.
@@ -34,14 +34,6 @@ pub async fn create(mut session: Session, out: Out, kind: DataKind, args: DataCr
         Some(data) => data.spec.stack.clone(),
         None => String::new(),
     };
-    let spec = v1::Spec { kind: Some(v1::spec::Kind::Data(DataSpec { stack, ..spec }.into())), expected_version: 0 };
-    let key = idempotency_key();
-    let response = session
-        .call(|mut client| {
-            let request = keyed(&key, v1::ApplyRequest { specs: vec![spec.clone()] });
-            async move { client.apply(request).await }
-        })
-        .await?;
-    let id = response.applied.first().map(|applied| applied.id.clone()).unwrap_or_default();
-    if out.is_table() { output::data(&format!("{id}\n")) } else { out.value(&serde_json::json!({ "kind": word, "name": name, "id": id })) }
+    let spec = v1::spec::Kind::Data(DataSpec { stack, ..spec }.into());
+    change::put(&mut session, out, kind.object_kind(), &name, spec).await
 }

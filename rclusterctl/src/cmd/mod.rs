@@ -16,6 +16,7 @@ pub mod image;
 pub mod lab;
 pub mod logs;
 pub mod network;
+pub mod nodes;
 pub mod on_host;
 pub mod relay;
 pub mod show;

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use ipnet::Ipv4Net;
 use rcluster_api::client::{idempotency_key, keyed};
+use rcluster_api::network::rested_ms;
 use rcluster_api::object::{Kind, Network, Object, Service, Task};
 use rcluster_api::rest::NetworkJson;
 use rcluster_api::spec::{NetworkSpec, Spec};
@@ -12,14 +14,12 @@ use rcluster_api::validate;
 use rcluster_api::wire::v1;
 use serde::Serialize;
 
+use super::change;
 use crate::args::{Format, NetworkCreate, PoolCommand};
 use crate::error::CliError;
 use crate::output::table::Table;
 use crate::output::{self, Out};
 use crate::session::Session;
-
-/// For so long the address of a task that has ended rests (docs/network.md).
-const REST_MS: u64 = 60_000;
 
 /// Length of the prefix of subnets where no other is asked for.
 const PREFIX: u32 = 24;
@@ -44,20 +44,7 @@ pub async fn create(mut session: Session, out: Out, args: NetworkCreate) -> Resu
             format!("rclusterctl network inspect {name} shows it; network rm {name} removes it"),
         ));
     }
-    let spec = v1::Spec { kind: Some(spec.into()), expected_version: 0 };
-    let key = idempotency_key();
-    let response = session
-        .call(|mut client| {
-            let request = keyed(&key, v1::ApplyRequest { specs: vec![spec.clone()] });
-            async move { client.apply(request).await }
-        })
-        .await?;
-    let id = response.applied.first().map(|applied| applied.id.clone()).unwrap_or_default();
-    if out.is_table() {
-        output::data(&format!("{id}\n"))
-    } else {
-        out.value(&serde_json::json!({ "kind": "network", "name": name, "id": id }))
-    }
+    change::put(&mut session, out, Kind::Network, &name, spec.into()).await
 }
 
 /// A network as `inspect` prints it.
@@ -138,7 +125,7 @@ fn inspected(network: &Network, tasks: &[Task], services: &[Service], pools: &[v
             by_ip.insert(address.ip, (rank, address));
         }
     };
-    let has_rested = |since_ms: u64| since_ms.saturating_add(REST_MS) <= now_ms;
+    let has_rested = |since_ms: u64| rested_ms(since_ms) <= now_ms;
     for task in tasks {
         let ended = task.status.state.is_terminal() && task.status.state != TaskState::Orphaned;
         if ended && (task.node_id.is_none() || has_rested(task.stamp.updated_at_ms)) {
@@ -185,22 +172,16 @@ fn inspected(network: &Network, tasks: &[Task], services: &[Service], pools: &[v
     // The first two and the last are not given out.
     let size = network.subnet.map_or(0, |subnet| (u32::from(subnet.broadcast()) - u32::from(subnet.network())).saturating_sub(2));
     let chosen = network.subnet.filter(|_| network.spec.subnet.is_none());
-    let is_from = |pool: &&v1::PoolStatus| chosen.is_some_and(|subnet| holds(&pool.cidr, subnet.network()));
+    let is_from = |pool: &&v1::PoolStatus| {
+        let range = pool.cidr.parse::<Ipv4Net>();
+        chosen.is_some_and(|subnet| range.is_ok_and(|range| range.contains(&subnet)))
+    };
     Inspected {
         network: NetworkJson::new(network, tasks),
         usage: Usage { used: addresses.len() - resting, resting, size },
         pool: pools.iter().find(is_from).map(|pool| pool.cidr.clone()),
         addresses,
     }
-}
-
-/// Whether a range, as the managers write it, holds an address.
-fn holds(cidr: &str, ip: Ipv4Addr) -> bool {
-    let Some((Ok(base), Ok(bits))) = cidr.split_once('/').map(|(base, bits)| (base.parse::<Ipv4Addr>(), bits.parse::<u32>())) else {
-        return false;
-    };
-    let mask = u32::MAX.checked_shl(32_u32.saturating_sub(bits)).unwrap_or(0);
-    u32::from(base) & mask == u32::from(ip) & mask
 }
 
 /// The pools, after these have been added.
@@ -290,23 +271,12 @@ mod tests {
     fn addresses_are_told_with_who_has_them_and_rest_for_a_minute() {
         let spec = NetworkSpec { name: "lab".to_owned(), ..NetworkSpec::default() };
         let subnet = Some("10.128.3.0/29".parse().unwrap());
-        let stamp = Stamp::default();
-        let network = Network {
-            id: "lab".into(),
-            stamp,
-            spec,
-            vni: Some(4096),
-            subnet,
-            subnet6: None,
-            ip_cursor: 0,
-            removing: false,
-            resting_vips: Vec::new(),
-        };
+        let network = Network { vni: Some(4096), subnet, ..Network::new("lab".into(), spec) };
         let spec = serde_json::json!({"containers": [{"image": "a"}], "networks": [{"network": "lab", "aliases": ["www"]}]});
         let spec = ServiceSpec { name: "web".to_owned(), ..serde_json::from_value(spec).unwrap() };
         let vip =
             ServiceVip { network_id: "lab".into(), network: "lab".to_owned(), ip: [10, 128, 3, 6].into(), ip6: "fd00:1::6".parse().ok() };
-        let service = Service { id: "web".into(), stamp, spec, spec_version: 1, removing: false, vips: vec![vip] };
+        let service = Service { vips: vec![vip], ..Service::new("web".into(), spec) };
         let tasks = [
             task("web.1", [10, 128, 3, 4], TaskState::Running),
             task("web.2", [10, 128, 3, 2], TaskState::Orphaned),
@@ -342,15 +312,10 @@ mod tests {
         let subnet = Some("10.128.3.0/29".parse().unwrap());
         let resting = |last: u8, since_ms| RestingVip { ip: [10, 128, 3, last].into(), service_id: "gone".into(), since_ms };
         let network = Network {
-            id: "lab".into(),
-            stamp: Stamp::default(),
-            spec,
             vni: Some(4096),
             subnet,
-            subnet6: None,
-            ip_cursor: 0,
-            removing: false,
             resting_vips: vec![resting(2, 110_000), resting(3, 99_000), resting(4, 110_000), resting(5, 40_000)],
+            ..Network::new("lab".into(), spec)
         };
         let tasks = [
             task("web.1", [10, 128, 3, 2], TaskState::Failed),
@@ -363,12 +328,5 @@ mod tests {
             inspected.addresses.iter().map(|address| format!("{} {} {}", address.ip, address.id, address.state)).collect();
         assert_eq!(told, ["10.128.3.2 gone resting", "10.128.3.3 web.1 resting", "10.128.3.4 web.3 running"]);
         assert_eq!(inspected.usage, Usage { used: 1, resting: 2, size: 5 });
-    }
-
-    #[test]
-    fn a_range_holds_what_begins_with_its_bits() {
-        let ip = Ipv4Addr::new(10, 128, 3, 0);
-        assert!(["10.128.0.0/9", "10.128.3.0/24", "0.0.0.0/0", "10.128.3.0/32"].iter().all(|cidr| holds(cidr, ip)));
-        assert!(["10.0.0.0/9", "10.128.4.0/24", "10.128.3.1/32", "10.128.0.0", "x/9", ""].iter().all(|cidr| !holds(cidr, ip)));
     }
 }

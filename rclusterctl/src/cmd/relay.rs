@@ -44,13 +44,8 @@ impl Relay {
         Self::begin(session, target, container, kind, hint).await
     }
 
-    /// Asks something of a node's images, and waits until the node answers. That there is a leader is known: it has just named the node.
-    pub async fn ask(session: &mut Session, node: &str, kind: v1::image_request::Kind) -> Result<Self, CliError> {
-        Self::of_node(session, node, relay_open::Kind::Image(v1::ImageRequest { kind: Some(kind) })).await
-    }
-
-    /// Asks something of a node itself; the same holds for it.
-    pub async fn of_node(session: &mut Session, node: &str, kind: relay_open::Kind) -> Result<Self, CliError> {
+    /// Asks something of a node itself, and waits until the node answers. That there is a leader is known: it has just named the node.
+    pub async fn ask(session: &mut Session, node: &str, kind: relay_open::Kind) -> Result<Self, CliError> {
         Self::begin(session, node, "", kind, "rclusterctl get nodes shows whether it is heard; then try again").await
     }
 

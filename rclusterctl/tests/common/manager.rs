@@ -100,17 +100,8 @@ impl State {
                     return Ok(answer(version, v1::Outcome::Unchanged));
                 }
                 let subnet = Some("10.128.0.0/24".parse().unwrap());
-                self.put(Object::Network(Network {
-                    id: id.as_str().into(),
-                    stamp: stamp(self.revision),
-                    spec,
-                    vni: Some(100),
-                    subnet,
-                    subnet6: None,
-                    ip_cursor: 0,
-                    removing: false,
-                    resting_vips: Vec::new(),
-                }));
+                let network = Network::new(id.as_str().into(), spec);
+                self.put(Object::Network(Network { stamp: stamp(self.revision), vni: Some(100), subnet, ..network }));
             }
             Spec::Data(spec) => return Err(ApiError::new(ErrorCode::Internal, format!("no test makes {}", spec.name))),
             Spec::Service(spec) => {

@@ -8,26 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rcluster_api::rest::TaskJson;
-use rcluster_tests::lab::{Lab, root, wait_for};
+use rcluster_tests::lab::{Lab, Streamed, Watched, root, wait_for};
 use rcluster_tests::leftovers::Inventory;
-use serde::Deserialize;
-
-/// What `probe watch` found.
-#[derive(Debug, Deserialize)]
-struct Watched {
-    requests: u64,
-    failures: u64,
-    longest_outage_ms: u64,
-}
-
-/// What `probe stream` found.
-#[derive(Debug, Deserialize)]
-struct Streamed {
-    sent: u64,
-    echoed: u64,
-    longest_gap_ms: u64,
-    broken: bool,
-}
 
 #[allow(clippy::print_stdout, reason = "the demo tells its story")]
 fn say(text: &str) {

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -13,13 +12,13 @@ use nix::sys::signal::{Signal, kill};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rcluster_api::rest::TaskJson;
-use serde::Deserialize;
+use rcluster_api::task::TaskState;
 
 use super::eyes::{Eye, PATIENCE, first_process, now_ms};
 use super::swarm::Swarm;
 use super::table::{Better, Figure, Sample, Table};
 use super::{DOCKER, OURS, Options};
-use crate::lab::{Lab, wait_for};
+use crate::lab::{Lab, Watched, wait_for};
 use crate::managers::DEADLINE;
 use crate::progress;
 
@@ -32,6 +31,7 @@ const OUT_EVERYWHERE: Figure = time("container killed → out of every node's DN
 const IN_EVERYWHERE: Figure = time("container started → in every node's DNS", "p99 250 ms");
 const SCALED: Figure = time("`scale` begins → every node's DNS (start of the command included)", "p99 250 ms");
 
+const RUNNING: TaskState = TaskState::Running;
 /// A change is to be known everywhere by then.
 const KNOWN: Duration = Duration::from_secs(1);
 /// Services of [`stale`], and the most replicas of one.
@@ -114,7 +114,7 @@ fn since(at_ms: u64, began_ms: u64) -> f64 {
 /// The tasks of a service that run.
 fn tasks(lab: &Lab, service: &str) -> Result<Vec<TaskJson>> {
     let mut tasks: Vec<TaskJson> = lab.json(&["ps", service])?;
-    tasks.retain(|task| task.state == rcluster_api::task::TaskState::Running);
+    tasks.retain(|task| task.state == RUNNING);
     tasks.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(tasks)
 }
@@ -225,13 +225,6 @@ fn theirs(swarm: &Swarm, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// What `probe watch` says at its end.
-#[derive(Debug, Deserialize)]
-struct Watched {
-    requests: u64,
-    failures: u64,
-}
-
 /// A service with an address of its own is replaced again and again while a client on each node asks all the time.
 pub fn update(options: &Options, swarm: Result<&Swarm, &str>, table: &mut Table) -> Result<()> {
     let lab = Lab::up(&format!("netu-{}", std::process::id()), 3, 3)?;
@@ -263,16 +256,20 @@ pub fn update(options: &Options, swarm: Result<&Swarm, &str>, table: &mut Table)
     let of = format!("{requests} requests in {} s, {} updates of 4 replicas", began.elapsed().as_secs(), generation - 1);
     table.count("failed requests during updates, ours", failures, &of, "0");
     lab.down()?;
-    if let Ok(swarm) = swarm {
-        swarm.service("web", 4, None, &["serve", "--port", "8080"])?;
-        let time = Duration::from_secs(options.update_seconds.min(60));
-        let (requests, failures) = swarm.update_under_load("web", time)?;
-        table.count("failed requests during updates, Docker 20.10", failures, &format!("{requests} requests in {} s", time.as_secs()), "");
+    match swarm {
+        Ok(swarm) => {
+            swarm.service("web", 4, None, &["serve", "--port", "8080"])?;
+            let time = Duration::from_secs(options.update_seconds.min(60));
+            let Watched { requests, failures, .. } = swarm.update_under_load("web", time)?;
+            let of = format!("{requests} requests in {} s, from one host", time.as_secs());
+            table.count("failed requests during updates, Docker 20.10", failures, &of, "");
+        }
+        Err(why) => table.note(&format!("updates of Docker's services: {why}")),
     }
     Ok(())
 }
 
-/// Random changes, in waves; a second after each wave every node's answers are compared with the tasks that run.
+/// Random changes, in waves; within a second after each wave every node's answers are to be the tasks that run.
 pub fn stale(options: &Options, table: &mut Table) -> Result<()> {
     let lab = Lab::up(&format!("nets-{}", std::process::id()), 1, 3)?;
     let mut chance = StdRng::seed_from_u64(options.seed);
@@ -299,7 +296,7 @@ fn manifest(wanted: &[(usize, u32)]) -> String {
     wanted.iter().enumerate().map(one).collect()
 }
 
-/// Changes replicas or templates of some services, then kills some containers; how many changes that were. Returns when all run.
+/// Changes replicas or templates of some services, then kills some containers; how many changes that were. Returns when the managers know of all.
 fn wave(lab: &Lab, wanted: &mut [(usize, u32)], chance: &mut StdRng) -> Result<usize> {
     let mut changes = 0;
     for (replicas, generation) in wanted.iter_mut() {
@@ -316,24 +313,28 @@ fn wave(lab: &Lab, wanted: &mut [(usize, u32)], chance: &mut StdRng) -> Result<u
     }
     lab.ctl(&["deploy", "--timeout", "300s", &lab.write(&manifest(wanted))?])?;
     let running: Vec<TaskJson> = lab.json(&["ps"])?;
+    let mut killed = BTreeSet::new();
     for task in running.iter().filter(|task| task.service != "eye") {
         // One that has ended meanwhile is not killed.
         if chance.random_bool(0.1)
             && let Ok(process) = first_process(&task.id)
             && kill(process, Signal::SIGKILL).is_ok()
         {
-            changes += 1;
+            killed.insert(task.id.as_str());
         }
     }
-    Ok(changes)
+    wait_for("the managers know who was killed", DEADLINE, || {
+        let is_gone = |task: &TaskJson| task.state != RUNNING || !killed.contains(task.id.as_str());
+        Ok(lab.all_tasks()?.iter().all(is_gone).then_some(()))
+    })?;
+    Ok(changes + killed.len())
 }
 
 /// The addresses of each service's tasks that run and are to run.
 fn truth(lab: &Lab) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let all: Vec<TaskJson> = lab.json(&["ps"])?;
     let mut truth: BTreeMap<String, BTreeSet<String>> = (0..CHANGED).map(|number| (format!("c{number}"), BTreeSet::new())).collect();
-    let running = rcluster_api::task::TaskState::Running;
-    for task in all.iter().filter(|task| task.state == running && task.desired_state == running) {
+    for task in all.iter().filter(|task| task.state == RUNNING && task.desired_state == RUNNING) {
         if let Some(addresses) = truth.get_mut(&task.service) {
             addresses.insert(task.networks[0].ip.clone());
         }
@@ -341,16 +342,17 @@ fn truth(lab: &Lab) -> Result<BTreeMap<String, BTreeSet<String>>> {
     Ok(truth)
 }
 
-/// How many answers were looked at, and how many were not what is true. A truth that changes while it is being looked at is none.
+/// How many answers were looked at, and how many were not what is true by the time at which it is to be known. A truth that changes while it
+/// is being looked at is none.
 fn compare(lab: &Lab, eyes: &mut [Eye]) -> Result<(u64, u64)> {
     let deadline = Instant::now() + DEADLINE;
     loop {
         let before = truth(lab)?;
-        thread::sleep(KNOWN);
+        let known = Instant::now() + KNOWN;
         let (mut answers, mut stale) = (0, 0);
         for eye in eyes.iter_mut() {
             for (service, addresses) in &before {
-                let told: BTreeSet<String> = eye.ask(&format!("tasks.{service}"))?.into_iter().collect();
+                let told = told_by(eye, &format!("tasks.{service}"), addresses, known)?;
                 answers += 1;
                 if told != *addresses {
                     progress(&format!("stale on {}: tasks.{service} is {told:?}, and {addresses:?} run", eye.node));
@@ -362,5 +364,16 @@ fn compare(lab: &Lab, eyes: &mut [Eye]) -> Result<(u64, u64)> {
             return Ok((answers, stale));
         }
         ensure!(Instant::now() < deadline, "the tasks do not come to rest");
+    }
+}
+
+/// What a name stands for at an eye's node once it is what is true; else the first answer to what was asked after `known`.
+fn told_by(eye: &mut Eye, name: &str, addresses: &BTreeSet<String>, known: Instant) -> Result<BTreeSet<String>> {
+    loop {
+        let is_late = Instant::now() >= known;
+        let told: BTreeSet<String> = eye.ask(name)?.into_iter().collect();
+        if is_late || told == *addresses {
+            return Ok(told);
+        }
     }
 }

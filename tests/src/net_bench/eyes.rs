@@ -12,6 +12,8 @@ use crate::lab::Lab;
 
 /// How often a name that is watched is asked for.
 const INTERVAL_MS: &str = "5";
+/// Lines of one eye that wait to be read; one that is not read is silent after that.
+const LINES_MAX: usize = 1024;
 /// An answer takes no longer; a change does not either.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -47,7 +49,7 @@ impl Eye {
         command.args(["names", "--interval-ms", INTERVAL_MS]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("start an eye on {node}"))?;
         let (input, output) = (child.stdin.take().context("piped")?, child.stdout.take().context("piped")?);
-        let (sender, lines) = mpsc::channel();
+        let (sender, lines) = mpsc::sync_channel(LINES_MAX);
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 if sender.send(line).is_err() {

@@ -1,4 +1,4 @@
-//! The network's figures (issue 5, "Numbers to reach"), beside a bare wire and Debian's Docker where they can be compared: `rcluster-bench net`.
+//! The network's figures, beside a bare wire and Debian's Docker where they can be compared: `rcluster-bench net`, see docs/benchmarks.md.
 //!
 //! Everything is measured in labs and by the probe alone, in turns, so that what else the machine does hits all alike. What netd takes for a
 //! picture, a pod and its memory is measured at its boundary instead: `netd/tests/netd/figures.rs`.

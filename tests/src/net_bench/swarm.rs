@@ -13,7 +13,7 @@ use tar::{Builder, Header};
 
 use super::eyes::Eye;
 use super::places::{Place, summary};
-use crate::lab::{Lab, bin_dir, wait_for};
+use crate::lab::{Lab, Watched, bin_dir, wait_for};
 
 /// The first one leads.
 pub const HOSTS: [&str; 3] = ["m1", "m2", "m3"];
@@ -200,8 +200,8 @@ impl Swarm {
         self.lab.name()
     }
 
-    /// Replaces the tasks of a service again and again under a client that asks all the time; how often it asked, and failed.
-    pub fn update_under_load(&self, service: &str, time: Duration) -> Result<(u64, u64)> {
+    /// Replaces the tasks of a service again and again under a client that asks all the time.
+    pub fn update_under_load(&self, service: &str, time: Duration) -> Result<Watched> {
         let seconds = time.as_secs().to_string();
         let url = format!("http://{service}:8080/");
         let words = ["exec", EYE, "/probe", "watch", &url, "--interval-ms", "5", "--timeout-ms", "2000", "--seconds", &seconds];
@@ -212,9 +212,7 @@ impl Swarm {
             self.docker(HOSTS[0], &["service", "update", "--force", "--quiet", service])?;
         }
         let output = watch.wait_with_output().context("wait for the client")?;
-        let told: Value = summary(&String::from_utf8_lossy(&output.stdout))?;
-        let field = |name: &str| told[name].as_u64().with_context(|| format!("the client says no {name}: {told}"));
-        Ok((field("requests")?, field("failures")?))
+        serde_json::from_value(summary(&String::from_utf8_lossy(&output.stdout))?).context("read what the client said")
     }
 }
 

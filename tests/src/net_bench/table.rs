@@ -15,7 +15,7 @@ pub struct Figure {
     pub what: &'static str,
     pub unit: &'static str,
     pub better: Better,
-    /// Of issue 5, "Numbers to reach"; may be empty.
+    /// What is to be reached; may be empty.
     pub goal: &'static str,
     /// Whose figure whose is divided by.
     pub of: &'static [(&'static str, &'static str)],

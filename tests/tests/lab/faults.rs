@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use rcluster_api::object::NodeState;
 use rcluster_api::task::TaskState;
-use rcluster_tests::lab::{Lab, wait_for};
-use serde::Deserialize;
+use rcluster_tests::lab::{Lab, Streamed, wait_for};
 
 use crate::{Turn, everywhere, web};
 
@@ -64,12 +63,6 @@ fn a_dead_leader_is_replaced_and_no_container_notices() {
     let down: Vec<String> = lab.ctl(&["events"]).unwrap().lines().filter(|line| line.contains("Down")).map(str::to_owned).collect();
     assert!(down.is_empty(), "healthy nodes were marked down: {down:?}");
     turn.finish();
-}
-
-#[derive(Debug, Deserialize)]
-struct Streamed {
-    echoed: u64,
-    broken: bool,
 }
 
 #[test]

@@ -16,8 +16,8 @@ use crate::{Turn, balanced, everywhere, number, web};
 /// Each of them is changed in each round.
 const SERVICES: usize = 20;
 
-/// Changes in all, where RCLUSTER_CHANGES does not say.
-const CHANGES: u64 = 300;
+/// Changes in all, where RCLUSTER_CHANGES does not say; ten thousand are `rcluster-bench net`'s.
+const CHANGES: u64 = 150;
 
 const REPLICAS_MAX: usize = 3;
 

@@ -3,32 +3,17 @@
 use std::time::{Duration, Instant};
 
 use rcluster_api::rest::TaskJson;
-use rcluster_tests::lab::{Lab, wait_for};
-use serde::Deserialize;
+use rcluster_tests::lab::{Lab, Streamed, Watched, wait_for};
 
 use crate::{Turn, balanced, number, web};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// How long one update follows the other, where RCLUSTER_UPDATE_SECONDS does not say.
-const UPDATE_SECONDS: u64 = 60;
+/// How long one update follows the other, where RCLUSTER_UPDATE_SECONDS does not say; five minutes are `rcluster-bench net`'s.
+const UPDATE_SECONDS: u64 = 30;
 
 /// All clients together, at least.
 const REQUESTS_PER_SECOND: u64 = 100;
-
-/// What `probe watch` says at its end.
-#[derive(Debug, Deserialize)]
-struct Watched {
-    requests: u64,
-    failures: u64,
-}
-
-/// What `probe stream` says at its end.
-#[derive(Debug, Deserialize)]
-struct Streamed {
-    echoed: u64,
-    broken: bool,
-}
 
 /// The network, a service's name and how many replicas: a manifest.
 pub type Manifest = fn(&str, &str, usize) -> String;

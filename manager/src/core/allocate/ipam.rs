@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 use rcluster_api::network::AddressPool;
 
 /// The pool of a cluster that has no other.
-pub const POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::from_bits(POOL_START), 9);
+const POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::from_bits(POOL_START), 9);
 const POOL_START: u32 = u32::from_be_bytes([10, 128, 0, 0]);
 const POOL_SUBNETS: u32 = 1 << 15;
 const SUBNET_PREFIX: u8 = 24;

@@ -14,7 +14,7 @@ mod six;
 mod vip;
 mod vni;
 
-pub use ipam::{POOL, is_given_out, overlap, subnets as subnet_count};
+pub use ipam::{is_given_out, overlap, subnets as subnet_count};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -22,7 +22,7 @@ use std::net::Ipv4Addr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rcluster_api::cluster::Cluster;
 use rcluster_api::id::NetworkId;
-use rcluster_api::network::AddressPool;
+use rcluster_api::network::{AddressPool, rested_ms};
 use rcluster_api::object::{Network, Node, Object, RestingVip, Service, Task};
 use rcluster_api::task::TaskState;
 
@@ -30,13 +30,8 @@ use super::plan::{ChangeSet, Ctx, Dirty};
 use super::state::{Draft, State};
 use holders::Holders;
 
-/// How long an address is not given to another task when its task has ended: nodes that are slow to hear of it, and clients that remember
-/// it, are past it by then.
-pub const REST_MS: u64 = 60_000;
-/// The same when no other address is free.
+/// For so long an address rests at least, where [`rcluster_api::network::REST_MS`] leaves none free.
 pub const REST_LEAST_MS: u64 = 5_000;
-/// Ends of rest are met at whole seconds, so that a plan takes many together.
-const REST_STEP_MS: u64 = 1000;
 
 /// Looks at every node and network without numbers, every task without addresses, and every service.
 pub fn pass(draft: &Draft, _dirty: &Dirty, ctx: &mut Ctx) -> ChangeSet {
@@ -266,11 +261,6 @@ pub fn rests_until_ms(task: &Task) -> Option<u64> {
 /// Until when an address that a service has given up rests.
 fn vip_rests_until_ms(resting: &RestingVip) -> u64 {
     rested_ms(resting.since_ms)
-}
-
-/// When what was given up at a time has rested.
-fn rested_ms(since_ms: u64) -> u64 {
-    since_ms.saturating_add(REST_MS).div_ceil(REST_STEP_MS).saturating_mul(REST_STEP_MS)
 }
 
 /// A service goes: its virtual addresses rest, on networks that are put to what is `staged`, or are there already.

@@ -52,7 +52,7 @@ pub(super) fn add(state: &State, more: &[(Ipv4Net, u8)]) -> Result<ChangeSet, Ap
 fn check(state: &State, pools: &[AddressPool], cidr: Ipv4Net, prefix: u8) -> Result<(), (&'static str, String, &'static str)> {
     const ANOTHER: &str = "choose another range; rclusterctl network pool ls shows the pools, get node NAME -o json a node's routes";
     if cidr.trunc() != cidr {
-        return Err(("cidr", format!("{cidr} has bits behind its prefix"), "write the first address of the range"));
+        return Err(("cidr", format!("{cidr} has host bits set"), "write the first address of the range"));
     }
     if !PREFIXES.contains(&prefix) || prefix < cidr.prefix_len() {
         let message = format!("subnets of /{prefix} cannot be chosen from {cidr}");
@@ -74,7 +74,7 @@ fn check(state: &State, pools: &[AddressPool], cidr: Ipv4Net, prefix: u8) -> Res
 mod tests {
     use rcluster_api::cluster::Cluster;
     use rcluster_api::network::NodeNetwork;
-    use rcluster_api::object::{Network, Node, NodeDescription, NodeState, Stamp};
+    use rcluster_api::object::{Network, Node, NodeDescription};
     use rcluster_api::spec::NetworkSpec;
 
     use super::*;
@@ -86,33 +86,12 @@ mod tests {
         draft.put(Object::Cluster(Box::new(Cluster { pools, ..Cluster::default() })));
         let subnet = Some("10.77.0.0/24".parse().unwrap());
         let spec = NetworkSpec { name: "lab".to_owned(), subnet, ..NetworkSpec::default() };
-        let stamp = Stamp::default();
-        draft.put(Object::Network(Network {
-            id: "net".into(),
-            stamp,
-            spec,
-            vni: Some(4096),
-            subnet,
-            subnet6: None,
-            ip_cursor: 0,
-            removing: false,
-            resting_vips: Vec::new(),
-        }));
+        let network = Network { vni: Some(4096), subnet, ..Network::new("net".into(), spec) };
+        draft.put(Object::Network(network));
         let network = NodeNetwork { routes: vec!["172.16.0.0/12".parse().unwrap()], ..NodeNetwork::default() };
         let description =
             NodeDescription { name: "n1".to_owned(), addr: "10.90.0.101".to_owned(), network: Some(network), ..NodeDescription::default() };
-        draft.put(Object::Node(Node {
-            id: "n1".into(),
-            stamp,
-            description,
-            availability: rcluster_api::object::Availability::Active,
-            labels: std::collections::BTreeMap::new(),
-            state: NodeState::Ready,
-            message: String::new(),
-            since_ms: 0,
-            incarnation: 1,
-            number: 1,
-        }));
+        draft.put(Object::Node(Node { number: 1, ..Node::new("n1".into(), description, 1, 0) }));
         draft.state().clone()
     }
 
@@ -142,7 +121,7 @@ mod tests {
     fn what_others_have_is_refused_by_name() {
         let state = state(Vec::new());
         for (cidr, prefix, expected) in [
-            ("192.168.0.9/20", 24, "add[0].cidr: 192.168.0.9/20 has bits behind its prefix"),
+            ("192.168.0.9/20", 24, "add[0].cidr: 192.168.0.9/20 has host bits set"),
             ("192.168.0.0/26", 24, "add[0].prefix: subnets of /24 cannot be chosen from 192.168.0.0/26"),
             ("192.168.0.0/20", 30, "add[0].prefix: subnets of /30 cannot be chosen from 192.168.0.0/20"),
             ("169.254.54.0/24", 24, "add[0].cidr: pool 169.254.54.0/24 overlaps 169.254.0.0/16, which is link-local"),

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{NodeId, ServiceId};
-use rcluster_api::network::{NodePort, Port, Protocol, Publishers};
+use rcluster_api::network::{NodeNetwork, NodePort, Port, Protocol, Publishers};
 use rcluster_api::object::{Kind, Object, Service, Task};
 use rcluster_api::task::TaskState;
 
@@ -140,9 +140,8 @@ fn held(state: &State, service: &Service) -> Option<Note> {
     }
     let news = &news;
     let mut held = state.nodes().values().flat_map(|node| {
-        let held = node.description.network.iter().flat_map(|network| &network.held_ports);
-        let ports = held.map(|held| (NodePort { protocol: held.protocol, number: held.port }, held.by.as_str()));
-        ports.filter(move |(port, _)| news.contains(port)).map(move |(port, by)| (node.name(), port, by))
+        let held = node.description.network.iter().flat_map(NodeNetwork::held);
+        held.filter(move |(port, _)| news.contains(port)).map(move |(port, by)| (node.name(), port, by))
     });
     let (node, port, by) = held.next()?;
     let more = match held.count() {

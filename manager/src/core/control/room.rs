@@ -66,7 +66,7 @@ mod tests {
     fn service(replicas: u32) -> Object {
         let spec =
             ServiceSpec { name: "web".to_owned(), replicas: Some(replicas), ..serde_json::from_str(r#"{"containers": []}"#).unwrap() };
-        Object::Service(Service { id: "web".into(), stamp: Stamp::default(), spec, spec_version: 1, removing: false, vips: Vec::new() })
+        Object::Service(Service::new("web".into(), spec))
     }
 
     fn apply(state: &mut State, changes: Vec<Change>) {

@@ -20,7 +20,7 @@ use rcluster_api::object::{Network, Node, NodeState, Service, ServiceVip, Task, 
 use rcluster_api::task::TaskState;
 use rcluster_api::wire::v1;
 
-use crate::core::allocate::{POOL, keys};
+use crate::core::allocate::{self, keys};
 use crate::core::state::State;
 
 /// A task that is to stop and may still run.
@@ -189,8 +189,7 @@ impl Networks {
             published(service, &backends)
         });
         let published = Opening::after(known.map(|known| &known.common.published), published);
-        let pools = state.cluster().map(|cluster| &cluster.pools).filter(|pools| !pools.is_empty());
-        let pools = pools.map_or_else(|| vec![POOL.to_string()], |pools| pools.iter().map(|pool| pool.cidr.to_string()).collect());
+        let pools: Vec<String> = allocate::pools(state).iter().map(|pool| pool.cidr.to_string()).collect();
         let common = Arc::new(Common {
             nodes: ground.node_views.clone(),
             services: ground.service_views.clone(),

@@ -113,24 +113,14 @@ impl Liveness {
 
 #[cfg(test)]
 mod tests {
-    use rcluster_api::object::{Availability, NodeDescription, Object, Stamp};
+    use rcluster_api::object::{NodeDescription, Object};
 
     use super::*;
     use crate::core::state::{Change, Transaction};
 
     fn state_with_node(state: NodeState) -> State {
-        let node = Node {
-            id: "n1".into(),
-            stamp: Stamp::default(),
-            description: NodeDescription { name: "n1".to_owned(), ..NodeDescription::default() },
-            availability: Availability::Active,
-            labels: BTreeMap::new(),
-            state,
-            message: String::new(),
-            since_ms: 0,
-            incarnation: 1,
-            number: 0,
-        };
+        let description = NodeDescription { name: "n1".to_owned(), ..NodeDescription::default() };
+        let node = Node { state, ..Node::new("n1".into(), description, 1, 0) };
         let mut tables = State::new("test".to_owned());
         let changes = vec![Change::Put { expected: 0, object: Object::Node(node) }];
         tables.apply(1, &Transaction { at_ms: 0, changes }).unwrap();

@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use rcluster_api::error::{ApiError, ErrorCode};
 use rcluster_api::id::{NodeId, TaskId};
 use rcluster_api::network::{NodeNetwork, NodePort, Port};
-use rcluster_api::object::{Availability, Kind, Node, NodeDescription, NodeState, Object, Service, Stamp};
+use rcluster_api::object::{Kind, Node, NodeDescription, NodeState, Object, Service};
 use rcluster_api::task::TaskState;
 
 use super::report;
@@ -47,18 +47,10 @@ pub fn register(state: &State, registration: &Registration, now_ms: u64) -> Resu
             }
             node
         }
-        None => Node {
-            id: id.clone(),
-            stamp: Stamp::default(),
-            description: NodeDescription { network: told, ..description.clone() },
-            availability: Availability::Active,
-            labels: BTreeMap::new(),
-            state: NodeState::Ready,
-            message: String::new(),
-            since_ms: now_ms,
-            incarnation: *incarnation,
-            number: 0,
-        },
+        None => {
+            let description = NodeDescription { network: told, ..description.clone() };
+            Node::new(id.clone(), description, *incarnation, now_ms)
+        }
     };
     if known.is_none_or(|known| **known != node) {
         if known.is_none_or(|known| known.state != NodeState::Ready) {
@@ -150,8 +142,7 @@ fn withheld(state: &State, before: Option<&NodeNetwork>, node: &Node) -> Vec<Not
 
 /// The ports that programs of a host have, with who.
 fn held(network: Option<&NodeNetwork>) -> BTreeMap<NodePort, &str> {
-    let held = network.into_iter().flat_map(|network| &network.held_ports);
-    held.map(|held| (NodePort { protocol: held.protocol, number: held.port }, held.by.as_str())).collect()
+    network.into_iter().flat_map(NodeNetwork::held).collect()
 }
 
 fn check(state: &State, registration: &Registration) -> Result<(), ApiError> {

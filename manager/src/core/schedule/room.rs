@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use ipnet::Ipv4Net;
 use rcluster_api::id::{NodeId, ServiceId};
-use rcluster_api::network::{NodePort, Port};
+use rcluster_api::network::{NodeNetwork, NodePort, Port};
 use rcluster_api::object::{Capacity, Node, Service, Task};
 
 use super::{filter, rank};
@@ -84,8 +84,7 @@ impl<'a> Rooms<'a> {
             let said = |(route, name, subnet): (Ipv4Net, &str, Ipv4Net)| {
                 (String::from(name), format!("{route}, which overlaps {subnet} of network {name}"))
             };
-            let held = node.description.network.iter().flat_map(|network| &network.held_ports);
-            let held = held.map(|held| (NodePort { protocol: held.protocol, number: held.port }, held.by.clone()));
+            let held = node.description.network.iter().flat_map(NodeNetwork::held);
             let mut room = Room {
                 node,
                 free: node.description.capacity,
@@ -93,7 +92,7 @@ impl<'a> Rooms<'a> {
                 crossed: allocate::crossed(&subnets, node).map(said).collect(),
                 encrypted: Rc::clone(&encrypted),
                 without_six: if has_six(node) { BTreeSet::new() } else { with_six(state).collect() },
-                ports: held.collect(),
+                ports: held.map(|(port, by)| (port, by.to_owned())).collect(),
                 by_service: BTreeMap::new(),
                 failures: BTreeMap::new(),
             };

@@ -20,11 +20,13 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
 use super::expressions::{
-    End, Expression, FIRST, Family, Header, Meta, Register, Rejection, Verdict, equals, family, input_begins, invalid, protocol,
+    End, Expression, FIRST, Family, Meta, Register, Rejection, Verdict, destination_address, destination_address6, equals, family,
+    input_begins, invalid, protocol, source_address, source_address6, to_one_of, to_one_of6,
 };
 use super::isolation::MEMBERS;
 use super::{Chain, Data, Filling, Rule, Set};
-use crate::core::links::{RESOLVER, ROUTER6};
+use crate::core::flows::PROTOCOL_TCP;
+use crate::core::links::{RESOLVER, ROUTER6, fnv1a};
 use crate::core::names::is_there;
 use crate::core::picture::{Attachments, Choice, Network, Picture, Place};
 
@@ -63,18 +65,8 @@ pub const BACKENDS_MAX: usize = 512;
 /// The same on every node, so that a client keeps its endpoint wherever it runs.
 const SEED: u32 = 0x7263_6c75;
 
-const PROTOCOL_TCP: u8 = 6;
-
-/// Offsets of the addresses in an IPv4 header.
-const SOURCE: u32 = 12;
-const DESTINATION: u32 = 16;
-
 /// The kernel's `RTN_UNREACHABLE`.
 const UNREACHABLE: u32 = 7;
-
-/// The same of IPv6.
-const SOURCE6: u32 = 8;
-const DESTINATION6: u32 = 24;
 
 /// The endpoints that take connections, of each service, in the order of their tasks' ids.
 pub fn backends<'a>(network: &'a Network, attachments: &Attachments) -> BTreeMap<&'a str, Vec<Ipv4Addr>> {
@@ -202,8 +194,7 @@ fn hashed(backends: &[Ipv4Addr]) -> (String, Vec<Ipv4Addr>) {
 
 /// FNV-1a of both, mixed (as `MurmurHash3` ends) for it hardly mixes what comes last.
 fn lot(slot: u32, backend: Ipv4Addr) -> u64 {
-    let bytes = slot.to_be_bytes().into_iter().chain(backend.octets());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let hash = fnv1a(slot.to_be_bytes().into_iter().chain(backend.octets()));
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     hash ^ (hash >> 33)
@@ -222,13 +213,13 @@ pub(super) fn balancing() -> Vec<Rule> {
     let by_address = vec![
         Expression::Meta { key: Meta::InputName, into: FIRST },
         Expression::Lookup { set: &MEMBERS, key: FIRST, into: Some(FIRST), present: true },
-        destination(FIRST.after(1)),
+        destination_address(FIRST.after(1)),
         Expression::Lookup { set: &VIPS, key: FIRST, into: Some(Register::VERDICT), present: true },
     ];
     let by_address6 = vec![
         Expression::Meta { key: Meta::InputName, into: FIRST },
         Expression::Lookup { set: &MEMBERS, key: FIRST, into: Some(FIRST), present: true },
-        destination6(FIRST.after(1)),
+        destination_address6(FIRST.after(1)),
         Expression::Lookup { set: &VIPS6, key: FIRST, into: Some(Register::VERDICT), present: true },
     ];
     vec![
@@ -245,8 +236,7 @@ pub(super) fn choosing() -> Vec<Chain> {
         Chain::aside(&draws(slots), choice(&format!("numgen random mod {slots}"), number))
     };
     let hash = |slots: u32| {
-        let from = Expression::Payload { header: Header::Network, offset: SOURCE, len: 4, into: slot };
-        let number = vec![from, Expression::Hash { from: slot, len: 4, below: slots, seed: SEED, into: slot }];
+        let number = vec![source_address(slot), Expression::Hash { from: slot, len: 4, below: slots, seed: SEED, into: slot }];
         Chain::aside(&hashes(slots), choice(&format!("jhash ip saddr mod {slots} seed {SEED:#x}"), number))
     };
     numbers_of_slots().map(draw).chain([hash(SLOTS_HASHED)]).chain(choosing6()).collect()
@@ -259,8 +249,7 @@ fn choosing6() -> impl Iterator<Item = Chain> {
         Chain::aside(&six(&draws(slots)), choice6(&format!("numgen random mod {slots}"), number))
     };
     let hash = |slots: u32| {
-        let from = Expression::Payload { header: Header::Network, offset: SOURCE6, len: 16, into: slot };
-        let number = vec![from, Expression::Hash { from: slot, len: 16, below: slots, seed: SEED, into: slot }];
+        let number = vec![source_address6(slot), Expression::Hash { from: slot, len: 16, below: slots, seed: SEED, into: slot }];
         Chain::aside(&six(&hashes(slots)), choice6(&format!("jhash ip6 saddr mod {slots} seed {SEED:#x}"), number))
     };
     numbers_of_slots().map(draw).chain([hash(SLOTS_HASHED)])
@@ -270,7 +259,7 @@ fn choosing6() -> impl Iterator<Item = Chain> {
 fn choice6(words: &str, number: Vec<Expression>) -> Vec<Rule> {
     let to_backend = || {
         vec![
-            destination6(FIRST),
+            destination_address6(FIRST),
             Expression::Lookup { set: &BACKENDS6, key: FIRST, into: Some(FIRST), present: true },
             Expression::Translate { end: End::Destination, family: Family::Ipv6, address: FIRST, port: None },
         ]
@@ -289,7 +278,7 @@ fn choice(words: &str, number: Vec<Expression>) -> Vec<Rule> {
 
 fn to_backend() -> Vec<Expression> {
     vec![
-        destination(FIRST),
+        destination_address(FIRST),
         Expression::Lookup { set: &BACKENDS, key: FIRST, into: Some(FIRST), present: true },
         Expression::Translate { end: End::Destination, family: Family::Ipv4, address: FIRST, port: None },
     ]
@@ -297,7 +286,8 @@ fn to_backend() -> Vec<Expression> {
 
 /// Of what goes to a node that is down, also on connections that were let through once, and on those that netd passes on for the host.
 pub(super) fn dead() -> Vec<Rule> {
-    let is_dead = || [family(Family::Ipv4), listed(&DEAD)].concat();
+    let is_dead = || [family(Family::Ipv4), to_one_of(&DEAD)].concat();
+    let is_dead6 = || [family(Family::Ipv6), to_one_of6(&DEAD6)].concat();
     vec![
         Rule::new(
             "ip daddr @dead meta l4proto tcp reject with tcp reset",
@@ -306,26 +296,26 @@ pub(super) fn dead() -> Vec<Rule> {
         Rule::new("ip daddr @dead reject with icmpx host-unreachable", [is_dead(), vec![Expression::Reject(Rejection::HostUnreachable)]]),
         Rule::new(
             "ip6 daddr @dead6 meta l4proto tcp reject with tcp reset",
-            [listed6(&DEAD6), protocol(PROTOCOL_TCP), vec![Expression::Reject(Rejection::Reset)]],
+            [is_dead6(), protocol(PROTOCOL_TCP), vec![Expression::Reject(Rejection::Reset)]],
         ),
         Rule::new(
             "ip6 daddr @dead6 reject with icmpx host-unreachable",
-            [listed6(&DEAD6), vec![Expression::Reject(Rejection::HostUnreachable)]],
+            [is_dead6(), vec![Expression::Reject(Rejection::HostUnreachable)]],
         ),
     ]
 }
 
 /// Of what can begin no connection to an endpoint, like the end of one that was forgotten.
 pub(super) fn strayed() -> Vec<Rule> {
-    vec![Rule::new("ct state invalid ip daddr @viplist goto refuse", [invalid(), family(Family::Ipv4), listed(&VIP_LIST), refuse()])]
+    vec![Rule::new("ct state invalid ip daddr @viplist goto refuse", [invalid(), family(Family::Ipv4), to_one_of(&VIP_LIST), refuse()])]
 }
 
 /// Of what no endpoint took.
 pub(super) fn unserved() -> Vec<Rule> {
-    vec![Rule::new("ip daddr @viplist goto refuse", [family(Family::Ipv4), listed(&VIP_LIST), refuse()])]
+    vec![Rule::new("ip daddr @viplist goto refuse", [family(Family::Ipv4), to_one_of(&VIP_LIST), refuse()])]
 }
 
-fn refuse() -> Vec<Expression> {
+pub(super) fn refuse() -> Vec<Expression> {
     vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))]
 }
 
@@ -353,8 +343,8 @@ pub(super) fn refusing() -> Vec<Rule> {
 /// Of connections that begin, once they are routed.
 pub(super) fn leaving() -> Vec<Rule> {
     let both = vec![
-        Expression::Payload { header: Header::Network, offset: SOURCE, len: 4, into: FIRST },
-        destination(FIRST.after(1)),
+        source_address(FIRST),
+        destination_address(FIRST.after(1)),
         Expression::Lookup { set: &HAIRPIN, key: FIRST, into: None, present: true },
     ];
     let translate = vec![
@@ -362,8 +352,8 @@ pub(super) fn leaving() -> Vec<Rule> {
         Expression::Translate { end: End::Source, family: Family::Ipv4, address: FIRST, port: None },
     ];
     let both6 = vec![
-        Expression::Payload { header: Header::Network, offset: SOURCE6, len: 16, into: FIRST },
-        destination6(FIRST.after(4)),
+        source_address6(FIRST),
+        destination_address6(FIRST.after(4)),
         Expression::Lookup { set: &HAIRPIN6, key: FIRST, into: None, present: true },
     ];
     let translate6 = vec![
@@ -376,30 +366,13 @@ pub(super) fn leaving() -> Vec<Rule> {
     ]
 }
 
-fn destination6(into: Register) -> Expression {
-    Expression::Payload { header: Header::Network, offset: DESTINATION6, len: 16, into }
-}
-
-fn listed6(set: &'static Set) -> Vec<Expression> {
-    let listed = [destination6(FIRST), Expression::Lookup { set, key: FIRST, into: None, present: true }];
-    family(Family::Ipv6).into_iter().chain(listed).collect()
-}
-
-pub(super) fn destination(into: Register) -> Expression {
-    Expression::Payload { header: Header::Network, offset: DESTINATION, len: 4, into }
-}
-
-pub(super) fn listed(set: &'static Set) -> Vec<Expression> {
-    vec![destination(FIRST), Expression::Lookup { set, key: FIRST, into: None, present: true }]
-}
-
 #[cfg(test)]
 mod tests {
     use rcluster_api::wire::v1;
 
     use super::*;
-    use crate::core::picture::{Attachment, Membership};
-    use crate::core::plan::tests::{endpoint, view};
+    use crate::core::fixtures::{endpoint, service, t1_attached, view};
+    use crate::core::picture::Attachment;
 
     fn addresses(count: u16) -> Vec<Ipv4Addr> {
         (0..count).map(|number| Ipv4Addr::from(0x0a80_0000 + u32::from(number))).collect()
@@ -454,23 +427,14 @@ mod tests {
 
     /// Two services on `front` with an endpoint each that is elsewhere and one here; t1 is attached.
     fn balanced() -> (v1::NetView, Attachments) {
-        let service = |id: &str, ip: &str, affinity: v1::Affinity| v1::ServiceView {
-            id: id.into(),
-            name: id.into(),
-            mode: v1::EndpointMode::Vip.into(),
-            affinity: affinity.into(),
-            vips: vec![v1::VipView { network_id: "net-a".into(), ip: ip.into(), names: vec![id.into()] }],
-            ..Default::default()
-        };
         let mut view = view(1);
-        view.services = vec![service("web", "10.128.0.8", v1::Affinity::Unspecified), service("db", "10.128.0.9", v1::Affinity::Client)];
+        let by_client = v1::ServiceView { affinity: v1::Affinity::Client.into(), ..service("db", "net-a", "10.128.0.9") };
+        view.services = vec![service("web", "net-a", "10.128.0.8"), by_client];
         let mut stranger = endpoint("t0", "n2", "10.128.0.5");
         stranger.service_id = "db".into();
         stranger.serving = false;
         view.networks[0].endpoints.push(stranger);
-        let networks = vec![Membership { network_id: "net-a".into(), ip: Ipv4Addr::new(10, 128, 0, 2) }];
-        let attachment = Attachment { networks, ..Attachment::default() };
-        (view, Attachments::from([("t1".to_owned(), attachment)]))
+        (view, t1_attached())
     }
 
     #[test]

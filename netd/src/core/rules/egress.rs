@@ -10,9 +10,8 @@
 
 use std::net::Ipv4Addr;
 
-use super::balance::destination;
 use super::elements::{Element, Elements, Field, SetName, Value};
-use super::expressions::{Expression, FIRST, Family, Meta, Rejection, equals, family};
+use super::expressions::{Expression, FIRST, Family, Meta, Rejection, destination_address, device, family};
 use super::isolation::exit;
 use super::{Data, Filling, Rule, Set};
 use crate::core::links::Underlay;
@@ -45,7 +44,7 @@ pub fn elements(picture: &Picture, underlay: &Underlay) -> Elements {
 pub(super) fn staying() -> Vec<Rule> {
     let is_inside = vec![
         Expression::Meta { key: Meta::Protocol, into: FIRST },
-        destination(FIRST.after(1)),
+        destination_address(FIRST.after(1)),
         Expression::Lookup { set: &INSIDE, key: FIRST, into: None, present: true },
     ];
     vec![Rule::new(
@@ -60,5 +59,5 @@ pub(super) fn leaving() -> Vec<Rule> {
 }
 
 fn by_uplink() -> Vec<Expression> {
-    vec![Expression::Meta { key: Meta::OutputName, into: FIRST }, equals(&[UPLINK.as_bytes(), &[0]].concat())]
+    device(Meta::OutputName, UPLINK, true)
 }

@@ -255,9 +255,15 @@ pub(super) fn equals(value: &[u8]) -> Expression {
     Expression::Compare { register: FIRST, equal: true, value: value.to_vec() }
 }
 
-/// Whether the name of the device by which the packet came begins so; with a final zero, is so.
+/// Whether the name of the device by which the packet came begins so.
 pub(super) fn input_begins(start: &[u8]) -> Vec<Expression> {
     vec![Expression::Meta { key: Meta::InputName, into: FIRST }, equals(start)]
+}
+
+/// Whether the device by which the packet came (`InputName`) or leaves (`OutputName`) is, or is not, that of this name.
+pub(super) fn device(key: Meta, name: &str, is: bool) -> Vec<Expression> {
+    let name = [name.as_bytes(), &[0]].concat();
+    vec![Expression::Meta { key, into: FIRST }, Expression::Compare { register: FIRST, equal: is, value: name }]
 }
 
 pub(super) fn family(family: Family) -> Vec<Expression> {
@@ -266,6 +272,37 @@ pub(super) fn family(family: Family) -> Vec<Expression> {
 
 pub(super) fn protocol(number: u8) -> Vec<Expression> {
     vec![Expression::Meta { key: Meta::Protocol, into: FIRST }, equals(&[number])]
+}
+
+pub(super) fn source_address(into: Register) -> Expression {
+    Expression::Payload { header: Header::Network, offset: 12, len: 4, into }
+}
+
+pub(super) fn destination_address(into: Register) -> Expression {
+    Expression::Payload { header: Header::Network, offset: 16, len: 4, into }
+}
+
+/// Whether the set has the packet's destination.
+pub(super) fn to_one_of(set: &'static Set) -> Vec<Expression> {
+    vec![destination_address(FIRST), Expression::Lookup { set, key: FIRST, into: None, present: true }]
+}
+
+/// The same of IPv6.
+pub(super) fn source_address6(into: Register) -> Expression {
+    Expression::Payload { header: Header::Network, offset: 8, len: 16, into }
+}
+
+/// The first half of it.
+pub(super) fn source_prefix6(into: Register) -> Expression {
+    Expression::Payload { header: Header::Network, offset: 8, len: 8, into }
+}
+
+pub(super) fn destination_address6(into: Register) -> Expression {
+    Expression::Payload { header: Header::Network, offset: 24, len: 16, into }
+}
+
+pub(super) fn to_one_of6(set: &'static Set) -> Vec<Expression> {
+    vec![destination_address6(FIRST), Expression::Lookup { set, key: FIRST, into: None, present: true }]
 }
 
 /// The protocol, and behind it the port to which the packet goes.
@@ -278,18 +315,14 @@ pub(super) fn to_port(into: Register) -> Vec<Expression> {
 
 /// Of no connection that there is, and of none that can begin: connection tracking does not translate it.
 pub(super) fn invalid() -> Vec<Expression> {
-    vec![
-        Expression::Conntrack { key: Conntrack::State, into: FIRST },
-        Expression::Mask { register: FIRST, mask: STATE_INVALID },
-        Expression::Compare { register: FIRST, equal: false, value: vec![0; 4] },
-    ]
+    bits(Conntrack::State, STATE_INVALID)
 }
 
 /// Whether the sender's address is, or is not, in the net.
 pub(super) fn source_in(net: Ipv4Net, is: bool) -> Vec<Expression> {
     let mut expressions = family(Family::Ipv4);
     expressions.extend([
-        Expression::Payload { header: Header::Network, offset: 12, len: 4, into: FIRST },
+        source_address(FIRST),
         // As it stands in the packet.
         Expression::Mask { register: FIRST, mask: u32::from_ne_bytes(net.netmask().octets()) },
         Expression::Compare { register: FIRST, equal: is, value: net.network().octets().to_vec() },
@@ -299,9 +332,14 @@ pub(super) fn source_in(net: Ipv4Net, is: bool) -> Vec<Expression> {
 
 /// Of a connection that is known, or of one that belongs to it.
 pub(super) fn established() -> Vec<Expression> {
+    bits(Conntrack::State, STATE_ESTABLISHED_OR_RELATED)
+}
+
+/// Whether one of the bits is set.
+pub(super) fn bits(key: Conntrack, mask: u32) -> Vec<Expression> {
     vec![
-        Expression::Conntrack { key: Conntrack::State, into: FIRST },
-        Expression::Mask { register: FIRST, mask: STATE_ESTABLISHED_OR_RELATED },
+        Expression::Conntrack { key, into: FIRST },
+        Expression::Mask { register: FIRST, mask },
         Expression::Compare { register: FIRST, equal: false, value: vec![0; 4] },
     ]
 }

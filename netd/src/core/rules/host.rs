@@ -11,10 +11,12 @@
 
 use super::elements::Field;
 use super::expressions::{
-    End, Expression, FIRST, Family, Header, Meta, Rejection, accept, drop, equals, established, family, protocol, to_port,
+    End, Expression, FIRST, Family, Header, Meta, Rejection, accept, device, drop, equals, established, family, protocol, source_address,
+    to_port,
 };
 use super::{Chain, Data, Filling, Hook, Policy, Rule, Set, Skeleton, Table, TableFamily};
 use crate::core::encryption::DEVICE_START;
+use crate::core::flows::{PROTOCOL_TCP, PROTOCOL_UDP};
 use crate::core::links::VXLAN_PORT;
 use crate::core::uplink::{HOST_END, ROUTER_IP};
 
@@ -45,9 +47,6 @@ const DESTINATION_NAT: i32 = -100;
 const EARLY_FILTER: i32 = -10;
 
 const SOURCE_NAT: i32 = 100;
-
-const PROTOCOL_TCP: u8 = 6;
-const PROTOCOL_UDP: u8 = 17;
 
 /// The kernel's word for an address of the host itself (`RTN_LOCAL`).
 const LOCAL_ADDRESS: u32 = 2;
@@ -89,10 +88,7 @@ fn overlay() -> Vec<Rule> {
 /// Frames are taken from nodes alone: what is inside of them is believed to come from a pod. To whichever address they were sent: the kernel
 /// takes them at all of the host's, and those for everybody on a link.
 fn frames() -> Vec<Rule> {
-    let stranger = vec![
-        Expression::Payload { header: Header::Network, offset: 12, len: 4, into: FIRST },
-        Expression::Lookup { set: &NODES, key: FIRST, into: None, present: false },
-    ];
+    let stranger = vec![source_address(FIRST), Expression::Lookup { set: &NODES, key: FIRST, into: None, present: false }];
     vec![Rule::new("udp dport 4789 ip saddr != @nodes drop", [family(Family::Ipv4), vxlan(), stranger, drop()])]
 }
 
@@ -186,7 +182,7 @@ fn forwarded() -> Vec<Rule> {
 fn guard() -> Vec<Rule> {
     vec![Rule::new(
         "meta nfproto ipv4 iifname != rcl-up oifname != rcl-up drop",
-        [family(Family::Ipv4), device(Meta::InputName, false), to_uplink(false), drop()],
+        [family(Family::Ipv4), device(Meta::InputName, HOST_END, false), to_uplink(false), drop()],
     )]
 }
 
@@ -199,7 +195,7 @@ fn published() -> Vec<Rule> {
     ];
     vec![Rule::new(
         "iifname != rcl-up fib daddr type local meta l4proto . th dport @ports dnat ip to 169.254.54.2",
-        [device(Meta::InputName, false), family(Family::Ipv4), for_this_host(), to_port(FIRST), on],
+        [device(Meta::InputName, HOST_END, false), family(Family::Ipv4), for_this_host(), to_port(FIRST), on],
     )]
 }
 
@@ -211,22 +207,15 @@ fn leaving() -> Vec<Rule> {
 }
 
 fn from_uplink() -> Vec<Expression> {
-    device(Meta::InputName, true)
+    device(Meta::InputName, HOST_END, true)
 }
 
 fn to_uplink(is: bool) -> Vec<Expression> {
-    device(Meta::OutputName, is)
-}
-
-/// Whether the device is, or is not, the host's end of the uplink.
-fn device(key: Meta, is: bool) -> Vec<Expression> {
-    let name = [HOST_END.as_bytes(), &[0]].concat();
-    vec![Expression::Meta { key, into: FIRST }, Expression::Compare { register: FIRST, equal: is, value: name }]
+    device(Meta::OutputName, HOST_END, is)
 }
 
 fn from_router(is: bool) -> Vec<Expression> {
-    let source = Expression::Payload { header: Header::Network, offset: 12, len: 4, into: FIRST };
-    vec![source, Expression::Compare { register: FIRST, equal: is, value: ROUTER_IP.octets().to_vec() }]
+    vec![source_address(FIRST), Expression::Compare { register: FIRST, equal: is, value: ROUTER_IP.octets().to_vec() }]
 }
 
 fn for_this_host() -> Vec<Expression> {

@@ -20,14 +20,14 @@
 
 use std::net::Ipv4Addr;
 
-use super::balance::{BACKENDS_MAX, destination, listed, numbers_of_slots, slots};
+use super::balance::{BACKENDS_MAX, numbers_of_slots, refuse, slots};
 use super::egress::{ENTRIES, entry};
 use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
 use super::expressions::{
-    Conntrack, End, Expression, FIRST, Family, Header, Meta, Register, Verdict, accept, drop, equals, family, input_begins, source_in,
-    to_port,
+    Conntrack, End, Expression, FIRST, Family, Header, Meta, Register, Verdict, accept, bits, destination_address, device, drop, equals,
+    family, input_begins, source_address, source_in, to_one_of, to_port,
 };
-use super::{Chain, Data, Filling, Rule, Set, balance};
+use super::{Chain, Data, Filling, Rule, Set};
 use crate::core::ingress::{self, INGRESS, MARK, MARK_BITS};
 use crate::core::links::{Underlay, vtep_mac};
 use crate::core::picture::{Attachments, Picture, Place};
@@ -194,13 +194,10 @@ pub(super) fn between_nodes() -> Vec<Rule> {
 /// Of what a node's port is asked for by someone who may not.
 pub(super) fn guarding() -> Vec<Rule> {
     let is_guarded = vec![Expression::Lookup { set: &GUARDED, key: FIRST, into: None, present: true }];
-    let from_others = vec![
-        Expression::Payload { header: Header::Network, offset: 12, len: 4, into: FIRST.after(2) },
-        Expression::Lookup { set: &ALLOWED, key: FIRST, into: None, present: false },
-    ];
+    let from_others = vec![source_address(FIRST.after(2)), Expression::Lookup { set: &ALLOWED, key: FIRST, into: None, present: false }];
     vec![Rule::new(
         "ct state new ip daddr @entries meta l4proto . th dport @guarded meta l4proto . th dport . ip saddr != @allowed goto refuse",
-        [new(), family(Family::Ipv4), listed(&ENTRIES), to_port(FIRST), is_guarded, from_others, refuse()],
+        [new(), family(Family::Ipv4), to_one_of(&ENTRIES), to_port(FIRST), is_guarded, from_others, refuse()],
     )]
 }
 
@@ -208,7 +205,7 @@ pub(super) fn guarding() -> Vec<Rule> {
 pub(super) fn balancing() -> Vec<Rule> {
     let by_port = vec![Expression::Lookup { set: &PORTS, key: FIRST, into: Some(Register::VERDICT), present: true }];
     let text = "ip daddr @entries meta l4proto . th dport vmap @ports";
-    vec![Rule::new(text, [family(Family::Ipv4), listed(&ENTRIES), to_port(FIRST), by_port])]
+    vec![Rule::new(text, [family(Family::Ipv4), to_one_of(&ENTRIES), to_port(FIRST), by_port])]
 }
 
 /// The chains to which ports lead.
@@ -233,7 +230,7 @@ pub(super) fn choosing() -> Vec<Chain> {
 /// Of what has its backend by now: by the destination that it had first, for to a service's own address the same backends have another way.
 pub(super) fn toward() -> Vec<Rule> {
     let home = vec![
-        destination(FIRST),
+        destination_address(FIRST),
         Expression::Lookup { set: &HOMES, key: FIRST, into: Some(FIRST), present: true },
         Expression::SetConnectionMark { from: FIRST },
     ];
@@ -248,12 +245,8 @@ pub(super) fn toward() -> Vec<Rule> {
 
 /// Of connections that begin and come from other nodes, or from outside.
 pub(super) fn forwarded() -> Vec<Rule> {
-    let is_served = vec![
-        destination(FIRST),
-        Expression::Meta { key: Meta::Protocol, into: FIRST.after(1) },
-        Expression::Payload { header: Header::Transport, offset: 2, len: 2, into: FIRST.after(2) },
-        Expression::Lookup { set: &SERVED, key: FIRST, into: None, present: true },
-    ];
+    let known = vec![Expression::Lookup { set: &SERVED, key: FIRST, into: None, present: true }];
+    let is_served = [vec![destination_address(FIRST)], to_port(FIRST.after(1)), known].concat();
     vec![
         Rule::new(
             "iifname ing ct mark & 0xff000000 == 0x1000000 ip daddr . meta l4proto . th dport @served accept",
@@ -294,24 +287,11 @@ pub(super) fn sent() -> Vec<Rule> {
 }
 
 fn from_nodes() -> Vec<Expression> {
-    input_begins(&[INGRESS.as_bytes(), &[0]].concat())
+    device(Meta::InputName, INGRESS, true)
 }
 
 fn from_outside() -> Vec<Expression> {
-    input_begins(&[UPLINK.as_bytes(), &[0]].concat())
-}
-
-fn refuse() -> Vec<Expression> {
-    vec![Expression::Verdict(Verdict::Goto(balance::REFUSE.to_owned()))]
-}
-
-/// Whether one of the bits is set.
-fn bits(key: Conntrack, mask: u32) -> Vec<Expression> {
-    vec![
-        Expression::Conntrack { key, into: FIRST },
-        Expression::Mask { register: FIRST, mask },
-        Expression::Compare { register: FIRST, equal: false, value: vec![0; 4] },
-    ]
+    device(Meta::InputName, UPLINK, true)
 }
 
 fn new() -> Vec<Expression> {
@@ -352,13 +332,13 @@ mod tests {
     use rcluster_api::wire::v1;
 
     use super::*;
-    use crate::core::published::tests::{attached, numbered, published};
+    use crate::core::fixtures::{numbered, published, t1_attached, underlay};
     use crate::core::uplink::Forwarding;
 
     /// The elements of this feature, as text.
     fn shown(picture: &Picture) -> Vec<String> {
-        let underlay = Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Netd };
-        elements(picture, &attached(), &underlay).into_iter().map(|(key, data)| Element { key, data }.to_string()).collect()
+        let elements = elements(picture, &t1_attached(), &underlay(Forwarding::Netd));
+        elements.into_iter().map(|(key, data)| Element { key, data }.to_string()).collect()
     }
 
     #[test]

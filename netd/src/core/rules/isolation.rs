@@ -15,14 +15,15 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv6Net;
 
-use super::balance::REFUSE;
+use super::balance::refuse;
 use super::elements::{Element, Elements, Field, SetName, Value};
 use super::expressions::{
-    Expression, FIRST, Family, Header, Limit, Meta, Rejection, Verdict, accept, drop, equals, established, family, input_begins, invalid,
-    protocol,
+    Expression, FIRST, Family, Header, Limit, Meta, Rejection, accept, destination_address, device, drop, equals, established, family,
+    input_begins, invalid, protocol, source_address, source_address6, source_prefix6,
 };
 use super::{Data, Filling, Rule, Set};
-use crate::core::links::{RESOLVER, veth_name, vxlan_name};
+use crate::core::flows::{PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP};
+use crate::core::links::{LOOPBACK, RESOLVER, veth_name, vxlan_name};
 use crate::core::picture::{Attachments, Picture};
 
 pub static SOURCES: Set = Set { name: "sources", key: &[Field::Name, Field::Address], data: Data::None, filling: Filling::Keys };
@@ -41,10 +42,6 @@ pub static FLOOD: Set = Set { name: "flood", key: &[Field::Name], data: Data::No
 /// sees it.
 const QUESTIONS: Limit = Limit { per_second: 20_000, burst: 5_000 };
 const SPARE_QUESTIONS: Limit = Limit { per_second: 80_000, burst: 20_000 };
-
-const PROTOCOL_ICMP: u8 = 1;
-const PROTOCOL_TCP: u8 = 6;
-const PROTOCOL_UDP: u8 = 17;
 
 /// The address that may come in by a device.
 pub fn source(link: &str, ip: Ipv4Addr) -> Element {
@@ -108,13 +105,13 @@ pub(super) fn incoming() -> Vec<Rule> {
             [input_begins(b"v"), family(Family::Ipv6), not_of_its_network(), drop()],
         ),
         Rule::new("iifname p* iifname . ip saddr != @sources drop", [from_pod(), family(Family::Ipv4), not_its_source(), drop()]),
-        Rule::new("ip daddr resolver udp dport 53 notrack", [resolver_address(16), port(PROTOCOL_UDP, 2), vec![Expression::Untrack]]),
+        Rule::new("ip daddr resolver udp dport 53 notrack", [for_resolver(), port(PROTOCOL_UDP, 2), vec![Expression::Untrack]]),
     ]
 }
 
 /// Of what the resolver sends.
 pub(super) fn answers() -> Vec<Rule> {
-    vec![Rule::new("ip saddr resolver udp sport 53 notrack", [resolver_address(12), port(PROTOCOL_UDP, 0), vec![Expression::Untrack]])]
+    vec![Rule::new("ip saddr resolver udp sport 53 notrack", [from_resolver(), port(PROTOCOL_UDP, 0), vec![Expression::Untrack]])]
 }
 
 /// Of connections that were let through once.
@@ -136,7 +133,7 @@ pub(super) fn marked() -> Vec<Rule> {
 pub(super) fn passing() -> Vec<Rule> {
     vec![
         Rule::new("meta mark . oifname @exits meta mark set 0 accept", [same_network(), accept()]),
-        Rule::new("meta nfproto ipv6 goto refuse", [family(Family::Ipv6), vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))]]),
+        Rule::new("meta nfproto ipv6 goto refuse", [family(Family::Ipv6), refuse()]),
         Rule::new("reject with icmpx admin-prohibited", [vec![Expression::Reject(Rejection::AdminProhibited)]]),
     ]
 }
@@ -144,15 +141,15 @@ pub(super) fn passing() -> Vec<Rule> {
 /// Of what is for the router itself: questions to the resolver, and pings.
 pub(super) fn arriving() -> Vec<Rule> {
     vec![
-        Rule::new("iifname lo accept", [input_begins(b"lo\0"), accept()]),
+        Rule::new("iifname lo accept", [device(Meta::InputName, LOOPBACK, true), accept()]),
         Rule::new("ct state established,related accept", [established(), accept()]),
         Rule::new(
             "ip daddr resolver udp dport 53 iifname p* update @flood { iifname limit rate over 20000/second burst 5000 packets } \
              limit rate over 80000/second burst 20000 packets drop",
-            [resolver_address(16), port(PROTOCOL_UDP, 2), from_pod(), too_many_questions(), drop()],
+            [for_resolver(), port(PROTOCOL_UDP, 2), from_pod(), too_many_questions(), drop()],
         ),
-        Rule::new("iifname p* ip daddr resolver udp dport 53 accept", [from_pod(), resolver_address(16), port(PROTOCOL_UDP, 2), accept()]),
-        Rule::new("iifname p* ip daddr resolver tcp dport 53 accept", [from_pod(), resolver_address(16), port(PROTOCOL_TCP, 2), accept()]),
+        Rule::new("iifname p* ip daddr resolver udp dport 53 accept", [from_pod(), for_resolver(), port(PROTOCOL_UDP, 2), accept()]),
+        Rule::new("iifname p* ip daddr resolver tcp dport 53 accept", [from_pod(), for_resolver(), port(PROTOCOL_TCP, 2), accept()]),
         Rule::new("iifname p* icmp type echo-request accept", [from_pod(), echo_request(), accept()]),
         Rule::new("iifname p* reject with icmpx admin-prohibited", [from_pod(), vec![Expression::Reject(Rejection::AdminProhibited)]]),
     ]
@@ -165,7 +162,7 @@ fn from_pod() -> Vec<Expression> {
 fn not_its_source() -> Vec<Expression> {
     vec![
         Expression::Meta { key: Meta::InputName, into: FIRST },
-        Expression::Payload { header: Header::Network, offset: 12, len: 4, into: FIRST.after(4) },
+        source_address(FIRST.after(4)),
         Expression::Lookup { set: &SOURCES, key: FIRST, into: None, present: false },
     ]
 }
@@ -173,26 +170,25 @@ fn not_its_source() -> Vec<Expression> {
 fn not_its_source6() -> Vec<Expression> {
     vec![
         Expression::Meta { key: Meta::InputName, into: FIRST },
-        Expression::Payload { header: Header::Network, offset: 8, len: 16, into: FIRST.after(4) },
+        source_address6(FIRST.after(4)),
         Expression::Lookup { set: &SOURCES6, key: FIRST, into: None, present: false },
     ]
 }
 
-/// By the first half of the source address.
 fn not_of_its_network() -> Vec<Expression> {
     vec![
         Expression::Meta { key: Meta::InputName, into: FIRST },
-        Expression::Payload { header: Header::Network, offset: 8, len: 8, into: FIRST.after(4) },
+        source_prefix6(FIRST.after(4)),
         Expression::Lookup { set: &PREFIXES6, key: FIRST, into: None, present: false },
     ]
 }
 
-/// `offset`: 12 for the source address, 16 for the destination.
-fn resolver_address(offset: u32) -> Vec<Expression> {
-    let mut expressions = family(Family::Ipv4);
-    expressions.push(Expression::Payload { header: Header::Network, offset, len: 4, into: FIRST });
-    expressions.push(equals(&RESOLVER.octets()));
-    expressions
+fn from_resolver() -> Vec<Expression> {
+    [family(Family::Ipv4), vec![source_address(FIRST), equals(&RESOLVER.octets())]].concat()
+}
+
+fn for_resolver() -> Vec<Expression> {
+    [family(Family::Ipv4), vec![destination_address(FIRST), equals(&RESOLVER.octets())]].concat()
 }
 
 /// The resolver's; `offset`: 0 for the source port, 2 for the destination.

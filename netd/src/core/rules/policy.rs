@@ -10,7 +10,8 @@
 //!
 //! In: networks' policies, endpoints, the pods here. Out: elements. Both nodes of a connection judge it, each by its own picture, after a
 //! service's address has become an endpoint's; who comes by a published port is judged where the endpoint is, under its own address. What
-//! leaves the cluster is not judged here: that is `internal`'s; nor what a host itself connects to. Never: a rule per service; a judgement of what has been let through once.
+//! leaves the cluster is not judged here: that is `internal`'s; nor what a host itself connects to. Never: a rule per service; a judgement
+//! of what has been let through once.
 //!
 //! What a policy allows is added before its network is `policed`, and the other way round when it goes; the kernel does either in one
 //! transaction, so that no half of a policy is ever in force. Rules that are loaded anew know no network at all until all elements are there.
@@ -20,12 +21,15 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv6Net;
 use rcluster_api::network::address6;
 
-use super::balance::REFUSE;
+use super::balance::refuse;
 use super::egress::ENTRIES;
 use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
-use super::expressions::{Conntrack, Expression, FIRST, Family, Header, Meta, Rejection, Verdict, equals, family, input_begins, source_in};
+use super::expressions::{
+    Conntrack, Expression, FIRST, Family, Meta, Rejection, Verdict, destination_address, destination_address6, device, family,
+    input_begins, source_address, source_address6, source_in, to_one_of, to_port,
+};
 use super::{Data, Filling, Rule, Set};
-use crate::core::ingress::OWN;
+use crate::core::ingress::{INGRESS, OWN};
 use crate::core::picture::{Attachments, Picture};
 use crate::core::policy::{Passage, admissions, passages};
 use crate::core::uplink::UPLINK;
@@ -60,14 +64,6 @@ pub(super) const POLICY: &str = "policy";
 
 /// The chain that judges what comes by published ports.
 pub(super) const ADMIT: &str = "admit";
-
-/// Offsets of the addresses in an IPv4 header.
-const SOURCE: u32 = 12;
-const DESTINATION: u32 = 16;
-
-/// The same of IPv6.
-const SOURCE6: u32 = 8;
-const DESTINATION6: u32 = 24;
 
 /// Who may speak with whom.
 pub fn elements(picture: &Picture, attachments: &Attachments) -> Elements {
@@ -134,18 +130,17 @@ fn spanning(set: SetName, first: &[Value], last: &[Value]) -> Element {
 
 /// Of what begins to come to pods here by published ports, whichever node it came to first.
 pub(super) fn shielding() -> Vec<Rule> {
-    let listed = || vec![address(DESTINATION, 0), Expression::Lookup { set: &SHIELDED, key: FIRST, into: None, present: true }];
-    let to_shielded = || [family(Family::Ipv4), listed()].concat();
+    let to_shielded = || [family(Family::Ipv4), to_one_of(&SHIELDED)].concat();
     let by_port = vec![
         Expression::Conntrack { key: Conntrack::OriginalDestination, into: FIRST },
         Expression::Lookup { set: &ENTRIES, key: FIRST, into: None, present: true },
     ];
     vec![
-        Rule::new("iifname up ip daddr @shielded jump admit", [input_begins(b"up\0"), to_shielded(), jump(ADMIT)]),
+        Rule::new("iifname up ip daddr @shielded jump admit", [device(Meta::InputName, UPLINK, true), to_shielded(), jump(ADMIT)]),
         // Hosts' own connections are not judged: those to a pod on the host itself are not forwarded at all.
         Rule::new(
             "iifname ing ip saddr != 169.254.192.0/19 ip daddr @shielded jump admit",
-            [input_begins(b"ing\0"), source_in(OWN, false), to_shielded(), jump(ADMIT)],
+            [device(Meta::InputName, INGRESS, true), source_in(OWN, false), to_shielded(), jump(ADMIT)],
         ),
         // A pod that used the address of its own node.
         Rule::new(
@@ -157,13 +152,8 @@ pub(super) fn shielding() -> Vec<Rule> {
 
 /// Who may come by published ports.
 pub(super) fn admitting() -> Vec<Rule> {
-    let known = vec![
-        address(DESTINATION, 0),
-        Expression::Meta { key: Meta::Protocol, into: FIRST.after(1) },
-        Expression::Payload { header: Header::Transport, offset: 2, len: 2, into: FIRST.after(2) },
-        address(SOURCE, 3),
-        Expression::Lookup { set: &ALLOW_IN, key: FIRST, into: None, present: true },
-    ];
+    let by_sender = vec![source_address(FIRST.after(3)), Expression::Lookup { set: &ALLOW_IN, key: FIRST, into: None, present: true }];
+    let known = [vec![destination_address(FIRST)], to_port(FIRST.after(1)), by_sender].concat();
     let text = "ip daddr . meta l4proto . th dport . ip saddr @allow_in return";
     vec![Rule::new(text, [family(Family::Ipv4), known, back()]), refused()]
 }
@@ -179,26 +169,17 @@ pub(super) fn judged() -> Vec<Rule> {
 
 /// Who may speak with whom.
 pub(super) fn judging() -> Vec<Rule> {
-    let by_uplink = vec![Expression::Meta { key: Meta::OutputName, into: FIRST }, equals(&[UPLINK.as_bytes(), &[0]].concat())];
-    let known = vec![
-        address(SOURCE, 0),
-        address(DESTINATION, 1),
-        Expression::Meta { key: Meta::Protocol, into: FIRST.after(2) },
-        Expression::Payload { header: Header::Transport, offset: 2, len: 2, into: FIRST.after(3) },
-        Expression::Lookup { set: &ALLOW, key: FIRST, into: None, present: true },
-    ];
+    let between = vec![source_address(FIRST), destination_address(FIRST.after(1))];
+    let allowed = vec![Expression::Lookup { set: &ALLOW, key: FIRST, into: None, present: true }];
+    let known = [between, to_port(FIRST.after(2)), allowed].concat();
     let text = "ip saddr . ip daddr . meta l4proto . th dport @allow return";
-    let known6 = vec![
-        Expression::Payload { header: Header::Network, offset: SOURCE6, len: 16, into: FIRST },
-        Expression::Payload { header: Header::Network, offset: DESTINATION6, len: 16, into: FIRST.after(4) },
-        Expression::Meta { key: Meta::Protocol, into: FIRST.after(8) },
-        Expression::Payload { header: Header::Transport, offset: 2, len: 2, into: FIRST.after(9) },
-        Expression::Lookup { set: &ALLOW6, key: FIRST, into: None, present: true },
-    ];
+    let between6 = vec![source_address6(FIRST), destination_address6(FIRST.after(4))];
+    let allowed6 = vec![Expression::Lookup { set: &ALLOW6, key: FIRST, into: None, present: true }];
+    let known6 = [between6, to_port(FIRST.after(8)), allowed6].concat();
     let text6 = "ip6 saddr . ip6 daddr . meta l4proto . th dport @allow6 return";
     let prohibited = vec![Expression::Reject(Rejection::AdminProhibited)];
     vec![
-        Rule::new("oifname up return", [by_uplink, back()]),
+        Rule::new("oifname up return", [device(Meta::OutputName, UPLINK, true), back()]),
         Rule::new(text, [family(Family::Ipv4), known, back()]),
         Rule::new(text6, [family(Family::Ipv6), known6, back()]),
         // Of ICMPv6 who connects would hear a second later.
@@ -209,21 +190,12 @@ pub(super) fn judging() -> Vec<Rule> {
     ]
 }
 
-/// The header's address into the register at `place`.
-fn address(offset: u32, place: u32) -> Expression {
-    Expression::Payload { header: Header::Network, offset, len: 4, into: FIRST.after(place) }
-}
-
 fn jump(chain: &str) -> Vec<Expression> {
     vec![Expression::Verdict(Verdict::Jump(chain.to_owned()))]
 }
 
 fn back() -> Vec<Expression> {
     vec![Expression::Verdict(Verdict::Return)]
-}
-
-fn refuse() -> Vec<Expression> {
-    vec![Expression::Verdict(Verdict::Goto(REFUSE.to_owned()))]
 }
 
 fn refused() -> Rule {
@@ -235,8 +207,7 @@ mod tests {
     use rcluster_api::wire::v1;
 
     use super::*;
-    use crate::core::picture::{Attachment, Membership};
-    use crate::core::plan::tests::view;
+    use crate::core::fixtures::{t1_attached, view};
 
     /// The elements of this feature, as text; `web` is the pod t1 here and t2 elsewhere, `db` is t3 elsewhere.
     fn shown(allow: Vec<v1::AllowView>) -> Vec<String> {
@@ -245,9 +216,7 @@ mod tests {
             endpoint.service_id = service.into();
         }
         wire.networks[0].policy = Some(v1::NetworkPolicyView { allow });
-        let networks = vec![Membership { network_id: "net-a".into(), ip: Ipv4Addr::new(10, 128, 0, 2) }];
-        let attachments = Attachments::from([("t1".to_owned(), Attachment { networks, ..Attachment::default() })]);
-        let elements = elements(&Picture::parse(&wire).0, &attachments);
+        let elements = elements(&Picture::parse(&wire).0, &t1_attached());
         elements.into_iter().map(|(key, data)| Element { key, data }.to_string()).collect()
     }
 

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST};
 use nix::errno::Errno;
 
 use self::attributes::{Attributes, parse, split, text};
@@ -42,11 +43,6 @@ const NEW_ELEMENT: u16 = 12;
 const GET_ELEMENT: u16 = 13;
 const DEL_ELEMENT: u16 = 14;
 
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const DUMP: u16 = 0x300;
-const CREATE: u16 = 0x400;
-const APPEND: u16 = 0x800;
 const NLMSG_ERROR: u16 = 2;
 
 /// Elements in one message: an attribute's length has 16 bits, and an element takes at most 120 bytes.
@@ -73,20 +69,20 @@ pub fn load_with(netlink: &mut Netlink, skeleton: &Skeleton, changes: &[Change<'
     let mut transaction = Transaction::begin(netlink, skeleton.table);
     let name = skeleton.table.name;
     let table = Attributes::new().text(1, name);
-    transaction.add("add table", NEW_TABLE, CREATE, &table);
+    transaction.add("add table", NEW_TABLE, NLM_F_CREATE, &table);
     transaction.add("delete table", DEL_TABLE, 0, &table);
-    transaction.add("add table", NEW_TABLE, CREATE, &table);
+    transaction.add("add table", NEW_TABLE, NLM_F_CREATE, &table);
     for (id, set) in (1..).zip(&skeleton.sets) {
-        transaction.add(&format!("add set {}", set.name), NEW_SET, CREATE, &encode::set(name, set, id));
+        transaction.add(&format!("add set {}", set.name), NEW_SET, NLM_F_CREATE, &encode::set(name, set, id));
     }
     // All of them before the first rule, which may lead to any.
     for chain in &skeleton.chains {
-        transaction.add(&format!("add chain {}", chain.name), NEW_CHAIN, CREATE, &encode::chain(name, chain));
+        transaction.add(&format!("add chain {}", chain.name), NEW_CHAIN, NLM_F_CREATE, &encode::chain(name, chain));
     }
     for chain in &skeleton.chains {
         for rule in &chain.rules {
             let what = format!("add rule {}: {}", chain.name, rule.text);
-            transaction.add(&what, NEW_RULE, CREATE | APPEND, &encode::rule(name, chain, rule));
+            transaction.add(&what, NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, &encode::rule(name, chain, rule));
         }
     }
     transaction.change(changes);
@@ -165,7 +161,7 @@ pub fn insert(netlink: &mut Netlink, table: Table, chain: &Chain) -> Result<(), 
     let mut transaction = Transaction::begin(netlink, table);
     for rule in chain.rules.iter().rev() {
         let what = format!("insert rule {}: {}", chain.name, rule.text);
-        transaction.add(&what, NEW_RULE, CREATE, &encode::rule(table.name, chain, rule));
+        transaction.add(&what, NEW_RULE, NLM_F_CREATE, &encode::rule(table.name, chain, rule));
     }
     transaction.commit()
 }
@@ -189,7 +185,7 @@ impl<'a> Transaction<'a> {
     fn begin(netlink: &'a mut Netlink, table: Table) -> Self {
         let first_sequence = netlink.next_sequence();
         let mut transaction = Self { netlink, table, bytes: Vec::new(), first_sequence, last_flags: 0, what: vec!["begin".to_owned()] };
-        write(&mut transaction.bytes, (BATCH_BEGIN, REQUEST, first_sequence), (0, SUBSYSTEM >> 8), &[]);
+        write(&mut transaction.bytes, (BATCH_BEGIN, NLM_F_REQUEST, first_sequence), (0, SUBSYSTEM >> 8), &[]);
         transaction
     }
 
@@ -197,7 +193,7 @@ impl<'a> Transaction<'a> {
         let sequence = self.netlink.next_sequence();
         self.what.push(what.to_owned());
         self.last_flags = self.bytes.len() + 6;
-        write(&mut self.bytes, (SUBSYSTEM | kind, REQUEST | flags, sequence), (self.table.family as u8, 0), &attributes.0);
+        write(&mut self.bytes, (SUBSYSTEM | kind, NLM_F_REQUEST | flags, sequence), (self.table.family as u8, 0), &attributes.0);
     }
 
     /// Elements in order.
@@ -218,7 +214,7 @@ impl<'a> Transaction<'a> {
             list.nested(1, encode::element(set, change.key, data))
         });
         let attributes = Attributes::new().text(1, self.table.name).text(2, set.name).nested(3, list);
-        let (verb, kind, flags) = if *add { ("add to", NEW_ELEMENT, CREATE) } else { ("remove from", DEL_ELEMENT, 0) };
+        let (verb, kind, flags) = if *add { ("add to", NEW_ELEMENT, NLM_F_CREATE) } else { ("remove from", DEL_ELEMENT, 0) };
         self.add(&format!("{verb} set {}", set.name), kind, flags, &attributes);
     }
 
@@ -227,11 +223,11 @@ impl<'a> Transaction<'a> {
         if self.last_flags == 0 {
             return Ok(());
         }
-        let flags = u16::from_ne_bytes([self.bytes[self.last_flags], self.bytes[self.last_flags + 1]]) | ACK;
+        let flags = u16::from_ne_bytes([self.bytes[self.last_flags], self.bytes[self.last_flags + 1]]) | NLM_F_ACK;
         self.bytes[self.last_flags..self.last_flags + 2].copy_from_slice(&flags.to_ne_bytes());
         let last_sequence = self.first_sequence + u32::try_from(self.what.len() - 1).expect("a transaction is bounded");
         let end = self.netlink.next_sequence();
-        write(&mut self.bytes, (BATCH_END, REQUEST, end), (0, SUBSYSTEM >> 8), &[]);
+        write(&mut self.bytes, (BATCH_END, NLM_F_REQUEST, end), (0, SUBSYSTEM >> 8), &[]);
         self.netlink.send(&self.bytes)?;
         let mut first_error = None;
         loop {
@@ -260,7 +256,7 @@ fn list(netlink: &mut Netlink, what: &str, kind: u16, table: Table) -> Result<Ve
 fn dump(netlink: &mut Netlink, what: &str, kind: u16, table: Table, attributes: &Attributes) -> Result<Vec<Vec<u8>>, KernelError> {
     let sequence = netlink.next_sequence();
     let mut bytes = Vec::new();
-    write(&mut bytes, (SUBSYSTEM | kind, REQUEST | DUMP, sequence), (table.family as u8, 0), &attributes.0);
+    write(&mut bytes, (SUBSYSTEM | kind, NLM_F_REQUEST | NLM_F_DUMP, sequence), (table.family as u8, 0), &attributes.0);
     netlink.send(&bytes)?;
     match netlink.collect(&format!("nf_tables, {what}")) {
         Ok(answers) => {

@@ -24,7 +24,7 @@ use rand::rngs::StdRng;
 use rcluster_api::wire::v1;
 use rcluster_api::wire::v1::netd_client::NetdClient;
 use rcluster_netd::kernel::messages::Next;
-use rcluster_netd::kernel::netlink::Netlink;
+use rcluster_netd::kernel::netlink::{NETLINK_ROUTE, Netlink};
 use rcluster_netd::kernel::{messages, netns};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
@@ -39,8 +39,6 @@ pub mod resolver;
 pub mod seen;
 
 pub mod traffic;
-
-const NETLINK_ROUTE: isize = 0;
 
 /// More than any step needs on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -162,9 +160,7 @@ impl Lab {
     /// Has the wire drop what is larger than `mtu` on its way to the host at `index`, and say nothing.
     pub fn narrow(&self, index: usize, mtu: u32) {
         self.switch.run(move || {
-            let port = format!("host{}", index + 1);
-            let set = Command::new("ip").args(["link", "set", &port, "mtu", &mtu.to_string()]).status();
-            assert!(set.expect("the tests have iproute2").success(), "{port}");
+            seen::run(&format!("ip link set host{} mtu {mtu}", index + 1));
         });
     }
 
@@ -175,6 +171,15 @@ impl Lab {
             assert_eq!((response.revision, response.problems), (revision, vec![]));
         }
     }
+}
+
+/// A pod on each of two hosts, t1 and t2 of network `front`.
+pub fn two_pods() -> Lab {
+    let lab = Lab::start(2);
+    lab.apply(1, &[network("front", 0, &[("t1", 0, 2), ("t2", 1, 3)])]);
+    lab.hosts[0].attach("t1", &[("front", "10.128.0.2")]).unwrap();
+    lab.hosts[1].attach("t2", &[("front", "10.128.0.3")]).unwrap();
+    lab
 }
 
 /// A picture with a number for each node, without which no ports are published.

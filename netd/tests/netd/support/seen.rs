@@ -113,7 +113,12 @@ fn words(line: &str) -> impl Iterator<Item = &str> {
     line.split_whitespace()
 }
 
-/// The lines that a command prints, run in the calling thread's namespaces.
+/// Runs a command in the calling thread's namespaces; it is to succeed.
+pub fn run(command: &str) {
+    show(command);
+}
+
+/// The lines that such a command prints.
 pub fn show(command: &str) -> Vec<String> {
     let (program, arguments) = command.split_once(' ').unwrap();
     let output = Command::new(program).args(arguments.split(' ')).output().expect("the tests have iproute2");

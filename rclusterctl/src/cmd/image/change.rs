@@ -4,8 +4,9 @@ use rcluster_api::resource::Bytes;
 use rcluster_api::wire::v1::{self, image_answer, image_request};
 use serde::Serialize;
 
-use super::{Failures, all, holders, nodes, on_each};
+use super::{all, holders, on_each};
 use crate::args::OnNodes;
+use crate::cmd::nodes::{Failures, nodes};
 use crate::error::CliError;
 use crate::output::{self, Out};
 use crate::session::Session;

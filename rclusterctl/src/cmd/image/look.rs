@@ -8,8 +8,9 @@ use rcluster_base::clock::unix_ms;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Failures, all, holders, listed, nodes, open};
+use super::{all, holders, listed, open};
 use crate::args::{Format, OnNodes};
+use crate::cmd::nodes::{Failures, nodes};
 use crate::error::CliError;
 use crate::output::table::Table;
 use crate::output::{self, Out, rows};

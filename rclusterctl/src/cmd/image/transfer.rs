@@ -15,9 +15,10 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::progress::Board;
-use super::{Failures, all, holders, images, next, nodes, on_each, open};
+use super::{all, holders, images, next, on_each, open};
 use crate::args::OnNodes;
 use crate::cmd::exec;
+use crate::cmd::nodes::{Failures, nodes};
 use crate::cmd::relay::{Inputs, Relay};
 use crate::error::CliError;
 use crate::output::{self, Out};
