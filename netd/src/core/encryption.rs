@@ -26,7 +26,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ingress::NUMBER_MAX;
 use super::links::{Underlay, VXLAN_OVERHEAD};
-use super::picture::{Network, Picture, Place};
+use super::picture::{Network, Picture};
+use super::uplink::places;
 
 /// The tunnels' devices on the host: of the even and of the odd epochs.
 pub const DEVICES: [&str; 2] = ["rcl-wg0", "rcl-wg1"];
@@ -238,13 +239,8 @@ fn in_force(picture: &Picture) -> impl DoubleEndedIterator<Item = u64> + use<> {
 
 /// The other nodes with an endpoint on an encrypted network of this one.
 fn others<'a>(picture: &'a Picture, underlay: &Underlay) -> Vec<(Ipv4Addr, &'a Member)> {
-    let networks = picture.networks.values().filter(|network| network.encrypted);
-    let places = networks.flat_map(|network| network.endpoints.values().map(|endpoint| endpoint.place));
-    let nodes = places.filter_map(|place| match place {
-        Place::Here => None,
-        Place::Node(node) => Some(node),
-    });
-    let nodes: BTreeSet<Ipv4Addr> = nodes.filter(|node| *node != underlay.addr).collect();
+    let encrypted = picture.networks.values().filter(|network| network.encrypted);
+    let nodes: BTreeSet<Ipv4Addr> = places(encrypted, underlay.addr).collect();
     nodes.into_iter().filter_map(|node| Some((node, picture.members.get(&node)?))).collect()
 }
 

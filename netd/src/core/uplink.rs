@@ -182,7 +182,7 @@ fn entries(picture: &Picture, underlay: &Underlay) -> impl Iterator<Item = Ipv4A
 }
 
 /// The other nodes than this `own` one that have an endpoint on one of the networks.
-fn places<'a>(networks: impl Iterator<Item = &'a Network>, own: Ipv4Addr) -> impl Iterator<Item = Ipv4Addr> {
+pub(super) fn places<'a>(networks: impl Iterator<Item = &'a Network>, own: Ipv4Addr) -> impl Iterator<Item = Ipv4Addr> {
     let endpoints = networks.flat_map(|network| network.endpoints.values());
     endpoints.filter_map(|endpoint| endpoint.place.node()).filter(move |node| *node != own)
 }
