@@ -441,17 +441,7 @@ mod tests {
                     });
                 }
                 Spec::Network(spec) => {
-                    current.networks.push(Network {
-                        id: spec.name.as_str().into(),
-                        stamp: Stamp::default(),
-                        spec,
-                        vni: None,
-                        subnet: None,
-                        subnet6: None,
-                        ip_cursor: 0,
-                        removing: false,
-                        resting_vips: Vec::new(),
-                    });
+                    current.networks.push(Network::new(spec.name.as_str().into(), spec));
                 }
                 Spec::Data(spec) => {
                     let payload = spec.data.clone().unwrap();

@@ -13,13 +13,12 @@ use netlink_packet_route::RouteNetlinkMessage;
 use rcluster_api::wire::v1;
 use rcluster_netd::core::links::vtep_mac;
 use rcluster_netd::kernel::messages;
-use rcluster_netd::kernel::netlink::Netlink;
+use rcluster_netd::kernel::netlink::{NETLINK_ROUTE, Netlink};
 use socket2::{Domain, Protocol, Socket, Type};
 use tonic::Code;
 
-use crate::support::{Host, Lab, network};
-
-const NETLINK_ROUTE: isize = 0;
+use crate::egress::checksum;
+use crate::support::{Host, Lab, network, numbered};
 
 /// What no one on the wire is to read.
 const MARKER: &[u8] = b"a word that stands nowhere else";
@@ -93,9 +92,8 @@ fn told(host: &Host) -> v1::NodeNetwork {
 fn apply(lab: &Lab, revision: u64, key_epoch: u64, networks: &[v1::NetworkView]) {
     let keys: Vec<Vec<v1::WireguardKey>> = lab.hosts.iter().take(NODES).map(|host| told(host).wireguard_keys).collect();
     for (index, host) in lab.hosts.iter().enumerate().take(NODES) {
-        let mut view = v1::NetView { key_epoch, ..lab.view(index, revision, networks) };
-        for ((number, node), keys) in (1..).zip(&mut view.nodes).zip(&keys) {
-            node.number = number;
+        let mut view = numbered(v1::NetView { key_epoch, ..lab.view(index, revision, networks) });
+        for (node, keys) in view.nodes.iter_mut().zip(&keys) {
             node.wireguard_keys.clone_from(keys);
         }
         let response = host.apply(view).unwrap();
@@ -123,9 +121,8 @@ fn ipv4(from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
     let mut header = vec![0x45, 0, len[0], len[1], 0, 0, 0, 0, 64, 17, 0, 0];
     header.extend(from.octets());
     header.extend(to.octets());
-    let sum: u32 = header.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
-    let checksum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
-    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let sum = checksum(&header);
+    header[10..12].copy_from_slice(&sum);
     [&header[..], payload].concat()
 }
 

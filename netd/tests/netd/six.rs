@@ -12,7 +12,7 @@ use rcluster_api::network::address6;
 use rcluster_api::wire::v1;
 use rcluster_netd::core::links::GATEWAY6;
 use rcluster_netd::kernel::messages::{self, Next};
-use rcluster_netd::kernel::netlink::Netlink;
+use rcluster_netd::kernel::netlink::{NETLINK_ROUTE, Netlink};
 use rcluster_netd::kernel::netns;
 
 use crate::balance::{self, CLIENT, VIP};
@@ -99,7 +99,7 @@ fn send_all_to_the_router(host: &Host, task: &str) {
         let all = IpNet::from(Ipv6Net::default());
         let next = Next::Gateway { device: index, address: GATEWAY6.into(), source: None };
         let route = RouteNetlinkMessage::NewRoute(messages::route(all, next));
-        Netlink::open(0).unwrap().request("all of IPv6", route, messages::CREATE).unwrap();
+        Netlink::open(NETLINK_ROUTE).unwrap().request("all of IPv6", route, messages::CREATE).unwrap();
     });
 }
 
@@ -152,7 +152,7 @@ fn a_packet_under_a_strange_ipv6_address_is_dropped() {
                 netns::set_sysctl(&format!("ipv6/conf/eth0/{name}"), if name == "disable_ipv6" { "0" } else { "1" }, false).unwrap();
             }
             let index = nix::net::if_::if_nametoindex("eth0").unwrap();
-            let mut netlink = Netlink::open(0).unwrap();
+            let mut netlink = Netlink::open(NETLINK_ROUTE).unwrap();
             let address = RouteNetlinkMessage::NewAddress(messages::address6(index, strange));
             netlink.request("a strange address", address, messages::REPLACE).unwrap();
             let mac = rcluster_netd::core::links::ROUTER_MAC;
