@@ -247,10 +247,8 @@ mod tests {
     #[test]
     fn a_pods_ipv6_leads_to_its_networks_with_ipv6_and_nowhere_else() {
         let mut wire = view(1);
-        let membership = |id: &str, ip: [u8; 4]| Membership { network_id: id.into(), ip: Ipv4Addr::from(ip) };
-        let networks = vec![membership("net-a", [10, 128, 0, 2]), membership("net-b", [10, 128, 1, 9])];
-        let attachments = Attachments::from([("t1".to_owned(), Attachment { networks, ..Attachment::default() })]);
-        let underlay = Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding: Forwarding::Host };
+        let attachments = attached("t1", &[("net-a", [10, 128, 0, 2]), ("net-b", [10, 128, 1, 9])]);
+        let underlay = underlay(Forwarding::Host);
         let mut six = |front: &str, back: &str| {
             (wire.networks[0].subnet6, wire.networks[1].subnet6) = (front.to_owned(), back.to_owned());
             let (picture, problems) = Picture::parse(&wire);

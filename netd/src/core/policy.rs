@@ -14,7 +14,7 @@ use ipnet::{IpNet, Ipv4Net};
 use rcluster_api::wire::v1;
 use serde::{Deserialize, Serialize};
 
-use super::flows::{PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP};
+use super::flows::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP};
 use super::picture::Network;
 
 /// Boxes of one network; of more nothing passes. Enough for what managers let a policy be while all of its services are updated at once,
