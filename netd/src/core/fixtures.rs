@@ -113,7 +113,7 @@ pub fn numbered(revision: u64, published: Vec<v1::PublishedView>) -> v1::NetView
 /// A node's key for an epoch; its bytes are both numbers' digits.
 pub fn key(number: u32, epoch: u64) -> v1::WireguardKey {
     let byte = u8::try_from(u64::from(number) * 16 + epoch).expect("small numbers");
-    v1::WireguardKey { epoch, key: vec![byte; 32], port: if epoch % 2 == 0 { 51820 } else { 51821 } }
+    v1::WireguardKey { epoch, key: vec![byte; 32], port: if epoch.is_multiple_of(2) { 51820 } else { 51821 } }
 }
 
 /// The view with numbers for its nodes, where this network is encrypted and every node has told a key for the first epoch.
