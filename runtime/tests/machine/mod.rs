@@ -27,8 +27,8 @@ pub fn kernel() -> PathBuf {
     kernel
 }
 
-/// The newest program of that name beside this one that is no older than what it was made from: a used target directory also holds those
-/// of earlier builds.
+/// The newest program of that name beside this one that is of this package's tests and no older than what it was made from: other packages
+/// have tests of the same name, and a used target directory also holds those of earlier builds.
 pub fn built(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let beside = fs::read_dir(own.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
@@ -36,7 +36,7 @@ pub fn built(name: &str) -> PathBuf {
         let file = path.file_name().unwrap().to_str().unwrap();
         file.rsplit_once('-').is_some_and(|(stem, hash)| stem == name && !hash.contains('.')) && path.is_file()
     };
-    let newest = beside.filter(is_it).filter(|path| is_fresh(path)).max_by_key(|path| modified(path));
+    let newest = beside.filter(is_it).filter(|path| is_ours_now(path)).max_by_key(|path| modified(path));
     newest.unwrap_or_else(|| {
         let package = env!("CARGO_PKG_NAME");
         panic!("no test program {name} of these sources beside {}: build it by cargo test -p {package} --no-run", own.display())
@@ -44,11 +44,13 @@ pub fn built(name: &str) -> PathBuf {
 }
 
 /// By the dependencies that cargo writes down beside a program, each as a rule of its own without anything behind its colon.
-fn is_fresh(program: &Path) -> bool {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+fn is_ours_now(program: &Path) -> bool {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let workspace = package.parent().unwrap();
     let noted = fs::read_to_string(program.with_extension("d")).unwrap_or_default();
     let sources: Vec<_> = noted.lines().filter_map(|line| line.strip_suffix(':')).map(|source| workspace.join(source)).collect();
-    !sources.is_empty() && sources.iter().all(|source| source.exists() && modified(source) <= modified(program))
+    let is_own = sources.iter().any(|source| source.starts_with(package.join("tests")));
+    is_own && sources.iter().all(|source| source.exists() && modified(source) <= modified(program))
 }
 
 fn modified(path: &Path) -> SystemTime {
