@@ -2,7 +2,7 @@
 
 mod support;
 
-use rcluster_api::wire::v1::{DumpResponse, RelayNetDump, RelayNetTrace, TraceResponse, relay_open, relay_output};
+use rcluster_api::wire::v1::{DumpResponse, Protocol, RelayNetDump, RelayNetTrace, TraceResponse, relay_open, relay_output};
 use support::agent::Agent;
 use support::manager::Manager;
 use support::netd::FakeNetd;
@@ -36,9 +36,9 @@ async fn a_dump_comes_in_parts_that_are_all_of_it_and_a_trace_is_of_the_task() {
     assert_eq!(wanted, (0..12_000).map(|number| number.to_string()).collect::<Vec<_>>());
     assert_eq!(netd.asked(), "dump");
 
-    manager.relay(A, relay_open::Kind::NetTrace(RelayNetTrace { target: "web:80".into() }));
+    manager.relay(A, relay_open::Kind::NetTrace(RelayNetTrace { target: "web:80".into(), protocol: Protocol::Udp.into() }));
     let said = answers(&manager).await;
-    let trace = TraceResponse { steps: vec!["web:80".into()], verdict: format!("delivered for {A}") };
+    let trace = TraceResponse { steps: vec!["web:80".into()], verdict: format!("delivered for {A}"), protocol: Protocol::Udp.into() };
     assert!(said.contains(&relay_output::Kind::NetTrace(trace)), "{said:?}");
 }
 

@@ -19,7 +19,7 @@ use crate::error::{CliError, EXIT_CODES};
 pub use cluster::{Backup, ClusterCommand, ContextCommand, JoinPart, OnHost, Switch, UserCommand, UserCreate};
 pub use image::{ImageCommand, OnNodes};
 pub use lab::{LabCommand, LabExec, LabUp};
-pub use network::{Audit, NetworkCommand, NetworkCreate, PoolCommand, TraceArgs};
+pub use network::{Audit, NetworkCommand, NetworkCreate, PoolCommand, TraceArgs, TraceTarget};
 
 /// The command of rcluster: deploys services, shows what runs, operates nodes, makes labs.
 #[derive(Debug, Parser)]

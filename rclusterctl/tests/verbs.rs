@@ -272,7 +272,13 @@ fn an_audit_tells_what_a_node_lacks_and_fails_for_it() {
 #[test]
 fn a_trace_is_printed_step_by_step_and_a_check_tells_what_is_wrong() {
     let (user, _) = user(WEB);
-    assert_eq!(ok(user.run("trace web.1 web:80")).stdout, "web.1 on n1 to web:80\n  a step\ndelivered to web:80\n");
+    let traced = |target: &str, over: &str| format!("web.1 on n1 to {target}\n  a step\ndelivered to web:80 over PROTOCOL_{over}\n");
+    assert_eq!(ok(user.run("trace web.1 web:80")).stdout, traced("web:80", "UNSPECIFIED"));
+    assert_eq!(ok(user.run("trace web.1 web:80/udp")).stdout, traced("web:80/udp", "UDP"));
+    let old = user.run("trace web.1 web:1/udp");
+    assert!(old.code == 1 && old.stderr.starts_with("error: no trace of web:1/udp: the leader, or agent and netd of node n1, "), "{old:?}");
+    let wrong = user.run("trace web.1 web:80/sctp");
+    assert!(wrong.code == 2 && wrong.stderr.contains("\"sctp\" is neither tcp nor udp"), "{wrong:?}");
     assert_eq!(json(user.run("trace web.1 web:80 -o json"))["steps"][0], "a step");
     let ended = user.run("check");
     assert_eq!((ended.code, ended.stdout.as_str()), (1, "n2: the path to n1 is narrow\n"));

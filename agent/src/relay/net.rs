@@ -22,8 +22,8 @@ pub async fn dump(tools: &Tools, asked: v1::RelayNetDump, view: Option<v1::NetVi
 
 /// What becomes of what a task here sends.
 pub async fn trace(tools: &Tools, task_id: &str, asked: v1::RelayNetTrace, line: &mut Line) -> Result<(), ApiError> {
-    let v1::RelayNetTrace { target } = asked;
-    let request = v1::TraceRequest { task_id: task_id.to_owned(), target };
+    let v1::RelayNetTrace { target, protocol } = asked;
+    let request = v1::TraceRequest { task_id: task_id.to_owned(), target, protocol };
     let found = tools.netd.trace(request).await.map_err(|error| failed(tools, &error))?;
     let _ = say(tools, [relay_output::Kind::NetTrace(found)], line).await;
     Ok(())

@@ -99,7 +99,7 @@ impl Netd for Service {
     }
 
     async fn trace(&self, request: Request<TraceRequest>) -> Result<Response<TraceResponse>, Status> {
-        let TraceRequest { task_id, target } = request.into_inner();
-        Ok(Response::new(TraceResponse { steps: vec![target], verdict: format!("delivered for {task_id}") }))
+        let TraceRequest { task_id, target, protocol } = request.into_inner();
+        Ok(Response::new(TraceResponse { steps: vec![target], verdict: format!("delivered for {task_id}"), protocol }))
     }
 }

@@ -1,8 +1,8 @@
 //! What becomes of a packet that a pod sends, step by step, in words.
 //!
 //! In: a picture, what the dataplane holds by it, what the pod sees of names; a name or an address. Out: the steps and a verdict. Goes the
-//! way that the rules go (`rules::skeleton` has their order) over the same elements, for the first packet of a connection over TCP if the target
-//! has a port, else for a ping. What another node's rules say of it there, by their elements, is not seen here. Never: sends one.
+//! way that the rules go (`rules::skeleton` has their order) over the same elements, for the first packet of a connection over TCP or UDP if
+//! the target has a port, else for a ping. What another node's rules say of it there, by their elements, is not seen here. Never: sends one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use super::dataplane::Dataplane;
-use super::flows::{PROTOCOL_ICMP, PROTOCOL_TCP};
+use super::flows::{PROTOCOL_ICMP, Transport};
 use super::links::{Interface, LOOPBACK, RESOLVER, vtep_mac};
 use super::names::{self, Answer, Sight};
 use super::neighbours::Route;
@@ -39,44 +39,74 @@ pub struct Trace {
     pub verdict: String,
 }
 
-/// The way of what the pod sends to `target`, a name or an address, which may end in a port; `None` if the pod is not here.
-pub fn trace(ground: Ground<'_>, task_id: &str, target: &str) -> Option<Trace> {
+/// The way of what the pod sends to the target; `None` if the pod is not here.
+pub fn trace(ground: Ground<'_>, task_id: &str, target: Target<'_>) -> Option<Trace> {
     let pod = ground.dataplane.pods.get(task_id)?;
-    let (host, aim) = parted(target);
-    let mut walk = Walk { ground, aim, steps: Vec::new() };
+    let Target { host, aim } = target;
+    let mut walk = Walk { ground, aim, is_six: false, steps: Vec::new() };
     let verdict = walk.begin(pod, host);
     Some(Trace { steps: walk.steps, verdict })
 }
 
-/// The target without its port, and what is sent there.
-fn parted(target: &str) -> (&str, Aim) {
-    // What has more colons is no name; an address of IPv6 before a port is in brackets.
-    let halves = target.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']'));
-    let with_port = halves.and_then(|(host, port)| Some((host, port.parse().ok()?)));
-    with_port.map_or((target, Aim::PING), |(host, port)| (host, Aim { protocol: PROTOCOL_TCP, port }))
+/// A name or an address, and what is sent there.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    host: &'a str,
+    aim: Aim,
+}
+
+impl<'a> Target<'a> {
+    /// Of a name or an address, which may end in a port: to that it is sent over `transport`, or TCP. Without a port it is a ping.
+    pub fn parse(text: &'a str, transport: Option<Transport>) -> Result<Self, String> {
+        // What has more colons is no name; an address of IPv6 before a port is in brackets.
+        let halves = text.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']'));
+        match (halves.and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?))), transport) {
+            (Some((host, port)), _) => Ok(Self { host, aim: Aim { transport: Some(transport.unwrap_or(Transport::Tcp)), port } }),
+            (None, None) => Ok(Self { host: text, aim: Aim::PING }),
+            (None, Some(transport)) => Err(format!("a trace over {transport} needs a port, and {text:?} has none: write NAME:PORT")),
+        }
+    }
 }
 
 /// What of a packet does not depend on its addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Aim {
-    protocol: u8,
+    /// `None`: a ping.
+    transport: Option<Transport>,
     port: u16,
 }
 
 impl Aim {
     /// Who may be pinged may be so whatever stands where others have ports.
-    const PING: Self = Self { protocol: PROTOCOL_ICMP, port: 0 };
+    const PING: Self = Self { transport: None, port: 0 };
+
+    /// As IP numbers it.
+    fn protocol(self) -> u8 {
+        self.transport.map_or(PROTOCOL_ICMP, Transport::number)
+    }
 
     /// As keys of sets have it.
     fn key(self) -> [Value; 2] {
-        [Value::Protocol(self.protocol), Value::Port(self.port)]
+        [Value::Protocol(self.protocol()), Value::Port(self.port)]
     }
 }
 
 impl fmt::Display for Aim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if *self == Self::PING { write!(f, "pings") } else { write!(f, "tcp port {}", self.port) }
+        match self.transport {
+            None => write!(f, "pings"),
+            Some(transport) => write!(f, "{transport} port {}", self.port),
+        }
     }
+}
+
+/// How the rules refuse what is not over TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// By the chain `refuse`, as who has no such port.
+    Port,
+    /// As by a firewall.
+    Prohibited,
 }
 
 /// A packet as it comes from a pod.
@@ -90,12 +120,34 @@ struct Packet {
 struct Walk<'a> {
     ground: Ground<'a>,
     aim: Aim,
+    /// Sent over IPv6.
+    is_six: bool,
     steps: Vec<String>,
 }
 
 impl Walk<'_> {
     fn say(&mut self, step: String) {
         self.steps.push(step);
+    }
+
+    fn refused(&self, refusal: Refusal, why: impl fmt::Display) -> String {
+        match (self.aim.transport, refusal) {
+            (None | Some(Transport::Tcp), _) => format!("refused: {why}"),
+            // Over IPv6 the rules go to `refuse` here too.
+            (Some(Transport::Udp), Refusal::Prohibited) if !self.is_six => {
+                format!("refused, as ICMP administratively prohibited: {why}")
+            }
+            (Some(Transport::Udp), Refusal::Port | Refusal::Prohibited) => format!("refused, as ICMP port unreachable: {why}"),
+        }
+    }
+
+    /// What becomes of what is sent to an endpoint whose node is down.
+    fn dead(&self, ip: Ipv4Addr, holder: &str) -> String {
+        let end = match self.aim.transport {
+            Some(Transport::Tcp) => "reset",
+            Some(Transport::Udp) | None => "refused, as ICMP host unreachable",
+        };
+        format!("{end}: {ip} is {holder}, whose node is down and does not answer")
     }
 
     fn begin(&mut self, pod: &BTreeMap<String, Interface>, host: &str) -> String {
@@ -115,6 +167,7 @@ impl Walk<'_> {
         let ip = self.ground.picture.networks.values().find_map(|network| network.ip4(ip6.into())).filter(|_| is_routed);
         let Some(ip) = ip else { return format!("sent nowhere: the pod has no route to {ip6}") };
         self.say(format!("{ip6} goes as {ip} does, which is the same one's"));
+        self.is_six = true;
         self.by_address(pod, ip)
     }
 
@@ -194,15 +247,15 @@ impl Walk<'_> {
         let Packet { vni, source, aim } = packet;
         let client = [&aim.key()[..], &[Value::Address(source)]].concat();
         if self.holds(SetName::Guarded, &aim.key()) && !self.spans(SetName::Allowed, &client) {
-            return format!("refused: {source} is not among the clients that {aim} is published for");
+            return self.refused(Refusal::Port, format!("{source} is not among the clients that {aim} is published for"));
         }
         let Some((verdict, behind)) = self.published(aim) else {
-            return format!("refused: {ip} is a node, and pods reach nothing of nodes but published ports");
+            return self.refused(Refusal::Port, format!("{ip} is a node, and pods reach nothing of nodes but published ports"));
         };
         let backends: Vec<Ipv4Addr> = behind.keys().copied().collect();
         self.say_choice(ip, &format!("a node with a published {aim}"), &verdict, &backends);
         if !self.holds(SetName::Outward, &[Value::Mark(vni)]) {
-            return format!("refused: network {} is internal, and {ip} is outside", self.network(vni));
+            return self.refused(Refusal::Port, format!("network {} is internal, and {ip} is outside", self.network(vni)));
         }
         self.each(&backends, |walk, backend| {
             let port = behind.get(&backend).copied().unwrap_or(aim.port);
@@ -215,11 +268,12 @@ impl Walk<'_> {
         let Packet { vni: _, source, aim } = packet;
         let holder = self.holder(ip);
         if self.holds(SetName::Dead, &[Value::Address(ip)]) {
-            return dead(ip, &holder);
+            return self.dead(ip, &holder);
         }
         let key = [&[Value::Address(ip)][..], &aim.key(), &[Value::Address(source)]].concat();
         if self.holds(SetName::Shielded, &[Value::Address(ip)]) && !self.spans(SetName::AllowIn, &key) {
-            return format!("refused: by its network's policy {source} does not come to {aim} of {holder} by a published port");
+            let why = format!("by its network's policy {source} does not come to {aim} of {holder} by a published port");
+            return self.refused(Refusal::Port, why);
         }
         match self.home(ip) {
             Some((table, route)) => self.say(format!("{ip} is {holder}: route of table {table} {route}")),
@@ -236,26 +290,29 @@ impl Walk<'_> {
         let Packet { vni, source, aim } = packet;
         let holder = self.holder(ip);
         if self.holds(SetName::Dead, &[Value::Address(ip)]) {
-            return dead(ip, &holder);
+            return self.dead(ip, &holder);
         }
         let Some((to, route)) = self.route(ip) else { return format!("refused: there is no route to {ip}") };
         self.say(format!("{ip} is {holder}: route {to} {route}"));
         if self.holds(SetName::VipList, &[Value::Address(ip)]) {
-            return format!("refused: nobody takes connections to {holder} from network {}", self.network(vni));
+            return self.refused(Refusal::Port, format!("nobody takes connections to {holder} from network {}", self.network(vni)));
         }
         let key = [&[Value::Address(source), Value::Address(ip)][..], &aim.key()].concat();
         if self.holds(SetName::Policed, &[Value::Mark(vni)]) && route.link() != UPLINK && !self.spans(SetName::Allow, &key) {
-            return format!("refused: by the policy of network {} {source} does not speak with {holder} by {aim}", self.network(vni));
+            let why = format!("by the policy of network {} {source} does not speak with {holder} by {aim}", self.network(vni));
+            return self.refused(Refusal::Prohibited, why);
         }
-        if route.link() == UPLINK && self.spans(SetName::Inside, &[Value::Protocol(aim.protocol), Value::Address(ip)]) {
-            return format!("refused: {ip} is {holder}, and of what networks' addresses are chosen from, or of a link");
+        if route.link() == UPLINK && self.spans(SetName::Inside, &[Value::Protocol(aim.protocol()), Value::Address(ip)]) {
+            let why = format!("{ip} is {holder}, and of what networks' addresses are chosen from, or of a link");
+            return self.refused(Refusal::Prohibited, why);
         }
         if !self.holds(SetName::Exits, &[Value::Mark(vni), Value::Name(route.link().to_owned())]) {
-            return match route.link() {
-                UPLINK => format!("refused: network {} is internal, and {ip} is outside", self.network(vni)),
-                LOOPBACK => format!("refused: {ip} is {holder}"),
-                _ => format!("refused: {ip} is {holder}, to which network {} does not lead", self.network(vni)),
+            let why = match route.link() {
+                UPLINK => format!("network {} is internal, and {ip} is outside", self.network(vni)),
+                LOOPBACK => format!("{ip} is {holder}"),
+                _ => format!("{ip} is {holder}, to which network {} does not lead", self.network(vni)),
             };
+            return self.refused(Refusal::Prohibited, why);
         }
         if route.link() == UPLINK {
             return format!("sent out of the cluster, to {ip}, under the host's address");
@@ -381,10 +438,6 @@ fn place_in_words(place: Place) -> String {
     }
 }
 
-fn dead(ip: Ipv4Addr, holder: &str) -> String {
-    format!("reset: {ip} is {holder}, whose node is down and does not answer")
-}
-
 #[cfg(test)]
 mod tests {
     use rcluster_api::wire::v1;
@@ -409,6 +462,8 @@ mod tests {
         let dataplane = compile(&picture, &attachments, &underlay(Forwarding::Host));
         let sights = names::sights(&names::networks(&picture, &attachments), &attachments, inside(&picture));
         let ground = Ground { picture: &picture, dataplane: &dataplane, sight: &sights["t1"] };
+        let (text, transport) = target.strip_suffix("/udp").map_or((target, None), |text| (text, Some(Transport::Udp)));
+        let target = Target::parse(text, transport).unwrap();
         assert_eq!(trace(ground, "t9", target), None, "a pod that is not here");
         let Trace { steps, verdict } = trace(ground, "t1", target).unwrap();
         steps.into_iter().chain([format!("=> {verdict}")]).collect::<Vec<_>>().join("\n")
@@ -529,6 +584,44 @@ mod tests {
         view.published[0].ports[0].allow_from = vec!["192.0.2.0/24".into()];
         let refused = "=> refused: 10.128.0.2 is not among the clients that tcp port 8080 is published for";
         assert_eq!(last(&view, "10.90.0.103:8080"), refused);
+    }
+
+    #[test]
+    fn over_udp_a_published_port_is_another_one_than_over_tcp_and_refusals_are_icmp() {
+        let mut view = numbered(1, vec![published(v1::IngressPolicy::Local)]);
+        view.published[0].ports[0].protocol = v1::Protocol::Udp.into();
+        let last = |view: &v1::NetView, target: &str| way(view, &BOTH[..1], target).lines().next_back().unwrap_or_default().to_owned();
+        assert_eq!(last(&view, "10.90.0.103:8080/udp"), "=> delivered to task web.t1 here at 10.128.0.2, udp port 80");
+        let node = "10.90.0.103 is a node, and pods reach nothing of nodes but published ports";
+        assert_eq!(last(&view, "10.90.0.103:8080"), format!("=> refused: {node}"));
+        assert_eq!(last(&view, "10.90.0.103:8081/udp"), format!("=> refused, as ICMP port unreachable: {node}"));
+        let foreign = "10.128.1.2 is task web.t4 behind 10.90.0.103, to which network front does not lead";
+        assert_eq!(last(&view, "10.128.1.2:53/udp"), format!("=> refused, as ICMP administratively prohibited: {foreign}"));
+        view.networks[0].policy = Some(v1::NetworkPolicyView::default());
+        let judged = "by the policy of network front 10.128.0.2 does not speak with task web.t2 behind 10.90.0.102 by udp port 53";
+        assert_eq!(last(&view, "10.128.0.3:53/udp"), format!("=> refused, as ICMP administratively prohibited: {judged}"));
+        view.published[0].ports[0].allow_from = vec!["192.0.2.0/24".into()];
+        let guarded = "10.128.0.2 is not among the clients that udp port 8080 is published for";
+        assert_eq!(last(&view, "10.90.0.103:8080/udp"), format!("=> refused, as ICMP port unreachable: {guarded}"));
+
+        let mut view = two_networks();
+        assert!(last(&view, "web:53/udp").starts_with("=> delivered to task web.t1 here at 10.128.0.2; or "));
+        view.networks[0].endpoints.iter_mut().for_each(|endpoint| endpoint.serving = false);
+        let unserved = "nobody takes connections to the address of service web from network front";
+        assert_eq!(last(&view, "web:53/udp"), format!("=> refused, as ICMP port unreachable: {unserved}"));
+    }
+
+    #[test]
+    fn a_target_over_a_transport_has_a_port() {
+        let aim = |text, transport| Target::parse(text, transport).map(|Target { host, aim }| format!("{host} by {aim}"));
+        assert_eq!(aim("web", None).unwrap(), "web by pings");
+        assert_eq!(aim("web:80", None).unwrap(), "web by tcp port 80");
+        assert_eq!(aim("web:53", Some(Transport::Udp)).unwrap(), "web by udp port 53");
+        assert_eq!(aim("[fd00::2]:53", Some(Transport::Udp)).unwrap(), "[fd00::2] by udp port 53");
+        for text in ["web", "web:x", "fd00::2", "web:70000"] {
+            let why = aim(text, Some(Transport::Udp)).unwrap_err();
+            assert_eq!(why, format!("a trace over udp needs a port, and {text:?} has none: write NAME:PORT"));
+        }
     }
 
     #[test]

@@ -7,10 +7,10 @@ use rcluster_api::wire::v1;
 use super::{Owner, Refusal, unread};
 use crate::core::dataplane::compile;
 use crate::core::dump::{self, Entry};
-use crate::core::flows;
+use crate::core::flows::{self, Transport};
 use crate::core::names::{self, Sight};
 use crate::core::picture::Picture;
-use crate::core::trace::{self, Ground, Trace};
+use crate::core::trace::{self, Ground, Target, Trace};
 use crate::core::uplink;
 use crate::dns::{Asker, Board};
 use crate::kernel::{Kernel, KernelError, Pods};
@@ -71,17 +71,24 @@ impl<K: Kernel> Owner<K> {
 
     /// What becomes of what a pod sends to a name or an address.
     pub(super) fn trace(&self, request: &v1::TraceRequest) -> Result<v1::TraceResponse, Refusal> {
-        let v1::TraceRequest { task_id, target } = request;
+        let v1::TraceRequest { task_id, target, protocol } = request;
         if target.is_empty() {
             return Err(Refusal::Invalid("a trace needs a name or an address to which it leads".to_owned()));
         }
+        let transport = match v1::Protocol::try_from(*protocol) {
+            Ok(v1::Protocol::Unspecified) => None,
+            Ok(v1::Protocol::Tcp) => Some(Transport::Tcp),
+            Ok(v1::Protocol::Udp) => Some(Transport::Udp),
+            Err(_) => return Err(Refusal::Invalid(format!("protocol {protocol} is not known here: this netd follows TCP and UDP"))),
+        };
+        let target = Target::parse(target, transport).map_err(Refusal::Invalid)?;
         let dataplane = compile(&self.picture, &self.attachments, &self.underlay);
         let sights = names::sights(&self.names, &self.attachments, uplink::inside(&self.picture));
         let nothing = Sight::default();
         let ground = Ground { picture: &self.picture, dataplane: &dataplane, sight: sights.get(task_id).unwrap_or(&nothing) };
         let Trace { steps, verdict } = trace::trace(ground, task_id, target)
             .ok_or_else(|| Refusal::Conflict(format!("task {task_id} is not attached on this node")))?;
-        Ok(v1::TraceResponse { steps, verdict })
+        Ok(v1::TraceResponse { steps, verdict, protocol: *protocol })
     }
 }
 

@@ -4,7 +4,6 @@ use super::super::tests::{Bench, bench, request};
 use super::*;
 use crate::core::dataplane::Dataplane;
 use crate::core::fixtures::{balanced, endpoint, flow, numbered, published, view};
-use crate::core::flows::Transport;
 use crate::core::links::veth_name;
 use crate::core::published::Opening;
 use crate::kernel::fake::Fake;
@@ -140,9 +139,19 @@ fn a_dump_tells_what_published_ports_lack_and_not_of_those_that_others_have() {
 #[test]
 fn a_trace_is_of_a_pod_that_is_here() {
     let Bench { owner, _dir } = audited();
-    let trace = |task_id: &str, target: &str| owner.trace(&v1::TraceRequest { task_id: task_id.into(), target: target.into() });
+    let over = |protocol: i32, task_id: &str, target: &str| {
+        owner.trace(&v1::TraceRequest { task_id: task_id.into(), target: target.into(), protocol })
+    };
+    let trace = |task_id: &str, target: &str| over(v1::Protocol::Unspecified.into(), task_id, target);
     let found = trace("t1", "10.128.0.3:80").unwrap();
     assert_eq!(found.verdict, "delivered to task web.t2 behind 10.90.0.102 at 10.128.0.3");
     assert_eq!(trace("t2", "web").unwrap_err().to_string(), "task t2 is not attached on this node");
     assert!(matches!(trace("t1", ""), Err(Refusal::Invalid(_))));
+    let udp = i32::from(v1::Protocol::Udp);
+    assert_eq!(over(udp, "t1", "10.128.0.3:80").unwrap(), v1::TraceResponse { protocol: udp, ..found });
+    assert_eq!(
+        over(udp, "t1", "10.128.0.3").unwrap_err().to_string(),
+        "a trace over udp needs a port, and \"10.128.0.3\" has none: write NAME:PORT"
+    );
+    assert!(matches!(over(99, "t1", "10.128.0.3:80"), Err(Refusal::Invalid(why)) if why.contains("99")));
 }

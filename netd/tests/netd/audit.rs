@@ -1,5 +1,7 @@
 //! What a node holds beside what it is to hold: what is broken is named, and nothing else; and the ways of packets, in words.
 
+use std::io::ErrorKind;
+
 use rcluster_api::wire::v1;
 use rcluster_netd::core::links::vtep_mac;
 use rcluster_netd::core::rules::elements::SetName;
@@ -116,10 +118,37 @@ fn a_node_that_has_not_obeyed_yet_differs_from_what_is_wanted_of_it() {
 #[test]
 fn a_trace_goes_the_way_that_packets_go() {
     let (lab, _) = audited();
-    let trace = |target: &str| lab.hosts[0].trace("t1", target).unwrap().verdict;
+    let trace = |target: &str| lab.hosts[0].trace("t1", target, v1::Protocol::Unspecified).unwrap().verdict;
     assert_eq!(trace("web:80"), "delivered to task web.2 here at 10.128.0.2; or delivered to task web.3 behind 10.90.0.102 at 10.128.0.3");
     assert_eq!(trace("10.90.0.102"), "refused: 10.90.0.102 is a node, and pods reach nothing of nodes but published ports");
-    lab.hosts[0].trace("t2", "web").unwrap_err();
+    lab.hosts[0].trace("t2", "web", v1::Protocol::Unspecified).unwrap_err();
+}
+
+#[test]
+fn a_trace_over_udp_tells_what_a_pod_hears() {
+    let (lab, _) = audited();
+    let host = &lab.hosts[0];
+    let socket = |to: &str| {
+        let socket = host.udp("t1", "10.128.0.2:0");
+        socket.connect(to).unwrap();
+        socket.send(b"x").unwrap();
+        socket
+    };
+    let traced = |to: &str| host.trace("t1", to, v1::Protocol::Udp).unwrap();
+    for (to, verdict, heard) in [
+        ("10.90.0.102:9", "refused, as ICMP port unreachable: 10.90.0.102 is a node", ErrorKind::ConnectionRefused),
+        ("10.200.0.1:9", "refused, as ICMP administratively prohibited: 10.200.0.1 is of no network", ErrorKind::HostUnreachable),
+    ] {
+        let trace = traced(to);
+        assert!(trace.verdict.starts_with(verdict), "{trace:?}");
+        assert_eq!(trace.protocol(), v1::Protocol::Udp);
+        assert_eq!(socket(to).recv(&mut [0]).unwrap_err().kind(), heard, "{to}");
+    }
+    let hearer = lab.hosts[1].udp("t2", "10.128.0.3:9");
+    assert_eq!(traced("10.128.0.3:9").verdict, "delivered to task web.3 behind 10.90.0.102 at 10.128.0.3");
+    let _sender = socket("10.128.0.3:9");
+    assert_eq!(hearer.recv(&mut [0]).unwrap(), 1);
+    assert!(host.trace("t1", "web", v1::Protocol::Udp).unwrap_err().message().contains("needs a port"));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use rcluster_api::network::Protocol;
 use rcluster_api::wire::v1::{self, relay_open, relay_output};
 use rcluster_base::backoff::Backoff;
 use serde::Serialize;
@@ -11,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::nodes::{Failures, ask_each, nodes};
 use super::relay::Relay;
-use crate::args::{Audit, TraceArgs};
+use crate::args::{Audit, TraceArgs, TraceTarget};
 use crate::audit::{Difference, differences, gathered, holders};
 use crate::error::CliError;
 use crate::output::{self, Out};
@@ -140,11 +141,16 @@ struct TraceJson {
 
 /// `trace TASK TARGET`.
 pub async fn trace(mut session: Session, out: Out, args: TraceArgs) -> Result<(), CliError> {
-    let TraceArgs { task, target } = args;
-    let kind = relay_open::Kind::NetTrace(v1::RelayNetTrace { target: target.clone() });
+    let TraceArgs { task, target: TraceTarget { said, target, protocol } } = args;
+    let asked = match protocol {
+        None => v1::Protocol::Unspecified,
+        Some(Protocol::Tcp) => v1::Protocol::Tcp,
+        Some(Protocol::Udp) => v1::Protocol::Udp,
+    };
+    let kind = relay_open::Kind::NetTrace(v1::RelayNetTrace { target, protocol: asked.into() });
     let mut relay = Relay::open(&mut session, &task, "", kind).await?;
     let opened = relay.opened().await?;
-    let v1::TraceResponse { steps, verdict } = loop {
+    let v1::TraceResponse { steps, verdict, protocol } = loop {
         match relay.next().await? {
             Some(relay_output::Kind::NetTrace(trace)) => break trace,
             Some(_) => {}
@@ -152,9 +158,15 @@ pub async fn trace(mut session: Session, out: Out, args: TraceArgs) -> Result<()
         }
     };
     relay.leave().await;
+    if asked == v1::Protocol::Udp && protocol != i32::from(asked) {
+        return Err(CliError::refused(
+            format!("no trace of {said}: the leader, or agent and netd of node {}, are of a version that follows TCP alone", opened.node),
+            "bring the managers to this version, then the node; rclusterctl trace follows TCP, and pings, until then",
+        ));
+    }
     if out.is_table() {
         let steps: String = steps.iter().map(|step| format!("  {step}\n")).collect();
-        return output::data(&format!("{} on {} to {target}\n{steps}{verdict}\n", opened.task, opened.node));
+        return output::data(&format!("{} on {} to {said}\n{steps}{verdict}\n", opened.task, opened.node));
     }
-    out.value(&TraceJson { task: opened.task, node: opened.node, target, steps, verdict })
+    out.value(&TraceJson { task: opened.task, node: opened.node, target: said, steps, verdict })
 }

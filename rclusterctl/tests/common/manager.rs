@@ -340,7 +340,10 @@ impl Control for Manager {
             tty: false,
         };
         if let Some(relay_open::Kind::NetTrace(asked)) = &open.kind {
-            let trace = v1::TraceResponse { steps: vec!["a step".to_owned()], verdict: format!("delivered to {}", asked.target) };
+            let verdict = format!("delivered to {} over {}", asked.target, asked.protocol().as_str_name());
+            // Of what is at this port it answers as one does that does not know of protocols.
+            let protocol = if asked.target.ends_with(":1") { 0 } else { asked.protocol };
+            let trace = v1::TraceResponse { steps: vec!["a step".to_owned()], verdict, protocol };
             let kinds = [relay_output::Kind::Opened(opened), relay_output::Kind::NetTrace(trace)];
             return Ok(Response::new(Box::pin(tokio_stream::iter(kinds.map(|kind| Ok(v1::RelayOutput { kind: Some(kind) }))))));
         }

@@ -46,6 +46,8 @@ fn an_audit_finds_nothing_after_churn_and_what_is_broken_afterwards() {
 
     let trace = lab.ctl(&["trace", &tasks[0].name, "web:8080"]).unwrap();
     assert!(trace.contains("the address of service web") && trace.contains("delivered to task web."), "{trace}");
+    let over_udp = lab.ctl(&["trace", &tasks[0].name, "web:8080/udp"]).unwrap();
+    assert!(over_udp.contains("the address of service web") && over_udp.contains("delivered to task web."), "{over_udp}");
 
     // In a pod, where its netd hears of nothing: what it hears of it mends before the audit is sure.
     let pod = &tasks[0];

@@ -2760,6 +2760,9 @@ pub struct TraceResponse {
     /// where that leaves it
     #[prost(string, tag = "2")]
     pub verdict: ::prost::alloc::string::String,
+    /// as it was asked for; unspecified by a netd that follows TCP alone
+    #[prost(enumeration = "Protocol", tag = "3")]
+    pub protocol: i32,
 }
 /// User to container.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2913,6 +2916,9 @@ pub struct RelayNetTrace {
     /// a name or an address, also with :PORT
     #[prost(string, tag = "1")]
     pub target: ::prost::alloc::string::String,
+    /// to that port; unspecified: TCP
+    #[prost(enumeration = "Protocol", tag = "2")]
+    pub protocol: i32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RelayCloseInput {}
@@ -6375,6 +6381,9 @@ pub struct TraceRequest {
     /// a name or an address, also with :PORT
     #[prost(string, tag = "2")]
     pub target: ::prost::alloc::string::String,
+    /// to that port; unspecified: TCP
+    #[prost(enumeration = "Protocol", tag = "3")]
+    pub protocol: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Attachment {

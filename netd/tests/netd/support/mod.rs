@@ -402,8 +402,8 @@ impl Host {
         self.call(async |mut client| Ok(client.dump(request).await?.into_inner()))
     }
 
-    pub fn trace(&self, task: &str, target: &str) -> Result<v1::TraceResponse, Status> {
-        let request = v1::TraceRequest { task_id: task.to_owned(), target: target.to_owned() };
+    pub fn trace(&self, task: &str, target: &str, protocol: v1::Protocol) -> Result<v1::TraceResponse, Status> {
+        let request = v1::TraceRequest { task_id: task.to_owned(), target: target.to_owned(), protocol: protocol.into() };
         self.call(async |mut client| Ok(client.trace(request).await?.into_inner()))
     }
 
