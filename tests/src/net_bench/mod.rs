@@ -24,7 +24,7 @@ const DOCKER_VIP: &str = "Docker 20.10, by VIP";
 /// What can be measured alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Section {
-    /// Throughput, latency, connections, questions.
+    /// Throughput, latency, connections, questions, published ports.
     Traffic,
     /// From a change of an endpoint to every node's answers.
     Changes,

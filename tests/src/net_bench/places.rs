@@ -1,4 +1,4 @@
-//! Where the probe is run: on bare hosts, in bare pods, in a container of a lab. A place says what the probe said.
+//! Where the probe is run: on bare hosts, in bare pods, in a container of a lab, outside of its cluster. A place says what the probe said.
 //!
 //! ```text
 //!   pod 10.93.0.1 ── host 1: eth0 10.91.0.11, bare 10.92.0.1 ── wire ── host 2: eth0 10.91.0.12, bare 10.92.0.2 ── pod 10.93.0.2
@@ -9,7 +9,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use rcluster_api::rest::TaskJson;
@@ -22,6 +22,8 @@ use crate::processes::Process;
 
 /// The sink's port everywhere.
 pub const SINK_PORT: u16 = 9000;
+/// That of a host's own sink, where the other one is published.
+pub const HOST_SINK_PORT: u16 = 9001;
 /// What netd's own devices have over an underlay of 1500.
 const OVERLAY_MTU: u32 = 1450;
 /// The pods' gateway, on each host, as netd has it.
@@ -37,6 +39,11 @@ pub trait Place {
 pub fn summary(text: &str) -> Result<Value> {
     let last = text.lines().last().context("the probe said nothing")?;
     serde_json::from_str(last).with_context(|| format!("read what the probe said: {last}"))
+}
+
+fn said(words: &[&str], output: &Output) -> Result<Value> {
+    ensure!(output.status.success(), "probe {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    summary(&String::from_utf8_lossy(&output.stdout))
 }
 
 /// Two hosts on a wire of their own with a VXLAN device, and a pod behind each; sinks on the second host and in its pod. It is the first host.
@@ -88,8 +95,7 @@ impl Bare {
             Some(namespace) => self.wire.within(namespace, run)?,
             None => self.wire.inside(0, run)?,
         };
-        ensure!(output.status.success(), "probe {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-        summary(&String::from_utf8_lossy(&output.stdout))
+        said(words, &output)
     }
 }
 
@@ -140,6 +146,15 @@ fn furnish(wire: &Wire, host: usize, pod: &File) -> Result<()> {
     })
 }
 
+/// A sink of a lab's host itself; it goes with this, or with the lab.
+pub fn host_sink(lab: &Lab, host: &str, cpu: usize) -> Result<Process> {
+    let probe = bin_dir()?.join("rcluster-probe");
+    let (program, port, cpu) = (probe.to_string_lossy(), HOST_SINK_PORT.to_string(), cpu.to_string());
+    let mut command = lab.command(&["lab", "exec", "--lab", lab.name(), host, "--", &program, "sink", "--port", &port, "--cpu", &cpu]);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    Ok(Process::new(command.spawn().with_context(|| format!("run a sink on {host}"))?))
+}
+
 fn sink(probe: &Path, cpu: usize) -> Result<Process> {
     let mut command = Command::new(probe);
     command.args(["sink", "--port", &SINK_PORT.to_string(), "--cpu", &cpu.to_string()]).stdin(Stdio::null()).stdout(Stdio::null());
@@ -156,5 +171,20 @@ pub struct Inside<'a> {
 impl Place for Inside<'_> {
     fn probe(&self, words: &[&str]) -> Result<Value> {
         summary(&self.lab.exec(self.task, &[["/probe"].as_slice(), words].concat())?)
+    }
+}
+
+/// On a lab's wire: outside of the cluster, with all hosts in reach.
+#[derive(Clone, Copy)]
+pub struct Outside<'a> {
+    pub lab: &'a Lab,
+}
+
+impl Place for Outside<'_> {
+    fn probe(&self, words: &[&str]) -> Result<Value> {
+        let probe = bin_dir()?.join("rcluster-probe");
+        let run = || Command::new(&probe).args(words).stdin(Stdio::null()).output();
+        let output = self.lab.outside(run)?.with_context(|| format!("run {}", probe.display()))?;
+        said(words, &output)
     }
 }

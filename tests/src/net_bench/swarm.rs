@@ -12,13 +12,11 @@ use serde_json::Value;
 use tar::{Builder, Header};
 
 use super::eyes::Eye;
-use super::places::{Place, summary};
+use super::places::{Outside, Place, summary};
 use crate::lab::{Lab, Watched, bin_dir, wait_for};
 
 /// The first one leads.
 pub const HOSTS: [&str; 3] = ["m1", "m2", "m3"];
-/// Of a lab's managers, in their order (`lab/src/core/plan.rs`).
-const LEADER: &str = "10.90.0.11";
 const SWARM_PORT: u16 = 2377;
 const IMAGE: &str = "rcluster/probe:bench";
 /// Not another one of that name that comes first in the path.
@@ -45,6 +43,12 @@ pub fn missing() -> Option<String> {
     }
 }
 
+/// Where a host is: they are a lab's managers, in their order (`lab/src/core/plan.rs`).
+pub fn addr(host: &str) -> String {
+    let index = HOSTS.iter().position(|known| *known == host).expect("one of the swarm's");
+    format!("10.90.0.{}", 11 + index)
+}
+
 impl Swarm {
     /// Three hosts, the network `bench` that spans them, and a container `eye` on each.
     pub fn up() -> Result<Self> {
@@ -59,10 +63,10 @@ impl Swarm {
                 .with_context(|| swarm.log(host))?;
             swarm.load(host)?;
         }
-        swarm.docker(HOSTS[0], &["swarm", "init", "--advertise-addr", LEADER])?;
+        swarm.docker(HOSTS[0], &["swarm", "init", "--advertise-addr", &addr(HOSTS[0])])?;
         let token = swarm.docker(HOSTS[0], &["swarm", "join-token", "--quiet", "worker"])?;
         for host in &HOSTS[1..] {
-            swarm.docker(host, &["swarm", "join", "--token", token.trim(), &format!("{LEADER}:{SWARM_PORT}")])?;
+            swarm.docker(host, &["swarm", "join", "--token", token.trim(), &format!("{}:{SWARM_PORT}", addr(HOSTS[0]))])?;
         }
         swarm.docker(HOSTS[0], &["network", "create", "--driver", "overlay", "--attachable", "bench"])?;
         for host in HOSTS {
@@ -145,6 +149,11 @@ impl Swarm {
 
     /// Makes a service on the network and waits until so many of its tasks run; `placed` is a host of its own, or none.
     pub fn service(&self, name: &str, replicas: usize, placed: Option<&str>, arguments: &[&str]) -> Result<()> {
+        self.service_with(name, replicas, placed, &[], arguments)
+    }
+
+    /// The same with more flags of `service create`.
+    pub fn service_with(&self, name: &str, replicas: usize, placed: Option<&str>, flags: &[&str], arguments: &[&str]) -> Result<()> {
         let replicas_text = replicas.to_string();
         let mut words =
             vec!["service", "create", "--detach", "--name", name, "--network", "bench", "--no-resolve-image", "--replicas", &replicas_text];
@@ -152,6 +161,7 @@ impl Swarm {
         if let Some(constraint) = &constraint {
             words.extend(["--constraint", constraint]);
         }
+        words.extend(flags);
         words.push(IMAGE);
         words.extend(arguments);
         self.docker(HOSTS[0], &words)?;
@@ -169,6 +179,11 @@ impl Swarm {
     /// The eye of a host, from which is measured.
     pub fn place(&self, host: &'static str) -> InEye<'_> {
         InEye { swarm: self, host }
+    }
+
+    /// Outside of the swarm.
+    pub fn outside(&self) -> Outside<'_> {
+        Outside { lab: &self.lab }
     }
 
     /// One that watches, on each host.

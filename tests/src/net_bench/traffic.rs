@@ -1,7 +1,12 @@
-//! What containers get through to each other, and how fast their names are answered: on the bare wire, over ours and over Docker's, in turns.
+//! What containers get through to each other, what comes to them from outside, and how fast their names are answered: on the bare wire, over
+//! ours and over Docker's, in turns.
 //!
 //! ```text
 //!   n1: client ──► n2: sink     m1: eye ──► m2: sink (Docker)     host 1 ──► host 2: sink (bare)
+//!
+//!   outside ──► n2:9000 ──► door on n2      outside ──► m2:9000 ──► door on m2 (Docker)
+//!           ──► n1:9000 ──► door on n2              ──► m1:9000 ──► door on m2
+//!           ──► n2:9001, of the host itself
 //! ```
 //!
 //! A stream is sent on one processor and swallowed on another. A byte there and back, and connections, stay on one: what is measured is then
@@ -15,8 +20,8 @@ use rcluster_api::rest::TaskJson;
 use serde_json::Value;
 
 use super::eyes::processes_in;
-use super::places::{Bare, BarePod, Inside, Place, SINK_PORT};
-use super::swarm::{HOSTS, InEye, Swarm};
+use super::places::{Bare, BarePod, HOST_SINK_PORT, Inside, Outside, Place, SINK_PORT, host_sink};
+use super::swarm::{self, HOSTS, InEye, Swarm};
 use super::table::{Better, Figure, Sample, Table};
 use super::{DOCKER, DOCKER_VIP, OURS, OURS_VIP, Options};
 use crate::lab::{Lab, wait_for};
@@ -31,6 +36,12 @@ const ROUTED: &str = "bare pods, VXLAN";
 /// So many containers ask at once, where one alone is held back.
 const ASKERS: usize = 4;
 const OURS_ASKERS: &str = "ours, 4 containers at once";
+/// From outside, to a node's address.
+const HOST_ITSELF: &str = "a host's own socket";
+const OURS_HOME: &str = "ours, at the task's node";
+const OURS_AWAY: &str = "ours, at another node";
+const DOCKER_HOME: &str = "Docker 20.10, at the task's node";
+const DOCKER_AWAY: &str = "Docker 20.10, at another node";
 
 const THROUGHPUT: Figure = Figure {
     what: "TCP throughput, one stream",
@@ -55,6 +66,12 @@ const CONNECTIONS: Figure = Figure {
 };
 const CONNECTIONS_MANY: Figure =
     Figure { what: "connections, many services", unit: "/s", better: Better::More, goal: "as with 1", of: &[(OURS_VIP, OURS)] };
+const PUBLISHED_LATENCY: Figure =
+    Figure { what: "a byte there and back by a published port", unit: "µs", better: Better::Less, goal: "Docker's", of: &BESIDE_HOST };
+const PUBLISHED_CONNECTIONS: Figure =
+    Figure { what: "connections by a published port", unit: "/s", better: Better::More, goal: "0.8 of the host's own", of: &BESIDE_HOST };
+const BESIDE_HOST: [(&str, &str); 4] =
+    [(OURS_HOME, HOST_ITSELF), (OURS_AWAY, HOST_ITSELF), (DOCKER_HOME, HOST_ITSELF), (DOCKER_AWAY, HOST_ITSELF)];
 const QUESTIONS: Figure = Figure {
     what: "DNS questions answered",
     unit: "/s",
@@ -110,10 +127,12 @@ pub fn run(options: &Options, swarm: Result<&Swarm, &str>, table: &mut Table) ->
         lanes.push(Lane { who: DOCKER_VIP, place: &theirs.eye, target: at("sink") });
     }
     for lane in &lanes {
-        wait_for(&format!("{} reaches its sink", lane.who), DEADLINE, || {
-            lane.place.probe(&["rr", &lane.target, "--millis", "1"]).map(Some)
-        })?;
+        reached(lane)?;
     }
+    let outside = Outside { lab: &lab };
+    let own_sink = host_sink(&lab, "n2", sink_cpu)?;
+    let doors = doors(&outside, theirs.as_ref(), table)?;
+    let mut lost = 0.0;
     let millis = options.millis.to_string();
     let (near, far) = ("0".to_owned(), sink_cpu.to_string());
     for round in 0..options.rounds {
@@ -129,10 +148,17 @@ pub fn run(options: &Options, swarm: Result<&Swarm, &str>, table: &mut Table) ->
                 table.add(CONNECTIONS, who, connections(*place, target, &millis, &far)?);
             }
         }
+        for index in 0..doors.len() {
+            lost += by_port(&doors[(index + round) % doors.len()], &millis, &far, table)?;
+        }
         ask_names(options, &lab, &clients, theirs.as_ref(), table)?;
     }
+    if lost > 0.0 {
+        table.note(&format!("{lost} of Docker's connections by a published port failed; its rate is of the others"));
+    }
+    drop(own_sink);
     if let Err(why) = swarm {
-        for figure in [THROUGHPUT, LATENCY, CONNECTIONS, QUESTIONS, ANSWER_TIME, QUESTION_COST] {
+        for figure in [THROUGHPUT, LATENCY, CONNECTIONS, PUBLISHED_LATENCY, PUBLISHED_CONNECTIONS, QUESTIONS, ANSWER_TIME, QUESTION_COST] {
             table.absent(figure, DOCKER, why);
         }
     }
@@ -140,22 +166,73 @@ pub fn run(options: &Options, swarm: Result<&Swarm, &str>, table: &mut Table) ->
     lab.down()
 }
 
-/// The sink, and a client on another node; more of these to ask for names at once.
+fn reached(lane: &Lane<'_>) -> Result<()> {
+    let Lane { who, place, target } = lane;
+    wait_for(&format!("{who} reaches its sink"), DEADLINE, || place.probe(&["rr", target, "--millis", "1"]).map(Some)).map(drop)
+}
+
+/// The ways from outside. Where Docker's is not passable, the table says why.
+fn doors<'a>(outside: &'a Outside<'_>, theirs: Option<&'a Theirs<'_>>, table: &mut Table) -> Result<Vec<Lane<'a>>> {
+    let nodes = outside.lab.nodes()?;
+    let at = |name: &str, port: u16| {
+        let node = nodes.iter().find(|node| node.name == name).with_context(|| format!("the lab has no node {name}"))?;
+        anyhow::Ok(format!("{}:{port}", node.addr))
+    };
+    let mut doors = vec![
+        Lane { who: HOST_ITSELF, place: outside, target: at("n2", HOST_SINK_PORT)? },
+        Lane { who: OURS_HOME, place: outside, target: at("n2", SINK_PORT)? },
+        Lane { who: OURS_AWAY, place: outside, target: at("n1", SINK_PORT)? },
+    ];
+    for door in &doors {
+        reached(door)?;
+    }
+    let Some(theirs) = theirs else { return Ok(doors) };
+    for (who, host) in [(DOCKER_HOME, HOSTS[1]), (DOCKER_AWAY, HOSTS[0])] {
+        let door = Lane { who, place: &theirs.outside, target: format!("{}:{SINK_PORT}", swarm::addr(host)) };
+        match reached(&door) {
+            Ok(()) => doors.push(door),
+            Err(error) => {
+                for figure in [PUBLISHED_LATENCY, PUBLISHED_CONNECTIONS] {
+                    table.absent(figure, who, &format!("{error:#}"));
+                }
+            }
+        }
+    }
+    Ok(doors)
+}
+
+/// What a published port lets through; how many connections were lost, which ours must not.
+fn by_port(lane: &Lane<'_>, millis: &str, cpu: &str, table: &mut Table) -> Result<f64> {
+    let Lane { who, place, target } = lane;
+    let said = place.probe(&["rr", target, "--millis", millis, "--cpu", cpu])?;
+    table.add(PUBLISHED_LATENCY, who, times(&said)?);
+    let said = place.probe(&["conns", target, "--millis", millis, "--cpu", cpu])?;
+    let lost = number(&said, "failed")?;
+    anyhow::ensure!(lost == 0.0 || [DOCKER_HOME, DOCKER_AWAY].contains(who), "connections to {target} fail: {said}");
+    table.add(PUBLISHED_CONNECTIONS, who, Sample::rate(number(&said, "per_second")?));
+    Ok(lost)
+}
+
+/// The sinks, one of them behind a published port, and a client on another node; more of these to ask for names at once.
 fn manifest(sink_cpu: usize) -> String {
-    let service = |name: &str, replicas: usize, node: &str, args: &str| {
+    let service = |name: &str, replicas: usize, node: &str, ports: &str, args: &str| {
         format!(
-            "---\nkind: Service\nname: {name}\nspec:\n  replicas: {replicas}\n  networks: [bench]\n  \
+            "---\nkind: Service\nname: {name}\nspec:\n  replicas: {replicas}\n  networks: [bench]\n{ports}  \
              placement: {{constraints: [node.name=={node}]}}\n  containers:\n    - image: rcluster/probe:demo\n      args: {args}\n"
         )
     };
     let sink = format!("[sink, --port, \"{SINK_PORT}\", --cpu, \"{sink_cpu}\"]");
     let network = "kind: Network\nname: bench\nspec: {subnet: 10.200.0.0/18}\n";
-    [network, &service("sink", 1, "n2", &sink), &service("client", ASKERS, "n1", "[idle]")].concat()
+    let ports = format!("  ports: [\"{SINK_PORT}:{SINK_PORT}\"]\n");
+    let services =
+        [service("sink", 1, "n2", "", &sink), service("door", 1, "n2", &ports, &sink), service("client", ASKERS, "n1", "", "[idle]")];
+    [network, &services.concat()].concat()
 }
 
-/// Docker's sink, and who asks it.
+/// Docker's sink, and who asks it; another one is behind a published port.
 struct Theirs<'a> {
     eye: InEye<'a>,
+    outside: Outside<'a>,
     direct: String,
     /// The daemon that answers the eye's questions.
     daemon: u32,
@@ -163,10 +240,12 @@ struct Theirs<'a> {
 
 fn docker_sink(swarm: &Swarm, sink_cpu: usize) -> Result<Theirs<'_>> {
     let (port, cpu) = (SINK_PORT.to_string(), sink_cpu.to_string());
-    swarm.service("sink", 1, Some(HOSTS[1]), &["sink", "--port", &port, "--cpu", &cpu])?;
+    let sink = ["sink", "--port", &port, "--cpu", &cpu];
+    swarm.service("sink", 1, Some(HOSTS[1]), &sink)?;
+    swarm.service_with("door", 1, Some(HOSTS[1]), &["--publish", &format!("published={port},target={port}")], &sink)?;
     let direct = swarm.resolve(HOSTS[0], "tasks.sink")?.into_iter().next().context("Docker's sink has no address")?;
     let daemon = daemon(swarm.lab_name(), HOSTS[0], "dockerd")?;
-    Ok(Theirs { eye: swarm.place(HOSTS[0]), direct, daemon })
+    Ok(Theirs { eye: swarm.place(HOSTS[0]), outside: swarm.outside(), direct, daemon })
 }
 
 /// The process of a program on a host of a lab.
