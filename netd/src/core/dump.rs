@@ -212,12 +212,12 @@ pub fn zone<'a>(askers: impl IntoIterator<Item = (&'a str, &'a Sight, &'a [Socke
 
 /// The addresses that a picture places here: those that serve, and of the others those whose pods are attached.
 pub fn endpoints_wanted(picture: &Picture, attachments: &Attachments) -> Vec<Entry> {
-    let is_attached = |task: &String| attachments.get(task).is_some_and(|pod| pod.lingers.is_none());
+    let is_attached = |task: &str| attachments.get(task).is_some_and(|pod| pod.lingers.is_none());
     let mut entries = Vec::new();
     for network in picture.networks.values().filter(|network| !network.leaving) {
         let here = network.endpoints.iter().filter(|(_, endpoint)| endpoint.place == Place::Here);
         for (ip, endpoint) in here.filter(|(_, endpoint)| endpoint.serving || is_attached(&endpoint.task_id)) {
-            entries.push(Entry::new(Kind::Endpoint, format!("{ip} on {}", network.name), &endpoint.task_id));
+            entries.push(Entry::new(Kind::Endpoint, format!("{ip} on {}", network.name), endpoint.task_id.as_str()));
         }
     }
     entries

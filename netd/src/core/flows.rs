@@ -97,7 +97,7 @@ pub fn gone(old: &Picture, new: &Picture, attachments: &Attachments) -> BTreeSet
         for (ip, endpoint) in &network.endpoints {
             let is_its = endpoints.and_then(|endpoints| endpoints.get(ip)).is_some_and(|now| now.task_id == endpoint.task_id);
             let is_here =
-                || attachments.get(&endpoint.task_id).is_some_and(|pod| pod.networks.iter().any(|membership| membership.ip == *ip));
+                || attachments.get(endpoint.task_id.as_str()).is_some_and(|pod| pod.networks.iter().any(|membership| membership.ip == *ip));
             if !is_its && !is_here() {
                 gone.extend(network.addresses(*ip));
             }

@@ -28,11 +28,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use compact_str::CompactString;
 use ipnet::{Ipv4Net, Ipv6Net};
 use rcluster_api::network::{address4, address6};
 
 use super::links::RESOLVER;
 use super::picture::{Attachments, Endpoint, Membership, Network, Picture, Place, Service};
+use table::{Names, Pointers};
+
+mod table;
 
 /// The zone under which every network has its own.
 pub const ZONE: &str = "internal";
@@ -91,13 +95,13 @@ pub struct NetworkNames {
     subnet6: Option<Ipv6Net>,
     /// No way out for its pods, and no questions either.
     internal: bool,
-    names: BTreeMap<String, Vec<Ipv4Addr>>,
+    names: Names,
     /// Which ports of which endpoints a name stands for.
     ports: BTreeMap<String, Ports>,
     /// In which names of more than one label end.
     zones: BTreeSet<String>,
     /// Full names of serving endpoints, and of services with an address of their own.
-    pointers: BTreeMap<Ipv4Addr, String>,
+    pointers: Pointers,
 }
 
 /// Each of these ports of each of these endpoints.
@@ -157,12 +161,12 @@ impl NetworkNames {
         let mut by_service: BTreeMap<&str, Vec<Ipv4Addr>> = BTreeMap::new();
         for (ip, endpoint) in &network.endpoints {
             let serving = endpoint.serving && is_there(*ip, endpoint, attachments);
-            let service = picture.services.get(&endpoint.service_id);
+            let service = picture.services.get(endpoint.service_id.as_str());
             let scoped = service.map(|service| scoped_names(service, endpoint, picture.node_name(endpoint.place))).unwrap_or_default();
             let task = Some(&endpoint.task).filter(|task| !task.is_empty());
-            for name in endpoint.names.iter().chain(task).chain(&scoped) {
+            for name in endpoint.names.iter().chain(task).map(CompactString::as_str).chain(scoped.iter().map(String::as_str)) {
                 match names.get_mut(name) {
-                    None => drop(names.insert(name.clone(), Vec::from_iter(serving.then_some(*ip)))),
+                    None => drop(names.insert(name.to_owned(), Vec::from_iter(serving.then_some(*ip)))),
                     // Its own name may come twice.
                     Some(addresses) if serving && addresses.last() != Some(ip) => addresses.push(*ip),
                     Some(_) => {}
@@ -170,7 +174,7 @@ impl NetworkNames {
             }
             if serving && !endpoint.task.is_empty() {
                 pointers.insert(*ip, format!("{}{suffix}", endpoint.task));
-                by_service.entry(&endpoint.service_id).or_default().push(*ip);
+                by_service.entry(endpoint.service_id.as_str()).or_default().push(*ip);
             }
         }
         let mut virtuals: BTreeMap<&String, Vec<Ipv4Addr>> = BTreeMap::new();
@@ -193,7 +197,16 @@ impl NetworkNames {
                 rest = zone;
             }
         }
-        Self { suffix, subnet: network.subnet, subnet6: network.subnet6, internal: network.internal, names, ports, zones, pointers }
+        Self {
+            suffix,
+            subnet: network.subnet,
+            subnet6: network.subnet6,
+            internal: network.internal,
+            names: Names::new(&names),
+            ports,
+            zones,
+            pointers: Pointers::new(&pointers),
+        }
     }
 
     /// `<network>.internal`.
@@ -203,12 +216,12 @@ impl NetworkNames {
 
     /// Every name in full with its addresses, every name of ports with where they are, and every address that has a name with that.
     pub fn answers(&self) -> impl Iterator<Item = (String, String)> {
-        let name = move |(name, addresses): (&String, &Vec<Ipv4Addr>)| {
+        let name = move |(name, addresses): (&str, &[Ipv4Addr])| {
             let addresses: Vec<String> = addresses.iter().map(Ipv4Addr::to_string).collect();
             (format!("{name}{}", self.suffix), addresses.join(" "))
         };
         let ports = move |(name, ports): (&String, &Ports)| (format!("{name}{}", self.suffix), ports.in_words());
-        let pointer = |(ip, name): (&Ipv4Addr, &String)| (ip.to_string(), name.clone());
+        let pointer = |(ip, name): (Ipv4Addr, &str)| (ip.to_string(), name.to_owned());
         let six = self.subnet6.map(|subnet6| (format!("IPv6 of {}", self.zone()), subnet6.to_string()));
         self.names.iter().map(name).chain(self.ports.iter().map(ports)).chain(self.pointers.iter().map(pointer)).chain(six)
     }
@@ -218,8 +231,14 @@ impl NetworkNames {
         name.strip_suffix(self.suffix.as_str())
     }
 
-    fn find<'a, T>(&self, among: &'a BTreeMap<String, T>, name: &str) -> Option<&'a T> {
-        among.get(name).or_else(|| self.short(name).and_then(|short| among.get(short)))
+    /// The addresses of one of its names, with or without its zone.
+    fn addresses(&self, name: &str) -> Option<&[Ipv4Addr]> {
+        self.names.get(name).or_else(|| self.short(name).and_then(|short| self.names.get(short)))
+    }
+
+    /// The same of names of ports.
+    fn listeners(&self, name: &str) -> Option<&Ports> {
+        self.ports.get(name).or_else(|| self.short(name).and_then(|short| self.ports.get(short)))
     }
 
     /// Whether names of this network end in it.
@@ -233,7 +252,7 @@ impl NetworkNames {
     fn is_port(&self, name: &str) -> bool {
         let mut labels = name.splitn(3, '.');
         let underscored = |label: Option<&str>| label.is_some_and(|label| label.starts_with('_'));
-        underscored(labels.next()) && underscored(labels.next()) && labels.next().is_some_and(|of| self.find(&self.names, of).is_some())
+        underscored(labels.next()) && underscored(labels.next()) && labels.next().is_some_and(|of| self.addresses(of).is_some())
     }
 }
 
@@ -275,7 +294,7 @@ fn named_ports<'a>(
 pub(super) fn is_there(ip: Ipv4Addr, endpoint: &Endpoint, attachments: &Attachments) -> bool {
     match endpoint.place {
         Place::Node(_) => true,
-        Place::Here => attachments.get(&endpoint.task_id).is_some_and(|pod| pod.takes(ip)),
+        Place::Here => attachments.get(endpoint.task_id.as_str()).is_some_and(|pod| pod.takes(ip)),
     }
 }
 
@@ -320,10 +339,10 @@ fn foreign(sight: &Sight) -> Answer<'_> {
 
 /// The addresses of a name, if it has any now.
 fn addresses<'a>(sight: &'a Sight, name: &str) -> Option<Cow<'a, [Ipv4Addr]>> {
-    let mut found = sight.networks.iter().filter_map(|network| network.find(&network.names, name)).filter(|found| !found.is_empty());
+    let mut found = sight.networks.iter().filter_map(|network| network.addresses(name)).filter(|found| !found.is_empty());
     let first = found.next()?;
     match found.next() {
-        None => Some(Cow::Borrowed(first.as_slice())),
+        None => Some(Cow::Borrowed(first)),
         Some(second) => {
             let all: BTreeSet<Ipv4Addr> = [first, second].into_iter().chain(found).flatten().copied().collect();
             Some(Cow::Owned(all.into_iter().collect()))
@@ -336,7 +355,7 @@ fn addresses6(sight: &Sight, name: &str) -> Option<Vec<Ipv6Addr>> {
     let mut found = BTreeSet::new();
     for network in &sight.networks {
         let Some(subnet6) = network.subnet6 else { continue };
-        found.extend(network.find(&network.names, name).into_iter().flatten().map(|ip| address6(subnet6, *ip)));
+        found.extend(network.addresses(name).into_iter().flatten().map(|ip| address6(subnet6, *ip)));
     }
     (!found.is_empty()).then(|| found.into_iter().collect())
 }
@@ -345,10 +364,10 @@ fn addresses6(sight: &Sight, name: &str) -> Option<Vec<Ipv6Addr>> {
 fn targets<'a>(sight: &'a Sight, name: &str) -> Option<Vec<Target<'a>>> {
     let mut targets = Vec::new();
     for network in &sight.networks {
-        let Some(ports) = network.find(&network.ports, name) else { continue };
+        let Some(ports) = network.listeners(name) else { continue };
         for port in &ports.numbers {
             targets.extend(ports.endpoints.iter().filter_map(|ip| {
-                let host = network.pointers.get(ip)?;
+                let host = network.pointers.get(*ip)?;
                 Some(Target { host, ip: *ip, port: *port })
             }));
         }
@@ -360,9 +379,10 @@ fn targets<'a>(sight: &'a Sight, name: &str) -> Option<Vec<Target<'a>>> {
 fn exists(sight: &Sight, name: &str) -> bool {
     name == ZONE
         || HOST.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
-        || sight.networks.iter().any(|network| {
-            network.find(&network.names, name).is_some() || network.find(&network.ports, name).is_some() || network.is_zone(name)
-        })
+        || sight
+            .networks
+            .iter()
+            .any(|network| network.addresses(name).is_some() || network.listeners(name).is_some() || network.is_zone(name))
 }
 
 /// Whether a name is ours to deny.
@@ -379,7 +399,7 @@ fn lookup_address<'a>(sight: &'a Sight, name: &str, kind: Kind) -> Answer<'a> {
         let is_inside = sight.inside.iter().any(|inside| inside.contains(&range));
         return if is_inside { Answer::Refused } else { foreign(sight) };
     };
-    match (network.pointers.get(&range.addr()), kind) {
+    match (network.pointers.get(range.addr()), kind) {
         _ if !is_whole => Answer::Refused,
         (Some(target), Kind::Pointer) => Answer::Pointer(target),
         (Some(_), Kind::Address | Kind::Address6 | Kind::Port | Kind::Other) => Answer::NoData,
@@ -399,7 +419,7 @@ fn lookup_address6<'a>(sight: &'a Sight, name: &str, kind: Kind) -> Answer<'a> {
         return if own.iter().any(|own| own.trunc().contains(&range)) { Answer::Refused } else { foreign(sight) };
     };
     let ip = network.subnet6.and_then(|subnet6| address4(subnet6, range.addr()));
-    match (ip.and_then(|ip| network.pointers.get(&ip)), kind) {
+    match (ip.and_then(|ip| network.pointers.get(ip)), kind) {
         _ if !is_whole => Answer::Refused,
         (Some(target), Kind::Pointer) => Answer::Pointer(target),
         (Some(_), Kind::Address | Kind::Address6 | Kind::Port | Kind::Other) => Answer::NoData,

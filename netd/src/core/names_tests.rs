@@ -4,9 +4,9 @@ use crate::core::uplink::inside;
 
 fn network(name: &str, third: u8) -> Network {
     let endpoint = |slot: u8, serving: bool| {
-        let names = ["web", "web.shop", "tasks.web"].map(str::to_owned).into_iter().chain([format!("{slot}.web")]).collect();
+        let names = ["web", "web.shop", "tasks.web"].map(CompactString::from).into_iter().chain([format!("{slot}.web").into()]).collect();
         let place = Place::Node(Ipv4Addr::new(10, 90, 0, 102));
-        let (task_id, task, service_id) = (format!("id{slot}"), format!("web.{slot}"), "web".to_owned());
+        let (task_id, task, service_id) = (format!("id{slot}").into(), format!("web.{slot}").into(), "web".into());
         let endpoint = Endpoint { task_id, task, place, serving, dead: false, names, service_id };
         (Ipv4Addr::new(10, 128, third, slot), endpoint)
     };
@@ -250,7 +250,7 @@ fn pods_whose_networks_are_all_internal_ask_nobody_else() {
 #[test]
 fn a_service_that_is_called_like_a_domain_has_its_names_and_no_others() {
     let mut com = network("front", 0);
-    let names = ["com", "tasks.com", "1.com"].map(str::to_owned);
+    let names = ["com", "tasks.com", "1.com"].map(CompactString::from);
     com.endpoints.values_mut().for_each(|endpoint| endpoint.names.extend(names.clone()));
     let sight = sight(&[com], &Attachments::new());
     for name in ["com", "tasks.com", "1.com"] {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use compact_str::CompactString;
 use ipnet::{Ipv4Net, Ipv6Net};
 use rcluster_api::network::{PREFIX6, address4, address6};
 use rcluster_api::wire::v1;
@@ -120,23 +121,23 @@ pub struct Network {
     pub encrypted: bool,
 }
 
-/// One address on a network.
+/// One address on a network. There may be very many: ids and most names stand in it, not in memory of their own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
-    pub task_id: String,
+    pub task_id: CompactString,
     /// The task's name.
-    pub task: String,
+    pub task: CompactString,
     pub place: Place,
     /// Answered by DNS; otherwise only routed.
     pub serving: bool,
     /// Its node is down by the managers' word.
     #[serde(default)]
     pub dead: bool,
-    /// Lower case.
-    pub names: BTreeSet<String>,
+    /// Lower case, in order, each once.
+    pub names: Vec<CompactString>,
     /// Empty in pictures of managers that did not tell.
     #[serde(default)]
-    pub service_id: String,
+    pub service_id: CompactString,
 }
 
 /// A service's virtual address: connections to it go to the service's serving endpoints.
@@ -450,8 +451,8 @@ impl Picture {
     /// Keeps from `old` what the names on one of its networks are made of.
     fn retain_words(&mut self, old: &Picture, network: &Network) {
         for endpoint in network.endpoints.values() {
-            if let Some(service) = old.services.get(&endpoint.service_id) {
-                self.services.entry(endpoint.service_id.clone()).or_insert_with(|| service.clone());
+            if let Some(service) = old.services.get(endpoint.service_id.as_str()) {
+                self.services.entry(endpoint.service_id.to_string()).or_insert_with(|| service.clone());
             }
             if let Place::Node(addr) = endpoint.place
                 && let Some(name) = old.node_names.get(&addr)
@@ -592,14 +593,18 @@ impl Network {
             return Err(format!("its address {ip} is held by {}", holder.task_id));
         }
         let Some(place) = Place::parse(&wire.node_id, here, nodes)? else { return Ok(None) };
+        let lower = |text: &String| CompactString::from(text.to_ascii_lowercase());
+        let mut names: Vec<CompactString> = wire.names.iter().map(lower).collect();
+        names.sort_unstable();
+        names.dedup();
         let endpoint = Endpoint {
-            task_id: wire.task_id.clone(),
-            task: wire.task.to_ascii_lowercase(),
+            task_id: wire.task_id.as_str().into(),
+            task: lower(&wire.task),
             place,
             serving: wire.serving,
             dead: wire.state() == v1::EndpointState::Dead,
-            names: wire.names.iter().map(|name| name.to_ascii_lowercase()).collect(),
-            service_id: wire.service_id.clone(),
+            names,
+            service_id: wire.service_id.as_str().into(),
         };
         Ok(Some((ip, endpoint)))
     }

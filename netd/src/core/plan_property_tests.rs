@@ -190,8 +190,8 @@ proptest! {
             for membership in &pod.networks {
                 let Some(network) = picture.networks.get_mut(&membership.network_id) else { continue };
                 let mut endpoint = here.clone();
-                endpoint.task_id.clone_from(task_id);
-                endpoint.service_id = network.vips.values().next().map(|vip| vip.service_id.clone()).unwrap_or_default();
+                endpoint.task_id = task_id.as_str().into();
+                endpoint.service_id = network.vips.values().next().map(|vip| vip.service_id.as_str().into()).unwrap_or_default();
                 network.endpoints.insert(membership.ip, endpoint);
             }
         }

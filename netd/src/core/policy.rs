@@ -249,7 +249,7 @@ fn meant(network: &Network, side: &Side) -> Vec<Who> {
     if side.all {
         return vec![Who::All];
     }
-    let of_side = network.endpoints.iter().filter(|(_, endpoint)| side.services.contains(&endpoint.service_id));
+    let of_side = network.endpoints.iter().filter(|(_, endpoint)| side.services.contains(endpoint.service_id.as_str()));
     of_side.map(|(ip, _)| Who::One(*ip)).collect()
 }
 

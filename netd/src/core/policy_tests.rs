@@ -194,7 +194,7 @@ fn six(passages: &[Passage]) -> Vec<Passage> {
 /// What the words say, connection by connection.
 fn says(network: &Network, from: Ipv4Addr, to: Ipv4Addr, protocol: u8, port: u16, outside: bool) -> bool {
     let is = |side: &Side, ip: Ipv4Addr| {
-        side.all || network.endpoints.get(&ip).is_some_and(|endpoint| side.services.contains(&endpoint.service_id))
+        side.all || network.endpoints.get(&ip).is_some_and(|endpoint| side.services.contains(endpoint.service_id.as_str()))
     };
     let number = Span::of(protocol, port, port).first;
     network.policy.iter().flat_map(|policy| &policy.allow).any(|allowance| {

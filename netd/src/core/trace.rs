@@ -412,7 +412,7 @@ impl Walk<'_> {
     fn holder(&self, ip: Ipv4Addr) -> String {
         for network in self.ground.picture.networks.values() {
             if let Some(endpoint) = network.endpoints.get(&ip) {
-                let task = if endpoint.task.is_empty() { "that has ended" } else { &endpoint.task };
+                let task = if endpoint.task.is_empty() { "that has ended" } else { endpoint.task.as_str() };
                 return format!("task {task} {}", place_in_words(endpoint.place));
             }
             if let Some(vip) = network.vips.get(&ip) {

@@ -17,9 +17,9 @@ use crate::core::uplink;
 /// What a pod sees on a network `front` with `count` endpoints named `web`, which listen at `http`.
 fn sight(count: u8) -> Sight {
     let endpoint = |last: u8| {
-        let names = BTreeSet::from(["web".to_owned()]);
+        let names = vec!["web".into()];
         let place = Place::Node(Ipv4Addr::new(10, 90, 0, 102));
-        let (task_id, task, service_id) = (format!("t{last}"), format!("web.{last}"), "web".to_owned());
+        let (task_id, task, service_id) = (format!("t{last}").into(), format!("web.{last}").into(), "web".into());
         let endpoint = Endpoint { task_id, task, place, serving: true, dead: false, names, service_id };
         (Ipv4Addr::new(10, 128, 0, last), endpoint)
     };
