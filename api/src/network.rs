@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -539,6 +540,18 @@ pub struct AddressPool {
     pub prefix: u8,
     /// Number of the subnet in the pool after which the next is sought, so that a freed one rests.
     pub cursor: u32,
+}
+
+impl AddressPool {
+    /// Length of the prefix where no other is asked for.
+    pub const PREFIX: u8 = 24;
+    /// Lengths that can be asked for.
+    pub const PREFIXES: RangeInclusive<u8> = 16..=29;
+}
+
+/// How many addresses tasks and services can have in a subnet: not the first two, nor the last.
+pub fn subnet_size(subnet: Ipv4Net) -> u32 {
+    (u32::from(subnet.broadcast()) - u32::from(subnet.network())).saturating_sub(2)
 }
 
 #[cfg(test)]

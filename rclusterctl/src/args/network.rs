@@ -1,7 +1,9 @@
 //! The words of `network`, `audit` and `trace`.
 
+use std::ops::RangeInclusive;
+
 use clap::{Args, Subcommand};
-use rcluster_api::network::Protocol;
+use rcluster_api::network::{AddressPool, Protocol};
 
 use super::{OnNodes, Wait, parse_label};
 
@@ -55,7 +57,7 @@ pub enum PoolCommand {
         #[arg(value_name = "CIDR")]
         cidr: String,
         /// Of the subnets that are chosen from it; 24 when not given, or the pool's own if that is longer.
-        #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(16..=29))]
+        #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(prefixes()))]
         prefix: Option<u32>,
     },
 }
@@ -74,6 +76,11 @@ pub struct TraceArgs {
     /// A name or an address, also with :PORT, which is of TCP, or with :PORT/udp.
     #[arg(value_name = "NAME|ADDRESS", value_parser = parse_target)]
     pub target: TraceTarget,
+}
+
+/// As clap has ranges.
+fn prefixes() -> RangeInclusive<i64> {
+    i64::from(*AddressPool::PREFIXES.start())..=i64::from(*AddressPool::PREFIXES.end())
 }
 
 /// Where a packet goes whose way is told.

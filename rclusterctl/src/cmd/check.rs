@@ -6,6 +6,7 @@ use rcluster_api::rest::ClusterJson;
 use rcluster_api::wire::v1;
 use serde::Serialize;
 
+use super::network::pools;
 use crate::error::CliError;
 use crate::output::{self, Out};
 use crate::session::Session;
@@ -61,7 +62,7 @@ async fn ask(session: &mut Session, told: &mut Told) -> Result<(), CliError> {
             }
         }
     }
-    told.pools = session.call(|mut client| async move { client.update_pools(v1::UpdatePoolsRequest::default()).await }).await?.pools;
+    told.pools = pools(session, Vec::new()).await?;
     Ok(())
 }
 
@@ -105,8 +106,8 @@ fn withheld(node: &Node, network: &NodeNetwork, services: &[Service], tasks: &[T
             || tasks.iter().any(|task| task.service_id == service.id && task.node_id.as_ref() == Some(&node.id) && task.may_run());
         let ports = service.spec.ports.iter().flat_map(Port::node_ports);
         for (port, _) in ports.filter(|(_, of_tasks)| !of_tasks || runs_here()) {
-            let held = network.held_ports.iter().find(|held| (held.protocol, held.port) == (port.protocol, port.number));
-            said.extend(held.map(|held| format!("{port} is held by {}: it is not opened for service {}", held.by, service.spec.name)));
+            let held = network.held().find(|(held, _)| *held == port);
+            said.extend(held.map(|(_, by)| format!("{port} is held by {by}: it is not opened for service {}", service.spec.name)));
         }
     }
     said

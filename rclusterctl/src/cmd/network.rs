@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
 use rcluster_api::client::{idempotency_key, keyed};
-use rcluster_api::network::rested_ms;
+use rcluster_api::network::{AddressPool, rested_ms, subnet_size};
 use rcluster_api::object::{Kind, Network, Object, Service, Task};
 use rcluster_api::rest::NetworkJson;
 use rcluster_api::spec::{NetworkSpec, Spec};
@@ -20,9 +20,6 @@ use crate::error::CliError;
 use crate::output::table::Table;
 use crate::output::{self, Out};
 use crate::session::Session;
-
-/// Length of the prefix of subnets where no other is asked for.
-const PREFIX: u32 = 24;
 
 /// `network create NAME`.
 pub async fn create(mut session: Session, out: Out, args: NetworkCreate) -> Result<(), CliError> {
@@ -135,7 +132,7 @@ fn inspected(network: &Network, tasks: &[Task], services: &[Service], pools: &[v
             let address = Address {
                 ip: attached.ip,
                 ip6: attached.ip6,
-                kind: "task",
+                kind: Kind::Task.as_str(),
                 name: task.name.clone(),
                 id: task.id.to_string(),
                 node: task.node.clone(),
@@ -148,7 +145,7 @@ fn inspected(network: &Network, tasks: &[Task], services: &[Service], pools: &[v
     let of_service = |(ip, ip6): (Ipv4Addr, Option<Ipv6Addr>), name: String, id: String| Address {
         ip,
         ip6,
-        kind: "service",
+        kind: Kind::Service.as_str(),
         name,
         id,
         node: String::new(),
@@ -169,8 +166,7 @@ fn inspected(network: &Network, tasks: &[Task], services: &[Service], pools: &[v
     }
     let addresses: Vec<Address> = by_ip.into_values().map(|(_, address)| address).collect();
     let resting = addresses.iter().filter(|address| address.state == RESTING).count();
-    // The first two and the last are not given out.
-    let size = network.subnet.map_or(0, |subnet| (u32::from(subnet.broadcast()) - u32::from(subnet.network())).saturating_sub(2));
+    let size = network.subnet.map_or(0, subnet_size);
     let chosen = network.subnet.filter(|_| network.spec.subnet.is_none());
     let is_from = |pool: &&v1::PoolStatus| {
         let range = pool.cidr.parse::<Ipv4Net>();
@@ -185,7 +181,7 @@ fn inspected(network: &Network, tasks: &[Task], services: &[Service], pools: &[v
 }
 
 /// The pools, after these have been added.
-async fn pools(session: &mut Session, add: Vec<v1::AddressPool>) -> Result<Vec<v1::PoolStatus>, CliError> {
+pub(super) async fn pools(session: &mut Session, add: Vec<v1::AddressPool>) -> Result<Vec<v1::PoolStatus>, CliError> {
     let key = idempotency_key();
     let response = session
         .call(|mut client| {
@@ -212,7 +208,7 @@ pub async fn pool(mut session: Session, out: Out, command: PoolCommand) -> Resul
         PoolCommand::Ls => Vec::new(),
         PoolCommand::Add { cidr, prefix } => {
             let own = cidr.rsplit_once('/').and_then(|(_, bits)| bits.parse().ok()).unwrap_or(0);
-            vec![v1::AddressPool { cidr, prefix: prefix.unwrap_or(PREFIX.max(own)), cursor: 0 }]
+            vec![v1::AddressPool { cidr, prefix: prefix.unwrap_or(u32::from(AddressPool::PREFIX).max(own)), cursor: 0 }]
         }
     };
     let pools = pools(&mut session, add).await?.into_iter().map(|pool| {

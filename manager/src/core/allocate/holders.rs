@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use rcluster_api::id::{NetworkId, ServiceId};
-use rcluster_api::network::address6;
+use rcluster_api::network::{address6, subnet_size};
 use rcluster_api::object::{Network, Service, ServiceVip, Task, TaskNetwork};
 use rcluster_api::spec::NetworkAttachment;
 
@@ -175,7 +175,7 @@ impl<'a> Holders<'a> {
             }
             self.free_at_ms = Some(self.free_at_ms.map_or(free_at_ms, |earlier| earlier.min(free_at_ms)));
         }
-        let size = ipam::size(subnet);
+        let size = subnet_size(subnet);
         let reserved = addresses.reserved.keys().filter(|ip| !addresses.held.contains_key(*ip) && in_subnet(**ip)).count();
         let mut now = format!(": {} of {size} in use", size as usize - resting - reserved);
         for (count, what) in [(resting, "just freed"), (reserved, "kept for services by their ip")] {

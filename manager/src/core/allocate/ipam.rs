@@ -8,19 +8,19 @@ use std::net::Ipv4Addr;
 use std::ops::Range;
 
 use ipnet::Ipv4Net;
-use rcluster_api::network::AddressPool;
+use rcluster_api::network::{AddressPool, subnet_size};
 
 /// The pool of a cluster that has no other.
 const POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::from_bits(POOL_START), 9);
 const POOL_START: u32 = u32::from_be_bytes([10, 128, 0, 0]);
 const POOL_SUBNETS: u32 = 1 << 15;
-const SUBNET_PREFIX: u8 = 24;
 
 /// [`POOL`], with its cursor at the highest of the subnets in use: where the search went on before there were cursors.
 pub fn first_pool(in_use: &[Ipv4Net]) -> AddressPool {
-    let number = |subnet: &Ipv4Net| POOL.contains(subnet).then(|| (u32::from(subnet.broadcast()) - POOL_START) >> (32 - SUBNET_PREFIX));
+    let number =
+        |subnet: &Ipv4Net| POOL.contains(subnet).then(|| (u32::from(subnet.broadcast()) - POOL_START) >> (32 - AddressPool::PREFIX));
     let cursor = in_use.iter().filter_map(number).max().unwrap_or(POOL_SUBNETS - 1);
-    AddressPool { cidr: POOL, prefix: SUBNET_PREFIX, cursor }
+    AddressPool { cidr: POOL, prefix: AddressPool::PREFIX, cursor }
 }
 
 /// The next subnet that shares no address with `taken`, from the first pool that has one, and the pools as they are then.
@@ -88,21 +88,16 @@ pub fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
     a.contains(&b.network()) || b.contains(&a.network())
 }
 
-/// How many addresses tasks can have in a subnet.
-pub fn size(subnet: Ipv4Net) -> u32 {
-    (u32::from(subnet.broadcast()) - u32::from(subnet.network())).saturating_sub(2)
-}
-
 /// Whether an address of a subnet is one that tasks can have.
 pub fn is_given_out(subnet: Ipv4Net, address: Ipv4Addr) -> bool {
     let (address, base) = (u32::from(address), u32::from(subnet.network()));
-    address.checked_sub(base).is_some_and(|offset| (2..=size(subnet) + 1).contains(&offset))
+    address.checked_sub(base).is_some_and(|offset| (2..=subnet_size(subnet) + 1).contains(&offset))
 }
 
 /// The next free address after `cursor` (an offset in the subnet), and the new cursor.
 pub fn address(subnet: Ipv4Net, cursor: u32, is_free: impl Fn(u32) -> bool) -> Option<(Ipv4Addr, u32)> {
     let base = u32::from(subnet.network());
-    let last = size(subnet) + 1;
+    let last = subnet_size(subnet) + 1;
     let first = if cursor < last { (cursor + 1).max(2) } else { 2 };
     let offset = (first..=last).chain(2..first).find(|offset| is_free(base + offset))?;
     Some((Ipv4Addr::from(base + offset), offset))
@@ -116,7 +111,7 @@ pub fn pool_ahead(pool: AddressPool, numbers: u32) -> AddressPool {
 
 /// A cursor of addresses half a subnet further.
 pub fn ahead(subnet: Ipv4Net, cursor: u32) -> u32 {
-    let size = size(subnet).max(1);
+    let size = subnet_size(subnet).max(1);
     (cursor.max(2) - 2 + size / 2) % size + 2
 }
 
@@ -143,7 +138,7 @@ mod tests {
             given.push(ip.octets()[3]);
         }
         assert_eq!(given, [2, 3, 4, 5, 6]);
-        assert_eq!(given.len(), size(subnet) as usize);
+        assert_eq!(given.len(), subnet_size(subnet) as usize);
         assert!([0, 1, 7, 8].into_iter().all(|last| !is_given_out(subnet, Ipv4Addr::new(10, 128, 3, last))));
         used.remove(&u32::from(Ipv4Addr::new(10, 128, 3, 3)));
         used.remove(&u32::from(Ipv4Addr::new(10, 128, 3, 5)));

@@ -14,9 +14,6 @@ use crate::core::state::State;
 /// Pools of a cluster.
 const POOLS_MAX: usize = 64;
 
-/// Prefixes of subnets that can be chosen from a pool.
-const PREFIXES: std::ops::RangeInclusive<u8> = 16..=29;
-
 /// All of them are pools from now on, behind those that there are, or none is.
 pub(super) fn add(state: &State, more: &[(Ipv4Net, u8)]) -> Result<ChangeSet, ApiError> {
     let mut cluster = cluster(state)?.clone();
@@ -54,7 +51,7 @@ fn check(state: &State, pools: &[AddressPool], cidr: Ipv4Net, prefix: u8) -> Res
     if cidr.trunc() != cidr {
         return Err(("cidr", format!("{cidr} has host bits set"), "write the first address of the range"));
     }
-    if !PREFIXES.contains(&prefix) || prefix < cidr.prefix_len() {
+    if !AddressPool::PREFIXES.contains(&prefix) || prefix < cidr.prefix_len() {
         let message = format!("subnets of /{prefix} cannot be chosen from {cidr}");
         return Err(("prefix", message, "choose a prefix from 16 to 29 that is not shorter than the pool's own"));
     }
