@@ -214,6 +214,7 @@ proptest! {
             let touched = match op {
                 Op::LoadRules | Op::PrepareResolver | Op::EnableForwarding => true,
                 Op::LoadHostRules { .. } | Op::EnableHostForwarding | Op::OpenPassage | Op::AddUplink { .. } => true,
+                Op::EnableHostForwarding6 { .. } | Op::OpenPassage6 => true,
                 Op::AddPeer { node } => held.host.peers.contains(node),
                 Op::RemovePeer { node } => wanted.host.peers.contains(node),
                 Op::SealNetwork { vni } => held.host.sealed.contains(vni),

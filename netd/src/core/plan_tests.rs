@@ -283,7 +283,7 @@ fn rules_that_are_gone_come_back_with_all_their_elements_and_on_the_host_with_po
     let steps = plan(&wanted, &gone);
     let (elements, peers) = (wanted.elements.len(), wanted.host.peers.len());
     assert!(steps.add[0] == Op::LoadRules && steps.add[1..=elements].iter().all(|op| matches!(op, Op::AddElement(_))));
-    assert_eq!(steps.add[elements + 1], Op::LoadHostRules { guarded: true });
+    assert_eq!(steps.add[elements + 1], Op::LoadHostRules { guards: Guards { four: true, six: false } });
     assert!(matches!(steps.add[elements + 2 + peers..], [Op::OpenPort(_)]) && steps.remove.is_empty(), "{steps}");
     gone.host.end = None;
     assert!(matches!(plan(&wanted, &gone).add.last(), Some(Op::OpenPort(_))), "and at the end where nothing stands yet");

@@ -25,7 +25,7 @@ use super::netlink::{NETLINK_ROUTE, Netlink};
 use super::observe::Routes;
 use super::watch::{RouterEars, Watch};
 use super::wireguard::{self, Wireguard};
-use super::{Failure, Kernel, KernelError, Pods, apply, conntrack, echo, host, messages, netns, nft, observe};
+use super::{Failure, HostSix, Kernel, KernelError, Pods, apply, conntrack, echo, host, messages, netns, nft, observe};
 use crate::core::dataplane::Dataplane;
 use crate::core::encryption::PublicKey;
 use crate::core::flows::{Flow, Transport};
@@ -365,6 +365,10 @@ impl Kernel for Linux {
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {
         observe::host_routes(&mut self.host)
     }
+
+    fn host_six(&mut self) -> Result<HostSix, KernelError> {
+        host::six(self)
+    }
 }
 
 fn forwarding_settings() -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -372,12 +376,12 @@ fn forwarding_settings() -> impl Iterator<Item = (&'static str, &'static str)> {
 }
 
 /// A device's sysctl of IPv6.
-fn of_device(device: &str, name: &str) -> String {
+pub(super) fn of_device(device: &str, name: &str) -> String {
     format!("ipv6/conf/{device}/{name}")
 }
 
 /// In the calling thread's namespace.
-fn enable_six(device: &str) -> Result<(), KernelError> {
+pub(super) fn enable_six(device: &str) -> Result<(), KernelError> {
     SIX.iter().try_for_each(|(name, value)| netns::set_sysctl(&of_device(device, name), value, false))
 }
 

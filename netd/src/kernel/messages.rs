@@ -142,11 +142,16 @@ pub fn loopback_address6(ip6: Ipv6Addr) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewAddress(address6(LOOPBACK_INDEX, ip6))
 }
 
-/// A /128 on a device. Nobody else has it, so nobody is asked for it.
+/// A /128 on a device.
 pub fn address6(index: u32, ip6: Ipv6Addr) -> AddressMessage {
+    address6_among(index, ip6, 128)
+}
+
+/// An address on a device that leads to all that begin so. Nobody else has it, so nobody is asked for it.
+pub fn address6_among(index: u32, ip6: Ipv6Addr, prefix_len: u8) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet6;
-    message.header.prefix_len = 128;
+    message.header.prefix_len = prefix_len;
     message.header.flags = AddressHeaderFlags::Nodad;
     message.header.index = index;
     message.attributes.push(AddressAttribute::Address(IpAddr::V6(ip6)));
@@ -250,7 +255,8 @@ pub fn own_rule(preference: u32, table: u32) -> RuleMessage {
     message
 }
 
-/// A route of ours in the main table. A gateway of IPv6 is to be a link-local address, which every device can have for a neighbour.
+/// A route of ours in the main table. A gateway of IPv6 is to be a link-local address, which every device can have for a neighbour. One of IPv6 to
+/// the loopback says that what it leads to cannot be reached.
 pub fn route(to: IpNet, next: Next) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(to.addr());
@@ -264,6 +270,9 @@ pub fn route(to: IpNet, next: Next) -> RouteMessage {
     match next {
         Next::Device(device) => {
             message.header.scope = RouteScope::Link;
+            if device == LOOPBACK_INDEX && to.addr().is_ipv6() {
+                message.header.kind = RouteType::Unreachable;
+            }
             message.attributes.push(RouteAttribute::Oif(device));
         }
         Next::Gateway { device, address, source } => {

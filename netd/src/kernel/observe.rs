@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
@@ -351,6 +351,17 @@ pub fn host_routes(netlink: &mut Netlink) -> Result<Vec<Ipv4Net>, KernelError> {
         .collect())
 }
 
+/// The same of IPv6.
+pub fn host_routes6(netlink: &mut Netlink) -> Result<Vec<Ipv6Net>, KernelError> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet6;
+    let messages = netlink.dump("list the host's routes of IPv6", &RouteNetlinkMessage::GetRoute(message))?;
+    Ok(messages
+        .into_iter()
+        .filter_map(|message| if let RouteNetlinkMessage::NewRoute(route) = message { destination6_of(&route) } else { None })
+        .collect())
+}
+
 /// Where routes of ours in the main table lead, by the device's index; `None`: nowhere.
 pub fn own_routes(netlink: &mut Netlink) -> Result<BTreeSet<(Ipv4Net, Option<u32>)>, KernelError> {
     let mut message = RouteMessage::default();
@@ -389,6 +400,19 @@ fn destination_of(message: &RouteMessage) -> Option<Ipv4Net> {
         _ => None,
     });
     Ipv4Net::new(to.unwrap_or(Ipv4Addr::UNSPECIFIED), header.destination_prefix_length).ok()
+}
+
+fn destination6_of(message: &RouteMessage) -> Option<Ipv6Net> {
+    let header = &message.header;
+    let is_ours = header.protocol == RouteProtocol::Other(PROTOCOL);
+    if header.address_family != AddressFamily::Inet6 || header.kind != RouteType::Unicast || is_ours {
+        return None;
+    }
+    let to = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(*ip),
+        _ => None,
+    });
+    Ipv6Net::new(to.unwrap_or(Ipv6Addr::UNSPECIFIED), header.destination_prefix_length).ok()
 }
 
 fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<(IpNet, Route)> {
@@ -535,7 +559,8 @@ mod tests {
                 usize::from(neighbour_of(&entry, &names).is_some()) + usize::from(forward_of(&entry, &names).is_some())
             }
             RouteNetlinkMessage::NewRoute(route) => {
-                usize::from(route_of(&route, &names).is_some()) + usize::from(destination_of(&route).is_some())
+                let leads = destination_of(&route).is_some() || destination6_of(&route).is_some();
+                usize::from(route_of(&route, &names).is_some()) + usize::from(leads)
             }
             _ => 0,
         });

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! router   devices · neighbours, forwarding entries · addresses · routes · routing rules · forwarding · nf_tables
-//! host     rcl-up, the tunnels, and their addresses · forwarding · our table, and the chains through which the uplink's packets pass · routes
+//! host     rcl-up, the tunnels, and their addresses · forwarding · our table, and the chains through which the uplink's packets pass · routes,
+//!          also of IPv6
 //! ```
 //!
 //! What netd changes itself is told apart by the ports of its sockets, where the kernel says by whose request it happened. Where it does not (a
@@ -34,6 +35,7 @@ const IPV4_RULE: u32 = 8;
 const IPV6_IFADDR: u32 = 9;
 const IPV6_ROUTE: u32 = 11;
 const IPV4_NETCONF: u32 = 24;
+const IPV6_NETCONF: u32 = 25;
 const NFTABLES: u32 = 7;
 
 /// Types of messages (`RTM_*`; `NFT_MSG_NEWGEN` with its subsystem).
@@ -53,6 +55,7 @@ const MTU: u16 = 4;
 const UP: u32 = 1;
 
 const FAMILY_BRIDGE: u8 = 7;
+const FAMILY_IPV6: u8 = 10;
 
 /// What a neighbour is that was set by hand, or was and is not any more (`NUD_FAILED`, `NUD_NOARP`, `NUD_PERMANENT`); the others come and go
 /// with traffic.
@@ -128,7 +131,7 @@ impl RouterEars {
 impl Watch {
     /// Listens in the calling thread's namespace, too; what is done by way of these ports is not news.
     pub(super) fn open(RouterEars(mut ears): RouterEars, own: BTreeSet<u32>) -> Result<Self, KernelError> {
-        ears.push((Place::Host, listen(NETLINK_ROUTE, &[LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_NETCONF])?));
+        ears.push((Place::Host, listen(NETLINK_ROUTE, &[LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_NETCONF, IPV6_ROUTE, IPV6_NETCONF])?));
         ears.push((Place::HostRules, listen(NETLINK_NETFILTER, &[NFTABLES])?));
         Ok(Self { ears, buffer: Vec::with_capacity(RECEIVE_BYTES), hearing: Hearing { own, ..Hearing::default() } })
     }
@@ -218,7 +221,12 @@ impl Hearing {
                 news.routes = true;
                 false
             }
-            (Place::Host, NEW_NETCONF) => holds(payload, &OF_ALL_DEVICES),
+            (Place::Host, NEW_NETCONF) => {
+                let is_of_all = holds(payload, &OF_ALL_DEVICES);
+                // The host has other ways by IPv6 for it.
+                news.routes |= is_of_all && payload.first() == Some(&FAMILY_IPV6);
+                is_of_all
+            }
             (Place::Host, _) => [HOST_END, DEVICE_START].iter().any(|name| holds(payload, name.as_bytes())),
             (Place::HostRules, kind) => kind != NEW_GENERATION && HOST_NAMES.iter().any(|name| holds(payload, name)),
         };

@@ -8,6 +8,8 @@ mod leave;
 
 mod egress;
 
+mod egress6;
+
 mod ingress;
 
 mod forward;

@@ -1814,6 +1814,9 @@ pub struct NodeNetwork {
     /// what is wrong, in words
     #[prost(string, repeated, tag = "8")]
     pub conditions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// the host's own of IPv6, but those of links; 64 at most
+    #[prost(string, repeated, tag = "9")]
+    pub addresses6: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// The public half of a key pair that never leaves the kernel of its node.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2372,6 +2375,9 @@ pub struct NodeView {
     /// none while no network is encrypted
     #[prost(message, repeated, tag = "7")]
     pub wireguard_keys: ::prost::alloc::vec::Vec<WireguardKey>,
+    /// of IPv6, which no pod is to reach
+    #[prost(string, repeated, tag = "8")]
+    pub addresses6: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NetworkView {

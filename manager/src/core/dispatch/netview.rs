@@ -368,6 +368,7 @@ impl Ground {
             incarnation: node.incarnation,
             number: node.number,
             wireguard_keys: wireguard_keys(node),
+            addresses6: node.description.network.iter().flat_map(|network| &network.addresses6).map(ToString::to_string).collect(),
         };
         let node_views: Vec<v1::NodeView> = nodes.values().map(|node| node_view(node)).collect();
         let up = nodes.values().filter(|node| node.state != NodeState::Down).map(|node| node.id.clone()).collect();

@@ -30,6 +30,7 @@ pub enum SetName {
     Members,
     Exits,
     Entries,
+    Entries6,
     Inside,
     Backends,
     Hairpin,
@@ -59,13 +60,14 @@ pub enum SetName {
 
 impl SetName {
     /// All of them, in order.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::Sources,
         Self::Sources6,
         Self::Prefixes6,
         Self::Members,
         Self::Exits,
         Self::Entries,
+        Self::Entries6,
         Self::Inside,
         Self::Backends,
         Self::Hairpin,
@@ -102,6 +104,7 @@ impl SetName {
             Self::Members => &isolation::MEMBERS,
             Self::Exits => &isolation::EXITS,
             Self::Entries => &egress::ENTRIES,
+            Self::Entries6 => &egress::ENTRIES6,
             Self::Inside => &egress::INSIDE,
             Self::Backends => &balance::BACKENDS,
             Self::Hairpin => &balance::HAIRPIN,

@@ -110,6 +110,7 @@ mod tests {
   set members [Name] -> Fields([Mark])
   set exits [Mark, Name] -> None
   set entries [Address] -> None
+  set entries6 [Address6] -> None
   set inside [Protocol, Address] -> None, intervals
   set backends [Address, Number] -> Fields([Address])
   set hairpin [Address, Address] -> None
@@ -193,6 +194,7 @@ mod tests {
     ip daddr @viplist goto refuse
     meta mark @policed jump policy
     oifname up meta l4proto . ip daddr @inside reject with icmpx admin-prohibited
+    oifname up ip6 daddr @entries6 goto refuse
     meta mark . oifname @exits meta mark set 0 accept
     meta nfproto ipv6 goto refuse
     reject with icmpx admin-prohibited
@@ -250,6 +252,7 @@ mod tests {
                 "dead key 4 data 0 flags 0",
                 "dead6 key 16 data 0 flags 0",
                 "entries key 4 data 0 flags 0",
+                "entries6 key 16 data 0 flags 0",
                 "exits key 20 data 0 flags 0",
                 "flood key 16 data 0 flags 48",
                 "guarded key 8 data 0 flags 0",
