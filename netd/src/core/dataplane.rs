@@ -142,6 +142,7 @@ impl Dataplane {
                 self.host.rules = HostRules::Ours(*guards);
                 self.host.peers.clear();
                 self.host.ports.clear();
+                self.host.ports6.clear();
                 self.host.sealed.clear();
             }
             Op::SealNetwork { vni } => {
@@ -155,6 +156,12 @@ impl Dataplane {
             }
             Op::ClosePort(opening) => {
                 self.host.ports.remove(opening);
+            }
+            Op::OpenPort6(opening) => {
+                self.host.ports6.insert(*opening);
+            }
+            Op::ClosePort6(opening) => {
+                self.host.ports6.remove(opening);
             }
             Op::EnableHostForwarding => self.host.forwarding = true,
             Op::EnableHostForwarding6 { hearing } => {

@@ -157,7 +157,7 @@ fn table(rules: &Outline) -> Vec<Entry> {
 }
 
 fn on_host(host: &HostPlane) -> Vec<Entry> {
-    let HostPlane { rules, peers, sealed, fenced, tunnels, ports, forwarding, forwarding6, passage, passage6, end } = host;
+    let HostPlane { rules, peers, sealed, fenced, tunnels, ports, ports6, forwarding, forwarding6, passage, passage6, end } = host;
     let rules = match rules {
         HostRules::Other => "others than netd's",
         HostRules::Ours(Guards { four: false, six: false }) => "for the uplink",
@@ -183,6 +183,7 @@ fn on_host(host: &HostPlane) -> Vec<Entry> {
     }
     entries.extend(peers.iter().map(|peer| Entry::new(Kind::Host, format!("peer {peer}"), "")));
     entries.extend(ports.iter().map(|opening| Entry::new(Kind::Host, opening.to_string(), "")));
+    entries.extend(ports6.iter().map(|opening| Entry::new(Kind::Host, format!("{opening} of IPv6"), "")));
     entries.extend(sealed.iter().map(|vni| Entry::new(Kind::Host, format!("network {vni}"), "not in clear")));
     if *fenced {
         entries.push(Entry::new(Kind::Host, format!("route {TUNNELLED}"), "nowhere"));

@@ -102,6 +102,8 @@ pub struct Underlay {
     pub forwarding: Forwarding,
     /// The same of IPv6.
     pub forwarding6: Forwarding,
+    /// The kernel has IPv6.
+    pub six: bool,
 }
 
 impl fmt::Display for Mac {

@@ -73,12 +73,16 @@ pub struct Paths {
 pub fn paths(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> Paths {
     let mut paths =
         Paths { detours: ingress::detours(picture, underlay), selectors: ingress::selectors(picture, underlay), ..Paths::default() };
+    let ingress_six = ingress::has_six(picture, underlay);
     for (node, _) in ingress::others(picture, underlay) {
+        if ingress_six {
+            paths.neighbours.insert((INGRESS.to_owned(), vtep6(node).into()), vtep_mac(node));
+        }
         paths.neighbours.insert((INGRESS.to_owned(), node.into()), vtep_mac(node));
         paths.forwards.insert(Forward { link: INGRESS.to_owned(), mac: vtep_mac(node), node });
     }
     paths.routes.insert(Ipv4Net::default().into(), Route::Via { link: UPLINK.to_owned(), gateway: HOST_IP.into() });
-    if uplink::leads_out6(picture, underlay) {
+    if uplink::carries6(picture, underlay) {
         paths.neighbours.insert((UPLINK.to_owned(), GATEWAY6.into()), HOST_END_MAC);
         let out = Route::Via { link: UPLINK.to_owned(), gateway: GATEWAY6.into() };
         let nobodys = Route::Link { link: LOOPBACK.to_owned() };

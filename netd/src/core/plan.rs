@@ -138,6 +138,9 @@ pub enum Op {
     /// The host sends what comes to this port on into the router.
     OpenPort(Opening),
     ClosePort(Opening),
+    /// The same of IPv6.
+    OpenPort6(Opening),
+    ClosePort6(Opening),
     RemoveElement(Element),
     RemoveSelector(Selector),
     RemoveDetour {
@@ -215,7 +218,9 @@ impl Op {
             | Self::AddSelector(_)
             | Self::RemoveSelector(_)
             | Self::OpenPort(_)
-            | Self::ClosePort(_) => false,
+            | Self::ClosePort(_)
+            | Self::OpenPort6(_)
+            | Self::ClosePort6(_) => false,
             Self::AddPod { task } | Self::RemovePod { task } | Self::ConfigurePod { task, .. } | Self::AddVeth { task, .. } => {
                 task == task_id
             }
@@ -331,6 +336,7 @@ fn on_host(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     if anew && now.end.is_some_and(|end| end.up && end.addressed) {
         // They led somewhere before.
         ops.extend(wanted.ports.iter().copied().map(Op::OpenPort));
+        ops.extend(wanted.ports6.iter().copied().map(Op::OpenPort6));
     }
     if wanted.forwarding && !now.forwarding {
         ops.push(Op::EnableHostForwarding);
@@ -349,11 +355,13 @@ fn on_host(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
 
 /// Once it is decided where what comes by them goes.
 fn new_ports(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
-    wanted.host.ports.difference(&now.host.ports).copied().map(Op::OpenPort).collect()
+    let ports = wanted.host.ports.difference(&now.host.ports).copied().map(Op::OpenPort);
+    ports.chain(wanted.host.ports6.difference(&now.host.ports6).copied().map(Op::OpenPort6)).collect()
 }
 
 fn old_ports(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
-    now.host.ports.difference(&wanted.host.ports).copied().map(Op::ClosePort).collect()
+    let ports = now.host.ports.difference(&wanted.host.ports).copied().map(Op::ClosePort);
+    ports.chain(now.host.ports6.difference(&wanted.host.ports6).copied().map(Op::ClosePort6)).collect()
 }
 
 fn old_peers(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
@@ -628,6 +636,8 @@ impl fmt::Display for Op {
             Self::RemoveSelector(selector) => write!(f, "remove rule {selector}"),
             Self::OpenPort(opening) => write!(f, "open {opening}"),
             Self::ClosePort(opening) => write!(f, "close {opening}"),
+            Self::OpenPort6(opening) => write!(f, "open {opening} of IPv6"),
+            Self::ClosePort6(opening) => write!(f, "close {opening} of IPv6"),
             Self::SetNeighbour { link, ip, mac } => write!(f, "set neighbour {ip} is {mac} on {link}"),
             Self::SetForward(forward) => write!(f, "set forward {forward}"),
             Self::SetRoute { to, route } => write!(f, "set route {to} {route}"),

@@ -101,6 +101,8 @@ pub struct HostPlane {
     pub tunnels: BTreeMap<String, Tunnel>,
     /// Ports by which connections from elsewhere go on into the router.
     pub ports: BTreeSet<Opening>,
+    /// Those by which connections of IPv6 do, too.
+    pub ports6: BTreeSet<Opening>,
     /// The host forwards packets.
     pub forwarding: bool,
     pub forwarding6: Forwards6,
@@ -181,7 +183,7 @@ pub enum Passage {
 
 /// What the picture calls for on the host.
 pub fn host_plane(picture: &Picture, underlay: &Underlay) -> HostPlane {
-    let six = leads_out6(picture, underlay);
+    let six = carries6(picture, underlay);
     let Link { mtu, .. } = link(picture, underlay);
     let (sealed, tunnels) = (encryption::sealed(picture), encryption::tunnels(picture, underlay));
     HostPlane {
@@ -191,6 +193,7 @@ pub fn host_plane(picture: &Picture, underlay: &Underlay) -> HostPlane {
         sealed,
         tunnels,
         ports: ingress::open(picture),
+        ports6: if six { ingress::open6(picture, underlay) } else { BTreeSet::new() },
         forwarding: is_wanted(underlay.forwarding),
         forwarding6: if six { forwards6(underlay) } else { Forwards6::No },
         passage: Passage::Open,
@@ -199,9 +202,13 @@ pub fn host_plane(picture: &Picture, underlay: &Underlay) -> HostPlane {
     }
 }
 
-/// Whether pods get out by IPv6: one of their networks is to lead there, and the host has a way.
-pub fn leads_out6(picture: &Picture, underlay: &Underlay) -> bool {
-    has_way6(picture, underlay) && picture.networks.values().any(is_outward6)
+/// Whether IPv6 passes: a network is to lead out, or a published port is to be reached by it, and the host has a way.
+pub fn carries6(picture: &Picture, underlay: &Underlay) -> bool {
+    has_way6(picture, underlay) && wants6(picture, underlay)
+}
+
+fn wants6(picture: &Picture, underlay: &Underlay) -> bool {
+    picture.networks.values().any(is_outward6) || ingress::has_six(picture, underlay)
 }
 
 /// Whether the host has ways by IPv6, and the pair carries it.
@@ -244,7 +251,7 @@ pub fn is_wanted(forwarding: Forwarding) -> bool {
 
 /// The router's end.
 pub fn link(picture: &Picture, underlay: &Underlay) -> Link {
-    let six = leads_out6(picture, underlay);
+    let six = carries6(picture, underlay);
     Link { kind: LinkKind::Uplink, mac: ROUTER_END_MAC, mtu: underlay.overlay_mtu, up: true, six }
 }
 
@@ -353,12 +360,12 @@ pub fn conditions(host: &HostPlane, underlay: &Underlay) -> Vec<String> {
     conditions
 }
 
-/// The same of IPv6, where a network with it is to lead out; `withheld`: the host has ways that it may not be made to forward to.
-pub fn conditions6(picture: &Picture, host: &HostPlane, withheld: bool) -> Vec<String> {
+/// The same of IPv6, where it is to pass; `withheld`: the host has ways that it may not be made to forward to.
+pub fn conditions6(picture: &Picture, host: &HostPlane, underlay: &Underlay, withheld: bool) -> Vec<String> {
     let mut conditions = Vec::new();
-    if withheld && picture.networks.values().any(is_outward6) {
+    if withheld && wants6(picture, underlay) {
         conditions.push(
-            "this host does not forward IPv6, so pods reach nothing outside the cluster by it: set the sysctl net.ipv6.conf.all.forwarding to 1 \
+            "this host does not forward IPv6, so pods reach nothing outside the cluster by it, and nobody there published ports: set the sysctl net.ipv6.conf.all.forwarding to 1 \
              (first accept_ra to 2 on each device that learns its routes from routers), or start rcluster-netd without --no-forwarding"
                 .to_owned(),
         );
@@ -366,7 +373,7 @@ pub fn conditions6(picture: &Picture, host: &HostPlane, withheld: bool) -> Vec<S
     if host.passage6 == Passage::Shut && host.end.is_some_and(|end| end.six) {
         conditions.push(format!(
             "this host's firewall drops what is forwarded of IPv6 (chain FORWARD of table ip6 filter), so pods reach nothing outside the cluster \
-             by it: ip6tables -I FORWARD -i {HOST_END} -j ACCEPT; ip6tables -I FORWARD -o {HOST_END} -j ACCEPT"
+             by it, and nobody there published ports: ip6tables -I FORWARD -i {HOST_END} -j ACCEPT; ip6tables -I FORWARD -o {HOST_END} -j ACCEPT"
         ));
     }
     conditions
@@ -423,7 +430,7 @@ mod tests {
     fn a_host_that_keeps_packets_of_ipv6_from_passing_is_told_of_where_pods_have_it() {
         let picture = six(&["::/0"]);
         let plane = host_plane(&picture, &underlay(Forwarding::Host));
-        let told = |picture: &Picture, host: &HostPlane, withheld| conditions6(picture, host, withheld).len();
+        let told = |picture: &Picture, host: &HostPlane, withheld| conditions6(picture, host, &underlay(Forwarding::Host), withheld).len();
         assert_eq!((told(&picture, &plane, false), told(&picture, &plane, true)), (0, 1));
         assert_eq!(told(&Picture::parse(&view(1)).0, &plane, true), 0, "nobody has IPv6");
         let shut = HostPlane { passage6: Passage::Shut, ..plane };

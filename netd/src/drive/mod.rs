@@ -394,7 +394,7 @@ impl<K: Kernel> Owner<K> {
         let routes = self.picture.beyond.iter().map(ToString::to_string).collect();
         let mut conditions: Vec<String> = self.routes_unread.iter().cloned().collect();
         conditions.extend(uplink::conditions(&self.held.host, &self.underlay));
-        conditions.extend(uplink::conditions6(&self.picture, &self.held.host, self.withholds_six));
+        conditions.extend(uplink::conditions6(&self.picture, &self.held.host, &self.underlay, self.withholds_six));
         conditions.extend(self.paths.conditions(self.underlay_mtu().into()));
         conditions.extend(self.crowded.map(|max| {
             format!(
@@ -437,7 +437,7 @@ impl<K: Kernel> Owner<K> {
             bounded(&self.kernel_problems),
             forgetful.into_iter().collect(),
             uplink::conditions(&self.held.host, &self.underlay),
-            uplink::conditions6(&self.picture, &self.held.host, self.withholds_six),
+            uplink::conditions6(&self.picture, &self.held.host, &self.underlay, self.withholds_six),
         ]
         .concat()
     }
@@ -468,7 +468,8 @@ impl<K: Kernel> Owner<K> {
     /// Has the ports of the host that the picture calls for, and no others; those that somebody else has are not published here, and tried
     /// again soon. Whether these are others than before.
     fn keep_ports(&mut self) -> bool {
-        let taken = self.kernel.keep_ports(&ingress::openings(&self.picture));
+        let (ports, six) = (ingress::openings(&self.picture), ingress::openings6(&self.picture, &self.underlay));
+        let taken = self.kernel.keep_ports(&ports, &six);
         let changed = taken != self.picture.taken;
         if changed {
             self.misleads = true;
@@ -619,7 +620,12 @@ impl<K: Kernel> Owner<K> {
         if failed.len() > FAILURES_TOLD {
             warn!(others = failed.len() - FAILURES_TOLD, "nor were others of the same plan");
         }
-        let leads = |op: &Op| matches!(op, Op::OpenPort(opening) | Op::ClosePort(opening) if opening.transport == Transport::Udp);
+        let leads = |op: &Op| match op {
+            Op::OpenPort(opening) | Op::ClosePort(opening) | Op::OpenPort6(opening) | Op::ClosePort6(opening) => {
+                opening.transport == Transport::Udp
+            }
+            _ => false,
+        };
         if steps.add.iter().chain(&steps.remove).any(leads) {
             self.forget_misled();
         }

@@ -64,7 +64,9 @@ fn manner(op: &Op) -> Manner {
         | Op::SealNetwork { .. }
         | Op::UnsealNetwork { .. }
         | Op::OpenPort(_)
-        | Op::ClosePort(_) => Manner::HostTransaction,
+        | Op::ClosePort(_)
+        | Op::OpenPort6(_)
+        | Op::ClosePort6(_) => Manner::HostTransaction,
         Op::PrepareResolver
         | Op::EnableForwarding
         | Op::PlainLookup

@@ -121,7 +121,7 @@ impl Kernel for Fake {
         Ok((self.flows.len().try_into().unwrap_or(u64::MAX), 100))
     }
 
-    fn keep_ports(&mut self, ports: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
+    fn keep_ports(&mut self, ports: &BTreeSet<Opening>, _: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
         self.taken.iter().filter(|(opening, _)| ports.contains(opening)).map(|(opening, by)| (*opening, by.clone())).collect()
     }
 

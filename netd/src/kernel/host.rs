@@ -23,7 +23,7 @@ use crate::core::plan::Op;
 use crate::core::published::Opening;
 use crate::core::rules::elements::{Value, decode, encode};
 use crate::core::rules::host::{
-    DOCKER_USER, ENCRYPTED, FILTER, FILTER6, NODES, PORTS, TABLE, encrypted_key, encrypted_vni, passage, skeleton,
+    DOCKER_USER, ENCRYPTED, FILTER, FILTER6, NODES, PORTS, PORTS6, TABLE, encrypted_key, encrypted_vni, passage, skeleton,
 };
 use crate::core::rules::{ChainKind, Hook, Policy, Set, Table, chain_line};
 use crate::core::uplink::{
@@ -121,6 +121,7 @@ pub(super) fn observe(linux: &mut Linux, router: &[Device]) -> Result<HostPlane,
     let peers = nft::read_in(netlink, TABLE, &NODES)?;
     let sealed = nft::read_in(netlink, TABLE, &ENCRYPTED)?;
     let ports = nft::read_in(netlink, TABLE, &PORTS)?;
+    let ports6 = nft::read_in(netlink, TABLE, &PORTS6)?;
     Ok(HostPlane {
         rules,
         peers: peers.iter().filter_map(|(key, _)| key.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets))).collect(),
@@ -128,6 +129,7 @@ pub(super) fn observe(linux: &mut Linux, router: &[Device]) -> Result<HostPlane,
         fenced,
         tunnels,
         ports: ports.iter().filter_map(|(key, _)| opening(key)).collect(),
+        ports6: ports6.iter().filter_map(|(key, _)| opening(key)).collect(),
         forwarding: netns::sysctl(IP_FORWARD)? == "1",
         forwarding6: observe_forwarding6()?,
         passage: observe_passage(netlink, FILTER)?,
@@ -210,14 +212,16 @@ fn opening(key: &[u8]) -> Option<Opening> {
 pub(super) fn change_elements(linux: &mut Linux, ops: &[Op]) -> Result<(), KernelError> {
     let peer = |node: &Ipv4Addr| (&NODES, node.octets().to_vec());
     let network = |vni: u32| (&ENCRYPTED, encrypted_key(vni).to_vec());
-    let port = |opening: &Opening| (&PORTS, encode(&[Value::Protocol(opening.transport.number()), Value::Port(opening.port)]));
+    let at = |opening: &Opening| encode(&[Value::Protocol(opening.transport.number()), Value::Port(opening.port)]);
     let keys = ops.iter().filter_map(|op| match op {
         Op::AddPeer { node } => Some((true, peer(node))),
         Op::RemovePeer { node } => Some((false, peer(node))),
         Op::SealNetwork { vni } => Some((true, network(*vni))),
         Op::UnsealNetwork { vni } => Some((false, network(*vni))),
-        Op::OpenPort(opening) => Some((true, port(opening))),
-        Op::ClosePort(opening) => Some((false, port(opening))),
+        Op::OpenPort(opening) => Some((true, (&PORTS, at(opening)))),
+        Op::ClosePort(opening) => Some((false, (&PORTS, at(opening)))),
+        Op::OpenPort6(opening) => Some((true, (&PORTS6, at(opening)))),
+        Op::ClosePort6(opening) => Some((false, (&PORTS6, at(opening)))),
         _ => None,
     });
     let keys: Vec<(bool, (&'static Set, Vec<u8>))> = keys.collect();

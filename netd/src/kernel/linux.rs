@@ -292,7 +292,10 @@ impl Kernel for Linux {
     }
 
     fn host_flows(&mut self, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError> {
-        let own: BTreeSet<IpAddr> = observe::addresses(&mut self.host)?.into_iter().map(|(_, ip)| ip.into()).collect();
+        let mut own: BTreeSet<IpAddr> = observe::addresses(&mut self.host)?.into_iter().map(|(_, ip)| ip.into()).collect();
+        if netns::has_six() {
+            own.extend(observe::addresses6(&mut self.host)?.into_iter().map(|(_, ip6)| IpAddr::V6(ip6)));
+        }
         let comes = |flow: &Flow| flow.transport == Transport::Udp && own.contains(&flow.destination.0) && !own.contains(&flow.source.0);
         conntrack::flows(&mut self.host_rules, &|flow: &Flow| comes(flow) && which(flow))
     }
@@ -350,8 +353,8 @@ impl Kernel for Linux {
         })
     }
 
-    fn keep_ports(&mut self, ports: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
-        self.proxy.keep(ports)
+    fn keep_ports(&mut self, ports: &BTreeSet<Opening>, six: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
+        self.proxy.keep(ports, six)
     }
 
     fn lead(&mut self, targets: BTreeMap<Opening, Vec<Target>>) {

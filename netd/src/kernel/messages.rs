@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
@@ -206,7 +206,11 @@ pub fn forward(index: u32, mac: Mac, node: Ipv4Addr) -> NeighbourMessage {
 
 /// The default route of a table other than the main one.
 pub fn detour(table: u32, next: Next) -> RouteMessage {
-    let mut message = route(Ipv4Net::default().into(), next);
+    let all = match next {
+        Next::Gateway { address: IpAddr::V6(_), .. } => IpNet::from(Ipv6Net::default()),
+        Next::Gateway { .. } | Next::Device(_) => IpNet::from(Ipv4Net::default()),
+    };
+    let mut message = route(all, next);
     // The header's field is too narrow.
     message.header.table = RouteHeader::RT_TABLE_UNSPEC;
     message.attributes.push(RouteAttribute::Table(table));
@@ -216,7 +220,7 @@ pub fn detour(table: u32, next: Next) -> RouteMessage {
 /// A rule of ours by which a mark chooses a table.
 pub fn selector(selector: &Selector) -> RuleMessage {
     let mut message = RuleMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = if selector.is_six() { AddressFamily::Inet6 } else { AddressFamily::Inet };
     message.header.action = RuleAction::ToTable;
     message.attributes.extend([
         RuleAttribute::Priority(selector.preference),

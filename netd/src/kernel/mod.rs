@@ -151,8 +151,8 @@ pub trait Kernel {
     fn tracked(&mut self) -> Result<(u64, u64), KernelError>;
 
     /// Keeps these ports of the host from others, and no other ones; those that others have already, and who: also of ports that were to be
-    /// kept before, as long as they are not free.
-    fn keep_ports(&mut self, ports: &BTreeSet<Opening>) -> BTreeMap<Opening, String>;
+    /// kept before, as long as they are not free. `six` are those that are kept of IPv6, too.
+    fn keep_ports(&mut self, ports: &BTreeSet<Opening>, six: &BTreeSet<Opening>) -> BTreeMap<Opening, String>;
 
     /// Sends the host's own connections to its ports on to these, from here on.
     fn lead(&mut self, targets: BTreeMap<Opening, Vec<Target>>);

@@ -15,9 +15,9 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, Rou
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::KernelError;
 use super::messages::PROTOCOL;
 use super::netlink::Netlink;
+use super::{KernelError, netns};
 use crate::core::ingress::{INGRESS, Selector};
 use crate::core::links::{GATEWAY6, Interface, Link, LinkKind, Mac, Pod, RESOLVER, ROUTER6, is_ours};
 use crate::core::neighbours::{Forward, Neighbours, Route};
@@ -245,7 +245,7 @@ pub fn all_routes(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Resul
         let Some((to, route)) = route_of(&message, names) else { continue };
         if message.header.table == RouteHeader::RT_TABLE_MAIN {
             routes.main.insert(to, route);
-        } else if to.prefix_len() == 0 && to.addr().is_ipv4() {
+        } else if to.prefix_len() == 0 {
             routes.detours.insert(table_of(&message), route);
         }
     }
@@ -278,7 +278,7 @@ impl Lookup {
     }
 }
 
-/// Those of the socket's namespace.
+/// Those of the socket's namespace; of IPv6 ours alone.
 pub fn lookup(netlink: &mut Netlink) -> Result<Lookup, KernelError> {
     let mut message = RuleMessage::default();
     message.header.family = AddressFamily::Inet;
@@ -292,6 +292,15 @@ pub fn lookup(netlink: &mut Netlink) -> Result<Lookup, KernelError> {
             (None, Some(own)) => lookup.missing.retain(|missing| *missing != own),
             (None, None) => lookup.foreign.push(rule),
         }
+    }
+    if !netns::has_six() {
+        return Ok(lookup);
+    }
+    let mut message = RuleMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    for message in netlink.dump("list rules of routing of IPv6", &RouteNetlinkMessage::GetRule(message))? {
+        let RouteNetlinkMessage::NewRule(rule) = message else { continue };
+        lookup.selectors.extend(selector_of(&rule));
     }
     Ok(lookup)
 }

@@ -34,6 +34,7 @@ const IPV4_ROUTE: u32 = 7;
 const IPV4_RULE: u32 = 8;
 const IPV6_IFADDR: u32 = 9;
 const IPV6_ROUTE: u32 = 11;
+const IPV6_RULE: u32 = 19;
 const IPV4_NETCONF: u32 = 24;
 const IPV6_NETCONF: u32 = 25;
 const NFTABLES: u32 = 7;
@@ -123,7 +124,8 @@ pub(super) struct RouterEars(Vec<(Place, Socket)>);
 
 impl RouterEars {
     pub(super) fn open() -> Result<Self, KernelError> {
-        let router = listen(NETLINK_ROUTE, &[LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV4_NETCONF, IPV6_IFADDR, IPV6_ROUTE])?;
+        let router =
+            listen(NETLINK_ROUTE, &[LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV4_NETCONF, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE])?;
         Ok(Self(vec![(Place::Router, router), (Place::RouterRules, listen(NETLINK_NETFILTER, &[NFTABLES])?)]))
     }
 }

@@ -17,16 +17,16 @@ use crate::support::{Host, Lab, eventually, network};
 const WORLD: &str = "[2001:db8:f::1]:80";
 
 /// A prefix of the cluster's range, and of a network in it.
-fn prefix(third: u8) -> Ipv6Net {
+pub fn prefix(third: u8) -> Ipv6Net {
     format!("fd12:3456:789a:{third}::/64").parse().unwrap()
 }
 
-fn six(third: u8, network: v1::NetworkView) -> v1::NetworkView {
+pub fn six(third: u8, network: v1::NetworkView) -> v1::NetworkView {
     v1::NetworkView { subnet6: prefix(third).to_string(), ..network }
 }
 
 /// The host's address on the wire.
-fn own(index: usize) -> Ipv6Addr {
+pub fn own(index: usize) -> Ipv6Addr {
     format!("2001:db8:f::10{}", index + 1).parse().unwrap()
 }
 
@@ -59,7 +59,7 @@ fn apply(lab: &Lab, revision: u64) {
 }
 
 /// The world, 2001:db8:f::1, and the hosts on the same wire with ways to all of IPv6 by it. It tells whoever connects whom it sees.
-fn world(lab: &Lab) -> Host {
+pub fn world(lab: &Lab) -> Host {
     let outside = lab.outside();
     outside.here(|| run("ip -6 addr add 2001:db8:f::1/64 dev up0 nodad"));
     for (index, host) in lab.hosts.iter().enumerate() {

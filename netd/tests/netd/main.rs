@@ -12,6 +12,8 @@ mod egress6;
 
 mod ingress;
 
+mod ingress6;
+
 mod forward;
 
 mod malformed;

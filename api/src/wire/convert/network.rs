@@ -174,8 +174,11 @@ impl TryFrom<v1::NodeNetwork> for NodeNetwork {
         let v1::NodeNetwork { mtu, ipv6, routes, addresses6, no_encryption, wireguard_keys, held_ports, conditions } = wire;
         let routes =
             routes.iter().map(|cidr| cidr.parse::<IpNet>()).collect::<Result<Vec<_>, _>>().map_err(|_| missing("network.routes"))?;
-        let addresses6 =
-            addresses6.iter().map(|ip6| ip6.parse::<Ipv6Addr>()).collect::<Result<Vec<_>, _>>().map_err(|_| missing("network.addresses6"))?;
+        let addresses6 = addresses6
+            .iter()
+            .map(|ip6| ip6.parse::<Ipv6Addr>())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| missing("network.addresses6"))?;
         let held_ports = held_ports
             .into_iter()
             .map(|v1::HeldPort { protocol, port, by }| {

@@ -2502,6 +2502,9 @@ pub struct BackendView {
     pub ip: ::prost::alloc::string::String,
     #[prost(enumeration = "EndpointState", tag = "5")]
     pub state: i32,
+    /// empty: its network has no IPv6
+    #[prost(string, tag = "6")]
+    pub ip6: ::prost::alloc::string::String,
 }
 /// What may be sent to an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -583,7 +583,13 @@ fn endpoint_state(task: &Task, node_is_up: bool, has_ended: bool) -> v1::Endpoin
 }
 
 fn backend(task: &Task, node: &NodeId, attached: &TaskNetwork, state: v1::EndpointState) -> v1::BackendView {
-    v1::BackendView { task_id: task.id.to_string(), node_id: node.to_string(), ip: attached.ip.to_string(), state: state.into() }
+    v1::BackendView {
+        task_id: task.id.to_string(),
+        node_id: node.to_string(),
+        ip: attached.ip.to_string(),
+        state: state.into(),
+        ip6: attached.ip6.map(|ip6| ip6.to_string()).unwrap_or_default(),
+    }
 }
 
 fn endpoint(task: &Task, node: &NodeId, attached: &TaskNetwork, state: v1::EndpointState) -> v1::EndpointView {

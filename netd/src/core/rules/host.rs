@@ -5,6 +5,7 @@
 //! nodes      address           from where VXLAN is taken
 //! encrypted  VNI               of which VXLAN is neither taken nor sent but through a tunnel
 //! ports      protocol . port   published ones: what comes for them from elsewhere goes on into the router, its sender unchanged
+//! ports6     protocol . port   those for which what comes by IPv6 does
 //! ```
 //!
 //! VXLAN is not tracked: its connections would be one per peer and network and say nothing, and a full table would cost the overlay.
@@ -39,6 +40,8 @@ pub static ENCRYPTED: Set = Set { name: "encrypted", key: &[Field::Number], data
 
 pub static PORTS: Set = Set { name: "ports", key: &[Field::Protocol, Field::Port], data: Data::None, filling: Filling::Keys };
 
+pub static PORTS6: Set = Set { name: "ports6", key: &[Field::Protocol, Field::Port], data: Data::None, filling: Filling::Keys };
+
 const BEFORE_TRACKING: i32 = -300;
 
 /// When `frames` has let one pass.
@@ -60,7 +63,7 @@ pub fn skeleton(guards: Guards) -> Skeleton {
     let forward = [forwarded(), past_tunnels()].into_iter().chain(guard).flatten().collect();
     Skeleton {
         table: TABLE,
-        sets: vec![&NODES, &ENCRYPTED, &PORTS],
+        sets: vec![&NODES, &ENCRYPTED, &PORTS, &PORTS6],
         chains: vec![
             Chain::filter("pre", Hook::Prerouting, BEFORE_TRACKING, Policy::Accept, overlay()),
             Chain::filter("out", Hook::Output, BEFORE_TRACKING, Policy::Accept, vec![untracked("udp dport 4789 notrack", vec![])]),
@@ -205,10 +208,26 @@ fn published() -> Vec<Rule> {
         Expression::Load { into: FIRST, value: ROUTER_IP.octets().to_vec() },
         Expression::Translate { end: End::Destination, family: Family::Ipv4, address: FIRST, port: None },
     ];
-    vec![Rule::new(
-        "iifname != rcl-up fib daddr type local meta l4proto . th dport @ports dnat ip to 169.254.54.2",
-        [device(Meta::InputName, HOST_END, false), family(Family::Ipv4), for_this_host(), to_port(FIRST), on],
-    )]
+    let on6 = vec![
+        Expression::Lookup { set: &PORTS6, key: FIRST, into: None, present: true },
+        Expression::Load { into: FIRST, value: ROUTER_IP6.octets().to_vec() },
+        Expression::Translate { end: End::Destination, family: Family::Ipv6, address: FIRST, port: None },
+    ];
+    // Who asks for an address of the link is nobody to whom the router could answer.
+    let not_of_link = vec![
+        Expression::Payload { header: Header::Network, offset: 24, len: 2, into: FIRST },
+        Expression::Compare { register: FIRST, equal: false, value: vec![0xfe, 0x80] },
+    ];
+    vec![
+        Rule::new(
+            "iifname != rcl-up fib daddr type local meta l4proto . th dport @ports dnat ip to 169.254.54.2",
+            [device(Meta::InputName, HOST_END, false), family(Family::Ipv4), for_this_host(), to_port(FIRST), on],
+        ),
+        Rule::new(
+            "iifname != rcl-up ip6 daddr != fe80::/16 fib daddr type local meta l4proto . th dport @ports6 dnat ip6 to fd5c:7263::54:2",
+            [device(Meta::InputName, HOST_END, false), family(Family::Ipv6), not_of_link, for_this_host(), to_port(FIRST), on6],
+        ),
+    ]
 }
 
 fn leaving() -> Vec<Rule> {
@@ -267,6 +286,7 @@ mod tests {
   set nodes [Address] -> None
   set encrypted [Number] -> None
   set ports [Protocol, Port] -> None
+  set ports6 [Protocol, Port] -> None
   chain pre hook Prerouting priority -300 policy Accept
     fib daddr type local udp dport 4789 notrack
   chain out hook Output priority -300 policy Accept
@@ -275,6 +295,7 @@ mod tests {
     udp dport 4789 @th,96,24 @encrypted oifname != rcl-wg* drop
   chain ports nat hook Prerouting priority -100 policy Accept
     iifname != rcl-up fib daddr type local meta l4proto . th dport @ports dnat ip to 169.254.54.2
+    iifname != rcl-up ip6 daddr != fe80::/16 fib daddr type local meta l4proto . th dport @ports6 dnat ip6 to fd5c:7263::54:2
   chain frames hook Input priority -300 policy Accept
     udp dport 4789 ip saddr != @nodes drop
   chain wg hook Input priority -290 policy Accept
