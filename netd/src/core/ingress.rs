@@ -116,6 +116,15 @@ pub fn has_six(picture: &Picture, underlay: &Underlay) -> bool {
     can && picture.number > 0 && picture.published.iter().any(Published::has_six)
 }
 
+/// The tasks here that are reached by IPv6, by their addresses of IPv4.
+pub fn reached_by_six(picture: &Picture, underlay: &Underlay) -> BTreeSet<Ipv4Addr> {
+    if !has_six(picture, underlay) {
+        return BTreeSet::new();
+    }
+    let backends = picture.published.iter().flat_map(|published| &published.backends);
+    backends.filter(|backend| backend.ip6.is_some() && backend.place == Place::Here).map(|backend| backend.ip).collect()
+}
+
 /// The ports that are to be reached by IPv6, too.
 pub fn openings6(picture: &Picture, underlay: &Underlay) -> BTreeSet<Opening> {
     let published = picture.published.iter().filter(|published| has_six(picture, underlay) && published.has_six());

@@ -178,16 +178,19 @@ pub fn links(picture: &Picture, attachments: &Attachments, underlay: &Underlay) 
 
 /// The pods: the first network that is not internal is behind the default route, each other one behind a route of its own. Of IPv6 each network
 /// is, and the default route is there only while this host has ways outside: without it a program that tries an address there hears at once from
-/// its own kernel that it has no way, and takes one of IPv4.
+/// its own kernel that it has no way, and takes one of IPv4. A pod behind a published port has one in any case, to answer who comes by another node.
 pub fn pods(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> BTreeMap<String, Pod> {
     let leads_out = |membership: &Membership| picture.networks.get(&membership.network_id).is_some_and(|network| !network.internal);
     let has_six = |membership: &Membership| picture.networks.get(&membership.network_id).is_some_and(|network| network.subnet6.is_some());
+    let reached = ingress::reached_by_six(picture, underlay);
     let pod = |task_id: &String, memberships: &[Membership]| -> Pod {
         // Refusals, too, come by the default route: a pod without a way out has one all the same.
         let default = memberships.iter().position(leads_out).unwrap_or(0);
         let first_six = memberships.iter().position(has_six);
         let default6 = memberships.iter().position(|membership| leads_out(membership) && has_six(membership));
         let default6 = default6.filter(|_| uplink::has_way6(picture, underlay));
+        let default6 =
+            default6.or_else(|| memberships.iter().position(|membership| has_six(membership) && reached.contains(&membership.ip)));
         let interface = |(index, membership): (usize, &Membership)| {
             let network = picture.networks.get(&membership.network_id);
             let mut routes: Vec<IpNet> = match network {
@@ -221,8 +224,10 @@ pub fn pods(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -
 
 #[cfg(test)]
 mod tests {
+    use rcluster_api::wire::v1;
+
     use super::*;
-    use crate::core::fixtures::{attached, underlay, view};
+    use crate::core::fixtures::{attached, numbered, published, t1_attached, underlay, view};
 
     #[test]
     fn names_fit_the_kernel_and_are_told_from_others() {
@@ -269,6 +274,19 @@ mod tests {
         assert_eq!(defaults(&["2001:db8::/32"], true, false), [false, true], "the router knows what of it there is");
         assert_eq!(defaults(&["::/0"], true, true), [false, false]);
         assert_eq!(defaults(&[], false, false), [false, false]);
+    }
+
+    #[test]
+    fn a_pod_that_is_reached_by_ipv6_has_a_way_for_its_answers_wherever_it_is() {
+        let mut wire = numbered(1, vec![published(v1::IngressPolicy::Mesh)]);
+        (wire.networks[0].subnet6, wire.networks[0].internal) = ("fd00:1::/64".into(), true);
+        let has_default = |wire: &v1::NetView| {
+            let pods = pods(&Picture::parse(wire).0, &t1_attached(), &underlay(Forwarding::Host));
+            pods["t1"]["eth0"].routes.contains(&IpNet::from(Ipv6Net::default()))
+        };
+        assert!(!has_default(&wire));
+        wire.published[0].backends[1].ip6 = "fd00:1::a80:2".into();
+        assert!(has_default(&wire));
     }
 
     #[test]

@@ -365,15 +365,16 @@ pub fn conditions6(picture: &Picture, host: &HostPlane, underlay: &Underlay, wit
     let mut conditions = Vec::new();
     if withheld && wants6(picture, underlay) {
         conditions.push(
-            "this host does not forward IPv6, so pods reach nothing outside the cluster by it, and nobody there published ports: set the sysctl net.ipv6.conf.all.forwarding to 1 \
-             (first accept_ra to 2 on each device that learns its routes from routers), or start rcluster-netd without --no-forwarding"
+            "this host does not forward IPv6, so pods reach nothing outside the cluster by it, and nobody there reaches published ports: \
+             set the sysctl net.ipv6.conf.all.forwarding to 1 (first accept_ra to 2 on each device that learns its routes from routers), or start \
+             rcluster-netd without --no-forwarding"
                 .to_owned(),
         );
     }
     if host.passage6 == Passage::Shut && host.end.is_some_and(|end| end.six) {
         conditions.push(format!(
             "this host's firewall drops what is forwarded of IPv6 (chain FORWARD of table ip6 filter), so pods reach nothing outside the cluster \
-             by it, and nobody there published ports: ip6tables -I FORWARD -i {HOST_END} -j ACCEPT; ip6tables -I FORWARD -o {HOST_END} -j ACCEPT"
+             by it, and nobody there reaches published ports: ip6tables -I FORWARD -i {HOST_END} -j ACCEPT; ip6tables -I FORWARD -o {HOST_END} -j ACCEPT"
         ));
     }
     conditions

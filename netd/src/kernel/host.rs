@@ -309,7 +309,7 @@ fn configure_six(linux: &mut Linux, six: bool, here: u32, there: u32) -> Result<
         return if has_own { linux.host.request(&format!("take {HOST_IP6} from {HOST_END}"), message, 0) } else { Ok(()) };
     }
     enable_six(HOST_END)?;
-    let new = |address| RouteNetlinkMessage::NewAddress(address);
+    let new = RouteNetlinkMessage::NewAddress;
     linux.host.request(&format!("give {HOST_END} its address of IPv6"), new(own), REPLACE)?;
     let neighbour = RouteNetlinkMessage::NewNeighbour(messages::neighbour(here, ROUTER_IP6.into(), Some(ROUTER_END_MAC)));
     linux.host.request(&format!("tell {HOST_END} of {UPLINK}"), neighbour, REPLACE)?;

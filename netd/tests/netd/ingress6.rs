@@ -9,6 +9,7 @@ use rcluster_api::wire::v1;
 
 use crate::egress6::{own, prefix, six, world};
 use crate::six::serve;
+use crate::support::seen::run;
 use crate::support::traffic::at_once;
 use crate::support::{DEADLINE, Host, Lab, eventually, network, numbered, published};
 
@@ -97,6 +98,15 @@ fn every_node_leads_to_every_backend_by_ipv6_and_each_of_them_sees_the_client() 
     let (_, who, seen) = connect(&lab.hosts[1], (own(0), 8080)).unwrap();
     assert_eq!((who, seen), (2, own(1)));
     is_refused(&outside, (own(0), 8082));
+}
+
+#[test]
+fn a_node_that_has_no_ipv6_itself_answers_by_the_one_that_was_asked() {
+    let (lab, outside) = lab(&[port(8081, &TWO[1..])]);
+    lab.hosts[1].here(|| run("ip -6 addr flush dev up0 scope global"));
+    await_port(&outside, (own(0), 8081));
+    let (_, who, seen) = connect(&outside, (own(0), 8081)).unwrap();
+    assert_eq!((who, seen), (3, CLIENT));
 }
 
 #[test]
