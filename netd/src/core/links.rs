@@ -102,6 +102,8 @@ pub struct Underlay {
     pub forwarding: Forwarding,
     /// The same of IPv6.
     pub forwarding6: Forwarding,
+    /// netd has had the host forward IPv6 since it booted.
+    pub turned_on6: bool,
     /// The kernel has IPv6.
     pub six: bool,
 }

@@ -221,8 +221,9 @@ fn is_outward6(network: &Network) -> bool {
     network.subnet6.is_some() && !network.internal
 }
 
+/// A host that netd has made forward goes on doing so, also when nothing of IPv6 is to pass any more.
 fn guards(underlay: &Underlay, six: bool) -> Guards {
-    Guards { four: is_guarded(underlay.forwarding), six: six && is_guarded(underlay.forwarding6) }
+    Guards { four: is_guarded(underlay.forwarding), six: (six || underlay.turned_on6) && is_guarded(underlay.forwarding6) }
 }
 
 fn is_guarded(forwarding: Forwarding) -> bool {
@@ -411,6 +412,8 @@ mod tests {
         let mut internal = six(&["::/0"]);
         internal.networks.values_mut().for_each(|network| network.internal = true);
         assert!(!led(&internal, &underlay));
+        let plane = host_plane(&internal, &Underlay { turned_on6: true, ..underlay });
+        assert_eq!(plane.rules, HostRules::Ours(Guards { four: true, six: true }), "it forwards still");
         let plane = host_plane(&six(&["::/0"]), &Underlay { forwarding6: Forwarding::Host, ..underlay });
         assert_eq!(plane.forwarding6, Forwards6::Deaf, "what it hears is not netd's business");
         assert_eq!(plane.rules, HostRules::Ours(Guards { four: true, six: false }));

@@ -635,7 +635,9 @@ impl<K: Kernel> Owner<K> {
     fn apply(&mut self, ops: &[Op]) -> Vec<(Op, String)> {
         let failures: BTreeMap<usize, String> =
             self.kernel.apply(ops).into_iter().map(|failure| (failure.index, in_full(&failure.error))).collect();
-        self.held.absorb_all(ops.iter().enumerate().filter(|(index, _)| !failures.contains_key(index)).map(|(_, op)| op));
+        let done = || ops.iter().enumerate().filter(|(index, _)| !failures.contains_key(index)).map(|(_, op)| op);
+        self.held.absorb_all(done());
+        self.underlay.turned_on6 |= done().any(|op| matches!(op, Op::EnableHostForwarding6 { hearing: true }));
         failures.into_iter().filter_map(|(index, why)| ops.get(index).map(|op| (op.clone(), why))).collect()
     }
 

@@ -72,8 +72,12 @@ pub fn forwarding6(run_dir: &Path, leave_it: bool) -> Result<Forwarding, KernelE
     if leave_it || !netns::has_six() {
         return Ok(Forwarding::Administrator);
     }
-    let is_netds = run_dir.join(FORWARDING6_FILE).exists();
-    Ok(if !is_netds && forwards6()? { Forwarding::Host } else { Forwarding::Netd })
+    Ok(if !turned_on6(run_dir) && forwards6()? { Forwarding::Host } else { Forwarding::Netd })
+}
+
+/// Whether netd has had the host forward IPv6 since it booted.
+pub fn turned_on6(run_dir: &Path) -> bool {
+    run_dir.join(FORWARDING6_FILE).exists()
 }
 
 fn forwards6() -> Result<bool, KernelError> {
