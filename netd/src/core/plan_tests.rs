@@ -290,6 +290,39 @@ fn rules_that_are_gone_come_back_with_all_their_elements_and_on_the_host_with_po
 }
 
 #[test]
+fn a_way_out_by_ipv6_comes_with_the_rules_before_it_and_with_all_that_it_takes() {
+    let mut wire = view(1);
+    wire.networks[0].subnet6 = "fd00:1::/64".into();
+    let mut picture = Picture::parse(&wire).0;
+    let of = |picture: &Picture| compile(picture, &t1_attached(), &underlay(Forwarding::Netd));
+    let without = of(&picture);
+    picture.beyond6 = vec!["::/0".parse().unwrap()];
+    let with = of(&picture);
+    let steps = plan(&with, &without);
+    let place = |text: &str| {
+        let found = steps.add.iter().position(|op| op.to_string().starts_with(text));
+        found.unwrap_or_else(|| panic!("{text} is not in {steps}"))
+    };
+    let order = [
+        "load the host's rules",
+        "add peer",
+        "enable the host's forwarding of IPv6",
+        "mend device up",
+        "configure t1/eth0",
+        "configure rcl-up",
+        "set neighbour fe80::53",
+        "set route ::/0 via fe80::53 on up",
+    ];
+    assert!(order.map(place).is_sorted(), "{steps}");
+    let mut held = without.clone();
+    held.absorb_all(steps.add.iter().chain(&steps.remove));
+    assert!(held == with && steps.remove.is_empty(), "{steps}");
+    let back = plan(&without, &held);
+    held.absorb_all(back.add.iter().chain(&back.remove));
+    assert_eq!((held.routes, held.links, held.pods), (without.routes, without.links, without.pods));
+}
+
+#[test]
 fn an_interval_goes_before_one_that_meets_it_comes() {
     let mut view = numbered(1, vec![published(v1::IngressPolicy::Mesh)]);
     let mut allowing = |net: &str| {

@@ -347,6 +347,13 @@ mod tests {
             assert_eq!(news, News { routes: true, ..News::default() });
             assert!(!news.is_empty());
         }
+        // Whether the host forwards IPv6 decides on its ways by it; of IPv4 it does not.
+        for (family, routes) in [(FAMILY_IPV6, true), (2, false)] {
+            let mut news = News::default();
+            let payload = [&[family, 0, 0, 0][..], &OF_ALL_DEVICES].concat();
+            hearing().hear(Place::Host, &message(NEW_NETCONF, OTHER, &payload), &mut news);
+            assert_eq!(news, News { changed: true, routes, ..News::default() });
+        }
     }
 
     #[test]
