@@ -94,7 +94,15 @@ fn run(config: &Config) -> Result<()> {
 
     let (mut kernel, adopted) = Linux::start(&run_dir, config.addr).context("prepare the kernel")?;
     let forwarding = host::forwarding(&run_dir, config.no_forwarding).context("find out who has this host forward packets")?;
-    let underlay = Underlay { addr: config.addr, overlay_mtu: kernel.overlay_mtu()?, forwarding };
+    let forwarding6 = host::forwarding6(&run_dir, config.no_forwarding).context("find out who has this host forward packets of IPv6")?;
+    let underlay = Underlay {
+        addr: config.addr,
+        overlay_mtu: kernel.overlay_mtu()?,
+        forwarding,
+        forwarding6,
+        turned_on6: host::turned_on6(&run_dir),
+        six: kernel.has_six(),
+    };
     let shared = Arc::new(Shared::default());
     let store = Store::start(&config.state_dir, &run_dir).context("start the thread that writes to the disk")?;
     let owner = Owner::start(Parts { kernel, store, shared: shared.clone(), pins: run_dir.join("netns"), underlay, adopted })?;

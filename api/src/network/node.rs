@@ -1,5 +1,7 @@
 //! What nodes say of their networks.
 
+use std::net::Ipv6Addr;
+
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +17,9 @@ pub struct NodeNetwork {
     pub ipv6: bool,
     /// The host's own, without the default one.
     pub routes: Vec<IpNet>,
+    /// The host's own of IPv6, but those of links: no pod is to reach a node by them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses6: Vec<Ipv6Addr>,
     /// Why it cannot encrypt; empty: it can, or is of before there was encryption.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub no_encryption: String,
@@ -30,6 +35,8 @@ pub struct NodeNetwork {
 impl NodeNetwork {
     /// Most of the host's routes that are kept.
     pub const ROUTES_MAX: usize = 256;
+    /// Most addresses of IPv6 that are kept.
+    pub const ADDRESSES6_MAX: usize = 64;
     /// Most ports of the host.
     pub const HELD_PORTS_MAX: usize = 1024;
     /// Most conditions.
@@ -50,6 +57,7 @@ impl NodeNetwork {
     #[must_use]
     pub fn bounded(mut self) -> Self {
         self.routes.truncate(Self::ROUTES_MAX);
+        self.addresses6.truncate(Self::ADDRESSES6_MAX);
         self.held_ports.truncate(Self::HELD_PORTS_MAX);
         self.conditions.truncate(Self::CONDITIONS_MAX);
         self.wireguard_keys.truncate(Self::WIREGUARD_KEYS_MAX);
@@ -93,6 +101,7 @@ mod tests {
             mtu: 1450,
             ipv6: true,
             routes: vec!["10.0.0.0/8".parse().unwrap(); 300],
+            addresses6: vec!["2001:db8::1".parse().unwrap(); 100],
             no_encryption: "y".repeat(1000),
             wireguard_keys: vec![WireguardKey { epoch: 1, key: [7; 32], port: 51821 }; 100],
             held_ports: (1..=1100).map(held).collect(),
@@ -101,7 +110,7 @@ mod tests {
         let kept = said.bounded();
         assert_eq!((kept.mtu, kept.routes.len(), kept.held_ports.len(), kept.conditions.len()), (1450, 256, 1024, 32));
         assert_eq!((kept.held_ports[0].by.len(), kept.conditions[0].len()), (63, 512), "whole letters are kept");
-        assert_eq!((kept.no_encryption.len(), kept.wireguard_keys.len()), (512, 4));
+        assert_eq!((kept.no_encryption.len(), kept.wireguard_keys.len(), kept.addresses6.len()), (512, 4, 64));
         assert_eq!(kept.clone().bounded(), kept);
     }
 }

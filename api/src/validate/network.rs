@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::IpNet;
-
 use super::{check_name, check_range, invalid, label_bytes};
 use crate::error::ApiError;
 use crate::network::{Affinity, Allow, EndpointMode, HostAddress, NetworkPolicy, PREFIX6, Peer, Port, Ports, Published};
@@ -84,16 +82,7 @@ fn check_peer(peer: &Peer, comes: bool, path: &str) -> Result<(), ApiError> {
         Peer::Service(name) => check_name("service", name).map_err(|error| error.field(path)),
         Peer::Range(cidr) if !comes => Err(invalid(path, format!("{cidr} is a range of addresses, and only services are spoken to"))
             .hint("write a service's name, or \"*\" for all")),
-        Peer::Range(cidr) => check_comers(*cidr, path),
-    }
-}
-
-/// Addresses from which somebody comes to a published port.
-fn check_comers(range: IpNet, path: &str) -> Result<(), ApiError> {
-    match range {
-        IpNet::V4(_) => check_range(range, path),
-        IpNet::V6(_) => Err(invalid(path, format!("{range} is of IPv6, by which published ports are not reached: it is not built yet"))
-            .hint("remove it: nobody comes from there")),
+        Peer::Range(cidr) => check_range(*cidr, path),
     }
 }
 
@@ -185,7 +174,7 @@ fn check_port(port: &Port, path: &str) -> Result<(), ApiError> {
         let message = format!("{} ranges are more than the limit of {ALLOW_FROM_MAX}", allow_from.len());
         return Err(invalid(format!("{path}.allow_from"), message).hint("write fewer, wider ones"));
     }
-    allow_from.iter().try_for_each(|cidr| check_comers(*cidr, &format!("{path}.allow_from")))
+    allow_from.iter().try_for_each(|cidr| check_range(*cidr, &format!("{path}.allow_from")))
 }
 
 /// Checks all ports together.
@@ -265,9 +254,8 @@ mod tests {
                 "ports[0].allow_from: 10.0.0.1/8 has host bits set (write 10.0.0.0/8)",
             ),
             (
-                serde_json::json!({"ports": [{"target": 80, "published": 80, "allow_from": ["10.0.0.0/8", "fd00::/8"]}]}),
-                "ports[0].allow_from: fd00::/8 is of IPv6, by which published ports are not reached: it is not built yet (remove it: \
-                 nobody comes from there)",
+                serde_json::json!({"ports": [{"target": 80, "published": 80, "allow_from": ["10.0.0.0/8", "fd00::1/8"]}]}),
+                "ports[0].allow_from: fd00::1/8 has host bits set (write fd00::/8)",
             ),
             (
                 serde_json::json!({"ports": [{"target": 80, "published": 80, "allow_from": vec!["10.0.0.0/8"; 65]}]}),
@@ -337,15 +325,12 @@ mod tests {
                  \"*\" for all)",
             ),
             (serde_json::json!([rule("10.0.0.1/8", "db")]), "policy.allow[0].from[0]: 10.0.0.1/8 has host bits set (write 10.0.0.0/8)"),
-            (
-                serde_json::json!([rule("::/0", "db")]),
-                "policy.allow[0].from[0]: ::/0 is of IPv6, by which published ports are not reached: it is not built yet (remove it: nobody \
-                 comes from there)",
-            ),
+            (serde_json::json!([rule("fd00::1/8", "db")]), "policy.allow[0].from[0]: fd00::1/8 has host bits set (write fd00::/8)"),
         ] {
             assert_eq!(check_network_with(allow).unwrap_err().to_string(), expected);
         }
-        check_network_with(serde_json::json!([{"from": ["web", "*", "192.0.2.0/24"], "to": ["db", "*"], "ports": [80]}])).unwrap();
+        check_network_with(serde_json::json!([{"from": ["web", "*", "192.0.2.0/24", "2001:db8::/32"], "to": ["db", "*"], "ports": [80]}]))
+            .unwrap();
         check_network_with(serde_json::json!([])).unwrap();
     }
 

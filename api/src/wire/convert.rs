@@ -461,7 +461,7 @@ mod tests {
     #[test]
     fn a_node_comes_back_from_the_wire_with_its_network() {
         let network: NodeNetwork = serde_json::from_value(serde_json::json!({
-            "mtu": 1450, "routes": ["10.0.0.0/8", "fd00::/8"], "no_encryption": "no module", "conditions": ["slow"],
+            "mtu": 1450, "routes": ["10.0.0.0/8", "fd00::/8"], "addresses6": ["2001:db8::1"], "no_encryption": "no module", "conditions": ["slow"],
             "held_ports": [{"protocol": "udp", "port": 53, "by": "named (pid 1)"}],
         }))
         .unwrap();

@@ -308,6 +308,7 @@ fn what_a_node_says_of_its_host_does_not_fill_the_state() {
         mtu: 1400,
         ipv6: true,
         routes: vec!["172.16.0.0/12".parse().unwrap(); 1000],
+        addresses6: vec!["2001:db8::1".parse().unwrap(); 1000],
         no_encryption: "z".repeat(10_000),
         wireguard_keys: vec![WireguardKey { epoch: 1, key: [7; 32], port: 51821 }; 1000],
         held_ports: (1..=5000).map(held).collect(),

@@ -65,6 +65,28 @@ fn ipv6_is_as_it_was_made_and_no_prefix_is_two_networks() {
 }
 
 #[test]
+fn nodes_are_told_addresses_of_ipv6_of_nodes_and_of_tasks_behind_published_ports() {
+    let mut world = World::new(1);
+    let addresses6 = vec!["2001:db8::1".parse().unwrap()];
+    let host = Some(NodeNetwork { mtu: 1450, ipv6: true, addresses6, ..NodeNetwork::default() });
+    let description = NodeDescription { name: "n1".to_owned(), addr: "10.0.0.1".to_owned(), network: host, ..NodeDescription::default() };
+    world.register(&Registration { id: "n1".into(), incarnation: 1, description, tasks: [].into() });
+    world.request(network("six", json!({"ipv6": true, "subnet6": "fd00:1::/64"}))).unwrap();
+    world.network("four");
+    world.service("web", json!({"containers": [{"image": "a"}], "networks": ["six", "four"], "ports": ["80:80"]}));
+    world.service("old", json!({"containers": [{"image": "a"}], "networks": ["four", "six"], "ports": ["81:80"]}));
+    world.settle();
+    let view = Networks::new(&world.state).view(&"n1".into(), 1);
+    assert_eq!(view.nodes.iter().map(|node| node.addresses6.join(" ")).collect::<Vec<_>>(), ["2001:db8::1"]);
+    // From outside a task is reached by its first network.
+    for (port, has_six) in [(80, true), (81, false)] {
+        let published = view.published.iter().find(|published| published.ports[0].published == port).unwrap();
+        let told: Vec<bool> = published.backends.iter().map(|backend| backend.ip6.starts_with("fd00:1::")).collect();
+        assert_eq!(told, [has_six], "{port}");
+    }
+}
+
+#[test]
 fn a_task_goes_where_ipv6_is() {
     let mut world = World::new(1);
     joins(&mut world, "n1", "10.0.0.1", false);

@@ -19,7 +19,7 @@ use super::picture::{Attachment, Attachments, Picture};
 use super::plan::Op;
 use super::rules::elements::Elements;
 use super::rules::{Outline, skeleton};
-use super::uplink::{self, HOST_END_MAC, HostEnd, HostPlane, HostRules, Passage, UPLINK};
+use super::uplink::{self, Forwards6, HOST_END_MAC, HostEnd, HostPlane, HostRules, Passage, UPLINK};
 
 /// Devices, paths, rules and pods of a node, and what is ours on its host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -138,10 +138,11 @@ impl Dataplane {
             Op::PrepareResolver => self.resolver = true,
             Op::EnableForwarding => self.forwarding = true,
             Op::PlainLookup => self.plain_lookup = true,
-            Op::LoadHostRules { guarded } => {
-                self.host.rules = if *guarded { HostRules::Guarded } else { HostRules::Open };
+            Op::LoadHostRules { guards } => {
+                self.host.rules = HostRules::Ours(*guards);
                 self.host.peers.clear();
                 self.host.ports.clear();
+                self.host.ports6.clear();
                 self.host.sealed.clear();
             }
             Op::SealNetwork { vni } => {
@@ -156,8 +157,18 @@ impl Dataplane {
             Op::ClosePort(opening) => {
                 self.host.ports.remove(opening);
             }
+            Op::OpenPort6(opening) => {
+                self.host.ports6.insert(*opening);
+            }
+            Op::ClosePort6(opening) => {
+                self.host.ports6.remove(opening);
+            }
             Op::EnableHostForwarding => self.host.forwarding = true,
+            Op::EnableHostForwarding6 { hearing } => {
+                self.host.forwarding6 = if *hearing { Forwards6::Hearing } else { Forwards6::Deaf };
+            }
             Op::OpenPassage => self.host.passage = Passage::Open,
+            Op::OpenPassage6 => self.host.passage6 = Passage::Open,
             Op::Fence => self.host.fenced = true,
             Op::Unfence => self.host.fenced = false,
             Op::AddTunnel { name, epoch } => {
@@ -190,7 +201,7 @@ impl Dataplane {
             }
             Op::AddUplink { link } => {
                 self.links.insert(UPLINK.to_owned(), link.clone());
-                self.host.end = Some(HostEnd { mac: HOST_END_MAC, mtu: link.mtu, up: false, addressed: false });
+                self.host.end = Some(HostEnd { mac: HOST_END_MAC, mtu: link.mtu, up: false, addressed: false, six: false });
             }
             Op::AddVeth { name, link, task, interface, end } => {
                 self.links.insert(name.clone(), link.clone());

@@ -19,7 +19,7 @@ use super::names::Sight;
 use super::picture::{Attachments, Picture, Place};
 use super::rules::Outline;
 use super::rules::elements::in_words;
-use super::uplink::{HOST_END, HostEnd, HostPlane, HostRules, Passage};
+use super::uplink::{Forwards6, Guards, HOST_END, HostEnd, HostPlane, HostRules, Passage};
 
 /// What an entry is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -157,22 +157,33 @@ fn table(rules: &Outline) -> Vec<Entry> {
 }
 
 fn on_host(host: &HostPlane) -> Vec<Entry> {
-    let HostPlane { rules, peers, sealed, fenced, tunnels, ports, forwarding, passage, end } = host;
+    let HostPlane { rules, peers, sealed, fenced, tunnels, ports, ports6, forwarding, forwarding6, passage, passage6, end } = host;
     let rules = match rules {
         HostRules::Other => "others than netd's",
-        HostRules::Open => "for the uplink",
-        HostRules::Guarded => "for the uplink, and nothing else is forwarded",
+        HostRules::Ours(Guards { four: false, six: false }) => "for the uplink",
+        HostRules::Ours(Guards { four: true, six: false }) => "for the uplink, and nothing else is forwarded",
+        HostRules::Ours(Guards { four: false, six: true }) => "for the uplink, and nothing else of IPv6 is forwarded",
+        HostRules::Ours(Guards { four: true, six: true }) => "for the uplink, and nothing else is forwarded, nor of IPv6",
     };
-    let passage = match passage {
+    let words = |passage: &Passage| match passage {
         Passage::Open => "open",
         Passage::Docker | Passage::Shut => "shut",
     };
-    let mut entries = vec![Entry::new(Kind::Host, "rules", rules), Entry::new(Kind::Host, "way through iptables", passage)];
+    let mut entries = vec![Entry::new(Kind::Host, "rules", rules), Entry::new(Kind::Host, "way through iptables", words(passage))];
     if *forwarding {
         entries.push(Entry::new(Kind::Host, "forwarding", ""));
     }
+    match forwarding6 {
+        Forwards6::No => {}
+        Forwards6::Deaf => entries.push(Entry::new(Kind::Host, "forwarding of IPv6", "")),
+        Forwards6::Hearing => entries.push(Entry::new(Kind::Host, "forwarding of IPv6", "routers are heard")),
+    }
+    if end.is_some_and(|end| end.six) {
+        entries.push(Entry::new(Kind::Host, "way through ip6tables", words(passage6)));
+    }
     entries.extend(peers.iter().map(|peer| Entry::new(Kind::Host, format!("peer {peer}"), "")));
     entries.extend(ports.iter().map(|opening| Entry::new(Kind::Host, opening.to_string(), "")));
+    entries.extend(ports6.iter().map(|opening| Entry::new(Kind::Host, format!("{opening} of IPv6"), "")));
     entries.extend(sealed.iter().map(|vni| Entry::new(Kind::Host, format!("network {vni}"), "not in clear")));
     if *fenced {
         entries.push(Entry::new(Kind::Host, format!("route {TUNNELLED}"), "nowhere"));
@@ -183,9 +194,10 @@ fn on_host(host: &HostPlane) -> Vec<Entry> {
         entries.push(Entry::new(Kind::Host, format!("tunnel {name}"), format!("of epoch {epoch}, {end}{routed}")));
         entries.extend(peers.iter().map(|(key, peer)| Entry::new(Kind::Host, format!("peer {key} of {name}"), peer.to_string())));
     }
-    if let Some(HostEnd { mac, mtu, up, addressed }) = end {
+    if let Some(HostEnd { mac, mtu, up, addressed, six }) = end {
         let (state, addresses) = (if *up { "up" } else { "down" }, if *addressed { "with" } else { "without" });
-        entries.push(Entry::new(Kind::Host, HOST_END, format!("mac {mac} mtu {mtu} {state}, {addresses} addresses")));
+        let six = if *six { ", and of IPv6" } else { "" };
+        entries.push(Entry::new(Kind::Host, HOST_END, format!("mac {mac} mtu {mtu} {state}, {addresses} addresses{six}")));
     }
     entries
 }

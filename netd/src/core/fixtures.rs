@@ -86,6 +86,7 @@ pub fn published(policy: v1::IngressPolicy) -> v1::PublishedView {
         node_id: node.into(),
         ip: ip.into(),
         state: v1::EndpointState::Serving.into(),
+        ..Default::default()
     };
     v1::PublishedView {
         service_id: "web".into(),
@@ -138,7 +139,7 @@ pub fn t1_attached() -> Attachments {
 
 /// This node's.
 pub fn underlay(forwarding: Forwarding) -> Underlay {
-    Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding }
+    Underlay { addr: Ipv4Addr::new(10, 90, 0, 101), overlay_mtu: 1450, forwarding, forwarding6: forwarding, turned_on6: false, six: true }
 }
 
 /// A client's, from its port 4000.

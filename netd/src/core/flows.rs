@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::picture::{Attachment, Attachments, Endpoint, Membership, Network, Picture};
 use super::published::{Backend, Opening, Published};
 use super::rules::balance::backends;
-use super::uplink::ROUTER_IP;
+use super::uplink::{ROUTER_IP, ROUTER_IP6};
 
 /// What IP carries, as it numbers it.
 pub const PROTOCOL_ICMP: u8 = 1;
@@ -161,24 +161,29 @@ pub fn stale<'a>(picture: &'a Picture, attachments: &'a Attachments, gone: &'a B
 }
 
 /// Whether a flow of the host from elsewhere to itself does not go where the host's rules would send it now: tracked before a port was opened, or
-/// closed. As long as its client sends, such a flow stays as it began. `open` are the ports that lead into the router.
-pub fn misled(open: &BTreeSet<Opening>, flow: &Flow) -> bool {
+/// closed. As long as its client sends, such a flow stays as it began. `open` are the ports that lead into the router, `open6` those that do of IPv6.
+pub fn misled(open: &BTreeSet<Opening>, open6: &BTreeSet<Opening>, flow: &Flow) -> bool {
+    let open = if flow.destination.0.is_ipv6() { open6 } else { open };
     let is_open = open.contains(&Opening { transport: flow.transport, port: flow.destination.1 });
     // One that goes elsewhere the administrator sends there.
-    let is_elsewhere = if is_open { flow.server == flow.destination.0 } else { flow.server == ROUTER_IP };
+    let is_elsewhere = if is_open { flow.server == flow.destination.0 } else { flow.server == ROUTER_IP || flow.server == ROUTER_IP6 };
     flow.transport == Transport::Udp && is_elsewhere
 }
 
 /// Whether it was sent to a node's address and on from there.
 fn is_at_node(picture: &Picture, flow: &Flow) -> bool {
-    let IpAddr::V4(to) = flow.destination.0 else { return false };
-    flow.server != to && (to == ROUTER_IP || picture.nodes.contains(&to))
+    let is_node = match flow.destination.0 {
+        IpAddr::V4(to) => to == ROUTER_IP || picture.nodes.contains(&to),
+        IpAddr::V6(to) => to == ROUTER_IP6,
+    };
+    is_node && flow.server != flow.destination.0
 }
 
 fn lost_its_port(picture: &Picture, attachments: &Attachments, flow: &Flow) -> bool {
     let opening = Opening { transport: flow.transport, port: flow.destination.1 };
     let published = picture.published.iter().find(|published| published.covers(opening));
-    let backend = published.map(|published| published.backends.iter().find(|backend| flow.server == backend.ip));
+    let is_its = |backend: &&Backend| flow.server == backend.ip || backend.ip6.is_some_and(|ip6| flow.server == ip6);
+    let backend = published.map(|published| published.backends.iter().find(is_its));
     match (flow.transport, backend) {
         (Transport::Udp, Some(Some(backend))) => !backend.takes(picture, attachments),
         (Transport::Udp, Some(None) | None) | (Transport::Tcp, Some(None)) => true,
@@ -286,7 +291,7 @@ mod tests {
             }
         }
         let open = BTreeSet::from([Opening { transport: Transport::Udp, port: 53 }, Opening { transport: Transport::Tcp, port: 53 }]);
-        let texts: Vec<String> = flows.iter().filter(|flow| misled(&open, flow)).map(ToString::to_string).collect();
+        let texts: Vec<String> = flows.iter().filter(|flow| misled(&open, &BTreeSet::new(), flow)).map(ToString::to_string).collect();
         assert_eq!(
             texts,
             ["udp 203.0.113.1:4000 to 10.90.0.101:53 at 10.90.0.101", "udp 203.0.113.1:4000 to 10.90.0.101:54 at 169.254.54.2"]

@@ -21,7 +21,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 
-use super::links::{Link, LinkKind, Underlay, VXLAN_PORT, vtep_mac};
+use super::links::{Link, LinkKind, SIX_MTU_MIN, Underlay, VXLAN_PORT, vtep_mac, vtep6};
 use super::neighbours::Route;
 use super::picture::{Attachments, Picture, Place};
 use super::published::{Opening, Published};
@@ -48,6 +48,9 @@ pub const MARK_BITS: u32 = 0xff00_0000;
 /// After it, the tables of nodes by their numbers.
 const TABLES: u32 = 100_000;
 
+/// The same of IPv6, apart from those so that each table has one default route.
+const TABLES6: u32 = 200_000;
+
 /// The kernel's table of routes that all use.
 const MAIN_TABLE: u32 = 254;
 
@@ -62,6 +65,13 @@ pub struct Selector {
     pub mark: u32,
     pub mask: u32,
     pub table: u32,
+}
+
+impl Selector {
+    /// It is one of IPv6.
+    pub fn is_six(&self) -> bool {
+        self.table >= TABLES6
+    }
 }
 
 impl fmt::Display for Selector {
@@ -95,6 +105,37 @@ pub fn table(number: u32) -> u32 {
     TABLES + number
 }
 
+/// The same of IPv6.
+pub fn table6(number: u32) -> u32 {
+    TABLES6 + number
+}
+
+/// Whether ports are published here behind which tasks have IPv6, which then may come by every node and go to any.
+pub fn has_six(picture: &Picture, underlay: &Underlay) -> bool {
+    let can = underlay.six && underlay.overlay_mtu >= SIX_MTU_MIN;
+    can && picture.number > 0 && picture.published.iter().any(Published::has_six)
+}
+
+/// The tasks here that are reached by IPv6, by their addresses of IPv4.
+pub fn reached_by_six(picture: &Picture, underlay: &Underlay) -> BTreeSet<Ipv4Addr> {
+    if !has_six(picture, underlay) {
+        return BTreeSet::new();
+    }
+    let backends = picture.published.iter().flat_map(|published| &published.backends);
+    backends.filter(|backend| backend.ip6.is_some() && backend.place == Place::Here).map(|backend| backend.ip).collect()
+}
+
+/// The ports that are to be reached by IPv6, too.
+pub fn openings6(picture: &Picture, underlay: &Underlay) -> BTreeSet<Opening> {
+    let published = picture.published.iter().filter(|published| has_six(picture, underlay) && published.has_six());
+    published.flat_map(Published::openings).map(|(opening, _)| opening).collect()
+}
+
+/// Of these those that nobody else has on this host.
+pub fn open6(picture: &Picture, underlay: &Underlay) -> BTreeSet<Opening> {
+    openings6(picture, underlay).into_iter().filter(|opening| !picture.taken.contains_key(opening)).collect()
+}
+
 /// The other nodes, with their numbers; none while this one has none.
 pub fn others<'a>(picture: &'a Picture, underlay: &Underlay) -> impl Iterator<Item = (Ipv4Addr, u32)> + use<'a> {
     let (has_number, own) = (picture.number > 0, underlay.addr);
@@ -104,7 +145,8 @@ pub fn others<'a>(picture: &'a Picture, underlay: &Underlay) -> impl Iterator<It
 /// The device.
 pub fn link(picture: &Picture, underlay: &Underlay) -> Option<Link> {
     let kind = LinkKind::Vxlan { vni: INGRESS_VNI, local: underlay.addr, port: VXLAN_PORT, learning: false };
-    (picture.number > 0).then(|| Link { kind, mac: vtep_mac(underlay.addr), mtu: underlay.overlay_mtu, up: true, six: false })
+    let six = has_six(picture, underlay);
+    (picture.number > 0).then(|| Link { kind, mac: vtep_mac(underlay.addr), mtu: underlay.overlay_mtu, up: true, six })
 }
 
 /// This node's address on the device.
@@ -114,15 +156,23 @@ pub fn own_address(picture: &Picture) -> Option<Ipv4Addr> {
 
 /// The default routes of the nodes' tables, by table.
 pub fn detours(picture: &Picture, underlay: &Underlay) -> BTreeMap<u32, Route> {
-    let detour = |(node, number): (Ipv4Addr, u32)| (table(number), Route::Via { link: INGRESS.to_owned(), gateway: node.into() });
-    others(picture, underlay).map(detour).collect()
+    let six = has_six(picture, underlay);
+    let via = |gateway| Route::Via { link: INGRESS.to_owned(), gateway };
+    let detours = |(node, number): (Ipv4Addr, u32)| {
+        let six = six.then(|| (table6(number), via(vtep6(node).into())));
+        [Some((table(number), via(node.into()))), six].into_iter().flatten()
+    };
+    others(picture, underlay).flat_map(detours).collect()
 }
 
 /// Which mark chooses which table.
 pub fn selectors(picture: &Picture, underlay: &Underlay) -> BTreeSet<Selector> {
-    let others = others(picture, underlay);
-    let mut selectors: BTreeSet<Selector> =
-        others.map(|(_, number)| Selector { preference: PREFERENCE, mark: mark(number), mask: u32::MAX, table: table(number) }).collect();
+    let six = has_six(picture, underlay);
+    let chosen = |(_, number): (Ipv4Addr, u32)| {
+        let selector = move |table| Selector { preference: PREFERENCE, mark: mark(number), mask: u32::MAX, table };
+        [Some(table(number)), six.then(|| table6(number))].into_iter().flatten().map(selector)
+    };
+    let mut selectors: BTreeSet<Selector> = others(picture, underlay).flat_map(chosen).collect();
     if !selectors.is_empty() {
         selectors.insert(Selector { preference: PREFERENCE_OF_OTHERS, mark: 0, mask: MARK_BITS, table: MAIN_TABLE });
     }
@@ -203,6 +253,24 @@ mod tests {
         let (picture, problems) = Picture::parse(&unnumbered);
         assert_eq!(problems, ["this node has no number yet, so it publishes no ports; the managers give it one"]);
         assert!(selectors(&picture, &underlay).is_empty() && openings(&picture).is_empty() && link(&picture, &underlay).is_none());
+    }
+
+    #[test]
+    fn by_ipv6_each_other_node_has_a_table_of_its_own_where_a_port_is_to_be_reached_by_it() {
+        let underlay = underlay(Forwarding::Netd);
+        let mut wire = numbered(1, vec![published(v1::IngressPolicy::Mesh)]);
+        assert!(!has_six(&Picture::parse(&wire).0, &underlay));
+        wire.published[0].backends[0].ip6 = "fd00::1".into();
+        let (picture, _) = Picture::parse(&wire);
+        let via = Route::Via { link: "ing".into(), gateway: vtep6(Ipv4Addr::new(10, 90, 0, 102)).into() };
+        assert_eq!(detours(&picture, &underlay)[&200_002], via);
+        let six: Vec<(u32, u32)> =
+            selectors(&picture, &underlay).iter().filter(|selector| selector.is_six()).map(|six| (six.mark, six.table)).collect();
+        assert_eq!(six, [(0x0100_0002, 200_002), (0x0100_0003, 200_003)]);
+        assert_eq!(open6(&picture, &underlay), open(&picture));
+        assert!(link(&picture, &underlay).is_some_and(|link| link.six));
+        let old = Underlay { six: false, ..underlay };
+        assert!(open6(&picture, &old).is_empty() && link(&picture, &old).is_some_and(|link| !link.six));
     }
 
     #[test]

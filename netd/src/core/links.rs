@@ -29,7 +29,7 @@ pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(169, 254, 53, 53);
 /// The router's IPv6 address, on its loopback too: what it says by ICMPv6 comes from here, and connections of pods to themselves.
 pub const ROUTER6: Ipv6Addr = Ipv6Addr::new(0xfd5c, 0x7263, 0, 0, 0, 0, 0, 0x53);
 
-/// Pods' gateway to the IPv6 addresses of their networks. Nobody holds it: each pod knows the hardware address that belongs to it.
+/// Pods' gateway by IPv6, and on the uplink the router's. Nobody holds it: who sends by it knows the hardware address that belongs to it.
 pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x53);
 
 /// A device with a smaller MTU has no IPv6.
@@ -81,7 +81,7 @@ pub struct Interface {
     pub mac: Mac,
     pub mtu: u32,
     pub up: bool,
-    /// Held as /32; the whole world is behind the gateway, but of IPv6.
+    /// Held as /32; the whole world is behind the gateway.
     pub ip: Ipv4Addr,
     /// Held as /128, on a network with IPv6.
     pub ip6: Option<Ipv6Addr>,
@@ -100,6 +100,12 @@ pub struct Underlay {
     pub addr: Ipv4Addr,
     pub overlay_mtu: u32,
     pub forwarding: Forwarding,
+    /// The same of IPv6.
+    pub forwarding6: Forwarding,
+    /// netd has had the host forward IPv6 since it booted.
+    pub turned_on6: bool,
+    /// The kernel has IPv6.
+    pub six: bool,
 }
 
 impl fmt::Display for Mac {
@@ -169,18 +175,24 @@ pub fn links(picture: &Picture, attachments: &Attachments, underlay: &Underlay) 
         })
     });
     let ingress = ingress::link(picture, underlay).map(|link| (INGRESS.to_owned(), link));
-    vxlans.chain(veths).chain([(UPLINK.to_owned(), uplink::link(underlay))]).chain(ingress).collect()
+    vxlans.chain(veths).chain([(UPLINK.to_owned(), uplink::link(picture, underlay))]).chain(ingress).collect()
 }
 
 /// The pods: the first network that is not internal is behind the default route, each other one behind a route of its own. Of IPv6 each network
-/// is, and nothing else: a program that tries an address outside hears at once that it has no way there, and takes one of IPv4.
+/// is, and the default route is there only while this host has ways outside: without it a program that tries an address there hears at once from
+/// its own kernel that it has no way, and takes one of IPv4. A pod behind a published port has one in any case, to answer who comes by another node.
 pub fn pods(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> BTreeMap<String, Pod> {
     let leads_out = |membership: &Membership| picture.networks.get(&membership.network_id).is_some_and(|network| !network.internal);
     let has_six = |membership: &Membership| picture.networks.get(&membership.network_id).is_some_and(|network| network.subnet6.is_some());
+    let reached = ingress::reached_by_six(picture, underlay);
     let pod = |task_id: &String, memberships: &[Membership]| -> Pod {
         // Refusals, too, come by the default route: a pod without a way out has one all the same.
         let default = memberships.iter().position(leads_out).unwrap_or(0);
         let first_six = memberships.iter().position(has_six);
+        let default6 = memberships.iter().position(|membership| leads_out(membership) && has_six(membership));
+        let default6 = default6.filter(|_| uplink::has_way6(picture, underlay));
+        let default6 =
+            default6.or_else(|| memberships.iter().position(|membership| has_six(membership) && reached.contains(&membership.ip)));
         let interface = |(index, membership): (usize, &Membership)| {
             let network = picture.networks.get(&membership.network_id);
             let mut routes: Vec<IpNet> = match network {
@@ -192,6 +204,7 @@ pub fn pods(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -
                 // The router speaks for a pod that calls itself.
                 routes.push(subnet6.into());
                 routes.extend((first_six == Some(index)).then(|| IpNet::from(Ipv6Net::from(ROUTER6))));
+                routes.extend((default6 == Some(index)).then(|| IpNet::from(Ipv6Net::default())));
                 routes.sort_unstable();
             }
             let interface = Interface {
@@ -213,8 +226,10 @@ pub fn pods(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -
 
 #[cfg(test)]
 mod tests {
+    use rcluster_api::wire::v1;
+
     use super::*;
-    use crate::core::fixtures::{attached, underlay, view};
+    use crate::core::fixtures::{attached, numbered, published, t1_attached, underlay, view};
 
     #[test]
     fn names_fit_the_kernel_and_are_told_from_others() {
@@ -242,6 +257,38 @@ mod tests {
         assert_eq!(routes(false, false), ["0.0.0.0/0", "10.128.1.0/24"]);
         assert_eq!(routes(true, false), ["10.128.0.0/24", "0.0.0.0/0"]);
         assert_eq!(routes(true, true), ["0.0.0.0/0", "10.128.1.0/24"]);
+    }
+
+    #[test]
+    fn a_pods_ipv6_leads_outside_while_the_host_has_a_way_and_by_its_first_network_that_may() {
+        let mut wire = view(1);
+        (wire.networks[0].subnet6, wire.networks[1].subnet6) = ("fd00:1::/64".into(), "fd00:2::/64".into());
+        let attachments = attached("t1", &[("net-a", [10, 128, 0, 2]), ("net-b", [10, 128, 1, 9])]);
+        let mut defaults = |ways: &[&str], front: bool, back: bool| {
+            (wire.networks[0].internal, wire.networks[1].internal) = (front, back);
+            let mut picture = Picture::parse(&wire).0;
+            picture.beyond6 = ways.iter().map(|way| way.parse().unwrap()).collect();
+            let pods = pods(&picture, &attachments, &underlay(Forwarding::Host));
+            let has_default = |interface: &Interface| interface.routes.contains(&IpNet::from(Ipv6Net::default()));
+            pods["t1"].values().map(has_default).collect::<Vec<_>>()
+        };
+        assert_eq!(defaults(&["::/0"], false, false), [true, false]);
+        assert_eq!(defaults(&["2001:db8::/32"], true, false), [false, true], "the router knows what of it there is");
+        assert_eq!(defaults(&["::/0"], true, true), [false, false]);
+        assert_eq!(defaults(&[], false, false), [false, false]);
+    }
+
+    #[test]
+    fn a_pod_that_is_reached_by_ipv6_has_a_way_for_its_answers_wherever_it_is() {
+        let mut wire = numbered(1, vec![published(v1::IngressPolicy::Mesh)]);
+        (wire.networks[0].subnet6, wire.networks[0].internal) = ("fd00:1::/64".into(), true);
+        let has_default = |wire: &v1::NetView| {
+            let pods = pods(&Picture::parse(wire).0, &t1_attached(), &underlay(Forwarding::Host));
+            pods["t1"]["eth0"].routes.contains(&IpNet::from(Ipv6Net::default()))
+        };
+        assert!(!has_default(&wire));
+        wire.published[0].backends[1].ip6 = "fd00:1::a80:2".into();
+        assert!(has_default(&wire));
     }
 
     #[test]

@@ -12,7 +12,8 @@
 //! the sender hears so at once. A `prohibit` route would say the same, but to each sender only once a second: its answers are rationed by
 //! a limit that cannot be set for one namespace (`net.ipv4.route.error_cost`). Everything else goes by the uplink, if the rules let it: also
 //! what subnets may be chosen from, for a client outside may have an address of it, and routes are asked where packets may come from.
-//! Of IPv6 nothing is routed but endpoints and pods.
+//! Of IPv6 endpoints and pods are routed, and where pods get out by it what the host has ways to; then what is inside and nobody's is routed to the
+//! loopback, which the kernel takes for unreachable.
 //!
 //! Packets of connections to published ports that have a backend on another node go there by a table of their own (`ingress`).
 
@@ -23,9 +24,9 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::encryption;
 use super::ingress::{self, INGRESS, Selector};
-use super::links::{LOOPBACK, Mac, Underlay, pod_mac, veth_name, vtep_mac, vtep6, vxlan_name};
+use super::links::{GATEWAY6, LOOPBACK, Mac, Underlay, pod_mac, veth_name, vtep_mac, vtep6, vxlan_name};
 use super::picture::{Attachments, Picture, Place};
-use super::uplink::{HOST_IP, UPLINK};
+use super::uplink::{self, HOST_END_MAC, HOST_IP, UPLINK};
 
 /// Where a destination goes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,11 +73,22 @@ pub struct Paths {
 pub fn paths(picture: &Picture, attachments: &Attachments, underlay: &Underlay) -> Paths {
     let mut paths =
         Paths { detours: ingress::detours(picture, underlay), selectors: ingress::selectors(picture, underlay), ..Paths::default() };
+    let ingress_six = ingress::has_six(picture, underlay);
     for (node, _) in ingress::others(picture, underlay) {
+        if ingress_six {
+            paths.neighbours.insert((INGRESS.to_owned(), vtep6(node).into()), vtep_mac(node));
+        }
         paths.neighbours.insert((INGRESS.to_owned(), node.into()), vtep_mac(node));
         paths.forwards.insert(Forward { link: INGRESS.to_owned(), mac: vtep_mac(node), node });
     }
     paths.routes.insert(Ipv4Net::default().into(), Route::Via { link: UPLINK.to_owned(), gateway: HOST_IP.into() });
+    if uplink::carries6(picture, underlay) {
+        paths.neighbours.insert((UPLINK.to_owned(), GATEWAY6.into()), HOST_END_MAC);
+        let out = Route::Via { link: UPLINK.to_owned(), gateway: GATEWAY6.into() };
+        let nobodys = Route::Link { link: LOOPBACK.to_owned() };
+        paths.routes.extend(uplink::inside6(picture).into_iter().map(|net| (IpNet::from(net), nobodys.clone())));
+        paths.routes.extend(uplink::ways6(picture).map(|way| (IpNet::from(way), out.clone())));
+    }
     for network in picture.networks.values() {
         paths.routes.insert(network.subnet.into(), Route::Link { link: LOOPBACK.to_owned() });
         let link = vxlan_name(network.vni);

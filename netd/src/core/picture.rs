@@ -32,6 +32,9 @@ pub struct Picture {
     /// Addresses of nodes, those without an endpoint here too.
     #[serde(default)]
     pub nodes: BTreeSet<Ipv4Addr>,
+    /// All that nodes have told of their own addresses of IPv6.
+    #[serde(default)]
+    pub nodes6: BTreeSet<Ipv6Addr>,
     /// What networks' subnets are chosen from; empty if the managers do not say.
     #[serde(default)]
     pub pools: BTreeSet<Ipv4Net>,
@@ -53,6 +56,9 @@ pub struct Picture {
     /// Where the host itself has ways to, other than its default route.
     #[serde(skip)]
     pub beyond: Vec<Ipv4Net>,
+    /// Where pods may get by the host of IPv6, its default route too.
+    #[serde(skip)]
+    pub beyond6: Vec<Ipv6Net>,
     /// Nodes' names by underlay address, lower case.
     #[serde(default)]
     pub node_names: BTreeMap<Ipv4Addr, String>,
@@ -248,6 +254,7 @@ impl Picture {
             revision: view.revision,
             node_id: view.node_id.clone(),
             nodes: nodes.values().flatten().copied().collect(),
+            nodes6: view.nodes.iter().flat_map(|node| &node.addresses6).filter_map(|address| address.parse().ok()).collect(),
             services: view.services.iter().map(|service| (service.id.clone(), Service::parse(service))).collect(),
             key_epoch: view.key_epoch,
             members: encryption::members(&view.nodes, &mut problems),
@@ -360,6 +367,7 @@ impl Picture {
             node,
             networks: all,
             nodes,
+            nodes6,
             node_names,
             pools,
             silent,
@@ -369,6 +377,7 @@ impl Picture {
             published: _,
             taken,
             beyond,
+            beyond6,
             key_epoch,
             members,
             cannot_encrypt,
@@ -381,6 +390,7 @@ impl Picture {
             node: node.clone(),
             networks: kept.collect(),
             nodes: nodes.clone(),
+            nodes6: nodes6.clone(),
             node_names: node_names.clone(),
             pools: pools.clone(),
             silent: silent.clone(),
@@ -390,6 +400,7 @@ impl Picture {
             published: self.published_on(networks).cloned().collect(),
             taken: taken.clone(),
             beyond: beyond.clone(),
+            beyond6: beyond6.clone(),
             key_epoch: *key_epoch,
             members: members.clone(),
             cannot_encrypt: *cannot_encrypt,
@@ -425,6 +436,7 @@ impl Picture {
         self.retain_silent(old);
         self.taken.clone_from(&old.taken);
         self.beyond.clone_from(&old.beyond);
+        self.beyond6.clone_from(&old.beyond6);
         self.cannot_encrypt = old.cannot_encrypt;
     }
 

@@ -28,7 +28,7 @@ use super::links::{Interface, Link, LinkKind, Mac, Pod};
 use super::neighbours::{Forward, Route};
 use super::published::Opening;
 use super::rules::elements::{Element, Key, Spanned};
-use super::uplink::{HOST_END, HostEnd, HostRules, Passage, UPLINK};
+use super::uplink::{Forwards6, Guards, HOST_END, HostEnd, HostRules, Passage, UPLINK};
 
 /// One deed. Each can be repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub enum Op {
     PlainLookup,
     /// Replaces our table on the host whole; its sets have what is added next.
     LoadHostRules {
-        guarded: bool,
+        guards: Guards,
     },
     /// The host takes VXLAN from this node.
     AddPeer {
@@ -70,8 +70,14 @@ pub enum Op {
         peer: Peer,
     },
     EnableHostForwarding,
+    /// The same of IPv6; where it is to hear, devices that take routers' advertisements go on doing so.
+    EnableHostForwarding6 {
+        hearing: bool,
+    },
     /// Lets the uplink's packets through iptables' chain FORWARD.
     OpenPassage,
+    /// The same of ip6tables.
+    OpenPassage6,
     AddPod {
         task: String,
     },
@@ -132,6 +138,9 @@ pub enum Op {
     /// The host sends what comes to this port on into the router.
     OpenPort(Opening),
     ClosePort(Opening),
+    /// The same of IPv6.
+    OpenPort6(Opening),
+    ClosePort6(Opening),
     RemoveElement(Element),
     RemoveSelector(Selector),
     RemoveDetour {
@@ -198,7 +207,9 @@ impl Op {
             | Self::RemoveTunnelPeer { .. }
             | Self::RemoveTunnel { .. }
             | Self::EnableHostForwarding
+            | Self::EnableHostForwarding6 { .. }
             | Self::OpenPassage
+            | Self::OpenPassage6
             | Self::AddUplink { .. }
             | Self::ConfigureUplink { .. }
             | Self::ConfigureIngress { .. }
@@ -207,7 +218,9 @@ impl Op {
             | Self::AddSelector(_)
             | Self::RemoveSelector(_)
             | Self::OpenPort(_)
-            | Self::ClosePort(_) => false,
+            | Self::ClosePort(_)
+            | Self::OpenPort6(_)
+            | Self::ClosePort6(_) => false,
             Self::AddPod { task } | Self::RemovePod { task } | Self::ConfigurePod { task, .. } | Self::AddVeth { task, .. } => {
                 task == task_id
             }
@@ -312,8 +325,8 @@ fn on_host(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     let (wanted, now) = (&wanted.host, &now.host);
     let mut ops = Vec::new();
     let anew = wanted.rules != now.rules;
-    if anew {
-        ops.push(Op::LoadHostRules { guarded: wanted.rules == HostRules::Guarded });
+    if anew && let HostRules::Ours(guards) = wanted.rules {
+        ops.push(Op::LoadHostRules { guards });
     }
     // Before anyone is heard: rules that were loaded anew take nothing yet.
     let unsealed = wanted.sealed.iter().filter(|vni| anew || !now.sealed.contains(*vni));
@@ -323,23 +336,32 @@ fn on_host(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     if anew && now.end.is_some_and(|end| end.up && end.addressed) {
         // They led somewhere before.
         ops.extend(wanted.ports.iter().copied().map(Op::OpenPort));
+        ops.extend(wanted.ports6.iter().copied().map(Op::OpenPort6));
     }
     if wanted.forwarding && !now.forwarding {
         ops.push(Op::EnableHostForwarding);
     }
+    if wanted.forwarding6 > now.forwarding6 {
+        ops.push(Op::EnableHostForwarding6 { hearing: wanted.forwarding6 == Forwards6::Hearing });
+    }
     if (wanted.passage, now.passage) == (Passage::Open, Passage::Docker) {
         ops.push(Op::OpenPassage);
+    }
+    if wanted.end.is_some_and(|end| end.six) && now.passage6 == Passage::Docker {
+        ops.push(Op::OpenPassage6);
     }
     ops
 }
 
 /// Once it is decided where what comes by them goes.
 fn new_ports(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
-    wanted.host.ports.difference(&now.host.ports).copied().map(Op::OpenPort).collect()
+    let ports = wanted.host.ports.difference(&now.host.ports).copied().map(Op::OpenPort);
+    ports.chain(wanted.host.ports6.difference(&now.host.ports6).copied().map(Op::OpenPort6)).collect()
 }
 
 fn old_ports(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
-    now.host.ports.difference(&wanted.host.ports).copied().map(Op::ClosePort).collect()
+    let ports = now.host.ports.difference(&wanted.host.ports).copied().map(Op::ClosePort);
+    ports.chain(now.host.ports6.difference(&wanted.host.ports6).copied().map(Op::ClosePort6)).collect()
 }
 
 fn old_peers(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
@@ -597,7 +619,9 @@ impl fmt::Display for Op {
             Self::ConfigureTunnel { name, end, .. } => write!(f, "configure tunnel {name} {end}"),
             Self::SetTunnelPeer { name, key, peer } => write!(f, "set peer {key} of {name} is {peer}"),
             Self::EnableHostForwarding => write!(f, "enable the host's forwarding"),
+            Self::EnableHostForwarding6 { .. } => write!(f, "enable the host's forwarding of IPv6"),
             Self::OpenPassage => write!(f, "open the passage through iptables"),
+            Self::OpenPassage6 => write!(f, "open the passage through ip6tables"),
             Self::AddPod { task } => write!(f, "add pod {task}"),
             Self::AddVxlan { name, link } => write!(f, "add vxlan {name} {link}"),
             Self::AddUplink { link } => write!(f, "add uplink {UPLINK} {link} to {HOST_END}"),
@@ -612,6 +636,8 @@ impl fmt::Display for Op {
             Self::RemoveSelector(selector) => write!(f, "remove rule {selector}"),
             Self::OpenPort(opening) => write!(f, "open {opening}"),
             Self::ClosePort(opening) => write!(f, "close {opening}"),
+            Self::OpenPort6(opening) => write!(f, "open {opening} of IPv6"),
+            Self::ClosePort6(opening) => write!(f, "close {opening} of IPv6"),
             Self::SetNeighbour { link, ip, mac } => write!(f, "set neighbour {ip} is {mac} on {link}"),
             Self::SetForward(forward) => write!(f, "set forward {forward}"),
             Self::SetRoute { to, route } => write!(f, "set route {to} {route}"),

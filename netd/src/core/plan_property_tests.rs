@@ -50,6 +50,7 @@ fn any_picture(steady: bool) -> impl Strategy<Value = (Picture, Attachments, Und
                     node_id: endpoint.node_id,
                     ip: endpoint.ip,
                     state: endpoint.state,
+                    ..Default::default()
                 })
                 .collect();
             wire.published.push(published);
@@ -214,6 +215,7 @@ proptest! {
             let touched = match op {
                 Op::LoadRules | Op::PrepareResolver | Op::EnableForwarding => true,
                 Op::LoadHostRules { .. } | Op::EnableHostForwarding | Op::OpenPassage | Op::AddUplink { .. } => true,
+                Op::EnableHostForwarding6 { .. } | Op::OpenPassage6 => true,
                 Op::AddPeer { node } => held.host.peers.contains(node),
                 Op::RemovePeer { node } => wanted.host.peers.contains(node),
                 Op::SealNetwork { vni } => held.host.sealed.contains(vni),
@@ -232,6 +234,8 @@ proptest! {
                 Op::RemoveSelector(selector) => wanted.selectors.contains(selector),
                 Op::OpenPort(opening) => held.host.ports.contains(opening),
                 Op::ClosePort(opening) => wanted.host.ports.contains(opening),
+                Op::OpenPort6(opening) => held.host.ports6.contains(opening),
+                Op::ClosePort6(opening) => wanted.host.ports6.contains(opening),
                 Op::ConfigureIngress { ip } => held.ingress == Some(*ip),
                 Op::SetForward(forward) => held.forwards.contains(forward),
                 Op::RemoveForward(forward) => wanted.forwards.contains(forward),

@@ -283,10 +283,43 @@ fn rules_that_are_gone_come_back_with_all_their_elements_and_on_the_host_with_po
     let steps = plan(&wanted, &gone);
     let (elements, peers) = (wanted.elements.len(), wanted.host.peers.len());
     assert!(steps.add[0] == Op::LoadRules && steps.add[1..=elements].iter().all(|op| matches!(op, Op::AddElement(_))));
-    assert_eq!(steps.add[elements + 1], Op::LoadHostRules { guarded: true });
+    assert_eq!(steps.add[elements + 1], Op::LoadHostRules { guards: Guards { four: true, six: false } });
     assert!(matches!(steps.add[elements + 2 + peers..], [Op::OpenPort(_)]) && steps.remove.is_empty(), "{steps}");
     gone.host.end = None;
     assert!(matches!(plan(&wanted, &gone).add.last(), Some(Op::OpenPort(_))), "and at the end where nothing stands yet");
+}
+
+#[test]
+fn a_way_out_by_ipv6_comes_with_the_rules_before_it_and_with_all_that_it_takes() {
+    let mut wire = view(1);
+    wire.networks[0].subnet6 = "fd00:1::/64".into();
+    let mut picture = Picture::parse(&wire).0;
+    let of = |picture: &Picture| compile(picture, &t1_attached(), &underlay(Forwarding::Netd));
+    let without = of(&picture);
+    picture.beyond6 = vec!["::/0".parse().unwrap()];
+    let with = of(&picture);
+    let steps = plan(&with, &without);
+    let place = |text: &str| {
+        let found = steps.add.iter().position(|op| op.to_string().starts_with(text));
+        found.unwrap_or_else(|| panic!("{text} is not in {steps}"))
+    };
+    let order = [
+        "load the host's rules",
+        "add peer",
+        "enable the host's forwarding of IPv6",
+        "mend device up",
+        "configure t1/eth0",
+        "configure rcl-up",
+        "set neighbour fe80::53",
+        "set route ::/0 via fe80::53 on up",
+    ];
+    assert!(order.map(place).is_sorted(), "{steps}");
+    let mut held = without.clone();
+    held.absorb_all(steps.add.iter().chain(&steps.remove));
+    assert!(held == with && steps.remove.is_empty(), "{steps}");
+    let back = plan(&without, &held);
+    held.absorb_all(back.add.iter().chain(&back.remove));
+    assert_eq!((held.routes, held.links, held.pods), (without.routes, without.links, without.pods));
 }
 
 #[test]

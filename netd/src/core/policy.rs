@@ -8,9 +8,9 @@
 //! no two boxes of which one holds a corner of the other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rcluster_api::wire::v1;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,8 @@ pub struct Allowance {
     pub from: Side,
     /// Who comes by a published port.
     pub from_ranges: BTreeSet<Ipv4Net>,
+    #[serde(default)]
+    pub from_ranges6: BTreeSet<Ipv6Net>,
     pub to: Side,
     /// Joined, in order.
     pub spans: Vec<Span>,
@@ -68,6 +70,14 @@ pub struct Passage {
     pub ports: (u16, u16),
 }
 
+/// Who may come by a published port of IPv6, and to what; each span from a first one to a last one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admission6 {
+    pub from: (Ipv6Addr, Ipv6Addr),
+    pub protocols: (u8, u8),
+    pub ports: (u16, u16),
+}
+
 impl Policy {
     /// Reads the wire's policy of the network called `name`.
     pub fn parse(wire: &v1::NetworkPolicyView, name: &str, problems: &mut Vec<String>) -> Self {
@@ -85,21 +95,22 @@ impl Policy {
 impl Allowance {
     fn parse(wire: &v1::AllowView) -> Result<Self, String> {
         let side = |all: bool, services: &[String]| Side { all, services: services.iter().cloned().collect() };
-        let mut from_ranges = BTreeSet::new();
+        let (mut from_ranges, mut from_ranges6) = (BTreeSet::new(), BTreeSet::new());
         for text in &wire.from_cidrs {
             match text.parse::<IpNet>() {
                 Ok(IpNet::V4(net)) => {
                     from_ranges.insert(net.trunc());
                 }
-                // Nobody comes by IPv6.
-                Ok(IpNet::V6(_)) => {}
+                Ok(IpNet::V6(net)) => {
+                    from_ranges6.insert(net.trunc());
+                }
                 Err(_) => return Err(format!("{text:?} is no CIDR")),
             }
         }
         let spans = wire.ports.iter().map(Span::parse).collect::<Result<Vec<Span>, String>>()?;
         let spans = if spans.is_empty() { vec![EVERYTHING] } else { joined(spans) };
         let (from, to) = (side(wire.from_all, &wire.from_service_ids), side(wire.to_all, &wire.to_service_ids));
-        Ok(Self { from, from_ranges, to, spans })
+        Ok(Self { from, from_ranges, from_ranges6, to, spans })
     }
 }
 
@@ -211,7 +222,7 @@ pub fn passages(network: &Network) -> Result<Vec<Passage>, usize> {
     let Some(policy) = &network.policy else { return Ok(Vec::new()) };
     let mut allowed: BTreeMap<(Who, Who), Vec<Span>> = BTreeMap::new();
     let mut pairs = 0;
-    for Allowance { from, from_ranges: _, to, spans } in &policy.allow {
+    for Allowance { from, from_ranges: _, from_ranges6: _, to, spans } in &policy.allow {
         let (sources, targets) = (meant(network, from), meant(network, to));
         pairs += sources.len() * targets.len();
         if pairs > BOXES_MAX {
@@ -256,33 +267,65 @@ fn meant(network: &Network, side: &Side) -> Vec<Who> {
 /// What may come to this address of the network by published ports, if the network has a policy.
 pub fn admissions(network: &Network, ip: Ipv4Addr) -> Vec<Passage> {
     let Some(policy) = &network.policy else { return Vec::new() };
+    let to_it = allowances_to(network, policy, ip);
+    let four = |allowance: &Allowance| -> Vec<Numbers> {
+        let number = |ip: Ipv4Addr| u128::from(u32::from(ip));
+        let ends = |range: &Ipv4Net| (number(range.network()), number(range.broadcast()));
+        allowance.from_ranges.iter().map(ends).collect()
+    };
+    let address = |number: u128| u32::try_from(number).map_or(Ipv4Addr::BROADCAST, Ipv4Addr::from);
+    let mut passages = Vec::new();
+    for ((first, last), spans) in sources(&to_it, four) {
+        let from = (address(first), address(last));
+        let boxes = spans.into_iter().flat_map(Span::boxes);
+        passages.extend(boxes.map(|(protocols, ports)| Passage { from, to: (ip, ip), protocols, ports }));
+    }
+    passages
+}
+
+/// The same of IPv6 to who has this address.
+pub fn admissions6(network: &Network, ip: Ipv4Addr) -> Vec<Admission6> {
+    let Some(policy) = &network.policy else { return Vec::new() };
+    let six = |allowance: &Allowance| -> Vec<Numbers> {
+        let ends = |range: &Ipv6Net| (u128::from(range.network()), u128::from(range.broadcast()));
+        allowance.from_ranges6.iter().map(ends).collect()
+    };
+    let mut admissions = Vec::new();
+    for ((first, last), spans) in sources(&allowances_to(network, policy, ip), six) {
+        let from = (Ipv6Addr::from(first), Ipv6Addr::from(last));
+        admissions.extend(spans.into_iter().flat_map(Span::boxes).map(|(protocols, ports)| Admission6 { from, protocols, ports }));
+    }
+    admissions
+}
+
+/// What a policy allows to who has this address.
+fn allowances_to<'a>(network: &Network, policy: &'a Policy, ip: Ipv4Addr) -> Vec<&'a Allowance> {
     let service = network.endpoints.get(&ip).map(|endpoint| endpoint.service_id.as_str()).unwrap_or_default();
-    let to_it: Vec<&Allowance> =
-        policy.allow.iter().filter(|allowance| allowance.to.all || allowance.to.services.contains(service)).collect();
+    policy.allow.iter().filter(|allowance| allowance.to.all || allowance.to.services.contains(service)).collect()
+}
+
+/// Addresses as numbers, from a first one to a last one.
+type Numbers = (u128, u128);
+
+/// Who may come by what, told apart where ranges overlap; `ranges` are those of an allowance.
+fn sources(allowances: &[&Allowance], ranges: impl Fn(&Allowance) -> Vec<Numbers>) -> Vec<(Numbers, Vec<Span>)> {
+    let known: Vec<(Vec<Numbers>, &Allowance)> = allowances.iter().map(|allowance| (ranges(allowance), *allowance)).collect();
     // Between two of these all addresses are in the same ranges.
-    let edges = to_it.iter().flat_map(|allowance| &allowance.from_ranges).flat_map(|range| {
-        let (first, last) = (u32::from(range.network()), u32::from(range.broadcast()));
-        [Some(first), last.checked_add(1)]
-    });
-    let edges: Vec<u32> = edges.flatten().collect::<BTreeSet<u32>>().into_iter().collect();
-    let mut sources: Vec<((u32, u32), Vec<Span>)> = Vec::new();
+    let edges = known.iter().flat_map(|(ranges, _)| ranges).flat_map(|(first, last)| [Some(*first), last.checked_add(1)]);
+    let edges: Vec<u128> = edges.flatten().collect::<BTreeSet<u128>>().into_iter().collect();
+    let mut sources: Vec<(Numbers, Vec<Span>)> = Vec::new();
     for (place, first) in edges.iter().copied().enumerate() {
-        let last = edges.get(place + 1).map_or(u32::MAX, |next| next - 1);
-        let holds = |allowance: &&&Allowance| allowance.from_ranges.iter().any(|range| range.contains(&Ipv4Addr::from(first)));
-        let spans = joined(to_it.iter().filter(holds).flat_map(|allowance| &allowance.spans).copied().collect());
+        let last = edges.get(place + 1).map_or(u128::MAX, |next| next - 1);
+        let holds = |ranges: &[Numbers]| ranges.iter().any(|(from, until)| *from <= first && first <= *until);
+        let holding = known.iter().filter(|(ranges, _)| holds(ranges));
+        let spans = joined(holding.flat_map(|(_, allowance)| &allowance.spans).copied().collect());
         match sources.last_mut() {
             _ if spans.is_empty() => {}
             Some(((_, before), same)) if *same == spans && *before + 1 == first => *before = last,
             _ => sources.push(((first, last), spans)),
         }
     }
-    let mut passages = Vec::new();
-    for ((first, last), spans) in sources {
-        let from = (Ipv4Addr::from(first), Ipv4Addr::from(last));
-        let boxes = spans.into_iter().flat_map(Span::boxes);
-        passages.extend(boxes.map(|(protocols, ports)| Passage { from, to: (ip, ip), protocols, ports }));
-    }
-    passages
+    sources
 }
 
 #[cfg(test)]

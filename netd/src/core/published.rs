@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use rcluster_api::wire::v1;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,9 @@ pub struct Published {
     pub policy: Policy,
     /// Clients that may connect; `None`: all.
     pub allow_from: Option<Vec<Ipv4Net>>,
+    /// And those of IPv6, where it is not everyone.
+    #[serde(default)]
+    pub allow_from6: Vec<Ipv6Net>,
     /// In the order of their tasks' ids.
     pub backends: Vec<Backend>,
 }
@@ -58,6 +61,9 @@ pub enum Policy {
 pub struct Backend {
     pub task_id: String,
     pub ip: Ipv4Addr,
+    /// On a network with IPv6.
+    #[serde(default)]
+    pub ip6: Option<Ipv6Addr>,
     pub place: Place,
     pub serving: bool,
     /// Its node is down by the managers' word.
@@ -112,11 +118,14 @@ impl Published {
             count: u16::try_from(count).map_err(|_| format!("{count} ports are more than there are"))?,
             policy,
             allow_from: None,
+            allow_from6: Vec::new(),
             backends: Vec::new(),
         };
         if !port.allow_from.is_empty() {
             // Whoever comes by IPv6 does not get here at all.
-            let known = port.allow_from.iter().filter(|text| text.parse::<ipnet::Ipv6Net>().is_err());
+            let six: Vec<Ipv6Net> = port.allow_from.iter().filter_map(|text| text.parse().ok()).collect();
+            published.allow_from6 = Ipv6Net::aggregate(&six);
+            let known = port.allow_from.iter().filter(|text| text.parse::<Ipv6Net>().is_err());
             let nets: Result<Vec<Ipv4Net>, String> =
                 known.map(|text| text.parse::<Ipv4Net>().map_err(|_| format!("its allow_from {text:?} is not a CIDR"))).collect();
             published.allow_from = Some(Ipv4Net::aggregate(&nets?));
@@ -140,6 +149,11 @@ impl Published {
     /// The ports at the node, each with the one in the pods.
     pub fn openings(&self) -> impl Iterator<Item = (Opening, u16)> {
         (0..self.count).map(move |offset| (self.opening(offset), self.target + offset))
+    }
+
+    /// Whether a task behind it has IPv6.
+    pub fn has_six(&self) -> bool {
+        self.backends.iter().any(|backend| backend.ip6.is_some())
     }
 
     /// The ports at the node.
@@ -188,7 +202,7 @@ fn parse_backend(wire: &v1::BackendView, here: &str, nodes: &BTreeMap<&str, Opti
     let Some(place) = Place::parse(&wire.node_id, here, nodes)? else { return Ok(None) };
     let state = wire.state();
     let (serving, dead) = (state == v1::EndpointState::Serving, state == v1::EndpointState::Dead);
-    Ok(Some(Backend { task_id: wire.task_id.clone(), ip, place, serving, dead }))
+    Ok(Some(Backend { task_id: wire.task_id.clone(), ip, ip6: wire.ip6.parse().ok(), place, serving, dead }))
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
-//! What the managers are told of the host's own routes, so that no network gets addresses that the host reaches elsewhere.
+//! What the managers are told of the host's own routes, so that no network gets addresses that the host reaches elsewhere; and where pods get by
+//! IPv6 through the host.
 
 use std::collections::BTreeSet;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use super::uplink::OWN6;
 
 /// Most that are told; of more the widest.
 pub const ROUTES_MAX: usize = 256;
@@ -24,9 +27,45 @@ pub fn told(found: impl IntoIterator<Item = Ipv4Net>) -> Vec<Ipv4Net> {
     widest
 }
 
+/// Where the host has ways to by IPv6, of those found: the default one and the others, none of these within another, nothing of a link or for many,
+/// nothing of netd's own. Of very many the widest.
+pub fn ways6(found: impl IntoIterator<Item = Ipv6Net>) -> Vec<Ipv6Net> {
+    let is_way = |route: &Ipv6Net| {
+        let first = route.network();
+        let is_of_all = route.prefix_len() == 0;
+        is_of_all || !(first.is_unicast_link_local() || first.is_multicast() || first.is_loopback() || OWN6.contains(route))
+    };
+    let found: BTreeSet<Ipv6Net> = found.into_iter().map(|route| route.trunc()).filter(is_way).collect();
+    let (default, others): (Vec<Ipv6Net>, Vec<Ipv6Net>) = found.into_iter().partition(|route| route.prefix_len() == 0);
+    let mut widest: Vec<Ipv6Net> = Vec::new();
+    for route in others {
+        if widest.last().is_none_or(|last| !last.contains(&route)) {
+            widest.push(route);
+        }
+    }
+    widest.sort_by_key(|route| (route.prefix_len(), route.network()));
+    widest.truncate(ROUTES_MAX);
+    widest.extend(default);
+    widest.sort_unstable();
+    widest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ways_of_ipv6_are_the_default_one_and_the_widest_others() {
+        let check = |found: &[&str], expected: &[&str]| {
+            let ways = ways6(found.iter().map(|text| text.parse().unwrap()));
+            assert_eq!(ways.iter().map(ToString::to_string).collect::<Vec<_>>(), expected);
+        };
+        check(&["fe80::/64", "ff00::/8", "::1/128", "fd5c:7263::54:0/126"], &[]);
+        check(&["::/0", "fe80::/64", "2001:db8::/32", "2001:db8:1::/48"], &["::/0", "2001:db8::/32"]);
+        check(&["fd12::5/128", "fd12::/64", "2001:db8::1/128"], &["2001:db8::1/128", "fd12::/64"]);
+        let many = (0..300_u128).map(|number| Ipv6Net::new((0x2001 << 112 | number << 64).into(), 64).unwrap());
+        assert_eq!(ways6(many.chain(["fd00::/8".parse().unwrap()])).len(), ROUTES_MAX);
+    }
 
     fn nets(texts: &[&str]) -> Vec<Ipv4Net> {
         texts.iter().map(|text| text.parse().unwrap()).collect()

@@ -96,8 +96,8 @@ impl<K: Kernel> Owner<K> {
 
     /// Has the host forget connections that do not go where their ports lead; what cannot be is tried again at the next check.
     pub(super) fn forget_misled(&mut self) {
-        let ports = &self.held.host.ports;
-        let misled = match self.kernel.host_flows(&|flow| flows::misled(ports, flow)) {
+        let host = &self.held.host;
+        let misled = match self.kernel.host_flows(&|flow| flows::misled(&host.ports, &host.ports6, flow)) {
             Ok(misled) => misled,
             Err(error) => return warn!(error = in_full(&error), "the connections that the host tracks could not be read"),
         };

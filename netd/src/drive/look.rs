@@ -29,6 +29,7 @@ impl<K: Kernel> Owner<K> {
         held.links.retain(|link, _| !self.leaving.contains_key(link));
         // A host that forwards for reasons of its own is let be.
         held.host.forwarding &= wanted.host.forwarding;
+        held.host.forwarding6 = held.host.forwarding6.min(wanted.host.forwarding6);
         let stale = if *conntrack {
             self.kernel.flows(&flows::stale(&picture, &self.attachments, &BTreeSet::new())).map_err(failed)?
         } else {

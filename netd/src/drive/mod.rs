@@ -17,12 +17,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use rcluster_api::network::NodeNetwork;
 use rcluster_api::wire::v1;
 use rcluster_base::ledger::LedgerError;
 use thiserror::Error;
@@ -45,7 +46,7 @@ use crate::core::routes;
 use crate::core::uplink;
 use crate::dns::{Board, SharedBoard};
 use crate::kernel::watch::News;
-use crate::kernel::{Kernel, KernelError, Pods};
+use crate::kernel::{HostSix, Kernel, KernelError, Pods};
 use crate::store::Store;
 
 use self::forget::Forgetting;
@@ -189,6 +190,10 @@ pub struct Owner<K> {
     forgetting: Forgetting,
     /// Why the host's routes could not be read.
     routes_unread: Option<String>,
+    /// The host has ways by IPv6, does not forward it, and is not to be made to.
+    withholds_six: bool,
+    /// The host's own addresses of IPv6.
+    addresses6: BTreeSet<Ipv6Addr>,
     repairs: u64,
     picture_problems: Vec<String>,
     kernel_problems: Vec<String>,
@@ -275,6 +280,8 @@ impl<K: Kernel> Owner<K> {
             looks: Looks::default(),
             forgetting: Forgetting::default(),
             routes_unread: None,
+            withholds_six: false,
+            addresses6: BTreeSet::new(),
             repairs: 0,
             picture_problems: Vec::new(),
             kernel_problems: Vec::new(),
@@ -387,6 +394,7 @@ impl<K: Kernel> Owner<K> {
         let routes = self.picture.beyond.iter().map(ToString::to_string).collect();
         let mut conditions: Vec<String> = self.routes_unread.iter().cloned().collect();
         conditions.extend(uplink::conditions(&self.held.host, &self.underlay));
+        conditions.extend(uplink::conditions6(&self.picture, &self.held.host, &self.underlay, self.withholds_six));
         conditions.extend(self.paths.conditions(self.underlay_mtu().into()));
         conditions.extend(self.crowded.map(|max| {
             format!(
@@ -408,6 +416,7 @@ impl<K: Kernel> Owner<K> {
             mtu: self.underlay.overlay_mtu,
             ipv6: self.kernel.has_six() && least >= SIX_MTU_MIN,
             routes,
+            addresses6: self.addresses6.iter().take(NodeNetwork::ADDRESSES6_MAX).map(ToString::to_string).collect(),
             no_encryption: self.no_encryption.clone().unwrap_or_default(),
             wireguard_keys: encryption::told(&self.picture, &self.underlay, self.keys.clone()),
             held_ports,
@@ -428,6 +437,7 @@ impl<K: Kernel> Owner<K> {
             bounded(&self.kernel_problems),
             forgetful.into_iter().collect(),
             uplink::conditions(&self.held.host, &self.underlay),
+            uplink::conditions6(&self.picture, &self.held.host, &self.underlay, self.withholds_six),
         ]
         .concat()
     }
@@ -458,7 +468,8 @@ impl<K: Kernel> Owner<K> {
     /// Has the ports of the host that the picture calls for, and no others; those that somebody else has are not published here, and tried
     /// again soon. Whether these are others than before.
     fn keep_ports(&mut self) -> bool {
-        let taken = self.kernel.keep_ports(&ingress::openings(&self.picture));
+        let (ports, six) = (ingress::openings(&self.picture), ingress::openings6(&self.picture, &self.underlay));
+        let taken = self.kernel.keep_ports(&ports, &six);
         let changed = taken != self.picture.taken;
         if changed {
             self.misleads = true;
@@ -475,12 +486,17 @@ impl<K: Kernel> Owner<K> {
 
     /// Learns where the host itself has ways to. Whether these are others than before; unread, they stay what they were.
     fn read_beyond(&mut self) -> bool {
-        match self.kernel.host_routes() {
-            Ok(found) => {
+        let read = self.kernel.host_routes().and_then(|found| Ok((found, self.kernel.host_six()?)));
+        match read {
+            Ok((found, HostSix { addresses, routes, forwards })) => {
                 self.routes_unread = None;
-                let beyond = routes::told(found);
-                let changed = beyond != self.picture.beyond;
-                self.picture.beyond = beyond;
+                let (beyond, ways6) = (routes::told(found), routes::ways6(routes));
+                let may_forward = forwards || uplink::is_wanted(self.underlay.forwarding6);
+                self.withholds_six = !may_forward && !ways6.is_empty();
+                self.addresses6 = addresses;
+                let beyond6 = if may_forward { ways6 } else { Vec::new() };
+                let changed = (&beyond, &beyond6) != (&self.picture.beyond, &self.picture.beyond6);
+                (self.picture.beyond, self.picture.beyond6) = (beyond, beyond6);
                 changed
             }
             Err(error) => {
@@ -604,7 +620,12 @@ impl<K: Kernel> Owner<K> {
         if failed.len() > FAILURES_TOLD {
             warn!(others = failed.len() - FAILURES_TOLD, "nor were others of the same plan");
         }
-        let leads = |op: &Op| matches!(op, Op::OpenPort(opening) | Op::ClosePort(opening) if opening.transport == Transport::Udp);
+        let leads = |op: &Op| match op {
+            Op::OpenPort(opening) | Op::ClosePort(opening) | Op::OpenPort6(opening) | Op::ClosePort6(opening) => {
+                opening.transport == Transport::Udp
+            }
+            _ => false,
+        };
         if steps.add.iter().chain(&steps.remove).any(leads) {
             self.forget_misled();
         }
@@ -614,7 +635,9 @@ impl<K: Kernel> Owner<K> {
     fn apply(&mut self, ops: &[Op]) -> Vec<(Op, String)> {
         let failures: BTreeMap<usize, String> =
             self.kernel.apply(ops).into_iter().map(|failure| (failure.index, in_full(&failure.error))).collect();
-        self.held.absorb_all(ops.iter().enumerate().filter(|(index, _)| !failures.contains_key(index)).map(|(_, op)| op));
+        let done = || ops.iter().enumerate().filter(|(index, _)| !failures.contains_key(index)).map(|(_, op)| op);
+        self.held.absorb_all(done());
+        self.underlay.turned_on6 |= done().any(|op| matches!(op, Op::EnableHostForwarding6 { hearing: true }));
         failures.into_iter().filter_map(|(index, why)| ops.get(index).map(|op| (op.clone(), why))).collect()
     }
 

@@ -22,6 +22,7 @@ use crate::core::ingress::INGRESS;
 use crate::core::links::{GATEWAY6, Interface, Link, LinkKind, RESOLVER, ROUTER6};
 use crate::core::neighbours::Route;
 use crate::core::plan::Op;
+use crate::core::rules::host::{FILTER, FILTER6};
 use crate::core::rules::skeleton::skeleton;
 use crate::drive::in_full;
 
@@ -63,12 +64,16 @@ fn manner(op: &Op) -> Manner {
         | Op::SealNetwork { .. }
         | Op::UnsealNetwork { .. }
         | Op::OpenPort(_)
-        | Op::ClosePort(_) => Manner::HostTransaction,
+        | Op::ClosePort(_)
+        | Op::OpenPort6(_)
+        | Op::ClosePort6(_) => Manner::HostTransaction,
         Op::PrepareResolver
         | Op::EnableForwarding
         | Op::PlainLookup
         | Op::EnableHostForwarding
+        | Op::EnableHostForwarding6 { .. }
         | Op::OpenPassage
+        | Op::OpenPassage6
         | Op::Fence
         | Op::Unfence
         | Op::AddTunnel { .. }
@@ -249,7 +254,9 @@ fn one(linux: &mut Linux, op: &Op) -> Result<(), KernelError> {
         Op::EnableForwarding => linux.enable_forwarding(),
         Op::PlainLookup => mend_lookup(linux),
         Op::EnableHostForwarding => host::enable_forwarding(),
-        Op::OpenPassage => host::open_passage(linux),
+        Op::EnableHostForwarding6 { hearing } => host::enable_forwarding6(linux, *hearing),
+        Op::OpenPassage => host::open_passage(linux, FILTER),
+        Op::OpenPassage6 => host::open_passage(linux, FILTER6),
         Op::AddUplink { link } => host::add_uplink(linux, link),
         Op::ConfigureUplink { end } => host::configure_uplink(linux, end),
         Op::ConfigureIngress { ip } => configure_ingress(linux, *ip),

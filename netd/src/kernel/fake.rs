@@ -7,7 +7,7 @@ use std::panic::resume_unwind;
 use ipnet::Ipv4Net;
 use nix::errno::Errno;
 
-use super::{Failure, Kernel, KernelError, Pods};
+use super::{Failure, HostSix, Kernel, KernelError, Pods};
 use crate::core::dataplane::Dataplane;
 use crate::core::encryption::PublicKey;
 use crate::core::flows::Flow;
@@ -42,6 +42,7 @@ pub struct Fake {
     pub led: usize,
     /// Where the host itself has ways to.
     pub routes: Vec<Ipv4Net>,
+    pub host_six: HostSix,
     /// Everything that was asked of it.
     pub obeyed: Vec<String>,
 }
@@ -120,7 +121,7 @@ impl Kernel for Fake {
         Ok((self.flows.len().try_into().unwrap_or(u64::MAX), 100))
     }
 
-    fn keep_ports(&mut self, ports: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
+    fn keep_ports(&mut self, ports: &BTreeSet<Opening>, _: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
         self.taken.iter().filter(|(opening, _)| ports.contains(opening)).map(|(opening, by)| (*opening, by.clone())).collect()
     }
 
@@ -135,5 +136,9 @@ impl Kernel for Fake {
 
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {
         Ok(self.routes.clone())
+    }
+
+    fn host_six(&mut self) -> Result<HostSix, KernelError> {
+        Ok(self.host_six.clone())
     }
 }

@@ -25,7 +25,7 @@ use super::netlink::{NETLINK_ROUTE, Netlink};
 use super::observe::Routes;
 use super::watch::{RouterEars, Watch};
 use super::wireguard::{self, Wireguard};
-use super::{Failure, Kernel, KernelError, Pods, apply, conntrack, echo, host, messages, netns, nft, observe};
+use super::{Failure, HostSix, Kernel, KernelError, Pods, apply, conntrack, echo, host, messages, netns, nft, observe};
 use crate::core::dataplane::Dataplane;
 use crate::core::encryption::PublicKey;
 use crate::core::flows::{Flow, Transport};
@@ -292,7 +292,10 @@ impl Kernel for Linux {
     }
 
     fn host_flows(&mut self, which: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, KernelError> {
-        let own: BTreeSet<IpAddr> = observe::addresses(&mut self.host)?.into_iter().map(|(_, ip)| ip.into()).collect();
+        let mut own: BTreeSet<IpAddr> = observe::addresses(&mut self.host)?.into_iter().map(|(_, ip)| ip.into()).collect();
+        if netns::has_six() {
+            own.extend(observe::addresses6(&mut self.host)?.into_iter().map(|(_, ip6)| IpAddr::V6(ip6)));
+        }
         let comes = |flow: &Flow| flow.transport == Transport::Udp && own.contains(&flow.destination.0) && !own.contains(&flow.source.0);
         conntrack::flows(&mut self.host_rules, &|flow: &Flow| comes(flow) && which(flow))
     }
@@ -350,8 +353,8 @@ impl Kernel for Linux {
         })
     }
 
-    fn keep_ports(&mut self, ports: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
-        self.proxy.keep(ports)
+    fn keep_ports(&mut self, ports: &BTreeSet<Opening>, six: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
+        self.proxy.keep(ports, six)
     }
 
     fn lead(&mut self, targets: BTreeMap<Opening, Vec<Target>>) {
@@ -365,6 +368,10 @@ impl Kernel for Linux {
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError> {
         observe::host_routes(&mut self.host)
     }
+
+    fn host_six(&mut self) -> Result<HostSix, KernelError> {
+        host::six(self)
+    }
 }
 
 fn forwarding_settings() -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -372,12 +379,12 @@ fn forwarding_settings() -> impl Iterator<Item = (&'static str, &'static str)> {
 }
 
 /// A device's sysctl of IPv6.
-fn of_device(device: &str, name: &str) -> String {
+pub(super) fn of_device(device: &str, name: &str) -> String {
     format!("ipv6/conf/{device}/{name}")
 }
 
 /// In the calling thread's namespace.
-fn enable_six(device: &str) -> Result<(), KernelError> {
+pub(super) fn enable_six(device: &str) -> Result<(), KernelError> {
     SIX.iter().try_for_each(|(name, value)| netns::set_sysctl(&of_device(device, name), value, false))
 }
 

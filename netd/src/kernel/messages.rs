@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
@@ -142,11 +142,16 @@ pub fn loopback_address6(ip6: Ipv6Addr) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewAddress(address6(LOOPBACK_INDEX, ip6))
 }
 
-/// A /128 on a device. Nobody else has it, so nobody is asked for it.
+/// A /128 on a device.
 pub fn address6(index: u32, ip6: Ipv6Addr) -> AddressMessage {
+    address6_among(index, ip6, 128)
+}
+
+/// An address on a device that leads to all that begin so. Nobody else has it, so nobody is asked for it.
+pub fn address6_among(index: u32, ip6: Ipv6Addr, prefix_len: u8) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet6;
-    message.header.prefix_len = 128;
+    message.header.prefix_len = prefix_len;
     message.header.flags = AddressHeaderFlags::Nodad;
     message.header.index = index;
     message.attributes.push(AddressAttribute::Address(IpAddr::V6(ip6)));
@@ -201,7 +206,11 @@ pub fn forward(index: u32, mac: Mac, node: Ipv4Addr) -> NeighbourMessage {
 
 /// The default route of a table other than the main one.
 pub fn detour(table: u32, next: Next) -> RouteMessage {
-    let mut message = route(Ipv4Net::default().into(), next);
+    let all = match next {
+        Next::Gateway { address: IpAddr::V6(_), .. } => IpNet::from(Ipv6Net::default()),
+        Next::Gateway { .. } | Next::Device(_) => IpNet::from(Ipv4Net::default()),
+    };
+    let mut message = route(all, next);
     // The header's field is too narrow.
     message.header.table = RouteHeader::RT_TABLE_UNSPEC;
     message.attributes.push(RouteAttribute::Table(table));
@@ -211,7 +220,7 @@ pub fn detour(table: u32, next: Next) -> RouteMessage {
 /// A rule of ours by which a mark chooses a table.
 pub fn selector(selector: &Selector) -> RuleMessage {
     let mut message = RuleMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = if selector.is_six() { AddressFamily::Inet6 } else { AddressFamily::Inet };
     message.header.action = RuleAction::ToTable;
     message.attributes.extend([
         RuleAttribute::Priority(selector.preference),
@@ -250,7 +259,8 @@ pub fn own_rule(preference: u32, table: u32) -> RuleMessage {
     message
 }
 
-/// A route of ours in the main table. A gateway of IPv6 is to be a link-local address, which every device can have for a neighbour.
+/// A route of ours in the main table. A gateway of IPv6 is to be a link-local address, which every device can have for a neighbour. One of IPv6 to
+/// the loopback says that what it leads to cannot be reached.
 pub fn route(to: IpNet, next: Next) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(to.addr());
@@ -264,6 +274,9 @@ pub fn route(to: IpNet, next: Next) -> RouteMessage {
     match next {
         Next::Device(device) => {
             message.header.scope = RouteScope::Link;
+            if device == LOOPBACK_INDEX && to.addr().is_ipv6() {
+                message.header.kind = RouteType::Unreachable;
+            }
             message.attributes.push(RouteAttribute::Oif(device));
         }
         Next::Gateway { device, address, source } => {

@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use nix::errno::Errno;
 use thiserror::Error;
 
@@ -99,6 +99,16 @@ pub enum Pods<'a> {
     Believe(&'a BTreeMap<String, Pod>),
 }
 
+/// What the host has of IPv6.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostSix {
+    /// Its own addresses, but those of links and of the uplink.
+    pub addresses: BTreeSet<Ipv6Addr>,
+    /// Where it has ways to, by all of its tables; none without such an address, which its packets need.
+    pub routes: Vec<Ipv6Net>,
+    pub forwards: bool,
+}
+
 /// The node's dataplane as the owner's loop sees it; `fake` simulates it.
 pub trait Kernel {
     /// What the kernel holds of ours.
@@ -141,8 +151,8 @@ pub trait Kernel {
     fn tracked(&mut self) -> Result<(u64, u64), KernelError>;
 
     /// Keeps these ports of the host from others, and no other ones; those that others have already, and who: also of ports that were to be
-    /// kept before, as long as they are not free.
-    fn keep_ports(&mut self, ports: &BTreeSet<Opening>) -> BTreeMap<Opening, String>;
+    /// kept before, as long as they are not free. `six` are those that are kept of IPv6, too.
+    fn keep_ports(&mut self, ports: &BTreeSet<Opening>, six: &BTreeSet<Opening>) -> BTreeMap<Opening, String>;
 
     /// Sends the host's own connections to its ports on to these, from here on.
     fn lead(&mut self, targets: BTreeMap<Opening, Vec<Target>>);
@@ -152,4 +162,7 @@ pub trait Kernel {
 
     /// Where the host itself sends packets to, by all of its tables.
     fn host_routes(&mut self) -> Result<Vec<Ipv4Net>, KernelError>;
+
+    /// What the host has of IPv6; nothing where the kernel has none.
+    fn host_six(&mut self) -> Result<HostSix, KernelError>;
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
@@ -15,9 +15,9 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, Rou
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::KernelError;
 use super::messages::PROTOCOL;
 use super::netlink::Netlink;
+use super::{KernelError, netns};
 use crate::core::ingress::{INGRESS, Selector};
 use crate::core::links::{GATEWAY6, Interface, Link, LinkKind, Mac, Pod, RESOLVER, ROUTER6, is_ours};
 use crate::core::neighbours::{Forward, Neighbours, Route};
@@ -245,7 +245,7 @@ pub fn all_routes(netlink: &mut Netlink, names: &BTreeMap<u32, String>) -> Resul
         let Some((to, route)) = route_of(&message, names) else { continue };
         if message.header.table == RouteHeader::RT_TABLE_MAIN {
             routes.main.insert(to, route);
-        } else if to.prefix_len() == 0 && to.addr().is_ipv4() {
+        } else if to.prefix_len() == 0 {
             routes.detours.insert(table_of(&message), route);
         }
     }
@@ -278,7 +278,7 @@ impl Lookup {
     }
 }
 
-/// Those of the socket's namespace.
+/// Those of the socket's namespace; of IPv6 ours alone.
 pub fn lookup(netlink: &mut Netlink) -> Result<Lookup, KernelError> {
     let mut message = RuleMessage::default();
     message.header.family = AddressFamily::Inet;
@@ -292,6 +292,15 @@ pub fn lookup(netlink: &mut Netlink) -> Result<Lookup, KernelError> {
             (None, Some(own)) => lookup.missing.retain(|missing| *missing != own),
             (None, None) => lookup.foreign.push(rule),
         }
+    }
+    if !netns::has_six() {
+        return Ok(lookup);
+    }
+    let mut message = RuleMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    for message in netlink.dump("list rules of routing of IPv6", &RouteNetlinkMessage::GetRule(message))? {
+        let RouteNetlinkMessage::NewRule(rule) = message else { continue };
+        lookup.selectors.extend(selector_of(&rule));
     }
     Ok(lookup)
 }
@@ -351,6 +360,17 @@ pub fn host_routes(netlink: &mut Netlink) -> Result<Vec<Ipv4Net>, KernelError> {
         .collect())
 }
 
+/// The same of IPv6.
+pub fn host_routes6(netlink: &mut Netlink) -> Result<Vec<Ipv6Net>, KernelError> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet6;
+    let messages = netlink.dump("list the host's routes of IPv6", &RouteNetlinkMessage::GetRoute(message))?;
+    Ok(messages
+        .into_iter()
+        .filter_map(|message| if let RouteNetlinkMessage::NewRoute(route) = message { destination6_of(&route) } else { None })
+        .collect())
+}
+
 /// Where routes of ours in the main table lead, by the device's index; `None`: nowhere.
 pub fn own_routes(netlink: &mut Netlink) -> Result<BTreeSet<(Ipv4Net, Option<u32>)>, KernelError> {
     let mut message = RouteMessage::default();
@@ -389,6 +409,19 @@ fn destination_of(message: &RouteMessage) -> Option<Ipv4Net> {
         _ => None,
     });
     Ipv4Net::new(to.unwrap_or(Ipv4Addr::UNSPECIFIED), header.destination_prefix_length).ok()
+}
+
+fn destination6_of(message: &RouteMessage) -> Option<Ipv6Net> {
+    let header = &message.header;
+    let is_ours = header.protocol == RouteProtocol::Other(PROTOCOL);
+    if header.address_family != AddressFamily::Inet6 || header.kind != RouteType::Unicast || is_ours {
+        return None;
+    }
+    let to = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(*ip),
+        _ => None,
+    });
+    Ipv6Net::new(to.unwrap_or(Ipv6Addr::UNSPECIFIED), header.destination_prefix_length).ok()
 }
 
 fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<(IpNet, Route)> {
@@ -535,7 +568,8 @@ mod tests {
                 usize::from(neighbour_of(&entry, &names).is_some()) + usize::from(forward_of(&entry, &names).is_some())
             }
             RouteNetlinkMessage::NewRoute(route) => {
-                usize::from(route_of(&route, &names).is_some()) + usize::from(destination_of(&route).is_some())
+                let leads = destination_of(&route).is_some() || destination6_of(&route).is_some();
+                usize::from(route_of(&route, &names).is_some()) + usize::from(leads)
             }
             _ => 0,
         });

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! router   devices · neighbours, forwarding entries · addresses · routes · routing rules · forwarding · nf_tables
-//! host     rcl-up, the tunnels, and their addresses · forwarding · our table, and the chains through which the uplink's packets pass · routes
+//! host     rcl-up, the tunnels, and their addresses · forwarding · our table, and the chains through which the uplink's packets pass · routes,
+//!          also of IPv6
 //! ```
 //!
 //! What netd changes itself is told apart by the ports of its sockets, where the kernel says by whose request it happened. Where it does not (a
@@ -33,7 +34,9 @@ const IPV4_ROUTE: u32 = 7;
 const IPV4_RULE: u32 = 8;
 const IPV6_IFADDR: u32 = 9;
 const IPV6_ROUTE: u32 = 11;
+const IPV6_RULE: u32 = 19;
 const IPV4_NETCONF: u32 = 24;
+const IPV6_NETCONF: u32 = 25;
 const NFTABLES: u32 = 7;
 
 /// Types of messages (`RTM_*`; `NFT_MSG_NEWGEN` with its subsystem).
@@ -53,6 +56,7 @@ const MTU: u16 = 4;
 const UP: u32 = 1;
 
 const FAMILY_BRIDGE: u8 = 7;
+const FAMILY_IPV6: u8 = 10;
 
 /// What a neighbour is that was set by hand, or was and is not any more (`NUD_FAILED`, `NUD_NOARP`, `NUD_PERMANENT`); the others come and go
 /// with traffic.
@@ -120,7 +124,8 @@ pub(super) struct RouterEars(Vec<(Place, Socket)>);
 
 impl RouterEars {
     pub(super) fn open() -> Result<Self, KernelError> {
-        let router = listen(NETLINK_ROUTE, &[LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV4_NETCONF, IPV6_IFADDR, IPV6_ROUTE])?;
+        let router =
+            listen(NETLINK_ROUTE, &[LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV4_NETCONF, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE])?;
         Ok(Self(vec![(Place::Router, router), (Place::RouterRules, listen(NETLINK_NETFILTER, &[NFTABLES])?)]))
     }
 }
@@ -128,7 +133,7 @@ impl RouterEars {
 impl Watch {
     /// Listens in the calling thread's namespace, too; what is done by way of these ports is not news.
     pub(super) fn open(RouterEars(mut ears): RouterEars, own: BTreeSet<u32>) -> Result<Self, KernelError> {
-        ears.push((Place::Host, listen(NETLINK_ROUTE, &[LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_NETCONF])?));
+        ears.push((Place::Host, listen(NETLINK_ROUTE, &[LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_NETCONF, IPV6_ROUTE, IPV6_NETCONF])?));
         ears.push((Place::HostRules, listen(NETLINK_NETFILTER, &[NFTABLES])?));
         Ok(Self { ears, buffer: Vec::with_capacity(RECEIVE_BYTES), hearing: Hearing { own, ..Hearing::default() } })
     }
@@ -218,7 +223,12 @@ impl Hearing {
                 news.routes = true;
                 false
             }
-            (Place::Host, NEW_NETCONF) => holds(payload, &OF_ALL_DEVICES),
+            (Place::Host, NEW_NETCONF) => {
+                let is_of_all = holds(payload, &OF_ALL_DEVICES);
+                // The host has other ways by IPv6 for it.
+                news.routes |= is_of_all && payload.first() == Some(&FAMILY_IPV6);
+                is_of_all
+            }
             (Place::Host, _) => [HOST_END, DEVICE_START].iter().any(|name| holds(payload, name.as_bytes())),
             (Place::HostRules, kind) => kind != NEW_GENERATION && HOST_NAMES.iter().any(|name| holds(payload, name)),
         };
@@ -336,6 +346,13 @@ mod tests {
             hearing().hear(Place::Host, &message(kind, OTHER, &[2; 12]), &mut news);
             assert_eq!(news, News { routes: true, ..News::default() });
             assert!(!news.is_empty());
+        }
+        // Whether the host forwards IPv6 decides on its ways by it; of IPv4 it does not.
+        for (family, routes) in [(FAMILY_IPV6, true), (2, false)] {
+            let mut news = News::default();
+            let payload = [&[family, 0, 0, 0][..], &OF_ALL_DEVICES].concat();
+            hearing().hear(Place::Host, &message(NEW_NETCONF, OTHER, &payload), &mut news);
+            assert_eq!(news, News { changed: true, routes, ..News::default() });
         }
     }
 

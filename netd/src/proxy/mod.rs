@@ -9,7 +9,9 @@
 //! process of the host ──► 127.0.0.1:8080 or the host's address ──► task ══ socket in the router's namespace ══► backend
 //! ```
 //!
-//! - A port belongs to netd when `keep` answers; it is given up soon after.
+//! By its addresses of IPv6 the host reaches ports of TCP behind which tasks have IPv6; they are connected on by IPv4, which these have too.
+//!
+//! - A port belongs to netd when `keep` answers; it is given up soon after. Of UDP over IPv6 it is only found out whether somebody has it.
 //! - Taken are connections and datagrams whose sender's address is one of the host's own. Others, which come only when the host's rules are
 //!   broken, are reset and passed over: the backend would not see who they are, nor would `allow_from`.
 //! - Connections outlive their port. They end with either side, with netd, or when a backend's host is silent for long; datagrams of one sender
@@ -18,7 +20,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem;
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -73,19 +75,43 @@ const DATAGRAM_BYTES_MAX: usize = 65_536;
 enum Door {
     Stream(Arc<TcpListener>),
     Datagrams(Arc<UdpSocket>),
+    /// Nobody had it when it was to be kept; what comes is refused.
+    Free,
 }
+
+/// Which socket: of a port, and a family of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    opening: Opening,
+    six: bool,
+}
+
+/// Connections that wait to be taken.
+const BACKLOG: i32 = 1024;
 
 impl Door {
     /// In the calling thread's network namespace.
-    fn open(opening: Opening) -> io::Result<Self> {
+    fn open(Place { opening, six }: Place) -> io::Result<Self> {
         let at = (Ipv4Addr::UNSPECIFIED, opening.port);
-        match opening.transport {
-            Transport::Tcp => {
+        match (opening.transport, six) {
+            (Transport::Tcp, true) => {
+                let socket = of_six(Type::STREAM, Protocol::TCP)?;
+                socket.set_reuse_address(true)?;
+                socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, opening.port)).into())?;
+                socket.listen(BACKLOG)?;
+                socket.set_nonblocking(true)?;
+                Ok(Self::Stream(Arc::new(socket.into())))
+            }
+            (Transport::Udp, true) => {
+                of_six(Type::DGRAM, Protocol::UDP)?.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, opening.port)).into())?;
+                Ok(Self::Free)
+            }
+            (Transport::Tcp, false) => {
                 let listener = TcpListener::bind(at)?;
                 listener.set_nonblocking(true)?;
                 Ok(Self::Stream(Arc::new(listener)))
             }
-            Transport::Udp => {
+            (Transport::Udp, false) => {
                 let socket = UdpSocket::bind(at)?;
                 datagram::prepare(&socket)?;
                 socket.set_nonblocking(true)?;
@@ -103,7 +129,7 @@ impl Door {
                 }
             }
             // It says nothing to anybody.
-            Self::Datagrams(_) => {}
+            Self::Datagrams(_) | Self::Free => {}
         }
     }
 
@@ -112,12 +138,13 @@ impl Door {
         match (self, other) {
             (Self::Stream(one), Self::Stream(other)) => Arc::ptr_eq(one, other),
             (Self::Datagrams(one), Self::Datagrams(other)) => Arc::ptr_eq(one, other),
-            (Self::Stream(_), Self::Datagrams(_)) | (Self::Datagrams(_), Self::Stream(_)) => false,
+            (Self::Free, Self::Free) => true,
+            (Self::Stream(_) | Self::Datagrams(_) | Self::Free, _) => false,
         }
     }
 }
 
-type Doors = BTreeMap<Opening, Door>;
+type Doors = BTreeMap<Place, Door>;
 
 type Targets = BTreeMap<Opening, Vec<Target>>;
 
@@ -127,7 +154,7 @@ pub struct Proxy {
     doors: watch::Sender<Doors>,
     targets: watch::Sender<Targets>,
     /// Ports that others had when they were to be kept, and have still.
-    taken: BTreeMap<Opening, Holder>,
+    taken: BTreeMap<Place, Holder>,
 }
 
 impl Proxy {
@@ -142,12 +169,14 @@ impl Proxy {
     }
 
     /// Keeps these ports and gives up others; those that somebody else has, and who: also of ports that were to be kept once, as long as they
-    /// are not free.
-    pub fn keep(&mut self, ports: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
+    /// are not free. `six` are those to be kept of IPv6, too.
+    pub fn keep(&mut self, ports: &BTreeSet<Opening>, six: &BTreeSet<Opening>) -> BTreeMap<Opening, String> {
+        let of = |openings: &BTreeSet<Opening>, six| openings.iter().map(|opening| Place { opening: *opening, six }).collect::<Vec<_>>();
+        let places: BTreeSet<Place> = [of(ports, false), of(six, true)].concat().into_iter().collect();
         let mut doors = self.doors.borrow().clone();
         let before = doors.len();
-        doors.retain(|opening, door| {
-            let stays = ports.contains(opening);
+        doors.retain(|place, door| {
+            let stays = places.contains(place);
             if !stays {
                 door.shut();
             }
@@ -155,25 +184,25 @@ impl Proxy {
         });
         let mut changed = doors.len() != before;
         let mut known = mem::take(&mut self.taken);
-        let asked: BTreeSet<Opening> = ports.iter().chain(known.keys()).copied().filter(|opening| !doors.contains_key(opening)).collect();
-        for opening in asked {
-            match Door::open(opening) {
-                Ok(door) if ports.contains(&opening) => {
-                    doors.insert(opening, door);
+        let asked: BTreeSet<Place> = places.iter().chain(known.keys()).copied().filter(|place| !doors.contains_key(place)).collect();
+        for place in asked {
+            match Door::open(place) {
+                Ok(door) if places.contains(&place) => {
+                    doors.insert(place, door);
                     changed = true;
                 }
                 // It is free, and nobody's.
                 Ok(_) => {}
                 Err(error) => {
-                    let holder = Holder::find(opening, &error, known.remove(&opening));
-                    self.taken.insert(opening, holder);
+                    let holder = Holder::find(place.opening, &error, known.remove(&place));
+                    self.taken.insert(place, holder);
                 }
             }
         }
         if changed {
             self.doors.send_replace(doors);
         }
-        self.taken.iter().map(|(opening, holder)| (*opening, holder.words.clone())).collect()
+        self.taken.iter().map(|(place, holder)| (place.opening, holder.words.clone())).collect()
     }
 
     /// Sends what begins from here on to these.
@@ -210,18 +239,18 @@ struct Sender {
 /// Has a task at every port, until the owner is gone.
 async fn serve(desk: Arc<Desk>, mut doors: watch::Receiver<Doors>) {
     let mut tasks = JoinSet::new();
-    let mut open: BTreeMap<Opening, (Door, AbortHandle)> = BTreeMap::new();
+    let mut open: BTreeMap<Place, (Door, AbortHandle)> = BTreeMap::new();
     loop {
         let due = doors.borrow_and_update().clone();
-        open.retain(|opening, (door, task)| {
-            let stays = due.get(opening).is_some_and(|due| due.is(door));
+        open.retain(|place, (door, task)| {
+            let stays = due.get(place).is_some_and(|due| due.is(door));
             if !stays {
                 task.abort();
             }
             stays
         });
-        for (opening, door) in due {
-            open.entry(opening).or_insert_with(|| (door.clone(), tasks.spawn(attend(desk.clone(), opening, door))));
+        for (place, door) in due {
+            open.entry(place).or_insert_with(|| (door.clone(), tasks.spawn(attend(desk.clone(), place.opening, door))));
         }
         while tasks.try_join_next().is_some() {}
         if doors.changed().await.is_err() {
@@ -234,6 +263,7 @@ async fn attend(desk: Arc<Desk>, opening: Opening, door: Door) {
     let attended = match door {
         Door::Stream(listener) => desk.accept(opening, &listener).await,
         Door::Datagrams(socket) => desk.receive(opening, &socket).await,
+        Door::Free => Ok(()),
     };
     if let Err(error) = attended {
         warn!(%opening, %error, "the port is kept, but this host does not reach it under its own address");
@@ -383,6 +413,13 @@ impl Desk {
     }
 }
 
+/// A socket of IPv6 alone.
+fn of_six(kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV6, kind, Some(protocol))?;
+    socket.set_only_v6(true)?;
+    Ok(socket)
+}
+
 /// The sender that was heard least lately has no place any more; one that goes on begins anew.
 fn forget_idlest(senders: &mut BTreeMap<Ends, Sender>) {
     let idlest = senders.iter().min_by_key(|(_, sender)| sender.heard).map(|(ends, _)| *ends);
@@ -444,8 +481,10 @@ async fn pass_on(backend: &tokio::net::UdpSocket, socket: &tokio::net::UdpSocket
 /// Whether an address is one of this host's.
 fn is_own(ip: IpAddr) -> bool {
     let has = |interface: InterfaceAddress| {
-        let own = interface.address.as_ref().and_then(SockaddrStorage::as_sockaddr_in);
-        own.is_some_and(|own| IpAddr::V4(own.ip()) == ip)
+        let address = interface.address.as_ref();
+        let four = address.and_then(SockaddrStorage::as_sockaddr_in).map(|own| IpAddr::V4(own.ip()));
+        let six = address.and_then(SockaddrStorage::as_sockaddr_in6).map(|own| IpAddr::V6(own.ip()));
+        four.or(six) == Some(ip)
     };
     ip.is_loopback() || getifaddrs().is_ok_and(|mut interfaces| interfaces.any(has))
 }

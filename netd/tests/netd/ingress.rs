@@ -59,6 +59,7 @@ fn before(port: v1::Port, places: &[Place]) -> v1::PublishedView {
         node_id: node_id(usize::from(place.1)),
         ip: address(*place).to_string(),
         state: v1::EndpointState::Serving.into(),
+        ..Default::default()
     };
     v1::PublishedView { service_id: "web".into(), ports: vec![port], backends: places.iter().map(backend).collect() }
 }

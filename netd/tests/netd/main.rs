@@ -8,7 +8,11 @@ mod leave;
 
 mod egress;
 
+mod egress6;
+
 mod ingress;
+
+mod ingress6;
 
 mod forward;
 

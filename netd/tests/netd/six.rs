@@ -58,7 +58,7 @@ fn lab() -> (Lab, Vec<v1::NetworkView>) {
 }
 
 /// Tells whoever connects to a task's port 80 its byte, and then says again what it hears.
-fn serve(host: &Host, task: &str, at: &str, byte: u8) {
+pub fn serve(host: &Host, task: &str, at: &str, byte: u8) {
     let listener = host.listen(task, at);
     thread::spawn(move || {
         for stream in listener.incoming() {

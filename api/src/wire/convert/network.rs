@@ -1,5 +1,7 @@
 //! Services' faces on their networks, and what nodes and the cluster say of theirs.
 
+use std::net::Ipv6Addr;
+
 use ipnet::IpNet;
 
 use super::{WireError, missing, read_enum};
@@ -149,13 +151,14 @@ impl TryFrom<v1::PolicyPort> for PolicyPort {
 
 impl From<NodeNetwork> for v1::NodeNetwork {
     fn from(network: NodeNetwork) -> Self {
-        let NodeNetwork { mtu, ipv6, routes, no_encryption, wireguard_keys, held_ports, conditions } = network;
+        let NodeNetwork { mtu, ipv6, routes, addresses6, no_encryption, wireguard_keys, held_ports, conditions } = network;
         let held_port =
             |HeldPort { protocol, port, by }| v1::HeldPort { protocol: v1::Protocol::from(protocol).into(), port: port.into(), by };
         Self {
             mtu,
             ipv6,
             routes: routes.iter().map(ToString::to_string).collect(),
+            addresses6: addresses6.iter().map(ToString::to_string).collect(),
             no_encryption,
             wireguard_keys: wireguard_keys.into_iter().map(Into::into).collect(),
             held_ports: held_ports.into_iter().map(held_port).collect(),
@@ -168,9 +171,14 @@ impl TryFrom<v1::NodeNetwork> for NodeNetwork {
     type Error = WireError;
 
     fn try_from(wire: v1::NodeNetwork) -> Result<Self, WireError> {
-        let v1::NodeNetwork { mtu, ipv6, routes, no_encryption, wireguard_keys, held_ports, conditions } = wire;
+        let v1::NodeNetwork { mtu, ipv6, routes, addresses6, no_encryption, wireguard_keys, held_ports, conditions } = wire;
         let routes =
             routes.iter().map(|cidr| cidr.parse::<IpNet>()).collect::<Result<Vec<_>, _>>().map_err(|_| missing("network.routes"))?;
+        let addresses6 = addresses6
+            .iter()
+            .map(|ip6| ip6.parse::<Ipv6Addr>())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| missing("network.addresses6"))?;
         let held_ports = held_ports
             .into_iter()
             .map(|v1::HeldPort { protocol, port, by }| {
@@ -179,7 +187,7 @@ impl TryFrom<v1::NodeNetwork> for NodeNetwork {
             })
             .collect::<Result<_, _>>()?;
         let wireguard_keys = wireguard_keys.into_iter().map(WireguardKey::try_from).collect::<Result<_, _>>()?;
-        Ok(Self { mtu, ipv6, routes, no_encryption, wireguard_keys, held_ports, conditions })
+        Ok(Self { mtu, ipv6, routes, addresses6, no_encryption, wireguard_keys, held_ports, conditions })
     }
 }
 

@@ -1814,6 +1814,9 @@ pub struct NodeNetwork {
     /// what is wrong, in words
     #[prost(string, repeated, tag = "8")]
     pub conditions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// the host's own of IPv6, but those of links; 64 at most
+    #[prost(string, repeated, tag = "9")]
+    pub addresses6: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// The public half of a key pair that never leaves the kernel of its node.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2372,6 +2375,9 @@ pub struct NodeView {
     /// none while no network is encrypted
     #[prost(message, repeated, tag = "7")]
     pub wireguard_keys: ::prost::alloc::vec::Vec<WireguardKey>,
+    /// of IPv6, which no pod is to reach
+    #[prost(string, repeated, tag = "8")]
+    pub addresses6: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NetworkView {
@@ -2496,6 +2502,9 @@ pub struct BackendView {
     pub ip: ::prost::alloc::string::String,
     #[prost(enumeration = "EndpointState", tag = "5")]
     pub state: i32,
+    /// empty: its network has no IPv6
+    #[prost(string, tag = "6")]
+    pub ip6: ::prost::alloc::string::String,
 }
 /// What may be sent to an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -368,6 +368,7 @@ impl Ground {
             incarnation: node.incarnation,
             number: node.number,
             wireguard_keys: wireguard_keys(node),
+            addresses6: node.description.network.iter().flat_map(|network| &network.addresses6).map(ToString::to_string).collect(),
         };
         let node_views: Vec<v1::NodeView> = nodes.values().map(|node| node_view(node)).collect();
         let up = nodes.values().filter(|node| node.state != NodeState::Down).map(|node| node.id.clone()).collect();
@@ -582,7 +583,13 @@ fn endpoint_state(task: &Task, node_is_up: bool, has_ended: bool) -> v1::Endpoin
 }
 
 fn backend(task: &Task, node: &NodeId, attached: &TaskNetwork, state: v1::EndpointState) -> v1::BackendView {
-    v1::BackendView { task_id: task.id.to_string(), node_id: node.to_string(), ip: attached.ip.to_string(), state: state.into() }
+    v1::BackendView {
+        task_id: task.id.to_string(),
+        node_id: node.to_string(),
+        ip: attached.ip.to_string(),
+        state: state.into(),
+        ip6: attached.ip6.map(|ip6| ip6.to_string()).unwrap_or_default(),
+    }
 }
 
 fn endpoint(task: &Task, node: &NodeId, attached: &TaskNetwork, state: v1::EndpointState) -> v1::EndpointView {

@@ -323,9 +323,11 @@ pub(super) fn refuse() -> Vec<Expression> {
 /// ICMPv6, which reaches a program that connects only with its second packet, a second later; a reset it hears at once.
 pub(super) fn nobodys() -> Vec<Rule> {
     let unreachable = vec![Expression::DestinationType { into: FIRST }, equals(&UNREACHABLE.to_ne_bytes())];
+    // What is led elsewhere by its mark goes by another table than the one that is asked here.
+    let unmarked = vec![Expression::Meta { key: Meta::Mark, into: FIRST }, equals(&0_u32.to_ne_bytes())];
     vec![Rule::new(
-        "iifname p* meta nfproto ipv6 fib daddr type unreachable goto refuse",
-        [input_begins(b"p"), family(Family::Ipv6), unreachable, refuse()],
+        "iifname p* meta mark 0 meta nfproto ipv6 fib daddr type unreachable goto refuse",
+        [input_begins(b"p"), unmarked, family(Family::Ipv6), unreachable, refuse()],
     )]
 }
 

@@ -5,6 +5,7 @@
 //! nodes      address           from where VXLAN is taken
 //! encrypted  VNI               of which VXLAN is neither taken nor sent but through a tunnel
 //! ports      protocol . port   published ones: what comes for them from elsewhere goes on into the router, its sender unchanged
+//! ports6     protocol . port   those for which what comes by IPv6 does
 //! ```
 //!
 //! VXLAN is not tracked: its connections would be one per peer and network and say nothing, and a full table would cost the overlay.
@@ -12,19 +13,22 @@
 use super::elements::Field;
 use super::expressions::{
     End, Expression, FIRST, Family, Header, Meta, Rejection, accept, device, drop, equals, established, family, protocol, source_address,
-    to_port,
+    source_address6, to_port,
 };
 use super::{Chain, Data, Filling, Hook, Policy, Rule, Set, Skeleton, Table, TableFamily};
 use crate::core::encryption::DEVICE_START;
 use crate::core::flows::{PROTOCOL_TCP, PROTOCOL_UDP};
 use crate::core::links::VXLAN_PORT;
-use crate::core::uplink::{HOST_END, ROUTER_IP};
+use crate::core::uplink::{Guards, HOST_END, ROUTER_IP, ROUTER_IP6};
 
 /// Our table on the host.
 pub const TABLE: Table = Table { family: TableFamily::Inet, name: "rcluster_host" };
 
 /// The table of iptables in which forwarding is filtered.
 pub const FILTER: Table = Table { family: TableFamily::Ipv4, name: "filter" };
+
+/// The same of ip6tables.
+pub const FILTER6: Table = Table { family: TableFamily::Ipv6, name: "filter" };
 
 /// Through it Docker sends what is forwarded before its own rules; the administrator's belong there.
 pub const DOCKER_USER: &str = "DOCKER-USER";
@@ -35,6 +39,8 @@ pub static NODES: Set = Set { name: "nodes", key: &[Field::Address], data: Data:
 pub static ENCRYPTED: Set = Set { name: "encrypted", key: &[Field::Number], data: Data::None, filling: Filling::Keys };
 
 pub static PORTS: Set = Set { name: "ports", key: &[Field::Protocol, Field::Port], data: Data::None, filling: Filling::Keys };
+
+pub static PORTS6: Set = Set { name: "ports6", key: &[Field::Protocol, Field::Port], data: Data::None, filling: Filling::Keys };
 
 const BEFORE_TRACKING: i32 = -300;
 
@@ -51,12 +57,13 @@ const SOURCE_NAT: i32 = 100;
 /// The kernel's word for an address of the host itself (`RTN_LOCAL`).
 const LOCAL_ADDRESS: u32 = 2;
 
-/// The table's sets and chains; `guarded` where netd has the host forward packets, which then are none but those of the uplink.
-pub fn skeleton(guarded: bool) -> Skeleton {
-    let forward = [forwarded(), past_tunnels(), if guarded { guard() } else { Vec::new() }].concat();
+/// The table's sets and chains; guarded where netd has the host forward packets, which then are none but those of the uplink.
+pub fn skeleton(guards: Guards) -> Skeleton {
+    let guard = [guards.four.then(guard), guards.six.then(guard6)].into_iter().flatten();
+    let forward = [forwarded(), past_tunnels()].into_iter().chain(guard).flatten().collect();
     Skeleton {
         table: TABLE,
-        sets: vec![&NODES, &ENCRYPTED, &PORTS],
+        sets: vec![&NODES, &ENCRYPTED, &PORTS, &PORTS6],
         chains: vec![
             Chain::filter("pre", Hook::Prerouting, BEFORE_TRACKING, Policy::Accept, overlay()),
             Chain::filter("out", Hook::Output, BEFORE_TRACKING, Policy::Accept, vec![untracked("udp dport 4789 notrack", vec![])]),
@@ -166,6 +173,7 @@ fn forwarded() -> Vec<Rule> {
     let to_link_local = vec![Expression::Payload { header: Header::Network, offset: 16, len: 2, into: FIRST }, equals(&[169, 254])];
     vec![
         Rule::new("iifname rcl-up ip saddr != 169.254.54.2 drop", [from_uplink(), family(Family::Ipv4), from_router(false), drop()]),
+        Rule::new("iifname rcl-up ip6 saddr != fd5c:7263::54:2 drop", [from_uplink(), family(Family::Ipv6), from_router6(false), drop()]),
         Rule::new("iifname rcl-up ct state established,related accept", [from_uplink(), established(), accept()]),
         Rule::new(
             "iifname rcl-up udp dport 4789 reject with icmpx admin-prohibited",
@@ -186,6 +194,13 @@ fn guard() -> Vec<Rule> {
     )]
 }
 
+fn guard6() -> Vec<Rule> {
+    vec![Rule::new(
+        "meta nfproto ipv6 iifname != rcl-up oifname != rcl-up drop",
+        [family(Family::Ipv6), device(Meta::InputName, HOST_END, false), to_uplink(false), drop()],
+    )]
+}
+
 /// The host's own connections do not come by here: netd takes them at the port itself.
 fn published() -> Vec<Rule> {
     let on = vec![
@@ -193,17 +208,39 @@ fn published() -> Vec<Rule> {
         Expression::Load { into: FIRST, value: ROUTER_IP.octets().to_vec() },
         Expression::Translate { end: End::Destination, family: Family::Ipv4, address: FIRST, port: None },
     ];
-    vec![Rule::new(
-        "iifname != rcl-up fib daddr type local meta l4proto . th dport @ports dnat ip to 169.254.54.2",
-        [device(Meta::InputName, HOST_END, false), family(Family::Ipv4), for_this_host(), to_port(FIRST), on],
-    )]
+    let on6 = vec![
+        Expression::Lookup { set: &PORTS6, key: FIRST, into: None, present: true },
+        Expression::Load { into: FIRST, value: ROUTER_IP6.octets().to_vec() },
+        Expression::Translate { end: End::Destination, family: Family::Ipv6, address: FIRST, port: None },
+    ];
+    // Who asks for an address of the link is nobody to whom the router could answer.
+    let not_of_link = vec![
+        Expression::Payload { header: Header::Network, offset: 24, len: 2, into: FIRST },
+        Expression::Compare { register: FIRST, equal: false, value: vec![0xfe, 0x80] },
+    ];
+    vec![
+        Rule::new(
+            "iifname != rcl-up fib daddr type local meta l4proto . th dport @ports dnat ip to 169.254.54.2",
+            [device(Meta::InputName, HOST_END, false), family(Family::Ipv4), for_this_host(), to_port(FIRST), on],
+        ),
+        Rule::new(
+            "iifname != rcl-up ip6 daddr != fe80::/16 fib daddr type local meta l4proto . th dport @ports6 dnat ip6 to fd5c:7263::54:2",
+            [device(Meta::InputName, HOST_END, false), family(Family::Ipv6), not_of_link, for_this_host(), to_port(FIRST), on6],
+        ),
+    ]
 }
 
 fn leaving() -> Vec<Rule> {
-    vec![Rule::new(
-        "ip saddr 169.254.54.2 oifname != rcl-up masquerade random-fully",
-        [family(Family::Ipv4), from_router(true), to_uplink(false), vec![Expression::Masquerade]],
-    )]
+    vec![
+        Rule::new(
+            "ip saddr 169.254.54.2 oifname != rcl-up masquerade random-fully",
+            [family(Family::Ipv4), from_router(true), to_uplink(false), vec![Expression::Masquerade]],
+        ),
+        Rule::new(
+            "ip6 saddr fd5c:7263::54:2 oifname != rcl-up masquerade random-fully",
+            [family(Family::Ipv6), from_router6(true), to_uplink(false), vec![Expression::Masquerade]],
+        ),
+    ]
 }
 
 fn from_uplink() -> Vec<Expression> {
@@ -216,6 +253,10 @@ fn to_uplink(is: bool) -> Vec<Expression> {
 
 fn from_router(is: bool) -> Vec<Expression> {
     vec![source_address(FIRST), Expression::Compare { register: FIRST, equal: is, value: ROUTER_IP.octets().to_vec() }]
+}
+
+fn from_router6(is: bool) -> Vec<Expression> {
+    vec![source_address6(FIRST), Expression::Compare { register: FIRST, equal: is, value: ROUTER_IP6.octets().to_vec() }]
 }
 
 fn for_this_host() -> Vec<Expression> {
@@ -240,11 +281,12 @@ mod tests {
     #[test]
     fn the_hosts_table_reads_like_this() {
         assert_eq!(
-            skeleton(true).to_string(),
+            skeleton(Guards { four: true, six: true }).to_string(),
             "table inet rcluster_host
   set nodes [Address] -> None
   set encrypted [Number] -> None
   set ports [Protocol, Port] -> None
+  set ports6 [Protocol, Port] -> None
   chain pre hook Prerouting priority -300 policy Accept
     fib daddr type local udp dport 4789 notrack
   chain out hook Output priority -300 policy Accept
@@ -253,6 +295,7 @@ mod tests {
     udp dport 4789 @th,96,24 @encrypted oifname != rcl-wg* drop
   chain ports nat hook Prerouting priority -100 policy Accept
     iifname != rcl-up fib daddr type local meta l4proto . th dport @ports dnat ip to 169.254.54.2
+    iifname != rcl-up ip6 daddr != fe80::/16 fib daddr type local meta l4proto . th dport @ports6 dnat ip6 to fd5c:7263::54:2
   chain frames hook Input priority -300 policy Accept
     udp dport 4789 ip saddr != @nodes drop
   chain wg hook Input priority -290 policy Accept
@@ -265,21 +308,28 @@ mod tests {
     iifname rcl-up reject with icmpx admin-prohibited
   chain fwd hook Forward priority -10 policy Accept
     iifname rcl-up ip saddr != 169.254.54.2 drop
+    iifname rcl-up ip6 saddr != fd5c:7263::54:2 drop
     iifname rcl-up ct state established,related accept
     iifname rcl-up udp dport 4789 reject with icmpx admin-prohibited
     iifname rcl-up ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
     iifname rcl-wg* drop
     oifname rcl-wg* drop
     meta nfproto ipv4 iifname != rcl-up oifname != rcl-up drop
+    meta nfproto ipv6 iifname != rcl-up oifname != rcl-up drop
   chain masq nat hook Postrouting priority 100 policy Accept
     ip saddr 169.254.54.2 oifname != rcl-up masquerade random-fully
+    ip6 saddr fd5c:7263::54:2 oifname != rcl-up masquerade random-fully
 "
         );
     }
 
     #[test]
     fn a_host_that_forwarded_before_goes_on_doing_so() {
-        let refuses = |guarded| skeleton(guarded).outline().rules.iter().any(|rule| rule.contains("oifname != rcl-up drop"));
-        assert!(refuses(true) && !refuses(false));
+        let refused = |four, six| {
+            let rules = skeleton(Guards { four, six }).outline().rules;
+            let refusals = rules.iter().filter(|rule| rule.contains("oifname != rcl-up drop"));
+            refusals.map(|rule| rule.contains("ipv4")).collect::<Vec<_>>()
+        };
+        assert_eq!([refused(false, false), refused(true, false), refused(false, true)], [vec![], vec![true], vec![false]]);
     }
 }

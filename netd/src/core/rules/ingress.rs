@@ -10,6 +10,7 @@
 //! zones    hardware address → zone             of connection tracking, of the same node
 //! served   backend . protocol . port           what other nodes may send on to here
 //! outward  VNI                                 of networks whose pods may use nodes' ports
+//! …6       the same of IPv6                    of ports behind which tasks have it; pods do not use nodes' ports by it
 //! ```
 //!
 //! In: a picture's published ports, the nodes' numbers, the pods here. Out: elements. The node that a connection comes to, or that a pod is on
@@ -18,21 +19,21 @@
 //! address; but that of a pod which comes back to itself (`balance`). One client may come by two nodes from one port: what comes by each node is
 //! tracked in a zone of its own, on the way there, and where both come to one pod the kernel gives the later one another port.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::balance::{BACKENDS_MAX, numbers_of_slots, refuse, slots};
 use super::egress::{ENTRIES, entry};
 use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
 use super::expressions::{
-    Conntrack, End, Expression, FIRST, Family, Header, Meta, Register, Verdict, accept, bits, destination_address, device, drop, equals,
-    family, input_begins, source_address, source_in, to_one_of, to_port,
+    Conntrack, End, Expression, FIRST, Family, Header, Meta, Register, Verdict, accept, bits, destination_address, destination_address6,
+    device, drop, equals, family, input_begins, source_address, source_address6, source_in, to_one_of, to_port,
 };
 use super::{Chain, Data, Filling, Rule, Set};
 use crate::core::ingress::{self, INGRESS, MARK, MARK_BITS};
 use crate::core::links::{Underlay, vtep_mac};
 use crate::core::picture::{Attachments, Picture, Place};
 use crate::core::published::{Opening, Published};
-use crate::core::uplink::{ROUTER_IP, UPLINK};
+use crate::core::uplink::{ROUTER_IP, ROUTER_IP6, UPLINK};
 
 pub static PORTS: Set = Set { name: "ports", key: &[Field::Protocol, Field::Port], data: Data::Verdict, filling: Filling::Keys };
 
@@ -42,6 +43,23 @@ pub static BEHIND: Set = Set {
     data: Data::Fields(&[Field::Address, Field::Port]),
     filling: Filling::Keys,
 };
+
+pub static PORTS6: Set = Set { name: "ports6", key: &[Field::Protocol, Field::Port], data: Data::Verdict, filling: Filling::Keys };
+
+pub static BEHIND6: Set = Set {
+    name: "behind6",
+    key: &[Field::Protocol, Field::Port, Field::Number],
+    data: Data::Fields(&[Field::Address6, Field::Port]),
+    filling: Filling::Keys,
+};
+
+pub static ALLOWED6: Set =
+    Set { name: "allowed6", key: &[Field::Protocol, Field::Port, Field::Address6], data: Data::None, filling: Filling::Intervals };
+
+pub static HOMES6: Set = Set { name: "homes6", key: &[Field::Address6], data: Data::Fields(&[Field::Mark]), filling: Filling::Keys };
+
+pub static SERVED6: Set =
+    Set { name: "served6", key: &[Field::Address6, Field::Protocol, Field::Port], data: Data::None, filling: Filling::Keys };
 
 pub static GUARDED: Set = Set { name: "guarded", key: &[Field::Protocol, Field::Port], data: Data::None, filling: Filling::Keys };
 
@@ -104,6 +122,8 @@ pub fn elements(picture: &Picture, attachments: &Attachments, underlay: &Underla
     for published in &picture.published {
         elements.extend(backends(published, picture));
         elements.extend(ports(published, picture, attachments));
+        elements.extend(backends6(published, picture));
+        elements.extend(ports6(published, picture, attachments));
     }
     elements.into_iter().map(|element| (element.key, element.data)).collect()
 }
@@ -161,8 +181,60 @@ fn ports(published: &Published, picture: &Picture, attachments: &Attachments) ->
     elements
 }
 
+/// The same of IPv6.
+fn backends6(published: &Published, picture: &Picture) -> Vec<Element> {
+    let mut elements = Vec::new();
+    for (backend, ip6) in published.backends.iter().filter_map(|backend| Some((backend, backend.ip6?))) {
+        let address = Value::Address6(ip6);
+        match backend.place {
+            Place::Here => elements.extend(published.openings().map(|(opening, port)| {
+                let key = [address.clone(), Value::Protocol(opening.transport.number()), Value::Port(port)];
+                Element::new(SetName::Served6, &key, &[])
+            })),
+            Place::Node(node) => {
+                if backend.dead && picture.silent.contains(&node) {
+                    elements.push(Element::new(SetName::Dead6, std::slice::from_ref(&address), &[]));
+                }
+                let mark = picture.numbers.get(&node).map(|number| Value::Mark(ingress::mark(*number)));
+                elements.extend(mark.map(|mark| Element::new(SetName::Homes6, &[address], &[mark])));
+            }
+        }
+    }
+    elements
+}
+
+/// Of the same backends those that have IPv6.
+fn ports6(published: &Published, picture: &Picture, attachments: &Attachments) -> Vec<Element> {
+    let chosen = published.chosen(picture, attachments).into_iter().filter_map(|backend| backend.ip6).take(BACKENDS_MAX);
+    let chosen: Vec<Ipv6Addr> = chosen.collect();
+    let at = |opening: Opening| [Value::Protocol(opening.transport.number()), Value::Port(opening.port)];
+    let mut elements = Vec::new();
+    for (opening, port) in published.openings().filter(|(opening, _)| !picture.taken.contains_key(opening)) {
+        elements.extend(published.allow_from6.iter().map(|net| {
+            let first = [&at(opening)[..], &[Value::Address6(net.network())]].concat();
+            let last = [&at(opening)[..], &[Value::Address6(net.broadcast())]].concat();
+            Element::new(SetName::Allowed6, &[first, last].concat(), &[])
+        }));
+        if chosen.is_empty() {
+            continue;
+        }
+        let slots = slots(chosen.len());
+        let key = Key { set: SetName::Ports6, bytes: encode(&at(opening)) };
+        elements.push(Element { key, data: Verdict::Goto(draws6(slots)).encode() });
+        for (slot, ip6) in (0..slots).zip(chosen.iter().cycle()) {
+            let key = [&at(opening)[..], &[Value::Number(slot)]].concat();
+            elements.push(Element::new(SetName::Behind6, &key, &[Value::Address6(*ip6), Value::Port(port)]));
+        }
+    }
+    elements
+}
+
 fn draws(slots: u32) -> String {
     format!("p{slots}")
+}
+
+fn draws6(slots: u32) -> String {
+    format!("p{slots}_6")
 }
 
 /// Of what comes from another node, before connections are looked up.
@@ -195,17 +267,31 @@ pub(super) fn between_nodes() -> Vec<Rule> {
 pub(super) fn guarding() -> Vec<Rule> {
     let is_guarded = vec![Expression::Lookup { set: &GUARDED, key: FIRST, into: None, present: true }];
     let from_others = vec![source_address(FIRST.after(2)), Expression::Lookup { set: &ALLOWED, key: FIRST, into: None, present: false }];
-    vec![Rule::new(
-        "ct state new ip daddr @entries meta l4proto . th dport @guarded meta l4proto . th dport . ip saddr != @allowed goto refuse",
-        [new(), family(Family::Ipv4), to_one_of(&ENTRIES), to_port(FIRST), is_guarded, from_others, refuse()],
-    )]
+    let from_others6 = vec![source_address6(FIRST.after(2)), Expression::Lookup { set: &ALLOWED6, key: FIRST, into: None, present: false }];
+    vec![
+        Rule::new(
+            "ct state new ip daddr @entries meta l4proto . th dport @guarded meta l4proto . th dport . ip saddr != @allowed goto refuse",
+            [new(), family(Family::Ipv4), to_one_of(&ENTRIES), to_port(FIRST), is_guarded.clone(), from_others, refuse()],
+        ),
+        Rule::new(
+            "iifname up ct state new meta nfproto ipv6 meta l4proto . th dport @guarded meta l4proto . th dport . ip6 saddr != @allowed6 \
+             goto refuse",
+            [from_outside(), new(), family(Family::Ipv6), to_port(FIRST), is_guarded, from_others6, refuse()],
+        ),
+    ]
 }
 
 /// Of connections that begin, before they are routed.
 pub(super) fn balancing() -> Vec<Rule> {
     let by_port = vec![Expression::Lookup { set: &PORTS, key: FIRST, into: Some(Register::VERDICT), present: true }];
     let text = "ip daddr @entries meta l4proto . th dport vmap @ports";
-    vec![Rule::new(text, [family(Family::Ipv4), to_one_of(&ENTRIES), to_port(FIRST), by_port])]
+    let by_port6 = vec![Expression::Lookup { set: &PORTS6, key: FIRST, into: Some(Register::VERDICT), present: true }];
+    let for_router = vec![destination_address6(FIRST), equals(&ROUTER_IP6.octets())];
+    let text6 = "iifname up ip6 daddr fd5c:7263::54:2 meta l4proto . th dport vmap @ports6";
+    vec![
+        Rule::new(text, [family(Family::Ipv4), to_one_of(&ENTRIES), to_port(FIRST), by_port]),
+        Rule::new(text6, [from_outside(), family(Family::Ipv6), for_router, to_port(FIRST), by_port6]),
+    ]
 }
 
 /// The chains to which ports lead.
@@ -224,7 +310,24 @@ pub(super) fn choosing() -> Vec<Chain> {
         let first = to("0", Expression::Load { into: number, value: 0_u32.to_ne_bytes().to_vec() });
         Chain::aside(&draws(slots), vec![drawn, first])
     };
-    numbers_of_slots().map(draw).collect()
+    numbers_of_slots().map(draw).chain(choosing6()).collect()
+}
+
+fn choosing6() -> impl Iterator<Item = Chain> {
+    let number = FIRST.after(2);
+    let to = move |words: &str, slot: Expression| {
+        let to_backend = vec![
+            slot,
+            Expression::Lookup { set: &BEHIND6, key: FIRST, into: Some(FIRST), present: true },
+            Expression::Translate { end: End::Destination, family: Family::Ipv6, address: FIRST, port: Some(FIRST.after(4)) },
+        ];
+        Rule::new(&format!("dnat to meta l4proto . th dport . {words} map @behind6"), [to_port(FIRST), to_backend])
+    };
+    numbers_of_slots().map(move |slots| {
+        let drawn = to(&format!("numgen random mod {slots}"), Expression::Random { below: slots, into: number });
+        let first = to("0", Expression::Load { into: number, value: 0_u32.to_ne_bytes().to_vec() });
+        Chain::aside(&draws6(slots), vec![drawn, first])
+    })
 }
 
 /// Of what has its backend by now: by the destination that it had first, for to a service's own address the same backends have another way.
@@ -234,11 +337,21 @@ pub(super) fn toward() -> Vec<Rule> {
         Expression::Lookup { set: &HOMES, key: FIRST, into: Some(FIRST), present: true },
         Expression::SetConnectionMark { from: FIRST },
     ];
+    let home6 = vec![
+        destination_address6(FIRST),
+        Expression::Lookup { set: &HOMES6, key: FIRST, into: Some(FIRST), present: true },
+        Expression::SetConnectionMark { from: FIRST },
+    ];
     vec![
         Rule::new("ct state new ct original ip daddr @entries ct mark set ip daddr map @homes", [new(), for_node(), home]),
         Rule::new(
             "ct direction original ct mark & 0xff000000 == 0x1000000 ct original ip daddr @entries meta mark set ct mark",
             [direction(ORIGINAL), has_node(), for_node(), mark_by_connection()],
+        ),
+        Rule::new("ct state new ct original ip6 daddr fd5c:7263::54:2 ct mark set ip6 daddr map @homes6", [new(), for_node6(), home6]),
+        Rule::new(
+            "ct direction original ct mark & 0xff000000 == 0x1000000 ct original ip6 daddr fd5c:7263::54:2 meta mark set ct mark",
+            [direction(ORIGINAL), has_node(), for_node6(), mark_by_connection()],
         ),
     ]
 }
@@ -247,10 +360,16 @@ pub(super) fn toward() -> Vec<Rule> {
 pub(super) fn forwarded() -> Vec<Rule> {
     let known = vec![Expression::Lookup { set: &SERVED, key: FIRST, into: None, present: true }];
     let is_served = [vec![destination_address(FIRST)], to_port(FIRST.after(1)), known].concat();
+    let known6 = vec![Expression::Lookup { set: &SERVED6, key: FIRST, into: None, present: true }];
+    let is_served6 = [vec![destination_address6(FIRST)], to_port(FIRST.after(4)), known6].concat();
     vec![
         Rule::new(
             "iifname ing ct mark & 0xff000000 == 0x1000000 ip daddr . meta l4proto . th dport @served accept",
             [from_nodes(), family(Family::Ipv4), has_node(), is_served, accept()],
+        ),
+        Rule::new(
+            "iifname ing ct mark & 0xff000000 == 0x1000000 ip6 daddr . meta l4proto . th dport @served6 accept",
+            [from_nodes(), family(Family::Ipv6), has_node(), is_served6, accept()],
         ),
         Rule::new("iifname ing drop", [from_nodes(), drop()]),
         // They would pass for a host's own, which no policy judges.
@@ -319,6 +438,11 @@ fn mark_by_connection() -> Vec<Expression> {
     vec![Expression::Conntrack { key: Conntrack::Mark, into: FIRST }, Expression::SetMark { from: FIRST }]
 }
 
+/// Whether the connection's first packet came to a port of this node by IPv6.
+fn for_node6() -> Vec<Expression> {
+    vec![Expression::Conntrack { key: Conntrack::OriginalDestination6, into: FIRST }, equals(&ROUTER_IP6.octets())]
+}
+
 /// Whether the connection's first packet was sent to a node.
 fn for_node() -> Vec<Expression> {
     vec![
@@ -339,6 +463,30 @@ mod tests {
     fn shown(picture: &Picture) -> Vec<String> {
         let elements = elements(picture, &t1_attached(), &underlay(Forwarding::Netd));
         elements.into_iter().map(|(key, data)| Element { key, data }.to_string()).collect()
+    }
+
+    #[test]
+    fn by_ipv6_a_port_leads_to_the_same_backends_as_far_as_they_have_it() {
+        let mut wire = numbered(1, vec![published(v1::IngressPolicy::Spread)]);
+        wire.published[0].ports[0].allow_from = vec!["2001:db8::/32".into(), "192.0.2.0/24".into()];
+        let six = |line: &String| line.split(' ').next().is_some_and(|set| set.ends_with('6'));
+        let shown = |wire: &v1::NetView| shown(&Picture::parse(wire).0).into_iter().filter(six).collect::<Vec<_>>();
+        let allowed = "allowed6 { 6 . 8080 . 2001:db8::-2001:db8:ffff:ffff:ffff:ffff:ffff:ffff }";
+        assert_eq!(shown(&wire), [allowed]);
+        for backend in &mut wire.published[0].backends[1..] {
+            backend.ip6 = format!("fd00::{}", backend.task_id.replace('t', ""));
+        }
+        assert_eq!(
+            shown(&wire),
+            [
+                "homes6 { fd00::2 : 16777218 }".to_owned(),
+                "served6 { fd00::1 . 6 . 80 }".to_owned(),
+                allowed.to_owned(),
+                "behind6 { 6 . 8080 . 0 : fd00::1 . 80 }".to_owned(),
+                "behind6 { 6 . 8080 . 1 : fd00::2 . 80 }".to_owned(),
+                "ports6 { 6 . 8080 : goto p2_6 }".to_owned(),
+            ]
+        );
     }
 
     #[test]

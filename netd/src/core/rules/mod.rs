@@ -49,6 +49,7 @@ pub enum TableFamily {
     /// Both IPv4 and IPv6.
     Inet = 1,
     Ipv4 = 2,
+    Ipv6 = 10,
 }
 
 impl fmt::Display for Table {
@@ -56,6 +57,7 @@ impl fmt::Display for Table {
         let family = match self.family {
             TableFamily::Inet => "inet",
             TableFamily::Ipv4 => "ip",
+            TableFamily::Ipv6 => "ip6",
         };
         write!(f, "{family} {}", self.name)
     }

@@ -6,6 +6,7 @@
 //! allow6    the same of IPv6, with ICMPv6 for ICMP
 //! shielded  address                                    of pods here on networks that have a policy
 //! allow_in  address . protocol . port . address        to whom, and from whom outside; all but the first spans
+//! shielded6, allow_in6                                 the same of IPv6
 //! ```
 //!
 //! In: networks' policies, endpoints, the pods here. Out: elements. Both nodes of a connection judge it, each by its own picture, after a
@@ -16,7 +17,7 @@
 //! What a policy allows is added before its network is `policed`, and the other way round when it goes; the kernel does either in one
 //! transaction, so that no half of a policy is ever in force. Rules that are loaded anew know no network at all until all elements are there.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv6Net;
 use rcluster_api::network::address6;
@@ -26,12 +27,12 @@ use super::egress::ENTRIES;
 use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
 use super::expressions::{
     Conntrack, Expression, FIRST, Family, Meta, Rejection, Verdict, destination_address, destination_address6, device, family,
-    input_begins, source_address, source_address6, source_in, to_one_of, to_port,
+    input_begins, source_address, source_address6, source_in, to_one_of, to_one_of6, to_port,
 };
 use super::{Data, Filling, Rule, Set};
 use crate::core::ingress::{INGRESS, OWN};
 use crate::core::picture::{Attachments, Picture};
-use crate::core::policy::{Passage, admissions, passages};
+use crate::core::policy::{Admission6, Passage, admissions, admissions6, passages};
 use crate::core::uplink::UPLINK;
 
 pub static POLICED: Set = Set { name: "policed", key: &[Field::Mark], data: Data::None, filling: Filling::Keys };
@@ -55,6 +56,15 @@ pub static SHIELDED: Set = Set { name: "shielded", key: &[Field::Address], data:
 pub static ALLOW_IN: Set = Set {
     name: "allow_in",
     key: &[Field::Address, Field::Protocol, Field::Port, Field::Address],
+    data: Data::None,
+    filling: Filling::Intervals,
+};
+
+pub static SHIELDED6: Set = Set { name: "shielded6", key: &[Field::Address6], data: Data::None, filling: Filling::Keys };
+
+pub static ALLOW_IN6: Set = Set {
+    name: "allow_in6",
+    key: &[Field::Address6, Field::Protocol, Field::Port, Field::Address6],
     data: Data::None,
     filling: Filling::Intervals,
 };
@@ -86,6 +96,11 @@ pub fn elements(picture: &Picture, attachments: &Attachments) -> Elements {
         add(Element::new(SetName::Shielded, &[Value::Address(membership.ip)], &[]));
         for passage in admissions(network, membership.ip) {
             add(admitted(&passage));
+        }
+        let Some(ip6) = network.ip6(membership.ip) else { continue };
+        add(Element::new(SetName::Shielded6, &[Value::Address6(ip6)], &[]));
+        for admission in admissions6(network, membership.ip) {
+            add(admitted6(ip6, &admission));
         }
     }
     elements
@@ -123,6 +138,13 @@ fn admitted(passage: &Passage) -> Element {
     spanning(SetName::AllowIn, &first, &last)
 }
 
+fn admitted6(to: Ipv6Addr, admission: &Admission6) -> Element {
+    let Admission6 { from, protocols, ports } = *admission;
+    let first = [Value::Address6(to), Value::Protocol(protocols.0), Value::Port(ports.0), Value::Address6(from.0)];
+    let last = [Value::Address6(to), Value::Protocol(protocols.1), Value::Port(ports.1), Value::Address6(from.1)];
+    spanning(SetName::AllowIn6, &first, &last)
+}
+
 fn spanning(set: SetName, first: &[Value], last: &[Value]) -> Element {
     let bytes = [encode(first), encode(last)].concat();
     Element { key: Key { set, bytes }, data: Vec::new() }
@@ -131,6 +153,7 @@ fn spanning(set: SetName, first: &[Value], last: &[Value]) -> Element {
 /// Of what begins to come to pods here by published ports, whichever node it came to first.
 pub(super) fn shielding() -> Vec<Rule> {
     let to_shielded = || [family(Family::Ipv4), to_one_of(&SHIELDED)].concat();
+    let to_shielded6 = || [family(Family::Ipv6), to_one_of6(&SHIELDED6)].concat();
     let by_port = vec![
         Expression::Conntrack { key: Conntrack::OriginalDestination, into: FIRST },
         Expression::Lookup { set: &ENTRIES, key: FIRST, into: None, present: true },
@@ -147,6 +170,9 @@ pub(super) fn shielding() -> Vec<Rule> {
             "iifname p* ip daddr @shielded ct original ip daddr @entries jump admit",
             [input_begins(b"p"), to_shielded(), by_port, jump(ADMIT)],
         ),
+        Rule::new("iifname up ip6 daddr @shielded6 jump admit", [device(Meta::InputName, UPLINK, true), to_shielded6(), jump(ADMIT)]),
+        // A host's own connections by its addresses of IPv6 go on by IPv4.
+        Rule::new("iifname ing ip6 daddr @shielded6 jump admit", [device(Meta::InputName, INGRESS, true), to_shielded6(), jump(ADMIT)]),
     ]
 }
 
@@ -155,7 +181,10 @@ pub(super) fn admitting() -> Vec<Rule> {
     let by_sender = vec![source_address(FIRST.after(3)), Expression::Lookup { set: &ALLOW_IN, key: FIRST, into: None, present: true }];
     let known = [vec![destination_address(FIRST)], to_port(FIRST.after(1)), by_sender].concat();
     let text = "ip daddr . meta l4proto . th dport . ip saddr @allow_in return";
-    vec![Rule::new(text, [family(Family::Ipv4), known, back()]), refused()]
+    let by_sender6 = vec![source_address6(FIRST.after(6)), Expression::Lookup { set: &ALLOW_IN6, key: FIRST, into: None, present: true }];
+    let known6 = [vec![destination_address6(FIRST)], to_port(FIRST.after(4)), by_sender6].concat();
+    let text6 = "ip6 daddr . meta l4proto . th dport . ip6 saddr @allow_in6 return";
+    vec![Rule::new(text, [family(Family::Ipv4), known, back()]), Rule::new(text6, [family(Family::Ipv6), known6, back()]), refused()]
 }
 
 /// Of what is forwarded in a network that has a policy.
@@ -252,6 +281,21 @@ mod tests {
                 "policed { 4097 }",
             ]
         );
+    }
+
+    #[test]
+    fn who_comes_by_ipv6_is_judged_by_ranges_of_it() {
+        let mut wire = view(1);
+        wire.networks[0].subnet6 = "fd00:1::/64".into();
+        let ranges = ["2001:db8::/32", "2001:db8:1::/48", "192.0.2.0/24"].map(str::to_owned).to_vec();
+        let port = v1::PolicyPort { protocol: v1::Protocol::Tcp.into(), first: 80, last: 80 };
+        let allow = v1::AllowView { from_cidrs: ranges, to_all: true, ports: vec![port], ..v1::AllowView::default() };
+        wire.networks[0].policy = Some(v1::NetworkPolicyView { allow: vec![allow] });
+        let elements = elements(&Picture::parse(&wire).0, &t1_attached());
+        let six = elements.into_iter().map(|(key, data)| Element { key, data }.to_string());
+        let six: Vec<String> = six.filter(|line| line.starts_with("allow_in6") || line.starts_with("shielded6")).collect();
+        let range = "2001:db8::-2001:db8:ffff:ffff:ffff:ffff:ffff:ffff";
+        assert_eq!(six, [format!("allow_in6 {{ fd00:1::a80:2 . 6 . 80 . {range} }}"), "shielded6 { fd00:1::a80:2 }".to_owned()]);
     }
 
     #[test]

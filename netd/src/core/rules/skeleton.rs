@@ -99,8 +99,8 @@ mod tests {
         let draws: Vec<String> = skeleton.chains.iter().map(|chain| chain.name.clone()).filter(drawn).collect();
         let numbers =
             |letter: char, end: &'static str| (1..=32).chain([64, 128, 256, 512]).map(move |slots| format!("{letter}{slots}{end}"));
-        assert_eq!(draws, numbers('r', "").chain(numbers('r', "_6")).chain(numbers('p', "")).collect::<Vec<_>>());
-        skeleton.chains.retain(|chain| !draws.contains(&chain.name) || ["r3", "r3_6", "p3"].contains(&chain.name.as_str()));
+        assert_eq!(draws, numbers('r', "").chain(numbers('r', "_6")).chain(numbers('p', "")).chain(numbers('p', "_6")).collect::<Vec<_>>());
+        skeleton.chains.retain(|chain| !draws.contains(&chain.name) || ["r3", "r3_6", "p3", "p3_6"].contains(&chain.name.as_str()));
         assert_eq!(
             skeleton.to_string(),
             "table inet rcluster
@@ -110,6 +110,7 @@ mod tests {
   set members [Name] -> Fields([Mark])
   set exits [Mark, Name] -> None
   set entries [Address] -> None
+  set entries6 [Address6] -> None
   set inside [Protocol, Address] -> None, intervals
   set backends [Address, Number] -> Fields([Address])
   set hairpin [Address, Address] -> None
@@ -123,18 +124,25 @@ mod tests {
   set allow [Address, Address, Protocol, Port] -> None, intervals
   set allow6 [Address6, Address6, Protocol, Port] -> None, intervals
   set allow_in [Address, Protocol, Port, Address] -> None, intervals
+  set allow_in6 [Address6, Protocol, Port, Address6] -> None, intervals
   set shielded [Address] -> None
+  set shielded6 [Address6] -> None
   set policed [Mark] -> None
   set flood [Name] -> None, learned for 10000 ms
   set outward [Mark] -> None
   set peers [HardwareAddress] -> Fields([Mark])
   set zones [HardwareAddress] -> Fields([Zone])
   set homes [Address] -> Fields([Mark])
+  set homes6 [Address6] -> Fields([Mark])
   set served [Address, Protocol, Port] -> None
+  set served6 [Address6, Protocol, Port] -> None
   set guarded [Protocol, Port] -> None
   set allowed [Protocol, Port, Address] -> None, intervals
+  set allowed6 [Protocol, Port, Address6] -> None, intervals
   set behind [Protocol, Port, Number] -> Fields([Address, Port])
+  set behind6 [Protocol, Port, Number] -> Fields([Address6, Port])
   set ports [Protocol, Port] -> Verdict
+  set ports6 [Protocol, Port] -> Verdict
   chain source hook Prerouting priority -300 policy Accept
     iifname p* iifname . ip6 saddr != @sources6 drop
     iifname v* iifname . ip6 saddr & ffff:ffff:ffff:ffff:: != @prefixes6 drop
@@ -148,14 +156,18 @@ mod tests {
     iifname p* ct direction reply ct mark & 0xff000000 == 0x1000000 meta mark set ct mark
   chain guard hook Prerouting priority -120 policy Accept
     ct state new ip daddr @entries meta l4proto . th dport @guarded meta l4proto . th dport . ip saddr != @allowed goto refuse
+    iifname up ct state new meta nfproto ipv6 meta l4proto . th dport @guarded meta l4proto . th dport . ip6 saddr != @allowed6 goto refuse
   chain balance nat hook Prerouting priority -100 policy Accept
     iifname p* iifname map @members . ip daddr vmap @vips
     iifname p* iifname map @members . ip6 daddr vmap @vips6
     ip daddr @entries meta l4proto . th dport vmap @ports
+    iifname up ip6 daddr fd5c:7263::54:2 meta l4proto . th dport vmap @ports6
   chain toward hook Prerouting priority -90 policy Accept
     ct state new ct original ip daddr @entries ct mark set ip daddr map @homes
     ct direction original ct mark & 0xff000000 == 0x1000000 ct original ip daddr @entries meta mark set ct mark
-    iifname p* meta nfproto ipv6 fib daddr type unreachable goto refuse
+    ct state new ct original ip6 daddr fd5c:7263::54:2 ct mark set ip6 daddr map @homes6
+    ct direction original ct mark & 0xff000000 == 0x1000000 ct original ip6 daddr fd5c:7263::54:2 meta mark set ct mark
+    iifname p* meta mark 0 meta nfproto ipv6 fib daddr type unreachable goto refuse
   chain r3
     dnat to ip daddr . numgen random mod 3 map @backends
     dnat to ip daddr . 0 map @backends
@@ -171,6 +183,9 @@ mod tests {
   chain p3
     dnat to meta l4proto . th dport . numgen random mod 3 map @behind
     dnat to meta l4proto . th dport . 0 map @behind
+  chain p3_6
+    dnat to meta l4proto . th dport . numgen random mod 3 map @behind6
+    dnat to meta l4proto . th dport . 0 map @behind6
   chain forward hook Forward priority 0 policy Drop
     ip daddr @dead meta l4proto tcp reject with tcp reset
     ip daddr @dead reject with icmpx host-unreachable
@@ -182,7 +197,10 @@ mod tests {
     iifname up ip daddr @shielded jump admit
     iifname ing ip saddr != 169.254.192.0/19 ip daddr @shielded jump admit
     iifname p* ip daddr @shielded ct original ip daddr @entries jump admit
+    iifname up ip6 daddr @shielded6 jump admit
+    iifname ing ip6 daddr @shielded6 jump admit
     iifname ing ct mark & 0xff000000 == 0x1000000 ip daddr . meta l4proto . th dport @served accept
+    iifname ing ct mark & 0xff000000 == 0x1000000 ip6 daddr . meta l4proto . th dport @served6 accept
     iifname ing drop
     iifname up ip saddr 169.254.192.0/19 drop
     iifname up ct status & 0x20 != 0 accept
@@ -193,6 +211,7 @@ mod tests {
     ip daddr @viplist goto refuse
     meta mark @policed jump policy
     oifname up meta l4proto . ip daddr @inside reject with icmpx admin-prohibited
+    oifname up ip6 daddr @entries6 goto refuse
     meta mark . oifname @exits meta mark set 0 accept
     meta nfproto ipv6 goto refuse
     reject with icmpx admin-prohibited
@@ -201,6 +220,7 @@ mod tests {
     reject with icmpx port-unreachable
   chain admit
     ip daddr . meta l4proto . th dport . ip saddr @allow_in return
+    ip6 daddr . meta l4proto . th dport . ip6 saddr @allow_in6 return
     goto refuse
   chain policy
     oifname up return
@@ -243,28 +263,36 @@ mod tests {
                 "allow key 16 data 0 flags 132",
                 "allow6 key 40 data 0 flags 132",
                 "allow_in key 16 data 0 flags 132",
+                "allow_in6 key 40 data 0 flags 132",
                 "allowed key 12 data 0 flags 132",
+                "allowed6 key 24 data 0 flags 132",
                 "backends key 8 data 4 flags 8",
                 "backends6 key 20 data 16 flags 8",
                 "behind key 12 data 8 flags 8",
+                "behind6 key 12 data 20 flags 8",
                 "dead key 4 data 0 flags 0",
                 "dead6 key 16 data 0 flags 0",
                 "entries key 4 data 0 flags 0",
+                "entries6 key 16 data 0 flags 0",
                 "exits key 20 data 0 flags 0",
                 "flood key 16 data 0 flags 48",
                 "guarded key 8 data 0 flags 0",
                 "hairpin key 8 data 0 flags 0",
                 "hairpin6 key 32 data 0 flags 0",
                 "homes key 4 data 4 flags 8",
+                "homes6 key 16 data 4 flags 8",
                 "inside key 8 data 0 flags 132",
                 "members key 16 data 4 flags 8",
                 "outward key 4 data 0 flags 0",
                 "peers key 8 data 4 flags 8",
                 "policed key 4 data 0 flags 0",
                 "ports key 8 data 0 flags 8",
+                "ports6 key 8 data 0 flags 8",
                 "prefixes6 key 24 data 0 flags 0",
                 "served key 12 data 0 flags 0",
+                "served6 key 24 data 0 flags 0",
                 "shielded key 4 data 0 flags 0",
+                "shielded6 key 16 data 0 flags 0",
                 "sources key 20 data 0 flags 0",
                 "sources6 key 32 data 0 flags 0",
                 "viplist key 4 data 0 flags 0",

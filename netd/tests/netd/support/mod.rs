@@ -205,6 +205,7 @@ pub fn published(published: u32, target: u32, tasks: &[(&str, usize, u8)]) -> v1
         node_id: node_id(*host),
         ip: Ipv4Addr::new(10, 128, 0, *last).to_string(),
         state: v1::EndpointState::Serving.into(),
+        ..Default::default()
     };
     v1::PublishedView { service_id: "web".into(), ports: vec![port], backends: tasks.iter().map(backend).collect() }
 }
