@@ -102,7 +102,7 @@ fn parse_target(text: &str) -> Result<TraceTarget, String> {
             let protocol = word.parse::<Protocol>().map_err(wrong)?;
             // What has more colons is IPv6, which before a port is in brackets.
             let halves = target.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']'));
-            if !halves.is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+            if halves.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
                 return Err(format!("{word} has ports: write NAME:PORT/{word}, or {target} alone for a ping"));
             }
             (target, Some(protocol))
