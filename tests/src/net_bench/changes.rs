@@ -261,7 +261,11 @@ pub fn update(options: &Options, swarm: Result<&Swarm, &str>, table: &mut Table)
             swarm.service("web", 4, None, &["serve", "--port", "8080"])?;
             let time = Duration::from_secs(options.update_seconds.min(60));
             let Watched { requests, failures, .. } = swarm.update_under_load("web", time)?;
-            let of = format!("{requests} requests in {} s, from one host", time.as_secs());
+            let way = match swarm.vips() {
+                Ok(()) => String::new(),
+                Err(why) => format!(", by the addresses of its tasks (--endpoint-mode dnsrr): {why}"),
+            };
+            let of = format!("{requests} requests in {} s, from one host{way}", time.as_secs());
             table.count("failed requests during updates, Docker 20.10", failures, &of, "");
         }
         Err(why) => table.note(&format!("updates of Docker's services: {why}")),

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tar::{Builder, Header};
 
 use super::eyes::Eye;
-use super::places::{Outside, Place, summary};
+use super::places::{Outside, Place, SINK_PORT, summary};
 use crate::lab::{Lab, Watched, bin_dir, wait_for};
 
 /// The first one leads.
@@ -24,11 +24,15 @@ const CLIENT: &str = "/usr/bin/docker";
 /// The container from which is measured; one on each host.
 const EYE: &str = "eye";
 const PATIENCE: Duration = Duration::from_secs(120);
+/// For how long a service is tried by its address: where the kernel has no IPVS, it is in vain.
+const VIP_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The swarm; it ends with this.
 pub struct Swarm {
     lab: Lab,
     daemons: Vec<Child>,
+    /// Why services are not reached by their addresses, if they are not.
+    no_vips: Option<String>,
 }
 
 /// What a comparison takes that is not installed.
@@ -53,7 +57,7 @@ impl Swarm {
     /// Three hosts, the network `bench` that spans them, and a container `eye` on each.
     pub fn up() -> Result<Self> {
         let lab = Lab::up(&format!("swarm-{}", std::process::id()), HOSTS.len(), 0)?;
-        let mut swarm = Self { lab, daemons: Vec::new() };
+        let mut swarm = Self { lab, daemons: Vec::new(), no_vips: None };
         for host in HOSTS {
             let daemon = swarm.start(host)?;
             swarm.daemons.push(daemon);
@@ -70,17 +74,43 @@ impl Swarm {
         }
         swarm.docker(HOSTS[0], &["network", "create", "--driver", "overlay", "--attachable", "bench"])?;
         for host in HOSTS {
-            let run = ["run", "--detach", "--name", EYE, "--network", "bench", IMAGE, "idle"];
-            wait_for(&format!("{host} runs a container on the network"), PATIENCE, || {
-                if let Err(error) = swarm.docker(host, &run) {
-                    // A container that was made and could not be started holds the name.
-                    drop(swarm.docker(host, &["rm", "--force", EYE]));
-                    return Err(error);
-                }
-                Ok(Some(()))
-            })?;
+            swarm.run_eye(host)?;
         }
+        swarm.no_vips = swarm.try_vips()?;
         Ok(swarm)
+    }
+
+    fn run_eye(&self, host: &str) -> Result<()> {
+        let run = ["run", "--detach", "--name", EYE, "--network", "bench", IMAGE, "idle"];
+        wait_for(&format!("{host} runs a container on the network"), PATIENCE, || {
+            if let Err(error) = self.docker(host, &run) {
+                // A container that was made and could not be started holds the name.
+                drop(self.docker(host, &["rm", "--force", EYE]));
+                return Err(error);
+            }
+            Ok(Some(()))
+        })
+    }
+
+    /// Why a service that is reached by its task's address is not reached by its own; none when it is.
+    fn try_vips(&self) -> Result<Option<String>> {
+        let name = "reach";
+        let reach = |address: &str, patience: Duration| {
+            let target = format!("{address}:{SINK_PORT}");
+            wait_for(&format!("{target} is reached"), patience, || self.place(HOSTS[0]).probe(&["rr", &target, "--millis", "1"]).map(Some))
+        };
+        self.service(name, 1, Some(HOSTS[1]), &["sink", "--port", &SINK_PORT.to_string()])?;
+        reach(&format!("tasks.{name}"), PATIENCE)?;
+        let tried = reach(name, VIP_PATIENCE);
+        self.docker(HOSTS[0], &["service", "rm", name])?;
+        // It becomes a cell of a table.
+        let why = |error: anyhow::Error| format!("{error:#}").lines().collect::<Vec<_>>().join("; ");
+        Ok(tried.err().map(|error| format!("no service is reached by its address (has the kernel IPVS?): {}", why(error))))
+    }
+
+    /// Whether services are reached by their addresses; the error says why they are not.
+    pub fn vips(&self) -> Result<(), &str> {
+        self.no_vips.as_deref().map_or(Ok(()), Err)
     }
 
     /// Where the host has what is Docker's: on disk, and in memory.
@@ -147,7 +177,8 @@ impl Swarm {
         self.docker(host, &["import", "--change", "ENTRYPOINT [\"/probe\"]", &file, IMAGE]).map(drop)
     }
 
-    /// Makes a service on the network and waits until so many of its tasks run; `placed` is a host of its own, or none.
+    /// Makes a service on the network and waits until so many of its tasks run; `placed` is a host of its own, or none. Where an address of
+    /// its own leads nowhere, its name stands for its tasks.
     pub fn service(&self, name: &str, replicas: usize, placed: Option<&str>, arguments: &[&str]) -> Result<()> {
         self.service_with(name, replicas, placed, &[], arguments)
     }
@@ -160,6 +191,9 @@ impl Swarm {
         let constraint = placed.map(|host| format!("node.hostname=={host}"));
         if let Some(constraint) = &constraint {
             words.extend(["--constraint", constraint]);
+        }
+        if self.vips().is_err() {
+            words.extend(["--endpoint-mode", "dnsrr"]);
         }
         words.extend(flags);
         words.push(IMAGE);
@@ -219,6 +253,9 @@ impl Swarm {
     pub fn update_under_load(&self, service: &str, time: Duration) -> Result<Watched> {
         let seconds = time.as_secs().to_string();
         let url = format!("http://{service}:8080/");
+        wait_for(&format!("{service} answers"), PATIENCE, || {
+            self.docker(HOSTS[0], &["exec", EYE, "/probe", "get", &url, "--count", "1"]).map(Some)
+        })?;
         let words = ["exec", EYE, "/probe", "watch", &url, "--interval-ms", "5", "--timeout-ms", "2000", "--seconds", &seconds];
         let mut watch = self.command(HOSTS[0], &words);
         let watch = watch.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start a client")?;

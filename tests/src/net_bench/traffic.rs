@@ -113,6 +113,7 @@ pub fn run(options: &Options, swarm: Result<&Swarm, &str>, table: &mut Table) ->
     let direct = lab.wait_running("sink", 1, DEADLINE)?[0].networks[0].ip.clone();
     let vip = lab.service("sink")?.vips.first().context("the sink has no address of its own")?.ip.clone();
     let ours = Inside { lab: &lab, task: &clients[0] };
+    let vips = swarm.and_then(Swarm::vips);
     let theirs = swarm.ok().map(|swarm| docker_sink(swarm, sink_cpu)).transpose()?;
     let at = |address: &str| format!("{address}:{SINK_PORT}");
     let mut lanes = vec![
@@ -124,6 +125,8 @@ pub fn run(options: &Options, swarm: Result<&Swarm, &str>, table: &mut Table) ->
     ];
     if let Some(theirs) = &theirs {
         lanes.push(Lane { who: DOCKER, place: &theirs.eye, target: at(&theirs.direct) });
+    }
+    if let (Some(theirs), Ok(())) = (&theirs, vips) {
         lanes.push(Lane { who: DOCKER_VIP, place: &theirs.eye, target: at("sink") });
     }
     for lane in &lanes {
@@ -160,6 +163,11 @@ pub fn run(options: &Options, swarm: Result<&Swarm, &str>, table: &mut Table) ->
     if let Err(why) = swarm {
         for figure in [THROUGHPUT, LATENCY, CONNECTIONS, PUBLISHED_LATENCY, PUBLISHED_CONNECTIONS, QUESTIONS, ANSWER_TIME, QUESTION_COST] {
             table.absent(figure, DOCKER, why);
+        }
+    }
+    if let Err(why) = vips {
+        for figure in [THROUGHPUT, LATENCY, CONNECTIONS] {
+            table.absent(figure, DOCKER_VIP, why);
         }
     }
     many(options, &lab, &lanes, table)?;
