@@ -23,6 +23,8 @@ const IMAGE: &str = "rcluster/probe:bench";
 const CLIENT: &str = "/usr/bin/docker";
 /// The container from which is measured; one on each host.
 const EYE: &str = "eye";
+/// The one of the first host from which is measured what goes by a service's address.
+const EYE_BY_VIP: &str = "eye-by-vip";
 const PATIENCE: Duration = Duration::from_secs(120);
 /// For how long a service is tried by its address: where the kernel has no IPVS, it is in vain.
 const VIP_PATIENCE: Duration = Duration::from_secs(20);
@@ -54,7 +56,7 @@ pub fn addr(host: &str) -> String {
 }
 
 impl Swarm {
-    /// Three hosts, the network `bench` that spans them, and a container `eye` on each.
+    /// Three hosts, the network `bench` that spans them, a container `eye` on each, and another one on the first.
     pub fn up() -> Result<Self> {
         let lab = Lab::up(&format!("swarm-{}", std::process::id()), HOSTS.len(), 0)?;
         let mut swarm = Self { lab, daemons: Vec::new(), no_vips: None };
@@ -74,18 +76,19 @@ impl Swarm {
         }
         swarm.docker(HOSTS[0], &["network", "create", "--driver", "overlay", "--attachable", "bench"])?;
         for host in HOSTS {
-            swarm.run_eye(host)?;
+            swarm.run_eye(host, EYE)?;
         }
+        swarm.run_eye(HOSTS[0], EYE_BY_VIP)?;
         swarm.no_vips = swarm.try_vips()?;
         Ok(swarm)
     }
 
-    fn run_eye(&self, host: &str) -> Result<()> {
-        let run = ["run", "--detach", "--name", EYE, "--network", "bench", IMAGE, "idle"];
+    fn run_eye(&self, host: &str, eye: &str) -> Result<()> {
+        let run = ["run", "--detach", "--name", eye, "--network", "bench", IMAGE, "idle"];
         wait_for(&format!("{host} runs a container on the network"), PATIENCE, || {
             if let Err(error) = self.docker(host, &run) {
                 // A container that was made and could not be started holds the name.
-                drop(self.docker(host, &["rm", "--force", EYE]));
+                drop(self.docker(host, &["rm", "--force", eye]));
                 return Err(error);
             }
             Ok(Some(()))
@@ -212,7 +215,12 @@ impl Swarm {
 
     /// The eye of a host, from which is measured.
     pub fn place(&self, host: &'static str) -> InEye<'_> {
-        InEye { swarm: self, host }
+        InEye { swarm: self, host, eye: EYE }
+    }
+
+    /// The one beside it on the first host, for what goes by a service's address.
+    pub fn place_by_vip(&self) -> InEye<'_> {
+        InEye { swarm: self, host: HOSTS[0], eye: EYE_BY_VIP }
     }
 
     /// Outside of the swarm.
@@ -283,10 +291,11 @@ impl Drop for Swarm {
 pub struct InEye<'a> {
     swarm: &'a Swarm,
     host: &'static str,
+    eye: &'static str,
 }
 
 impl Place for InEye<'_> {
     fn probe(&self, words: &[&str]) -> Result<Value> {
-        summary(&self.swarm.docker(self.host, &[["exec", EYE, "/probe"].as_slice(), words].concat())?)
+        summary(&self.swarm.docker(self.host, &[["exec", self.eye, "/probe"].as_slice(), words].concat())?)
     }
 }
