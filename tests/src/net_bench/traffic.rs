@@ -307,19 +307,16 @@ fn asked(options: &Options, who: &str, places: &[&(dyn Place + Sync)], daemon: u
         askers.into_iter().map(|asker| asker.join().expect("it does not panic")).collect()
     });
     let spent: Duration = processor_time(daemon)?.saturating_sub(before);
-    let (mut rate, mut questions, mut answer) = (0.0, 0.0, None);
+    let (mut rate, mut questions) = (0.0, 0.0);
     for said in said {
         let said = said?;
         anyhow::ensure!(number(&said, "bad")? == 0.0, "{who} says no to the name of its sink: {said}");
         rate += number(&said, "per_second")?;
         questions += number(&said, "count")? + number(&said, "lost")?;
-        answer = Some(times(&said)?);
+        table.add(ANSWER_TIME, who, times(&said)?);
     }
     table.add(QUESTIONS, who, Sample::rate(rate));
     table.add(QUESTION_COST, who, Sample::rate(spent.as_secs_f64() * 1e6 / questions));
-    if let Some(answer) = answer {
-        table.add(ANSWER_TIME, who, answer);
-    }
     Ok(())
 }
 
