@@ -9,13 +9,13 @@ mod data;
 mod network;
 mod spec;
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
+use std::str::FromStr;
 
 use thiserror::Error;
 
 pub use self::cluster::{manager_role, user_role};
 pub use self::data::data_kind;
-use self::spec::{optional_subnet, optional_subnet6};
 
 use super::v1;
 use crate::cluster::{Cluster, ManagerRole, UserRole};
@@ -114,9 +114,14 @@ fn meta<I: From<String>>(wire: Option<v1::Meta>) -> Result<(I, Stamp), WireError
     Ok((id.into(), Stamp { version, created_at_ms, updated_at_ms }))
 }
 
-/// An address of IPv6; empty: none.
-fn optional_ip6(text: &str) -> Result<Option<Ipv6Addr>, WireError> {
-    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| missing("ip6")) }
+/// What may be left out, as text: empty is nothing.
+fn text(value: Option<impl ToString>) -> String {
+    value.map(|value| value.to_string()).unwrap_or_default()
+}
+
+/// The same read again.
+fn optional<T: FromStr>(text: &str, field: &'static str) -> Result<Option<T>, WireError> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| missing(field)) }
 }
 
 impl From<Service> for v1::Service {
@@ -126,7 +131,7 @@ impl From<Service> for v1::Service {
             network_id: network_id.into(),
             network,
             ip: ip.to_string(),
-            ip6: ip6.map(|ip6| ip6.to_string()).unwrap_or_default(),
+            ip6: text(ip6),
         });
         Self { meta: wire_meta(id, stamp), spec: Some(spec.into()), spec_version, removing, vips: vips.collect() }
     }
@@ -142,7 +147,7 @@ impl TryFrom<v1::Service> for Service {
             .into_iter()
             .map(|v1::ServiceVip { network_id, network, ip, ip6 }| {
                 let ip: Ipv4Addr = ip.parse().map_err(|_| missing("vips.ip"))?;
-                Ok(ServiceVip { network_id: network_id.into(), network, ip, ip6: optional_ip6(&ip6)? })
+                Ok(ServiceVip { network_id: network_id.into(), network, ip, ip6: optional(&ip6, "ip6")? })
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { id, stamp, spec: spec.ok_or(missing("spec"))?.try_into()?, spec_version, removing, vips })
@@ -214,7 +219,7 @@ impl From<Task> for v1::Task {
                     network_id: network_id.into(),
                     network,
                     ip: ip.to_string(),
-                    ip6: ip6.map(|ip6| ip6.to_string()).unwrap_or_default(),
+                    ip6: text(ip6),
                     aliases,
                 })
                 .collect(),
@@ -256,7 +261,7 @@ impl TryFrom<v1::Task> for Task {
             .into_iter()
             .map(|v1::TaskNetwork { network_id, network, ip, ip6, aliases }| {
                 let ip: Ipv4Addr = ip.parse().map_err(|_| missing("networks.ip"))?;
-                Ok(TaskNetwork { network_id: network_id.into(), network, ip, ip6: optional_ip6(&ip6)?, aliases })
+                Ok(TaskNetwork { network_id: network_id.into(), network, ip, ip6: optional(&ip6, "ip6")?, aliases })
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
@@ -358,8 +363,8 @@ impl From<Network> for v1::Network {
             meta: wire_meta(id, stamp),
             spec: Some(spec.into()),
             vni: vni.unwrap_or_default(),
-            subnet: subnet.map(|subnet| subnet.to_string()).unwrap_or_default(),
-            subnet6: subnet6.map(|subnet6| subnet6.to_string()).unwrap_or_default(),
+            subnet: text(subnet),
+            subnet6: text(subnet6),
             ip_cursor,
             removing,
             resting_vips: resting_vips.collect(),
@@ -385,8 +390,8 @@ impl TryFrom<v1::Network> for Network {
             stamp,
             spec: spec.ok_or(missing("spec"))?.try_into()?,
             vni: (vni != 0).then_some(vni),
-            subnet: optional_subnet(&subnet)?,
-            subnet6: optional_subnet6(&subnet6)?,
+            subnet: optional(&subnet, "subnet")?,
+            subnet6: optional(&subnet6, "subnet6")?,
             ip_cursor,
             removing,
             resting_vips,
@@ -461,7 +466,8 @@ mod tests {
     #[test]
     fn a_node_comes_back_from_the_wire_with_its_network() {
         let network: NodeNetwork = serde_json::from_value(serde_json::json!({
-            "mtu": 1450, "routes": ["10.0.0.0/8", "fd00::/8"], "addresses6": ["2001:db8::1"], "no_encryption": "no module", "conditions": ["slow"],
+            "mtu": 1450, "ipv6": true, "routes": ["10.0.0.0/8", "fd00::/8"], "addresses6": ["2001:db8::1"], "no_encryption": "no module",
+            "conditions": ["slow"],
             "held_ports": [{"protocol": "udp", "port": 53, "by": "named (pid 1)"}],
         }))
         .unwrap();

@@ -1,7 +1,7 @@
 //! What users ask for: services, with the template of their tasks, and networks.
 
 use super::network::{affinity, endpoint_mode};
-use super::{WireError, missing, read_enum};
+use super::{WireError, missing, optional, read_enum, text};
 use crate::network::{NetworkPolicy, Port};
 use crate::resource::Millis;
 use crate::spec::{
@@ -44,11 +44,7 @@ impl From<TaskTemplate> for v1::TaskTemplate {
             containers: containers.into_iter().map(Into::into).collect(),
             networks: networks
                 .into_iter()
-                .map(|NetworkAttachment { network, aliases, ip }| v1::NetworkAttachment {
-                    network,
-                    aliases,
-                    ip: ip.map(|ip| ip.to_string()).unwrap_or_default(),
-                })
+                .map(|NetworkAttachment { network, aliases, ip }| v1::NetworkAttachment { network, aliases, ip: text(ip) })
                 .collect(),
             placement: Some(placement.into()),
             stop_grace_ms: stop_grace.0,
@@ -70,8 +66,7 @@ impl TryFrom<v1::TaskTemplate> for TaskTemplate {
             networks: networks
                 .into_iter()
                 .map(|v1::NetworkAttachment { network, aliases, ip }| {
-                    let ip = (!ip.is_empty()).then(|| ip.parse().map_err(|_| missing("networks.ip"))).transpose()?;
-                    Ok(NetworkAttachment { network, aliases, ip })
+                    Ok(NetworkAttachment { network, aliases, ip: optional(&ip, "networks.ip")? })
                 })
                 .collect::<Result<_, WireError>>()?,
             placement: placement.unwrap_or_default().try_into()?,
@@ -200,20 +195,9 @@ impl TryFrom<v1::ServiceSpec> for ServiceSpec {
 impl From<NetworkSpec> for v1::NetworkSpec {
     fn from(spec: NetworkSpec) -> Self {
         let NetworkSpec { name, stack, labels, subnet, internal, encrypted, ipv6, subnet6, policy } = spec;
-        let subnet = subnet.map(|subnet| subnet.to_string()).unwrap_or_default();
-        let subnet6 = subnet6.map(|subnet6| subnet6.to_string()).unwrap_or_default();
+        let (subnet, subnet6) = (text(subnet), text(subnet6));
         Self { name, stack, labels, subnet, internal, encrypted, ipv6, subnet6, policy: policy.map(Into::into) }
     }
-}
-
-/// A subnet; empty: none.
-pub(super) fn optional_subnet(text: &str) -> Result<Option<ipnet::Ipv4Net>, WireError> {
-    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| missing("subnet")) }
-}
-
-/// A subnet of IPv6; empty: none.
-pub(super) fn optional_subnet6(text: &str) -> Result<Option<ipnet::Ipv6Net>, WireError> {
-    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| missing("subnet6")) }
 }
 
 impl TryFrom<v1::NetworkSpec> for NetworkSpec {
@@ -222,7 +206,7 @@ impl TryFrom<v1::NetworkSpec> for NetworkSpec {
     fn try_from(wire: v1::NetworkSpec) -> Result<Self, WireError> {
         let v1::NetworkSpec { name, stack, labels, subnet, internal, encrypted, ipv6, subnet6, policy } = wire;
         let policy = policy.map(NetworkPolicy::try_from).transpose()?;
-        let (subnet, subnet6) = (optional_subnet(&subnet)?, optional_subnet6(&subnet6)?);
+        let (subnet, subnet6) = (optional(&subnet, "subnet")?, optional(&subnet6, "subnet6")?);
         Ok(Self { name, stack, labels, subnet, internal, encrypted, ipv6, subnet6, policy })
     }
 }
@@ -294,6 +278,18 @@ mod tests {
         let wire = v1::ServiceSpec::from(spec.clone());
         assert_eq!((wire.endpoint_mode, wire.affinity, wire.leave_ms, wire.ports.len()), (0, 0, 0, 0));
         assert_eq!(ServiceSpec::try_from(wire).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_network_comes_back_from_the_wire_as_it_went() {
+        let spec: NetworkSpec = serde_json::from_value(serde_json::json!({
+            "stack": "shop", "labels": {"a": "b"}, "subnet": "10.1.0.0/24", "encrypted": true, "ipv6": true, "subnet6": "fd00:1::/64",
+        }))
+        .unwrap();
+        let wire = v1::NetworkSpec::from(spec.clone());
+        assert_eq!(NetworkSpec::try_from(wire.clone()).unwrap(), spec);
+        let broken = v1::NetworkSpec { subnet6: "10.1.0.0/24".to_owned(), ..wire };
+        assert_eq!(NetworkSpec::try_from(broken).unwrap_err(), missing("subnet6"));
     }
 
     #[test]
