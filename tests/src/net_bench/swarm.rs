@@ -183,10 +183,11 @@ impl Swarm {
     /// Makes a service on the network and waits until so many of its tasks run; `placed` is a host of its own, or none. Where an address of
     /// its own leads nowhere, its name stands for its tasks.
     pub fn service(&self, name: &str, replicas: usize, placed: Option<&str>, arguments: &[&str]) -> Result<()> {
-        self.service_with(name, replicas, placed, &[], arguments)
+        let flags: &[&str] = if self.vips().is_err() { &["--endpoint-mode", "dnsrr"] } else { &[] };
+        self.service_with(name, replicas, placed, flags, arguments)
     }
 
-    /// The same with more flags of `service create`.
+    /// One with other flags of `service create`, which has an address of its own.
     pub fn service_with(&self, name: &str, replicas: usize, placed: Option<&str>, flags: &[&str], arguments: &[&str]) -> Result<()> {
         let replicas_text = replicas.to_string();
         let mut words =
@@ -194,9 +195,6 @@ impl Swarm {
         let constraint = placed.map(|host| format!("node.hostname=={host}"));
         if let Some(constraint) = &constraint {
             words.extend(["--constraint", constraint]);
-        }
-        if self.vips().is_err() {
-            words.extend(["--endpoint-mode", "dnsrr"]);
         }
         words.extend(flags);
         words.push(IMAGE);

@@ -545,6 +545,8 @@ mod tests {
                 "allowed { 17 . 53 . 203.0.113.7 }",
                 "allowed { 17 . 54 . 10.0.0.0-10.255.255.255 }",
                 "allowed { 17 . 54 . 203.0.113.7 }",
+                "allowed6 { 17 . 53 . fd00::-fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff }",
+                "allowed6 { 17 . 54 . fd00::-fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff }",
             ]
         );
     }
