@@ -104,7 +104,7 @@ pub fn dataplane(dataplane: &Dataplane) -> Vec<Entry> {
         entries.push(Entry::new(Kind::Device, LOOPBACK, format!("up with {RESOLVER}")));
     }
     if *forwarding {
-        entries.push(Entry::new(Kind::Device, "all", "forwarding, strict about sources"));
+        entries.push(Entry::new(Kind::Device, "all", "forwarding, strict about what comes by the uplink"));
     }
     entries.extend(links.iter().map(|(name, link)| Entry::new(Kind::Device, name, device(link))));
     entries.extend(ingress.map(|ip| Entry::new(Kind::Device, format!("{INGRESS}, its address"), format!("{ip}, for any source"))));
@@ -292,7 +292,7 @@ mod tests {
         let link = crate::core::links::veth_name("t1", "net-a");
         let expected = format!(
             "device lo | up with 169.254.53.53
-device all | forwarding, strict about sources
+device all | forwarding, strict about what comes by the uplink
 device {link} | veth mac 02:72:00:00:00:01 mtu 1450 up
 device up | uplink mac 02:72:00:00:00:02 mtu 1450 up
 device v4097 | vxlan vni 4097 from 10.90.0.101 port 4789 mac 02:76:0a:5a:00:65 mtu 1450 up
@@ -309,7 +309,6 @@ selector the kernel's own | alone besides ours
 rule set vips key 8 data 0 flags 8
 rule set vips6 key 20 data 0 flags 8
 rule chain leave nat hook 4 priority 100 policy 1
-rule source: iifname p* iifname . ip6 saddr != @sources6 drop
 rule source: iifname p* iifname . ip saddr != @sources drop
 host rules | for the uplink
 host way through iptables | open

@@ -296,6 +296,7 @@ pub(super) fn configure_uplink(linux: &mut Linux, end: &HostEnd) -> Result<(), K
     let address = |index, ip, peer| RouteNetlinkMessage::NewAddress(messages::address(index, ip, peer));
     linux.host.request(&format!("configure device {HOST_END}"), messages::set_link(here, Some(end.mac), end.mtu, end.up), 0)?;
     linux.host.request(&format!("give {HOST_END} its address"), address(here, HOST_IP, ROUTER_IP), REPLACE)?;
+    linux.tighten_uplink()?;
     linux.router.request(&format!("give {UPLINK} its address"), address(there, ROUTER_IP, HOST_IP), REPLACE)?;
     if netns::has_six() {
         configure_six(linux, end.six, here, there)?;

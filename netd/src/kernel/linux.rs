@@ -43,14 +43,18 @@ const DNS_PORT: u16 = 53;
 /// Smallest underlay MTU that leaves IPv4's 576 bytes to pods.
 const UNDERLAY_MTU_MIN: u32 = 576 + VXLAN_OVERHEAD;
 
-/// The sysctls of the router namespace once it forwards: strict reverse paths everywhere, whatever a packet's mark (the host's may be set
-/// otherwise, and a new namespace has its from the host), and no rationing of ICMP "unreachable" (bit 3 of the mask; the rest is the
-/// kernel's default), for a pod that is refused often must not take refusals for losses. A segment outside of the window that connection
-/// tracking expects is its connection's all the same: it would be dropped here, and is the receiver's to judge. That setting is there once
-/// rules that ask for connections are.
-const FORWARDING: [(&str, &str); 7] = [
-    ("ipv4/conf/all/rp_filter", "1"),
-    ("ipv4/conf/default/rp_filter", "1"),
+/// The sysctls of the router namespace once it forwards, whatever the host's are, which a new namespace has. Of pods and of other nodes'
+/// pods the kernel is not asked for the way back to the sender, a search of all routes for each packet: rules have compared the sender with
+/// the one address of its device, here or there. No rationing of ICMP "unreachable" (bit 3 of the mask; the rest is the kernel's default),
+/// for a pod that is refused often must not take refusals for losses. A segment outside of the window that connection tracking expects is its
+/// connection's all the same: it would be dropped here, and is the receiver's to judge. That setting is there once rules that ask for
+/// connections are.
+const FORWARDING: [(&str, &str); 9] = [
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    ("ipv4/conf/all/accept_local", "0"),
+    // With rules of routing there, only this spares the search.
+    ("ipv4/conf/default/accept_local", "1"),
     ("ipv4/conf/all/src_valid_mark", "0"),
     ("ipv4/conf/default/src_valid_mark", "0"),
     ("ipv4/icmp_ratemask", "6160"),
@@ -66,8 +70,11 @@ const FORWARDING6: [(&str, &str); 2] = [("ipv6/conf/all/forwarding", "1"), ("ipv
 const SIX: [(&str, &str); 6] =
     [("addr_gen_mode", "1"), ("accept_ra", "0"), ("autoconf", "0"), ("accept_redirects", "0"), ("accept_dad", "0"), ("disable_ipv6", "0")];
 
-/// The device of published ports takes packets of any source that is somewhere: the greater of this and what is set for all counts.
-const LOOSE: (&str, &str) = ("ipv4/conf/ing/rp_filter", "2");
+/// By the uplink comes what is not behind any other device.
+const STRICT: [(&str, &str); 2] = [("ipv4/conf/up/rp_filter", "1"), ("ipv4/conf/up/accept_local", "0")];
+
+/// The device of published ports takes packets of any source that is somewhere.
+const LOOSE: [(&str, &str); 2] = [("ipv4/conf/ing/rp_filter", "2"), ("ipv4/conf/ing/accept_local", "0")];
 
 /// The node's kernel.
 pub struct Linux {
@@ -187,12 +194,28 @@ impl Linux {
                     Err(error) => return Err(error),
                 }
             }
+            for (name, value) in STRICT {
+                match netns::sysctl(name) {
+                    Ok(set) if set != value => return Ok(false),
+                    // There is no uplink yet.
+                    Err(KernelError::Sysctl { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                    other => drop(other?),
+                }
+            }
             Ok(true)
         })
     }
 
     pub(super) fn enable_forwarding(&self) -> Result<(), KernelError> {
-        netns::inside(&self.pins.join(ROUTER), || forwarding_settings().try_for_each(|(name, value)| netns::set_sysctl(name, value, false)))
+        netns::inside(&self.pins.join(ROUTER), || {
+            forwarding_settings().try_for_each(|(name, value)| netns::set_sysctl(name, value, false))?;
+            STRICT.iter().try_for_each(|(name, value)| netns::set_sysctl(name, value, true))
+        })
+    }
+
+    /// The uplink is there by now.
+    pub(super) fn tighten_uplink(&self) -> Result<(), KernelError> {
+        netns::inside(&self.pins.join(ROUTER), || STRICT.iter().try_for_each(|(name, value)| netns::set_sysctl(name, value, false)))
     }
 
     /// Has a device of the router namespace take IPv6, or not.
@@ -226,14 +249,15 @@ impl Linux {
     }
 
     pub(super) fn loosen_ingress(&self) -> Result<(), KernelError> {
-        netns::inside(&self.pins.join(ROUTER), || netns::set_sysctl(LOOSE.0, LOOSE.1, false))
+        netns::inside(&self.pins.join(ROUTER), || LOOSE.iter().try_for_each(|(name, value)| netns::set_sysctl(name, value, false)))
     }
 
     /// Its address, once it is loose too.
     fn observe_ingress(&mut self, devices: &[observe::Device]) -> Result<Option<Ipv4Addr>, KernelError> {
         let Some(ip) = observe::ingress(&mut self.router, devices)? else { return Ok(None) };
-        let value = netns::inside(&self.pins.join(ROUTER), || netns::sysctl(LOOSE.0))?;
-        Ok((value == LOOSE.1).then_some(ip))
+        let values =
+            netns::inside(&self.pins.join(ROUTER), || LOOSE.iter().map(|(name, _)| netns::sysctl(name)).collect::<Result<Vec<_>, _>>())?;
+        Ok(values.iter().zip(LOOSE).all(|(held, (_, value))| held == value).then_some(ip))
     }
 
     fn observe_pods(&mut self, pods: Pods<'_>, names: &BTreeMap<u32, String>) -> Result<BTreeMap<String, Pod>, KernelError> {

@@ -77,7 +77,7 @@ fn each_kind_that_is_broken_is_named_and_nothing_else() {
         ("FDB", vec![format!("- forward {peer} to 10.90.0.102 on {VXLAN} | ")]),
         ("ip link set v4096 mtu 1400", vec![format!("+ {}", vxlan(1400)), format!("- {}", vxlan(1450))]),
         ("VIPS", vec!["- element vips { 4096 . 10.128.0.200 } | goto r2".to_owned()]),
-        ("SYSCTL", vec!["- device all | forwarding, strict about sources".to_owned()]),
+        ("SYSCTL", vec!["- device all | forwarding, strict about what comes by the uplink".to_owned()]),
         ("ip addr del 169.254.53.53/32 dev lo", vec!["- device lo | up with 169.254.53.53".to_owned()]),
     ];
     for (deed, expected) in in_router {

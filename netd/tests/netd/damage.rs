@@ -219,7 +219,7 @@ fn break_router(rng: StdRng, devices: &[String]) -> Vec<String> {
         breaker.elements();
     }
     breaker.sysctl("ipv4/ip_forward");
-    breaker.sysctl("ipv4/conf/all/rp_filter");
+    breaker.sysctl("ipv4/conf/up/rp_filter");
     breaker.sysctl("netfilter/nf_conntrack_tcp_be_liberal");
     breaker.six(devices);
     breaker.paths();

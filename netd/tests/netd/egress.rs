@@ -223,8 +223,8 @@ pub fn checksum(bytes: &[u8]) -> [u8; 2] {
     [high, low]
 }
 
-/// A frame of network 4096 for the node at `to`, with UDP from t2 to t1's port 9, as VXLAN carries it.
-fn frame(to: Ipv4Addr, from: Ipv4Addr, word: &[u8]) -> Vec<u8> {
+/// A frame of network 4096 for the node at `to`, with UDP from `source` to t1's port 9, as VXLAN carries it.
+fn frame(to: Ipv4Addr, from: Ipv4Addr, source: [u8; 4], word: &[u8]) -> Vec<u8> {
     let [_, first, second, third] = 4096_u32.to_be_bytes();
     let mut packet = vec![8, 0, 0, 0, first, second, third, 0];
     packet.extend(vtep_mac(to).0);
@@ -232,7 +232,8 @@ fn frame(to: Ipv4Addr, from: Ipv4Addr, word: &[u8]) -> Vec<u8> {
     packet.extend([8, 0]);
     let len = |header: usize| u16::try_from(header + word.len()).unwrap().to_be_bytes();
     let mut header = vec![0x45, 0, len(28)[0], len(28)[1], 0, 0, 0, 0, 64, 17, 0, 0];
-    header.extend([10, 128, 0, 3, 10, 128, 0, 2]);
+    header.extend(source);
+    header.extend([10, 128, 0, 2]);
     let sum = checksum(&header);
     header[10..12].copy_from_slice(&sum);
     packet.extend(header);
@@ -255,7 +256,7 @@ fn vxlan_is_taken_from_nodes_of_the_network_alone() {
             assert_eq!(TcpStream::connect((to, 1)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
             let socket = UdpSocket::bind((own, 0)).unwrap();
             socket.set_broadcast(true).unwrap();
-            socket.send_to(&frame(to, node, word), (at, 4789)).unwrap();
+            socket.send_to(&frame(to, node, [10, 128, 0, 3], word), (at, 4789)).unwrap();
         });
     };
     let outside = lab.outside();
@@ -266,6 +267,30 @@ fn vxlan_is_taken_from_nodes_of_the_network_alone() {
     let mut buffer = [0; 64];
     let len = receiver.recv(&mut buffer).unwrap();
     assert_eq!(&buffer[..len], b"a node's");
+}
+
+#[test]
+fn a_node_speaks_for_no_pod_that_is_elsewhere() {
+    let lab = Lab::start(2);
+    let networks = [network("front", 0, &[("t1", 0, 2), ("t2", 1, 3), ("t3", 0, 4)]), network("back", 1, &[("t1", 0, 2), ("t2", 1, 3)])];
+    lab.apply(1, &networks);
+    lab.hosts[0].attach("t1", &[("front", "10.128.0.2"), ("back", "10.128.1.2")]).unwrap();
+    let receiver = lab.hosts[0].udp("t1", "10.128.0.2:9");
+    let (to, node) = (lab.hosts[0].addr, lab.hosts[1].addr);
+    lab.hosts[1].here(move || {
+        assert_eq!(TcpStream::connect((to, 1)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        let socket = UdpSocket::bind((node, 0)).unwrap();
+        let send = |source: [u8; 4], word: &[u8]| socket.send_to(&frame(to, node, source, word), (to, 4789)).unwrap();
+        send([169, 254, 53, 53], b"the resolver's");
+        send([10, 128, 0, 4], b"a pod's there");
+        send([10, 128, 1, 3], b"a pod's of another network");
+        send([10, 128, 0, 99], b"nobody's");
+        send([192, 0, 2, 1], b"the world's");
+        send([10, 128, 0, 3], b"its own pod's");
+    });
+    let mut buffer = [0; 64];
+    let len = receiver.recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[..len], b"its own pod's");
 }
 
 #[test]
@@ -282,9 +307,9 @@ fn a_pods_vxlan_does_not_pass_for_its_nodes() {
         }
     });
     let pod = lab.hosts[1].udp("t2", "10.128.0.3:4000");
-    pod.send_to(&frame(to, node, b"a pod's"), (other, 4789)).unwrap();
+    pod.send_to(&frame(to, node, [10, 128, 0, 3], b"a pod's"), (other, 4789)).unwrap();
     lab.hosts[1].here(move || {
-        UdpSocket::bind("0.0.0.0:0").unwrap().send_to(&frame(to, node, b"a node's"), (to, 4789)).unwrap();
+        UdpSocket::bind("0.0.0.0:0").unwrap().send_to(&frame(to, node, [10, 128, 0, 3], b"a node's"), (to, 4789)).unwrap();
     });
     let mut buffer = [0; 64];
     let len = receiver.recv(&mut buffer).unwrap();

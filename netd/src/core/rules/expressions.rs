@@ -56,6 +56,10 @@ pub enum Expression {
     DestinationType {
         into: Register,
     },
+    /// By which device a packet to the sender would leave, if it is that by which this one came; 0 if it is not.
+    WayBack {
+        into: Register,
+    },
     Mask {
         register: Register,
         mask: u32,
@@ -241,10 +245,20 @@ impl fmt::Display for Verdict {
 }
 
 const STATE_INVALID: u32 = 1;
-const STATE_ESTABLISHED_OR_RELATED: u32 = 2 | 4;
+const STATE_ESTABLISHED: u32 = 2;
+const STATE_ESTABLISHED_OR_RELATED: u32 = STATE_ESTABLISHED | 4;
 
 pub(super) fn accept() -> Vec<Expression> {
     vec![Expression::Verdict(Verdict::Accept)]
+}
+
+/// Lets pass what is routed: marks are ours, and mean nothing elsewhere.
+pub(super) fn accept_unmarked() -> Vec<Expression> {
+    [unmark(), accept()].concat()
+}
+
+pub(super) fn unmark() -> Vec<Expression> {
+    vec![Expression::Load { into: FIRST, value: 0_u32.to_ne_bytes().to_vec() }, Expression::SetMark { from: FIRST }]
 }
 
 pub(super) fn drop() -> Vec<Expression> {
@@ -305,6 +319,14 @@ pub(super) fn to_one_of6(set: &'static Set) -> Vec<Expression> {
     vec![destination_address6(FIRST), Expression::Lookup { set, key: FIRST, into: None, present: true }]
 }
 
+pub(super) fn not_to_one_of(set: &'static Set) -> Vec<Expression> {
+    vec![destination_address(FIRST), Expression::Lookup { set, key: FIRST, into: None, present: false }]
+}
+
+pub(super) fn not_to_one_of6(set: &'static Set) -> Vec<Expression> {
+    vec![destination_address6(FIRST), Expression::Lookup { set, key: FIRST, into: None, present: false }]
+}
+
 /// The protocol, and behind it the port to which the packet goes.
 pub(super) fn to_port(into: Register) -> Vec<Expression> {
     vec![
@@ -328,6 +350,11 @@ pub(super) fn source_in(net: Ipv4Net, is: bool) -> Vec<Expression> {
         Expression::Compare { register: FIRST, equal: is, value: net.network().octets().to_vec() },
     ]);
     expressions
+}
+
+/// Of a connection that is known.
+pub(super) fn of_connection() -> Vec<Expression> {
+    bits(Conntrack::State, STATE_ESTABLISHED)
 }
 
 /// Of a connection that is known, or of one that belongs to it.

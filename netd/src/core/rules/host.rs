@@ -44,9 +44,6 @@ pub static PORTS6: Set = Set { name: "ports6", key: &[Field::Protocol, Field::Po
 
 const BEFORE_TRACKING: i32 = -300;
 
-/// When `frames` has let one pass.
-const AFTER_FRAMES: i32 = -290;
-
 const DESTINATION_NAT: i32 = -100;
 
 /// Before the `filter` of others.
@@ -69,8 +66,7 @@ pub fn skeleton(guards: Guards) -> Skeleton {
             Chain::filter("out", Hook::Output, BEFORE_TRACKING, Policy::Accept, vec![untracked("udp dport 4789 notrack", vec![])]),
             Chain::filter("sealed", Hook::Output, EARLY_FILTER, Policy::Accept, vec![sent_in_clear()]),
             Chain::nat("ports", Hook::Prerouting, DESTINATION_NAT, published()),
-            Chain::filter("frames", Hook::Input, BEFORE_TRACKING, Policy::Accept, frames()),
-            Chain::filter("wg", Hook::Input, AFTER_FRAMES, Policy::Accept, by_tunnels()),
+            Chain::filter("frames", Hook::Input, BEFORE_TRACKING, Policy::Accept, [frames(), by_tunnels()].concat()),
             Chain::filter("in", Hook::Input, EARLY_FILTER, Policy::Accept, arriving()),
             Chain::filter("fwd", Hook::Forward, EARLY_FILTER, Policy::Accept, forward),
             Chain::nat("masq", Hook::Postrouting, SOURCE_NAT, leaving()),
@@ -298,7 +294,6 @@ mod tests {
     iifname != rcl-up ip6 daddr != fe80::/16 fib daddr type local meta l4proto . th dport @ports6 dnat ip6 to fd5c:7263::54:2
   chain frames hook Input priority -300 policy Accept
     udp dport 4789 ip saddr != @nodes drop
-  chain wg hook Input priority -290 policy Accept
     udp dport 4789 @th,96,24 @encrypted iifname != rcl-wg* drop
     iifname rcl-wg* udp dport 4789 accept
     iifname rcl-wg* drop

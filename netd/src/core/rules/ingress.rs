@@ -25,8 +25,9 @@ use super::balance::{BACKENDS_MAX, numbers_of_slots, refuse, slots};
 use super::egress::{ENTRIES, entry};
 use super::elements::{Element, Elements, Field, Key, SetName, Value, encode};
 use super::expressions::{
-    Conntrack, End, Expression, FIRST, Family, Header, Meta, Register, Verdict, accept, bits, destination_address, destination_address6,
-    device, drop, equals, family, input_begins, source_address, source_address6, source_in, to_one_of, to_port,
+    Conntrack, End, Expression, FIRST, Family, Header, Meta, Register, Verdict, accept, accept_unmarked, bits, destination_address,
+    destination_address6, device, drop, equals, family, input_begins, of_connection, source_address, source_address6, source_in, to_one_of,
+    to_port, unmark,
 };
 use super::{Chain, Data, Filling, Rule, Set};
 use crate::core::ingress::{self, INGRESS, MARK, MARK_BITS};
@@ -247,6 +248,12 @@ pub(super) fn apart() -> Vec<Rule> {
     vec![Rule::new("iifname ing ct original zone set ether saddr map @zones", [from_nodes(), by_sender])]
 }
 
+/// Of most packets there is no more to say: their connection is known, and comes or goes by no other node.
+pub(super) fn plain() -> Vec<Rule> {
+    let unmarked = vec![Expression::Conntrack { key: Conntrack::Mark, into: FIRST }, equals(&0_u32.to_ne_bytes())];
+    vec![Rule::new("ct state established ct mark 0 accept", [of_connection(), unmarked, accept()])]
+}
+
 /// Of what comes from another node, and of what goes back there.
 pub(super) fn between_nodes() -> Vec<Rule> {
     let by_sender = vec![
@@ -364,17 +371,17 @@ pub(super) fn forwarded() -> Vec<Rule> {
     let is_served6 = [vec![destination_address6(FIRST)], to_port(FIRST.after(4)), known6].concat();
     vec![
         Rule::new(
-            "iifname ing ct mark & 0xff000000 == 0x1000000 ip daddr . meta l4proto . th dport @served accept",
-            [from_nodes(), family(Family::Ipv4), has_node(), is_served, accept()],
+            "iifname ing ct mark & 0xff000000 == 0x1000000 ip daddr . meta l4proto . th dport @served meta mark set 0 accept",
+            [from_nodes(), family(Family::Ipv4), has_node(), is_served, accept_unmarked()],
         ),
         Rule::new(
-            "iifname ing ct mark & 0xff000000 == 0x1000000 ip6 daddr . meta l4proto . th dport @served6 accept",
-            [from_nodes(), family(Family::Ipv6), has_node(), is_served6, accept()],
+            "iifname ing ct mark & 0xff000000 == 0x1000000 ip6 daddr . meta l4proto . th dport @served6 meta mark set 0 accept",
+            [from_nodes(), family(Family::Ipv6), has_node(), is_served6, accept_unmarked()],
         ),
         Rule::new("iifname ing drop", [from_nodes(), drop()]),
         // They would pass for a host's own, which no policy judges.
         Rule::new("iifname up ip saddr 169.254.192.0/19 drop", [from_outside(), source_in(ingress::OWN, true), drop()]),
-        Rule::new("iifname up ct status & 0x20 != 0 accept", [from_outside(), translated(), accept()]),
+        Rule::new("iifname up ct status & 0x20 != 0 meta mark set 0 accept", [from_outside(), translated(), accept_unmarked()]),
         Rule::new("iifname up drop", [from_outside(), drop()]),
     ]
 }
@@ -387,8 +394,8 @@ pub(super) fn by_node() -> Vec<Rule> {
     ];
     vec![
         Rule::new(
-            "ct original ip daddr @entries ct status & 0x20 != 0 meta mark @outward accept",
-            [for_node(), translated(), may, accept()],
+            "ct original ip daddr @entries ct status & 0x20 != 0 meta mark @outward meta mark set 0 accept",
+            [for_node(), translated(), may, accept_unmarked()],
         ),
         Rule::new("ct original ip daddr @entries goto refuse", [for_node(), refuse()]),
     ]
@@ -399,10 +406,9 @@ pub(super) fn refused() -> Vec<Rule> {
     vec![Rule::new("iifname up goto refuse", [from_outside(), refuse()])]
 }
 
-/// Of all that leaves: marks are ours, and mean nothing elsewhere.
+/// Of what the router itself sends, once it is routed: netd's own connections to other nodes' pods, on behalf of the host.
 pub(super) fn sent() -> Vec<Rule> {
-    let none = Expression::Load { into: FIRST, value: 0_u32.to_ne_bytes().to_vec() };
-    vec![Rule::new("meta mark set 0", [vec![none, Expression::SetMark { from: FIRST }]])]
+    vec![Rule::new("meta mark set 0", [unmark()])]
 }
 
 fn from_nodes() -> Vec<Expression> {

@@ -15,11 +15,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv6Net;
 
-use super::balance::refuse;
+use super::balance::{DEAD, DEAD6, refuse};
 use super::elements::{Element, Elements, Field, SetName, Value};
 use super::expressions::{
-    Expression, FIRST, Family, Header, Limit, Meta, Rejection, accept, destination_address, device, drop, equals, established, family,
-    input_begins, invalid, protocol, source_address, source_address6, source_prefix6,
+    Expression, FIRST, Family, Header, Limit, Meta, Rejection, accept, accept_unmarked, destination_address, device, drop, equals,
+    established, family, input_begins, invalid, not_to_one_of, not_to_one_of6, protocol, source_address, source_address6, source_prefix6,
 };
 use super::{Data, Filling, Rule, Set};
 use crate::core::flows::{PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP};
@@ -99,14 +99,27 @@ pub fn elements(picture: &Picture, attachments: &Attachments) -> Elements {
 /// Of everything that comes in, before connections are looked up.
 pub(super) fn incoming() -> Vec<Rule> {
     vec![
-        Rule::new("iifname p* iifname . ip6 saddr != @sources6 drop", [from_pod(), family(Family::Ipv6), not_its_source6(), drop()]),
         Rule::new(
-            "iifname v* iifname . ip6 saddr & ffff:ffff:ffff:ffff:: != @prefixes6 drop",
-            [input_begins(b"v"), family(Family::Ipv6), not_of_its_network(), drop()],
+            "meta nfproto ipv6 iifname p* iifname . ip6 saddr != @sources6 drop",
+            [family(Family::Ipv6), from_pod(), not_its_source6(), drop()],
+        ),
+        Rule::new(
+            "meta nfproto ipv6 iifname v* iifname . ip6 saddr & ffff:ffff:ffff:ffff:: != @prefixes6 drop",
+            [family(Family::Ipv6), input_begins(b"v"), not_of_its_network(), drop()],
         ),
         Rule::new("iifname p* iifname . ip saddr != @sources drop", [from_pod(), family(Family::Ipv4), not_its_source(), drop()]),
         Rule::new("ip daddr resolver udp dport 53 notrack", [for_resolver(), port(PROTOCOL_UDP, 2), vec![Expression::Untrack]]),
     ]
+}
+
+/// Of what begins a connection and comes from another node: its pods, under addresses that are behind that node. Who sends from here was
+/// compared with more than the way back, and of a connection that is known all is known.
+pub(super) fn from_nodes() -> Vec<Rule> {
+    let no_way_back = vec![Expression::WayBack { into: FIRST }, equals(&0_u32.to_ne_bytes())];
+    vec![Rule::new(
+        "meta nfproto ipv4 iifname v* fib saddr . iif oif missing drop",
+        [family(Family::Ipv4), input_begins(b"v"), no_way_back, drop()],
+    )]
 }
 
 /// Of what the resolver sends.
@@ -114,9 +127,18 @@ pub(super) fn answers() -> Vec<Rule> {
     vec![Rule::new("ip saddr resolver udp sport 53 notrack", [from_resolver(), port(PROTOCOL_UDP, 0), vec![Expression::Untrack]])]
 }
 
-/// Of connections that were let through once.
+/// Of connections that were let through once, if they do not go to a node that is down: what most packets are, so it comes first.
 pub(super) fn known() -> Vec<Rule> {
-    vec![Rule::new("ct state established,related accept", [established(), accept()])]
+    vec![
+        Rule::new(
+            "ct state established,related meta nfproto ipv4 ip daddr != @dead meta mark set 0 accept",
+            [established(), family(Family::Ipv4), not_to_one_of(&DEAD), accept_unmarked()],
+        ),
+        Rule::new(
+            "ct state established,related meta nfproto ipv6 ip6 daddr != @dead6 meta mark set 0 accept",
+            [established(), family(Family::Ipv6), not_to_one_of6(&DEAD6), accept_unmarked()],
+        ),
+    ]
 }
 
 /// Of what belongs to no connection: it would pass untranslated, under an address that nobody expects it from.
@@ -132,7 +154,7 @@ pub(super) fn marked() -> Vec<Rule> {
 /// Lets through what stays in its network, and refuses the rest.
 pub(super) fn passing() -> Vec<Rule> {
     vec![
-        Rule::new("meta mark . oifname @exits meta mark set 0 accept", [same_network(), accept()]),
+        Rule::new("meta mark . oifname @exits meta mark set 0 accept", [same_network(), accept_unmarked()]),
         Rule::new("meta nfproto ipv6 goto refuse", [family(Family::Ipv6), refuse()]),
         Rule::new("reject with icmpx admin-prohibited", [vec![Expression::Reject(Rejection::AdminProhibited)]]),
     ]
@@ -228,7 +250,5 @@ fn same_network() -> Vec<Expression> {
         Expression::Meta { key: Meta::Mark, into: FIRST },
         Expression::Meta { key: Meta::OutputName, into: FIRST.after(1) },
         Expression::Lookup { set: &EXITS, key: FIRST, into: None, present: true },
-        Expression::Load { into: FIRST, value: 0_u32.to_ne_bytes().to_vec() },
-        Expression::SetMark { from: FIRST },
     ]
 }

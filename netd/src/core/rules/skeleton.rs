@@ -12,7 +12,6 @@ const BEFORE_TRACKING: i32 = -300;
 
 /// Once connections are looked up, and before their destinations change.
 const TRACKED: i32 = -150;
-const UNCHANGED: i32 = -120;
 
 /// Before a packet is routed.
 const DESTINATION: i32 = -100;
@@ -26,16 +25,13 @@ const FILTER: i32 = 0;
 /// Once a packet is routed.
 const SOURCE: i32 = 100;
 
-/// When nothing more is asked of it.
-const LAST: i32 = 150;
-
 /// The table's sets and chains.
 pub fn skeleton() -> Skeleton {
     let forward = [
+        isolation::known(),
         balance::dead(),
         balance::strayed(),
         isolation::strayed(),
-        isolation::known(),
         policy::shielding(),
         ingress::forwarded(),
         isolation::marked(),
@@ -48,13 +44,14 @@ pub fn skeleton() -> Skeleton {
     let balance = [balance::balancing(), ingress::balancing()].concat();
     let input = [isolation::arriving(), ingress::refused()].concat();
     let leave = [balance::leaving(), egress::leaving()].concat();
+    let tracked = [ingress::plain(), isolation::from_nodes(), ingress::between_nodes(), ingress::guarding()].concat();
+    let toward = [ingress::plain(), ingress::toward(), balance::nobodys()].concat();
     let mut chains = vec![
         Chain::filter("source", Hook::Prerouting, BEFORE_TRACKING, Policy::Accept, [isolation::incoming(), ingress::apart()].concat()),
         Chain::filter("answer", Hook::Output, BEFORE_TRACKING, Policy::Accept, isolation::answers()),
-        Chain::filter("mesh", Hook::Prerouting, TRACKED, Policy::Accept, ingress::between_nodes()),
-        Chain::filter("guard", Hook::Prerouting, UNCHANGED, Policy::Accept, ingress::guarding()),
+        Chain::filter("tracked", Hook::Prerouting, TRACKED, Policy::Accept, tracked),
         Chain::nat("balance", Hook::Prerouting, DESTINATION, balance),
-        Chain::filter("toward", Hook::Prerouting, CHANGED, Policy::Accept, [ingress::toward(), balance::nobodys()].concat()),
+        Chain::filter("toward", Hook::Prerouting, CHANGED, Policy::Accept, toward),
     ];
     chains.extend(balance::choosing());
     chains.extend(ingress::choosing());
@@ -64,9 +61,8 @@ pub fn skeleton() -> Skeleton {
         Chain::aside(policy::ADMIT, policy::admitting()),
         Chain::aside(policy::POLICY, policy::judging()),
         Chain::filter("input", Hook::Input, FILTER, Policy::Drop, input),
-        Chain::filter("own", Hook::Output, FILTER, Policy::Accept, balance::dead()),
+        Chain::filter("own", Hook::Output, FILTER, Policy::Accept, [balance::dead(), ingress::sent()].concat()),
         Chain::nat("leave", Hook::Postrouting, SOURCE, leave),
-        Chain::filter("bare", Hook::Postrouting, LAST, Policy::Accept, ingress::sent()),
     ]);
     Skeleton { table: TABLE, sets: SetName::ALL.into_iter().map(SetName::set).collect(), chains }
 }
@@ -144,17 +140,18 @@ mod tests {
   set ports [Protocol, Port] -> Verdict
   set ports6 [Protocol, Port] -> Verdict
   chain source hook Prerouting priority -300 policy Accept
-    iifname p* iifname . ip6 saddr != @sources6 drop
-    iifname v* iifname . ip6 saddr & ffff:ffff:ffff:ffff:: != @prefixes6 drop
+    meta nfproto ipv6 iifname p* iifname . ip6 saddr != @sources6 drop
+    meta nfproto ipv6 iifname v* iifname . ip6 saddr & ffff:ffff:ffff:ffff:: != @prefixes6 drop
     iifname p* iifname . ip saddr != @sources drop
     ip daddr 169.254.53.53 udp dport 53 notrack
     iifname ing ct original zone set ether saddr map @zones
   chain answer hook Output priority -300 policy Accept
     ip saddr 169.254.53.53 udp sport 53 notrack
-  chain mesh hook Prerouting priority -150 policy Accept
+  chain tracked hook Prerouting priority -150 policy Accept
+    ct state established ct mark 0 accept
+    meta nfproto ipv4 iifname v* fib saddr . iif oif missing drop
     iifname ing ct state new ct mark set ether saddr map @peers
     iifname p* ct direction reply ct mark & 0xff000000 == 0x1000000 meta mark set ct mark
-  chain guard hook Prerouting priority -120 policy Accept
     ct state new ip daddr @entries meta l4proto . th dport @guarded meta l4proto . th dport . ip saddr != @allowed goto refuse
     iifname up ct state new meta nfproto ipv6 meta l4proto . th dport @guarded meta l4proto . th dport . ip6 saddr != @allowed6 goto refuse
   chain balance nat hook Prerouting priority -100 policy Accept
@@ -163,6 +160,7 @@ mod tests {
     ip daddr @entries meta l4proto . th dport vmap @ports
     iifname up ip6 daddr fd5c:7263::54:2 meta l4proto . th dport vmap @ports6
   chain toward hook Prerouting priority -90 policy Accept
+    ct state established ct mark 0 accept
     ct state new ct original ip daddr @entries ct mark set ip daddr map @homes
     ct direction original ct mark & 0xff000000 == 0x1000000 ct original ip daddr @entries meta mark set ct mark
     ct state new ct original ip6 daddr fd5c:7263::54:2 ct mark set ip6 daddr map @homes6
@@ -187,26 +185,27 @@ mod tests {
     dnat to meta l4proto . th dport . numgen random mod 3 map @behind6
     dnat to meta l4proto . th dport . 0 map @behind6
   chain forward hook Forward priority 0 policy Drop
+    ct state established,related meta nfproto ipv4 ip daddr != @dead meta mark set 0 accept
+    ct state established,related meta nfproto ipv6 ip6 daddr != @dead6 meta mark set 0 accept
     ip daddr @dead meta l4proto tcp reject with tcp reset
     ip daddr @dead reject with icmpx host-unreachable
     ip6 daddr @dead6 meta l4proto tcp reject with tcp reset
     ip6 daddr @dead6 reject with icmpx host-unreachable
     ct state invalid ip daddr @viplist goto refuse
     ct state invalid drop
-    ct state established,related accept
     iifname up ip daddr @shielded jump admit
     iifname ing ip saddr != 169.254.192.0/19 ip daddr @shielded jump admit
     iifname p* ip daddr @shielded ct original ip daddr @entries jump admit
     iifname up ip6 daddr @shielded6 jump admit
     iifname ing ip6 daddr @shielded6 jump admit
-    iifname ing ct mark & 0xff000000 == 0x1000000 ip daddr . meta l4proto . th dport @served accept
-    iifname ing ct mark & 0xff000000 == 0x1000000 ip6 daddr . meta l4proto . th dport @served6 accept
+    iifname ing ct mark & 0xff000000 == 0x1000000 ip daddr . meta l4proto . th dport @served meta mark set 0 accept
+    iifname ing ct mark & 0xff000000 == 0x1000000 ip6 daddr . meta l4proto . th dport @served6 meta mark set 0 accept
     iifname ing drop
     iifname up ip saddr 169.254.192.0/19 drop
-    iifname up ct status & 0x20 != 0 accept
+    iifname up ct status & 0x20 != 0 meta mark set 0 accept
     iifname up drop
     meta mark set iifname map @members
-    ct original ip daddr @entries ct status & 0x20 != 0 meta mark @outward accept
+    ct original ip daddr @entries ct status & 0x20 != 0 meta mark @outward meta mark set 0 accept
     ct original ip daddr @entries goto refuse
     ip daddr @viplist goto refuse
     meta mark @policed jump policy
@@ -243,12 +242,11 @@ mod tests {
     ip daddr @dead reject with icmpx host-unreachable
     ip6 daddr @dead6 meta l4proto tcp reject with tcp reset
     ip6 daddr @dead6 reject with icmpx host-unreachable
+    meta mark set 0
   chain leave nat hook Postrouting priority 100 policy Accept
     ip saddr . ip daddr @hairpin snat to 169.254.53.53
     ip6 saddr . ip6 daddr @hairpin6 snat to fd5c:7263::53
     oifname up masquerade random-fully
-  chain bare hook Postrouting priority 150 policy Accept
-    meta mark set 0
 "
         );
     }
@@ -308,15 +306,13 @@ mod tests {
             [
                 "answer filter hook 3 priority -300 policy 1",
                 "balance nat hook 0 priority -100 policy 1",
-                "bare filter hook 4 priority 150 policy 1",
                 "forward filter hook 2 priority 0 policy 0",
-                "guard filter hook 0 priority -120 policy 1",
                 "input filter hook 1 priority 0 policy 0",
                 "leave nat hook 4 priority 100 policy 1",
-                "mesh filter hook 0 priority -150 policy 1",
                 "own filter hook 3 priority 0 policy 1",
                 "source filter hook 0 priority -300 policy 1",
                 "toward filter hook 0 priority -90 policy 1",
+                "tracked filter hook 0 priority -150 policy 1",
             ]
         );
     }

@@ -108,6 +108,10 @@ pub fn expression(expression: &Expression) -> Attributes {
             let (address_type, by_destination) = (3, 2);
             ("fib", Attributes::new().number(1, into.0).number(2, address_type).number(3, by_destination))
         }
+        Expression::WayBack { into } => {
+            let (device, by_source_and_input) = (1, 1 | 8);
+            ("fib", Attributes::new().number(1, into.0).number(2, device).number(3, by_source_and_input))
+        }
         Expression::Mask { register, mask } => {
             let data = Attributes::new().number(1, register.0).number(2, register.0).number(3, 4);
             ("bitwise", data.nested(4, value(&mask.to_ne_bytes())).nested(5, value(&[0; 4])))

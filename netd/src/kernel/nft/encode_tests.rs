@@ -55,6 +55,10 @@ fn facts_about_packets_are_encoded_as_the_kernel_reads_them() {
         "08000100 66696200 1c000280 08000100 00000008 08000200 00000003 08000300 00000002",
     );
     check_expression(
+        Expression::WayBack { into: FIRST },
+        "08000100 66696200 1c000280 08000100 00000008 08000200 00000001 08000300 00000009",
+    );
+    check_expression(
         Expression::Load { into: FIRST, value: vec![169, 254, 53, 53] },
         "0e000100 696d6d65 64696174 65000000 18000280 08000100 00000008 0c000280 08000100 a9fe3535",
     );

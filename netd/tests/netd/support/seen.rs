@@ -23,7 +23,7 @@ pub const OUR_ROUTES6: &str = "ip -6 -o route show table all proto 114";
 pub const OUR_NEIGHBOURS6: &str = "ip -6 neigh show nud permanent";
 
 /// The calling thread's own.
-const SYSCTLS: [&str; 4] = ["ipv4/ip_forward", "ipv4/conf/all/rp_filter", "ipv4/icmp_ratemask", "netfilter/nf_conntrack_tcp_be_liberal"];
+const SYSCTLS: [&str; 4] = ["ipv4/ip_forward", "ipv4/conf/up/rp_filter", "ipv4/icmp_ratemask", "netfilter/nf_conntrack_tcp_be_liberal"];
 
 /// All of netd's in the router namespace, in these pods and on the host. Not in it: the numbers of devices, which are others when one is made
 /// anew, and what the kernel finds out by itself.
