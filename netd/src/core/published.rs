@@ -122,7 +122,7 @@ impl Published {
             backends: Vec::new(),
         };
         if !port.allow_from.is_empty() {
-            // Whoever comes by IPv6 does not get here at all.
+            // Each family is asked for its own: with ranges of the other alone nobody comes by it.
             let six: Vec<Ipv6Net> = port.allow_from.iter().filter_map(|text| text.parse().ok()).collect();
             published.allow_from6 = Ipv6Net::aggregate(&six);
             let known = port.allow_from.iter().filter(|text| text.parse::<Ipv6Net>().is_err());
