@@ -7,7 +7,7 @@ use crate::core::flows::{Flow, Transport};
 use crate::core::links::veth_name;
 use crate::core::names::{Answer, Kind};
 use crate::core::rules::elements::SetName;
-use crate::core::uplink::Forwarding;
+use crate::core::uplink::{Guards, HostRules};
 use crate::kernel::fake::Fake;
 
 pub(super) struct Bench {
@@ -265,6 +265,23 @@ fn the_hosts_own_ways_are_read_when_they_change_and_kept_between() {
     // Also under another picture.
     owner.apply_view(&view(2)).unwrap();
     assert_eq!((told(&mut owner), shut(&owner)), (vec!["10.200.0.0/16".to_owned()], 3));
+}
+
+#[test]
+fn a_host_that_others_made_forward_ipv6_before_netd_had_to_goes_on_for_them() {
+    let mut wire = view(1);
+    wire.networks[0].subnet6 = "fd00:1::/64".into();
+    for (forwards, six) in [(true, false), (false, true)] {
+        let Bench { mut owner, _dir } = bench();
+        owner.kernel.host_six = HostSix { forwards, routes: vec!["::/0".parse().unwrap()], ..HostSix::default() };
+        owner.read_routes();
+        owner.apply_view(&wire).unwrap();
+        // What netd has turned on itself it reads back.
+        owner.kernel.host_six.forwards = true;
+        owner.read_routes();
+        owner.apply_view(&v1::NetView { revision: 2, ..wire.clone() }).unwrap();
+        assert_eq!(owner.kernel.held.host.rules, HostRules::Ours(Guards { four: true, six }));
+    }
 }
 
 #[test]

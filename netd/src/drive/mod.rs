@@ -43,7 +43,7 @@ use crate::core::picture::{Attachment, Attachments, Picture};
 use crate::core::plan::{Op, Plan, plan};
 use crate::core::published::Opening;
 use crate::core::routes;
-use crate::core::uplink;
+use crate::core::uplink::{self, Forwarding};
 use crate::dns::{Board, SharedBoard};
 use crate::kernel::watch::News;
 use crate::kernel::{HostSix, Kernel, KernelError, Pods};
@@ -494,8 +494,13 @@ impl<K: Kernel> Owner<K> {
                 let may_forward = forwards || uplink::is_wanted(self.underlay.forwarding6);
                 self.withholds_six = !may_forward && !ways6.is_empty();
                 self.addresses6 = addresses;
+                // Others had it forward while nothing of IPv6 was to pass: what it forwards for them is not netd's to drop.
+                let is_theirs = forwards && !self.underlay.turned_on6 && self.underlay.forwarding6 == Forwarding::Netd;
+                if is_theirs {
+                    self.underlay.forwarding6 = Forwarding::Host;
+                }
                 let beyond6 = if may_forward { ways6 } else { Vec::new() };
-                let changed = (&beyond, &beyond6) != (&self.picture.beyond, &self.picture.beyond6);
+                let changed = is_theirs || (&beyond, &beyond6) != (&self.picture.beyond, &self.picture.beyond6);
                 (self.picture.beyond, self.picture.beyond6) = (beyond, beyond6);
                 changed
             }
