@@ -108,6 +108,7 @@ set route fd00:1::a80:2/128 on p6d9291118c81
 set route fd00:1::a80:3/128 via fe80::a5a:66 on v4097
 set route fd00:1::a80:4/128 via fe80::a5a:66 on v4097
 add element sources6 { p6d9291118c81 . fd00:1::a80:2 }
+add element prefixes6 { up . fd00:1::/64 }
 add element prefixes6 { v4097 . fd00:1::/64 }
 -- dns
 "

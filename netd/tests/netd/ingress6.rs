@@ -1,7 +1,7 @@
 //! Published ports by IPv6: who is reached by which node, as whom, and who is refused.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 
 use rcluster_api::network::address6;
@@ -154,6 +154,26 @@ fn a_policy_judges_who_comes_by_ipv6_where_the_task_is() {
     for number in [8080, 8081] {
         assert_eq!(connect(&outside, (own(0), number)).unwrap().2, CLIENT);
     }
+}
+
+#[test]
+fn nobody_outside_speaks_for_a_pod_by_ipv6() {
+    let mut datagrams = port(8081, &TWO[..1]);
+    datagrams.ports[0].protocol = v1::Protocol::Udp.into();
+    let (lab, outside) = lab(&[port(8080, &TWO[..1]), datagrams]);
+    await_port(&outside, (own(0), 8080));
+    let receiver = lab.hosts[0].udp("t1", &format!("[{}]:80", ip6(2)));
+    let pods = ip6(3);
+    outside.here(move || {
+        run(&format!("ip -6 addr add {pods}/128 dev up0 nodad"));
+        for (from, word) in [(pods, "a pod's"), (CLIENT, "its own")] {
+            let socket = UdpSocket::bind((from, 0)).unwrap();
+            assert_eq!(socket.send_to(word.as_bytes(), (own(0), 8081)).unwrap(), word.len());
+        }
+    });
+    let mut buffer = [0; 64];
+    let (len, from) = receiver.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..len], from.ip()), (&b"its own"[..], IpAddr::V6(CLIENT)));
 }
 
 #[test]

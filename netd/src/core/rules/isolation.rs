@@ -3,7 +3,7 @@
 //! ```text
 //! sources  device . address          the one source address that may come in from a pod's veth
 //! sources6 device . address          the same of IPv6; of a pod on a network without IPv6 none
-//! prefixes6 device . prefix          whose IPv6 may come in from other nodes by a network's device
+//! prefixes6 device . prefix          whose IPv6 may come in from other nodes by a network's device; by the way out it may not
 //! members  device → VNI              which network a packet comes from
 //! exits    VNI . device              where a packet of that network may leave
 //! flood    device                    who asks the resolver too much; the kernel fills it
@@ -25,6 +25,7 @@ use super::{Data, Filling, Rule, Set};
 use crate::core::flows::{PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP};
 use crate::core::links::{LOOPBACK, RESOLVER, veth_name, vxlan_name};
 use crate::core::picture::{Attachments, Picture};
+use crate::core::uplink::UPLINK;
 
 pub static SOURCES: Set = Set { name: "sources", key: &[Field::Name, Field::Address], data: Data::None, filling: Filling::Keys };
 
@@ -53,7 +54,8 @@ fn source6(link: &str, ip6: Ipv6Addr) -> Element {
     Element::new(SetName::Sources6, &[Value::Name(link.to_owned()), Value::Address6(ip6)], &[])
 }
 
-/// The addresses that may come in by a VXLAN device: routes back to their sources are not asked for, as they are with IPv4.
+/// A network's addresses by a VXLAN device, by which they may come in, or by the uplink: routes back to their sources are not asked for, as they are
+/// with IPv4.
 fn prefix6(link: &str, subnet6: Ipv6Net) -> Element {
     Element::new(SetName::Prefixes6, &[Value::Name(link.to_owned()), Value::Prefix6(subnet6)], &[])
 }
@@ -78,6 +80,7 @@ pub fn elements(picture: &Picture, attachments: &Attachments) -> Elements {
         add(exit(network.vni, &link));
         if let Some(subnet6) = network.subnet6 {
             add(prefix6(&link, subnet6));
+            add(prefix6(UPLINK, subnet6));
         }
     }
     for (task_id, attachment) in attachments {
@@ -105,7 +108,7 @@ pub(super) fn incoming() -> Vec<Rule> {
         ),
         Rule::new(
             "meta nfproto ipv6 iifname v* iifname . ip6 saddr & ffff:ffff:ffff:ffff:: != @prefixes6 drop",
-            [family(Family::Ipv6), input_begins(b"v"), not_of_its_network(), drop()],
+            [family(Family::Ipv6), input_begins(b"v"), prefixed(false), drop()],
         ),
         Rule::new("iifname p* iifname . ip saddr != @sources drop", [from_pod(), family(Family::Ipv4), not_its_source(), drop()]),
         Rule::new("ip daddr resolver udp dport 53 notrack", [for_resolver(), port(PROTOCOL_UDP, 2), vec![Expression::Untrack]]),
@@ -144,6 +147,15 @@ pub(super) fn known() -> Vec<Rule> {
 /// Of what belongs to no connection: it would pass untranslated, under an address that nobody expects it from.
 pub(super) fn strayed() -> Vec<Rule> {
     vec![Rule::new("ct state invalid drop", [invalid(), drop()])]
+}
+
+/// Of what begins a connection and comes from outside: nobody there has an address of a network. Of IPv4 the kernel itself asks the uplink for
+/// the way back; of IPv6 it does not, and the ways outside hold every prefix.
+pub(super) fn from_outside() -> Vec<Rule> {
+    vec![Rule::new(
+        "iifname up meta nfproto ipv6 iifname . ip6 saddr & ffff:ffff:ffff:ffff:: @prefixes6 drop",
+        [device(Meta::InputName, UPLINK, true), family(Family::Ipv6), prefixed(true), drop()],
+    )]
 }
 
 /// Tells the network of what is forwarded.
@@ -197,11 +209,12 @@ fn not_its_source6() -> Vec<Expression> {
     ]
 }
 
-fn not_of_its_network() -> Vec<Expression> {
+/// Whether the sender is, or is not, of a prefix that its device has.
+fn prefixed(is: bool) -> Vec<Expression> {
     vec![
         Expression::Meta { key: Meta::InputName, into: FIRST },
         source_prefix6(FIRST.after(4)),
-        Expression::Lookup { set: &PREFIXES6, key: FIRST, into: None, present: false },
+        Expression::Lookup { set: &PREFIXES6, key: FIRST, into: None, present: is },
     ]
 }
 

@@ -33,6 +33,7 @@ pub fn skeleton() -> Skeleton {
         balance::strayed(),
         isolation::strayed(),
         policy::shielding(),
+        isolation::from_outside(),
         ingress::forwarded(),
         isolation::marked(),
         ingress::by_node(),
@@ -198,6 +199,7 @@ mod tests {
     iifname p* ip daddr @shielded ct original ip daddr @entries jump admit
     iifname up ip6 daddr @shielded6 jump admit
     iifname ing ip6 daddr @shielded6 jump admit
+    iifname up meta nfproto ipv6 iifname . ip6 saddr & ffff:ffff:ffff:ffff:: @prefixes6 drop
     iifname ing ct mark & 0xff000000 == 0x1000000 ip daddr . meta l4proto . th dport @served meta mark set 0 accept
     iifname ing ct mark & 0xff000000 == 0x1000000 ip6 daddr . meta l4proto . th dport @served6 meta mark set 0 accept
     iifname ing drop
