@@ -163,12 +163,37 @@ impl Walk<'_> {
 
     /// Everyone's IPv6 address goes where the IPv4 address does that it follows from, by sets and routes that are made alike.
     fn by_address6(&mut self, pod: &BTreeMap<String, Interface>, ip6: Ipv6Addr) -> String {
-        let is_routed = pod.values().flat_map(|interface| &interface.routes).any(|route| route.contains(&IpAddr::V6(ip6)));
-        let ip = self.ground.picture.networks.values().find_map(|network| network.ip4(ip6.into())).filter(|_| is_routed);
-        let Some(ip) = ip else { return format!("sent nowhere: the pod has no route to {ip6}") };
-        self.say(format!("{ip6} goes as {ip} does, which is the same one's"));
+        let ways = pod.iter().flat_map(|(name, interface)| interface.routes.iter().map(move |route| (route, name, interface)));
+        let widest = ways.filter(|(route, ..)| route.contains(&IpAddr::V6(ip6))).max_by_key(|(route, ..)| route.prefix_len());
+        let Some((_, name, interface)) = widest else { return format!("sent nowhere: the pod has no route to {ip6}") };
         self.is_six = true;
-        self.by_address(pod, ip)
+        let ip = self.ground.picture.networks.values().find_map(|network| network.ip4(ip6.into()));
+        match ip {
+            Some(ip) => {
+                self.say(format!("{ip6} goes as {ip} does, which is the same one's"));
+                self.by_address(pod, ip)
+            }
+            None => self.outside6(name, interface, ip6),
+        }
+    }
+
+    /// As the router's routes and the chain `forward` do with what is of no network.
+    fn outside6(&mut self, name: &str, interface: &Interface, ip6: Ipv6Addr) -> String {
+        let Some(vni) = self.vni_of(&interface.link) else {
+            return format!("refused: {name} is on no network that this node knows");
+        };
+        self.say(format!("{ip6} is sent by {name}, on network {}", self.network(vni)));
+        let Some((to, route)) = self.route(ip6.into()).filter(|(_, route)| route.link() == UPLINK) else {
+            return self.refused(Refusal::Port, format!("this node has no way to {ip6}"));
+        };
+        self.say(format!("{ip6} is of no network of this node: route {to} {route}"));
+        if self.holds(SetName::Entries6, &[Value::Address6(ip6)]) {
+            return self.refused(Refusal::Port, format!("{ip6} is a node, of which pods reach nothing by IPv6"));
+        }
+        if !self.holds(SetName::Exits, &[Value::Mark(vni), Value::Name(UPLINK.to_owned())]) {
+            return self.refused(Refusal::Port, format!("network {} is internal, and {ip6} is outside", self.network(vni)));
+        }
+        format!("sent out of the cluster, to {ip6}, under the host's address")
     }
 
     fn by_name(&mut self, pod: &BTreeMap<String, Interface>, host: &str) -> String {
@@ -242,7 +267,7 @@ impl Walk<'_> {
         self.say(format!("{ip} is {what}: {verdict} chooses one of {}{more}", words.join(" ")));
     }
 
-    /// As the chains `guard`, `balance` and `forward` do with what is sent to a node's address.
+    /// As the chains `tracked`, `balance` and `forward` do with what is sent to a node's address.
     fn at_node(&mut self, packet: Packet, ip: Ipv4Addr) -> String {
         let Packet { vni, source, aim } = packet;
         let client = [&aim.key()[..], &[Value::Address(source)]].concat();
@@ -277,7 +302,7 @@ impl Walk<'_> {
         }
         match self.home(ip) {
             Some((table, route)) => self.say(format!("{ip} is {holder}: route of table {table} {route}")),
-            None => match self.route(ip) {
+            None => match self.route(ip.into()) {
                 Some((to, route)) => self.say(format!("{ip} is {holder}: route {to} {route}")),
                 None => return format!("refused: there is no route to {ip}"),
             },
@@ -292,7 +317,7 @@ impl Walk<'_> {
         if self.holds(SetName::Dead, &[Value::Address(ip)]) {
             return self.dead(ip, &holder);
         }
-        let Some((to, route)) = self.route(ip) else { return format!("refused: there is no route to {ip}") };
+        let Some((to, route)) = self.route(ip.into()) else { return format!("refused: there is no route to {ip}") };
         self.say(format!("{ip} is {holder}: route {to} {route}"));
         if self.holds(SetName::VipList, &[Value::Address(ip)]) {
             return self.refused(Refusal::Port, format!("nobody takes connections to {holder} from network {}", self.network(vni)));
@@ -392,14 +417,15 @@ impl Walk<'_> {
     /// The table and the route by which a published port's backend on another node is reached.
     fn home(&self, ip: Ipv4Addr) -> Option<(u32, Route)> {
         let mark = self.mark(SetName::Homes, &[Value::Address(ip)])?;
-        let selector = self.ground.dataplane.selectors.iter().find(|selector| mark & selector.mask == selector.mark)?;
+        let mut selectors = self.ground.dataplane.selectors.iter().filter(|selector| !selector.is_six());
+        let selector = selectors.find(|selector| mark & selector.mask == selector.mark)?;
         let route = self.ground.dataplane.detours.get(&selector.table)?;
         Some((selector.table, route.clone()))
     }
 
     /// The narrowest one.
-    fn route(&self, ip: Ipv4Addr) -> Option<(IpNet, Route)> {
-        let routes = self.ground.dataplane.routes.iter().filter(|(to, _)| to.contains(&IpAddr::V4(ip)));
+    fn route(&self, ip: IpAddr) -> Option<(IpNet, Route)> {
+        let routes = self.ground.dataplane.routes.iter().filter(|(to, _)| to.contains(&ip));
         routes.max_by_key(|(to, _)| to.prefix_len()).map(|(to, route)| (*to, route.clone()))
     }
 
@@ -609,6 +635,27 @@ mod tests {
         view.networks[0].endpoints.iter_mut().for_each(|endpoint| endpoint.serving = false);
         let unserved = "nobody takes connections to the address of service web from network front";
         assert_eq!(last(&view, "web:53/udp"), format!("=> refused, as ICMP port unreachable: {unserved}"));
+    }
+
+    #[test]
+    fn what_is_outside_is_followed_by_ipv6_where_the_host_has_a_way() {
+        let mut wire = two_networks();
+        wire.networks[0].subnet6 = "fd00:1::/64".into();
+        let verdict = |ways: &[&str], target: &str| {
+            let attachments = attached("t1", &BOTH[..1]);
+            let mut picture = Picture::parse(&wire).0;
+            picture.beyond6 = ways.iter().map(|way| way.parse().unwrap()).collect();
+            picture.nodes6 = ["2001:db8:f::102".parse().unwrap()].into();
+            let dataplane = compile(&picture, &attachments, &underlay(Forwarding::Host));
+            let sight = Sight::default();
+            let ground = Ground { picture: &picture, dataplane: &dataplane, sight: &sight };
+            trace(ground, "t1", Target::parse(target, None).unwrap()).unwrap().verdict
+        };
+        assert_eq!(verdict(&["::/0"], "[2001:db8::1]:80"), "sent out of the cluster, to 2001:db8::1, under the host's address");
+        assert_eq!(verdict(&[], "[2001:db8::1]:80"), "sent nowhere: the pod has no route to 2001:db8::1");
+        assert_eq!(verdict(&["2001:db8::/32"], "2001:dead::1"), "refused: this node has no way to 2001:dead::1");
+        assert_eq!(verdict(&["::/0"], "fd00:ec2::254"), "refused: this node has no way to fd00:ec2::254");
+        assert_eq!(verdict(&["::/0"], "2001:db8:f::102"), "refused: 2001:db8:f::102 is a node, of which pods reach nothing by IPv6");
     }
 
     #[test]
