@@ -12,8 +12,9 @@
 //! A stream is sent on one processor and swallowed on another. A byte there and back, and connections, stay on one: what is measured is then
 //! the path's own work, and not how soon the other processor wakes up.
 //!
-//! What goes by a service's address has a client of its own: translated, a connection by it and a direct one of the same client's port would be
-//! the same to whoever tracks them, and the one would have to make way for what rests of the other.
+//! What goes by a service's address has a client of its own. The sink closes first and keeps the connection in TIME_WAIT for 60 s; a SYN from the
+//! same address and port is judged there by its TCP timestamp, whose offset the client's kernel derives from both addresses. Of one client those
+//! of one way look old beside those of the other: each is answered by an ACK, reset by the client, and sent again after two jiffies.
 
 use std::thread;
 use std::time::Duration;
