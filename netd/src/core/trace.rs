@@ -161,11 +161,16 @@ impl Walk<'_> {
         }
     }
 
-    /// Everyone's IPv6 address goes where the IPv4 address does that it follows from, by sets and routes that are made alike.
+    /// Everyone's IPv6 address goes where the IPv4 address does that it follows from, by sets and routes that are made alike. What is outside
+    /// follows from none.
     fn by_address6(&mut self, pod: &BTreeMap<String, Interface>, ip6: Ipv6Addr) -> String {
         let is_routed = pod.values().flat_map(|interface| &interface.routes).any(|route| route.contains(&IpAddr::V6(ip6)));
-        let ip = self.ground.picture.networks.values().find_map(|network| network.ip4(ip6.into())).filter(|_| is_routed);
-        let Some(ip) = ip else { return format!("sent nowhere: the pod has no route to {ip6}") };
+        if !is_routed {
+            return format!("sent nowhere: the pod has no route to {ip6}");
+        }
+        let Some(ip) = self.ground.picture.networks.values().find_map(|network| network.ip4(ip6.into())) else {
+            return format!("not followed: {ip6} is no task's and no service's, and a trace follows IPv6 to these alone");
+        };
         self.say(format!("{ip6} goes as {ip} does, which is the same one's"));
         self.is_six = true;
         self.by_address(pod, ip)
@@ -242,7 +247,7 @@ impl Walk<'_> {
         self.say(format!("{ip} is {what}: {verdict} chooses one of {}{more}", words.join(" ")));
     }
 
-    /// As the chains `guard`, `balance` and `forward` do with what is sent to a node's address.
+    /// As the chains `tracked`, `balance` and `forward` do with what is sent to a node's address.
     fn at_node(&mut self, packet: Packet, ip: Ipv4Addr) -> String {
         let Packet { vni, source, aim } = packet;
         let client = [&aim.key()[..], &[Value::Address(source)]].concat();
@@ -548,6 +553,10 @@ mod tests {
             "=> example.com is no name of ours: the pod's own resolvers are asked for it, or the host's"
         );
         assert_eq!(last(&view, "fd00::1"), "=> sent nowhere: the pod has no route to fd00::1");
+        let mut six = view.clone();
+        six.networks[0].subnet6 = "fd12:3456:789a:1::/64".into();
+        let router = "=> not followed: fd5c:7263::53 is no task's and no service's, and a trace follows IPv6 to these alone";
+        assert_eq!(last(&six, "fd5c:7263::53"), router);
         assert_eq!(last(&view, "wep"), "=> sent nowhere: there is no name wep in front.internal");
         view.networks[0].internal = true;
         assert_eq!(last(&view, "192.0.2.1"), "=> refused: network front is internal, and 192.0.2.1 is outside");
