@@ -26,8 +26,9 @@ pub struct Config {
     #[arg(long, default_value = "/etc/resolv.conf", value_name = "FILE")]
     pub resolv_conf: PathBuf,
 
-    /// Leave it to the administrator whether this host forwards packets (the sysctl net.ipv4.ip_forward); otherwise netd turns it on, and
-    /// has the host forward nothing but what pods send and get if it was off before
+    /// Leave it to the administrator whether this host forwards packets (the sysctls net.ipv4.ip_forward and net.ipv6.conf.all.forwarding);
+    /// otherwise netd turns it on, of IPv6 when pods have a use for it, and has the host forward nothing but what pods send and get if it was
+    /// off before
     #[arg(long)]
     pub no_forwarding: bool,
 

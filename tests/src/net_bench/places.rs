@@ -24,6 +24,8 @@ use crate::processes::Process;
 pub const SINK_PORT: u16 = 9000;
 /// That of a host's own sink, where the other one is published.
 pub const HOST_SINK_PORT: u16 = 9001;
+/// By which a sink is reached at another node than its own.
+pub const SIDE_PORT: u16 = 9002;
 /// What netd's own devices have over an underlay of 1500.
 const OVERLAY_MTU: u32 = 1450;
 /// The pods' gateway, on each host, as netd has it.

@@ -5,15 +5,17 @@
 //!   n1: client ──► n2: sink     m1: eye ──► m2: sink (Docker)     host 1 ──► host 2: sink (bare)
 //!
 //!   outside ──► n2:9000 ──► door on n2      outside ──► m2:9000 ──► door on m2 (Docker)
-//!           ──► n1:9000 ──► door on n2              ──► m1:9000 ──► door on m2
+//!           ──► n1:9002 ──► side-door on n2         ──► m1:9000 ──► door on m2
 //!           ──► n2:9001, of the host itself
 //! ```
 //!
 //! A stream is sent on one processor and swallowed on another. A byte there and back, and connections, stay on one: what is measured is then
 //! the path's own work, and not how soon the other processor wakes up.
 //!
-//! What goes by a service's address has a client of its own: translated, a connection by it and a direct one of the same client's port would be
-//! the same to whoever tracks them, and the one would have to make way for what rests of the other.
+//! What goes by a service's address has a client of its own. The sink closes first and keeps the connection in TIME_WAIT for 60 s; a SYN from the
+//! same address and port is judged there by its TCP timestamp, whose offset the client's kernel derives from both addresses. Of one client those
+//! of one way look old beside those of the other: each is answered by an ACK, reset by the client, and sent again after two jiffies.
+//! So it is with one client by two nodes, whose sinks therefore are two; Docker's sees the node that a connection came to, not the client.
 
 use std::thread;
 use std::time::Duration;
@@ -23,7 +25,7 @@ use rcluster_api::rest::TaskJson;
 use serde_json::Value;
 
 use super::eyes::processes_in;
-use super::places::{Bare, BarePod, HOST_SINK_PORT, Inside, Outside, Place, SINK_PORT, host_sink};
+use super::places::{Bare, BarePod, HOST_SINK_PORT, Inside, Outside, Place, SIDE_PORT, SINK_PORT, host_sink};
 use super::swarm::{self, HOSTS, InEye, Swarm};
 use super::table::{Better, Figure, Sample, Table};
 use super::{DOCKER, DOCKER_VIP, OURS, OURS_VIP, Options};
@@ -191,7 +193,7 @@ fn doors<'a>(outside: &'a Outside<'_>, theirs: Option<&'a Theirs<'_>>, table: &m
     let mut doors = vec![
         Lane { who: HOST_ITSELF, place: outside, target: at("n2", HOST_SINK_PORT)? },
         Lane { who: OURS_HOME, place: outside, target: at("n2", SINK_PORT)? },
-        Lane { who: OURS_AWAY, place: outside, target: at("n1", SINK_PORT)? },
+        Lane { who: OURS_AWAY, place: outside, target: at("n1", SIDE_PORT)? },
     ];
     for door in &doors {
         reached(door)?;
@@ -223,7 +225,7 @@ fn by_port(lane: &Lane<'_>, millis: &str, cpu: &str, table: &mut Table) -> Resul
     Ok(lost)
 }
 
-/// The sinks, one of them behind a published port, and a client on another node; more of these to ask for names at once.
+/// The sinks, two of them behind a published port each, and a client on another node; more of these to ask for names at once.
 fn manifest(sink_cpu: usize) -> String {
     let service = |name: &str, replicas: usize, node: &str, ports: &str, args: &str| {
         format!(
@@ -233,9 +235,13 @@ fn manifest(sink_cpu: usize) -> String {
     };
     let sink = format!("[sink, --port, \"{SINK_PORT}\", --cpu, \"{sink_cpu}\"]");
     let network = "kind: Network\nname: bench\nspec: {subnet: 10.200.0.0/18}\n";
-    let ports = format!("  ports: [\"{SINK_PORT}:{SINK_PORT}\"]\n");
-    let services =
-        [service("sink", 1, "n2", "", &sink), service("door", 1, "n2", &ports, &sink), service("client", ASKERS, "n1", "", "[idle]")];
+    let at = |published: u16| format!("  ports: [\"{published}:{SINK_PORT}\"]\n");
+    let services = [
+        service("sink", 1, "n2", "", &sink),
+        service("door", 1, "n2", &at(SINK_PORT), &sink),
+        service("side-door", 1, "n2", &at(SIDE_PORT), &sink),
+        service("client", ASKERS, "n1", "", "[idle]"),
+    ];
     [network, &services.concat()].concat()
 }
 
