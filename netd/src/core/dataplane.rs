@@ -26,7 +26,7 @@ use super::uplink::{self, Forwards6, HOST_END_MAC, HostEnd, HostPlane, HostRules
 pub struct Dataplane {
     /// The router namespace's loopback is up and holds the resolver's address, and the router's of IPv6 where the kernel has that.
     pub resolver: bool,
-    /// Packets are forwarded in the router namespace, and only by routes that lead back to their source.
+    /// Packets are forwarded in the router namespace, and what comes by the uplink has its way back there.
     pub forwarding: bool,
     /// The kernel's own rules of routing are there, and besides ours no others.
     pub plain_lookup: bool,

@@ -23,12 +23,15 @@ pub const OUR_ROUTES6: &str = "ip -6 -o route show table all proto 114";
 pub const OUR_NEIGHBOURS6: &str = "ip -6 neigh show nud permanent";
 
 /// The calling thread's own.
-const SYSCTLS: [&str; 4] = ["ipv4/ip_forward", "ipv4/conf/up/rp_filter", "ipv4/icmp_ratemask", "netfilter/nf_conntrack_tcp_be_liberal"];
+const SYSCTLS: [&str; 3] = ["ipv4/ip_forward", "ipv4/icmp_ratemask", "netfilter/nf_conntrack_tcp_be_liberal"];
+
+/// Those of the router namespace alone.
+const ROUTERS: [&str; 2] = ["ipv4/conf/all/rp_filter", "ipv4/conf/up/rp_filter"];
 
 /// All of netd's in the router namespace, in these pods and on the host. Not in it: the numbers of devices, which are others when one is made
 /// anew, and what the kernel finds out by itself.
 pub fn seen(host: &Host, pods: &[&str]) -> BTreeSet<String> {
-    let router = || [in_namespace(), elements(), forwards(), sysctls(), with_six()].concat();
+    let router = || [in_namespace(), elements(), forwards(), sysctls(&SYSCTLS), sysctls(&ROUTERS), with_six()].concat();
     let mut lines = named("router", host.inside("router", router));
     for pod in pods {
         lines.extend(named(pod, host.inside(pod, in_namespace)));
@@ -83,9 +86,9 @@ fn forwards() -> Vec<String> {
     show("bridge fdb show").into_iter().filter(|line| line.contains(" dst ")).map(|line| format!("forward {line}")).collect()
 }
 
-fn sysctls() -> Vec<String> {
+fn sysctls(names: &[&str]) -> Vec<String> {
     let value = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap();
-    SYSCTLS.iter().map(|name| format!("sysctl {name} {}", value(name).trim())).collect()
+    names.iter().map(|name| format!("sysctl {name} {}", value(name).trim())).collect()
 }
 
 /// Our devices with whether they have IPv6, and whether that is forwarded.
@@ -105,7 +108,7 @@ fn on_host() -> Vec<String> {
     let ports = nft::read_in(&mut netlink, host::TABLE, &host::PORTS).unwrap();
     let peers = peers.chain(ports.into_iter().map(|(key, _)| format!("port {key:?}")));
     // Its other sysctls are its own.
-    let forwarding = sysctls().into_iter().take(1);
+    let forwarding = sysctls(&SYSCTLS[..1]);
     peers.chain([format!("rules {outline:?}")]).chain(forwarding).chain(in_namespace()).collect()
 }
 
