@@ -40,8 +40,17 @@ struct Timeline<'h> {
     /// Revision of each operation; of a write of unknown outcome, where it was seen.
     revisions: Vec<Option<Revision>>,
     bounds: Bounds,
-    /// When the first write of an object was called that may have happened and been written over before anyone saw it.
-    hidden: BTreeMap<Key, Duration>,
+    /// The writes of an object that may have happened and been written over before anyone saw it.
+    hidden: BTreeMap<Key, Vec<Hidden>>,
+    /// When the last was called of those who found a version of an object there.
+    found: BTreeMap<(Key, Revision), Duration>,
+}
+
+/// A write that nobody saw.
+struct Hidden {
+    called: Duration,
+    /// It happened while this was there, or not at all.
+    expected: Option<Seen>,
 }
 
 /// What is known of the revision at a time, from those that had ended before it, and those that began after it.
@@ -94,6 +103,7 @@ impl<'h> Timeline<'h> {
             revisions: vec![None; history.len()],
             bounds: Bounds::default(),
             hidden: BTreeMap::new(),
+            found: BTreeMap::new(),
         };
         let mut writers: BTreeMap<(Key, Value), usize> = BTreeMap::new();
         for (at, operation) in history.iter().enumerate() {
@@ -122,14 +132,36 @@ impl<'h> Timeline<'h> {
         }
         timeline.bounds = Bounds::new(history, &timeline.revisions);
         for (operation, revision) in history.iter().zip(&timeline.revisions) {
-            if let Deed::Write { key, outcome: Outcome::Unknown, .. } = operation.deed
+            if let Deed::Write { key, expected, outcome: Outcome::Unknown, .. } = operation.deed
                 && revision.is_none()
             {
-                let first = timeline.hidden.entry(key).or_insert(operation.called);
-                *first = (*first).min(operation.called);
+                timeline.hidden.entry(key).or_default().push(Hidden { called: operation.called, expected });
             }
         }
+        for (at, operation) in history.iter().enumerate() {
+            timeline.note_found(at, operation);
+        }
         Ok(timeline)
+    }
+
+    /// What an answer tells that was there when its deed was done.
+    fn note_found(&mut self, at: usize, Operation { called, deed, .. }: &Operation) {
+        let versions: Vec<(Key, Revision)> = match deed {
+            Deed::Read { objects, .. } => objects.iter().filter_map(|(key, seen)| Some((*key, (*seen)?.version))).collect(),
+            Deed::Write { key, outcome: Outcome::Unchanged(revision), .. } => {
+                self.before(*key, revision.saturating_add(1)).map(|(version, _)| (*key, version)).into_iter().collect()
+            }
+            Deed::Write { key, expected: Some(expected), outcome: Outcome::Written(_) | Outcome::Unknown, .. }
+                if self.revisions[at].is_some() =>
+            {
+                vec![(*key, expected.version)]
+            }
+            Deed::Write { .. } => Vec::new(),
+        };
+        for version in versions {
+            let last = self.found.entry(version).or_insert(*called);
+            *last = (*last).max(*called);
+        }
     }
 
     /// Two writes of one value could not be told apart.
@@ -209,7 +241,9 @@ impl<'h> Timeline<'h> {
 
     fn check_write(&self, at: usize, key: Key, value: Value, expected: Option<Seen>, outcome: Outcome) -> Result<(), Broken> {
         match (outcome, self.revisions[at], expected) {
-            (Outcome::Written(_) | Outcome::Unknown, Some(revision), Some(expected)) => self.check_exchange(at, key, revision, expected),
+            (Outcome::Written(_) | Outcome::Unknown, Some(revision), Some(expected)) => {
+                self.check_exchange(at, (key, value), revision, expected)
+            }
             (Outcome::Unchanged(_), Some(revision), _) => match self.before(key, revision.saturating_add(1)) {
                 Some((_, group)) if group.writes.contains_key(&value) && group.last.is_none_or(|(last, _)| last == value) => Ok(()),
                 found => {
@@ -223,9 +257,14 @@ impl<'h> Timeline<'h> {
     }
 
     /// What was expected was there, and one alone found it there.
-    fn check_exchange(&self, at: usize, key: Key, revision: Revision, expected: Seen) -> Result<(), Broken> {
+    fn check_exchange(&self, at: usize, (key, value): (Key, Value), revision: Revision, expected: Seen) -> Result<(), Broken> {
         match self.before(key, revision) {
-            Some((version, _)) if version == expected.version => {}
+            Some((version, group)) if version == expected.version => {
+                if let Some((last, reader)) = group.last.filter(|(last, _)| *last != expected.value) {
+                    let why = format!("object {key} was written for the value {} of version {version}, which is {last}", expected.value);
+                    return Err(self.broken(why, &[reader, at]));
+                }
+            }
             found => {
                 let version = found.map_or("nothing".to_owned(), |(version, _)| format!("version {version}"));
                 let other = found.and_then(|(_, group)| group.writes.values().copied().next()).unwrap_or(at);
@@ -235,6 +274,14 @@ impl<'h> Timeline<'h> {
             }
         }
         let group = &self.objects[&key][&revision];
+        // It found what was there before them all, and was the first.
+        if let Some((_, reader)) = group.last.filter(|(last, _)| *last == value && group.writes.len() > 1) {
+            let why = format!(
+                "of several writes of object {key} at revision {revision} the last is the one that found version {}",
+                expected.version
+            );
+            return Err(self.broken(why, &[at, reader]));
+        }
         let exchanges = |other: &usize| matches!(self.history[*other].deed, Deed::Write { expected: Some(_), .. });
         match group.writes.values().copied().find(|other| *other != at && exchanges(other)) {
             Some(other) => {
@@ -252,13 +299,23 @@ impl<'h> Timeline<'h> {
         let Some(groups) = self.objects.get(&key) else { return Ok(()) };
         let was_there = groups.range(..=from).next_back().is_some_and(|(version, _)| *version == expected.version);
         let next = groups.range(expected.version.saturating_add(1)..).next();
-        let changed = next.is_some_and(|(version, _)| *version <= to);
-        if was_there && !changed && self.hidden.get(&key).is_none_or(|called| called > ended) {
+        let by_then = |group: &Group| group.writes.values().all(|write| self.history[*write].called <= *ended);
+        let changed = next.is_some_and(|(version, group)| *version <= to && by_then(group));
+        if was_there && !changed && !self.may_be_hidden(key, expected.version, *ended) {
             let why =
                 format!("a write of object {key} for version {} was refused, but that was there from before until after", expected.version);
             return Err(self.broken(why, &[at]));
         }
         Ok(())
+    }
+
+    /// Whether a write that nobody saw may have taken a version's place by a time: nobody found that one there afterwards.
+    fn may_be_hidden(&self, key: Key, version: Revision, ended: Duration) -> bool {
+        let found_later = self.found.get(&(key, version)).is_some_and(|called| *called > ended);
+        let last = self.objects.get(&key).and_then(|groups| groups.get(&version)?.last);
+        let was_there = |seen: Seen| seen.version == version && last.is_none_or(|(value, _)| value == seen.value);
+        let fits = |hidden: &Hidden| hidden.called <= ended && hidden.expected.is_none_or(was_there);
+        !found_later && self.hidden.get(&key).is_some_and(|hidden| hidden.iter().any(fits))
     }
 
     fn broken(&self, why: String, operations: &[usize]) -> Broken {

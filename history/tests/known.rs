@@ -120,6 +120,45 @@ fn expectations_that_were_not_kept() {
 }
 
 #[test]
+fn a_refusal_that_no_write_explains() {
+    let first = write((0, 1), 1, at(3));
+    let refused = |expected| exchange((6, 7), expected, 9, Outcome::Conflict);
+    let why = "was refused, but that was there from before until after";
+    // Nobody saw the write that was not answered, and what it expected was over.
+    let unheard = |expected| exchange((4, 5), expected, 3, Outcome::Unknown);
+    let second = exchange((2, 3), (3, 1), 2, at(4));
+    right(&[first.clone(), second.clone(), unheard((4, 2)), refused((4, 2))]);
+    wrong(&[first.clone(), second, unheard((3, 1)), refused((4, 2))], why);
+    // Or was never there, for the other write of its version was the last.
+    let other = write((0, 1), 2, at(3));
+    let (read, refused_first) = (read((2, 3), 3, (3, 1)), refused((3, 1)));
+    wrong(&[first.clone(), other, read, unheard((3, 2)), refused_first.clone()], why);
+    // Or somebody found afterwards what it had written over.
+    let unheard = write((4, 5), 3, Outcome::Unknown);
+    right(&[first.clone(), unheard.clone(), refused_first.clone()]);
+    let later = exchange((8, 9), (3, 1), 4, at(5));
+    wrong(&[first.clone(), unheard, refused_first.clone(), later], why);
+    // What began later has not changed it either.
+    wrong(&[first, refused_first, write((8, 9), 4, at(5))], why);
+}
+
+#[test]
+fn what_was_found_was_another_value() {
+    let both = [write((0, 9), 1, at(5)), write((0, 9), 2, at(5)), read((10, 11), 5, (5, 1))];
+    let exchange_for = |value| [&both[..], &[exchange((12, 13), (5, value), 3, at(6))]].concat();
+    right(&exchange_for(1));
+    wrong(&exchange_for(2), "was written for the value 2 of version 5, which is 1");
+}
+
+#[test]
+fn who_found_what_was_there_was_the_first_of_its_revision() {
+    let writes = [write((0, 1), 1, at(3)), exchange((2, 9), (3, 1), 2, at(4)), write((2, 9), 3, at(4))];
+    let read_as = |value| [&writes[..], &[read((10, 11), 4, (4, value))]].concat();
+    right(&read_as(3));
+    wrong(&read_as(2), "the last is the one that found version 3");
+}
+
+#[test]
 fn two_values_of_one_version() {
     let history = [write((0, 9), 1, at(5)), write((0, 9), 2, at(5)), read((10, 11), 5, (5, 1)), read((12, 13), 6, (5, 2))];
     wrong(&history, "has two values at version 5");
