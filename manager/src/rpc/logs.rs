@@ -139,7 +139,12 @@ impl Reader {
                     return;
                 }
                 tokio::select! {
-                    Some((id, task, said)) = chunks.next() => self.take(&id, &task, said).await,
+                    // None: the last of them is over, which is only now seen.
+                    next = chunks.next(), if !chunks.is_empty() => {
+                        if let Some((id, task, said)) = next {
+                            self.take(&id, &task, said).await;
+                        }
+                    }
                     changed = revisions.changed(), if self.request.follow => {
                         if changed.is_err() {
                             return;
