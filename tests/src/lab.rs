@@ -19,6 +19,9 @@ use serde::de::DeserializeOwned;
 /// How often a predicate is asked again.
 const POLL: Duration = Duration::from_millis(20);
 
+/// Lines of what a failed command said that its error carries, of each stream: an error and the last words of a log are no more.
+const LAST_LINES: usize = 20;
+
 /// The address of whoever is [`Lab::outside`]: the wire's, which is no host's.
 pub const OUTSIDE: &str = "10.90.0.1";
 
@@ -97,13 +100,14 @@ impl Lab {
         command
     }
 
-    /// Runs rclusterctl and returns what it printed; a refusal is an error with its words.
+    /// Runs rclusterctl and returns what it printed; a refusal is an error with its last words.
     pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
         let output = self.command(arguments).stdin(Stdio::null()).output().context("run rclusterctl")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            bail!("rclusterctl {} ({}): {}{}", arguments.join(" "), output.status, said.trim(), text.trim());
+            let last = [end_of(&said), end_of(&text)].join("\n");
+            bail!("rclusterctl {} ({}): {}", arguments.join(" "), output.status, last.trim());
         }
         Ok(text)
     }
@@ -254,6 +258,12 @@ impl Drop for Lab {
             }
         }
     }
+}
+
+/// A deploy tells all that happens to each task, and what went wrong at its end.
+fn end_of(said: &str) -> String {
+    let lines: Vec<&str> = said.trim().lines().collect();
+    lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
 }
 
 #[allow(clippy::print_stderr, reason = "a failing test tells what it saw")]

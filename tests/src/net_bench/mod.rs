@@ -87,14 +87,15 @@ pub fn run(options: &Options) -> Result<()> {
     let swarm = if why_not.is_empty() { Some(Swarm::up()?) } else { None };
     let theirs = || swarm.as_ref().ok_or(why_not.as_str());
     for section in &options.only {
-        match section {
-            Section::Traffic => traffic::run(options, theirs(), &mut table)?,
-            Section::Changes => changes::run(options, theirs(), &mut table)?,
-            Section::Update => changes::update(options, theirs(), &mut table)?,
-            Section::Stale => changes::stale(options, &mut table)?,
-        }
-        // What was measured is told even if the next section fails.
+        let done = match section {
+            Section::Traffic => traffic::run(options, theirs(), &mut table),
+            Section::Changes => changes::run(options, theirs(), &mut table),
+            Section::Update => changes::update(options, theirs(), &mut table),
+            Section::Stale => changes::stale(options, &mut table),
+        };
+        // What was measured is told even if this section has failed, or the next one does.
         crate::progress(&format!("so far:\n{}", table.text()));
+        done?;
     }
     println!("{}", table.text());
     Ok(())

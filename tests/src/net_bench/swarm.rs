@@ -14,6 +14,7 @@ use tar::{Builder, Header};
 use super::eyes::Eye;
 use super::places::{Outside, Place, SINK_PORT, summary};
 use crate::lab::{Lab, Watched, bin_dir, wait_for};
+use crate::progress;
 
 /// The first one leads.
 pub const HOSTS: [&str; 3] = ["m1", "m2", "m3"];
@@ -106,9 +107,10 @@ impl Swarm {
         reach(&format!("tasks.{name}"), PATIENCE)?;
         let tried = reach(name, VIP_PATIENCE);
         self.docker(HOSTS[0], &["service", "rm", name])?;
-        // It becomes a cell of a table.
-        let why = |error: anyhow::Error| format!("{error:#}").lines().collect::<Vec<_>>().join("; ");
-        Ok(tried.err().map(|error| format!("no service is reached by its address (has the kernel IPVS?): {}", why(error))))
+        Ok(tried.err().map(|error| {
+            progress(&format!("{error:#}"));
+            format!("no service is reached by its address within {} s (has the kernel IPVS?)", VIP_PATIENCE.as_secs())
+        }))
     }
 
     /// Whether services are reached by their addresses; the error says why they are not.

@@ -2,6 +2,9 @@
 
 use serde_json::json;
 
+/// Characters of a reason, which is a cell of the table.
+const REASON_MAX: usize = 200;
+
 /// Which of two values is the better one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Better {
@@ -74,9 +77,9 @@ impl Table {
         self.row(figure, who).rounds.push(sample);
     }
 
-    /// Says why there is no figure.
+    /// Says why there is no figure, as short as a cell is to be.
     pub fn absent(&mut self, figure: Figure, who: &str, why_not: &str) {
-        why_not.clone_into(&mut self.row(figure, who).why_not);
+        self.row(figure, who).why_not = short(why_not);
     }
 
     /// Something that is counted: what, how often, and of how many.
@@ -175,6 +178,16 @@ impl Table {
     }
 }
 
+/// On one line, and no longer than a reason may be.
+fn short(reason: &str) -> String {
+    let lines: Vec<&str> = reason.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let line = lines.join("; ");
+    match line.char_indices().nth(REASON_MAX) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +225,13 @@ mod tests {
         let first: serde_json::Value = serde_json::from_str(lines[13]).unwrap();
         assert_eq!(first["best_p50_p99"], json!([120.0, 110.0, 100.0]));
         assert_eq!(lines.len(), 13 + 5);
+    }
+
+    #[test]
+    fn a_reason_is_a_short_line() {
+        assert_eq!(short("not reached:\n  no answer \n\n"), "not reached:; no answer");
+        assert_eq!(short(&"é".repeat(REASON_MAX)), "é".repeat(REASON_MAX));
+        assert_eq!(short(&"é".repeat(REASON_MAX + 1)), format!("{}…", "é".repeat(REASON_MAX)));
     }
 
     #[test]

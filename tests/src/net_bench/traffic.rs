@@ -338,7 +338,15 @@ fn many(options: &Options, lab: &Lab, lanes: &[Lane<'_>], table: &mut Table) -> 
         )
     };
     let all: Vec<String> = (0..options.services).map(one).collect();
-    lab.ctl(&["deploy", "--timeout", "1800s", &lab.write(&all.join("---\n"))?])?;
+    if let Err(error) = lab.ctl(&["deploy", "--timeout", "1800s", &lab.write(&all.join("---\n"))?]) {
+        let text = format!("{error:#}");
+        progress(&text);
+        let why = text.lines().find_map(|line| line.strip_prefix("error: ")).unwrap_or(&text);
+        for who in [OURS, OURS_VIP] {
+            table.absent(CONNECTIONS_MANY, who, &format!("{} services are not made: {why}", options.services));
+        }
+        return Ok(());
+    }
     table.note(&format!("many services: {} beside the sink, each with an address of its own and a task", options.services));
     let (millis, cpu) = (options.millis.to_string(), (thread::available_parallelism()?.get() - 1).to_string());
     for round in 0..options.rounds {
