@@ -333,10 +333,10 @@ fn on_host(wanted: &Dataplane, now: &Dataplane) -> Vec<Op> {
     ops.extend(unsealed.map(|vni| Op::SealNetwork { vni: *vni }));
     let new_peers = wanted.peers.iter().filter(|node| anew || !now.peers.contains(*node));
     ops.extend(new_peers.map(|node| Op::AddPeer { node: *node }));
-    if anew && now.end.is_some_and(|end| end.up && end.addressed) {
-        // They led somewhere before.
+    if anew && let Some(end) = now.end.filter(|end| end.up && end.addressed) {
+        // They led somewhere before; those of IPv6 only where the pair carried it.
         ops.extend(wanted.ports.iter().copied().map(Op::OpenPort));
-        ops.extend(wanted.ports6.iter().copied().map(Op::OpenPort6));
+        ops.extend(wanted.ports6.iter().filter(|_| end.six).copied().map(Op::OpenPort6));
     }
     if wanted.forwarding && !now.forwarding {
         ops.push(Op::EnableHostForwarding);

@@ -1,4 +1,6 @@
+use ipnet::Ipv6Net;
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+use rcluster_api::network::address6;
 use rcluster_api::wire::v1;
 
 use super::tests::obey;
@@ -12,9 +14,23 @@ use crate::core::rules::{egress, isolation};
 use crate::core::uplink::Forwarding;
 
 /// A few networks, each with a service whose endpoints are on a few nodes, and pods here on some of them; `steady` pods have the same
-/// interface on the same network each time they appear, as it is in life.
+/// interface on the same network each time they appear, as it is in life, and nothing of theirs goes out by IPv6.
 fn any_wanted(steady: bool) -> impl Strategy<Value = Dataplane> {
-    any_picture(steady).prop_map(|(picture, attachments, underlay)| compile(&picture, &attachments, &underlay))
+    (any_picture(steady), any::<bool>()).prop_map(move |((mut picture, attachments, underlay), has_way)| {
+        if has_way && !steady {
+            lead_out6(&mut picture);
+        }
+        compile(&picture, &attachments, &underlay)
+    })
+}
+
+/// The host has ways by IPv6, and published ports are to be reached by it where their tasks have it.
+fn lead_out6(picture: &mut Picture) {
+    picture.beyond6 = vec![Ipv6Net::default()];
+    for backend in picture.published.iter_mut().flat_map(|published| &mut published.backends) {
+        let network = picture.networks.values().find(|network| network.subnet.contains(&backend.ip));
+        backend.ip6 = network.and_then(|network| network.subnet6).map(|subnet6| address6(subnet6, backend.ip));
+    }
 }
 
 /// What such a dataplane comes from.
@@ -113,6 +129,10 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
         kernel.host.peers.insert(Ipv4Addr::new(10, 90, 0, 9));
     }
     kernel.host.ports.retain(|_| !coin());
+    kernel.host.ports6.retain(|_| !coin());
+    if coin() {
+        kernel.host.forwarding6 = Forwards6::No;
+    }
     if coin() {
         kernel.host.ports.insert(Opening { transport: Transport::Udp, port: 9 });
     }
@@ -126,6 +146,7 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
     kernel.host.tunnels.values_mut().filter(|_| coin()).for_each(|tunnel| tunnel.end.up = false);
     kernel.host.tunnels.values_mut().for_each(|tunnel| tunnel.peers.retain(|_, _| !coin()));
     kernel.host.end.iter_mut().filter(|_| coin()).for_each(|end| end.addressed = false);
+    kernel.host.end.iter_mut().filter(|_| coin()).for_each(|end| end.six = !end.six);
     if coin() {
         kernel.rules.rules.pop();
     }
@@ -177,9 +198,12 @@ proptest! {
     #[test]
     fn one_plan_is_enough_whatever_the_kernel_held(wanted in any_wanted(false), held in any_wanted(false), seed in any::<u64>()) {
         let kernel = corrupt(held, seed);
-        let after = obey(kernel.clone(), &plan(&wanted, &kernel));
-        prop_assert_eq!(&after, &wanted);
+        let mut after = obey(kernel.clone(), &plan(&wanted, &kernel));
         prop_assert!(plan(&wanted, &after).is_empty());
+        // A host that forwards IPv6 goes on doing so.
+        prop_assert!(after.host.forwarding6 >= wanted.host.forwarding6);
+        after.host.forwarding6 = wanted.host.forwarding6;
+        prop_assert_eq!(&after, &wanted);
     }
 
     #[test]

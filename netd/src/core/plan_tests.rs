@@ -324,6 +324,19 @@ fn a_way_out_by_ipv6_comes_with_the_rules_before_it_and_with_all_that_it_takes()
 }
 
 #[test]
+fn a_port_is_open_by_ipv6_only_once_the_pair_carries_it() {
+    let mut wire = numbered(1, vec![published(v1::IngressPolicy::Mesh)]);
+    wire.networks[0].subnet6 = "fd00:1::/64".into();
+    wire.published[0].backends[1].ip6 = "fd00:1::a80:2".into();
+    let mut picture = Picture::parse(&wire).0;
+    let of = |picture: &Picture| compile(picture, &t1_attached(), &underlay(Forwarding::Netd));
+    let without = of(&picture);
+    picture.beyond6 = vec!["::/0".parse().unwrap()];
+    let steps = plan(&of(&picture), &without);
+    assert_eq!(steps.add.last(), Some(&Op::OpenPort6(picture.published[0].opening(0))), "{steps}");
+}
+
+#[test]
 fn an_interval_goes_before_one_that_meets_it_comes() {
     let mut view = numbered(1, vec![published(v1::IngressPolicy::Mesh)]);
     let mut allowing = |net: &str| {
