@@ -2,10 +2,13 @@
 
 mod support;
 
-use rcluster_api::wire::v1::{HeldPort, NetView, NodeNetwork, Protocol};
-use support::agent::Agent;
+use std::time::Duration;
+
+use rcluster_api::wire::v1::{HeldPort, NetView, NodeNetwork, Protocol, TaskState};
+use support::agent::{Agent, on_network, shell_task};
 use support::manager::Manager;
 use support::netd::FakeNetd;
+use tokio::time::timeout;
 
 /// A host where someone has this port.
 fn held(port: u32) -> NodeNetwork {
@@ -36,4 +39,24 @@ async fn the_manager_hears_who_has_a_port_of_the_host_as_soon_as_netd_says_so_an
         description.network.clone().or_else(|| seen.networks.get(2).cloned())
     };
     assert_eq!(manager.until("it is back and tells again", told).await, held(81));
+}
+
+#[tokio::test]
+async fn netd_is_asked_to_attach_a_few_pods_at_a_time_and_all_come() {
+    let manager = Manager::leader().await;
+    let agent = Agent::start(&[manager.address]);
+    let netd = FakeNetd::listen(agent.run());
+    netd.answers.send_replace(false);
+    let ids: Vec<String> = (0..40).map(|number| format!("aaaaaaaaaaaaaa{number:02}")).collect();
+    manager.assign(ids.iter().map(|id| on_network(shell_task(id, "while :; do sleep 1; done"))).collect());
+    let mut attaching = netd.attaching.subscribe();
+    let many = attaching.wait_for(|attaching| *attaching >= 16);
+    timeout(Duration::from_secs(60), many).await.expect("netd is asked").expect("the sender is here");
+    let beats = manager.seen.borrow().heartbeats;
+    manager.until("some beats pass", |seen| (seen.heartbeats > beats + 10).then_some(())).await;
+    assert_eq!(*netd.attaching.borrow(), 16, "the others wait for their turn");
+    netd.answers.send_replace(true);
+    for id in &ids {
+        manager.reported(id, TaskState::Running).await;
+    }
 }

@@ -93,6 +93,16 @@ fn a_device_that_is_still_silent_is_told_of_and_not_waited_for() {
 }
 
 #[test]
+fn a_pod_is_not_attached_for_one_who_waits_no_longer() {
+    let Bench { mut owner, _dir } = bench();
+    owner.apply_view(&view(1)).unwrap();
+    let (reply, answer) = oneshot::channel();
+    drop(answer);
+    owner.handle(Command::Attach { request: request("t1", "10.128.0.2"), reply });
+    assert_eq!(owner.status().attachments, []);
+}
+
+#[test]
 fn a_pod_is_named_from_attach_to_detach_and_not_until_the_next_picture() {
     let Bench { mut owner, _dir } = bench();
     owner.apply_view(&view(1)).unwrap();

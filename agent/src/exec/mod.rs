@@ -1,5 +1,6 @@
 //! The doing: containers through an OCI runtime, networks through netd. Every step can be repeated.
 
+mod gate;
 pub mod monitor;
 pub mod netd_client;
 pub mod pod;

@@ -16,12 +16,13 @@ use rcluster_base::backoff::Backoff;
 use rcluster_base::ledger;
 use thiserror::Error;
 use tokio::net::UnixStream;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::sync::{SemaphorePermit, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 use tracing::{info, warn};
 
+use super::gate::Gate;
 use crate::place::Places;
 
 /// Why netd did not do it.
@@ -56,10 +57,16 @@ pub struct Netd {
     network: watch::Sender<Option<NodeNetwork>>,
     /// Keeps the latest view for an agent that is started anew.
     kept: PathBuf,
+    /// For pods that come.
+    coming: Gate,
+    /// For pods that go: they do not wait for those that come.
+    going: Gate,
 }
 
 const APPLY: Duration = Duration::from_secs(10);
 const CALL: Duration = Duration::from_secs(5);
+/// So many pods come, and go, at once: netd does one after the other, and what else it is asked waits among them.
+const AT_ONCE: usize = 16;
 /// How long attaching waits for a netd that is restarting.
 const ATTACH: Duration = Duration::from_secs(10);
 /// How often netd is asked what it holds, and what it says of the host's network: it tells nothing by itself.
@@ -87,7 +94,8 @@ impl Netd {
         let channel = Endpoint::from_static("http://netd").connect_with_connector_lazy(connect);
         let client = NetdClient::new(channel).max_encoding_message_size(VIEW_BYTES_MAX).max_decoding_message_size(VIEW_BYTES_MAX);
         let (view, applied, network) = (watch::Sender::new(view), watch::Sender::default(), watch::Sender::new(None));
-        Ok(Self { socket, client, view, applied, network, kept })
+        let (coming, going) = (Gate::new(AT_ONCE), Gate::new(AT_ONCE));
+        Ok(Self { socket, client, view, applied, network, kept, coming, going })
     }
 
     /// Takes a view for netd, unless it is older than the last; only the latest is ever sent.
@@ -183,18 +191,25 @@ impl Netd {
         }
     }
 
-    /// Makes or finds the pod's network namespace; waits a while for a netd that is restarting.
+    /// Makes or finds the pod's network namespace; waits a while for a netd that is restarting, and for as long as it is busy with other pods.
     pub async fn attach(&self, request: &AttachRequest) -> Result<AttachResponse, NetdError> {
-        let deadline = Instant::now() + ATTACH;
+        let mut left = ATTACH;
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(500));
         loop {
+            let turn = self.turn(&self.coming, ATTACH).await?;
+            let asked = Instant::now();
             let mut client = self.client.clone();
-            let answer = timeout_at(deadline, client.attach(request.clone())).await;
-            match answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))) {
-                Ok(response) => return Ok(response.into_inner()),
-                Err(status) if may_pass(&status) && Instant::now() < deadline => sleep(backoff.delay()).await,
+            let answer = timeout(left, client.attach(request.clone())).await;
+            drop(turn);
+            match answer.unwrap_or_else(|_| Err(unanswered())) {
+                Ok(response) => {
+                    self.coming.note_answer();
+                    return Ok(response.into_inner());
+                }
+                Err(status) if may_pass(&status) && asked.elapsed() < left => sleep(backoff.delay()).await,
                 Err(status) => return Err(self.error(&status)),
             }
+            left = left.saturating_sub(asked.elapsed());
         }
     }
 
@@ -209,8 +224,11 @@ impl Netd {
     pub async fn detach(&self, task: &TaskId, linger: Duration) -> Result<(), NetdError> {
         let linger_ms = u64::try_from(linger.as_millis()).unwrap_or(u64::MAX);
         let request = DetachRequest { task_id: task.to_string(), linger_ms };
+        let _turn = self.turn(&self.going, CALL).await?;
         let mut client = self.client.clone();
-        self.within(CALL, client.detach(request)).await.map(drop)
+        self.within(CALL, client.detach(request)).await?;
+        self.going.note_answer();
+        Ok(())
     }
 
     /// What netd holds and is to hold.
@@ -259,9 +277,13 @@ impl Netd {
         Ok(answer)
     }
 
+    async fn turn<'a>(&self, gate: &'a Gate, patience: Duration) -> Result<SemaphorePermit<'a>, NetdError> {
+        gate.turn(patience).await.ok_or_else(|| self.error(&unanswered()))
+    }
+
     /// The answer to a call, which is waited for no longer than this.
     async fn within<T>(&self, patience: Duration, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, NetdError> {
-        let answer = timeout(patience, call).await.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
+        let answer = timeout(patience, call).await.unwrap_or_else(|_| Err(unanswered()));
         answer.map(Response::into_inner).map_err(|status| self.error(&status))
     }
 
@@ -272,6 +294,10 @@ impl Netd {
             NetdError::Refused { why: status.message().to_owned() }
         }
     }
+}
+
+fn unanswered() -> Status {
+    Status::deadline_exceeded("no answer in time")
 }
 
 /// Whether the next try may meet another answer.

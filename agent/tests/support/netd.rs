@@ -18,12 +18,18 @@ pub struct FakeNetd {
     pub asked: watch::Sender<Vec<String>>,
     /// What it says of the host's network.
     pub network: watch::Sender<Option<NodeNetwork>>,
+    /// So many pods are to be attached and wait for the answer.
+    pub attaching: watch::Sender<usize>,
+    /// Whether they are answered.
+    pub answers: watch::Sender<bool>,
     server: JoinHandle<()>,
 }
 
 struct Service {
     asked: watch::Sender<Vec<String>>,
     network: watch::Sender<Option<NodeNetwork>>,
+    attaching: watch::Sender<usize>,
+    answers: watch::Sender<bool>,
     /// Term and revision of the last view.
     view: watch::Sender<(u64, u64)>,
 }
@@ -33,13 +39,20 @@ impl FakeNetd {
     pub fn listen(run: &Path) -> Self {
         let listener = UnixListener::bind(run.join("netd.sock")).expect("bind");
         let (asked, network) = (watch::Sender::new(Vec::new()), watch::Sender::new(None));
-        let service = Service { asked: asked.clone(), network: network.clone(), view: watch::Sender::new((0, 0)) };
+        let (attaching, answers) = (watch::Sender::new(0), watch::Sender::new(true));
+        let service = Service {
+            asked: asked.clone(),
+            network: network.clone(),
+            attaching: attaching.clone(),
+            answers: answers.clone(),
+            view: watch::Sender::new((0, 0)),
+        };
         let service = NetdServer::new(service);
         let server = tokio::spawn(async move {
             let incoming = UnixListenerStream::new(listener);
             tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.expect("serve");
         });
-        Self { asked, network, server }
+        Self { asked, network, attaching, answers, server }
     }
 
     pub fn asked(&self) -> String {
@@ -70,6 +83,9 @@ impl Netd for Service {
     async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
         let AttachRequest { dns, .. } = request.into_inner();
         self.note(if dns.is_empty() { "attach".into() } else { format!("attach asking {}", dns.join(" ")) });
+        self.attaching.send_modify(|attaching| *attaching += 1);
+        self.answers.subscribe().wait_for(|answers| *answers).await.expect("the sender is here");
+        self.attaching.send_modify(|attaching| *attaching -= 1);
         let (dns, search) = ("169.254.53.53".into(), vec!["front.internal".into()]);
         Ok(Response::new(AttachResponse { dns, search, ..AttachResponse::default() }))
     }

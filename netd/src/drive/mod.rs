@@ -341,6 +341,8 @@ impl<K: Kernel> Owner<K> {
                 drop(reply.send(read.map(|read| self.obey(read))));
                 self.ask_the_dead();
             }
+            // Who gave up waiting asks again, or takes the pod elsewhere.
+            Command::Attach { reply, .. } if reply.is_closed() => {}
             Command::Attach { request, reply } => {
                 let attached = self.attach(&request);
                 drop(reply.send(attached.map(|response| Attached { response, without_carrier: self.without_carrier(&request.task_id) })));
