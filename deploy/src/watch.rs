@@ -54,13 +54,29 @@ impl Picture {
             }
         }
     }
+}
 
-    fn service(&self, name: &str) -> Option<&Service> {
-        self.services.values().find(|service| service.spec.name == name)
+/// A picture by the names of services: each is then asked for what is its own alone, however many there are.
+struct ByService<'a>(BTreeMap<&'a str, Part<'a>>);
+
+struct Part<'a> {
+    service: &'a Service,
+    /// In the order of their ids.
+    tasks: Vec<&'a Task>,
+}
+
+impl<'a> ByService<'a> {
+    fn of(picture: &'a Picture) -> Self {
+        let mut tasks: BTreeMap<&str, Vec<&Task>> = BTreeMap::new();
+        for task in picture.tasks.values() {
+            tasks.entry(task.service_id.as_str()).or_default().push(task);
+        }
+        let part = |service: &'a Service| Part { service, tasks: tasks.remove(service.id.as_str()).unwrap_or_default() };
+        Self(picture.services.values().map(part).map(|part| (part.service.spec.name.as_str(), part)).collect())
     }
 
-    fn tasks_of<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = &'a Task> {
-        self.tasks.values().filter(|task| task.service_id == service.id)
+    fn get(&self, name: &str) -> Option<&Part<'a>> {
+        self.0.get(name)
     }
 }
 
@@ -115,6 +131,13 @@ pub struct Tally {
     pub leaving: usize,
 }
 
+impl Tally {
+    /// Whether tasks are still to start, or to stop.
+    pub fn is_behind(&self) -> bool {
+        self.running < self.wanted || self.leaving > 0
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Slot {
     service: String,
@@ -154,15 +177,16 @@ impl Rollout {
         }
         let mut wake_at_ms: Option<u64> = None;
         let mut converged = true;
+        let parts = ByService::of(picture);
         for name in self.services.clone() {
-            let Some(service) = picture.service(&name).filter(|service| !service.removing) else {
+            let Some(part) = parts.get(&name).filter(|part| !part.service.removing) else {
                 return Verdict::Gone { service: name };
             };
-            if let Some(blame) = self.note_ends(picture, service) {
+            if let Some(blame) = self.note_ends(part) {
                 return Verdict::Failed(blame);
             }
-            let settled_at = self.settled_at(picture, service, now_ms);
-            let standing = standing(picture, service);
+            let settled_at = self.settled_at(part, now_ms);
+            let standing = standing(picture, part);
             converged &= standing.is_complete() && settled_at <= now_ms;
             if settled_at > now_ms {
                 wake_at_ms = Some(wake_at_ms.map_or(settled_at, |wake| wake.min(settled_at)));
@@ -172,10 +196,10 @@ impl Rollout {
     }
 
     /// Counts the ends of tasks since the deploy; the task to blame when a slot has used up its tries.
-    fn note_ends(&mut self, picture: &Picture, service: &Service) -> Option<Blame> {
+    fn note_ends(&mut self, Part { service, tasks }: &Part<'_>) -> Option<Blame> {
         let current = |task: &&Task| task.spec_version == service.spec_version && task.stamp.version > self.revision;
         let mut blame: Option<(u64, Blame)> = None;
-        for task in picture.tasks_of(service).filter(current).filter(|task| ended_by_itself(task)) {
+        for task in tasks.iter().copied().filter(current).filter(|task| ended_by_itself(task)) {
             let ends = self.ends.entry(Slot::of(task)).or_default();
             ends.insert(task.id.to_string(), service.spec_version);
             let count = ends.values().filter(|version| **version == service.spec_version).count();
@@ -188,9 +212,9 @@ impl Rollout {
     }
 
     /// When the last of the service's running tasks has run long enough.
-    fn settled_at(&mut self, picture: &Picture, service: &Service, now_ms: u64) -> u64 {
+    fn settled_at(&mut self, part: &Part<'_>, now_ms: u64) -> u64 {
         let mut settled = 0;
-        for task in picture.tasks_of(service).filter(|task| task.serves()) {
+        for task in part.tasks.iter().filter(|task| task.serves()) {
             let since = *self.running_since.entry(task.id.to_string()).or_insert(now_ms);
             let settle = match self.ends.get(&Slot::of(task)) {
                 Some(_) => SETTLE_AFTER_FAILURE_MS,
@@ -205,8 +229,9 @@ impl Rollout {
     /// The tasks to show: those that are wanted, and those that are still leaving.
     pub fn lines(&self, picture: &Picture) -> Vec<TaskLine> {
         let mut lines: Vec<TaskLine> = Vec::new();
-        for service in self.services.iter().filter_map(|name| picture.service(name)) {
-            let shown = picture.tasks_of(service).filter(|task| task.is_live());
+        let parts = ByService::of(picture);
+        for Part { service, tasks } in self.services.iter().filter_map(|name| parts.get(name)) {
+            let shown = tasks.iter().filter(|task| task.is_live());
             lines.extend(shown.map(|task| TaskLine {
                 service: task.service.clone(),
                 slot: task.slot,
@@ -227,7 +252,8 @@ impl Rollout {
 
     /// Where each service stands.
     pub fn tallies(&self, picture: &Picture) -> Vec<Tally> {
-        self.services.iter().filter_map(|name| picture.service(name)).map(|service| standing(picture, service).tally(service)).collect()
+        let parts = ByService::of(picture);
+        self.services.iter().filter_map(|name| parts.get(name)).map(|part| standing(picture, part).tally(part.service)).collect()
     }
 }
 
@@ -296,8 +322,8 @@ impl Standing {
     }
 }
 
-fn standing(picture: &Picture, service: &Service) -> Standing {
-    let live: Vec<&Task> = picture.tasks_of(service).filter(|task| task.is_live()).collect();
+fn standing(picture: &Picture, Part { service, tasks }: &Part<'_>) -> Standing {
+    let live: Vec<&Task> = tasks.iter().copied().filter(|task| task.is_live()).collect();
     let is_current = |task: &&&Task| task.spec_version == service.spec_version;
     let running = live.iter().filter(|task| task.serves()).count();
     let (wanted, covered) = match service.spec.mode {
@@ -313,7 +339,7 @@ fn standing(picture: &Picture, service: &Service) -> Standing {
         live: live.len(),
         running,
         old: live.iter().filter(|task| !is_current(task)).count(),
-        leaving: picture.tasks_of(service).filter(|task| !task.is_wanted() && task.may_run()).count(),
+        leaving: tasks.iter().filter(|task| !task.is_wanted() && task.may_run()).count(),
         covered,
     }
 }

@@ -19,6 +19,8 @@ use crate::session::{Change, Session, Watch};
 
 /// How often the time on a terminal moves.
 const REDRAW: Duration = Duration::from_millis(200);
+/// Changes that wait to be judged.
+const CHANGES_MAX: usize = 64;
 /// Log lines shown of a failing task.
 const LOG_LINES: u32 = 10;
 /// How long those are waited for.
@@ -53,7 +55,7 @@ struct Follower {
 impl Follower {
     fn start(watch: Watch, deadline: Instant) -> Result<Self, CliError> {
         let interrupts = interrupts()?;
-        let (sender, changes) = mpsc::channel(16);
+        let (sender, changes) = mpsc::channel(CHANGES_MAX);
         let mut scope = Scope::new();
         scope.spawn(forward(watch, sender));
         Ok(Self { changes, interrupts, deadline, _scope: scope })
@@ -130,12 +132,17 @@ pub async fn rollout(session: Session, services: &BTreeSet<String>, revision: u6
         }
         match follower.next(wake_at).await {
             Event::Change(change) => {
-                let change = change?;
-                synced = change.synced;
-                if change.fresh {
-                    picture = Picture::default();
+                // What has come meanwhile is judged together: a large rollout changes faster than it is judged.
+                let mut next = Some(change);
+                while let Some(change) = next {
+                    let change = change?;
+                    synced = change.synced;
+                    if change.fresh {
+                        picture = Picture::default();
+                    }
+                    picture.update(change.revision, change.puts, change.deletes);
+                    next = follower.changes.try_recv().ok();
                 }
-                picture.update(change.revision, change.puts, change.deletes);
             }
             Event::Wake => {}
             Event::Deadline => return Err(late(ending, &rollout.lines(&picture), &rollout.tallies(&picture))),
@@ -146,7 +153,14 @@ pub async fn rollout(session: Session, services: &BTreeSet<String>, revision: u6
 
 /// Why time is up, with the reasons of tasks that do not run.
 fn late(ending: Ending, lines: &[TaskLine], tallies: &[Tally]) -> CliError {
-    let standing: Vec<String> = tallies.iter().map(|tally| format!("{} {}/{}", tally.service, tally.running, tally.wanted)).collect();
+    let behind: Vec<&Tally> = tallies.iter().filter(|tally| tally.is_behind()).collect();
+    let mut standing: Vec<String> =
+        behind.iter().take(REASONS_MAX).map(|tally| format!("{} {}/{}", tally.service, tally.running, tally.wanted)).collect();
+    if behind.is_empty() {
+        standing.push("all tasks run, not yet long enough to be relied on".to_owned());
+    } else if behind.len() > REASONS_MAX {
+        standing.push(format!("and {} services more", behind.len() - REASONS_MAX));
+    }
     let mut message = format!("the {} has not converged within {}: {}", ending.verb, ending.timeout, standing.join(", "));
     for line in lines.iter().filter(|line| !line.serves).take(REASONS_MAX) {
         let reason = if line.message.is_empty() { String::new() } else { format!(": {}", line.message) };
@@ -232,5 +246,23 @@ pub async fn until_gone(
             }
             Event::Interrupt => return Err(interrupted("removal")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(running: &[usize]) -> String {
+        let tally = |(nth, running): (usize, &usize)| Tally { service: format!("s{nth}"), running: *running, wanted: 1, leaving: 0 };
+        let tallies: Vec<Tally> = running.iter().enumerate().map(tally).collect();
+        late(Ending { verb: "deploy", timeout: Millis(3_000) }, &[], &tallies).to_string()
+    }
+
+    #[test]
+    fn when_time_is_up_the_services_that_are_behind_are_told() {
+        assert_eq!(told(&[1, 0, 1]), "the deploy has not converged within 3s: s1 0/1");
+        assert_eq!(told(&[0; 7]), "the deploy has not converged within 3s: s0 0/1, s1 0/1, s2 0/1, s3 0/1, s4 0/1, and 2 services more");
+        assert_eq!(told(&[1]), "the deploy has not converged within 3s: all tasks run, not yet long enough to be relied on");
     }
 }

@@ -11,6 +11,8 @@ use super::table::one_line;
 /// Most bars at once; those that do not run yet come first.
 const BARS_MAX: usize = 16;
 const BAR_CELLS: usize = 8;
+/// Most services at once whose tasks are counted; those that lack some come first.
+const TALLIES_MAX: usize = 8;
 
 /// Draws pictures of a rollout one after the other.
 #[derive(Debug)]
@@ -39,7 +41,12 @@ impl Progress {
         if shown.len() > BARS_MAX {
             block.push(format!("… and {} more", shown.len() - BARS_MAX));
         }
-        block.push(format!("{}  {}", tallies.iter().map(tally).collect::<Vec<_>>().join(", "), seconds(elapsed_ms)));
+        let (behind, done): (Vec<&Tally>, Vec<&Tally>) = tallies.iter().partition(|tally| tally.is_behind());
+        let mut counted: Vec<String> = behind.into_iter().chain(done).take(TALLIES_MAX).map(tally).collect();
+        if tallies.len() > TALLIES_MAX {
+            counted.push(format!("… and {} services more", tallies.len() - TALLIES_MAX));
+        }
+        block.push(format!("{}  {}", counted.join(", "), seconds(elapsed_ms)));
         let up = if self.drawn_lines > 0 { format!("\x1b[{}A", self.drawn_lines) } else { String::new() };
         self.drawn_lines = block.len();
         format!("\x1b[?7l{up}\r\x1b[J{}\n\x1b[?7h", block.join("\n"))
@@ -128,5 +135,12 @@ mod tests {
         assert!(progress.draw(&lines, &tallies, 1_100).starts_with("\x1b[?7l\x1b[3A\r\x1b[J"));
         let many: Vec<TaskLine> = (1..=20).map(|slot| line(slot, TaskState::Running, "")).collect();
         assert!(progress.draw(&many, &tallies, 1_200).contains("\n… and 4 more\nweb 1/2  1.2 s\n"));
+        let of = |nth: usize| Tally { service: format!("s{nth}"), running: usize::from(nth != 9), wanted: 1, leaving: 0 };
+        let services: Vec<Tally> = (0..10).map(of).collect();
+        assert!(
+            progress
+                .draw(&lines, &services, 1_300)
+                .contains("\ns9 0/1, s0 1/1, s1 1/1, s2 1/1, s3 1/1, s4 1/1, s5 1/1, s6 1/1, … and 2 services more  1.3 s\n")
+        );
     }
 }
