@@ -16,7 +16,8 @@
 //!
 //! - A picture is obeyed if its (term, revision) is not lower than that in force for the same node id; the answer names the one in force.
 //!   What could not be done is told in `problems` and tried again, after a second, two, four, up to thirty.
-//! - What someone else changes of what is ours in the router's and the host's namespace is put back within a second, in pods within thirty.
+//! - What someone else changes of what is ours in the router's and the host's namespace is put back within a second; in pods, and of what
+//!   `rcl-up` has of IPv6, within thirty.
 //! - `Attach` wants its networks in the picture (`UNAVAILABLE` until then; the same call later works), pins the namespace at
 //!   R/netns/<task id> and names its interfaces `eth0`, `eth1`, … in the order of the request. Repeated, it answers the same; with other
 //!   arguments, or for an address that another pod here holds, it is `FAILED_PRECONDITION`.
@@ -37,13 +38,15 @@
 //! - Networks with an IPv6 prefix have every address once more there, with the same reach, names, policy and encryption.
 //! - A frame of an encrypted network leaves the node through a WireGuard tunnel or not at all, and is taken from nowhere else. Private keys
 //!   are in the kernel alone: no file and no log has one.
-//! - On the host itself netd makes the device `rcl-up` with 169.254.54.1, while a network is encrypted the devices `rcl-wg0` and `rcl-wg1` with
-//!   routes for 169.254.64.0/18, which else goes nowhere, the table `inet rcluster_host`, the VXLAN devices' UDP socket on
-//!   port 4789, sockets at published ports, and sockets to ask its resolvers, nodes that are said to be down, and peers whether they hear
-//!   large packets; it turns `net.ipv4.ip_forward` on unless it is told not to, and puts two rules into `DOCKER-USER` where iptables would
-//!   drop what is forwarded. Nothing else there is changed.
+//! - On the host itself netd makes the device `rcl-up` with 169.254.54.1, and with fd5c:7263::54:1 while IPv6 passes by it, while a network is
+//!   encrypted the devices `rcl-wg0` and `rcl-wg1` with routes for 169.254.64.0/18, which else goes nowhere, the table `inet rcluster_host`,
+//!   the VXLAN devices' UDP socket on port 4789, sockets at published ports, and sockets to ask its resolvers, nodes that are said to be
+//!   down, and peers whether they hear large packets. Unless it is told not to, it turns `net.ipv4.ip_forward` on, and once IPv6 is to pass
+//!   `net.ipv6.conf.all.forwarding` with `accept_ra` 2 of the devices that had 1. It puts two rules into `DOCKER-USER` of iptables, or of
+//!   ip6tables, where that would drop what is forwarded. Nothing else there is changed.
 //!
-//! Not built yet, and refused or absent rather than pretended: IPv6 outside of the cluster and at published ports.
+//! Not built yet, and refused or absent rather than pretended: IPv6 between nodes, of pods to published ports, and of the host's own
+//! datagrams to them.
 
 pub mod config;
 

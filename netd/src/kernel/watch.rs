@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! router   devices · neighbours, forwarding entries · addresses · routes · routing rules · forwarding · nf_tables
-//! host     rcl-up, the tunnels, and their addresses · forwarding · our table, and the chains through which the uplink's packets pass · routes,
-//!          also of IPv6
+//! host     rcl-up, the tunnels, and their addresses of IPv4 · forwarding · our table, and the chains through which the uplink's packets pass ·
+//!          routes, also of IPv6
 //! ```
 //!
 //! What netd changes itself is told apart by the ports of its sockets, where the kernel says by whose request it happened. Where it does not (a
