@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::thread;
+use std::time::Duration;
 
 use rcluster_api::network::address6;
 use rcluster_api::wire::v1;
@@ -143,13 +144,18 @@ fn clients_of_ipv6_that_are_not_allowed_are_refused() {
 fn a_policy_judges_who_comes_by_ipv6_where_the_task_is() {
     let ports = [port(8080, &TWO[..1]), port(8081, &TWO[1..])];
     let (lab, outside) = lab(&ports);
-    await_port(&outside, (own(0), 8080));
+    for number in [8080, 8081] {
+        await_port(&outside, (own(0), number));
+    }
     let policed = |range: &str| {
         let allow = v1::AllowView { from_cidrs: vec![range.to_owned()], to_all: true, ..Default::default() };
         v1::NetworkView { policy: Some(v1::NetworkPolicyView { allow: vec![allow] }), ..front() }
     };
     apply(&lab, 2, &policed("2001:db8:e::/64"), &ports);
     is_refused(&outside, (own(0), 8080));
+    // Through another node a refusal is silence.
+    let elsewhere = SocketAddr::from((own(0), 8081));
+    assert!(outside.here(move || TcpStream::connect_timeout(&elsewhere, Duration::from_secs(2))).is_err());
     apply(&lab, 3, &policed("2001:db8:f::/64"), &ports);
     for number in [8080, 8081] {
         assert_eq!(connect(&outside, (own(0), number)).unwrap().2, CLIENT);
@@ -201,11 +207,12 @@ fn a_host_reaches_ports_by_its_own_addresses_of_ipv6() {
 fn a_port_that_a_program_has_of_ipv6_alone_stays_its_own() {
     let lab = Lab::start(1);
     let outside = world(&lab);
-    let _program = lab.hosts[0].here(|| {
+    let program = lab.hosts[0].here(|| {
         let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).unwrap();
         socket.set_only_v6(true).unwrap();
         socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8080)).into()).unwrap();
         socket.listen(1).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
         socket
     });
     let view = lab.view(0, 1, &[six(0, network("front", 0, &TWO[..1]))]);
@@ -215,6 +222,7 @@ fn a_port_that_a_program_has_of_ipv6_alone_stays_its_own() {
     lab.hosts[0].attach("t1", &[("front", "10.128.0.2")]).unwrap();
     serve(&lab.hosts[0], "t1", &format!("[{}]:80", ip6(2)), 2);
     await_port(&outside, (own(0), 8081));
-    // The program takes it, and says nothing.
-    outside.here(|| TcpStream::connect_timeout(&SocketAddr::from((own(0), 8080)), DEADLINE)).unwrap();
+    let stream = outside.here(|| TcpStream::connect_timeout(&SocketAddr::from((own(0), 8080)), DEADLINE)).unwrap();
+    let (_, client) = program.accept().expect("the program takes it");
+    assert_eq!(client.as_socket(), Some(stream.local_addr().unwrap()));
 }
