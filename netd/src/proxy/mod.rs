@@ -184,7 +184,9 @@ impl Proxy {
         });
         let mut changed = doors.len() != before;
         let mut known = mem::take(&mut self.taken);
-        let asked: BTreeSet<Place> = places.iter().chain(known.keys()).copied().filter(|place| !doors.contains_key(place)).collect();
+        // Who has a port of IPv6 does not withhold it where it is kept of IPv4 alone.
+        let once = known.keys().filter(|place| !ports.contains(&place.opening));
+        let asked: BTreeSet<Place> = places.iter().chain(once).copied().filter(|place| !doors.contains_key(place)).collect();
         for place in asked {
             match Door::open(place) {
                 Ok(door) if places.contains(&place) => {

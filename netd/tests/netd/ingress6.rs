@@ -225,4 +225,8 @@ fn a_port_that_a_program_has_of_ipv6_alone_stays_its_own() {
     let stream = outside.here(|| TcpStream::connect_timeout(&SocketAddr::from((own(0), 8080)), DEADLINE)).unwrap();
     let (_, client) = program.accept().expect("the program takes it");
     assert_eq!(client.as_socket(), Some(stream.local_addr().unwrap()));
+    // Behind the port nobody has IPv6 any more, and of IPv4 it is free.
+    let view = lab.view(0, 2, &[six(0, network("front", 0, &TWO[..1]))]);
+    let view = v1::NetView { published: vec![published(8080, 80, &TWO[..1])], ..view };
+    assert_eq!(lab.hosts[0].apply(numbered(view)).unwrap().problems, Vec::<String>::new());
 }
