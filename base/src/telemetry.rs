@@ -24,8 +24,8 @@ impl std::str::FromStr for LogFormat {
     }
 }
 
-/// Sets up the process's log. To be called once, first thing in `main`. From then on a panic ends the process however it was built: released programs
-/// end by one (`panic = "abort"`), and one that went on in tests without a task of its own would hide what users meet.
+/// Sets up the process's log. To be called once, first thing in `main`. From then on a panic ends the process however it was built:
+/// released programs end by one (`panic = "abort"`), and one that went on in tests without a task of its own would hide what users meet.
 pub fn start(format: LogFormat) {
     let tell = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {

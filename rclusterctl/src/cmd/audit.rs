@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use rcluster_api::network::Protocol;
 use rcluster_api::wire::v1::{self, relay_open, relay_output};
 use rcluster_base::backoff::Backoff;
 use serde::Serialize;
@@ -142,11 +141,7 @@ struct TraceJson {
 /// `trace TASK TARGET`.
 pub async fn trace(mut session: Session, out: Out, args: TraceArgs) -> Result<(), CliError> {
     let TraceArgs { task, target: TraceTarget { said, target, protocol } } = args;
-    let asked = match protocol {
-        None => v1::Protocol::Unspecified,
-        Some(Protocol::Tcp) => v1::Protocol::Tcp,
-        Some(Protocol::Udp) => v1::Protocol::Udp,
-    };
+    let asked = protocol.map_or(v1::Protocol::Unspecified, v1::Protocol::from);
     let kind = relay_open::Kind::NetTrace(v1::RelayNetTrace { target, protocol: asked.into() });
     let mut relay = Relay::open(&mut session, &task, "", kind).await?;
     let opened = relay.opened().await?;
