@@ -57,8 +57,8 @@ const BIND_TRIES: u32 = 40;
 /// waited for, is not known. It has not answered, and its listener bears the process id of the netd that made it.
 const BIND_TRY_EVERY: Duration = Duration::from_millis(50);
 
-/// Open files: three for each foreign question, one for each connection, two for each published port and for each of the host's own
-/// connections to it, and what the kernel is spoken to with.
+/// Open files: three for each foreign question, one for each connection, two for each published port, two more where it is kept of IPv6, too,
+/// two for each of the host's own connections to it, and what the kernel is spoken to with.
 const OPEN_FILES: u64 = 16_384;
 
 /// A picture of a very large cluster.

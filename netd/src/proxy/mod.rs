@@ -48,7 +48,7 @@ mod holder;
 
 mod datagram;
 
-/// Connections, or senders of datagrams, of one port at one time; more wait, or are passed over.
+/// Connections, or senders of datagrams, of one port at one time, by IPv6 as many again; more wait, or are passed over.
 const OF_ONE_PORT_MAX: usize = 256;
 
 /// How long a backend may take to answer.
