@@ -15,7 +15,7 @@ use super::encryption::{Tunnel, TunnelEnd};
 use super::ingress::{self, INGRESS, Selector};
 use super::links::{self, Interface, Link, Mac, Pod, Underlay};
 use super::neighbours::{self, Forward, Neighbours, Paths, Route};
-use super::picture::{Attachment, Attachments, Picture};
+use super::picture::{Attachment, Attachments, Picture, Place};
 use super::plan::Op;
 use super::rules::elements::Elements;
 use super::rules::{Outline, skeleton};
@@ -71,13 +71,18 @@ pub fn compile(picture: &Picture, attachments: &Attachments, underlay: &Underlay
     Dataplane { resolver: true, forwarding: true, plain_lookup: true, rules, ..varying(picture, attachments, underlay) }
 }
 
-/// The same where only these networks and the pods on them are known. By itself it is wrong: of a pod with other networks, too, it does not know
-/// those. But what one pod on these networks, coming, leaving or going, changes of the dataplane it changes of this.
+/// The same where only these networks are known, the pods on them, and those behind the same published ports as a pod on them. By itself it is
+/// wrong: of a pod with other networks, too, it does not know those. But what one pod on these networks, coming, leaving or going, changes of
+/// the dataplane it changes of this.
 pub fn compile_part(picture: &Picture, attachments: &Attachments, underlay: &Underlay, networks: &BTreeSet<&str>) -> Dataplane {
+    let part = picture.part(networks);
     let is_on = |pod: &Attachment| pod.networks.iter().any(|membership| networks.contains(membership.network_id.as_str()));
-    let pods =
-        attachments.iter().filter(|(_, pod)| pod.networks.is_empty() || is_on(pod)).map(|(task_id, pod)| (task_id.clone(), pod.clone()));
-    varying(&picture.part(networks), &pods.collect(), underlay)
+    // Where a published port leads depends on all who are behind it, on whichever networks they are.
+    let backends = part.published.iter().flat_map(|published| &published.backends);
+    let behind: BTreeSet<&str> = backends.filter(|backend| backend.place == Place::Here).map(|backend| backend.task_id.as_str()).collect();
+    let is_known = |task_id: &str, pod: &Attachment| pod.networks.is_empty() || is_on(pod) || behind.contains(task_id);
+    let pods = attachments.iter().filter(|(task_id, pod)| is_known(task_id, pod)).map(|(task_id, pod)| (task_id.clone(), pod.clone()));
+    varying(&part, &pods.collect(), underlay)
 }
 
 /// All but what is the same for every picture.

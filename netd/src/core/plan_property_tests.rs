@@ -9,7 +9,8 @@ use crate::core::dataplane::{compile, compile_part};
 use crate::core::fixtures::{endpoint, key, numbered, published, service, underlay, view};
 use crate::core::flows::Transport;
 use crate::core::links::{ROUTER_MAC, Underlay};
-use crate::core::picture::{Attachment, Attachments, Membership, Picture};
+use crate::core::picture::{Attachment, Attachments, Membership, Picture, Place};
+use crate::core::published::Backend;
 use crate::core::rules::{egress, isolation};
 use crate::core::uplink::Forwarding;
 
@@ -208,8 +209,12 @@ proptest! {
 
     #[test]
     fn a_pods_part_of_the_plan_is_what_the_whole_plan_does_when_it_comes_leaves_or_goes(
-        (mut picture, attachments, underlay) in any_picture(false)
+        (mut picture, attachments, underlay) in any_picture(false),
+        has_way in any::<bool>(),
     ) {
+        if has_way {
+            lead_out6(&mut picture);
+        }
         let here = Picture::parse(&view(1)).0.networks["net-a"].endpoints[&Ipv4Addr::new(10, 128, 0, 2)].clone();
         for (task_id, pod) in &attachments {
             for membership in &pod.networks {
@@ -218,6 +223,10 @@ proptest! {
                 endpoint.task_id = task_id.as_str().into();
                 endpoint.service_id = network.vips.values().next().map(|vip| vip.service_id.as_str().into()).unwrap_or_default();
                 network.endpoints.insert(membership.ip, endpoint);
+                // Behind the ports of all services, those of other networks too.
+                let (task_id, ip, ip6) = (task_id.clone(), membership.ip, network.ip6(membership.ip).filter(|_| has_way));
+                let backend = Backend { task_id, ip, ip6, place: Place::Here, serving: true, dead: false };
+                picture.published.iter_mut().for_each(|published| published.backends.push(backend.clone()));
             }
         }
         for (task_id, pod) in &attachments {
