@@ -31,10 +31,16 @@ fn collide(new: &Key, held: &Key) -> bool {
     new.set == held.set && new != held && (within(first) || within(last))
 }
 
+/// What a plan leaves behind, where the kernel refuses none of its steps and no port is open before the pair carries what comes by it.
 pub(super) fn obey(mut kernel: Dataplane, plan: &Plan) -> Dataplane {
     for op in plan.add.iter().chain(&plan.remove) {
         if let Op::AddElement(element) = op {
             assert!(!kernel.elements.keys().any(|held| collide(&element.key, held)), "{op} beside {:?}", kernel.elements);
+        }
+        if let Op::OpenPort(_) | Op::OpenPort6(_) = op {
+            let six = matches!(op, Op::OpenPort6(_));
+            let end = kernel.host.end;
+            assert!(end.is_some_and(|end| end.up && end.addressed && (end.six || !six)), "{op} while the pair is {end:?}");
         }
         kernel.absorb(op);
     }
