@@ -127,8 +127,8 @@ pub fn reached_by_six(picture: &Picture, underlay: &Underlay) -> BTreeSet<Ipv4Ad
 
 /// The ports that are to be reached by IPv6, too.
 pub fn openings6(picture: &Picture, underlay: &Underlay) -> BTreeSet<Opening> {
-    let published = picture.published.iter().filter(|published| has_six(picture, underlay) && published.has_six());
-    published.flat_map(Published::openings).map(|(opening, _)| opening).collect()
+    let published: &[Published] = if has_six(picture, underlay) { &picture.published } else { &[] };
+    published.iter().filter(|published| published.has_six()).flat_map(Published::openings).map(|(opening, _)| opening).collect()
 }
 
 /// Of these those that nobody else has on this host.
