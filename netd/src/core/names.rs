@@ -34,6 +34,7 @@ use rcluster_api::network::{address4, address6};
 
 use super::links::RESOLVER;
 use super::picture::{Attachments, Endpoint, Membership, Network, Picture, Place, Service};
+use super::uplink::range6;
 use table::{Names, Pointers};
 
 mod table;
@@ -407,16 +408,13 @@ fn lookup_address<'a>(sight: &'a Sight, name: &str, kind: Kind) -> Answer<'a> {
     }
 }
 
-/// Of what the asker's networks' prefixes are chosen from, others are not asked: a cluster's own range is as long as this.
-const RANGE6: u8 = 48;
-
 fn lookup_address6<'a>(sight: &'a Sight, name: &str, kind: Kind) -> Answer<'a> {
     let (range, is_whole) = reversed6(name);
     let holds = |subnet6: &Ipv6Net| subnet6.contains(&range);
     let Some(network) = sight.networks.iter().find(|network| network.subnet6.as_ref().is_some_and(holds)) else {
-        let own_range = |subnet6: Ipv6Net| Ipv6Net::new(subnet6.network(), RANGE6).ok().filter(|_| subnet6.network().is_unique_local());
-        let own: Vec<Ipv6Net> = sight.networks.iter().filter_map(|network| network.subnet6.and_then(own_range)).collect();
-        return if own.iter().any(|own| own.trunc().contains(&range)) { Answer::Refused } else { foreign(sight) };
+        // Of what the asker's networks' prefixes are chosen from, others are not asked.
+        let mut own = sight.networks.iter().filter_map(|network| network.subnet6.and_then(range6));
+        return if own.any(|own| own.contains(&range)) { Answer::Refused } else { foreign(sight) };
     };
     let ip = network.subnet6.and_then(|subnet6| address4(subnet6, range.addr()));
     match (ip.and_then(|ip| network.pointers.get(ip)), kind) {

@@ -318,9 +318,14 @@ fn shut6(picture: &Picture) -> BTreeSet<Ipv6Net> {
 /// Of IPv6 what is not outside: the same, and the rest of the cluster's range.
 pub fn inside6(picture: &Picture) -> BTreeSet<Ipv6Net> {
     let mut inside = shut6(picture);
-    let range = |subnet6: Ipv6Net| Ipv6Net::new(subnet6.network(), CLUSTER_PREFIX6).ok().filter(|_| subnet6.network().is_unique_local());
-    inside.extend(picture.networks.values().filter_map(|network| network.subnet6.and_then(range)).map(|range| range.trunc()));
+    inside.extend(picture.networks.values().filter_map(|network| network.subnet6.and_then(range6)));
     inside
+}
+
+/// The cluster's range that a network's prefix was chosen from; one that is not a unique local one was from none.
+pub fn range6(subnet6: Ipv6Net) -> Option<Ipv6Net> {
+    let is_own = subnet6.network().is_unique_local();
+    Ipv6Net::new(subnet6.network(), CLUSTER_PREFIX6).ok().filter(|_| is_own).map(|range| range.trunc())
 }
 
 /// Where pods get by the host of IPv6.
