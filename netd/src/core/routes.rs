@@ -14,17 +14,7 @@ pub const ROUTES_MAX: usize = 256;
 pub fn told(found: impl IntoIterator<Item = Ipv4Net>) -> Vec<Ipv4Net> {
     let is_told = |route: &Ipv4Net| route.prefix_len() > 0 && !route.network().is_link_local();
     let found: BTreeSet<Ipv4Net> = found.into_iter().map(|route| route.trunc()).filter(is_told).collect();
-    let mut widest: Vec<Ipv4Net> = Vec::new();
-    // In order of their addresses, the wider of two that begin at the same one first.
-    for route in found {
-        if widest.last().is_none_or(|last| !last.contains(&route)) {
-            widest.push(route);
-        }
-    }
-    widest.sort_by_key(|route| (route.prefix_len(), route.network()));
-    widest.truncate(ROUTES_MAX);
-    widest.sort_unstable();
-    widest
+    widest(found, Ipv4Net::prefix_len, |wide, narrow| wide.contains(narrow))
 }
 
 /// Where the host has ways to by IPv6, of those found: the default one and the others, none of these within another, nothing of a link or for many,
@@ -35,17 +25,22 @@ pub fn ways6(found: impl IntoIterator<Item = Ipv6Net>) -> Vec<Ipv6Net> {
         let is_of_all = route.prefix_len() == 0;
         is_of_all || !(first.is_unicast_link_local() || first.is_multicast() || first.is_loopback() || OWN6.contains(route))
     };
-    let found: BTreeSet<Ipv6Net> = found.into_iter().map(|route| route.trunc()).filter(is_way).collect();
-    let (default, others): (Vec<Ipv6Net>, Vec<Ipv6Net>) = found.into_iter().partition(|route| route.prefix_len() == 0);
-    let mut widest: Vec<Ipv6Net> = Vec::new();
-    for route in others {
-        if widest.last().is_none_or(|last| !last.contains(&route)) {
+    let found = found.into_iter().map(|route| route.trunc()).filter(is_way);
+    let (default, others): (BTreeSet<Ipv6Net>, BTreeSet<Ipv6Net>) = found.partition(|route| route.prefix_len() == 0);
+    default.into_iter().chain(widest(others, Ipv6Net::prefix_len, |wide, narrow| wide.contains(narrow))).collect()
+}
+
+/// Those of them, in order, that are within no other; of very many the widest.
+fn widest<N: Copy + Ord>(found: BTreeSet<N>, length: fn(&N) -> u8, holds: fn(&N, &N) -> bool) -> Vec<N> {
+    let mut widest: Vec<N> = Vec::new();
+    // In order of their addresses, the wider of two that begin at the same one first.
+    for route in found {
+        if widest.last().is_none_or(|last| !holds(last, &route)) {
             widest.push(route);
         }
     }
-    widest.sort_by_key(|route| (route.prefix_len(), route.network()));
+    widest.sort_by_key(|route| (length(route), *route));
     widest.truncate(ROUTES_MAX);
-    widest.extend(default);
     widest.sort_unstable();
     widest
 }
