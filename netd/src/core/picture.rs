@@ -254,7 +254,6 @@ impl Picture {
             revision: view.revision,
             node_id: view.node_id.clone(),
             nodes: nodes.values().flatten().copied().collect(),
-            nodes6: view.nodes.iter().flat_map(|node| &node.addresses6).filter_map(|address| address.parse().ok()).collect(),
             services: view.services.iter().map(|service| (service.id.clone(), Service::parse(service))).collect(),
             key_epoch: view.key_epoch,
             members: encryption::members(&view.nodes, &mut problems),
@@ -267,6 +266,14 @@ impl Picture {
             }
             if let Some(Some(addr)) = nodes.get(node.id.as_str()) {
                 picture.node_names.insert(*addr, name);
+            }
+            for text in &node.addresses6 {
+                match text.parse::<Ipv6Addr>() {
+                    Ok(ip6) => {
+                        picture.nodes6.insert(ip6);
+                    }
+                    Err(_) => problems.push(format!("the address {text:?} of node {} is not IPv6; pods may reach the node by it", node.id)),
+                }
             }
         }
         for pool in &view.pools {

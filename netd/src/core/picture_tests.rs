@@ -1,5 +1,5 @@
 use super::*;
-use crate::core::fixtures::{encrypted, endpoint, service, t1_attached, view};
+use crate::core::fixtures::{encrypted, endpoint, numbered, published, service, t1_attached, view};
 
 #[test]
 fn what_does_not_fit_is_left_out_and_named() {
@@ -33,6 +33,23 @@ fn what_does_not_fit_is_left_out_and_named() {
         ]
     );
     assert_eq!(picture.networks.len(), 2);
+}
+
+#[test]
+fn an_address_of_ipv6_that_is_none_is_named() {
+    let mut wire = numbered(1, vec![published(v1::IngressPolicy::Mesh)]);
+    wire.nodes[1].addresses6 = vec!["2001:db8::2".into(), "here".into()];
+    wire.published[0].backends[0].ip6 = "there".into();
+    wire.published[0].backends[1].ip6 = "fd00::1".into();
+    let (picture, problems) = Picture::parse(&wire);
+    assert_eq!(
+        problems,
+        [
+            "the address \"here\" of node n2 is not IPv6; pods may reach the node by it",
+            "task t3 is left out behind tcp port 8080: its address \"there\" is not IPv6",
+        ]
+    );
+    assert_eq!((picture.nodes6.len(), picture.published[0].backends.len()), (1, 2));
 }
 
 #[test]

@@ -199,10 +199,14 @@ fn first_of(first: u32, count: u32) -> Result<u16, String> {
 /// `Ok(None)` for one on a node whose address was already complained about.
 fn parse_backend(wire: &v1::BackendView, here: &str, nodes: &BTreeMap<&str, Option<Ipv4Addr>>) -> Result<Option<Backend>, String> {
     let ip: Ipv4Addr = wire.ip.parse().map_err(|_| format!("its address {:?} is not IPv4", wire.ip))?;
+    let ip6 = match wire.ip6.as_str() {
+        "" => None,
+        text => Some(text.parse::<Ipv6Addr>().map_err(|_| format!("its address {text:?} is not IPv6"))?),
+    };
     let Some(place) = Place::parse(&wire.node_id, here, nodes)? else { return Ok(None) };
     let state = wire.state();
     let (serving, dead) = (state == v1::EndpointState::Serving, state == v1::EndpointState::Dead);
-    Ok(Some(Backend { task_id: wire.task_id.clone(), ip, ip6: wire.ip6.parse().ok(), place, serving, dead }))
+    Ok(Some(Backend { task_id: wire.task_id.clone(), ip, ip6, place, serving, dead }))
 }
 
 #[cfg(test)]
