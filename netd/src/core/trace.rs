@@ -163,9 +163,9 @@ impl Walk<'_> {
 
     /// Everyone's IPv6 address goes where the IPv4 address does that it follows from, by sets and routes that are made alike.
     fn by_address6(&mut self, pod: &BTreeMap<String, Interface>, ip6: Ipv6Addr) -> String {
-        let ways = pod.iter().flat_map(|(name, interface)| interface.routes.iter().map(move |route| (route, name, interface)));
-        let widest = ways.filter(|(route, ..)| route.contains(&IpAddr::V6(ip6))).max_by_key(|(route, ..)| route.prefix_len());
-        let Some((_, name, interface)) = widest else { return format!("sent nowhere: the pod has no route to {ip6}") };
+        let Some((name, interface)) = interface_to(pod, ip6.into()) else {
+            return format!("sent nowhere: the pod has no route to {ip6}");
+        };
         self.is_six = true;
         let ip = self.ground.picture.networks.values().find_map(|network| network.ip4(ip6.into()));
         match ip {
@@ -234,9 +234,9 @@ impl Walk<'_> {
         if let Some((name, _)) = pod.iter().find(|(_, interface)| interface.ip == ip) {
             return format!("stays in the pod: {ip} is its own, on {name}");
         }
-        let ways = pod.iter().flat_map(|(name, interface)| interface.routes.iter().map(move |route| (route, name, interface)));
-        let widest = ways.filter(|(route, ..)| route.contains(&IpAddr::V4(ip))).max_by_key(|(route, ..)| route.prefix_len());
-        let Some((_, name, interface)) = widest else { return format!("sent nowhere: the pod has no route to {ip}") };
+        let Some((name, interface)) = interface_to(pod, ip.into()) else {
+            return format!("sent nowhere: the pod has no route to {ip}");
+        };
         if ip == RESOLVER {
             return format!("delivered to the resolver by {name}: it answers at port 53, and pings");
         }
@@ -455,6 +455,13 @@ impl Walk<'_> {
         }
         "of no network of this node".to_owned()
     }
+}
+
+/// That of a pod by whose route an address is reached, the narrowest one, and its name.
+fn interface_to(pod: &BTreeMap<String, Interface>, ip: IpAddr) -> Option<(&String, &Interface)> {
+    let ways = pod.iter().flat_map(|(name, interface)| interface.routes.iter().map(move |route| (route, name, interface)));
+    let narrowest = ways.filter(|(route, ..)| route.contains(&ip)).max_by_key(|(route, ..)| route.prefix_len());
+    narrowest.map(|(_, name, interface)| (name, interface))
 }
 
 fn place_in_words(place: Place) -> String {
