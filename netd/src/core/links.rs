@@ -108,6 +108,16 @@ pub struct Underlay {
     pub six: bool,
 }
 
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            LinkKind::Vxlan { vni, local, port, .. } => write!(f, "vni {vni} from {local} port {port} ")?,
+            LinkKind::Veth | LinkKind::Uplink => {}
+        }
+        write!(f, "mac {} mtu {} {}{}", self.mac, self.mtu, if self.up { "up" } else { "down" }, if self.six { " ipv6" } else { "" })
+    }
+}
+
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;

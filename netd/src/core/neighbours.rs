@@ -18,6 +18,7 @@
 //! Packets of connections to published ports that have a backend on another node go there by a table of their own (`ingress`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
@@ -43,6 +44,21 @@ pub struct Forward {
     pub link: String,
     pub mac: Mac,
     pub node: Ipv4Addr,
+}
+
+impl fmt::Display for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {} on {}", self.mac, self.node, self.link)
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link { link } => write!(f, "on {link}"),
+            Self::Via { link, gateway } => write!(f, "via {gateway} on {link}"),
+        }
+    }
 }
 
 /// Static neighbours by (device, address).

@@ -657,31 +657,6 @@ impl fmt::Display for Op {
     }
 }
 
-impl fmt::Display for Link {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.kind {
-            LinkKind::Vxlan { vni, local, port, .. } => write!(f, "vni {vni} from {local} port {port} ")?,
-            LinkKind::Veth | LinkKind::Uplink => {}
-        }
-        write!(f, "mac {} mtu {} {}{}", self.mac, self.mtu, if self.up { "up" } else { "down" }, if self.six { " ipv6" } else { "" })
-    }
-}
-
-impl fmt::Display for Forward {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} to {} on {}", self.mac, self.node, self.link)
-    }
-}
-
-impl fmt::Display for Route {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Link { link } => write!(f, "on {link}"),
-            Self::Via { link, gateway } => write!(f, "via {gateway} on {link}"),
-        }
-    }
-}
-
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for op in &self.add {
