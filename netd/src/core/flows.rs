@@ -193,6 +193,8 @@ fn lost_its_port(picture: &Picture, attachments: &Attachments, flow: &Flow) -> b
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use rcluster_api::network::address6;
     use rcluster_api::wire::v1;
 
@@ -200,6 +202,7 @@ mod tests {
     use crate::core::fixtures::{balanced, endpoint, flow, numbered, published, t1_attached};
 
     const CLIENT: [u8; 4] = [203, 0, 113, 1];
+    const CLIENT6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9);
 
     fn forgotten_of(picture: &Picture, attachments: &Attachments, gone: &BTreeSet<IpAddr>, mut flows: Vec<Flow>) -> Vec<Flow> {
         flows.retain(stale(picture, attachments, gone));
@@ -296,6 +299,31 @@ mod tests {
             texts,
             ["udp 203.0.113.1:4000 to 10.90.0.101:53 at 10.90.0.101", "udp 203.0.113.1:4000 to 10.90.0.101:54 at 169.254.54.2"]
         );
+    }
+
+    #[test]
+    fn flows_of_ipv6_on_the_host_go_by_the_ports_that_are_open_by_it() {
+        let host: Ipv6Addr = "2001:db8::101".parse().unwrap();
+        let open = |port| BTreeSet::from([Opening { transport: Transport::Udp, port }]);
+        // Of IPv4 it is the other port.
+        let is_misled = |port, server: Ipv6Addr| misled(&open(54), &open(53), &flow(Transport::Udp, CLIENT6, (host, port), server));
+        assert!(is_misled(53, host) && is_misled(54, ROUTER_IP6));
+        assert!(!is_misled(54, host) && !is_misled(53, ROUTER_IP6));
+    }
+
+    #[test]
+    fn flows_of_ipv6_by_a_published_port_are_kept_while_their_backend_serves() {
+        let mut view = numbered(1, vec![published(v1::IngressPolicy::Spread)]);
+        view.published[0].ports[0].protocol = v1::Protocol::Udp.into();
+        for backend in &mut view.published[0].backends {
+            backend.ip6 = backend.task_id.replace('t', "fd00::");
+        }
+        // t2 leaves; nobody has fd00::9.
+        view.published[0].backends[2].state = v1::EndpointState::Leaving.into();
+        let (picture, attachments, gone) = (Picture::parse(&view).0, t1_attached(), BTreeSet::new());
+        let is_stale = stale(&picture, &attachments, &gone);
+        let to = |last: u16| flow(Transport::Udp, CLIENT6, (ROUTER_IP6, 8080), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last));
+        assert_eq!([1, 2, 3, 9].map(|last| is_stale(&to(last))), [false, true, false, true]);
     }
 
     #[test]
