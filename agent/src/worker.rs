@@ -53,6 +53,9 @@ enum Happened {
 const WAIT_MAX: Duration = Duration::from_secs(1);
 /// Whatever ends does not wait longer for netd to stop naming it.
 const WITHDRAW: Duration = Duration::from_millis(200);
+/// A connection that was begun before the last node stopped sending is served for so long, before a program is stopped that may end with it open: a
+/// client that has to wait for a processor has asked by then.
+const UNDER_WAY: Duration = Duration::from_millis(200);
 /// For so long the kernel goes on with what a pod's processes have left to be sent.
 const LINGER: Duration = Duration::from_secs(1);
 /// A report of the end does not wait longer for netd; what is left is done with the cleaning.
@@ -275,7 +278,8 @@ impl Worker {
         self.save();
     }
 
-    /// Leaves the task alone until no node sends to it any more or the time is over; breaks off when a container ends or the wish changes.
+    /// Leaves the task alone until no node sends to it any more and what was begun has been served, or the time is over; breaks off when a
+    /// container ends or the wish changes.
     async fn await_release(&mut self, until_ms: u64) {
         // The clock may have been set: never longer than the service gives.
         let left = Duration::from_millis(until_ms.saturating_sub(unix_ms()).min(self.task.leave_ms));
@@ -283,9 +287,15 @@ impl Worker {
         let (id, mut released) = (&self.task.id, self.tools.released.subscribe());
         let ended = tokio::select! {
             Some(ended) = exits.next() => Some(ended),
-            () = async { drop(released.wait_for(|released| released.contains(id)).await) } => None,
+            () = async {
+                drop(released.wait_for(|released| released.contains(id)).await);
+                sleep(UNDER_WAY).await;
+            } => None,
             () = sleep(left) => {
-                info!(waited_ms = self.task.leave_ms, "not every node has confirmed that it sends nothing more; the task is stopped all the same");
+                if !self.tools.released.borrow().contains(id) {
+                    let waited_ms = self.task.leave_ms;
+                    info!(waited_ms, "not every node has confirmed that it sends nothing more; the task is stopped all the same");
+                }
                 None
             }
             _ = self.wish.changed() => return,

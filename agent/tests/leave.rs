@@ -55,8 +55,10 @@ async fn a_task_is_stopped_when_nobody_sends_to_it_any_more_and_not_before() {
     let beats = manager.seen.borrow().heartbeats;
     manager.until("the agent is back", |seen| (seen.registrations.len() == 2 && seen.heartbeats > beats + 10).then_some(())).await;
     assert!(is_alive(pid), "an agent that was started anew waits on");
+    let begun = Instant::now();
     manager.release(A);
     manager.reported(A, TaskState::Shutdown).await;
+    assert!(begun.elapsed() >= Duration::from_millis(200), "what was begun before is still served: {:?}", begun.elapsed());
     assert!(!is_alive(pid));
     assert_eq!(netd.asked(), "attach, leave, detach after 1000 ms");
 }
