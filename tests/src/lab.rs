@@ -296,13 +296,20 @@ pub struct Background {
 
 impl Background {
     /// Ends the command by closing its input, and returns its last line: the summary.
-    pub fn finish<T: DeserializeOwned>(mut self) -> Result<T> {
+    pub fn finish<T: DeserializeOwned>(self) -> Result<T> {
+        self.finish_in_full().map(|(summary, _)| summary)
+    }
+
+    /// The same, and the lines that it said before.
+    pub fn finish_in_full<T: DeserializeOwned>(mut self) -> Result<(T, Vec<String>)> {
         let mut child = self.child.take().context("finished once")?;
         drop(child.stdin.take());
         let output = child.wait_with_output().context("wait for a command in a task")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let last = text.lines().last().with_context(|| format!("the command ended with {} and said nothing", output.status))?;
-        serde_json::from_str(last).with_context(|| format!("read the summary {last}"))
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let last = lines.pop().with_context(|| format!("the command ended with {} and said nothing", output.status))?;
+        let summary = serde_json::from_str(&last).with_context(|| format!("read the summary {last}"))?;
+        Ok((summary, lines))
     }
 }
 

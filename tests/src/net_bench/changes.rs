@@ -39,6 +39,8 @@ const CHANGED: usize = 20;
 const REPLICAS_MAX: usize = 4;
 /// Docker starts a task anew after 5 s.
 const SAMPLES_DOCKER: usize = 10;
+/// What a line of a client says, beside when and why, of a request that had no answer.
+const FAILED: &str = "\"ok\":false";
 
 /// Changes of endpoints on five nodes.
 pub fn run(options: &Options, swarm: Result<&Swarm, &str>, table: &mut Table) -> Result<()> {
@@ -249,9 +251,10 @@ pub fn update(options: &Options, swarm: Result<&Swarm, &str>, table: &mut Table)
     }
     let (mut requests, mut failures) = (0, 0);
     for watched in watching {
-        let watched: Watched = watched.finish()?;
+        let (watched, said): (Watched, _) = watched.finish_in_full()?;
         requests += watched.requests;
         failures += watched.failures;
+        said.iter().filter(|line| line.contains(FAILED)).for_each(|line| progress(line));
     }
     let of = format!("{requests} requests in {} s, {} updates of 4 replicas", began.elapsed().as_secs(), generation - 1);
     table.count("failed requests during updates, ours", failures, &of, "0");
