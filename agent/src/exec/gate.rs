@@ -53,6 +53,8 @@ impl Gate {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::sleep;
+
     use super::*;
 
     const PATIENCE: Duration = Duration::from_millis(50);
@@ -70,15 +72,26 @@ mod tests {
     async fn who_waits_goes_on_waiting_while_others_are_answered() {
         let gate = Gate::new(1);
         let held = gate.turn(PATIENCE).await.expect("the first");
-        let begun = Instant::now();
-        let answer_others = async {
-            while begun.elapsed() < PATIENCE * 3 {
-                gate.note_answer();
-                tokio::task::yield_now().await;
-            }
+        let others = async {
+            // An answer of an hour from now, and not one after the other: however long this thread is kept from running, the wait is not over.
+            gate.answered.send_replace(Some(Instant::now() + Duration::from_secs(3600)));
+            sleep(PATIENCE * 3).await;
             drop(held);
         };
-        let (second, ()) = tokio::join!(gate.turn(PATIENCE), answer_others);
+        let (second, ()) = tokio::join!(gate.turn(PATIENCE), others);
         assert!(second.is_some());
+    }
+
+    #[test]
+    fn an_answer_begins_the_wait_anew_and_one_of_before_does_not_shorten_it() {
+        let gate = Gate::new(1);
+        let begun = Instant::now();
+        assert_eq!(gate.due(begun, PATIENCE), begun + PATIENCE);
+        gate.note_answer();
+        assert!(gate.due(begun, PATIENCE) >= begun + PATIENCE);
+        let answered = gate.answered.borrow().expect("just noted");
+        assert_eq!(gate.due(begun, PATIENCE), answered + PATIENCE);
+        let later = answered + Duration::from_secs(1);
+        assert_eq!(gate.due(later, PATIENCE), later + PATIENCE);
     }
 }
