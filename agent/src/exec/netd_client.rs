@@ -201,13 +201,16 @@ impl Netd {
             let mut client = self.client.clone();
             let answer = timeout(left, client.attach(request.clone())).await;
             drop(turn);
-            match answer.unwrap_or_else(|_| Err(unanswered())) {
-                Ok(response) => {
+            let answer = answer.unwrap_or_else(|_| Err(unanswered()));
+            let delay = backoff.delay();
+            match answer {
+                // What netd has said itself is told, rather than that time is up.
+                Err(status) if may_pass(&status) && asked.elapsed() + delay < left => sleep(delay).await,
+                Err(status) if may_pass(&status) => return Err(self.error(&status)),
+                answer => {
                     self.coming.note_answer();
-                    return Ok(response.into_inner());
+                    return answer.map(Response::into_inner).map_err(|status| self.error(&status));
                 }
-                Err(status) if may_pass(&status) && asked.elapsed() < left => sleep(backoff.delay()).await,
-                Err(status) => return Err(self.error(&status)),
             }
             left = left.saturating_sub(asked.elapsed());
         }
@@ -226,9 +229,11 @@ impl Netd {
         let request = DetachRequest { task_id: task.to_string(), linger_ms };
         let _turn = self.turn(&self.going, CALL).await?;
         let mut client = self.client.clone();
-        self.within(CALL, client.detach(request)).await?;
-        self.going.note_answer();
-        Ok(())
+        let answer = self.within(CALL, client.detach(request)).await;
+        if !matches!(answer, Err(NetdError::Unreachable { .. })) {
+            self.going.note_answer();
+        }
+        answer.map(drop)
     }
 
     /// What netd holds and is to hold.
