@@ -73,6 +73,18 @@ impl Follower {
             () = sleep_until(wake_at) => if wake_at >= self.deadline { Event::Deadline } else { Event::Wake },
         }
     }
+
+    /// A change with those that have come meanwhile, to be judged together: a large rollout changes faster than it is judged. No more than wait
+    /// at a time, so that the deadline and Ctrl-C are seen however fast they come.
+    fn and_more(&mut self, change: Result<Change, CliError>) -> Vec<Result<Change, CliError>> {
+        let mut changes = vec![change];
+        while changes.len() <= CHANGES_MAX
+            && let Ok(change) = self.changes.try_recv()
+        {
+            changes.push(change);
+        }
+        changes
+    }
 }
 
 /// Ctrl-C from now on.
@@ -132,16 +144,13 @@ pub async fn rollout(session: Session, services: &BTreeSet<String>, revision: u6
         }
         match follower.next(wake_at).await {
             Event::Change(change) => {
-                // What has come meanwhile is judged together: a large rollout changes faster than it is judged.
-                let mut next = Some(change);
-                while let Some(change) = next {
+                for change in follower.and_more(change) {
                     let change = change?;
                     synced = change.synced;
                     if change.fresh {
                         picture = Picture::default();
                     }
                     picture.update(change.revision, change.puts, change.deletes);
-                    next = follower.changes.try_recv().ok();
                 }
             }
             Event::Wake => {}
