@@ -134,7 +134,7 @@ pub struct Tally {
 impl Tally {
     /// Whether tasks are still to start, or to stop.
     pub fn is_behind(&self) -> bool {
-        self.running < self.wanted || self.leaving > 0
+        self.running != self.wanted || self.leaving > 0
     }
 }
 

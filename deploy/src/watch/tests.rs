@@ -120,6 +120,35 @@ fn old_tasks_and_those_too_many_are_waited_for() {
 }
 
 #[test]
+fn too_many_tasks_are_behind_as_too_few_are() {
+    for (tasks, behind) in [(&["a 1 n1 running 9"][..], false), (&["a 1 n1 running 9", "b 2 n1 running 9"][..], true), (&[][..], true)] {
+        let tallies = rollout().tallies(&picture(replicas(1), tasks));
+        assert_eq!(tallies.iter().map(Tally::is_behind).collect::<Vec<_>>(), [behind], "{tasks:?}");
+    }
+}
+
+#[test]
+fn a_service_is_judged_by_its_own_tasks() {
+    let mut picture = picture(replicas(2), &["a 1 n1 running 9", "b 2 n2 running 9"]);
+    let mut api = replicas(1);
+    (api.id, api.spec.name) = ("t".into(), "api".to_owned());
+    let Object::Task(mut of_api) = task("c 1 n1 running 11") else { unreachable!("a task was told") };
+    (of_api.service_id, of_api.service, of_api.name) = ("t".into(), "api".to_owned(), "api.1".to_owned());
+    picture.update(DEPLOY, [Object::Service(api), Object::Task(of_api.clone())], []);
+    let mut both = Rollout::new(["web".to_owned(), "api".to_owned()], DEPLOY);
+    assert_eq!(both.observe(&picture, 1000), Verdict::Progress { wake_at_ms: Some(1000 + SETTLE_MS) });
+    assert_eq!(both.observe(&picture, 1000 + SETTLE_MS), Verdict::Converged);
+    let tally = |service: &str, running, wanted| Tally { service: service.to_owned(), running, wanted, leaving: 0 };
+    assert_eq!(both.tallies(&picture), [tally("api", 1, 1), tally("web", 2, 2)]);
+    let of_both = both.lines(&picture);
+    assert_eq!(of_both.iter().map(|line| line.name.as_str()).collect::<Vec<_>>(), ["api.1", "web.1", "web.2"]);
+    of_api.status.state = TaskState::Starting;
+    picture.update(DEPLOY, [Object::Task(of_api)], []);
+    assert_eq!(rollout().observe(&picture, 5), Verdict::Converged, "who follows web alone does not wait for api");
+    assert!(matches!(both.observe(&picture, 5_000), Verdict::Progress { .. }));
+}
+
+#[test]
 fn a_slot_that_keeps_failing_fails_the_rollout_though_its_history_is_forgotten() {
     let mut rollout = rollout();
     let mut picture = picture(replicas(1), &["a 1 n1 failed 11: exit code 3", "b 1 n1 running 12"]);
