@@ -356,19 +356,19 @@ fn compare(lab: &Lab, eyes: &mut [Eye]) -> Result<(u64, u64)> {
     loop {
         let before = truth(lab)?;
         let known = Instant::now() + KNOWN;
-        let (mut answers, mut stale) = (0, 0);
+        let (mut answers, mut stale) = (0, Vec::new());
         for eye in eyes.iter_mut() {
             for (service, addresses) in &before {
                 let told = told_by(eye, &format!("tasks.{service}"), addresses, known)?;
                 answers += 1;
                 if told != *addresses {
-                    progress(&format!("stale on {}: tasks.{service} is {told:?}, and {addresses:?} run", eye.node));
-                    stale += 1;
+                    stale.push(format!("stale on {}: tasks.{service} is {told:?}, and {addresses:?} run", eye.node));
                 }
             }
         }
         if truth(lab)? == before {
-            return Ok((answers, stale));
+            stale.iter().for_each(|line| progress(line));
+            return Ok((answers, u64::try_from(stale.len())?));
         }
         ensure!(Instant::now() < deadline, "the tasks do not come to rest");
     }
