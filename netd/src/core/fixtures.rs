@@ -144,5 +144,6 @@ pub fn underlay(forwarding: Forwarding) -> Underlay {
 
 /// A client's, from its port 4000.
 pub fn flow(transport: Transport, client: impl Into<IpAddr>, (ip, port): (impl Into<IpAddr>, u16), server: impl Into<IpAddr>) -> Flow {
-    Flow { transport, source: (client.into(), 4000), destination: (ip.into(), port), server: server.into(), id: 7, zone: 0 }
+    let source = (client.into(), 4000);
+    Flow { transport, source, destination: (ip.into(), port), reply: ((server.into(), port), source), id: 7 }
 }

@@ -61,18 +61,23 @@ pub struct Flow {
     /// As the client sent its first packet.
     pub source: (IpAddr, u16),
     pub destination: (IpAddr, u16),
-    /// Who answers; not the destination where that was translated.
-    pub server: IpAddr,
-    /// The kernel's, so that no later flow between the same ends is meant.
+    /// Who answers, and to whom; not the destination and the source where those were translated. No other flow has the same two.
+    pub reply: ((IpAddr, u16), (IpAddr, u16)),
+    /// The kernel's, which it may give to a later flow from the same source to the same destination.
     pub id: u32,
-    /// In which connections of this direction are apart from others (`rules::ingress`); 0: in none.
-    pub zone: u16,
+}
+
+impl Flow {
+    /// Who answers.
+    pub fn server(&self) -> IpAddr {
+        self.reply.0.0
+    }
 }
 
 impl fmt::Display for Flow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (source, destination) = (SocketAddr::from(self.source), SocketAddr::from(self.destination));
-        write!(f, "{} {source} to {destination} at {}", self.transport, self.server)
+        write!(f, "{} {source} to {destination} at {}", self.transport, self.server())
     }
 }
 
@@ -134,7 +139,7 @@ pub fn stale<'a>(picture: &'a Picture, attachments: &'a Attachments, gone: &'a B
     let networks: Vec<(&Network, BTreeMap<&str, Vec<Ipv4Addr>>)> =
         picture.networks.values().map(|network| (network, backends(network, attachments))).collect();
     move |flow: &Flow| {
-        if [flow.source.0, flow.destination.0, flow.server].iter().any(|ip| gone.contains(ip)) {
+        if [flow.source.0, flow.destination.0, flow.server()].iter().any(|ip| gone.contains(ip)) {
             return true;
         }
         if is_at_node(picture, flow) {
@@ -143,7 +148,7 @@ pub fn stale<'a>(picture: &'a Picture, attachments: &'a Attachments, gone: &'a B
         // Of IPv6 by the addresses of IPv4 of the same ones.
         let place = networks.iter().find_map(|(network, backends)| Some((network, backends, network.ip4(flow.destination.0)?)));
         let Some((network, backends, to)) = place else { return false };
-        let Some(server) = network.ip4(flow.server) else { return true };
+        let Some(server) = network.ip4(flow.server()) else { return true };
         let vip = network.vips.get(&to);
         if vip.is_none() && server == to {
             // Straight to an endpoint.
@@ -166,7 +171,8 @@ pub fn misled(open: &BTreeSet<Opening>, open6: &BTreeSet<Opening>, flow: &Flow) 
     let open = if flow.destination.0.is_ipv6() { open6 } else { open };
     let is_open = open.contains(&Opening { transport: flow.transport, port: flow.destination.1 });
     // One that goes elsewhere the administrator sends there.
-    let is_elsewhere = if is_open { flow.server == flow.destination.0 } else { flow.server == ROUTER_IP || flow.server == ROUTER_IP6 };
+    let is_elsewhere =
+        if is_open { flow.server() == flow.destination.0 } else { flow.server() == ROUTER_IP || flow.server() == ROUTER_IP6 };
     flow.transport == Transport::Udp && is_elsewhere
 }
 
@@ -176,13 +182,13 @@ fn is_at_node(picture: &Picture, flow: &Flow) -> bool {
         IpAddr::V4(to) => to == ROUTER_IP || picture.nodes.contains(&to),
         IpAddr::V6(to) => to == ROUTER_IP6,
     };
-    is_node && flow.server != flow.destination.0
+    is_node && flow.server() != flow.destination.0
 }
 
 fn lost_its_port(picture: &Picture, attachments: &Attachments, flow: &Flow) -> bool {
     let opening = Opening { transport: flow.transport, port: flow.destination.1 };
     let published = picture.published.iter().find(|published| published.covers(opening));
-    let is_its = |backend: &&Backend| flow.server == backend.ip || backend.ip6.is_some_and(|ip6| flow.server == ip6);
+    let is_its = |backend: &&Backend| flow.server() == backend.ip || backend.ip6.is_some_and(|ip6| flow.server() == ip6);
     let backend = published.map(|published| published.backends.iter().find(is_its));
     match (flow.transport, backend) {
         (Transport::Udp, Some(Some(backend))) => !backend.takes(picture, attachments),
@@ -220,7 +226,7 @@ mod tests {
         let flow = |transport, last: u8| flow(transport, at([10, 128, 0, 9].into()), (at(to.into()), 80), to_server(last));
         let flows = [2, 3, 4, 5, 8].into_iter().flat_map(|last| [flow(Transport::Tcp, last), flow(Transport::Udp, last)]).collect();
         let stale = forgotten_of(&Picture::parse(view).0, &Attachments::new(), &BTreeSet::new(), flows);
-        let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, last(flow.server))).collect();
+        let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, last(flow.server()))).collect();
         words.join(", ")
     }
 
@@ -271,7 +277,7 @@ mod tests {
             let flow = |transport, last: u8| flow(transport, CLIENT, (to.octets(), 80), [10, 128, 0, last]);
             let flows = [2, 3, 4, 5].into_iter().flat_map(|last| [flow(Transport::Tcp, last), flow(Transport::Udp, last)]).collect();
             let stale = forgotten_of(&Picture::parse(view).0, &t1_attached(), &BTreeSet::new(), flows);
-            let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, last(flow.server))).collect();
+            let words: Vec<String> = stale.iter().map(|flow| format!("{:?} {}", flow.transport, last(flow.server()))).collect();
             words.join(", ")
         };
         for to in [ROUTER_IP, Ipv4Addr::new(10, 90, 0, 101)] {

@@ -86,7 +86,7 @@ impl<K: Kernel> Owner<K> {
                 Ok(()) => debug!(%flow, "connection forgotten"),
                 Err(error) => {
                     warn!(%flow, error = in_full(&error), "a connection could not be forgotten");
-                    let ends = [flow.source.0, flow.destination.0, flow.server];
+                    let ends = [flow.source.0, flow.destination.0, flow.server()];
                     self.forgetting.gone.extend(ends.into_iter().filter(|ip| gone.contains(ip)));
                 }
             }

@@ -24,7 +24,7 @@ pub mod netlink;
 
 pub mod nft;
 
-mod conntrack;
+pub mod conntrack;
 
 pub mod echo;
 

@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rcluster_api::wire::v1;
+use rcluster_netd::core::flows::Flow;
 use rcluster_netd::core::rules::elements::Element;
 use rcluster_netd::kernel::netlink::Netlink;
-use rcluster_netd::kernel::nft;
-use socket2::{Domain, Protocol, Socket, Type};
+use rcluster_netd::kernel::{conntrack, nft};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::egress::checksum;
 use crate::support::dns::resolve;
@@ -203,6 +204,49 @@ fn a_service_without_endpoints_and_one_of_another_network_refuse_at_once() {
     assert_eq!(ask(&socket(&lab, CLIENT)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     apply(&lab, 4, &[front(&web), back], v1::Affinity::Unspecified);
     assert_eq!(connect(&lab, CLIENT).1, 11);
+}
+
+#[test]
+fn a_connection_from_the_port_of_one_before_is_not_forgotten_in_its_stead() {
+    let web: [Place; 2] = [("t1", 0, 11), ("t2", 0, 12)];
+    let lab = balanced(1, &web, v1::Affinity::Unspecified);
+    web.into_iter().for_each(|place| serve(&lab, place));
+    let mut before: Option<Flow> = None;
+    // The kernel gives the later one the id of the one before in about half of the rounds.
+    for (revision, idle) in (2..22).zip([0, 1].into_iter().cycle()) {
+        let mut picture = front(&web);
+        picture.endpoints[idle].serving = false;
+        apply(&lab, revision, &[picture], v1::Affinity::Unspecified);
+        let (last, mut said) = (web[1 - idle].2, [0; 5]);
+        let mut stream = lab.hosts[0].inside(CLIENT.0, || from_port(SocketAddr::from((VIP, 80)))).unwrap();
+        stream.read_exact(&mut said).unwrap();
+        assert_eq!(said[0], last);
+        let now = lab.hosts[0].inside("router", move || {
+            let mut netlink = Netlink::open(nft::NETLINK_NETFILTER).unwrap();
+            if let Some(before) = &before {
+                conntrack::forget(&mut netlink, before).unwrap();
+            }
+            conntrack::flows(&mut netlink, &|flow| flow.source.1 == PORT).unwrap()
+        });
+        let [now] = &now[..] else { panic!("there is one from that port: {now:?}") };
+        assert_eq!(now.server(), IpAddr::from(Ipv4Addr::new(10, 128, 0, last)));
+        stream.write_all(b"x").and_then(|()| stream.read_exact(&mut [0])).unwrap();
+        before = Some(now.clone());
+        // Reset, so that the port is free at once.
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+}
+
+/// The client's port in what follows.
+const PORT: u16 = 40_000;
+
+fn from_port(to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)).into())?;
+    socket.connect_timeout(&to.into(), DEADLINE)?;
+    socket.set_read_timeout(Some(DEADLINE))?;
+    Ok(socket.into())
 }
 
 #[test]
