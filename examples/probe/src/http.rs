@@ -89,12 +89,15 @@ pub fn left(deadline: Instant) -> io::Result<Duration> {
 }
 
 fn exchange(url: &Url, address: IpAddr, deadline: Instant) -> Result<String, String> {
-    let answer = ask(url, address, deadline).map_err(|error| words(&error))?;
+    let to = SocketAddr::new(address, url.port);
+    let connected = left(deadline).and_then(|left| TcpStream::connect_timeout(&to, left));
+    let connection = connected.map_err(|error| words(&error))?;
+    // Which of the two fails tells whether a packet found its way at all.
+    let answer = ask(url, connection, deadline).map_err(|error| format!("connected, then {}", words(&error)))?;
     body(&answer)
 }
 
-fn ask(url: &Url, address: IpAddr, deadline: Instant) -> io::Result<Vec<u8>> {
-    let mut connection = TcpStream::connect_timeout(&SocketAddr::new(address, url.port), left(deadline)?)?;
+fn ask(url: &Url, mut connection: TcpStream, deadline: Instant) -> io::Result<Vec<u8>> {
     connection.set_write_timeout(Some(left(deadline)?))?;
     write!(connection, "GET {} HTTP/1.1\r\nHost: {}:{}\r\nConnection: close\r\n\r\n", url.path, url.host, url.port)?;
     let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
