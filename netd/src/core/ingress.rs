@@ -70,8 +70,13 @@ pub struct Selector {
 impl Selector {
     /// It is one of IPv6.
     pub fn is_six(&self) -> bool {
-        self.table >= TABLES6
+        is_of_six(self.table)
     }
+}
+
+/// Whether it is a table of routes of IPv6.
+pub fn is_of_six(table: u32) -> bool {
+    table >= TABLES6
 }
 
 impl fmt::Display for Selector {

@@ -36,6 +36,8 @@ pub enum Route {
     Link { link: String },
     /// Via a next hop on a device.
     Via { link: String, gateway: IpAddr },
+    /// As none of ours does: found, and never wanted.
+    Otherwise,
 }
 
 /// A forwarding entry of a VXLAN device: frames to `mac` go to the node at `node`, on the underlay or in a tunnel.
@@ -57,6 +59,7 @@ impl fmt::Display for Route {
         match self {
             Self::Link { link } => write!(f, "on {link}"),
             Self::Via { link, gateway } => write!(f, "via {gateway} on {link}"),
+            Self::Otherwise => write!(f, "of another kind"),
         }
     }
 }
@@ -65,10 +68,11 @@ impl fmt::Display for Route {
 pub type Neighbours = BTreeMap<(String, IpAddr), Mac>;
 
 impl Route {
-    /// The device it needs.
+    /// The device it needs; none has an empty name.
     pub fn link(&self) -> &str {
         match self {
             Self::Link { link } | Self::Via { link, .. } => link,
+            Self::Otherwise => "",
         }
     }
 }

@@ -169,6 +169,7 @@ fn message(linux: &Linux, op: &Op) -> Result<Option<(RouteNetlinkMessage, u16)>,
         Ok(match route {
             Route::Link { link } => Next::Device(index(link)?),
             Route::Via { link, gateway } => Next::Gateway { device: index(link)?, address: *gateway, source: None },
+            Route::Otherwise => Next::Any,
         })
     };
     let message = match op {

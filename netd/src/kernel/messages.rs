@@ -14,7 +14,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::core::ingress::Selector;
+use crate::core::ingress::{Selector, is_of_six};
 use crate::core::links::Mac;
 
 /// Marks routes, rules and neighbours as ours: no routing daemon's number.
@@ -32,7 +32,13 @@ const LOOPBACK_INDEX: u32 = 1;
 #[derive(Debug, Clone, Copy)]
 pub enum Next {
     Device(u32),
-    Gateway { device: u32, address: IpAddr, source: Option<Ipv4Addr> },
+    Gateway {
+        device: u32,
+        address: IpAddr,
+        source: Option<Ipv4Addr>,
+    },
+    /// Wherever it leads: one that is removed.
+    Any,
 }
 
 /// A VXLAN device that is made in the socket's namespace, where its UDP socket stays, and put into the namespace of `into`.
@@ -206,10 +212,7 @@ pub fn forward(index: u32, mac: Mac, node: Ipv4Addr) -> NeighbourMessage {
 
 /// The default route of a table other than the main one.
 pub fn detour(table: u32, next: Next) -> RouteMessage {
-    let all = match next {
-        Next::Gateway { address: IpAddr::V6(_), .. } => IpNet::from(Ipv6Net::default()),
-        Next::Gateway { .. } | Next::Device(_) => IpNet::from(Ipv4Net::default()),
-    };
+    let all = if is_of_six(table) { IpNet::from(Ipv6Net::default()) } else { IpNet::from(Ipv4Net::default()) };
     let mut message = route(all, next);
     // The header's field is too narrow.
     message.header.table = RouteHeader::RT_TABLE_UNSPEC;
@@ -274,10 +277,12 @@ pub fn route(to: IpNet, next: Next) -> RouteMessage {
     match next {
         Next::Device(device) => {
             message.header.scope = RouteScope::Link;
-            if device == LOOPBACK_INDEX && to.addr().is_ipv6() {
-                message.header.kind = RouteType::Unreachable;
-            }
+            message.header.kind = kind(to.addr().is_ipv6(), device == LOOPBACK_INDEX);
             message.attributes.push(RouteAttribute::Oif(device));
+        }
+        Next::Any => {
+            message.header.scope = RouteScope::NoWhere;
+            message.header.kind = RouteType::Unspec;
         }
         Next::Gateway { device, address, source } => {
             if address.is_ipv4() {
@@ -289,6 +294,11 @@ pub fn route(to: IpNet, next: Next) -> RouteMessage {
         }
     }
     message
+}
+
+/// How a route of ours without a gateway leads.
+pub fn kind(is_six: bool, to_loopback: bool) -> RouteType {
+    if is_six && to_loopback { RouteType::Unreachable } else { RouteType::Unicast }
 }
 
 /// A route of ours in the main table by which nothing is sent.

@@ -15,11 +15,11 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, Rou
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::messages::PROTOCOL;
+use super::messages::{self, PROTOCOL};
 use super::netlink::Netlink;
 use super::{KernelError, netns};
 use crate::core::ingress::{INGRESS, Selector};
-use crate::core::links::{GATEWAY6, Interface, Link, LinkKind, Mac, Pod, RESOLVER, ROUTER6, is_ours};
+use crate::core::links::{GATEWAY6, Interface, LOOPBACK, Link, LinkKind, Mac, Pod, RESOLVER, ROUTER6, is_ours};
 use crate::core::neighbours::{Forward, Neighbours, Route};
 use crate::core::uplink::UPLINK;
 
@@ -445,10 +445,10 @@ fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<(Ip
         }
     }
     let to = IpNet::new(to, header.destination_prefix_length).ok()?;
-    let link = link?;
-    let route = match gateway {
-        Some(gateway) => Route::Via { link, gateway },
-        None => Route::Link { link },
+    let route = match (link, gateway) {
+        (Some(link), Some(gateway)) if header.kind == RouteType::Unicast => Route::Via { link, gateway },
+        (Some(link), None) if header.kind == messages::kind(is_six, link == LOOPBACK) => Route::Link { link },
+        _ => Route::Otherwise,
     };
     Some((to, route))
 }

@@ -14,9 +14,10 @@ use rcluster_netd::kernel::netlink::Netlink;
 use rcluster_netd::kernel::nft::{self, Change};
 
 use crate::balance::{Place, VIP, address, balanced, front, service};
+use crate::egress6::world;
 use crate::support::dns::resolve;
 use crate::support::seen::{OUR_NEIGHBOURS, OUR_NEIGHBOURS6, OUR_ROUTES, OUR_ROUTES6, batch, differences, seen, show};
-use crate::support::{Host, Lab, chance, network, numbered, published, rounds};
+use crate::support::{Host, Lab, chance, eventually, network, numbered, published, rounds};
 
 /// Rounds in which the kernel is broken.
 const ROUNDS: u64 = 200;
@@ -39,13 +40,15 @@ const PODS: [&str; 3] = ["client", "t2", "t4"];
 struct Breaker {
     rng: StdRng,
     ip: Vec<String>,
+    /// Of IPv6, where the words do not say so.
+    ip6: Vec<String>,
     bridge: Vec<String>,
     done: Vec<String>,
 }
 
 impl Breaker {
     fn new(rng: StdRng) -> Self {
-        Self { rng, ip: Vec::new(), bridge: Vec::new(), done: Vec::new() }
+        Self { rng, ip: Vec::new(), ip6: Vec::new(), bridge: Vec::new(), done: Vec::new() }
     }
 
     fn one_in(&mut self, many: u32) -> bool {
@@ -54,14 +57,16 @@ impl Breaker {
 
     /// Some of our routes and permanent neighbours go, and some lead elsewhere.
     fn paths(&mut self) {
-        for route in [OUR_ROUTES, OUR_ROUTES6].into_iter().flat_map(show) {
-            let words: Vec<&str> = route.split_whitespace().collect();
-            let Some(to) = words.first() else { continue };
-            let table = words.windows(2).find(|pair| pair[0] == "table").map_or("main", |pair| pair[1]);
-            match self.rng.random_range(0..12) {
-                0 | 1 => self.ip.push(format!("route del {to} proto 114 table {table}")),
-                2 => self.ip.push(format!("route replace {to} dev lo proto 114 table {table}")),
-                _ => {}
+        for (list, broken) in [(OUR_ROUTES, &mut self.ip), (OUR_ROUTES6, &mut self.ip6)] {
+            for route in show(list) {
+                let words: Vec<&str> = route.split_whitespace().collect();
+                let Some(to) = words.iter().find(|word| **word != "unreachable") else { continue };
+                let table = words.windows(2).find(|pair| pair[0] == "table").map_or("main", |pair| pair[1]);
+                match self.rng.random_range(0..12) {
+                    0 | 1 => broken.push(format!("route del {to} proto 114 table {table}")),
+                    2 => broken.push(format!("route replace {to} dev lo proto 114 table {table}")),
+                    _ => {}
+                }
             }
         }
         for neighbour in [OUR_NEIGHBOURS, OUR_NEIGHBOURS6].into_iter().flat_map(show) {
@@ -170,16 +175,21 @@ impl Breaker {
             if self.one_in(8) {
                 self.ip.push(format!("rule del pref {preference}"));
             }
+            if self.one_in(8) {
+                self.ip6.push(format!("rule del pref {preference}"));
+            }
         }
     }
 
     /// Ports that lead into the router.
     fn ports(&mut self) {
         let mut netlink = Netlink::open(nft::NETLINK_NETFILTER).unwrap();
-        for (key, _) in nft::read_in(&mut netlink, host::TABLE, &host::PORTS).unwrap() {
-            if self.one_in(4) {
-                nft::change_in(&mut netlink, host::TABLE, &[Change { add: false, set: &host::PORTS, key: &key, data: &[] }]).unwrap();
-                self.done.push(format!("removed port {key:?}"));
+        for set in [&host::PORTS, &host::PORTS6] {
+            for (key, _) in nft::read_in(&mut netlink, host::TABLE, set).unwrap() {
+                if self.one_in(4) {
+                    nft::change_in(&mut netlink, host::TABLE, &[Change { add: false, set, key: &key, data: &[] }]).unwrap();
+                    self.done.push(format!("removed {key:?} of {}", set.name));
+                }
             }
         }
     }
@@ -205,9 +215,11 @@ impl Breaker {
 
     /// Does what is left to do; what was done, for people.
     fn finish(mut self) -> Vec<String> {
-        batch("ip", &self.ip);
-        batch("bridge", &self.bridge);
+        batch("ip", &[], &self.ip);
+        batch("ip", &["-6"], &self.ip6);
+        batch("bridge", &[], &self.bridge);
         self.done.extend(self.ip);
+        self.done.extend(self.ip6.into_iter().map(|words| format!("-6 {words}")));
         self.done.extend(self.bridge);
         self.done
     }
@@ -241,6 +253,7 @@ fn break_host(rng: StdRng) -> Vec<String> {
         breaker.ports();
     }
     breaker.sysctl("ipv4/ip_forward");
+    breaker.sysctl("ipv6/conf/all/forwarding");
     if breaker.one_in(12) {
         breaker.ip.push("addr flush dev rcl-up".to_owned());
     }
@@ -302,9 +315,17 @@ fn networks(rng: &mut StdRng) -> Vec<v1::NetworkView> {
 
 /// Published ports by chance, one of them not for everybody.
 fn ports(rng: &mut StdRng) -> Vec<v1::PublishedView> {
-    let mut guarded = published(8081, 80, &WEB[..1]);
-    guarded.ports[0].allow_from = vec![format!("203.0.113.{}/32", rng.random_range(1..9)), "198.51.100.0/24".into()];
-    [published(8080, 80, &WEB), guarded].into_iter().filter(|_| rng.random_ratio(2, 3)).collect()
+    let with_six = |number: u32, places: &[Place]| {
+        let mut published = published(number, 80, places);
+        for (backend, (_, _, last)) in published.backends.iter_mut().zip(places) {
+            backend.ip6 = format!("fd00::a80:{last:x}");
+        }
+        published
+    };
+    let mut guarded = with_six(8081, &WEB[..1]);
+    guarded.ports[0].allow_from =
+        vec![format!("203.0.113.{}/32", rng.random_range(1..9)), "198.51.100.0/24".into(), "2001:db8:9::/48".into()];
+    [with_six(8080, &WEB), guarded].into_iter().filter(|_| rng.random_ratio(2, 3)).collect()
 }
 
 /// Gives the first host a picture twice: when it comes again, it is answered after a look at the kernel. What was broken may be in the way of
@@ -323,9 +344,11 @@ fn apply(lab: &Lab, revision: u64, networks: &[v1::NetworkView], ports: &[v1::Pu
 fn one_look_mends_whatever_was_broken_and_the_next_finds_nothing() {
     let (seed, mut rng) = chance();
     let mut lab = balanced(2, &WEB, v1::Affinity::Unspecified);
+    let _world = world(&lab);
     let mut revision = 2;
     apply(&lab, revision, &[six(&WEB), network("back", 1, &[("t4", 0, 2)])], &[]);
     lab.hosts[0].attach("t4", &[("back", "10.128.1.2")]).unwrap();
+    eventually("IPv6 leads out", || lab.hosts[0].inside("router", || show(OUR_ROUTES6)).iter().any(|route| route.starts_with("default")));
     let wanted: Vec<Wanted> = (0..PICTURES)
         .map(|_| {
             let (networks, ports) = (networks(&mut rng), ports(&mut rng));

@@ -62,7 +62,9 @@ fn in_namespace() -> Vec<String> {
         .flat_map(show)
         .map(|line| format!("route {}", words(&line).filter(|word| *word != "linkdown").collect::<Vec<_>>().join(" ")));
     let neighbours = [OUR_NEIGHBOURS, OUR_NEIGHBOURS6].into_iter().flat_map(show).map(|line| format!("neighbour {line}"));
-    let rules = show("ip -4 rule show").into_iter().map(|line| format!("rule of routing {line}"));
+    let rules = ["-4", "-6"]
+        .into_iter()
+        .flat_map(|family| show(&format!("ip {family} rule show")).into_iter().map(move |line| format!("rule of routing {family} {line}")));
     show("ip -o link show").iter().filter_map(|line| device(line)).chain(addresses).chain(routes).chain(neighbours).chain(rules).collect()
 }
 
@@ -105,10 +107,12 @@ fn on_host() -> Vec<String> {
     let outline = nft::outline(&mut netlink, host::TABLE).unwrap();
     let peers = nft::read_in(&mut netlink, host::TABLE, &host::NODES).unwrap();
     let peers = peers.into_iter().map(|(key, _)| format!("peer {key:?}"));
-    let ports = nft::read_in(&mut netlink, host::TABLE, &host::PORTS).unwrap();
-    let peers = peers.chain(ports.into_iter().map(|(key, _)| format!("port {key:?}")));
+    let peers = peers.chain([&host::PORTS, &host::PORTS6].into_iter().flat_map(|set| {
+        let ports = nft::read_in(&mut netlink, host::TABLE, set).unwrap();
+        ports.into_iter().map(|(key, _)| format!("one of {} {key:?}", set.name)).collect::<Vec<_>>()
+    }));
     // Its other sysctls are its own.
-    let forwarding = sysctls(&SYSCTLS[..1]);
+    let forwarding = sysctls(&[SYSCTLS[0], "ipv6/conf/all/forwarding"]);
     peers.chain([format!("rules {outline:?}")]).chain(forwarding).chain(in_namespace()).collect()
 }
 
@@ -131,8 +135,9 @@ pub fn show(command: &str) -> Vec<String> {
 
 /// Gives a program of iproute2 one command after the other. One that is refused, as for a device that an earlier one has taken away, is no
 /// error.
-pub fn batch(program: &str, commands: &[String]) {
+pub fn batch(program: &str, options: &[&str], commands: &[String]) {
     let mut child = Command::new(program)
+        .args(options)
         .args(["-force", "-batch", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
