@@ -60,7 +60,7 @@ impl Breaker {
         for (list, broken) in [(OUR_ROUTES, &mut self.ip), (OUR_ROUTES6, &mut self.ip6)] {
             for route in show(list) {
                 let words: Vec<&str> = route.split_whitespace().collect();
-                let Some(to) = words.iter().find(|word| **word != "unreachable") else { continue };
+                let Some(to) = words.iter().find(|word| **word == "default" || word.contains(['.', ':'])) else { continue };
                 let table = words.windows(2).find(|pair| pair[0] == "table").map_or("main", |pair| pair[1]);
                 match self.rng.random_range(0..12) {
                     0 | 1 => broken.push(format!("route del {to} proto 114 table {table}")),
@@ -100,6 +100,14 @@ impl Breaker {
         }
         if self.one_in(4) {
             self.ip.push(format!("route add 10.128.0.{last} via 10.90.0.102 dev v4096 onlink proto 114"));
+        }
+        // Of kinds that netd has none of.
+        for (batch, to) in [(&mut self.ip, format!("10.128.0.{last}")), (&mut self.ip6, format!("fd00::{last:x}"))] {
+            let kind = ["unreachable", "blackhole", "prohibit", "throw", "local"][self.rng.random_range(0..5)];
+            let device = if kind == "local" { "dev lo " } else { "" };
+            if self.rng.random_ratio(1, 4) {
+                batch.push(format!("route add {kind} {to} {device}proto 114 table main"));
+            }
         }
     }
 
