@@ -1,7 +1,8 @@
 //! Whether a node is ready, suspect or down, from when it was last heard.
 //!
 //! In: beats, with the time of a monotonic clock. Out: the nodes whose state should change. A new leader has heard nobody: it gives
-//! everyone the time that agents need to find it before it judges. Never: judges by a wall clock, or takes its own pauses for silence.
+//! everyone the time that agents need to find it before it judges. So does one that stood still, from which agents have gone meanwhile: what it
+//! finds of them when it goes on may be of sessions that they have given up. Never: judges by a wall clock, or takes its own pauses for silence.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +19,7 @@ pub struct Timing {
     pub suspect_ms: u64,
     /// Silence after which a node is down.
     pub down_ms: u64,
-    /// What a new leader adds before it judges a node that it has not heard yet.
+    /// What a new leader adds before it judges a node that it has not heard yet, and one that stood still for each.
     pub grace_ms: u64,
 }
 
@@ -41,6 +42,8 @@ pub struct Liveness {
     timing: Timing,
     started_ms: u64,
     heard_ms: BTreeMap<NodeId, u64>,
+    /// Until then nodes may still be on their way back to this leader, which stood still.
+    sought_until_ms: u64,
 }
 
 /// A node's state as it should be.
@@ -54,7 +57,7 @@ pub struct Judgement {
 impl Liveness {
     /// A leader that starts at `now_ms`.
     pub fn new(timing: Timing, now_ms: u64) -> Self {
-        Self { timing, started_ms: now_ms, heard_ms: BTreeMap::new() }
+        Self { timing, started_ms: now_ms, heard_ms: BTreeMap::new(), sought_until_ms: 0 }
     }
 
     /// Notes that a node was heard at `at_ms`.
@@ -69,6 +72,7 @@ impl Liveness {
         for heard_ms in self.heard_ms.values_mut() {
             *heard_ms = (*heard_ms + late_ms).min(now_ms);
         }
+        self.sought_until_ms = now_ms + self.timing.down_ms + self.timing.grace_ms;
     }
 
     /// The nodes whose state in `state` is not what it should be, and when to ask again.
@@ -94,14 +98,13 @@ impl Liveness {
             return (NodeState::Down, "not heard since this leader began".to_owned());
         };
         let silent = now_ms.saturating_sub(*heard);
-        for threshold in [self.timing.suspect_ms, self.timing.down_ms] {
-            if silent < threshold {
-                *ask_again_ms = (*ask_again_ms).min(heard + threshold);
-                break;
-            }
-        }
+        // What it was silent counts, however often this leader stands still: who is gone is judged in the end.
+        let is_sought = now_ms < self.sought_until_ms && silent < self.timing.down_ms + self.timing.grace_ms;
+        let next = [self.timing.suspect_ms, self.timing.down_ms, self.timing.down_ms + self.timing.grace_ms].map(|silence| heard + silence);
+        let next = next.into_iter().chain([self.sought_until_ms]).filter(|at_ms| *at_ms > now_ms).min();
+        *ask_again_ms = next.map_or(*ask_again_ms, |next| next.min(*ask_again_ms));
         let beats = silent / self.timing.heartbeat_ms;
-        if silent >= self.timing.down_ms {
+        if silent >= self.timing.down_ms && !is_sought {
             (NodeState::Down, format!("missed {beats} heartbeats"))
         } else if silent >= self.timing.suspect_ms {
             (NodeState::Suspect, format!("missed {} heartbeat{}", beats.max(1), if beats > 1 { "s" } else { "" }))
@@ -137,6 +140,35 @@ mod tests {
         assert_eq!(judged(&liveness, NodeState::Suspect, 4000), Some(NodeState::Down));
         liveness.heard(&"n1".into(), 4100);
         assert_eq!(judged(&liveness, NodeState::Down, 4200), Some(NodeState::Ready));
+    }
+
+    #[test]
+    fn who_stood_still_gives_nodes_the_time_to_come_back_and_judges_who_is_gone_however_often_it_does() {
+        let timing = Timing::default();
+        let mut liveness = Liveness::new(timing, 0);
+        liveness.heard(&"n1".into(), 1000);
+        let judged = |liveness: &Liveness, now| liveness.judge(&state_with_node(NodeState::Ready), now).0.pop().map(|j| j.state);
+        liveness.excuse(16_000, 17_500);
+        // What n1 said while nobody listened, in a session that it has given up by now.
+        liveness.heard(&"n1".into(), 17_400);
+        assert_eq!((judged(&liveness, 20_400), judged(&liveness, 27_399)), (Some(NodeState::Suspect), Some(NodeState::Suspect)));
+        assert_eq!(judged(&liveness, 27_400), Some(NodeState::Down));
+        let again = liveness.judge(&state_with_node(NodeState::Suspect), 26_900).1;
+        assert_eq!(again, 27_400, "it is asked again when it is to be judged");
+        // Back in time, it is judged as ever.
+        liveness.heard(&"n1".into(), 25_000);
+        assert_eq!((judged(&liveness, 27_499), judged(&liveness, 28_000)), (Some(NodeState::Suspect), Some(NodeState::Down)));
+        // Standing still for two of every five seconds.
+        let mut heard = Liveness::new(timing, 0);
+        heard.heard(&"n1".into(), 0);
+        let downs: Vec<u64> = (1..8)
+            .map(|turn| turn * 5_000)
+            .filter(|now| {
+                heard.excuse(2_000, *now);
+                judged(&heard, *now) == Some(NodeState::Down)
+            })
+            .collect();
+        assert_eq!(downs.first(), Some(&20_000), "after twelve seconds of listening");
     }
 
     #[test]
