@@ -129,12 +129,14 @@ pub struct Tally {
     pub wanted: usize,
     /// Still running, to be stopped or replaced.
     pub leaving: usize,
+    /// Exactly the wanted tasks are there, and run.
+    pub complete: bool,
 }
 
 impl Tally {
     /// Whether tasks are still to start, or to stop.
     pub fn is_behind(&self) -> bool {
-        self.running != self.wanted || self.leaving > 0
+        !self.complete || self.leaving > 0
     }
 }
 
@@ -318,6 +320,7 @@ impl Standing {
             running: self.running.saturating_sub(self.old),
             wanted: self.wanted,
             leaving: self.leaving + self.old,
+            complete: self.is_complete(),
         }
     }
 }

@@ -116,12 +116,14 @@ fn old_tasks_and_those_too_many_are_waited_for() {
     }
     let stopping = picture(replicas(2), &["a 1 n1 running 9", "b 2 n2 running 9", "c 3 n1 running 11 stop"]);
     assert_eq!(rollout().observe(&stopping, 5), Verdict::Converged);
-    assert_eq!(rollout().tallies(&stopping), [Tally { service: "web".to_owned(), running: 2, wanted: 2, leaving: 1 }]);
+    assert_eq!(rollout().tallies(&stopping), [Tally { service: "web".to_owned(), running: 2, wanted: 2, leaving: 1, complete: true }]);
 }
 
 #[test]
 fn too_many_tasks_are_behind_as_too_few_are() {
-    for (tasks, behind) in [(&["a 1 n1 running 9"][..], false), (&["a 1 n1 running 9", "b 2 n1 running 9"][..], true), (&[][..], true)] {
+    let surplus = &["a 1 n1 running 9", "b 2 n1 running 9"][..];
+    let to_come = &["a 1 n1 running 9", "b 2 n1 starting 9"][..];
+    for (tasks, behind) in [(&["a 1 n1 running 9"][..], false), (surplus, true), (to_come, true), (&[][..], true)] {
         let tallies = rollout().tallies(&picture(replicas(1), tasks));
         assert_eq!(tallies.iter().map(Tally::is_behind).collect::<Vec<_>>(), [behind], "{tasks:?}");
     }
@@ -138,7 +140,7 @@ fn a_service_is_judged_by_its_own_tasks() {
     let mut both = Rollout::new(["web".to_owned(), "api".to_owned()], DEPLOY);
     assert_eq!(both.observe(&picture, 1000), Verdict::Progress { wake_at_ms: Some(1000 + SETTLE_MS) });
     assert_eq!(both.observe(&picture, 1000 + SETTLE_MS), Verdict::Converged);
-    let tally = |service: &str, running, wanted| Tally { service: service.to_owned(), running, wanted, leaving: 0 };
+    let tally = |service: &str, running, wanted| Tally { service: service.to_owned(), running, wanted, leaving: 0, complete: true };
     assert_eq!(both.tallies(&picture), [tally("api", 1, 1), tally("web", 2, 2)]);
     let of_both = both.lines(&picture);
     assert_eq!(of_both.iter().map(|line| line.name.as_str()).collect::<Vec<_>>(), ["api.1", "web.1", "web.2"]);

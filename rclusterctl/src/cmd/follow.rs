@@ -263,7 +263,13 @@ mod tests {
     use super::*;
 
     fn told(running: &[usize]) -> String {
-        let tally = |(nth, running): (usize, &usize)| Tally { service: format!("s{nth}"), running: *running, wanted: 1, leaving: 0 };
+        let tally = |(nth, running): (usize, &usize)| Tally {
+            service: format!("s{nth}"),
+            running: *running,
+            wanted: 1,
+            leaving: 0,
+            complete: *running == 1,
+        };
         let tallies: Vec<Tally> = running.iter().enumerate().map(tally).collect();
         late(Ending { verb: "deploy", timeout: Millis(3_000) }, &[], &tallies).to_string()
     }

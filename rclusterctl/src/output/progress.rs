@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn a_terminal_gets_bars_that_are_redrawn() {
         let mut progress = Progress::new(true);
-        let tallies = [Tally { service: "web".to_owned(), running: 1, wanted: 2, leaving: 0 }];
+        let tallies = [Tally { service: "web".to_owned(), running: 1, wanted: 2, leaving: 0, complete: false }];
         let lines = [line(1, TaskState::Running, ""), line(2, TaskState::Assigned, "")];
         assert_eq!(
             progress.draw(&lines, &tallies, 1_000),
@@ -135,7 +135,8 @@ mod tests {
         assert!(progress.draw(&lines, &tallies, 1_100).starts_with("\x1b[?7l\x1b[3A\r\x1b[J"));
         let many: Vec<TaskLine> = (1..=20).map(|slot| line(slot, TaskState::Running, "")).collect();
         assert!(progress.draw(&many, &tallies, 1_200).contains("\n… and 4 more\nweb 1/2  1.2 s\n"));
-        let of = |nth: usize| Tally { service: format!("s{nth}"), running: usize::from(nth != 9), wanted: 1, leaving: 0 };
+        let of =
+            |nth: usize| Tally { service: format!("s{nth}"), running: usize::from(nth != 9), wanted: 1, leaving: 0, complete: nth != 9 };
         let services: Vec<Tally> = (0..10).map(of).collect();
         assert!(
             progress
