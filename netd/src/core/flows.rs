@@ -61,7 +61,8 @@ pub struct Flow {
     /// As the client sent its first packet.
     pub source: (IpAddr, u16),
     pub destination: (IpAddr, u16),
-    /// Who answers, and to whom; not the destination and the source where those were translated. No other flow has the same two.
+    /// Who answers, and to whom; not the destination and the source where those were translated. No other flow of the router's
+    /// over the same transport has the same two.
     pub reply: ((IpAddr, u16), (IpAddr, u16)),
     /// The kernel's, which it may give to a later flow from the same source to the same destination.
     pub id: u32,

@@ -68,7 +68,7 @@ impl fmt::Display for Route {
 pub type Neighbours = BTreeMap<(String, IpAddr), Mac>;
 
 impl Route {
-    /// The device it needs; none has an empty name.
+    /// The device it needs; empty for one of another kind, whose device is not known.
     pub fn link(&self) -> &str {
         match self {
             Self::Link { link } | Self::Via { link, .. } => link,

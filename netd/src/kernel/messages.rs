@@ -212,7 +212,11 @@ pub fn forward(index: u32, mac: Mac, node: Ipv4Addr) -> NeighbourMessage {
 
 /// The default route of a table other than the main one.
 pub fn detour(table: u32, next: Next) -> RouteMessage {
-    let all = if is_of_six(table) { IpNet::from(Ipv6Net::default()) } else { IpNet::from(Ipv4Net::default()) };
+    let is_six = match next {
+        Next::Gateway { address, .. } => address.is_ipv6(),
+        Next::Device(_) | Next::Any => is_of_six(table),
+    };
+    let all = if is_six { IpNet::from(Ipv6Net::default()) } else { IpNet::from(Ipv4Net::default()) };
     let mut message = route(all, next);
     // The header's field is too narrow.
     message.header.table = RouteHeader::RT_TABLE_UNSPEC;
