@@ -193,26 +193,34 @@ impl Netd {
 
     /// Makes or finds the pod's network namespace; waits a while for a netd that is restarting, and for as long as it is busy with other pods.
     pub async fn attach(&self, request: &AttachRequest) -> Result<AttachResponse, NetdError> {
-        let mut left = ATTACH;
+        self.attach_within(ATTACH, request).await
+    }
+
+    async fn attach_within(&self, patience: Duration, request: &AttachRequest) -> Result<AttachResponse, NetdError> {
+        let mut left = patience;
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(500));
+        // What it said last when it could not: that tells more than that time is up.
+        let mut said = None;
         loop {
-            let turn = self.turn(&self.coming, ATTACH).await?;
+            let turn = self.turn(&self.coming, patience).await?;
             let asked = Instant::now();
             let mut client = self.client.clone();
             let answer = timeout(left, client.attach(request.clone())).await;
             drop(turn);
-            let answer = answer.unwrap_or_else(|_| Err(unanswered()));
-            let delay = backoff.delay();
             match answer {
-                // What netd has said itself is told, rather than that time is up.
-                Err(status) if may_pass(&status) && asked.elapsed() + delay < left => sleep(delay).await,
-                Err(status) if may_pass(&status) => return Err(self.error(&status)),
-                answer => {
+                Ok(Err(status)) if may_pass(&status) => said = Some(status),
+                Ok(answer) => {
                     self.coming.note_answer();
                     return answer.map(Response::into_inner).map_err(|status| self.error(&status));
                 }
+                Err(_) => {}
             }
-            left = left.saturating_sub(asked.elapsed());
+            let delay = backoff.delay();
+            left = left.saturating_sub(asked.elapsed() + delay);
+            if left.is_zero() {
+                return Err(self.error(&said.unwrap_or_else(unanswered)));
+            }
+            sleep(delay).await;
         }
     }
 
@@ -308,4 +316,18 @@ fn unanswered() -> Status {
 /// Whether the next try may meet another answer.
 fn may_pass(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waited_in_vain_is_told_what_was_said_last_and_not_that_time_is_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let netd = Netd::new(&Places { state: dir.path().join("state"), run: dir.path().join("run") }).unwrap();
+        let waited = netd.attach_within(Duration::from_millis(500), &AttachRequest::default()).await;
+        let Err(NetdError::Unreachable { why, .. }) = &waited else { panic!("nobody is there: {waited:?}") };
+        assert_ne!(why, unanswered().message());
+    }
 }
