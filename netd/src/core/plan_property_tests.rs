@@ -163,6 +163,7 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
     kernel.pods.values_mut().flat_map(|pod| pod.values_mut()).filter(|_| coin()).for_each(|end| end.ip6 = None);
     kernel.routes.retain(|_, _| !coin());
     kernel.detours.retain(|_, _| !coin());
+    kernel.routes.values_mut().chain(kernel.detours.values_mut()).filter(|_| coin()).for_each(|route| *route = Route::Otherwise);
     kernel.selectors.retain(|_| !coin());
     if coin() {
         let stray = Selector { preference: 1000, mark: 0x0100_0009, mask: u32::MAX, table: 100_009 };
@@ -189,6 +190,10 @@ fn corrupt(mut kernel: Dataplane, seed: u64) -> Dataplane {
     if coin() {
         let stale = Route::Via { link: "v1".into(), gateway: Ipv4Addr::new(10, 90, 0, 7).into() };
         kernel.routes.insert(IpNet::from(IpAddr::from([10, 128, 0, 250])), stale);
+    }
+    if coin() {
+        kernel.routes.insert(IpNet::from(IpAddr::from([10, 128, 0, 251])), Route::Otherwise);
+        kernel.detours.insert(100_010, Route::Otherwise);
     }
     kernel
 }

@@ -102,7 +102,11 @@ impl Breaker {
             self.ip.push(format!("route add 10.128.0.{last} via 10.90.0.102 dev v4096 onlink proto 114"));
         }
         // Of kinds that netd has none of.
-        for (batch, to) in [(&mut self.ip, format!("10.128.0.{last}")), (&mut self.ip6, format!("fd00::{last:x}"))] {
+        let places = [(&mut self.ip, format!("10.128.0.{last}"), 100_077), (&mut self.ip6, format!("fd00::{last:x}"), 200_077)];
+        for (batch, to, unused) in places {
+            if self.rng.random_ratio(1, 8) {
+                batch.push(format!("route add unreachable default proto 114 table {unused}"));
+            }
             let kind = ["unreachable", "blackhole", "prohibit", "throw", "local"][self.rng.random_range(0..5)];
             let device = if kind == "local" { "dev lo " } else { "" };
             if self.rng.random_ratio(1, 4) {
