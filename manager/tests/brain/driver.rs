@@ -136,11 +136,15 @@ fn a_leader_that_stood_still_does_not_take_that_for_its_nodes_silence() {
     term.now_ms += 20_000;
     term.settle();
     assert_eq!(term.node(), NodeState::Ready, "what it has said meanwhile has not been read yet");
-    for _ in 0..4 {
-        term.now_ms += 1_000;
-        term.settle();
-    }
-    assert_eq!(term.node(), NodeState::Down, "silence that was listened to counts");
+    let mut listen = |seconds: u32| {
+        for _ in 0..seconds {
+            term.now_ms += 1_000;
+            term.settle();
+        }
+        term.node()
+    };
+    assert_eq!(listen(5), NodeState::Suspect, "it may be on its way back");
+    assert_eq!(listen(6), NodeState::Down, "silence that was listened to counts");
 }
 
 /// Its session has ended over it, and nobody answers it when it comes anew.
